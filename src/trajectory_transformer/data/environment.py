@@ -1,0 +1,159 @@
+"""What an environment's observations and actions look like, as plain data that a checkpoint can carry.
+
+No Gymnasium here: ``data/spaces.py`` makes these from Gymnasium spaces.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SpaceLeaf:
+    """One Box or Discrete space within a (nested Dict) space.
+
+    Attributes:
+        path: keys from the root to this leaf; empty where the root is the leaf.
+        kind: "box" or "discrete".
+        shape: the Box's shape; empty for Discrete, which becomes one dimension that holds the index.
+        low, high: bounds of each flattened dimension (±inf allowed); for Discrete its first and last index.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.low)
+
+
+@dataclass(frozen=True)
+class SpaceSpec:
+    """A space as a row of leaves; flattened dimensions are theirs, one after the other.
+
+    Dict keys are visited depth first in alphabetical order, as Gymnasium sorts them and Minari stores them. A goal
+    (``desired_goal``) is thus part of the observation, between ``achieved_goal`` and ``observation``.
+    """
+
+    leaves: tuple[SpaceLeaf, ...]
+
+    @property
+    def size(self) -> int:
+        """Flattened dimensions."""
+        return sum(leaf.size for leaf in self.leaves)
+
+    @property
+    def low(self) -> np.ndarray:
+        """(size,) float64 lower bounds."""
+        return np.array([bound for leaf in self.leaves for bound in leaf.low])
+
+    @property
+    def high(self) -> np.ndarray:
+        """(size,) float64 upper bounds."""
+        return np.array([bound for leaf in self.leaves for bound in leaf.high])
+
+    def names(self) -> list[str]:
+        """One name for each flattened dimension, such as ``desired_goal[0]``."""
+        return [
+            f"{'.'.join(leaf.path)}[{i}]" if leaf.kind == "box" else ".".join(leaf.path) or "index"
+            for leaf in self.leaves
+            for i in range(leaf.size)
+        ]
+
+    def flatten(self, values: Any) -> np.ndarray:
+        """Batched values of the space, (batch, …) in each leaf, as one (batch, size) float32 array.
+
+        Raises:
+            KeyError: a Dict key is missing.
+            ValueError: a leaf has another shape.
+        """
+        columns = []
+        for leaf in self.leaves:
+            value = values
+            for key in leaf.path:
+                value = value[key]
+            array = np.asarray(value, dtype=np.float32)
+            if array.shape[1:] != leaf.shape:
+                raise ValueError(f"{'.'.join(leaf.path) or 'space'} has shape {array.shape[1:]}, expected {leaf.shape}")
+            columns.append(array.reshape(len(array), leaf.size))
+        return np.concatenate(columns, axis=1)
+
+    def to_environment(self, flat: np.ndarray) -> np.ndarray:
+        """Flat actions (batch, size) as a vector environment takes them; only for a space of a single leaf.
+
+        Box: clipped to the bounds and reshaped, float32. Discrete: rounded to the nearest index, clipped, int64.
+        """
+        (leaf,) = self.leaves
+        clipped = np.clip(flat, np.array(leaf.low), np.array(leaf.high))
+        if leaf.kind == "discrete":
+            return np.rint(clipped[:, 0]).astype(np.int64)
+        return clipped.astype(np.float32).reshape(len(flat), *leaf.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, strings and numbers; :meth:`from_dict` restores it."""
+        return {"leaves": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(x).items()} for x in self.leaves]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "SpaceSpec":
+        return cls(tuple(SpaceLeaf(**{k: tuple(v) if isinstance(v, list) else v for k, v in x.items()}) for x in data["leaves"]))
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """Enough to rebuild the environment of a data set and to speak to it.
+
+    Attributes:
+        env_id: Gymnasium id, such as ``Hopper-v5``; empty where the data set names none.
+        spec_json: Gymnasium's ``EnvSpec.to_json()`` of the environment to evaluate in (the data set's evaluation
+            environment where it has one), or None.
+        observation: the full observation space.
+        action: the action space.
+        observation_indices: the flattened observation dimensions that the model sees, or None for all.
+    """
+
+    env_id: str
+    spec_json: str | None
+    observation: SpaceSpec
+    action: SpaceSpec
+    observation_indices: tuple[int, ...] | None = None
+
+    @property
+    def observation_dim(self) -> int:
+        """Observation dimensions that the model sees."""
+        return self.observation.size if self.observation_indices is None else len(self.observation_indices)
+
+    @property
+    def action_dim(self) -> int:
+        return self.action.size
+
+    def observations(self, values: Any) -> np.ndarray:
+        """Batched raw observations as the (batch, observation_dim) float32 array that the model sees."""
+        flat = self.observation.flatten(values)
+        return flat if self.observation_indices is None else flat[:, list(self.observation_indices)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, strings and numbers; :meth:`from_dict` restores it."""
+        indices = self.observation_indices
+        return {
+            "env_id": self.env_id,
+            "spec_json": self.spec_json,
+            "observation": self.observation.to_dict(),
+            "action": self.action.to_dict(),
+            "observation_indices": None if indices is None else list(indices),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "EnvironmentSpec":
+        indices = data["observation_indices"]
+        return cls(
+            data["env_id"],
+            data["spec_json"],
+            SpaceSpec.from_dict(data["observation"]),
+            SpaceSpec.from_dict(data["action"]),
+            None if indices is None else tuple(indices),
+        )
