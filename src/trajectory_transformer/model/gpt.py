@@ -1,0 +1,260 @@
+"""The trunk: embeddings, pre-norm blocks, and one output head for each dimension of a transition."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import TrajectoryTransformerConfig
+from .loss import token_weights, weighted_cross_entropy
+from .memory import AttentionMemory, CausalMemory, KeyValueCache
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "selu": F.selu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+}
+
+
+@dataclass
+class TrajectoryTransformerOutput:
+    """Results of ``forward``, by name, by index (those that are not None) and by :meth:`to_tuple`.
+
+    Attributes:
+        loss: scalar, or None without targets.
+        logits: (batch, time, vocab_size + 1); the last column is the stop token.
+        past_key_values: keys and values of all tokens so far, or None.
+        hidden_states: n_layer + 1 tensors (batch, time, n_embd): the embeddings, then each block's output.
+        attentions: n_layer tensors (batch, head, time, total time), before dropout.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: KeyValueCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
+        return tuple(v for v in (getattr(self, field.name) for field in fields(self)) if v is not None)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.to_tuple())
+
+    def __len__(self) -> int:
+        return len(self.to_tuple())
+
+
+class DimensionHeads(nn.Module):
+    """One bias-free linear map to the vocabulary for each of a transition's dimensions.
+
+    Args:
+        transition_dim: number of heads.
+        n_embd: input features.
+        outputs: logits of each head, vocab_size + 1.
+    """
+
+    def __init__(self, transition_dim: int, n_embd: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(transition_dim, outputs, n_embd))
+
+    def forward(self, hidden: Tensor, first: int) -> Tensor:
+        """Logits of the token that follows each position.
+
+        Args:
+            hidden: (batch, time, n_embd).
+            first: position of the first of them within its transition, in [0, transition_dim).
+
+        Returns:
+            (batch, time, outputs); position p uses head p, which predicts dimension p + 1.
+        """
+        batch, time, n_embd = hidden.shape
+        heads = len(self.weight)
+        if time == 1:
+            return hidden @ self.weight[first].T
+        before, after = first, -(first + time) % heads
+        whole = F.pad(hidden, (0, 0, before, after)).view(-1, heads, n_embd)
+        logits = torch.einsum("bde,dve->bdv", whole, self.weight)
+        return logits.reshape(batch, -1, logits.shape[-1])[:, before : before + time]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention; what it attends to is the memory's business."""
+
+    def __init__(self, config: TrajectoryTransformerConfig) -> None:
+        super().__init__()
+        self.key = nn.Linear(config.n_embd, config.n_embd)
+        self.query = nn.Linear(config.n_embd, config.n_embd)
+        self.value = nn.Linear(config.n_embd, config.n_embd)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_drop = nn.Dropout(config.resid_pdrop)
+        self.n_head, self.attn_pdrop = config.n_head, config.attn_pdrop
+
+    def forward(self, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
+        batch, time, _ = x.shape
+        query, key, value = (
+            projection(x).view(batch, time, self.n_head, -1).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        y = memory.attend(layer, query, key, value, self.attn_pdrop if self.training else 0.0)
+        return self.resid_drop(self.proj(y.transpose(1, 2).reshape(batch, time, -1)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TrajectoryTransformerConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)
+        self.ln2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)
+        self.attn = SelfAttention(config)
+        self.l1 = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.l2 = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.drop = nn.Dropout(config.resid_pdrop)
+        self.act = config.hidden_act if callable(config.hidden_act) else ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
+        x = x + self.attn(self.ln1(x), layer, memory)
+        return x + self.drop(self.l2(self.act(self.l1(self.ln2(x)))))
+
+
+class TrajectoryTransformerModel(nn.Module):
+    """GPT over transition tokens (paper §3.1), under the reference API.
+
+    Parameter names are the reference port's, so that its weights load as they are.
+
+    Args:
+        config: sizes; see :class:`TrajectoryTransformerConfig`.
+    """
+
+    mask: Tensor
+
+    def __init__(self, config: TrajectoryTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = config.layout
+        self.stop_index = config.vocab_size * config.transition_dim
+        self.tok_emb = nn.Embedding(self.stop_index + 1, config.n_embd)
+        self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, config.n_embd))
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)
+        self.head = DimensionHeads(config.transition_dim, config.n_embd, config.vocab_size + 1)
+        mask = torch.ones(config.block_size, config.block_size, dtype=torch.bool).tril()
+        mask[:, self.layout.value :: config.transition_dim] = False
+        self.register_buffer("mask", mask, persistent=False)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        config = self.config
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+            if isinstance(module, DimensionHeads):
+                for weight in module.weight:
+                    nn.init.kaiming_uniform_(weight, a=math.sqrt(5) / config.kaiming_initializer_range)
+
+    def decay_parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser: matrix-product weights decay; biases, norms and embeddings do not."""
+        decayed = {id(module.weight) for module in self.modules() if isinstance(module, (nn.Linear, DimensionHeads))}
+        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for parameter in self.parameters():
+            groups[id(parameter) in decayed].append(parameter)
+        return [{"params": groups[1], "weight_decay": weight_decay}, {"params": groups[0], "weight_decay": 0.0}]
+
+    def embed(self, tokens: Tensor, start: int) -> Tensor:
+        """Token plus position embeddings.
+
+        Args:
+            tokens: (batch, time) integers in [0, vocab_size]; vocab_size is the stop token.
+            start: position of the first of them.
+
+        Returns:
+            (batch, time, n_embd)
+        """
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        indices = tokens + positions % self.config.transition_dim * self.config.vocab_size
+        indices = indices.masked_fill(tokens == self.config.vocab_size, self.stop_index)
+        return self.tok_emb(indices) + self.pos_emb[:, start : start + tokens.shape[1]]
+
+    def hidden(self, tokens: Tensor, memory: AttentionMemory, states: list[Tensor] | None = None) -> Tensor:
+        """Final, normalised hidden states of new tokens that follow what ``memory`` holds.
+
+        Args:
+            tokens: (batch, time) integers in [0, vocab_size].
+            memory: what they attend to.
+            states: where given, the embeddings and each block's output are appended to it.
+
+        Returns:
+            (batch, time, n_embd)
+
+        Raises:
+            ValueError: the tokens would go past ``block_size``.
+        """
+        start, end = memory.length, memory.length + tokens.shape[1]
+        if end > self.config.block_size:
+            raise ValueError(f"{end} tokens exceed block_size={self.config.block_size}")
+        x = self.drop(self.embed(tokens, start))
+        for layer, block in enumerate(self.blocks):
+            if states is not None:
+                states.append(x)
+            x = block(x, layer, memory)
+        if states is not None:
+            states.append(x)
+        return self.ln_f(x)
+
+    def forward(
+        self,
+        trajectories: Tensor,
+        past_key_values: KeyValueCache | None = None,
+        targets: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TrajectoryTransformerOutput | tuple[Any, ...]:
+        """Logits of the token after each position, and the loss where targets are given.
+
+        Args:
+            trajectories: (batch, time) integer tokens in [0, vocab_size], beginning at a transition's first dimension
+                unless ``past_key_values`` says otherwise.
+            past_key_values: what an earlier call returned; the new tokens follow it.
+            targets: (batch, time) tokens to predict at each position.
+            attention_mask: (batch, time) weights in [0, 1] of the positions in the loss; None: all 1.
+            use_cache: return keys and values; None: ``config.use_cache``.
+            output_attentions, output_hidden_states: return them too.
+            return_dict: False for a plain tuple of what is not None.
+
+        Raises:
+            ValueError: past and new tokens together exceed ``block_size``.
+        """
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        memory = CausalMemory(self.mask, past_key_values, bool(use_cache), bool(output_attentions))
+        states: list[Tensor] | None = [] if output_hidden_states else None
+        start = memory.length
+        hidden = self.hidden(trajectories, memory, states)
+        logits = self.head(hidden, start % self.config.transition_dim)
+        output = TrajectoryTransformerOutput(
+            loss=None if targets is None else self._loss(logits, targets, attention_mask, start),
+            logits=logits,
+            past_key_values=memory.cache if use_cache else None,
+            hidden_states=None if states is None else tuple(states),
+            attentions=tuple(memory.weights) if output_attentions else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _loss(self, logits: Tensor, targets: Tensor, mask: Tensor | None, start: int) -> Tensor:
+        weights = token_weights(self.config, start, targets.shape[1]).to(logits)
+        return weighted_cross_entropy(logits, targets, weights, mask)

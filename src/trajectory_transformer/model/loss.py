@@ -1,0 +1,44 @@
+"""The objective: cross-entropy of the next token, weighted by its dimension, masked, averaged over all tokens."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import TrajectoryTransformerConfig
+
+
+def token_weights(config: TrajectoryTransformerConfig, start: int, time: int) -> Tensor:
+    """Loss weight of the token that each position predicts.
+
+    Args:
+        config: gives the weight of each kind of token; observations weigh 1.
+        start: position of the first token; it predicts dimension (start + 1) mod transition_dim.
+        time: number of positions.
+
+    Returns:
+        (time,) float32
+    """
+    layout = config.layout
+    weights = torch.ones(layout.transition_dim)
+    weights[layout.action] = float(config.action_weight)
+    weights[layout.reward] = float(config.reward_weight)
+    weights[layout.value] = float(config.value_weight)
+    return weights[torch.arange(start + 1, start + 1 + time) % layout.transition_dim]
+
+
+def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Sum of weight × mask × cross-entropy over all tokens, divided by the number of all tokens, masked ones included.
+
+    That divisor is the original's (``loss.mean()``): a batch with much padding counts less.
+
+    Args:
+        logits: (batch, time, vocab_size + 1).
+        targets: (batch, time) integers in [0, vocab_size].
+        weights: (time,) weights of the predicted dimensions.
+        mask: (batch, time) weights in [0, 1], or None for all 1.
+
+    Returns:
+        scalar, in nats
+    """
+    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets) * weights
+    return (nats if mask is None else nats * mask).mean()

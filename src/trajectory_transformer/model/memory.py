@@ -1,0 +1,109 @@
+"""What attention remembers: nothing, a growing cache, or beams that share a context.
+
+The trunk is one and the same for all of them. Each block hands its queries, keys and values to the memory, and the
+memory says what they attend to. Value tokens are hidden from every later position (and from themselves), so a memory
+may leave them out.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class AttentionMemory(Protocol):
+    """Turns one block's queries, keys and values into attention outputs."""
+
+    @property
+    def length(self) -> int:
+        """Tokens seen before this call: the position of the first new token."""
+        ...
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """Attend from the new tokens to everything they may see.
+
+        Args:
+            layer: index of the block.
+            query, key, value: (batch, head, time, head_dim) of the new tokens.
+            dropout: probability of dropping an attention weight; 0 outside training.
+
+        Returns:
+            (batch, head, time, head_dim)
+        """
+        ...
+
+
+class KeyValueCache:
+    """Keys and values of all tokens so far, one pair for each layer: ``cache[layer] == (key, value)``.
+
+    Extending makes a new cache and leaves this one as it was, so that one past may be continued in several ways.
+
+    Attributes:
+        layers: (key, value) pairs, each (batch, head, time, head_dim).
+    """
+
+    def __init__(self, layers: tuple[tuple[Tensor, Tensor], ...] = ()) -> None:
+        self.layers = layers
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.layers[layer]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.layers)
+
+    def select(self, rows: Tensor) -> "KeyValueCache":
+        """The cache of the given rows, in that order; rows may repeat.
+
+        Args:
+            rows: (new batch,) int64 indices into the batch.
+        """
+        return KeyValueCache(tuple((key[rows], value[rows]) for key, value in self.layers))
+
+
+class CausalMemory:
+    """Attention over a past cache and the new tokens, under the model's one mask.
+
+    Args:
+        mask: (block_size, block_size) bool, True where the row's position may attend to the column's.
+        past: keys and values of earlier tokens, or None.
+        keep: collect keys and values into :attr:`cache`.
+        keep_weights: compute the attention weights explicitly and collect them into :attr:`weights`.
+    """
+
+    def __init__(self, mask: Tensor, past: KeyValueCache | None, keep: bool, keep_weights: bool) -> None:
+        self._mask, self._past, self._keep, self._keep_weights = mask, past, keep, keep_weights
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        self.weights: list[Tensor] = []
+
+    @property
+    def length(self) -> int:
+        return self._past.length if self._past is not None else 0
+
+    @property
+    def cache(self) -> KeyValueCache:
+        return KeyValueCache(tuple(self._layers))
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        if self._past is not None and len(self._past):
+            past_key, past_value = self._past[layer]
+            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        if self._keep:
+            self._layers.append((key, value))
+        total = key.shape[2]
+        mask = self._mask[total - query.shape[2] : total, :total]
+        if not self._keep_weights:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        self.weights.append(weights)
+        return F.dropout(weights, dropout, training=dropout > 0) @ value
