@@ -1,0 +1,247 @@
+"""Real values to tokens and back: bins of each transition dimension, kept as a buffer that moves with the module."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..configuration import DiscretizerConfig
+
+ALL_COLUMNS = slice(None)
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
+
+class Discretizer(nn.Module, ABC):
+    """Bins between ``num_bins + 1`` edges for each transition dimension.
+
+    ::
+
+        edges    e0 ≤ e1 ≤ e2 ≤ … ≤ eN      one row for each dimension
+        token       0    1   …   N-1        value v gets the bin with e[i] ≤ v < e[i+1]
+        stop token                    N     never made by encode; decodes as the last bin
+
+    A value equal to a repeated edge gets the first bin between those equal edges; it has zero width, so the value is
+    decoded exactly. Values outside the edges get the bin that the nearest edge gets. All arithmetic is in float32.
+
+    Attributes:
+        edges: (transition_dim, num_bins + 1) float32 buffer, ascending along the last axis; no rows before ``fit``.
+        num_bins: tokens per dimension, at least 2.
+    """
+
+    edges: Tensor
+    strategy: str = ""
+
+    def __init__(self, num_bins: int = 100) -> None:
+        super().__init__()
+        if num_bins < 2:
+            raise ValueError(f"num_bins must be at least 2, got {num_bins}")
+        self.num_bins = num_bins
+        self.register_buffer("edges", torch.empty(0, num_bins + 1))
+        self.register_load_state_dict_pre_hook(_take_stored_shape)
+
+    @property
+    def stop_token(self) -> int:
+        """The token of every dimension after a terminated episode: ``num_bins``."""
+        return self.num_bins
+
+    @property
+    def transition_dim(self) -> int:
+        """Dimensions it was fitted on; 0 before ``fit``."""
+        return len(self.edges)
+
+    def fit(self, values: Tensor | np.ndarray) -> Self:
+        """Choose the edges; returns itself.
+
+        Args:
+            values: (n, transition_dim), n ≥ 1; taken as float32.
+
+        Raises:
+            ValueError: no rows, or values that are not finite.
+        """
+        rows = torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()
+        if rows.ndim != 2 or rows.size == 0:
+            raise ValueError(f"fit needs values of shape (n ≥ 1, transition_dim ≥ 1), got {tuple(rows.shape)}")
+        if not np.isfinite(rows).all():
+            raise ValueError("fit needs finite values")
+        edges = np.stack([self._column_edges(np.sort(rows[:, column])) for column in range(rows.shape[1])])
+        edges[np.abs(edges) < SMALLEST_NORMAL] = 0.0  # some devices take subnormal numbers for zero
+        self.edges = torch.from_numpy(edges).to(self.edges.device)
+        return self
+
+    @abstractmethod
+    def _column_edges(self, ordered: np.ndarray) -> np.ndarray:
+        """(num_bins + 1,) float32 edges for one dimension's values (n,) in ascending order."""
+
+    def encode(self, values: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """Tokens of real values.
+
+        Args:
+            values: (..., d), where d is the number of ``columns``; ±inf go to the end bins.
+            columns: which transition dimensions they are.
+
+        Returns:
+            (..., d) int64 in [0, num_bins), on the edges' device.
+
+        Raises:
+            ValueError: NaN among the values, or another d.
+        """
+        edges = self._columns(columns, values.shape[-1])
+        flat = values.to(edges).reshape(-1, len(edges)).T.contiguous()  # (d, n)
+        bad = torch.isnan(flat).any(dim=1).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(f"cannot encode NaN, found in columns {bad} of the given values")
+        flat = flat.clamp(edges[:, :1], edges[:, -1:])
+        tokens = torch.searchsorted(_boundaries(edges), flat, right=True, out_int32=True) - 1
+        return tokens.clamp_(0, self.num_bins - 1).T.reshape(values.shape).to(torch.int64)
+
+    def decode(self, tokens: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """Bin centres, (..., d) float32.
+
+        Args:
+            tokens: (..., d) integers; the stop token counts as the last bin.
+            columns: which transition dimensions they are.
+        """
+        centers = self._centers(columns, tokens.shape[-1])
+        flat = tokens.reshape(-1, len(centers)).to(centers.device, torch.int64).clamp(0, self.num_bins - 1)
+        return centers.T.gather(0, flat).reshape(tokens.shape)
+
+    def expectation(self, probabilities: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """Mean bin centre under given probabilities, (..., d).
+
+        Args:
+            probabilities: (..., d, num_bins) or (..., d, num_bins + 1). A stop column is dropped and the rest not
+                rescaled, as in the original: a likely end of the episode pulls the expectation towards 0.
+            columns: which transition dimensions they are about.
+        """
+        bins = self._bin_probabilities(probabilities)
+        return (bins * self._centers(columns, bins.shape[-2]).to(bins)).sum(dim=-1)
+
+    def percentile(self, probabilities: Tensor, fraction: float, columns: slice = ALL_COLUMNS) -> Tensor:
+        """Centre of the first bin at which the cumulative probability reaches ``fraction``, (..., d).
+
+        Args:
+            probabilities: (..., d, num_bins) or (..., d, num_bins + 1). A stop column is dropped; the fraction is of
+                the probability that is left.
+            fraction: in (0, 1).
+            columns: which transition dimensions they are about.
+
+        Raises:
+            ValueError: ``fraction`` outside (0, 1).
+        """
+        # Differs from the original: its percentile is one bin too low, and wraps from the first bin to the last.
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
+        bins = self._bin_probabilities(probabilities)
+        cumulative = bins.cumsum(dim=-1)
+        tokens = (cumulative < fraction * cumulative[..., -1:]).sum(dim=-1)
+        return self.decode(tokens, columns).to(bins)
+
+    def to_dict(self) -> dict[str, str | Tensor]:
+        """The strategy's name and the edges on the CPU; :meth:`from_dict` restores it."""
+        return {"strategy": self.strategy, "edges": self.edges.detach().cpu().clone()}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, object]) -> "Discretizer":
+        """Restore what :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: an unknown strategy, or edges that are not ascending rows of finite numbers.
+        """
+        strategy, edges = data.get("strategy"), data.get("edges")
+        if strategy not in STRATEGIES:
+            raise ValueError(f"unknown discretiser strategy {strategy!r}")
+        if not isinstance(edges, Tensor) or edges.ndim != 2 or edges.shape[0] < 1 or edges.shape[1] < 3:
+            raise ValueError("a discretiser's edges must be a tensor (transition_dim, num_bins + 1)")
+        if not torch.isfinite(edges).all() or (edges.diff(dim=1) < 0).any():
+            raise ValueError("a discretiser's edges must be finite and ascending")
+        discretizer = STRATEGIES[str(strategy)](edges.shape[1] - 1)
+        discretizer.edges = edges.detach().to(torch.float32, copy=True)
+        return discretizer
+
+    def _columns(self, columns: slice, width: int) -> Tensor:
+        edges = self.edges[columns]
+        if len(edges) == 0 or width != len(edges):
+            raise ValueError(f"the discretiser has {len(edges)} such columns, the values {width}")
+        return edges
+
+    def _centers(self, columns: slice, width: int) -> Tensor:
+        edges = self._columns(columns, width)
+        return (edges[:, :-1] + edges[:, 1:]) / 2
+
+    def _bin_probabilities(self, probabilities: Tensor) -> Tensor:
+        if probabilities.shape[-1] not in (self.num_bins, self.num_bins + 1):
+            raise ValueError(f"expected {self.num_bins} or {self.num_bins + 1} tokens, got {probabilities.shape[-1]}")
+        return probabilities[..., : self.num_bins]
+
+
+class QuantileDiscretizer(Discretizer):
+    """Bins that hold equally many of the fitted values.
+
+    With n values the edges are every ``ceil(n / num_bins)``-th of them and the largest: the original's rule. Where it
+    gives fewer edges (few values), every ``n / num_bins``-th is taken instead, rounded down. Values that would make
+    three or more equal edges (the 0 of a sparse reward) get one bin of zero width each, and the others share what
+    edges remain by the same rule. A dimension of at most ``(num_bins + 1) // 2`` distinct values has such a bin for
+    each of them.
+    """
+
+    strategy = "quantile"
+
+    def _column_edges(self, ordered: np.ndarray) -> np.ndarray:
+        num_edges = self.num_bins + 1
+        distinct = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+        if 2 * len(distinct) <= num_edges:
+            return np.pad(distinct.repeat(2), (0, num_edges - 2 * len(distinct)), mode="edge")
+        # Differs from the original: repeated edges give it bins that no value reaches, few values too few edges.
+        atoms = ordered[:0]
+        while True:
+            others = ordered[~np.isin(ordered, atoms)] if len(atoms) else ordered
+            edges = _quantile_edges(others, num_edges - 2 * len(atoms))
+            repeated = np.unique(edges[2:][edges[2:] == edges[:-2]])
+            if len(repeated) == 0:
+                return np.sort(np.concatenate([edges, atoms, atoms]))
+            atoms = np.concatenate([atoms, repeated])
+
+
+class UniformDiscretizer(Discretizer):
+    """Bins of equal width between the smallest and the largest fitted value."""
+
+    strategy = "uniform"
+
+    def _column_edges(self, ordered: np.ndarray) -> np.ndarray:
+        return np.linspace(ordered[0], ordered[-1], self.num_bins + 1, dtype=np.float64).astype(np.float32)
+
+
+STRATEGIES: dict[str, type[Discretizer]] = {"quantile": QuantileDiscretizer, "uniform": UniformDiscretizer}
+
+
+def make_discretizer(config: DiscretizerConfig) -> Discretizer:
+    """The discretiser of a configuration, not yet fitted."""
+    return STRATEGIES[config.strategy](config.num_bins)
+
+
+def _take_stored_shape(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Let ``load_state_dict`` bring any number of dimensions, as ``fit`` may."""
+    stored = state_dict.get(prefix + "edges")
+    if isinstance(module, Discretizer) and stored is not None and stored.shape[1:] == module.edges.shape[1:]:
+        module.edges = module.edges.new_empty(stored.shape)
+
+
+def _quantile_edges(ordered: np.ndarray, num_edges: int) -> np.ndarray:
+    """(num_edges,) values at equal distances of rank in ascending values (n,), the last one the largest."""
+    count, bins = len(ordered), num_edges - 1
+    stride = -(-count // max(bins, 1))
+    original = -(-count // stride) == bins
+    ranks = np.arange(bins) * stride if original else np.arange(bins) * count // max(bins, 1)
+    return np.append(ordered[ranks], ordered[-1])
+
+
+def _boundaries(edges: Tensor) -> Tensor:
+    """Edges to search in: where edges repeat, all but the first are moved up by the least possible step."""
+    above = torch.nextafter(edges, torch.full_like(edges, torch.inf))
+    normal = torch.where(edges < 0, torch.zeros_like(edges), SMALLEST_NORMAL)
+    above = torch.where(above.abs() < SMALLEST_NORMAL, normal, above)
+    repeats = torch.cat([torch.zeros_like(edges[:, :1], dtype=torch.bool), edges[:, 1:] == edges[:, :-1]], dim=1)
+    return torch.where(repeats, above, edges).contiguous()

@@ -1,0 +1,86 @@
+"""Episodes as rows of [observation | action | reward | value], with discounted returns-to-go as values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from ..layout import TransitionLayout
+from .episodes import Episode
+
+
+def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
+    """Discounted sum of the rewards that follow each step: ``V[t] = r[t+1] + discount * V[t+1]``, 0 at the last step.
+
+    Args:
+        rewards: (T,) rewards.
+        discount: in [0, 1].
+
+    Returns:
+        (T,) float64; the current reward is excluded. Takes O(T) time; float64 throughout.
+    """
+    following = accumulate(
+        np.asarray(rewards, dtype=np.float64)[:0:-1].tolist(),
+        lambda value, reward: reward + discount * value,
+        initial=0.0,
+    )
+    return np.fromiter(following, dtype=np.float64)[::-1][: len(rewards)]
+
+
+def join_transitions(episode: Episode, discount: float, termination_penalty: float | None) -> np.ndarray:
+    """One row for each step of an episode.
+
+    Args:
+        episode: T steps.
+        discount: of the return-to-go.
+        termination_penalty: reward of the last step of a terminated episode, instead of the recorded one, before
+            returns are computed; None keeps the reward. Truncated episodes always keep theirs.
+
+    Returns:
+        (T, transition_dim) float32, columns as in :class:`TransitionLayout`.
+    """
+    layout = TransitionLayout(episode.observations.shape[1], episode.actions.shape[1])
+    rewards = episode.rewards.astype(np.float64)
+    if episode.terminated and termination_penalty is not None:
+        rewards[-1] = termination_penalty
+    joined = np.empty((len(episode), layout.transition_dim), dtype=np.float32)
+    joined[:, layout.observation] = episode.observations[:-1]
+    joined[:, layout.action] = episode.actions
+    joined[:, layout.reward] = rewards
+    joined[:, layout.value] = returns_to_go(rewards, discount)
+    return joined
+
+
+@dataclass(frozen=True)
+class TransitionTable:
+    """The transitions of several episodes, one episode after the other.
+
+    ::
+
+        values   | episode 0: lengths[0] rows | episode 1: lengths[1] rows | …   each row (transition_dim,)
+
+    Attributes:
+        values: (rows, transition_dim) float32.
+        lengths: (episodes,) int64, steps of each episode; they add up to ``rows``.
+        terminated: (episodes,) bool.
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray
+    terminated: np.ndarray
+
+
+def join_episodes(episodes: Sequence[Episode], discount: float, termination_penalty: float | None) -> TransitionTable:
+    """:func:`join_transitions` of every episode, in one table.
+
+    Raises:
+        ValueError: there is no episode.
+    """
+    if len(episodes) == 0:
+        raise ValueError("at least one episode is needed")
+    return TransitionTable(
+        values=np.concatenate([join_transitions(episode, discount, termination_penalty) for episode in episodes]),
+        lengths=np.array([len(episode) for episode in episodes], dtype=np.int64),
+        terminated=np.array([episode.terminated for episode in episodes], dtype=bool),
+    )
