@@ -1,0 +1,65 @@
+"""Embedded data sets: simulated on this machine with behaviours of our own, so that nothing has to be downloaded.
+
+To add one, add a :class:`Recipe` here; a MuJoCo recipe also needs its policies, one ``.npz`` written by
+``train_behavior`` and ``select_snapshots``.
+"""
+
+from ...configuration import require_choice
+from .pointmaze import MazeBehavior
+from .policies import PolicyBehavior
+from .recipe import Recipe
+
+HOPPER_MIXED = Recipe(
+    name="hopper_mixed",
+    dataset_id="embedded/hopper/mixed-v0",
+    env_id="Hopper-v5",
+    behaviors=(
+        PolicyBehavior("hopper.npz", "step_0020000", weight=0.10, noise=0.3),
+        PolicyBehavior("hopper.npz", "step_0030000", weight=0.15),
+        PolicyBehavior("hopper.npz", "step_0060000", weight=0.25),
+        PolicyBehavior("hopper.npz", "step_0090000", weight=0.25),
+        PolicyBehavior("hopper.npz", "step_0090000", weight=0.25, noise=0.2),
+    ),
+    default_steps=100_000,
+    reference_scores=(-20.272305, 3234.3),
+    reference_note="D4RL's constants for Hopper, so that scores compare with published tables",
+    description="Soft actor-critic policies from several stages of their training, with and without exploration noise.",
+)
+
+POINTMAZE_UMAZE = Recipe(
+    name="pointmaze_umaze",
+    dataset_id="embedded/pointmaze/umaze-v0",
+    env_id="PointMaze_UMaze-v3",
+    behaviors=(
+        MazeBehavior("direct", weight=0.2, speed=(2.0, 4.0), noise=0.1),
+        MazeBehavior("slow", weight=0.2, speed=(0.7, 1.5), noise=0.3),
+        MazeBehavior("detour", weight=0.4, speed=(1.0, 4.0), noise=0.3, detours=(1, 3)),
+        MazeBehavior("wander", weight=0.2, speed=(1.0, 4.0), noise=0.5, detours=(1000, 1000)),
+    ),
+    default_steps=100_000,
+    reference_scores=(20.0, 200.0),
+    reference_note="mean return of uniformly random actions, and of the scripted controller at 4 m/s without noise",
+    description=(
+        "A point walks to a random goal by breadth-first search over the maze's cells and a velocity controller, some "
+        "of the time slowly, after detours, or never. The reward is 1 at each step within 0.45 m of the goal; the goal "
+        "stays, and each episode lasts 300 steps."
+    ),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (HOPPER_MIXED, POINTMAZE_UMAZE)}
+REGISTRY = {recipe.dataset_id: recipe for recipe in RECIPES.values()}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name or data set id.
+
+    Raises:
+        UserError: there is none; the message offers the nearest.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    require_choice("recipe", name, tuple(RECIPES))
+    return RECIPES[name]
+
+
+__all__ = ["RECIPES", "REGISTRY", "Recipe", "find_recipe"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3 import SAC
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3 import SAC  # pyright: ignore[reportMissingImports]  (the behavior extra)
+from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
 
 
 def actor_arrays(model: SAC) -> dict[str, np.ndarray]:
@@ -55,9 +55,10 @@ class SnapshotCallback(BaseCallback):
         self.start = time.time()
 
     def _on_step(self) -> bool:
+        assert isinstance(self.model, SAC)
         if self.num_timesteps % self.every == 0:
-            mean_return, mean_length = evaluate(self.model, self.env_id, episodes=5)  # type: ignore[arg-type]
-            np.savez(self.out / f"step_{self.num_timesteps:07d}.npz", **actor_arrays(self.model))  # type: ignore[arg-type]
+            mean_return, mean_length = evaluate(self.model, self.env_id, episodes=5)
+            np.savez(self.out / f"step_{self.num_timesteps:07d}.npz", **actor_arrays(self.model))  # type: ignore[arg-type]  (numpy's allow_pickle)
             row = [self.num_timesteps, round(mean_return, 1), round(mean_length, 1), round(time.time() - self.start)]
             with (self.out / "log.csv").open("a", newline="") as file:
                 csv.writer(file).writerow(row)

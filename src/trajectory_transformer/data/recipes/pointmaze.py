@@ -1,0 +1,134 @@
+"""Scripted behaviours for the point mazes: breadth-first search over cells, then a velocity controller between them."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .recipe import Controller, Environment
+
+Cell = tuple[int, int]
+
+REACHED = 0.3  # metres from a cell's centre at which the next waypoint becomes the target
+POSITION_GAIN = 4.0  # desired speed, metres per second, for each metre that is left
+VELOCITY_GAIN = 1.0  # action for each metre per second that is missing; an action of 1 accelerates by about 24 m/s²
+
+
+def shortest_path(maze_map: list[list[Any]], start: Cell, goal: Cell) -> list[Cell]:
+    """Cells from ``start`` (excluded) to ``goal`` (included) by breadth-first search; [goal] where both are one.
+
+    Raises:
+        ValueError: walls (cells of 1) separate them.
+    """
+    if start == goal:
+        return [goal]
+    previous: dict[Cell, Cell] = {start: start}
+    frontier = deque([start])
+    while frontier and goal not in previous:
+        row, column = frontier.popleft()
+        for cell in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
+            inside = 0 <= cell[0] < len(maze_map) and 0 <= cell[1] < len(maze_map[0])
+            if inside and maze_map[cell[0]][cell[1]] != 1 and cell not in previous:
+                previous[cell] = (row, column)
+                frontier.append(cell)
+    if goal not in previous:
+        raise ValueError(f"no way from cell {start} to cell {goal}")
+    path = [goal]
+    while previous[path[-1]] != start:
+        path.append(previous[path[-1]])
+    return path[::-1]
+
+
+class Navigator:
+    """Walks to a target position, cell by cell.
+
+    Args:
+        maze: gymnasium-robotics' ``Maze``: the map, and where its cells are.
+        speed: most metres per second.
+    """
+
+    def __init__(self, maze: Any, speed: float) -> None:
+        self.maze, self.speed = maze, speed
+        self.target = np.zeros(2)
+        self.path: list[Cell] = []
+        self.origin: Cell = (0, 0)
+
+    def head_for(self, target: np.ndarray, position: np.ndarray) -> None:
+        """Set a new target (2,), metres, and plan the way to it."""
+        self.target = np.array(target)
+        self._plan(position)
+
+    def arrived(self, position: np.ndarray) -> bool:
+        return bool(np.linalg.norm(self.target - position) < REACHED)
+
+    def action(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+        """(2,) action before noise and clipping."""
+        if self._cell(position) not in (self.origin, self.path[0]):  # pushed off the path
+            self._plan(position)
+        while len(self.path) > 1 and np.linalg.norm(self._centre(self.path[0]) - position) < REACHED:
+            self.origin = self.path.pop(0)
+        waypoint = self._centre(self.path[0]) if len(self.path) > 1 else self.target
+        desired = POSITION_GAIN * (waypoint - position)
+        desired *= min(1.0, self.speed / max(float(np.linalg.norm(desired)), 1e-9))
+        return VELOCITY_GAIN * (desired - velocity)
+
+    def _plan(self, position: np.ndarray) -> None:
+        self.origin = self._cell(position)
+        self.path = shortest_path(self.maze.maze_map, self.origin, self._cell(self.target))
+
+    def _cell(self, position: np.ndarray) -> Cell:
+        row, column = self.maze.cell_xy_to_rowcol(position)
+        return int(row), int(column)
+
+    def _centre(self, cell: Cell) -> np.ndarray:
+        return self.maze.cell_rowcol_to_xy(np.array(cell))
+
+
+@dataclass(frozen=True)
+class MazeBehavior:
+    """Walk to the goal, or about the maze first.
+
+    Attributes:
+        name: stored with each of its episodes.
+        weight: share of the episodes.
+        speed: range, metres per second, from which each episode draws its greatest speed.
+        noise: standard deviation of the action noise; an action is clipped to [-1, 1].
+        detours: range, both ends included, from which each episode draws how many random cells it visits before it
+            heads for the goal. A number no episode can reach makes the point wander until the end.
+    """
+
+    name: str
+    weight: float
+    speed: tuple[float, float]
+    noise: float = 0.0
+    detours: tuple[int, int] = (0, 0)
+
+    def controller(self, environment: Environment, generator: np.random.Generator) -> Controller:
+        maze: Any = getattr(environment.unwrapped, "maze")  # noqa: B009  (Gymnasium's type does not know it)
+        return self._controller(maze, generator)
+
+    def _controller(self, maze: Any, generator: np.random.Generator) -> Controller:
+        navigator = Navigator(maze, float(generator.uniform(*self.speed)))
+        detours_left = int(generator.integers(self.detours[0], self.detours[1] + 1))
+        choose = _cell_chooser(maze, generator)
+        heading: np.ndarray | None = None
+
+        def act(observation: dict[str, np.ndarray]) -> np.ndarray:
+            nonlocal detours_left, heading
+            position, velocity = observation["observation"][:2], observation["observation"][2:]
+            if heading is not None and detours_left > 0 and navigator.arrived(position):
+                detours_left, heading = detours_left - 1, None
+            if heading is None:
+                heading = choose() if detours_left > 0 else observation["desired_goal"]
+                navigator.head_for(heading, position)
+            return navigator.action(position, velocity) + self.noise * generator.standard_normal(2)
+
+        return act
+
+
+def _cell_chooser(maze: Any, generator: np.random.Generator) -> Callable[[], np.ndarray]:
+    """A function that returns the centre (2,) of a random free cell."""
+    free = [(r, c) for r, row in enumerate(maze.maze_map) for c, content in enumerate(row) if content != 1]
+    return lambda: maze.cell_rowcol_to_xy(np.array(free[int(generator.integers(len(free)))]))

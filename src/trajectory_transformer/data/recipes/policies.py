@@ -1,0 +1,78 @@
+"""Behaviours that follow policies trained by ``train_behavior``, read from plain arrays in this package."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+from .recipe import Controller, Environment
+
+Arrays = dict[str, np.ndarray]
+
+
+@cache
+def load_policy(file: str, snapshot: str) -> Arrays:
+    """The arrays of one snapshot, float32, by layer name (``hidden_0_weight`` is (out, in), and so on).
+
+    Args:
+        file: an ``.npz`` beside this module, as ``select_snapshots`` writes it: keys ``SNAPSHOT/LAYER``.
+        snapshot: which of its snapshots.
+
+    Raises:
+        KeyError: the file has no such snapshot.
+    """
+    prefix = f"{snapshot}/"
+    with np.load(Path(__file__).with_name(file)) as arrays:
+        policy = {key.removeprefix(prefix): arrays[key].astype(np.float32) for key in arrays if key.startswith(prefix)}
+    if not policy:
+        raise KeyError(f"{file} holds no snapshot {snapshot}")
+    return policy
+
+
+def action_distribution(policy: Arrays, observation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (action_dim,) of the Gaussian that tanh squashes into [-1, 1]."""
+    hidden = observation.astype(np.float32)
+    layer = 0
+    while f"hidden_{layer}_weight" in policy:
+        hidden = np.maximum(policy[f"hidden_{layer}_weight"] @ hidden + policy[f"hidden_{layer}_bias"], 0.0)
+        layer += 1
+    mean = policy["mean_weight"] @ hidden + policy["mean_bias"]
+    log_std = policy["log_std_weight"] @ hidden + policy["log_std_bias"]
+    return mean, np.exp(np.clip(log_std, -20.0, 2.0))
+
+
+@dataclass(frozen=True)
+class PolicyBehavior:
+    """A tanh-Gaussian policy, optionally disturbed.
+
+    Attributes:
+        file, snapshot: where its arrays are; see :func:`load_policy`.
+        weight: share of the episodes.
+        temperature: factor on the policy's own standard deviation; 0 acts deterministically, 1 as in its training.
+        noise: standard deviation of Gaussian noise added to the action, as a fraction of half the action range.
+    """
+
+    file: str
+    snapshot: str
+    weight: float
+    temperature: float = 1.0
+    noise: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.snapshot} temperature={self.temperature:g} noise={self.noise:g}"
+
+    def controller(self, environment: Environment, generator: np.random.Generator) -> Controller:
+        space = environment.action_space
+        assert isinstance(space, gym.spaces.Box)
+        policy = load_policy(self.file, self.snapshot)
+        middle, half_range = (space.high + space.low) / 2.0, (space.high - space.low) / 2.0
+
+        def act(observation: np.ndarray) -> np.ndarray:
+            mean, std = action_distribution(policy, observation)
+            squashed = np.tanh(mean + self.temperature * std * generator.standard_normal(mean.shape))
+            return middle + half_range * (squashed + self.noise * generator.standard_normal(mean.shape))
+
+        return act
