@@ -229,6 +229,10 @@ class PlannerConfig:
             f"planner.context={self.context} exceeds the {sequence_length} transitions that the model can see "
             "(data.sequence_length)",
         )
+        require(
+            self.window == "growing" or self.context >= 2,
+            f"planner.window=sliding needs planner.context of at least 2, got {self.context}: it crops whole transitions",
+        )
         longest = self.context - 1 + self.horizon
         require(
             self.window == "sliding" or longest <= sequence_length,
@@ -269,6 +273,40 @@ class EvaluationConfig:
 
 
 @dataclass
+class ParameterConfig:
+    """The values that a search tries for one option: ``choices``, or a range from ``low`` to ``high``."""
+
+    low: Any = None  # with high: whole numbers search whole numbers, others search real numbers
+    high: Any = None
+    log: bool = False  # spread over orders of magnitude
+    choices: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.choices is not None:
+            require(
+                len(self.choices) > 0 and self.low is None and self.high is None and not self.log,
+                "tune.parameters: choices must hold a value, and go without low, high and log",
+            )
+            return
+        numbers = [x for x in (self.low, self.high) if isinstance(x, (int, float)) and not isinstance(x, bool)]
+        require(len(numbers) == 2, "tune.parameters: each needs choices, or low and high as numbers")
+        require(self.low < self.high, f"tune.parameters: low={self.low} must lie below high={self.high}")
+        require(not self.log or self.low > 0, f"tune.parameters: log needs low > 0, not {self.low}")
+
+
+@dataclass
+class TuneConfig:
+    """A hyper-parameter search over options of ``train.py`` for the highest mean return."""
+
+    parameters: dict[str, ParameterConfig] = field(default_factory=dict)  # dotted option name -> values
+    trials: int = 20  # of the whole search, earlier sessions in its folder included
+
+    def __post_init__(self) -> None:
+        require(self.trials >= 1, f"tune.trials={self.trials} must be at least 1")
+        require(len(self.parameters) > 0, "tune.parameters must name at least one option")
+
+
+@dataclass
 class TrainConfig:
     """Root of ``train.py``'s options."""
 
@@ -279,6 +317,7 @@ class TrainConfig:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    tune: TuneConfig | None = None  # set by tune=…: search instead of one run
     experiment_name: str | None = None  # set by experiment=…
     seed: int = 0
     resume: str | None = None  # directory of a run to go on with

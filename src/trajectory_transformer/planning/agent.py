@@ -1,0 +1,269 @@
+"""Receding-horizon control: observations in, first actions of the best plans out, for several environments at once."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint import read_checkpoint
+from ..configuration import PlannerConfig, require
+from ..data.discretizer import Discretizer
+from ..data.environment import EnvironmentSpec
+from ..errors import UserError
+from ..model.config import TrajectoryTransformerConfig
+from ..model.gpt import TrajectoryTransformerModel
+from .beam_search import SearchResult, beam_search
+from .decoder import TransformerDecoder
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each environment's agent means to do and expects to see, in real units.
+
+    Attributes:
+        observations: (environment, horizon, observation_dim); the first one is the present, discretised.
+        actions: (environment, horizon, action_dim).
+        rewards: (environment, horizon) expected rewards.
+        value: (environment,) expected return-to-go after the last transition.
+        score: (environment,) what the search maximised; NaN for an environment without a plan.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    value: np.ndarray
+    score: np.ndarray
+
+
+class BeamPlanner:
+    """Plans from tokenised prefixes: a model, its discretiser and the search's settings.
+
+    Args:
+        model: trained; put into evaluation mode.
+        discretizer: the one the model was trained with.
+        settings: with ``discount`` set.
+
+    Raises:
+        UserError: context or horizon exceed what the model can see.
+    """
+
+    def __init__(self, model: TrajectoryTransformerModel, discretizer: Discretizer, settings: PlannerConfig) -> None:
+        require(settings.discount is not None, "planner.discount must be set")
+        sequence_length = (model.config.block_size + 1) // model.config.transition_dim
+        settings.require_fits(sequence_length)
+        self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
+        self.layout = model.layout
+        sliding = settings.window == "sliding"
+        self._decoder = TransformerDecoder(model, settings.context if sliding else sequence_length, sliding)
+
+    def plan(self, prefix: Tensor, generators: Sequence[torch.Generator]) -> SearchResult:
+        """Search from each environment's past.
+
+        Args:
+            prefix: (environment, time) tokens: at most ``settings.context - 1`` whole transitions, then the current
+                observation.
+            generators: one CPU generator for each environment; it alone decides that environment's draws.
+        """
+        settings = self.settings
+        shape = (settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width)
+        uniforms = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
+        return beam_search(self._decoder, prefix, self.layout, settings, self._estimate, uniforms.to(prefix.device))
+
+    def _estimate(self, reward_probabilities: Tensor, value_probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        columns = slice(self.layout.reward, self.layout.value + 1)
+        both = torch.stack([reward_probabilities, value_probabilities], dim=-2)
+        if self.settings.percentile == "mean":
+            estimates = self.discretizer.expectation(both, columns)
+        else:
+            estimates = self.discretizer.percentile(both, float(self.settings.percentile), columns)
+        return estimates[..., 0], estimates[..., 1]
+
+
+class Agent:
+    """Acts in a batch of environments; each has its own past, plan and random numbers.
+
+    Args:
+        planner: makes the plans.
+        environment: what observations and actions look like.
+    """
+
+    def __init__(self, planner: BeamPlanner, environment: EnvironmentSpec) -> None:
+        self._planner, self.environment = planner, environment
+        self._layout = planner.layout
+        self._device = next(planner.model.parameters()).device
+        self.reset(1)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str = "cpu", **planner_overrides: Any) -> "Agent":
+        """The agent of a training run.
+
+        Args:
+            path: a ``.ckpt`` file.
+            device: where to compute.
+            planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones.
+
+        Raises:
+            UserError: the file is not a good checkpoint, an override is unknown, or the plan is longer than the model
+                can see.
+        """
+        contents = read_checkpoint(path)
+        record = contents["trajectory_transformer"]
+        model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**record["model"]))
+        model.load_state_dict(model_weights(contents["state_dict"]))
+        settings = override(PlannerConfig(**record["planner"]), planner_overrides)
+        if settings.discount is None:
+            settings = replace(settings, discount=record["data"]["discount"])
+        discretizer = Discretizer.from_dict(record["discretizer"]).to(device)
+        return cls(
+            BeamPlanner(model.to(device), discretizer, settings), EnvironmentSpec.from_dict(record["environment"])
+        )
+
+    @property
+    def settings(self) -> PlannerConfig:
+        """How plans are made."""
+        return self._planner.settings
+
+    def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
+        """Forget everything and begin ``num_envs`` episodes.
+
+        Args:
+            num_envs: environments to act in from now on.
+            seeds: of each environment's random numbers; None: 0, 1, ….
+        """
+        seeds = range(num_envs) if seeds is None else seeds
+        require(len(seeds) == num_envs, f"{len(seeds)} seeds for {num_envs} environments")
+        past, width, horizon = self.settings.context - 1, self._layout.transition_dim, self.settings.horizon
+        self._past = torch.zeros(num_envs, past, width, dtype=torch.int64)
+        self._past_length = np.zeros(num_envs, dtype=np.int64)
+        self._plan_age = np.zeros(num_envs, dtype=np.int64)
+        self._plan_tokens = torch.zeros(num_envs, horizon, width, dtype=torch.int64)
+        self._plan_returns = torch.full((num_envs, horizon + 2), torch.nan)
+        self._observation_tokens = torch.zeros(num_envs, self._layout.observation_dim, dtype=torch.int64)
+        self._active = np.zeros(num_envs, dtype=bool)
+        self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+    def begin_episode(self, env_index: int, seed: int) -> None:
+        """Forget one environment's past and plan, and seed its random numbers."""
+        self._past_length[env_index] = self._plan_age[env_index] = 0
+        self._generators[env_index].manual_seed(int(seed))
+
+    def act(self, observations: Array, active: np.ndarray | None = None) -> Array:
+        """The next action of each environment.
+
+        Args:
+            observations: (environment, observation_dim) real values; outside the fitted range they count as its end.
+            active: (environment,) bool; rows that are False are not planned for. None: all are active.
+
+        Returns:
+            (environment, action_dim) float32, as an array or tensor like ``observations``; 0 where not active.
+
+        Raises:
+            UserError: an active row has another width or is not finite.
+        """
+        values = torch.as_tensor(observations, dtype=torch.float32).cpu()
+        expected = (len(self._generators), self._layout.observation_dim)
+        require(tuple(values.shape) == expected, f"observations have shape {tuple(values.shape)}, expected {expected}")
+        self._active = np.ones(expected[0], dtype=bool) if active is None else np.asarray(active, dtype=bool)
+        bad = self._active & ~torch.isfinite(values).all(dim=1).numpy()
+        require(
+            not bad.any(), f"the observation of environment {np.flatnonzero(bad).tolist()} has NaN or infinite values"
+        )
+        rows = torch.from_numpy(np.flatnonzero(self._active))
+        self._observation_tokens[rows] = self._encode(values[rows], self._layout.observation)
+        for length in np.unique(self._past_length[self._due]):
+            self._replan(np.flatnonzero(self._due & (self._past_length == length)), int(length))
+        actions = torch.zeros(expected[0], self._layout.action_dim)
+        chosen = self._plan_tokens[rows, torch.from_numpy(self._plan_age)[rows]][:, self._layout.action]
+        actions[rows] = self._decode(chosen, self._layout.action)
+        if isinstance(observations, np.ndarray):
+            return actions.numpy()
+        return actions.to(observations.device)
+
+    @property
+    def _due(self) -> np.ndarray:
+        """(environment,) bool: which must plan anew before they can act."""
+        return self._active & (self._plan_age % self.settings.plan_freq == 0)
+
+    def _replan(self, rows: np.ndarray, past_length: int) -> None:
+        """Plan for environments whose past is equally long."""
+        index = torch.from_numpy(rows)
+        prefix = torch.cat([self._past[index, :past_length].flatten(1), self._observation_tokens[index]], dim=1)
+        found = self._planner.plan(prefix.to(self._device), [self._generators[row] for row in rows])
+        self._plan_tokens[index] = found.tokens.cpu()
+        returns = torch.cat([found.rewards, found.value.unsqueeze(1), found.score.unsqueeze(1)], dim=1)
+        self._plan_returns[index] = returns.cpu()
+        self._plan_age[rows] = 0
+
+    def observe(self, actions: Array, rewards: Array, done: Array) -> None:
+        """What the active environments did with the last actions.
+
+        Args:
+            actions: (environment, action_dim) as taken.
+            rewards: (environment,).
+            done: (environment,) bool, terminated or truncated: that environment's past is forgotten.
+        """
+        rows = torch.from_numpy(np.flatnonzero(self._active))
+        layout, past = self._layout, self.settings.context - 1
+        taken = torch.as_tensor(actions, dtype=torch.float32).cpu()[rows]
+        received = torch.as_tensor(rewards, dtype=torch.float32).cpu()[rows].unsqueeze(1)
+        self._plan_age[self._active] += 1
+        if past:
+            transition = torch.cat(
+                [
+                    self._observation_tokens[rows],
+                    self._encode(taken, layout.action),
+                    self._encode(received, slice(layout.reward, layout.reward + 1)),
+                    # The true return-to-go is unknown: a placeholder, hidden from all later positions by the mask.
+                    torch.full((len(rows), 1), self._planner.discretizer.num_bins - 1),
+                ],
+                dim=1,
+            )
+            full = rows[torch.from_numpy(self._past_length)[rows] == past]
+            self._past[full] = self._past[full].roll(-1, dims=1)
+            self._past_length[full.numpy()] -= 1
+            self._past[rows, torch.from_numpy(self._past_length)[rows]] = transition
+            self._past_length[rows.numpy()] += 1
+        finished = torch.as_tensor(done).cpu().numpy().astype(bool) & self._active
+        self._past_length[finished] = self._plan_age[finished] = 0
+
+    @property
+    def last_plan(self) -> Plan:
+        """The most recent plan of each environment."""
+        layout, returns = self._layout, self._plan_returns.numpy().copy()
+        decoded = self._decode(self._plan_tokens, slice(0, layout.transition_dim)).numpy()
+        return Plan(
+            observations=decoded[..., layout.observation],
+            actions=decoded[..., layout.action],
+            rewards=returns[:, :-2],
+            value=returns[:, -2],
+            score=returns[:, -1],
+        )
+
+    def _encode(self, values: Tensor, columns: slice) -> Tensor:
+        return self._planner.discretizer.encode(values.to(self._device), columns).cpu()
+
+    def _decode(self, tokens: Tensor, columns: slice) -> Tensor:
+        return self._planner.discretizer.decode(tokens.to(self._device), columns).cpu()
+
+
+def model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's entries of a training module's ``state_dict``, without their prefix."""
+    return {name.removeprefix("model."): value for name, value in state_dict.items() if name.startswith("model.")}
+
+
+def override(settings: PlannerConfig, changes: dict[str, Any]) -> PlannerConfig:
+    """``settings`` with some fields replaced and validated again.
+
+    Raises:
+        UserError: a name is not a planner option.
+    """
+    unknown = sorted(changes.keys() - asdict(settings).keys())
+    if unknown:
+        raise UserError(f"planner has no option {', '.join(unknown)}; it has {', '.join(asdict(settings))}")
+    return replace(settings, **changes)

@@ -1,0 +1,71 @@
+"""Choosing the next token: the original's filters, and draws from explicit uniform numbers."""
+
+import torch
+from torch import Tensor
+
+
+def filter_cdf(logits: Tensor, threshold: float) -> Tensor:
+    """Drop the least likely tokens (the original's ``filter_cdf``; not nucleus sampling).
+
+    The least likely tokens are dropped as long as their mass stays below ``threshold``, so roughly the top
+    ``1 - threshold`` of the mass remains; tokens as likely as the last one dropped go too. Where all tokens are equally
+    likely nothing would remain, and all are kept.
+
+    Args:
+        logits: (..., vocabulary).
+        threshold: mass to drop, in [0, 1).
+
+    Returns:
+        (..., vocabulary) logits; dropped tokens are at -1000, the original's value.
+    """
+    probabilities = logits.softmax(dim=-1)
+    ascending = probabilities.sort(dim=-1).values
+    num_dropped = (ascending.cumsum(dim=-1) < threshold).sum(dim=-1, keepdim=True)
+    cutoff = ascending.gather(-1, (num_dropped - 1).clamp(min=0))
+    return logits.masked_fill(probabilities <= cutoff, -1000.0)
+
+
+def filter_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the ``k`` most likely tokens, and those as likely as the last of them; the rest are at -inf.
+
+    Args:
+        logits: (..., vocabulary).
+        k: at least 1; beyond the vocabulary nothing is dropped.
+    """
+    if k >= logits.shape[-1]:
+        return logits
+    smallest_kept = logits.topk(k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < smallest_kept, -torch.inf)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample a token from each row by inverting its cumulative distribution.
+
+    Args:
+        logits: (..., vocabulary).
+        uniforms: (...) numbers in [0, 1); the same number draws the same token, whatever else is in the batch.
+
+    Returns:
+        (...) int64 tokens.
+    """
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    # Scaled by the last entry, which rounding leaves slightly off 1: a token of no mass is never drawn.
+    return (cumulative <= (uniforms * cumulative[..., -1]).unsqueeze(-1)).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+
+
+def choose(logits: Tensor, uniforms: Tensor, k: int | None, cdf: float | None = None) -> Tensor:
+    """Filter and draw, in the original's order: the cumulative filter first, then top-k.
+
+    Args:
+        logits: (..., vocabulary), already divided by the temperature.
+        uniforms: (...) numbers in [0, 1); unused where ``k`` is 1, which is the most likely token.
+        k: see :func:`filter_top_k`; None for no limit.
+        cdf: see :func:`filter_cdf`; None for no filter.
+    """
+    if k == 1:
+        return logits.argmax(dim=-1)
+    if cdf is not None:
+        logits = filter_cdf(logits, cdf)
+    if k is not None:
+        logits = filter_top_k(logits, k)
+    return draw(logits, uniforms)

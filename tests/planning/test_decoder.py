@@ -1,0 +1,66 @@
+"""The cached decoder against full forward passes of the same model."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from trajectory_transformer.model.config import TrajectoryTransformerConfig
+from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.planning.beam_search import gather_rows
+from trajectory_transformer.planning.decoder import TransformerDecoder
+
+WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
+
+
+@pytest.fixture(scope="module")
+def model() -> TrajectoryTransformerModel:
+    torch.manual_seed(0)
+    config = TrajectoryTransformerConfig(
+        vocab_size=VOCABULARY, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH,
+        observation_dim=2, action_dim=2, n_layer=2, n_head=2, n_embd=16, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0,
+    )  # fmt: skip
+    model = TrajectoryTransformerModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def full_logits(model: TrajectoryTransformerModel, sequences: Tensor, limit: int) -> Tensor:
+    """(environment, rows, time) -> logits after the last token, each window cropped by whole transitions to limit."""
+    excess = max(0, sequences.shape[2] - limit)
+    window = sequences[:, :, -(-excess // WIDTH) * WIDTH :]
+    with torch.no_grad():
+        return model(window.flatten(0, 1), use_cache=False).logits[:, -1].view(*sequences.shape[:2], -1)
+
+
+@pytest.mark.parametrize(("sliding", "window", "transitions"), [(False, TRANSITIONS, 5), (True, 3, 6), (True, 2, 4)])
+def test_cached_logits_equal_a_full_forward_pass(
+    model: TrajectoryTransformerModel, sliding: bool, window: int, transitions: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    limit = window * WIDTH - 1 if sliding else model.config.block_size
+    decoder = TransformerDecoder(model, window, sliding)
+    prefix = torch.randint(0, VOCABULARY + 1, (3, min(window - 1, 2) * WIDTH + 2), generator=generator)
+    logits, sequences = decoder.prefill(prefix), prefix.unsqueeze(1)
+    torch.testing.assert_close(logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
+    rows = 1
+    while sequences.shape[2] < transitions * WIDTH - 1:
+        if sequences.shape[2] % WIDTH in (2, 0):
+            new_rows = 4 if sequences.shape[2] % WIDTH == 2 else 2
+            index = torch.randint(0, rows, (3, new_rows), generator=generator)
+            if new_rows > rows:
+                index = torch.arange(rows).repeat(new_rows // rows).expand(3, -1)
+            decoder.select(index)
+            sequences, rows = gather_rows(sequences, index), new_rows
+        tokens = torch.randint(0, VOCABULARY + 1, (3, rows), generator=generator)
+        sequences = torch.cat([sequences, tokens.unsqueeze(2)], dim=2)
+        logits = decoder.step(tokens)
+        torch.testing.assert_close(logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
+
+
+def test_prefill_crops_a_long_prefix_by_whole_transitions(model: TrajectoryTransformerModel) -> None:
+    prefix = torch.randint(0, VOCABULARY, (2, 4 * WIDTH + 2), generator=torch.Generator().manual_seed(2))
+    decoder = TransformerDecoder(model, window=3, sliding=True)
+    torch.testing.assert_close(
+        decoder.prefill(prefix), full_logits(model, prefix.unsqueeze(1), 3 * WIDTH - 1), atol=1e-5, rtol=0
+    )
