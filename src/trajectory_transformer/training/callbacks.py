@@ -1,0 +1,184 @@
+"""What happens around updates: checkpoints, throughput, progress. All of it is counted in updates, never in epochs."""
+
+import math
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from typing_extensions import override
+
+from .checkpoint_io import VerifiedCheckpointIO
+from .interruption import SignalWatch
+
+PLAIN_LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
+
+
+class KeepCheckpoints(Checkpoint):
+    """``last.ckpt`` every so many updates, at the end and when interrupted; ``best.ckpt`` by validation loss.
+
+    Where a validation follows an update, ``last.ckpt`` is written after it: a resumed run then neither repeats nor
+    skips a validation.
+
+    Args:
+        directory: of both files.
+        every: updates between saves of ``last.ckpt``.
+        validate_every: updates between validations.
+        max_steps: updates of the run; the last one is always followed by a validation.
+        watch: says when to stop.
+    """
+
+    def __init__(self, directory: Path, every: int, validate_every: int, max_steps: int, watch: SignalWatch) -> None:
+        self.last, self.best = directory / "last.ckpt", directory / "best.ckpt"
+        self.every, self.validate_every, self.max_steps, self.watch = every, validate_every, max_steps, watch
+        self.best_loss = math.nan
+        self._saved_step = -1
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.watch.arm()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= self.max_steps:
+            trainer.should_stop = True  # the only way to have Lightning validate after the last update in any case
+        if not trainer.should_stop and trainer.global_step % self.validate_every:
+            self._save_last(trainer)
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = float(trainer.callback_metrics["val/loss"])
+        if loss < self.best_loss or math.isnan(self.best_loss):
+            self.best_loss = loss
+            trainer.save_checkpoint(self.best, weights_only=False)
+        self._save_last(trainer)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        plugin = trainer.strategy.checkpoint_io
+        if isinstance(plugin, VerifiedCheckpointIO) and plugin.failure is not None:
+            raise plugin.failure
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        signal = self.watch.agreed(trainer)
+        if trainer.global_step % self.every == 0 or trainer.should_stop or signal is not None:
+            trainer.save_checkpoint(self.last, weights_only=False)
+        if signal is not None:
+            self.on_train_end(trainer, trainer.lightning_module)
+            self.watch.stop(signal, trainer.is_global_zero)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_loss = state_dict["best_loss"]
+
+
+class Throughput(Callback):
+    """Tokens per second of training, validation apart, over all devices.
+
+    Args:
+        tokens_per_step: trained tokens of one update, over all devices.
+        log_every: updates between logged values, each the mean since the one before.
+    """
+
+    def __init__(self, tokens_per_step: int, log_every: int) -> None:
+        self.tokens_per_step, self.log_every = tokens_per_step, log_every
+        self.seconds, self.steps = 0.0, 0
+        self._logged_seconds, self._logged_steps = 0.0, 0
+        self._since = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean since training started in this process; NaN before the first update."""
+        return self.steps * self.tokens_per_step / self.seconds if self.seconds else math.nan
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.seconds, self.steps, self._since = self.seconds + now - self._since, self.steps + 1, now
+        if trainer.global_step % self.log_every == 0:
+            tokens = (self.steps - self._logged_steps) * self.tokens_per_step
+            pl_module.log("train/tokens_per_second", tokens / (self.seconds - self._logged_seconds))
+            self._logged_seconds, self._logged_steps = self.seconds, self.steps
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+
+class RunProgress(Callback):
+    """One bar over all updates of the run, with the time that remains; where there is no terminal, a line now and then.
+
+    Args:
+        max_steps: updates of the run.
+        throughput: where tokens per second come from.
+        console: where to write; None: standard error.
+    """
+
+    def __init__(self, max_steps: int, throughput: Throughput, console: Console | None = None) -> None:
+        self.max_steps, self.throughput = max_steps, throughput
+        self.console = Console(stderr=True) if console is None else console
+        self._began, self._first_step, self._shown = 0.0, 0, 0.0
+        self._validation_loss = ""
+        self._bar: Progress | None = None
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = self._shown = time.monotonic()
+        self._first_step = trainer.global_step
+        if trainer.is_global_zero and self.console.is_terminal:
+            columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}")
+            self._bar = Progress(*columns, console=self.console)
+            self._bar.add_task("", total=self.max_steps, completed=trainer.global_step, status="")
+            self._bar.start()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, now = trainer.global_step, time.monotonic()
+        interval = PLAIN_LINE_SECONDS if self._bar is None else 0.2
+        if not trainer.is_global_zero or (now - self._shown < interval and step < self.max_steps):
+            return
+        self._shown = now
+        remaining = (now - self._began) / (step - self._first_step) * (self.max_steps - step)
+        status = (
+            f"loss {float(outputs['loss']):.3f}{self._validation_loss}  "
+            f"{self.throughput.tokens_per_second:,.0f} tokens/s  {timedelta(seconds=round(remaining))} remaining"
+        )
+        if self._bar is None:
+            self.console.print(f"step {step}/{self.max_steps}  {status}", highlight=False)
+        else:
+            self._bar.update(self._bar.task_ids[0], completed=step, status=status)
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation_loss = f"  validation {float(trainer.callback_metrics['val/loss']):.3f}"
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._stop()
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

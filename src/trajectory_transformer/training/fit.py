@@ -1,0 +1,209 @@
+"""From typed options to trained checkpoints. Lightning's peculiarities are met here and in the callbacks."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from ..checkpoint import remove_partial_files
+from ..configuration import TrainConfig
+from ..errors import UserError
+from .callbacks import KeepCheckpoints, RunProgress, Throughput
+from .checkpoint_io import VerifiedCheckpointIO, require_same_run, standalone_facts
+from .datamodule import TrajectoryDataModule
+from .interruption import SignalWatch
+from .module import TrajectoryModule, make_model_config
+from .optimization import TrainingPlan
+
+# Messages of Lightning that say nothing to somebody who did not write this file.
+UNWANTED_MESSAGES = (
+    "💡 Tip",
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "`Trainer.fit` stopped",
+    "Restoring states from the checkpoint path",
+    "Restored all states from the checkpoint",
+    "Seed set to",
+)
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What training left behind.
+
+    Attributes:
+        best: checkpoint of the lowest validation loss.
+        last: checkpoint of the last update.
+        steps: updates made, those before a resume included.
+        validation_loss: of ``best``, as minimised, in nats.
+        tokens_per_second: over all devices, validation apart; NaN where this process made no update.
+    """
+
+    best: Path
+    last: Path
+    steps: int
+    validation_loss: float
+    tokens_per_second: float
+
+
+def fit(
+    config: TrainConfig,
+    run_directory: Path,
+    datamodule: TrajectoryDataModule,
+    loggers: Sequence[Logger],
+    callbacks: Sequence[Callback],
+    resume: bool,
+) -> FitReport:
+    """Train, keeping ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the run directory.
+
+    Args:
+        config: options of the run.
+        run_directory: where it lives; made if missing.
+        datamodule: set up here if it is not yet.
+        loggers: Lightning loggers; none is added.
+        callbacks: the user's, besides ours.
+        resume: go on from ``last.ckpt``. With ``trainer.requeue`` that happens by itself where there is one.
+
+    Raises:
+        UserError: the directory cannot be written or holds another run, there is nothing to resume or it does not
+            fit, the hardware asked for is not there, the loss became NaN, or the last checkpoint could not be saved.
+        TrainingInterrupted: SIGTERM or SIGINT came; the state was saved first.
+    """
+    checkpoints = _prepare_directory(Path(run_directory))
+    last = checkpoints / "last.ckpt"
+    resume = resume or (config.trainer.requeue and last.is_file())
+    if last.is_file() and not resume:
+        raise UserError(f"'{run_directory}' already holds a run: resume={run_directory} goes on with it")
+    datamodule.setup()
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    with quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
+        module = _make_module(config, datamodule)
+        if resume:
+            require_same_run(last, module.model.config, module.facts)
+        throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every)
+        keeper = KeepCheckpoints(
+            checkpoints, config.trainer.checkpoint_every, config.trainer.validate_every, config.trainer.max_steps, watch
+        )
+        progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
+        trainer = make_trainer(config, Path(run_directory), loggers, [throughput, *progress, *callbacks, keeper])
+        trainer.fit(module, datamodule=datamodule, ckpt_path=last if resume else None)
+    return FitReport(keeper.best, last, trainer.global_step, keeper.best_loss, throughput.tokens_per_second)
+
+
+def make_trainer(
+    config: TrainConfig, run_directory: Path, loggers: Sequence[Logger], callbacks: Sequence[Callback]
+) -> L.Trainer:
+    """A Lightning trainer that counts in updates and leaves files, bars and signals to us.
+
+    To Lightning the whole run is a single endless epoch: it could not resume in the middle of one of several exactly.
+
+    Raises:
+        UserError: the accelerator, number of devices or precision asked for is not there.
+    """
+    options = config.trainer
+    plugins: list[Any] = [VerifiedCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # Lightning's requeueing saves in the middle of an update, within the signal handler; ours waits for its end.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    try:
+        return L.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=cast(Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"], options.precision),
+            max_epochs=-1,
+            max_steps=options.max_steps,
+            check_val_every_n_epoch=None,
+            val_check_interval=options.validate_every,
+            limit_val_batches=options.validation_batches or 1.0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=options.log_every,
+            logger=list(loggers) or False,
+            callbacks=list(callbacks),
+            plugins=plugins,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=run_directory,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(
+            f"trainer.accelerator={options.accelerator} with trainer.devices={options.devices}, trainer.num_nodes="
+            f"{options.num_nodes} and trainer.precision={options.precision} is not possible here: {_one_line(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Drop :data:`UNWANTED_MESSAGES` and Lightning's own use of something deprecated in torch, and nothing else."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(UNWANTED_MESSAGES)
+
+    sources = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+    for source in sources:
+        source.addFilter(wanted)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+            yield
+    finally:
+        for source in sources:
+            source.removeFilter(wanted)
+
+
+def _make_module(config: TrainConfig, datamodule: TrajectoryDataModule) -> TrajectoryModule:
+    L.seed_everything(config.seed, verbose=False)  # the initial weights; every update seeds itself
+    order = datamodule.train_order()
+    model = make_model_config(
+        config.model, datamodule.layout, config.data.discretizer.num_bins, config.data.sequence_length
+    )
+    tokens_per_step = order.batch_size * model.block_size
+    plan = TrainingPlan(
+        config.seed, config.trainer.max_steps, order.steps_per_epoch, tokens_per_step, config.trainer.log_every
+    )
+    module = TrajectoryModule(model, config.optimizer, plan, standalone_facts(config, datamodule))
+    if config.trainer.compile:
+        if config.trainer.accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
+            warnings.warn(
+                "trainer.compile=true needs a C++ compiler on the CPU; training goes on without", stacklevel=2
+            )
+        else:
+            module.model.compile()
+    return module
+
+
+def _prepare_directory(run_directory: Path) -> Path:
+    """The run's checkpoint folder, made, writable and free of what killed writers left."""
+    checkpoints = run_directory / "checkpoints"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=checkpoints):
+            pass
+        remove_partial_files(checkpoints)
+    except OSError as error:
+        raise UserError(
+            f"the output directory '{run_directory}' cannot be written: {error.strerror}; choose "
+            "another with hydra.run.dir=DIR"
+        ) from error
+    return checkpoints
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,89 @@
+"""Signals that ask a run to stop: noted when they arrive, acted upon at the end of the running update."""
+
+import os
+import signal
+import subprocess
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+import lightning as L
+import torch
+
+REQUEUE_SIGNAL = signal.SIGUSR1
+
+
+class TrainingInterrupted(SystemExit):
+    """Ends the process with 128 + signal (143 for SIGTERM, 130 for SIGINT), after the state was saved.
+
+    A ``SystemExit``, because everything above should let it through: Lightning, Hydra, a sweep's remaining jobs.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class SignalWatch:
+    """Takes over SIGTERM and SIGINT (with ``requeue`` SIGUSR1 too) while used as a context.
+
+    The first signal is noted in :attr:`received`; a second Ctrl-C ends the process at once. Outside the main thread,
+    where Python allows no handlers, it does nothing.
+
+    Args:
+        requeue: SLURM announces the end of a job's time by SIGUSR1: save, and put the job back in the queue.
+    """
+
+    def __init__(self, requeue: bool = False) -> None:
+        self.requeue = requeue
+        self.received: int | None = None
+        self._signals = (signal.SIGTERM, signal.SIGINT, *([REQUEUE_SIGNAL] if requeue else []))
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in self._signals}
+            self.arm()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def arm(self) -> None:
+        """Install the handlers (again: Lightning's own ends a run on SIGTERM with code 0, saving nothing)."""
+        for number in self._previous:
+            signal.signal(number, self._note)
+
+    def agreed(self, trainer: L.Trainer) -> int | None:
+        """The signal that any of the processes received. All of them must call this at the same point."""
+        if trainer.world_size == 1:
+            return self.received
+        mine = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(mine, reduce_op="max")) or None
+
+    def stop(self, number: int, is_global_zero: bool) -> None:
+        """End the run, with everything saved.
+
+        Raises:
+            TrainingInterrupted: always.
+        """
+        if number == REQUEUE_SIGNAL and is_global_zero:
+            subprocess.run(["scontrol", "requeue", _job_id()], check=False)
+        raise TrainingInterrupted(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            if number == signal.SIGINT:
+                os._exit(128 + number)
+            return
+        self.received = number
+        text = f"\n{signal.Signals(number).name}: saving at the end of this update; Ctrl-C quits at once\n"
+        os.write(2, text.encode())  # not print: the signal may have come in the middle of one
+
+
+def _job_id() -> str:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
