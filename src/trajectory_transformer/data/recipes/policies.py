@@ -24,7 +24,7 @@ def load_policy(file: str, snapshot: str) -> Arrays:
         KeyError: the file has no such snapshot.
     """
     prefix = f"{snapshot}/"
-    with np.load(Path(__file__).with_name(file)) as arrays:
+    with np.load(Path(__file__).parent / file) as arrays:
         policy = {key.removeprefix(prefix): arrays[key].astype(np.float32) for key in arrays if key.startswith(prefix)}
     if not policy:
         raise KeyError(f"{file} holds no snapshot {snapshot}")
