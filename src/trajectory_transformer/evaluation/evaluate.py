@@ -1,0 +1,90 @@
+"""Evaluation from an agent to ``results.json``, pictures and films."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ..data.environment import EnvironmentSpec
+from .environments import environment_title, make_environments
+from .plots import plot_plan, plot_returns, plot_training
+from .records import ActingAgent, RolloutOptions, RolloutRecord
+from .results import EvaluationRequest, build_results, write_results
+from .rollout import run_episodes
+from .table import results_table
+from .video import VideoRecorder, log, unavailable_reason
+
+_TRACED_EPISODES = 1
+
+
+def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path) -> dict[str, Any]:
+    """Plan episodes in the agent's environment and record what came of it.
+
+    Writes ``results.json``, ``plots/returns.png``, ``plots/plan_vs_outcome.png``, ``videos/episode_<i>.mp4`` if asked
+    for, and ``plots/training.png`` if the directory holds ``metrics.csv``; prints a table.
+
+    Args:
+        agent: acts; its ``environment`` is what it acts in.
+        request: how many episodes, and what to compare them with.
+        run_directory: where files go; made if it is missing.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        UserError: the environment cannot be made or does not fit, or the directory cannot be written.
+    """
+    run_directory = Path(run_directory)
+    env_id = environment_title(agent.environment)
+    recorder = _recorder(request, agent.environment, run_directory / "videos")
+    options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder)
+    try:
+        record = run_episodes(agent, agent.environment, request.episodes, request.num_envs, request.seed, options)
+    finally:
+        if recorder is not None:
+            recorder.close()
+    results = build_results(request, agent.settings, env_id, record)
+    write_results(results, run_directory / "results.json")
+    _plot(agent.environment, request, results, record, run_directory)
+    if request.progress:
+        Console().print(results_table(results))
+    return results
+
+
+def _recorder(request: EvaluationRequest, environment: EnvironmentSpec, directory: Path) -> VideoRecorder | None:
+    """What films the first episodes, or None, with one warning if films were asked for and cannot be made."""
+    if request.video == 0:
+        return None
+    with make_environments(environment, 1) as batch:
+        metadata = batch.environments[0].metadata
+        reason = unavailable_reason(metadata, uses_mujoco="mujoco" in sys.modules)
+    if reason is not None:
+        log.warning("no video: %s", reason)
+        return None
+    return VideoRecorder(directory, request.video, float(metadata.get("render_fps") or 30))
+
+
+def _plot(
+    environment: EnvironmentSpec,
+    request: EvaluationRequest,
+    results: dict[str, Any],
+    record: RolloutRecord,
+    run_directory: Path,
+) -> None:
+    plots = run_directory / "plots"
+    returns = np.array([episode.episode_return for episode in record.episodes])
+    interval = tuple(results["summary"]["return_ci95"])
+    plot_returns(request.behavior_returns, returns, interval, results["env_id"], plots / "returns.png")
+    names = _observation_names(environment)
+    for trace in record.traces[:1]:
+        plot_plan(trace, names, results["env_id"], plots / "plan_vs_outcome.png")
+    plot_training(run_directory / "metrics.csv", plots / "training.png")
+
+
+def _observation_names(environment: EnvironmentSpec) -> list[str]:
+    """Names of the observation dimensions that the model sees."""
+    names = [f"observation{name}" if name.startswith("[") else name for name in environment.observation.names()]
+    chosen = environment.observation_indices
+    return names if chosen is None else [names[index] for index in chosen]

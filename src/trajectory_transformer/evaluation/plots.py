@@ -1,0 +1,215 @@
+"""Pictures of a run. Figures are drawn without pyplot, so nothing global is touched and no display is needed."""
+
+import contextlib
+import csv
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ..errors import UserError
+from ..layout import TOKEN_KINDS
+from .records import EpisodeTrace, PlanTrace
+
+# Okabe and Ito's colours, which stay apart for the colour-blind.
+BLUE, ORANGE, BLACK, GREY = "#0072B2", "#D55E00", "#222222", "#8C8C8C"
+_MAX_PANELS = 12
+
+
+def plot_returns(
+    behavior: np.ndarray, planner: np.ndarray, interval: tuple[float, float], title: str, path: Path
+) -> None:
+    """The planner's returns against the distribution of the behaviour's.
+
+    Args:
+        behavior: (episodes,) returns of the data.
+        planner: (episodes,) returns of the planned episodes.
+        interval: 95 % interval of the planner's mean.
+        title: environment id.
+        path: of the picture.
+    """
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    grid = figure.subplots(2, 1, sharex=True)
+    both = np.concatenate([behavior, planner])
+    low, high = float(both.min()), float(both.max())
+    margin = 0.02 * (high - low) or 1.0
+    bins = np.linspace(low - margin, high + margin, 51).tolist()
+    kinds = (("behaviour data", behavior, BLUE), ("planner", planner, ORANGE))
+    for axes, (name, values, color) in zip(grid, kinds, strict=True):
+        axes.hist(values, bins, weights=np.full(len(values), 1.0 / len(values)), color=color, alpha=0.6)
+        axes.set_title(f"{name}, {len(values)} episodes", fontsize=10, loc="left")
+        axes.set_ylabel("share of episodes")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        for other, returns, line in kinds:
+            style = "--" if other == "behaviour data" else "-"
+            axes.axvline(float(returns.mean()), color=line, linewidth=2, linestyle=style)
+        _tidy(axes)
+    grid[1].axvspan(*interval, color=ORANGE, alpha=0.2, linewidth=0)
+    grid[1].set_xlabel("return of an episode (sum of rewards)")
+    handles = _return_handles(float(behavior.mean()), float(planner.mean()), interval)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(f"{title}: returns", fontsize=11)
+    _save(figure, path)
+
+
+def _return_handles(behavior_mean: float, planner_mean: float, interval: tuple[float, float]) -> list[Artist]:
+    """Legend of :func:`plot_returns`."""
+    return [
+        Line2D([], [], color=BLUE, linewidth=2, linestyle="--", label=f"behaviour's mean {behavior_mean:.5g}"),
+        Line2D([], [], color=ORANGE, linewidth=2, label=f"planner's mean {planner_mean:.5g}"),
+        Patch(color=ORANGE, alpha=0.2, linewidth=0, label=f"its 95 % interval {interval[0]:.5g} to {interval[1]:.5g}"),
+    ]
+
+
+def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> None:
+    """Plans made in the middle of an episode, over their horizon, against what then happened.
+
+    One panel for each dimension that changes, the first twelve of them. Plans are shown back to back; each begins at
+    its dot, the observation it was made from.
+
+    Args:
+        trace: observations (T + 1, observation_dim) and plans of one episode, at least one.
+        names: of the observation dimensions.
+        title: environment id.
+        path: of the picture.
+    """
+    begin, window, shown = _plan_window(trace)
+    outcome = trace.observations[begin : begin + window]
+    changing = np.flatnonzero(np.ptp(outcome, axis=0) > 0)
+    dimensions = (changing if len(changing) else np.arange(outcome.shape[1]))[:_MAX_PANELS]
+    figure, panels = _panels(len(dimensions), height=1.9)
+    for axes, dimension in zip(panels, dimensions, strict=True):
+        axes.plot(np.arange(begin, begin + window), outcome[:, dimension], color=BLACK, linewidth=1.5)
+        for plan in shown:
+            predicted = plan.observations[: begin + window - plan.step, dimension]
+            axes.plot(plan.step + np.arange(len(predicted)), predicted, color=ORANGE, linewidth=1.8)
+            axes.plot(plan.step, predicted[0], "o", color=ORANGE, markersize=4)
+        axes.set_title(names[dimension], fontsize=9, loc="left")
+    _label_steps(panels, "environment step")
+    handles = [
+        Line2D([], [], color=BLACK, linewidth=1.5, label="what happened"),
+        Line2D(
+            [],
+            [],
+            color=ORANGE,
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+            label="predicted by a plan, which begins at its dot",
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(f"{title}: plans against what happened, episode {trace.episode}", fontsize=11)
+    _save(figure, path)
+
+
+def _plan_window(trace: EpisodeTrace) -> tuple[int, int, list[PlanTrace]]:
+    """First step and number of observations to show from the episode's middle, and plans in it that do not overlap."""
+    reach = max(len(trace.plans[0].observations) - 1, 1)
+    window = min(len(trace.observations), max(6 * reach, 24) + 1)
+    begin = (len(trace.observations) - window) // 2
+    shown: list[PlanTrace] = []
+    for plan in trace.plans:
+        if begin <= plan.step < begin + window - 1 and (not shown or plan.step - shown[-1].step >= reach):
+            shown.append(plan)
+    return begin, window, shown
+
+
+def plot_training(metrics: Path, path: Path) -> bool:
+    """Training and validation loss, in total and for each kind of token, over optimiser updates.
+
+    Args:
+        metrics: the ``metrics.csv`` of a run; columns that are missing are left out.
+        path: of the picture.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    columns = _read_columns(metrics)
+    panels = [("loss", "all tokens, weighted")] + [(f"loss_{kind}", f"{kind} tokens") for kind in TOKEN_KINDS]
+    found = [(key, name) for key, name in panels if any(f"{split}/{key}" in columns for split in ("train", "val"))]
+    if not found:
+        return False
+    figure, panels = _panels(len(found), height=2.5)
+    for axes, (key, name) in zip(panels, found, strict=True):
+        for split, color, label, style in (("train", BLUE, "training", "-"), ("val", ORANGE, "validation", "o-")):
+            if f"{split}/{key}" in columns:
+                steps, values = columns[f"{split}/{key}"]
+                axes.plot(steps, values, style, color=color, linewidth=1.3, markersize=3, label=label)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_ylabel("loss (nats per token)", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    _label_steps(panels, "optimiser update")
+    panels[0].legend(frameon=False, fontsize=9)
+    _save(figure, path)
+    return True
+
+
+def _read_columns(metrics: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(steps, values) of each column that has numbers; empty where the file is missing."""
+    if not metrics.is_file():
+        return {}
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        step = _number(row.get("step"))
+        for key, text in row.items():
+            value = _number(text)
+            if key != "step" and step is not None and value is not None:
+                columns.setdefault(key, []).append((step, value))
+    return {key: (np.array(points)[:, 0], np.array(points)[:, 1]) for key, points in columns.items()}
+
+
+def _number(text: object) -> float | None:
+    try:
+        value = float(text) if isinstance(text, str) else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """``count`` axes that share the horizontal one, at most three in a row, each ``height`` inches high."""
+    columns = min(3, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(3.4 * columns + 0.6, height * rows + 0.9), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    for axes in panels[:count]:
+        _tidy(axes)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
+
+
+def _label_steps(panels: list[Axes], label: str) -> None:
+    """Name the horizontal axis under the lowest panel of each column."""
+    for axes in panels[-3:]:
+        axes.set_xlabel(label)
+        axes.tick_params(axis="x", labelbottom=True)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, dpi=130, format="png")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"picture {path} cannot be written: {error.strerror or error}") from error

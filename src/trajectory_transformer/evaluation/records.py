@@ -1,0 +1,116 @@
+"""What acts, and what is kept of it: the interface between an agent, the rollout and its reports."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..configuration import PlannerConfig
+from ..data.environment import EnvironmentSpec
+
+
+class PredictedPlan(Protocol):
+    """What evaluation reads of a plan; row i belongs to environment i."""
+
+    @property
+    def observations(self) -> np.ndarray:
+        """(env, horizon, observation_dim); the first is the observation that the plan starts from."""
+        ...
+
+
+class ActingAgent(Protocol):
+    """Whatever can be evaluated; :class:`trajectory_transformer.planning.agent.Agent` is one."""
+
+    @property
+    def environment(self) -> EnvironmentSpec: ...
+
+    @property
+    def settings(self) -> PlannerConfig: ...
+
+    @property
+    def last_plan(self) -> PredictedPlan: ...
+
+    def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None: ...
+
+    def begin_episode(self, env_index: int, seed: int) -> None: ...
+
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray: ...
+
+    def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None: ...
+
+
+class Recorder(Protocol):
+    """Takes pictures of an episode; ``render`` is called only where one is wanted."""
+
+    def capture(self, episode: int, step: int, render: Callable[[], object]) -> None: ...
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One finished episode.
+
+    Attributes:
+        seed: of the environment and of the agent's random numbers.
+        episode_return: sum of rewards, undiscounted.
+        length: steps.
+        terminated: the environment ended it; False where it was truncated.
+        success: whether any step reported success, or None where the environment never reports it.
+    """
+
+    seed: int
+    episode_return: float
+    length: int
+    terminated: bool
+    success: bool | None
+
+
+@dataclass(frozen=True)
+class PlanTrace:
+    """A plan as made at ``step`` of an episode: observations (horizon, observation_dim)."""
+
+    step: int
+    observations: np.ndarray
+
+
+@dataclass(frozen=True)
+class EpisodeTrace:
+    """What happened in an episode, (T + 1, observation_dim), and the plans made on the way."""
+
+    episode: int
+    observations: np.ndarray
+    plans: tuple[PlanTrace, ...]
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """All episodes in the order of their seeds, and how long things took.
+
+    Attributes:
+        episodes: one record per episode.
+        act_seconds: (environment steps of the batch,) time of each ``agent.act``, which serves all active rows.
+        env_steps: steps of single environments, together.
+        seconds: wall time of planning and stepping, without rendering.
+        traces: of the first episodes, as many as asked for.
+    """
+
+    episodes: tuple[EpisodeRecord, ...]
+    act_seconds: np.ndarray
+    env_steps: int
+    seconds: float
+    traces: tuple[EpisodeTrace, ...]
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """What to do beside the episodes.
+
+    Attributes:
+        progress: show a progress bar.
+        traces: episodes to keep observations and plans of.
+        recorder: takes pictures, if given.
+    """
+
+    progress: bool = True
+    traces: int = 0
+    recorder: Recorder | None = None

@@ -1,0 +1,198 @@
+"""Episodes in the real environment, planned for side by side."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..data.environment import EnvironmentSpec
+from ..errors import UserError
+from .environments import EnvironmentBatch, StepResult, make_environments
+from .records import ActingAgent, EpisodeRecord, EpisodeTrace, PlanTrace, RolloutOptions, RolloutRecord
+
+
+def run_episodes(
+    agent: ActingAgent,
+    environment: EnvironmentSpec,
+    episodes: int,
+    num_envs: int,
+    seed: int,
+    options: RolloutOptions = RolloutOptions(),  # noqa: B008 - frozen
+) -> RolloutRecord:
+    """Run ``episodes`` episodes, at most ``num_envs`` at once.
+
+    Episode i resets its environment and the agent's random numbers with ``seed + i``, so that what happens in it does
+    not depend on ``num_envs`` nor on the episodes beside it.
+
+    Args:
+        agent: acts for all rows at once.
+        environment: what to act in.
+        episodes: how many, at least 1.
+        num_envs: environments stepped side by side, at least 1.
+        seed: of the first episode.
+        options: progress bar, traces, pictures.
+
+    Raises:
+        UserError: the environment cannot be made, does not fit, or gives a reward that is not finite.
+    """
+    if episodes < 1 or num_envs < 1:
+        raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
+    with (
+        make_environments(environment, min(num_envs, episodes), render=options.recorder is not None) as batch,
+        _progress_bar(options.progress) as progress,
+    ):
+        rollout = _Rollout(agent, batch, episodes, seed, options)
+        task = progress.add_task("planning", total=episodes, finished=0, mean="–")
+        while rollout.active.any():
+            rollout.step()
+            progress.update(task, completed=rollout.done_fraction(), finished=len(rollout.records), mean=rollout.mean())
+        return rollout.record()
+
+
+@dataclass
+class _Running:
+    """An episode under way in one row."""
+
+    episode: int
+    episode_return: float = 0.0
+    length: int = 0
+    success: bool | None = None
+    observations: list[np.ndarray] = field(default_factory=list)
+    plans: list[PlanTrace] = field(default_factory=list)
+
+
+class _Rollout:
+    """The loop's state: which episode runs in which row, and what has finished."""
+
+    def __init__(
+        self, agent: ActingAgent, batch: EnvironmentBatch, episodes: int, seed: int, options: RolloutOptions
+    ) -> None:
+        self.agent, self.batch, self.seed, self.options = agent, batch, seed, options
+        self.episodes = episodes
+        rows = len(batch.environments)
+        self.rows = [_Running(episode) for episode in range(rows)]
+        self.active = np.ones(rows, dtype=bool)
+        self.next_episode = rows
+        self.records: dict[int, EpisodeRecord] = {}
+        self.traces: dict[int, EpisodeTrace] = {}
+        self.act_seconds: list[float] = []
+        self.started = time.perf_counter()
+        self.render_seconds = 0.0
+        agent.reset(rows, seeds=[seed + episode for episode in range(rows)])
+        for row, running in enumerate(self.rows):
+            batch.reset(row, seed + running.episode)
+            self._look(row)
+
+    def step(self) -> None:
+        """Act and step once in every active row; begin the next episode where one has ended."""
+        active = self.active.copy()
+        started = time.perf_counter()
+        actions = self.agent.act(self.batch.observations, active=active)
+        self.act_seconds.append(time.perf_counter() - started)
+        self._keep_plans()
+        result = self.batch.step(actions, active)
+        done = result.terminated | result.truncated
+        self.agent.observe(result.actions, result.rewards, done | ~active)
+        for row in np.flatnonzero(active):
+            self._account(int(row), result)
+        for row in np.flatnonzero(done & active):
+            self._finish(int(row), bool(result.terminated[row]))
+
+    def _keep_plans(self) -> None:
+        """Keep the plans that were just made in traced episodes: every ``plan_freq`` steps of an episode."""
+        due = [
+            row
+            for row, (running, active) in enumerate(zip(self.rows, self.active, strict=True))
+            if active and running.episode < self.options.traces and running.length % self.agent.settings.plan_freq == 0
+        ]
+        if due:
+            observations = self.agent.last_plan.observations
+            for row in due:
+                self.rows[row].plans.append(PlanTrace(self.rows[row].length, observations[row].copy()))
+
+    def _account(self, row: int, result: StepResult) -> None:
+        running, reward = self.rows[row], float(result.rewards[row])
+        running.length += 1
+        if not np.isfinite(reward):
+            raise UserError(
+                f"the environment's reward is {reward} at step {running.length} of the episode with seed "
+                f"{self.seed + running.episode}: its simulation has broken down"
+            )
+        running.episode_return += reward
+        success = _success(result.infos[row])
+        if success is not None:
+            running.success = success or bool(running.success)
+        self._look(row)
+
+    def _look(self, row: int) -> None:
+        """Keep the row's observation and picture where they are wanted."""
+        running = self.rows[row]
+        if running.episode < self.options.traces:
+            running.observations.append(self.batch.observations[row].copy())
+        if self.options.recorder is not None:
+            started = time.perf_counter()
+            self.options.recorder.capture(running.episode, running.length, self.batch.environments[row].render)
+            self.render_seconds += time.perf_counter() - started
+
+    def _finish(self, row: int, terminated: bool) -> None:
+        running = self.rows[row]
+        seed = self.seed + running.episode
+        self.records[running.episode] = EpisodeRecord(
+            seed, running.episode_return, running.length, terminated, running.success
+        )
+        if running.observations:
+            self.traces[running.episode] = EpisodeTrace(
+                running.episode, np.stack(running.observations), tuple(running.plans)
+            )
+        if self.next_episode == self.episodes:
+            self.active[row] = False
+            return
+        self.rows[row] = _Running(self.next_episode)
+        self.agent.begin_episode(row, self.seed + self.next_episode)
+        self.batch.reset(row, self.seed + self.next_episode)
+        self.next_episode += 1
+        self._look(row)
+
+    def mean(self) -> str:
+        """Mean return of the finished episodes, to show."""
+        returns = [record.episode_return for record in self.records.values()]
+        return f"{np.mean(returns):.5g}" if returns else "–"
+
+    def done_fraction(self) -> float:
+        """Episodes done, each one under way counted by its share of the time limit."""
+        limit = self.batch.max_episode_steps
+        running = [r.length for r, active in zip(self.rows, self.active, strict=True) if active]
+        return len(self.records) + (sum(running) / limit if limit else 0.0)
+
+    def record(self) -> RolloutRecord:
+        ordered = tuple(self.records[episode] for episode in range(self.episodes))
+        return RolloutRecord(
+            ordered,
+            np.array(self.act_seconds),
+            sum(record.length for record in ordered),
+            time.perf_counter() - self.started - self.render_seconds,
+            tuple(self.traces[episode] for episode in sorted(self.traces)),
+        )
+
+
+def _success(info: Mapping[str, Any]) -> bool | None:
+    for key in ("success", "is_success"):
+        if key in info:
+            return bool(np.any(info[key]))
+    return None
+
+
+def _progress_bar(shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[finished]}/{task.total:.0f} episodes, mean return {task.fields[mean]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        disable=not shown,
+        refresh_per_second=4,
+    )

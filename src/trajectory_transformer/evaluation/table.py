@@ -1,0 +1,35 @@
+"""The results of an evaluation as a table for the screen."""
+
+from typing import Any
+
+from rich.table import Table
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """What a researcher looks at first; ``results`` as in ``results.json``."""
+    summary, behavior, count = results["summary"], results["behavior"], len(results["episodes"])
+    low, high = summary["return_ci95"]
+    latency = summary["plan_latency_ms"]
+    rows = [
+        ("behaviour mean return", f"{behavior['return_mean']:.5g}  ({behavior['episodes']} episodes)"),
+        ("behaviour best return", f"{behavior['return_max']:.5g}"),
+        ("planner mean return", f"{summary['return_mean']:.5g}  ({count} episodes)"),
+        ("  its 95 % interval", f"{low:.5g} to {high:.5g}" if count > 1 else "needs more than one episode"),
+        ("planner interquartile mean", f"{summary['return_iqm']:.5g}"),
+        ("planner best return", f"{max(episode['return'] for episode in results['episodes']):.5g}"),
+    ]
+    if summary["normalized_score_mean"] is not None:
+        source = results["reference_scores"]["source"]
+        rows.append(("normalised score", f"{summary['normalized_score_mean']:.1f} %  (reference: {source})"))
+    if summary["success_rate"] is not None:
+        rows.append(("success rate", f"{100 * summary['success_rate']:.0f} %"))
+    rows.append(("plan latency", f"{latency['p50']:.1f} ms median, {latency['p95']:.1f} ms 95th percentile"))
+    rows.append(("environment steps per second", f"{summary['env_steps_per_second']:.1f}"))
+    table = Table(
+        title=f"{results['env_id']}: {results['planner']['name']} planner", show_header=False, title_justify="left"
+    )
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    return table

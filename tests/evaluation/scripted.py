@@ -1,0 +1,128 @@
+"""A small environment and an agent that needs no model, for the tests of this folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.data.environment import EnvironmentSpec
+from trajectory_transformer.data.spaces import space_spec
+
+WALK, DISCRETE_WALK = "evaluation-tests/Walk-v0", "evaluation-tests/DiscreteWalk-v0"
+
+
+class Walk(gymnasium.Env):
+    """A noisy walk on a line that ends beyond ±2. Reward is the step taken; success is to leave on the right."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(self, render_mode: str | None = None, reports_success: bool = True, bad_reward_at: int = -1) -> None:
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "position": gymnasium.spaces.Box(-10.0, 10.0, (1,), np.float64),
+                "clock": gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64),
+            }
+        )
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.reports_success, self.bad_reward_at = reports_success, bad_reward_at
+        self.position, self.clock = 0.0, 0
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {"position": np.array([self.position]), "clock": np.array([float(self.clock)])}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.position, self.clock = float(self.np_random.uniform(-0.5, 0.5)), 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        before = self.position
+        self.position += float(action[0]) * 0.5 + float(self.np_random.normal(0.0, 0.3))
+        self.clock += 1
+        reward = np.nan if self.clock == self.bad_reward_at else self.position - before
+        info = {"success": np.bool_(self.position > 2.0)} if self.reports_success else {}
+        return self._observation(), reward, abs(self.position) > 2.0, False, info
+
+    def render(self) -> Any:
+        return np.full((33, 47, 3), 40 * (self.clock % 6), dtype=np.uint8)
+
+
+class DiscreteWalk(Walk):
+    """The same with the actions 5 (left), 6 (stay) and 7 (right)."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.action_space = gymnasium.spaces.Discrete(3, start=5)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        return super().step([int(action) - 6])
+
+
+for _name in ("Walk", "DiscreteWalk"):
+    gymnasium.register(f"evaluation-tests/{_name}-v0", f"{__name__}:{_name}", max_episode_steps=30)
+
+
+def environment_spec(env_id: str, **arguments: Any) -> EnvironmentSpec:
+    """The spec of a registered environment, as a data set of it would carry it."""
+    environment = gymnasium.make(env_id, disable_env_checker=True, **arguments)
+    spec = environment.spec
+    assert isinstance(spec, EnvSpec)
+    observation, action = space_spec(environment.observation_space), space_spec(environment.action_space)
+    environment.close()
+    return EnvironmentSpec(env_id, spec.to_json(), observation, action)
+
+
+@dataclass(frozen=True)
+class ScriptedPlan:
+    observations: np.ndarray
+
+
+class ScriptedAgent:
+    """Draws actions from each row's own generator and remembers what the rollout told it.
+
+    Its plan continues the last observation in a straight line.
+    """
+
+    def __init__(self, environment: EnvironmentSpec, settings: PlannerConfig | None = None) -> None:
+        self.environment = environment
+        self.settings = PlannerConfig() if settings is None else settings
+        self.generators: list[np.random.Generator] = []
+        self.begun: list[tuple[int, int]] = []
+        self.observed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.active: list[np.ndarray] = []
+        self.last_observations = np.zeros((0, environment.observation_dim))
+
+    def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
+        assert seeds is not None
+        assert len(seeds) == num_envs
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
+        self.begun = [(row, seed) for row, seed in enumerate(seeds)]
+
+    def begin_episode(self, env_index: int, seed: int) -> None:
+        self.generators[env_index] = np.random.default_rng(seed)
+        self.begun.append((env_index, seed))
+
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+        assert active is not None
+        self.active.append(active.copy())
+        self.last_observations = observations.copy()
+        low, high = self.environment.action.low, self.environment.action.high
+        actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)
+        for row in np.flatnonzero(active):
+            # beyond the bounds on purpose
+            actions[row] = self.generators[row].uniform(1.5 * low - 0.5 * high, 1.5 * high - 0.5 * low)
+        return actions
+
+    def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None:
+        self.observed.append((actions.copy(), rewards.copy(), done.copy()))
+
+    @property
+    def last_plan(self) -> ScriptedPlan:
+        ahead = np.arange(self.settings.horizon)[None, :, None]
+        return ScriptedPlan(self.last_observations[:, None, :] * (1 + 0.01 * ahead))

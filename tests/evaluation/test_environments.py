@@ -1,0 +1,159 @@
+"""Environments are rebuilt as the data set had them, refused where they do not fit, and run no foreign code."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.data.spaces import space_spec
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation.environments import environment_title, make_environments
+
+from .scripted import DISCRETE_WALK, WALK, environment_spec
+
+
+def with_json(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
+    """``spec`` with fields of its stored JSON replaced."""
+    assert spec.spec_json is not None
+    return replace(spec, spec_json=json.dumps(json.loads(spec.spec_json) | changes))
+
+
+def test_arguments_and_time_limit_come_from_the_stored_spec() -> None:
+    spec = with_json(environment_spec(WALK, reports_success=False), max_episode_steps=7)
+    with make_environments(spec, 2) as batch:
+        assert batch.max_episode_steps == 7
+        assert [environment.get_wrapper_attr("reports_success") for environment in batch.environments] == [False, False]
+
+
+def test_stored_wrappers_are_applied() -> None:
+    wrapped = gymnasium.wrappers.ClipAction(gymnasium.make("Hopper-v5"))
+    stored = wrapped.spec
+    assert stored is not None
+    spec = EnvironmentSpec(
+        "Hopper-v5", stored.to_json(), space_spec(wrapped.observation_space), space_spec(wrapped.action_space)
+    )
+    wrapped.close()
+    with make_environments(spec, 1) as batch:
+        assert isinstance(batch.environments[0], gymnasium.wrappers.ClipAction)
+
+
+def test_robotics_environment_is_registered_when_needed(capfd: pytest.CaptureFixture[str]) -> None:
+    from trajectory_transformer.evaluation.environments import _register
+
+    _register("PointMaze_UMaze-v3")
+    spec = environment_spec("PointMaze_UMaze-v3")
+    with make_environments(spec, 1) as batch:
+        batch.reset(0, seed=0)
+        assert batch.observations.shape == (1, 8)
+        assert np.any(batch.observations)
+    assert capfd.readouterr().err == ""
+
+
+def test_observations_are_flattened_and_selected() -> None:
+    spec = replace(environment_spec(WALK), observation_indices=(1,))  # keys in order: clock, position
+    with make_environments(spec, 2) as batch:
+        batch.reset(1, seed=3)
+        assert batch.observations.shape == (2, 1)
+        assert batch.observations[0, 0] == 0.0
+        expected = np.random.default_rng(3).uniform(-0.5, 0.5)
+        assert batch.observations[1, 0] == pytest.approx(expected)
+
+
+def test_only_active_rows_are_stepped_and_actions_are_clipped() -> None:
+    with make_environments(environment_spec(WALK), 2) as batch:
+        batch.reset(0, seed=0)
+        batch.reset(1, seed=1)
+        before = batch.observations.copy()
+        result = batch.step(np.array([[5.0], [5.0]]), np.array([False, True]))
+    np.testing.assert_array_equal(batch.observations[0], before[0])
+    assert batch.observations[1, 0] == 1.0  # the clock
+    np.testing.assert_array_equal(result.actions, [[0.0], [1.0]])
+    assert result.rewards[0] == 0.0
+    assert result.infos[0] == {}
+
+
+def test_discrete_actions_are_indices() -> None:
+    with make_environments(environment_spec(DISCRETE_WALK), 2) as batch:
+        batch.reset(0, seed=0)
+        batch.reset(1, seed=1)
+        result = batch.step(np.array([[6.7], [-3.0]]), np.array([True, True]))
+    np.testing.assert_array_equal(result.actions, [[7.0], [5.0]])
+
+
+def box(*shape: int, low: float = -1.0, path: tuple[str, ...] = ()) -> SpaceSpec:
+    size = int(np.prod(shape))
+    return SpaceSpec((SpaceLeaf(path, "box", shape, (low,) * size, (1.0,) * size),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"observation": box(17)}, ["observation", "Hopper-v5", "Box(11,)", "Box(17,)"]),
+        ({"observation": box(11, path=("state",))}, ["observation", "state Box(11,)"]),
+        ({"action": box(6)}, ["action", "Box(3,)", "Box(6,)"]),
+        ({"action": box(3, low=-2.0)}, ["action", "bounds"]),
+        ({"action": SpaceSpec((SpaceLeaf((), "discrete", (), (0.0,), (2.0,)),))}, ["action", "Discrete(0 to 2)"]),
+    ],
+)
+def test_other_spaces_are_refused(changes: dict[str, SpaceSpec], words: list[str]) -> None:
+    spec = environment_spec("Hopper-v5")
+    changed = EnvironmentSpec(
+        spec.env_id, None, changes.get("observation", spec.observation), changes.get("action", spec.action)
+    )
+    with pytest.raises(UserError, match="does not fit the checkpoint") as caught:
+        make_environments(changed, 1)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("env_id", "entry_point", "words"),
+    [
+        ("Unheard-v1", None, ["Unheard-v1", "install the package"]),
+        ("Hopper-v99", "gymnasium.envs.mujoco.hopper_v5:HopperEnv", ["Hopper-v99", "gymnasium[mujoco]"]),
+        ("minigrid/Maze-v0", "minigrid.envs:Maze", ["minigrid/Maze-v0", "pip install minigrid"]),
+        ("FetchFly-v9", "gymnasium_robotics.envs.fetch:Fly", ["FetchFly-v9", "pip install gymnasium-robotics"]),
+        ("no_such_package:Thing-v0", None, ["no_such_package"]),
+        ("", None, ["names no environment"]),
+    ],
+)
+def test_environment_that_cannot_be_made(env_id: str, entry_point: str | None, words: list[str]) -> None:
+    spec = environment_spec(WALK)
+    stored = None if entry_point is None else with_json(spec, id=env_id, entry_point=entry_point, kwargs={}).spec_json
+    with pytest.raises(UserError) as caught:
+        make_environments(replace(spec, env_id=env_id, spec_json=stored), 1)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_wrong_argument_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"'evaluation-tests/Walk-v0' cannot be made.*unheard_of"):
+        make_environments(with_json(environment_spec(WALK), kwargs={"unheard_of": 1}), 1)
+
+
+def test_unreadable_spec_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="stored spec"):
+        make_environments(replace(environment_spec(WALK), spec_json="{"), 1)
+
+
+def test_a_stored_entry_point_is_never_called(tmp_path: Path) -> None:
+    target = tmp_path / "made-by-the-checkpoint"
+    hostile = with_json(environment_spec(WALK), entry_point="os:system", kwargs={"command": f"touch {target}"})
+    with pytest.raises(UserError, match="cannot be made"):
+        make_environments(hostile, 1)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("entry_point", ["os:system", "gymnasium.wrappers.common:deepcopy", "gymnasiumevil:Wrapper"])
+def test_a_stored_wrapper_is_only_ever_a_gymnasium_wrapper(entry_point: str) -> None:
+    wrapper = {"name": "Wrapper", "entry_point": entry_point, "kwargs": {}}
+    with pytest.raises(UserError, match="is not one of Gymnasium's"):
+        make_environments(with_json(environment_spec(WALK), additional_wrappers=[wrapper]), 1)
+
+
+def test_title_falls_back_to_the_stored_spec() -> None:
+    spec = environment_spec(WALK)
+    assert environment_title(spec) == environment_title(replace(spec, env_id="")) == WALK
+    assert environment_title(replace(spec, env_id="", spec_json=None)) == "unknown"

@@ -1,0 +1,142 @@
+"""Pictures are drawn from what they are given, without a display and without touching matplotlib's global state."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation import plots
+from trajectory_transformer.evaluation.plots import plot_plan, plot_returns, plot_training
+from trajectory_transformer.evaluation.records import EpisodeTrace, PlanTrace
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved."""
+    figures: list[Figure] = []
+    save = plots._save
+
+    def keep(figure: Figure, path: Path) -> None:
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", keep)
+    return figures
+
+
+def trace(steps: int = 60, horizon: int = 5, dimensions: int = 3, plan_freq: int = 1) -> EpisodeTrace:
+    """Observations that grow by dimension + 1 each step, and plans that expect just that."""
+    slopes = np.arange(1.0, dimensions + 1)
+    observations = np.arange(steps + 1)[:, None] * slopes
+    plans = tuple(PlanTrace(t, (t + np.arange(horizon))[:, None] * slopes) for t in range(0, steps, plan_freq))
+    return EpisodeTrace(0, observations, plans)
+
+
+def test_returns(tmp_path: Path, drawn: list[Figure]) -> None:
+    path = tmp_path / "plots" / "returns.png"
+    plot_returns(np.arange(100.0), np.array([80.0, 120.0]), (85.0, 115.0), "Walk-v0", path)
+    assert path.read_bytes().startswith(PNG)
+    behavior, planner = drawn[0].axes
+    assert sum(bar.get_height() for bar in behavior.patches[:50]) == pytest.approx(1.0)  # pyright: ignore
+    assert "100 episodes" in behavior.get_title("left")
+    assert "2 episodes" in planner.get_title("left")
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert labels == ["behaviour's mean 49.5", "planner's mean 100", "its 95 % interval 85 to 115"]
+
+
+def test_returns_that_are_all_equal(tmp_path: Path) -> None:
+    plot_returns(np.zeros(3), np.zeros(2), (0.0, 0.0), "Walk-v0", tmp_path / "returns.png")
+    assert (tmp_path / "returns.png").read_bytes().startswith(PNG)
+
+
+def test_plans_lie_where_they_were_made(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_plan(trace(), ["a", "b", "c"], "Walk-v0", tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(PNG)
+    assert [axes.get_title("left") for axes in drawn[0].axes] == ["a", "b", "c"]
+    for dimension, axes in enumerate(drawn[0].axes):
+        outcome, *rest = axes.lines
+        steps = np.asarray(outcome.get_xdata())
+        np.testing.assert_array_equal(outcome.get_ydata(), (dimension + 1) * steps)
+        segments = rest[::2]
+        assert len(segments) == 6  # horizon 5 reaches 4 steps ahead; the window is six times that
+        for line in segments:  # a plan that is right lies on what happened
+            np.testing.assert_array_equal(line.get_ydata(), (dimension + 1) * np.asarray(line.get_xdata()))
+        starts = [int(np.asarray(line.get_xdata())[0]) for line in segments]
+        assert np.all(np.diff(starts) == 4)
+
+
+@pytest.mark.parametrize(("steps", "horizon", "plan_freq"), [(1, 5, 1), (3, 15, 1), (60, 1, 1), (40, 6, 6)])
+def test_short_episodes_and_unusual_plans(tmp_path: Path, steps: int, horizon: int, plan_freq: int) -> None:
+    plot_plan(trace(steps, horizon, 2, plan_freq), ["a", "b"], "Walk-v0", tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(PNG)
+
+
+def test_only_dimensions_that_change_are_shown_and_at_most_twelve(tmp_path: Path, drawn: list[Figure]) -> None:
+    still = EpisodeTrace(0, np.tile([1.0, 0.0], (9, 1)) * np.arange(9)[:, None], (PlanTrace(0, np.zeros((3, 2))),))
+    plot_plan(still, ["moves", "rests"], "Walk-v0", tmp_path / "plan.png")
+    assert [axes.get_title("left") for axes in drawn[0].axes] == ["moves"]
+    plot_plan(trace(dimensions=30), [str(i) for i in range(30)], "Walk-v0", tmp_path / "plan.png")
+    assert [axes.get_title("left") for axes in drawn[1].axes] == [str(i) for i in range(12)]
+    plot_plan(EpisodeTrace(0, np.ones((4, 1)), (PlanTrace(0, np.ones((2, 1))),)), ["a"], "", tmp_path / "plan.png")
+    assert len(drawn[2].axes) == 1  # nothing changes: all are shown
+
+
+def write_metrics(path: Path, rows: list[dict[str, object]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_training_curves_per_token_kind(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows: list[dict[str, object]] = [
+        {"step": 50, "train/loss": 3.0, "train/loss_action": 2.0},
+        {"step": 100, "train/loss": 2.0, "train/loss_action": "nan"},
+        {"step": 100, "val/loss": 2.5, "val/loss_value": 1.0, "val/accuracy_value": 0.3},
+    ]
+    write_metrics(tmp_path / "metrics.csv", rows)
+    assert plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
+    total, action, value = (axes for axes in drawn[0].axes if axes.get_visible())
+    assert [axes.get_title("left") for axes in (total, action, value)] == [
+        "all tokens, weighted",
+        "action tokens",
+        "value tokens",
+    ]
+    train, validation = total.lines
+    np.testing.assert_array_equal(train.get_xydata(), [[50, 3], [100, 2]])
+    np.testing.assert_array_equal(validation.get_xydata(), [[100, 2.5]])
+    np.testing.assert_array_equal(action.lines[0].get_xydata(), [[50, 2]])
+    assert value.lines[0].get_label() == "validation"
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "step,train/other\n1,2\n", "train/loss\n1.0\n", "step,train/loss\n1,word\n"]
+)
+def test_nothing_to_draw(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "metrics.csv").write_text(text)
+    assert not plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
+    assert not (tmp_path / "training.png").exists()
+
+
+def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"returns\.png cannot be written"):
+        plot_returns(np.arange(3.0), np.arange(3.0), (0.0, 1.0), "Walk-v0", tmp_path / "file" / "returns.png")
+
+
+def test_pyplot_stays_out(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from trajectory_transformer.evaluation.plots import *\n"
+        f"plot_returns(np.arange(3.0), np.arange(3.0), (0.0, 1.0), 'a', Path({str(tmp_path)!r}) / 'a.png')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

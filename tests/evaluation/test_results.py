@@ -1,0 +1,203 @@
+"""results.json is what the contract says, is never partial, and a wrong one is refused by the field's name."""
+
+import copy
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation import results as module
+from trajectory_transformer.evaluation.records import EpisodeRecord, RolloutRecord
+from trajectory_transformer.evaluation.results import (
+    EvaluationRequest,
+    build_results,
+    current_commit,
+    package_versions,
+    read_results,
+    write_results,
+)
+from trajectory_transformer.evaluation.table import results_table
+
+
+def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: str = "dataset") -> EvaluationRequest:
+    return EvaluationRequest(
+        episodes=2,
+        num_envs=2,
+        seed=5,
+        video=0,
+        dataset_ids=("a/b-v0", "c-v1"),
+        behavior_returns=np.array([1.0, 2.0, 6.0]),
+        reference_scores=reference,
+        reference_source=source,
+        checkpoint="best.ckpt",
+        command="python evaluate.py",
+    )
+
+
+def make_results(request: EvaluationRequest | None = None, success: bool | None = True) -> dict[str, Any]:
+    episodes = (EpisodeRecord(5, 10.0, 3, True, success), EpisodeRecord(6, 30.0, 5, False, success and False))
+    record = RolloutRecord(episodes, np.array([0.001, 0.002, 0.003, 0.004, 0.005]), 8, 4.0, ())
+    return build_results(request or make_request(), PlannerConfig(), "Walk-v0", record)
+
+
+def test_fields_are_the_contract_s() -> None:
+    results = make_results()
+    assert list(results) == [
+        "schema", "command", "commit", "versions", "seed", "dataset", "env_id", "checkpoint", "planner", "behavior",
+        "reference_scores", "episodes", "summary",
+    ]  # fmt: skip
+    assert results["schema"] == 1
+    assert results["dataset"] == "a/b-v0,c-v1"
+    assert results["behavior"] == {"return_mean": 3.0, "return_max": 6.0, "episodes": 3}
+    assert results["reference_scores"] == {"min": 0.0, "max": 200.0, "source": "dataset"}
+    assert results["planner"]["name"] == "return"
+    assert results["planner"]["horizon"] == PlannerConfig().horizon
+    assert results["episodes"][0] == {
+        "seed": 5, "return": 10.0, "length": 3, "terminated": True, "success": True, "normalized_score": 5.0,
+    }  # fmt: skip
+    summary = results["summary"]
+    assert summary["return_mean"] == 20.0
+    assert summary["return_std_error"] == pytest.approx(10.0)
+    assert summary["return_iqm"] == 20.0
+    assert summary["return_ci95"] == [10.0, 30.0]
+    assert summary["normalized_score_mean"] == 10.0
+    assert summary["success_rate"] == 0.5
+    assert summary["plan_latency_ms"] == {"p50": pytest.approx(3.0), "p95": pytest.approx(4.8)}
+    assert summary["env_steps_per_second"] == 2.0
+
+
+def test_unknown_references_and_silent_environments_give_null() -> None:
+    results = make_results(make_request(None, "none"), success=None)
+    assert results["reference_scores"] == {"min": None, "max": None, "source": "none"}
+    assert results["summary"]["normalized_score_mean"] is None
+    assert results["summary"]["success_rate"] is None
+    assert results["episodes"][1]["normalized_score"] is None
+    assert results["episodes"][1]["success"] is None
+
+
+def test_versions_name_what_results_depend_on() -> None:
+    assert set(package_versions()) == {"python", "torch", "lightning", "numpy", "gymnasium", "mujoco"}
+
+
+def test_commit_is_the_repository_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(tmp_path), *identity, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "results.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert current_commit() is None
+    git("init", "-q")
+    assert current_commit() is None  # no commit yet
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    assert current_commit() == git("rev-parse", "HEAD")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert current_commit() is None  # no git
+
+
+def test_written_results_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    results = make_results()
+    write_results(results, path)
+    write_results(results, path)
+    assert read_results(path) == json.loads(path.read_text()) == results
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+
+
+def changed(where: list[Any], value: Any) -> dict[str, Any]:
+    results = copy.deepcopy(make_results())
+    place = results
+    for key in where[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[where[-1]]
+    else:
+        place[where[-1]] = value
+    return results
+
+
+WRONG = [
+    (["schema"], 2, "schema"),
+    (["schema"], True, "schema"),
+    (["commit"], 3, "commit"),
+    (["summary"], ..., "'summary' is missing"),
+    (["summary", "return_mean"], float("nan"), "summary.return_mean"),
+    (["summary", "return_ci95"], [1.0], "summary.return_ci95"),
+    (["summary", "plan_latency_ms", "p95"], ..., "summary.plan_latency_ms.p95"),
+    (["episodes"], {}, "episodes"),
+    (["episodes", 1, "return"], None, r"episodes\[1\].return"),
+    (["episodes", 0, "terminated"], 1, r"episodes\[0\].terminated"),
+    (["planner"], "return", "planner"),
+    (["reference_scores", "source"], None, "reference_scores.source"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "words"), WRONG)
+def test_wrong_fields_are_named(tmp_path: Path, where: list[Any], value: Any, words: str) -> None:
+    results, path = changed(where, value), tmp_path / "results.json"
+    with pytest.raises(UserError, match=words):
+        write_results(results, path)
+    assert not path.exists()
+    path.write_text(json.dumps(results))
+    with pytest.raises(UserError, match=words):
+        read_results(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_files_that_are_no_results(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"results\.json"):
+        read_results(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_results(tmp_path / "results.json")
+
+
+def test_a_full_disk_leaves_the_earlier_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    write_results(make_results(), path)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_results(changed(["seed"], 9), path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_results(make_results(), tmp_path / "file" / "results.json")
+
+
+def shown(results: dict[str, Any]) -> str:
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(results_table(results))
+    return capture.get()
+
+
+def test_table_shows_behaviour_and_planner() -> None:
+    text = shown(make_results())
+    for words in ("Walk-v0", "3  (3 episodes)", "20  (2 episodes)", "10 to 30", "10.0 %", "dataset", "50 %", "3.0 ms"):
+        assert words in text, words
+
+
+def test_table_leaves_out_what_is_unknown() -> None:
+    text = shown(make_results(make_request(None, "none"), success=None))
+    assert "normalised" not in text
+    assert "success" not in text
