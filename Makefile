@@ -1,0 +1,48 @@
+# Two commands on a fresh machine: `make train` and `make test`. ARGS passes options: make train ARGS="model=base seed=1"
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python on this machine that is 3.11 to 3.13 and runs; PYTHON=… chooses another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-all check format lock
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: $(VENV)/.installed ## make .venv and install the locked dependencies
+
+$(VENV)/.installed: requirements.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it with PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+train: setup ## train and plan; options in ARGS
+	$(BIN)/python train.py $(ARGS)
+
+test: setup ## the default test suite; options in ARGS
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: setup ## every test, the slow ones included
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: setup ## format, lint, types and import rules; the same as pre-commit and CI
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+format: setup ## mend format and lint
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## renew requirements.lock from pyproject.toml in a clean environment
+	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet --upgrade pip
+	.lock-venv/bin/python -m pip install --quiet torch==2.13.0
+	.lock-venv/bin/python -m pip install --quiet -e ".[dev,sweep,slurm,tune,video]"
+	.lock-venv/bin/python -m pip freeze --exclude-editable --exclude trajectory-transformer | sed 's/+cpu$$//' > requirements.lock
+	rm -rf .lock-venv
