@@ -98,9 +98,9 @@ def write_metrics(path: Path, rows: list[dict[str, object]]) -> None:
 
 def test_training_curves_per_token_kind(tmp_path: Path, drawn: list[Figure]) -> None:
     rows: list[dict[str, object]] = [
-        {"step": 50, "train/loss": 3.0, "train/loss_action": 2.0},
-        {"step": 100, "train/loss": 2.0, "train/loss_action": "nan"},
-        {"step": 100, "val/loss": 2.5, "val/loss_value": 1.0, "val/accuracy_value": 0.3},
+        {"step": 50, "train/loss": 3.0, "train/action_loss": 2.0},
+        {"step": 100, "train/loss": 2.0, "train/action_loss": "nan"},
+        {"step": 100, "val/loss": 2.5, "val/value_loss": 1.0, "val/value_accuracy": 0.3},
     ]
     write_metrics(tmp_path / "metrics.csv", rows)
     assert plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")

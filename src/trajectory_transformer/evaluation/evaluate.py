@@ -48,8 +48,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     results = build_results(request, agent.settings, env_id, record)
     write_results(results, run_directory / "results.json")
     _plot(agent.environment, request, results, record, run_directory)
-    if request.progress:
-        Console().print(results_table(results))
+    Console().print(results_table(results))
     return results
 
 

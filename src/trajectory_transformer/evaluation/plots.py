@@ -134,7 +134,7 @@ def plot_training(metrics: Path, path: Path) -> bool:
         Whether there was anything to draw.
     """
     columns = _read_columns(metrics)
-    panels = [("loss", "all tokens, weighted")] + [(f"loss_{kind}", f"{kind} tokens") for kind in TOKEN_KINDS]
+    panels = [("loss", "all tokens, weighted")] + [(f"{kind}_loss", f"{kind} tokens") for kind in TOKEN_KINDS]
     found = [(key, name) for key, name in panels if any(f"{split}/{key}" in columns for split in ("train", "val"))]
     if not found:
         return False

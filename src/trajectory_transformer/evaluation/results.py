@@ -73,7 +73,7 @@ class EvaluationRequest:
         reference_source: where they come from: "dataset", "d4rl" or "none".
         checkpoint: path, as it is to be recorded.
         command: the command line, as it is to be recorded.
-        progress: show a progress bar and the table.
+        progress: show a progress bar.
     """
 
     episodes: int

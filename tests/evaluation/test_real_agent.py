@@ -1,0 +1,44 @@
+"""The planning agent fits the interface that evaluation expects, and its episodes depend on their seeds alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.data.discretizer import UniformDiscretizer
+from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
+from trajectory_transformer.model.config import TrajectoryTransformerConfig
+from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.planning.agent import Agent, BeamPlanner
+
+from .scripted import WALK, environment_spec
+
+
+def untrained_agent() -> Agent:
+    """An agent for the walk with random weights, which plans something else from every state."""
+    torch.manual_seed(0)
+    width = 2 + 1 + 2
+    config = TrajectoryTransformerConfig(
+        vocab_size=20, block_size=6 * width - 1, observation_dim=2, action_dim=1, transition_dim=width,
+        n_layer=1, n_head=2, n_embd=16, initializer_range=0.5,
+    )  # fmt: skip
+    bounds = torch.tensor([[0.0, -3.0, -1.0, -2.0, -5.0], [30.0, 3.0, 1.0, 2.0, 5.0]])
+    settings = PlannerConfig(horizon=3, beam_width=4, n_expand=2, context=3, discount=0.99, plan_freq=2)
+    planner = BeamPlanner(TrajectoryTransformerModel(config), UniformDiscretizer(20).fit(bounds), settings)
+    return Agent(planner, environment_spec(WALK))
+
+
+def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) -> None:
+    request = EvaluationRequest(
+        episodes=5, num_envs=1, seed=3, video=0, dataset_ids=("tests/walk-v0",), behavior_returns=np.zeros(4),
+        reference_scores=None, reference_source="none", checkpoint="", command="", progress=False,
+    )  # fmt: skip
+    alone = evaluate(untrained_agent(), request, tmp_path / "alone")
+    beside = evaluate(untrained_agent(), replace(request, num_envs=3), tmp_path / "beside")
+    other = evaluate(untrained_agent(), replace(request, seed=40), tmp_path / "other")
+    assert alone["episodes"] == beside["episodes"]
+    assert [e["return"] for e in alone["episodes"]] != [e["return"] for e in other["episodes"]]
+    assert len({episode["length"] for episode in alone["episodes"]}) > 1
+    assert (tmp_path / "alone" / "plots" / "plan_vs_outcome.png").exists()
