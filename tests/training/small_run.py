@@ -1,0 +1,130 @@
+"""A training run small enough to be repeated many times; also a script, for tests that need real processes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.configuration import (
+    DataConfig,
+    DiscretizerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PlannerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.data.episodes import Episode, OfflineData
+from trajectory_transformer.training import datamodule as datamodule_file
+from trajectory_transformer.training.datamodule import TrajectoryDataModule
+from trajectory_transformer.training.fit import FitReport, fit
+
+
+def small_data(episodes: int = 12, steps: int = 8, dataset_id: str = "small/walk-v0") -> OfflineData:
+    """Random walks in one observation and one action dimension."""
+    generator = np.random.default_rng(0)
+    leaf = SpaceLeaf((), "box", (1,), (-10.0,), (10.0,))
+    made = []
+    for index in range(episodes):
+        actions = generator.normal(size=(steps, 1)).astype(np.float32)
+        observations = np.concatenate([np.zeros((1, 1)), actions.cumsum(0)]).astype(np.float32)
+        made.append(Episode(observations, actions, -np.abs(observations[1:, 0]), terminated=index % 2 == 0))
+    return OfflineData(
+        dataset_ids=[dataset_id],
+        episodes=made,
+        environment=EnvironmentSpec("Walk-v0", None, SpaceSpec((leaf,)), SpaceSpec((leaf,))),
+        reference_scores=None,
+        reference_source="none",
+        fingerprint="0" * 64,
+    )
+
+
+def small_config(**trainer: Any) -> TrainConfig:
+    """Updates of 9 windows of 11 tokens; 9 or 10 updates to an epoch; dropout on, so that random states matter."""
+    options: dict[str, Any] = {
+        "max_steps": 24, "validate_every": 6, "checkpoint_every": 5, "log_every": 3, "progress_bar": False,
+    }  # fmt: skip
+    return TrainConfig(
+        data=DataConfig(
+            dataset_id="small/walk-v0",
+            discretizer=DiscretizerConfig("uniform", 10),
+            sequence_length=3,
+            batch_size=9,
+        ),
+        model=ModelConfig(n_layer=1, n_head=1, n_embd=8),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        trainer=TrainerConfig(**(options | trainer)),
+        planner=PlannerConfig(horizon=2, context=2),
+    )
+
+
+def small_datamodule(config: TrainConfig, data: OfflineData | None = None) -> TrajectoryDataModule:
+    """A data module, set up on made-up episodes."""
+    module = TrajectoryDataModule(config.data, config.seed)
+    original = datamodule_file.load_offline_data
+    datamodule_file.load_offline_data = lambda _: small_data() if data is None else data
+    try:
+        module.setup()
+    finally:
+        datamodule_file.load_offline_data = original
+    return module
+
+
+def small_fit(directory: Path, config: TrainConfig, callbacks: Any = (), resume: bool = False) -> FitReport:
+    """Train on made-up episodes, with everything built anew."""
+    return fit(config, directory, small_datamodule(config), [], callbacks, resume)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint."""
+    return read_checkpoint(path)["state_dict"]
+
+
+class Stuck(Callback):
+    """Makes the first update take a minute, and a file to say that it has begun."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        (self.directory / "stuck").touch()
+        time.sleep(60)
+
+
+def start(directory: Path, action: str) -> subprocess.Popen[str]:
+    """This file as a process of its own; see its end for the actions."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.training.small_run", str(directory), action],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Return when ``path`` is there; fail if the process ends before."""
+    while not path.is_file():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    action = sys.argv[2]
+    torch.set_num_threads(1)
+    options: dict[str, Any] = {"max_steps": 60}
+    if action == "ddp":
+        options = {"max_steps": 6, "devices": 2, "strategy": "ddp"}
+    if action == "endless":
+        options = {"max_steps": 1_000_000, "log_every": 1_000}
+    callbacks = [Stuck(Path(sys.argv[1]))] if action == "stuck" else []
+    small_fit(Path(sys.argv[1]), small_config(**options), callbacks, resume=action == "resume")

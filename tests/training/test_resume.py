@@ -1,0 +1,209 @@
+"""A run that was killed and resumed ends bit for bit like one that never stopped."""
+
+import hashlib
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from typing_extensions import override
+
+from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.training.fit import fit
+
+from .small_run import small_config, small_data, small_datamodule, small_fit, start, wait_for
+
+STEPS = 24  # 9 updates to an epoch
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours handles it."""
+
+
+class KillAt(Callback):
+    """Ends a run in one of an update's hooks."""
+
+    def __init__(self, step: int, hook: str) -> None:
+        self.step, self.hook = step, hook
+
+    def _kill(self, trainer: L.Trainer, hook: str) -> None:
+        if hook == self.hook and trainer.global_step == self.step:
+            raise Killed
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self._kill(trainer, "middle")
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self._kill(trainer, "end")
+
+    @override
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        torch.rand(1)  # validation may use random numbers as it likes
+        self._kill(trainer, "validation")
+
+
+class Rows(Logger):
+    """Keeps what is logged, by step, without what a clock decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[tuple[int | None, str], float] = {}
+
+    @property
+    @override
+    def name(self) -> str:
+        return "rows"
+
+    @property
+    @override
+    def version(self) -> str:
+        return "0"
+
+    @override
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    @override
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows |= {(step, name): value for name, value in metrics.items() if "per_second" not in name}
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of all weights and optimiser states, for both checkpoints."""
+    found = {}
+    for name in ("last", "best"):
+        contents = read_checkpoint(directory / "checkpoints" / f"{name}.ckpt")
+        states = contents["optimizer_states"][0]["state"]
+        digest = hashlib.sha256(str(contents["global_step"]).encode())
+        for values in [contents["state_dict"], *(states[index] for index in sorted(states))]:
+            for key in sorted(values):
+                digest.update(key.encode() + values[key].numpy().tobytes())
+        found[name] = digest.hexdigest()
+    return found
+
+
+def run(directory: Path, every: int, resume: bool = False, callbacks: Any = ()) -> dict[Any, float]:
+    rows = Rows()
+    config = small_config(max_steps=STEPS, checkpoint_every=every)
+    fit(config, directory, small_datamodule(config), [rows], callbacks, resume)
+    return rows.rows
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[Any, float]]:
+    directory = tmp_path_factory.mktemp("unbroken")
+    rows = run(directory, every=5)
+    return digests(directory), rows
+
+
+@pytest.mark.parametrize(
+    ("every", "step", "hook"),
+    [
+        (5, 8, "end"),
+        (5, 16, "middle"),
+        (7, 13, "end"),
+        (7, 23, "middle"),
+        (4, 9, "end"),  # after the last update of an epoch
+        (9, 10, "end"),  # the save was at the boundary
+        (9, 18, "validation"),
+        (6, 12, "validation"),  # save and validation fall together
+        (6, 13, "middle"),
+    ],
+)
+def test_resumed_equals_unbroken(
+    tmp_path: Path, unbroken: tuple[dict[str, str], dict[Any, float]], every: int, step: int, hook: str
+) -> None:
+    rows = run_killed(tmp_path, every, step, hook)
+    rows |= run(tmp_path, every, resume=True)
+    assert digests(tmp_path) == unbroken[0]
+    assert rows == pytest.approx(unbroken[1], rel=0, abs=0, nan_ok=True)
+
+
+def run_killed(directory: Path, every: int, step: int, hook: str) -> dict[Any, float]:
+    rows = Rows()
+    config = small_config(max_steps=STEPS, checkpoint_every=every)
+    with pytest.raises(Killed):
+        fit(config, directory, small_datamodule(config), [rows], [KillAt(step, hook)], False)
+    return rows.rows
+
+
+def test_finished_run_may_be_resumed(tmp_path: Path, unbroken: tuple[dict[str, str], dict[Any, float]]) -> None:
+    run(tmp_path, 5)
+    run(tmp_path, 5, resume=True)
+    assert digests(tmp_path) == unbroken[0]
+
+
+def test_seeds_differ(tmp_path: Path, unbroken: tuple[dict[str, str], dict[Any, float]]) -> None:
+    config = small_config(max_steps=STEPS)
+    config.seed = 1
+    small_fit(tmp_path, config)
+    assert digests(tmp_path)["last"] != unbroken[0]["last"]
+
+
+def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    small_fit(tmp_path, small_config(max_steps=2))
+
+    def refused(config: Any, data: Any = None) -> str:
+        with pytest.raises(UserError) as caught:
+            fit(config, tmp_path, small_datamodule(config, data), [], [], True)
+        return str(caught.value)
+
+    changed = small_config(max_steps=4)
+    changed.model.n_layer = 2
+    assert "n_layer=1, but now it would be 2" in refused(changed)
+    changed = small_config(max_steps=4)
+    changed.data.discretizer.num_bins = 12
+    assert "vocab_size=10, but now it would be 12" in refused(changed)
+    changed = small_config(max_steps=4)
+    changed.data.discretizer.strategy = "quantile"
+    assert "other discretiser bins" in refused(changed)
+    changed = small_config(max_steps=4)
+    changed.data.batch_size = 10
+    assert "data.batch_size=9, now it is 10" in refused(changed)
+    changed = small_config(max_steps=4)
+    changed.optimizer.learning_rate = 1e-4  # allowed
+    small_fit(tmp_path, changed, resume=True)
+    other = small_data()
+    object.__setattr__(other, "fingerprint", "1" * 64)
+    assert "small/walk-v0 with other contents" in refused(small_config(max_steps=4), other)
+
+
+def test_resume_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"last\.ckpt' does not exist"):
+        small_fit(tmp_path, small_config(), resume=True)
+
+
+def test_new_run_does_not_overwrite_another(tmp_path: Path) -> None:
+    small_fit(tmp_path, small_config(max_steps=2))
+    with pytest.raises(UserError, match=f"resume={tmp_path}"):
+        small_fit(tmp_path, small_config(max_steps=2))
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    """Exit status, once the process has ended."""
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.03, 0.1])
+def test_sigkill(tmp_path: Path, delay: float) -> None:
+    assert finish(start(tmp_path / "unbroken", "run")) == 0
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    process = start(tmp_path / "killed", "run")
+    wait_for(last, process)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process) == -signal.SIGKILL
+    assert read_checkpoint(last)["global_step"] in range(5, 60)
+    assert finish(start(tmp_path / "killed", "resume")) == 0
+    assert digests(tmp_path / "killed") == digests(tmp_path / "unbroken")
+    assert not list(last.parent.glob(".*"))
