@@ -1,0 +1,142 @@
+"""Where data sets lie, and how one that is not there is made or downloaded."""
+
+import difflib
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from ..configuration import DataConfig
+from ..errors import UserError
+from .recipes import REGISTRY
+
+DATASET_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
+EMBEDDED_NAMESPACE = "embedded/"
+PROBE_SECONDS = 1.0
+COLLECT_COMMAND = "python -m trajectory_transformer.data.collect recipe="
+
+
+def dataset_root() -> Path:
+    """The folder of all data sets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
+    chosen = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(chosen) if chosen else Path.home() / ".minari" / "datasets"
+
+
+def dataset_folder(dataset_id: str) -> Path:
+    """Where a data set lies if it is on disk.
+
+    Raises:
+        UserError: the id is not one.
+    """
+    if not DATASET_ID.fullmatch(dataset_id):
+        raise UserError(
+            f"data.dataset_id='{dataset_id}' is not a Minari id such as mujoco/hopper/medium-v0{_near(dataset_id)}"
+        )
+    return dataset_root() / dataset_id
+
+
+def require_available(config: DataConfig) -> None:
+    """Refuse data sets that cannot be had, in less than 2 s and without importing torch or Minari.
+
+    Raises:
+        UserError: one is not on disk, not embedded, and cannot be downloaded; or an id is malformed.
+    """
+    for dataset_id in config.dataset_ids:
+        if not _is_on_disk(dataset_id) and dataset_id not in REGISTRY:
+            _require_download(dataset_id, config.download)
+
+
+def obtain(dataset_id: str, download: bool, progress: bool) -> None:
+    """Put a data set on disk unless it is there: simulate its recipe, or download it.
+
+    Args:
+        dataset_id: Minari id.
+        download: whether downloading is allowed.
+        progress: show the progress of a simulation; a download always does.
+
+    Raises:
+        UserError: it cannot be had; the message says why, where it was looked for, and how to get it.
+    """
+    if _is_on_disk(dataset_id):
+        return
+    recipe = REGISTRY.get(dataset_id)
+    if recipe is None:
+        _require_download(dataset_id, download)
+        _download(dataset_id)
+        return
+    from .collect import collect
+
+    try:
+        collect(recipe, progress=progress)
+    except UserError:
+        if not _is_on_disk(dataset_id):  # otherwise another process was faster
+            raise
+
+
+def _is_on_disk(dataset_id: str) -> bool:
+    return (dataset_folder(dataset_id) / "data").exists()
+
+
+def _require_download(dataset_id: str, allowed: bool) -> None:
+    looked = f"data set '{dataset_id}' is not in '{dataset_root()}'"
+    embedded = ", ".join(REGISTRY)
+    if dataset_id.startswith(EMBEDDED_NAMESPACE):
+        near = difflib.get_close_matches(dataset_id, REGISTRY, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"{looked} and not one of the embedded sets ({embedded}){_near(dataset_id)}; "
+            f"`{COLLECT_COMMAND}{REGISTRY[near].name}` makes '{near}'"
+        )
+    reason = unreachable() if allowed else "data.download=false"
+    if reason is not None:
+        raise UserError(
+            f"{looked} and cannot be downloaded ({reason}){_near(dataset_id)}; fetch it with `minari download "
+            f"{dataset_id}` where there is a network (MINARI_DATASETS_PATH names the folder), or take an embedded set "
+            f"that needs none: {embedded}"
+        )
+
+
+def unreachable() -> str | None:
+    """Why Minari's server cannot be reached, or None if it answers within a second."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "HF_HUB_OFFLINE is set"
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/api/datasets?limit=1"
+    if os.environ.get("MINARI_REMOTE", "").startswith("gcp://"):
+        url = "https://storage.googleapis.com"
+    reasons: list[str | None] = []
+    # In a thread, as looking up a name can take longer than any timeout that sockets know.
+    thread = threading.Thread(target=lambda: reasons.append(_probe(url)), daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return reasons[0] if reasons else f"no answer from {url} within {PROBE_SECONDS:g} s"
+
+
+def _probe(url: str) -> str | None:
+    try:
+        with urllib.request.urlopen(url, timeout=PROBE_SECONDS):
+            return None
+    except urllib.error.HTTPError as error:
+        refused = error.code in (403, 407) or error.code >= 500  # a proxy that lets nothing through, or a sick server
+        return f"{url} answers {error.code}" if refused else None
+    except (OSError, ValueError) as error:
+        return f"no connection to {url}: {getattr(error, 'reason', error)}"
+
+
+def _download(dataset_id: str) -> None:
+    import minari
+
+    try:
+        minari.download_dataset(dataset_id)
+    except ImportError as error:
+        raise UserError(f"downloading '{dataset_id}' needs another package: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever the network and the remote's client raise
+        raise UserError(
+            f"data set '{dataset_id}' is not in '{dataset_root()}' and its download failed "
+            f"({' '.join(str(error).split())}){_near(dataset_id)}; `minari download {dataset_id}` tries again"
+        ) from error
+
+
+def _near(dataset_id: str) -> str:
+    near = difflib.get_close_matches(dataset_id, REGISTRY, n=1, cutoff=0.8)
+    return f"; did you mean '{near[0]}'?" if near else ""

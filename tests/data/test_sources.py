@@ -1,0 +1,512 @@
+"""Real Minari data sets, written by Minari, then read or damaged."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+
+from tests.minari_sets import RawEpisode, box, random_episode, write_dataset
+from trajectory_transformer.configuration import DataConfig
+from trajectory_transformer.data import fetch
+from trajectory_transformer.data.sources import load_offline_data
+from trajectory_transformer.errors import UserError
+
+FORMATS = pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
+UNREACHABLE = "http://127.0.0.1:9"  # the discard port: refused at once
+
+
+def load(*dataset_ids: str, **options: object):
+    return load_offline_data(DataConfig(list(dataset_ids), download=False, **options), progress=False)  # pyright: ignore
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@FORMATS
+def test_episodes_come_back_as_they_were_stored(minari_root: Path, data_format: str):
+    raw = [random_episode(steps, seed=steps, terminated=steps == 5) for steps in (5, 1, 7)]
+    write_dataset("some/set-v0", raw, data_format=data_format)
+    data = load("some/set-v0")
+    assert data.dataset_ids == ["some/set-v0"]
+    assert [episode.terminated for episode in data.episodes] == [True, False, False]
+    for episode, stored in zip(data.episodes, raw, strict=True):
+        np.testing.assert_array_equal(episode.observations, np.asarray(stored.observations, dtype=np.float32))
+        np.testing.assert_array_equal(episode.actions, np.asarray(stored.actions))
+        np.testing.assert_array_equal(episode.rewards, stored.rewards.astype(np.float32))
+        assert {array.dtype for array in (episode.observations, episode.actions, episode.rewards)} == {np.dtype("f4")}
+    np.testing.assert_allclose(data.returns, [stored.rewards.sum() for stored in raw], rtol=1e-5)
+    assert (data.environment.observation_dim, data.environment.action_dim) == (3, 2)
+
+
+@FORMATS
+def test_nested_dict_observations_and_discrete_actions(minari_root: Path, data_format: str):
+    goal = gym.spaces.Dict({"position": box(2), "room": gym.spaces.Discrete(4)})
+    space = gym.spaces.Dict({"observation": box(3), "desired_goal": goal})
+    generator = np.random.default_rng(0)
+    position, body = generator.standard_normal((6, 2)), generator.standard_normal((6, 3))
+    room, actions = np.arange(6) % 4, np.array([0, 2, 1, 2, 0])
+    raw = RawEpisode(
+        {"observation": body, "desired_goal": {"position": position, "room": room}}, actions, np.zeros(5), True
+    )
+    write_dataset(
+        "nested-v0", [raw], observation_space=space, action_space=gym.spaces.Discrete(3), data_format=data_format
+    )
+    data = load("nested-v0")
+    (episode,) = data.episodes
+    flat = np.concatenate([position, room[:, None], body], axis=1)  # alphabetical, depth first
+    np.testing.assert_array_equal(episode.observations, flat.astype(np.float32))
+    np.testing.assert_array_equal(episode.actions, actions[:, None])
+    assert data.environment.observation.names()[2:4] == ["desired_goal.room", "observation[0]"]
+
+
+def test_discrete_observations(minari_root: Path):
+    raw = RawEpisode(np.array([3, 1, 2]), np.zeros((2, 1), dtype=np.float32), np.ones(2))
+    write_dataset("frozen-v0", [raw], observation_space=gym.spaces.Discrete(4), action_space=box(1, 1.0, np.float32))
+    np.testing.assert_array_equal(load("frozen-v0").episodes[0].observations, [[3], [1], [2]])
+
+
+@FORMATS
+def test_long_episodes_are_whole(minari_root: Path, data_format: str):
+    """Minari's own arrow reader cuts after 32,768 rows and gives the rest as the next episode."""
+    raw = [random_episode(40_000, seed=1, terminated=True), random_episode(3, seed=2)]
+    write_dataset("long-v0", raw, data_format=data_format)
+    data = load("long-v0")
+    assert [len(episode) for episode in data.episodes] == [40_000, 3]
+    np.testing.assert_array_equal(data.episodes[0].actions, np.asarray(raw[0].actions))
+    assert data.episodes[0].terminated
+
+
+def test_observation_selection_keeps_the_order_asked_for(minari_root: Path):
+    raw = random_episode(4)
+    write_dataset("set-v0", [raw])
+    data = load("set-v0", observation_indices=[2, 0])
+    np.testing.assert_array_equal(data.episodes[0].observations, np.asarray(raw.observations, np.float32)[:, [2, 0]])
+    assert data.environment.observation_indices == (2, 0)
+    assert data.environment.observation_dim == 2
+    assert data.fingerprint == load("set-v0").fingerprint  # of the set, not of the selection
+
+
+def test_observation_selection_outside_the_space_is_refused(minari_root: Path):
+    write_dataset("set-v0", [random_episode(4)])
+    with pytest.raises(
+        UserError, match=r"observation_indices has 3, but the observations of 'set-v0' have 3 dimensions"
+    ):
+        load("set-v0", observation_indices=[0, 3])
+
+
+def test_several_sets_are_joined_in_order(minari_root: Path):
+    write_dataset("a-v0", [random_episode(2), random_episode(3)])
+    write_dataset("b-v0", [random_episode(4)], data_format="arrow")
+    data = load("b-v0", "a-v0")
+    assert data.dataset_ids == ["b-v0", "a-v0"]
+    assert [len(episode) for episode in data.episodes] == [4, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("episode", "spaces", "field"),
+    [
+        (random_episode(3, observation_dim=4), {"observation_space": box(4)}, "observation"),
+        (random_episode(3), {"action_space": box(2, 2.0, np.float32)}, "action"),
+    ],
+)
+def test_sets_with_other_spaces_are_not_joined(
+    minari_root: Path, episode: RawEpisode, spaces: dict[str, object], field: str
+):
+    write_dataset("a-v0", [random_episode(3)])
+    write_dataset("b-v0", [episode], **spaces)
+    with pytest.raises(UserError, match=f"'a-v0' and 'b-v0' cannot be joined: their {field} spaces differ"):
+        load("a-v0", "b-v0")
+
+
+def test_fingerprint_tells_two_sets_of_one_name_apart(minari_root: Path):
+    fingerprints = []
+    for seed in (0, 0, 1):
+        write_dataset("set-v0", [random_episode(4, seed=seed), random_episode(2)])
+        fingerprints.append(load("set-v0").fingerprint)
+        shutil.rmtree(minari_root / "set-v0")
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    assert len(fingerprints[0]) == 64
+
+
+def test_fingerprint_knows_where_an_episode_ends(minari_root: Path):
+    whole = random_episode(4, terminated=True)
+    write_dataset("a-v0", [whole])
+    write_dataset("b-v0", [RawEpisode(whole.observations, whole.actions, whole.rewards, terminated=False)])
+    assert load("a-v0").fingerprint != load("b-v0").fingerprint
+
+
+@pytest.mark.parametrize(("terminal", "progress"), [(True, True), (True, False), (False, True)])
+def test_progress_is_shown_on_a_terminal_only_and_on_stderr(
+    minari_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
+    progress: bool,
+):
+    write_dataset("set-v0", [random_episode(3), random_episode(2)])
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
+    load_offline_data(DataConfig("set-v0"), progress=progress)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert ("reading set-v0" in output.err) == (terminal and progress)
+
+
+# ---- environment and reference scores --------------------------------------------------------------------------------
+
+
+def pendulum_episode() -> RawEpisode:
+    return random_episode(3, observation_dim=3, action_dim=1)
+
+
+def test_environment_comes_from_the_data_set(minari_root: Path):
+    write_dataset("pendulum-v0", [pendulum_episode()], env="Pendulum-v1")
+    environment = load("pendulum-v0").environment
+    assert environment.env_id == "Pendulum-v1"
+    assert environment.spec_json is not None
+    rebuilt = EnvSpec.from_json(environment.spec_json).make()
+    assert rebuilt.spec is not None
+    assert rebuilt.spec.id == "Pendulum-v1"
+    np.testing.assert_array_equal(environment.observation.high, [1.0, 1.0, 8.0])
+    assert environment.action.high.tolist() == [2.0]
+
+
+def test_evaluation_environment_is_preferred(minari_root: Path):
+    evaluation = gym.make("Pendulum-v1", max_episode_steps=7).spec
+    write_dataset("pendulum-v0", [pendulum_episode()], env="Pendulum-v1", eval_env=evaluation)
+    spec_json = load("pendulum-v0").environment.spec_json
+    assert spec_json is not None
+    assert json.loads(spec_json)["max_episode_steps"] == 7
+
+
+def test_specs_of_old_gymnasium_versions_are_understood(minari_root: Path):
+    write_dataset("pendulum-v0", [pendulum_episode()], env="Pendulum-v1")
+    metadata = read_metadata(minari_root / "pendulum-v0")
+    old = '"order_enforce": true, "autoreset": false, "apply_api_compatibility": false,'
+    spec = metadata["env_spec"].replace('"order_enforce": true,', old)
+    assert "autoreset" in spec
+    change_metadata(minari_root / "pendulum-v0", env_spec=spec)
+    spec_json = load("pendulum-v0").environment.spec_json
+    assert spec_json is not None
+    assert EnvSpec.from_json(spec_json).id == "Pendulum-v1"
+
+
+def test_a_set_without_environment(minari_root: Path):
+    write_dataset("set-v0", [random_episode(3)])
+    data = load("set-v0")
+    assert (data.environment.env_id, data.environment.spec_json) == ("", None)
+    assert (data.reference_scores, data.reference_source) == (None, "none")
+
+
+def test_reference_scores_of_the_set_come_first(minari_root: Path):
+    episode = random_episode(3, observation_dim=11, action_dim=3)
+    write_dataset("hopper-v0", [episode], env="Hopper-v5")
+    data = load("hopper-v0")
+    assert (data.reference_scores, data.reference_source) == ((-20.272305, 3234.3), "d4rl")
+    change_metadata(minari_root / "hopper-v0", ref_min_score=1.0, ref_max_score=2)
+    data = load("hopper-v0")
+    assert (data.reference_scores, data.reference_source) == ((1.0, 2.0), "dataset")
+
+
+# ---- corrupt data ----------------------------------------------------------------------------------------------------
+
+
+def read_metadata(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "data" / "metadata.json").read_text())
+
+
+def change_metadata(folder: Path, **values: object) -> None:
+    (folder / "data" / "metadata.json").write_text(json.dumps(read_metadata(folder) | values))
+
+
+def replace_array(folder: Path, name: str, values: np.ndarray) -> None:
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        del file[name]
+        file[name] = values
+
+
+def set_value(name: str, index: tuple[int, ...], value: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+            array = file[name]
+            assert isinstance(array, h5py.Dataset)
+            array[index] = value
+
+    return change
+
+
+def cut(name: str, rows: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with h5py.File(folder / "data" / "main_data.hdf5", "r") as file:
+            array = file[name]
+            assert isinstance(array, h5py.Dataset)
+            kept = array[:rows]
+        replace_array(folder, name, kept)
+
+    return change
+
+
+def empty_episode(folder: Path) -> None:
+    for name, shape in (("actions", (0, 2)), ("rewards", (0,)), ("terminations", (0,)), ("truncations", (0,))):
+        replace_array(folder, f"episode_1/{name}", np.zeros(shape))
+    cut("episode_1/observations", 1)(folder)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+            del file[name]
+
+    return change
+
+
+def episode_steps(number: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+            file["episode_1"].attrs["total_steps"] = number
+
+    return change
+
+
+def metadata(**values: object) -> Callable[[Path], None]:
+    return lambda folder: change_metadata(folder, **values)
+
+
+def file_content(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "data" / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return apply
+
+
+CORRUPTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "NaN observation": (
+        set_value("episode_1/observations", (2, 1), np.nan),
+        r"episode 1, observations: nan at step 2, dimension \[1\]",
+    ),
+    "infinite action": (set_value("episode_1/actions", (0, 0), np.inf), "episode 1, actions: inf at step 0"),
+    "NaN reward": (set_value("episode_1/rewards", (3,), np.nan), "episode 1, rewards: nan at step 3"),
+    "too large for float32": (set_value("episode_1/rewards", (3,), 1e60), "episode 1, rewards: inf at step 3"),
+    "last observation lost": (cut("episode_1/observations", 5), "episode 1, observations: 5 for 5 actions, expected 6"),
+    "actions lost": (cut("episode_1/actions", 4), "episode 1, observations: 6 for 4 actions, expected 5"),
+    "rewards lost": (cut("episode_1/rewards", 4), "episode 1, rewards: 4 for 5 actions"),
+    "terminations lost": (cut("episode_1/terminations", 1), "episode 1, terminations: 1 for 5 actions"),
+    "truncations lost": (cut("episode_1/truncations", 0), "episode 1, truncations: 0 for 5 actions"),
+    "length 0": (empty_episode, "episode 1, actions: the episode has length 0"),
+    "other width": (
+        lambda folder: replace_array(folder, "episode_1/actions", np.zeros((5, 3))),
+        r"episode 1, actions: space has shape \(3,\), expected \(2,\)",
+    ),
+    "rewards of two columns": (
+        lambda folder: replace_array(folder, "episode_1/rewards", np.zeros((5, 2))),
+        r"episode 1, rewards: has shape \(5, 2\)",
+    ),
+    "rewards missing": (remove("episode_1/rewards"), "episode 1: cannot be read .*rewards"),
+    "observations missing": (remove("episode_1/observations"), "episode 1: cannot be read .*observations"),
+    "episode missing": (remove("episode_1"), r"episode 1: missing, although the metadata's total_episodes is 3"),
+    "wrong steps of an episode": (episode_steps(9), "episode 1, total_steps: its metadata says 9, but 5 actions"),
+    "too many steps in total": (metadata(total_steps=14), "metadata: total_steps is 14, .* have 13 together"),
+    "too few steps in total": (metadata(total_steps=12), "metadata: total_steps is 12, .* have 13 together"),
+    "too many episodes in total": (metadata(total_episodes=4), "episode 3: missing, .*total_episodes is 4"),
+    "too few episodes in total": (metadata(total_episodes=2), "metadata: total_episodes is 2, but 3 are stored"),
+    "no steps": (metadata(total_steps=0), "metadata: total_steps is 0, expected a number above 0"),
+    "total of another type": (metadata(total_episodes="3"), "metadata: total_episodes is '3'"),
+    "unknown Minari version": (metadata(minari_version="99.0"), "cannot be read .*Minari"),
+    "unknown format": (metadata(data_format="tape"), "cannot be read .*tape"),
+    "metadata is a list": (file_content("metadata.json", lambda content: b"[1]"), "metadata: .* is not a JSON object"),
+    "metadata truncated": (file_content("metadata.json", lambda content: content[:40]), "cannot be read .*JSON"),
+    "metadata empty": (file_content("metadata.json", lambda content: b""), "cannot be read .*JSON"),
+    "metadata missing": (lambda folder: (folder / "data" / "metadata.json").unlink(), "cannot be read .*metadata.json"),
+    "file truncated": (file_content("main_data.hdf5", lambda content: content[: len(content) // 2]), "cannot be read"),
+    "file empty": (file_content("main_data.hdf5", lambda content: b""), "cannot be read"),
+    "file of random bytes": (file_content("main_data.hdf5", lambda content: b"\x93" * 4096), "cannot be read"),
+    "file missing": (lambda folder: (folder / "data" / "main_data.hdf5").unlink(), "cannot be read .*No data found"),
+}
+
+
+@pytest.mark.parametrize("case", CORRUPTIONS)
+def test_corrupt_hdf5_is_refused_by_name(minari_root: Path, case: str):
+    write_dataset("bad/set-v0", [random_episode(steps, seed=steps) for steps in (4, 5, 4)])
+    damage, message = CORRUPTIONS[case]
+    assert len(load("bad/set-v0").episodes) == 3
+    damage(minari_root / "bad/set-v0")
+    with pytest.raises(UserError, match=rf"data set 'bad/set-v0'.*{message}") as caught:
+        load("bad/set-v0")
+    assert "\n" not in str(caught.value)
+
+
+def arrow_file(folder: Path) -> Path:
+    (path,) = (folder / "data" / "1").glob("part-*")
+    return path
+
+
+ARROW_CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (
+        lambda folder: arrow_file(folder).write_bytes(arrow_file(folder).read_bytes()[:300]),
+        "cannot be read",
+    ),
+    "empty": (lambda folder: arrow_file(folder).write_bytes(b""), "cannot be read"),
+    "file missing": (lambda folder: arrow_file(folder).unlink(), "cannot be read"),
+    "episode missing": (lambda folder: shutil.rmtree(folder / "data" / "1"), "missing"),
+    "swapped": (
+        lambda folder: shutil.copy(next((folder / "data" / "0").glob("part-*")), arrow_file(folder)),
+        "total_steps: its metadata says 5, but 4 actions",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARROW_CORRUPTIONS)
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_corrupt_arrow_is_refused_by_name(minari_root: Path, case: str, data_format: str):
+    write_dataset("bad-v0", [random_episode(steps, seed=steps) for steps in (4, 5, 4)], data_format=data_format)
+    damage, message = ARROW_CORRUPTIONS[case]
+    damage(minari_root / "bad-v0")
+    with pytest.raises(UserError, match=f"data set 'bad-v0', episode 1.*{message}"):
+        load("bad-v0")
+
+
+@pytest.mark.parametrize("position", [("observations", 2), ("actions", 4), ("rewards", 0)])
+@FORMATS
+def test_nan_that_minari_stores_is_refused(minari_root: Path, data_format: str, position: tuple[str, int]):
+    field, step = position
+    episode = random_episode(5)
+    array = getattr(episode, field)
+    array[step] = np.nan
+    write_dataset("bad-v0", [random_episode(3), episode], data_format=data_format)
+    with pytest.raises(UserError, match=f"data set 'bad-v0', episode 1, {field}: nan at step {step}"):
+        load("bad-v0")
+
+
+@FORMATS
+def test_as_many_observations_as_actions_are_refused(minari_root: Path, data_format: str):
+    episode = random_episode(5)
+    episode.observations = np.asarray(episode.observations)[:-1]
+    write_dataset("bad-v0", [random_episode(3), episode], data_format=data_format)
+    with pytest.raises(UserError, match=r"data set 'bad-v0', episode 1, .*observations"):
+        load("bad-v0")
+
+
+@pytest.mark.parametrize("value", [3, -1])
+def test_discrete_values_outside_their_space_are_refused(minari_root: Path, value: int):
+    raw = RawEpisode(np.zeros((3, 3)), np.array([2, value]), np.zeros(2))
+    write_dataset("bad-v0", [raw], action_space=gym.spaces.Discrete(3))
+    with pytest.raises(UserError, match=f"episode 0, actions: {value} at step 1, outside the Discrete space's 0 to 2"):
+        load("bad-v0")
+
+
+def test_spaces_that_cannot_become_tokens_are_refused(minari_root: Path):
+    raw = RawEpisode(np.zeros((3, 4), dtype=np.int8), np.zeros((2, 2), dtype=np.float32), np.zeros(2))
+    write_dataset("bits-v0", [raw], observation_space=gym.spaces.MultiBinary(4))
+    with pytest.raises(UserError, match="data set 'bits-v0': the space is a MultiBinary space"):
+        load("bits-v0")
+
+
+def test_dict_actions_are_refused(minari_root: Path):
+    space = gym.spaces.Dict({"left": box(1), "right": box(1)})
+    raw = RawEpisode(np.zeros((3, 3)), {"left": np.zeros((2, 1)), "right": np.zeros((2, 1))}, np.zeros(2))
+    write_dataset("hands-v0", [raw], action_space=space)
+    with pytest.raises(UserError, match="data set 'hands-v0': its actions are a Dict space"):
+        load("hands-v0")
+
+
+# ---- sets that are not on disk ---------------------------------------------------------------------------------------
+
+
+def test_a_missing_set_without_network_is_one_message_in_less_than_two_seconds(minari_root: Path):
+    script = (
+        "import sys\n"
+        "from trajectory_transformer.configuration import DataConfig\n"
+        "from trajectory_transformer.data.fetch import require_available\n"
+        "try:\n"
+        "    require_available(DataConfig('mujoco/hopper/medium-v0'))\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    environment = {"MINARI_DATASETS_PATH": str(minari_root), "HF_ENDPOINT": UNREACHABLE, "PATH": ""}
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 2.0
+    assert done.stderr == ""
+    (message,) = done.stdout.splitlines()
+    for part in (
+        "'mujoco/hopper/medium-v0'",
+        str(minari_root),
+        "`minari download mujoco/hopper/medium-v0`",
+        "embedded/",
+    ):
+        assert part in message
+
+
+def test_a_server_that_never_answers_is_given_up_on(monkeypatch: pytest.MonkeyPatch):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.perf_counter()
+        reason = fetch.unreachable()
+        assert time.perf_counter() - start < 2.0
+    assert reason is not None
+    assert "127.0.0.1" in reason
+
+
+def test_downloads_can_be_forbidden(minari_root: Path):
+    with pytest.raises(UserError, match=r"'some/set-v3' is not in .*data\.download=false"):
+        load("some/set-v3")
+
+
+def test_offline_mode_of_the_hub_is_respected(minari_root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        load_offline_data(DataConfig("some/set-v3"), progress=False)
+
+
+@pytest.mark.parametrize("dataset_id", ["hopper", "../../etc-v0", "a//b-v0", "a b-v0", "/tmp/x-v0", "x-v0/"])
+def test_malformed_ids_are_refused(minari_root: Path, dataset_id: str):
+    with pytest.raises(UserError, match="is not a Minari id"):
+        load(dataset_id)
+
+
+def test_a_misspelt_embedded_set_is_offered_its_neighbour(minari_root: Path):
+    with pytest.raises(UserError, match=r"did you mean 'embedded/hopper/mixed-v0'.*recipe=hopper_mixed"):
+        load("embedded/hoper/mixed-v0")
+
+
+def test_a_reachable_server_is_asked_for_the_set(minari_root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fetch, "unreachable", lambda: None)
+    monkeypatch.setattr(minari, "download_dataset", lambda name: write_dataset(name, [random_episode(3)]))
+    data = load_offline_data(DataConfig("some/set-v3"), progress=False)
+    assert len(data.episodes) == 1
+
+
+def test_a_failed_download_is_one_message(minari_root: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(name: str) -> None:
+        raise ValueError(f"Couldn't find any version\nfor dataset {name}")
+
+    monkeypatch.setattr(fetch, "unreachable", lambda: None)
+    monkeypatch.setattr(minari, "download_dataset", refuse)
+    with pytest.raises(UserError, match=r"download failed \(Couldn't find any version for dataset some/set-v3\)"):
+        load_offline_data(DataConfig("some/set-v3"), progress=False)
+
+
+def test_an_embedded_set_is_simulated(minari_root: Path, monkeypatch: pytest.MonkeyPatch):
+    made = []
+
+    def simulate(recipe: object, progress: bool) -> None:
+        made.append((recipe, progress))
+        write_dataset("embedded/hopper/mixed-v0", [random_episode(3)])
+
+    monkeypatch.setattr("trajectory_transformer.data.collect.collect", simulate)
+    data, again = (load_offline_data(DataConfig("embedded/hopper/mixed-v0"), progress=False) for _ in range(2))
+    assert data.fingerprint == again.fingerprint
+    assert made == [(fetch.REGISTRY["embedded/hopper/mixed-v0"], False)]
