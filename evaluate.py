@@ -1,0 +1,8 @@
+"""Plan with a trained model: ``python evaluate.py checkpoint=PATH [planner=…] [episodes=N] [OPTION=VALUE …]``."""
+
+from pathlib import Path
+
+from trajectory_transformer.command_line import entry_point
+
+if __name__ == "__main__":
+    entry_point("evaluate", Path(__file__).parent / "configs")

@@ -1,0 +1,45 @@
+"""The Trajectory Transformer: planning with sequence models.
+
+The public names below are imported when they are first used, so that ``import trajectory_transformer`` is quick and
+the command line can refuse a wrong option before torch is loaded.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .data.discretizer import QuantileDiscretizer, UniformDiscretizer
+    from .model.config import TrajectoryTransformerConfig
+    from .model.gpt import TrajectoryTransformerModel
+    from .planning.agent import Agent, BeamPlanner
+
+__version__ = "0.1.0"
+__all__ = [
+    "Agent",
+    "BeamPlanner",
+    "QuantileDiscretizer",
+    "TrajectoryTransformerConfig",
+    "TrajectoryTransformerModel",
+    "UniformDiscretizer",
+]
+
+_MODULES = {
+    "Agent": "planning.agent",
+    "BeamPlanner": "planning.agent",
+    "QuantileDiscretizer": "data.discretizer",
+    "TrajectoryTransformerConfig": "model.config",
+    "TrajectoryTransformerModel": "model.gpt",
+    "UniformDiscretizer": "data.discretizer",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,84 @@
+"""From the command line to one job: Hydra for a run or a sweep, ``config.yaml`` alone for ``resume=DIR`` and ranks."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ..configuration import EvaluateConfig, TrainConfig
+from ..errors import UserError
+from . import jobs, mistakes
+from .checks import leave, validated
+from .schema import planner_overrides
+
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig}
+
+
+def entry_point(name: str, configs: Path) -> None:
+    """Run one of the two commands with ``sys.argv``; returns after success.
+
+    Args:
+        name: "train" or "evaluate"; ``configs/NAME.yaml`` is its root.
+        configs: folder of the YAML files.
+
+    Raises:
+        SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep, 130 or 143 after SIGINT or SIGTERM.
+    """
+    arguments = sys.argv[1:]
+    try:
+        if name == "train" and jobs.is_later_rank():
+            jobs.run_rank()
+        elif name == "train" and (directory := _resumed(arguments)) is not None:
+            jobs.resume(directory)
+        else:
+            _run_hydra(name, configs)
+    except UserError as error:
+        leave(str(error), 1)
+    except mistakes.EXPECTED as error:
+        leave(mistakes.explain(error, SCHEMAS[name], configs), 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run_hydra(name: str, configs: Path) -> None:
+    """Compose, check and run; Hydra lets its errors through instead of printing them with advice of its own."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
+
+
+def hydra_job(config: DictConfig) -> float:
+    """One run, alone or in a sweep; returns its score, or NaN after a failure within a sweep."""
+    node = cast(DictConfig, HydraConfig.get())
+    directory = Path(node.runtime.output_dir)
+    overrides = list(node.overrides.task)
+    parameters = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    sweep = directory.parent.name if node.mode == RunMode.MULTIRUN else None
+    job = jobs.Job(directory, parameters, sweep)
+
+    def run() -> float:
+        options = validated(config, node)
+        if isinstance(options, TrainConfig):
+            return jobs.train(options, job)
+        chosen = node.runtime.choices.get("planner") is not None
+        return jobs.evaluate(options, job, planner_overrides(overrides, vars(options.planner), chosen))
+
+    return jobs.recorded(job, run)
+
+
+def _resumed(arguments: Sequence[str]) -> Path | None:
+    """The run directory of ``resume=DIR``, which must be the only option."""
+    given = [a for a in arguments if a.startswith("resume=") and a.partition("=")[2] not in ("", "null")]
+    if not given:
+        return None
+    others = [a for a in arguments if a != given[0]]
+    if others:
+        raise UserError(
+            f"{given[0]} goes on with a run as it was set up and takes no other option: {', '.join(others)}"
+        )
+    return Path(given[0].partition("=")[2].strip("'\""))

@@ -1,0 +1,114 @@
+"""Hydra's and OmegaConf's errors as one clear sentence with the nearest valid names."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
+
+from .schema import OPEN_OPTIONS, group_names, option_names
+
+EXPECTED = (HydraException, OmegaConfBaseException, YAMLError)
+EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher -> optional dependency
+
+
+def nearest(key: str, names: Sequence[str]) -> list[str]:
+    """Up to three of ``names`` that ``key`` may have meant, those with its parent first."""
+    last = key.rpartition(".")[2]
+    by_last: dict[str, list[str]] = {}
+    for name in names:
+        by_last.setdefault(name.rpartition(".")[2], []).append(name)
+    similar_whole = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
+    similar_last = difflib.get_close_matches(last, by_last, n=3, cutoff=0.65)
+    ranked = by_last.get(last, []) + similar_whole + [name for part in similar_last for name in by_last[part]]
+    same_parent = [name for name in ranked if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    return list(dict.fromkeys(same_parent + ranked))[:3]
+
+
+def did_you_mean(key: str, names: Sequence[str]) -> str:
+    """A clause to append to a message; where nothing is near, all names of the same level."""
+    near = nearest(key, names)
+    if near:
+        return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
+    parent = key.rpartition(".")[0]
+    level = dict.fromkeys(name for name in names if name.rpartition(".")[0] == parent)
+    return f"; valid here: {', '.join(level)}" if level else ""
+
+
+def explain(error: BaseException, schema: type, configs: Path) -> str:
+    """One sentence for an error of composition.
+
+    Args:
+        error: one of ``EXPECTED``.
+        schema: root dataclass of the command.
+        configs: folder of the YAML groups.
+    """
+    text = str(error)
+    if isinstance(error, YAMLError):
+        return f"not valid YAML: {' '.join(text.split())}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the option '{error.override}'; quote a value that holds '=', ',' or brackets: \"key='value'\""
+        )
+    place = _place(text, configs)
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error, place, configs)
+    names = [*option_names(schema), *group_names(configs)]
+    if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        return f"{place}there is no config group '{group[1]}'{did_you_mean(group[1], group_names(configs))}"
+    cause = next((e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
+    if cause is None:
+        return " ".join(text.split())
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{place}{cause.full_key} is needed: give {cause.full_key}=VALUE"
+    message = str(cause).splitlines()[0]
+    if "not in" in message:
+        override = re.search(r"Could not override '([^']+)'", text)
+        key = override[1] if override else str(cause.full_key)
+        if opened := next((name for name in OPEN_OPTIONS if key.startswith(f"{name}.")), None):
+            return f"'{key}' is a new entry of {opened}; write +{key}=VALUE to add it"
+        if key.startswith("hydra."):
+            names = [
+                f"{key.rpartition('.')[0]}.{name}" for name in getattr(cause.object_type, "__dataclass_fields__", {})
+            ]
+        return f"{place}there is no option '{key}'{did_you_mean(key, names)}"
+    return f"{place}{cause.full_key}: {message[0].lower()}{message[1:]}"
+
+
+def _place(text: str, configs: Path) -> str:
+    """``FILE: `` for an error within one of the YAML files."""
+    found = re.match(r"In '([^']+)':", text)
+    file = configs / f"{found[1]}.yaml" if found else None
+    return f"{file}: " if file is not None and file.is_file() else ""
+
+
+def _missing_choice(error: MissingConfigException, place: str, configs: Path) -> str:
+    """A choice, on the command line or in a defaults list, that names no file."""
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or [])
+    if not options:
+        return (
+            f"{place}there is no config group '{group or option}'{did_you_mean(group or option, group_names(configs))}"
+        )
+    near = difflib.get_close_matches(option, options, n=1)
+    hint = f"; did you mean '{group}={near[0]}'?" if near else ""
+    if group == "hydra/launcher" and option in EXTRAS:
+        hint = f"; it comes with pip install 'trajectory-transformer[{EXTRAS[option]}]'"
+    place = _file_that_chooses(group, option, configs)
+    return f"{place}{group}={option}: there is no such option; there are {', '.join(options)}{hint}"
+
+
+def _file_that_chooses(group: str, option: str, configs: Path) -> str:
+    """The YAML file with ``group: option`` in its defaults list; Hydra names ``train.yaml`` whoever chose it."""
+    choice = re.compile(rf"^\s*- (override )?/?{re.escape(group)}: *{re.escape(option)}\s*$", re.MULTILINE)
+    files = [file for file in sorted(configs.rglob("*.yaml")) if choice.search(file.read_text())]
+    return f"{files[0]}: " if files else ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

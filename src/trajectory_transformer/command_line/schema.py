@@ -1,0 +1,126 @@
+"""The dataclass schemas as Hydra sees them, and the way back from a composed config to a dataclass."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from ..configuration import EvaluateConfig, TrainConfig
+from ..errors import UserError
+
+OPEN_OPTIONS = ("trainer.callbacks", "tune.parameters")  # dictionaries whose keys are the user's
+
+
+def run_name(requeued: bool) -> str:
+    """Name of a run directory: the SLURM job where it may be requeued and must find its run again, else the time."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"slurm-{job}" if requeued and job else time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def register() -> None:
+    """Make the schemas and the resolver known; repeating it is harmless."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
+
+
+register()  # at import, because the joblib launcher's processes only import this module
+
+
+def option_names(schema: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all options of ``schema``, those that hold further options included."""
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        name = f"{prefix}{field.name}"
+        yield name
+        nested = _dataclass_of(hints[field.name])
+        if nested is not None:
+            yield from option_names(nested, f"{name}.")
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass that ``hint`` is, or is optionally."""
+    candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
+
+
+def group_names(configs: Path) -> list[str]:
+    """Config groups: the folders of ``configs``."""
+    return sorted(path.name for path in configs.iterdir() if path.is_dir())
+
+
+def schema_of(config: DictConfig) -> type[TrainConfig] | type[EvaluateConfig]:
+    """The root dataclass that ``config`` was composed from."""
+    schema = OmegaConf.get_type(config)
+    return schema if schema in (TrainConfig, EvaluateConfig) else TrainConfig
+
+
+def plain_options(config: DictConfig) -> dict[str, Any]:
+    """All options but Hydra's own, resolved, as plain values."""
+    options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    plain = OmegaConf.to_container(options, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def typed(schema: type, options: dict[str, Any]) -> Any:
+    """``options`` as a validated instance of ``schema``.
+
+    Raises:
+        UserError: a value is out of range.
+        omegaconf.errors.OmegaConfBaseException: a name or a type is wrong.
+    """
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
+
+
+def typed_train(config: DictConfig) -> TrainConfig:
+    """The options of ``train.py``, validated; raises as :func:`typed`."""
+    return typed(TrainConfig, plain_options(config))
+
+
+def typed_evaluate(config: DictConfig, overrides: Sequence[str], planner_chosen: bool) -> EvaluateConfig:
+    """The options of ``evaluate.py``, validated; raises as :func:`typed`.
+
+    Args:
+        config: as composed.
+        overrides: the command line's.
+        planner_chosen: ``planner=NAME`` was given. Otherwise only the overridden planner options count, and those that
+            are checked against each other are checked again together with the checkpoint's.
+    """
+    options = plain_options(config)
+    planner = options["planner"]
+    if not planner_chosen and "horizon" not in planner_overrides(overrides, planner, False):
+        planner["horizon"] = max(planner["horizon"], planner["plan_freq"])
+    return typed(EvaluateConfig, options)
+
+
+def planner_overrides(overrides: Sequence[str], planner: dict[str, Any], planner_chosen: bool) -> dict[str, Any]:
+    """What replaces the planner options recorded in a checkpoint: all where a planner was chosen, else those named."""
+    if planner_chosen:
+        return dict(planner)
+    names = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
+    named = [name.removeprefix("planner.") for name in names if name.startswith("planner.")]
+    return {name: planner[name] for name in named if name in planner}
+
+
+def refuse_additions(overrides: Sequence[str], schema: type, configs: Path) -> None:
+    """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept.
+
+    Raises:
+        UserError: naming the option and the nearest valid ones.
+    """
+    from .mistakes import did_you_mean
+
+    names = [*option_names(schema), *group_names(configs)]
+    for override in overrides:
+        key = override.lstrip("+").split("=", 1)[0].split("@", 1)[0]
+        known = key in names or key.startswith((*(f"{name}." for name in OPEN_OPTIONS), "hydra.", "hydra/"))
+        if override.startswith("+") and not known:
+            raise UserError(f"there is no option '{key}'{did_you_mean(key, names)}")

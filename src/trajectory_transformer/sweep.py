@@ -1,0 +1,129 @@
+"""The table at the end of a sweep or search: every job, and the score over seeds."""
+
+import csv
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .run_record import RunRecord
+
+T_QUANTILES = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}  # Student's t at 97.5 %, by degrees of freedom
+NORMAL_QUANTILE = 1.959964
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep: its folder's name, and its record."""
+
+    name: str
+    record: RunRecord
+
+    @property
+    def status(self) -> str:
+        return self.record.status
+
+    @property
+    def settings(self) -> tuple[tuple[str, str], ...]:
+        """Its parameters but the seed: jobs that share them are repetitions."""
+        return tuple((key, value) for key, value in sorted(self.record.parameters.items()) if key != "seed")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that differ only in their seed; mean and half width of the 95 % interval over those that finished."""
+
+    jobs: list[Job]
+    mean: float | None
+    half_width: float | None
+
+    @property
+    def seeds(self) -> int:
+        return sum(job.record.score is not None for job in self.jobs)
+
+
+def t_quantile(degrees: int) -> float:
+    """Student's t at 97.5 % for ``degrees`` ≥ 1 degrees of freedom, to within 0.001."""
+    if degrees in T_QUANTILES:
+        return T_QUANTILES[degrees]
+    z = NORMAL_QUANTILE  # Cornish-Fisher expansion around the normal quantile
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / degrees ** (power + 1) for power, term in enumerate(terms))
+
+
+def confidence(scores: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean, and half width of its 95 % interval by Student's t; None where there are too few scores."""
+    if not scores:
+        return None, None
+    mean = statistics.fmean(scores)
+    if len(scores) == 1:
+        return mean, None
+    return mean, t_quantile(len(scores) - 1) * statistics.stdev(scores) / math.sqrt(len(scores))
+
+
+def read_jobs(directory: Path) -> list[Job]:
+    """Jobs of a sweep, by their number; a folder without a readable record counts as failed."""
+    folders = [path for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
+    lost = RunRecord("failed", reason="it left no record")
+    return [Job(path.name, RunRecord.read(path) or lost) for path in sorted(folders, key=lambda p: int(p.name))]
+
+
+def group_by_settings(jobs: Sequence[Job]) -> list[Group]:
+    """Jobs that differ only in their seed, together; in the order of their first job."""
+    members: dict[tuple[tuple[str, str], ...], list[Job]] = {}
+    for job in jobs:
+        members.setdefault(job.settings, []).append(job)
+    groups = []
+    for same in members.values():
+        scores = [job.record.score for job in same if job.status == "finished" and job.record.score is not None]
+        groups.append(Group(same, *confidence(scores)))
+    return groups
+
+
+def report(directory: Path) -> list[Job]:
+    """Print the table of the sweep in ``directory`` and write it there as ``sweep.csv``; returns the jobs."""
+    jobs = read_jobs(directory)
+    groups = group_by_settings(jobs)
+    varied = varied_parameters(jobs)
+    rows = [row(job, group, varied) for group in groups for job in group.jobs]
+    header = ["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "reason"]
+    with (directory / "sweep.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    show(header, rows, f"{len(jobs)} jobs in {directory}")
+    return jobs
+
+
+def varied_parameters(jobs: Sequence[Job]) -> list[str]:
+    """Names of parameters that are not the same in all jobs; where all are, all names."""
+    names = list(dict.fromkeys(name for job in jobs for name in job.record.parameters))
+    varied = [name for name in names if len({job.record.parameters.get(name) for job in jobs}) > 1]
+    return varied or names
+
+
+def row(job: Job, group: Group, names: Sequence[str]) -> list[str]:
+    """Cells of one job; the group's figures stand in each of its rows so that the CSV can be filtered."""
+    figures = [_number(job.record.score), _number(group.mean), _number(group.half_width), str(group.seeds)]
+    return [job.name, job.status, *(job.record.parameters.get(n, "") for n in names), *figures, job.record.reason]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """Print a table; a cell wider than the screen is folded, none is cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)

@@ -1,0 +1,251 @@
+"""Where metrics go: ``metrics.csv`` always, Weights & Biases as well where it is chosen."""
+
+import csv
+import json
+import logging
+import netrc
+import os
+import uuid
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from ..configuration import LoggerConfig
+from ..errors import UserError
+from ..run_record import is_first_process
+
+log = logging.getLogger(__name__)
+
+EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normalized_score")
+
+
+@dataclass(frozen=True)
+class RunLabels:
+    """What a run is called where the options do not say.
+
+    Attributes:
+        group: runs that are compared side by side, such as a sweep; or None.
+        job_type: "train" or "evaluate".
+        tags: to find it by.
+    """
+
+    group: str | None = None
+    job_type: str = "train"
+    tags: tuple[str, ...] = ()
+
+
+class MetricsFile(Logger):
+    """``metrics.csv``: one row for each call, on disk at once; a killed run loses at most the row it was writing.
+
+    A run that goes on drops the rows that it is about to repeat. A metric first seen late adds a column.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._columns: list[str] | None = None  # None: nothing written by this process yet
+
+    @property
+    @override
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    @override
+    def version(self) -> str:
+        return ""
+
+    @property
+    @override
+    def save_dir(self) -> str:
+        return str(self._path.parent)
+
+    @override
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: ``config.yaml`` holds them."""
+
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": str(step or 0), **{name: repr(float(value)) for name, value in metrics.items()}}
+        if self._columns is None:
+            self._begin(step or 0)
+        assert self._columns is not None
+        if new := [name for name in row if name not in self._columns]:
+            rows = self._read()
+            self._columns += new
+            self._rewrite(rows)
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _begin(self, step: int) -> None:
+        """Keep the rows before ``step`` of an earlier process."""
+        rows = [row for row in self._read() if row["step"].isdecimal() and int(row["step"]) < step]
+        self._columns = list(rows[0]) if rows else ["step"]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._rewrite(rows)
+
+    def _read(self) -> list[dict[str, str]]:
+        """Whole rows; one that a killed process left half written is dropped."""
+        if not self._path.exists():
+            return []
+        with self._path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            return [row for row in reader if None not in row and all(value is not None for value in row.values())]
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+        assert self._columns is not None
+        temporary = self._path.with_name(f".{self._path.name}.partial")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self._path)
+
+
+def make_loggers(
+    config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], defaults: RunLabels
+) -> list[Logger]:
+    """The loggers of one run.
+
+    Args:
+        config: which, and what the user calls the run.
+        run_directory: everything they write lies below it.
+        resolved_config: all options of the run, to be shown beside its metrics.
+        defaults: labels where ``config`` has none.
+
+    Raises:
+        UserError: W&B refuses to start, such as online without a key.
+    """
+    loggers: list[Logger] = [MetricsFile(run_directory / "metrics.csv")]
+    if config.name == "wandb":
+        loggers.append(_wandb_logger(config, run_directory, resolved_config, defaults))
+    return loggers
+
+
+def _wandb_logger(
+    config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], labels: RunLabels
+) -> WandbLogger:
+    folder = (run_directory / "wandb").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    # By default artifacts wait for their upload in the home directory and are lost when a run is copied elsewhere.
+    for name, part in (("WANDB_DIR", ".."), ("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
+        os.environ[name] = str((folder / part).resolve())
+    offline = not wandb_key_is_configured() if config.offline is None else config.offline
+    if offline and config.offline is None:
+        log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
+    logger = WandbLogger(
+        save_dir=run_directory,
+        name=run_directory.name,
+        id=_stable_id(folder / "run_id.txt"),
+        project=config.project,
+        offline=offline,
+        entity=config.entity,
+        group=config.group or labels.group,
+        job_type=config.job_type or labels.job_type,
+        tags=[*config.tags, *labels.tags],
+        config=dict(resolved_config),
+        resume=None if offline else "allow",
+    )
+    if is_first_process():
+        _start(logger)
+    return logger
+
+
+def _start(logger: WandbLogger) -> None:
+    """Start the run now, so that a missing key stops the run before training, not in the middle of it."""
+    from wandb.errors import CommError, UsageError
+
+    try:
+        run = logger.experiment
+    except (UsageError, CommError) as error:
+        raise UserError(f"W&B does not start: {error}; log in with `wandb login`, or use logger.offline=true") from None
+    run.define_metric("*/loss", summary="min")
+
+
+def _stable_id(file: Path) -> str:
+    """The run's id, kept with it, so that a resumed or requeued run is the same one."""
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:12])
+    return file.read_text().strip()
+
+
+def wandb_key_is_configured() -> bool:
+    """A key is in the environment, or in the netrc file for W&B's host."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    file = os.environ.get("NETRC") or Path.home() / ".netrc"
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+@rank_zero_only
+def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> None:
+    """Add an evaluation to W&B: its summary as ``evaluation/…`` and a table of its episodes.
+
+    Args:
+        loggers: of the run.
+        results: the content of ``results.json``.
+    """
+    for run in _wandb_runs(loggers):
+        import wandb
+
+        rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
+        run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
+        run.summary.update(dict(_flat("evaluation", results["summary"])))
+        run.summary.update(dict(_flat("behavior", results["behavior"])))
+
+
+@rank_zero_only
+def log_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any]) -> None:
+    """Add the checkpoint, and a description that identifies the data set, as W&B artifacts.
+
+    Args:
+        loggers: of the run.
+        checkpoint: the file to keep.
+        dataset: ids, fingerprint and what else describes the set; the arrays stay where they are.
+    """
+    for run in _wandb_runs(loggers):
+        import wandb
+
+        model = wandb.Artifact(f"model-{run.id}", type="model", metadata={"dataset": dict(dataset)})
+        model.add_file(str(checkpoint))
+        run.log_artifact(model, aliases=["best"])
+        data = wandb.Artifact(f"dataset-{dataset['fingerprint'][:12]}", type="dataset", metadata=dict(dataset))
+        with data.new_file("dataset.json") as file:
+            json.dump(dict(dataset), file, indent=1)
+        run.log_artifact(data)
+
+
+@rank_zero_only
+def finish_loggers(loggers: Sequence[Logger], exit_code: int = 0) -> None:
+    """End the W&B run, so that the next job of a sweep begins its own."""
+    for run in _wandb_runs(loggers):
+        run.finish(exit_code=exit_code)
+
+
+def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:
+    return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Nested mappings as ``prefix/key/key``."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{prefix}/{key}"
+        pairs += _flat(name, value) if isinstance(value, Mapping) else [(name, value)]
+    return pairs

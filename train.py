@@ -1,0 +1,8 @@
+"""Train a Trajectory Transformer and plan with it: ``python train.py [data=…] [model=…] [OPTION=VALUE …]``."""
+
+from pathlib import Path
+
+from trajectory_transformer.command_line import entry_point
+
+if __name__ == "__main__":
+    entry_point("train", Path(__file__).parent / "configs")
