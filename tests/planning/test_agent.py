@@ -1,0 +1,220 @@
+"""The agent: its past, its random numbers, and its independence from neighbours in the batch."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trajectory_transformer.checkpoint import write_checkpoint
+from trajectory_transformer.configuration import DataConfig, PlannerConfig
+from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
+from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.model.config import TrajectoryTransformerConfig
+from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.planning.agent import Agent, BeamPlanner
+
+OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 8, 12
+PLANNER: dict[str, Any] = {"horizon": 3, "beam_width": 4, "n_expand": 2, "context": 3, "discount": 0.95}
+
+
+def box(size: int) -> SpaceSpec:
+    return SpaceSpec((SpaceLeaf((), "box", (size,), (-1.0,) * size, (1.0,) * size),))
+
+
+ENVIRONMENT = EnvironmentSpec("Test-v0", None, box(OBSERVATION_DIM), box(ACTION_DIM))
+
+
+@pytest.fixture(scope="module")
+def model() -> TrajectoryTransformerModel:
+    torch.manual_seed(0)
+    config = TrajectoryTransformerConfig(
+        vocab_size=BINS, block_size=TRANSITIONS * WIDTH - 1, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM,
+        transition_dim=WIDTH, n_layer=2, n_head=2, n_embd=16,
+    )  # fmt: skip
+    model = TrajectoryTransformerModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def discretizer() -> Discretizer:
+    values = torch.randn(500, WIDTH, generator=torch.Generator().manual_seed(0))
+    return QuantileDiscretizer(BINS).fit(values)
+
+
+@pytest.fixture
+def make_agent(model: TrajectoryTransformerModel, discretizer: Discretizer):
+    def make(**options: Any) -> Agent:
+        return Agent(BeamPlanner(model, discretizer, PlannerConfig(**(PLANNER | options))), ENVIRONMENT)
+
+    return make
+
+
+def interact(agent: Agent, seeds: list[int], steps: int, ends: dict[int, int] | None = None) -> np.ndarray:
+    """Actions (step, environment, action_dim) in environments whose observations depend on seed and step alone."""
+    agent.reset(len(seeds), seeds)
+    actions = []
+    for step in range(steps):
+        observations = np.stack([np.random.default_rng((s, step)).normal(size=OBSERVATION_DIM) for s in seeds])
+        actions.append(agent.act(observations.astype(np.float32)))
+        done = np.array([(ends or {}).get(i) == step for i in range(len(seeds))])
+        agent.observe(actions[-1], observations[:, 0].astype(np.float32), done)
+    return np.stack(actions)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": "sliding", "horizon": 5}, {"plan_freq": 2}, {"context": 1}])
+def test_neighbours_change_nothing(make_agent, options: dict[str, Any]) -> None:
+    agent = make_agent(**options)
+    together = interact(agent, [7, 8, 9], steps=6, ends={1: 2})
+    alone = interact(agent, [9], steps=6)
+    np.testing.assert_array_equal(together[:, 2:], alone)
+    np.testing.assert_array_equal(together, interact(agent, [7, 8, 9], steps=6, ends={1: 2}))
+
+
+def test_seeds_matter(make_agent) -> None:
+    agent = make_agent(cdf_act=None)
+    observations = np.zeros((2, OBSERVATION_DIM), dtype=np.float32)
+    agent.reset(2, [0, 1])
+    actions = [agent.act(observations) for _ in range(1)]
+    assert not np.array_equal(actions[0][0], actions[0][1])
+
+
+def test_the_past_is_what_happened(make_agent, discretizer: Discretizer) -> None:
+    """The prefix of the search holds the last context - 1 transitions as observed, then the present."""
+    agent = make_agent()
+    seen: list[torch.Tensor] = []
+    plan = agent._planner.plan
+    agent._planner.plan = lambda prefix, generators: (seen.append(prefix.clone()), plan(prefix, generators))[1]
+    rng = np.random.default_rng(0)
+    agent.reset(1)
+    expected: list[torch.Tensor] = []
+    for _ in range(5):
+        observation = rng.normal(size=(1, OBSERVATION_DIM)).astype(np.float32)
+        taken, reward = rng.normal(size=(1, ACTION_DIM)).astype(np.float32), rng.normal(size=1).astype(np.float32)
+        agent.act(observation)
+        agent.observe(taken, reward, np.array([False]))
+        row = np.concatenate([observation[0], taken[0], reward, [1e6]]).astype(np.float32)
+        expected.append(discretizer.encode(torch.from_numpy(row)))
+        past = torch.cat([*expected[-3:-1], expected[-1][:OBSERVATION_DIM]])
+        assert seen[-1][0].tolist() == past.tolist()
+
+
+def test_a_finished_episode_is_forgotten(make_agent) -> None:
+    agent = make_agent()
+    observation = np.full((1, OBSERVATION_DIM), 0.3, dtype=np.float32)
+    agent.reset(1, [5])
+    first = agent.act(observation)
+    agent.observe(first, np.zeros(1), np.array([True]))
+    agent.begin_episode(0, 5)
+    np.testing.assert_array_equal(agent.act(observation), first)
+
+
+def test_plan_freq_follows_the_plan_open_loop(make_agent) -> None:
+    agent = make_agent(plan_freq=3)
+    agent.reset(1)
+    observation = np.zeros((1, OBSERVATION_DIM), dtype=np.float32)
+    agent.act(observation)
+    planned = agent.last_plan.actions[0]
+    for step in range(3):
+        action = agent.act(observation)
+        np.testing.assert_array_equal(action[0], planned[step])
+        agent.observe(action, np.zeros(1), np.array([False]))
+    agent.act(observation)
+    assert not np.array_equal(agent.last_plan.actions[0], planned)
+
+
+def test_the_plan_begins_with_the_present(make_agent, discretizer: Discretizer) -> None:
+    agent = make_agent()
+    observation = np.array([[0.1, -0.4, 0.9]], dtype=np.float32)
+    agent.reset(1)
+    action = agent.act(observation)
+    plan = agent.last_plan
+    columns = slice(0, OBSERVATION_DIM)
+    present = discretizer.decode(discretizer.encode(torch.from_numpy(observation), columns), columns)
+    np.testing.assert_allclose(plan.observations[:, 0], present.numpy())
+    np.testing.assert_array_equal(plan.actions[:, 0], action)
+    discounts = 0.95 ** np.arange(4)
+    total = np.concatenate([plan.rewards[0], plan.value]) @ discounts
+    np.testing.assert_allclose(plan.score[0], total, rtol=1e-5)
+
+
+def test_inactive_rows_neither_plan_nor_remember(make_agent) -> None:
+    agent = make_agent()
+    agent.reset(2, [0, 1])
+    observations = np.zeros((2, OBSERVATION_DIM), dtype=np.float32)
+    observations[1] = np.nan
+    actions = agent.act(observations, active=np.array([True, False]))
+    assert actions[1].tolist() == [0.0, 0.0]
+    agent.observe(actions, np.zeros(2), np.zeros(2, dtype=bool))
+    assert agent._past_length.tolist() == [1, 0]
+    assert np.isnan(agent.last_plan.score[1])
+
+
+def test_observations_that_are_not_finite_are_refused_by_row(make_agent) -> None:
+    agent = make_agent()
+    agent.reset(3)
+    observations = np.zeros((3, OBSERVATION_DIM), dtype=np.float32)
+    observations[1, 2] = np.nan
+    with pytest.raises(UserError, match=r"environment \[1\] has NaN"):
+        agent.act(observations)
+
+
+def test_observations_outside_the_fitted_range_count_as_its_end(make_agent, discretizer: Discretizer) -> None:
+    agent = make_agent()
+    agent.reset(2, [3, 3])
+    largest = discretizer.edges[:OBSERVATION_DIM, -1].numpy()
+    actions = agent.act(np.stack([largest, largest + 100]))
+    np.testing.assert_array_equal(actions[0], actions[1])
+
+
+def test_tensors_come_back_as_tensors(make_agent) -> None:
+    agent = make_agent()
+    agent.reset(1, [0])
+    observation = torch.zeros(1, OBSERVATION_DIM)
+    action = agent.act(observation)
+    assert isinstance(action, torch.Tensor)
+    agent.observe(action, torch.zeros(1), torch.zeros(1, dtype=torch.bool))
+
+
+def test_wrong_width_is_refused(make_agent) -> None:
+    with pytest.raises(UserError, match=r"observations have shape \(1, 4\), expected \(1, 3\)"):
+        make_agent().act(np.zeros((1, 4), dtype=np.float32))
+
+
+def test_plans_longer_than_the_model_sees_are_refused(make_agent) -> None:
+    with pytest.raises(UserError, match=r"planner\.context=3 and planner\.horizon=7 need 9 transitions, but .* see 8"):
+        make_agent(horizon=7)
+    with pytest.raises(UserError, match=r"planner\.context=9 exceeds the 8 transitions"):
+        make_agent(context=9)
+
+
+def test_from_checkpoint_restores_the_agent(
+    make_agent, model: TrajectoryTransformerModel, discretizer: Discretizer, tmp_path: Path
+) -> None:
+    recorded: dict[str, Any] = PLANNER | {"discount": None}
+    contents = {
+        "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
+        "trajectory_transformer": {
+            "format": 1,
+            "model": model.config.to_dict(),
+            "discretizer": discretizer.to_dict(),
+            "environment": ENVIRONMENT.to_dict(),
+            "data": asdict(DataConfig(discount=0.95)),
+            "planner": asdict(PlannerConfig(**recorded)),
+        },
+    }
+    path = tmp_path / "best.ckpt"
+    write_checkpoint(path, contents)
+    restored = Agent.from_checkpoint(path)
+    np.testing.assert_array_equal(interact(restored, [1, 2], 4), interact(make_agent(), [1, 2], 4))
+    assert restored.environment == ENVIRONMENT
+    assert Agent.from_checkpoint(path, horizon=2).settings.horizon == 2
+    with pytest.raises(UserError, match="no option horizn; it has name, horizon"):
+        Agent.from_checkpoint(path, horizn=2)
+    with pytest.raises(UserError, match=r"planner\.beam_width=0 must be at least 1"):
+        Agent.from_checkpoint(path, beam_width=0)
