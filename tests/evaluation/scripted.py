@@ -20,7 +20,13 @@ class Walk(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 - as Gymnasium has it
 
-    def __init__(self, render_mode: str | None = None, reports_success: bool = True, bad_reward_at: int = -1) -> None:
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        reports_success: bool = True,
+        bad_reward_at: int = -1,
+        success_at: int = -1,
+    ) -> None:
         self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -29,7 +35,7 @@ class Walk(gymnasium.Env):
             }
         )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.reports_success, self.bad_reward_at = reports_success, bad_reward_at
+        self.reports_success, self.bad_reward_at, self.success_at = reports_success, bad_reward_at, success_at
         self.position, self.clock = 0.0, 0
 
     def _observation(self) -> dict[str, np.ndarray]:
@@ -45,7 +51,9 @@ class Walk(gymnasium.Env):
         self.position += float(action[0]) * 0.5 + float(self.np_random.normal(0.0, 0.3))
         self.clock += 1
         reward = np.nan if self.clock == self.bad_reward_at else self.position - before
-        info = {"success": np.bool_(self.position > 2.0)} if self.reports_success else {}
+        info = (
+            {"success": np.bool_(self.position > 2.0 or self.clock == self.success_at)} if self.reports_success else {}
+        )
         return self._observation(), reward, abs(self.position) > 2.0, False, info
 
     def render(self) -> Any:

@@ -29,6 +29,12 @@ def test_arguments_and_time_limit_come_from_the_stored_spec() -> None:
         assert [environment.get_wrapper_attr("reports_success") for environment in batch.environments] == [False, False]
 
 
+@pytest.mark.parametrize(("render", "mode"), [(False, None), (True, "rgb_array")])
+def test_the_stored_render_mode_is_not_ours(render: bool, mode: str | None) -> None:
+    with make_environments(with_json(environment_spec(WALK), kwargs={"render_mode": "human"}), 1, render) as batch:
+        assert batch.environments[0].render_mode == mode
+
+
 def test_stored_wrappers_are_applied() -> None:
     wrapped = gymnasium.wrappers.ClipAction(gymnasium.make("Hopper-v5"))
     stored = wrapped.spec

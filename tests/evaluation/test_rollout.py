@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation import rollout
 from trajectory_transformer.evaluation.environments import make_environments
 from trajectory_transformer.evaluation.records import RolloutOptions, RolloutRecord
 from trajectory_transformer.evaluation.rollout import run_episodes
@@ -82,6 +84,11 @@ def test_success_is_null_where_the_environment_is_silent() -> None:
     assert {episode.success for episode in run(ScriptedAgent(silent), 2, 2).episodes} == {None}
 
 
+def test_success_at_any_step_counts() -> None:
+    passing = environment_spec(WALK, success_at=1)
+    assert {episode.success for episode in run(ScriptedAgent(passing), 8, 4).episodes} == {True}
+
+
 def test_truncation_is_not_termination() -> None:
     spec = environment_spec(WALK, max_episode_steps=2)
     for episode in run(ScriptedAgent(spec), 4, 2).episodes:
@@ -129,6 +136,24 @@ def test_every_state_can_be_filmed() -> None:
     record = run(ScriptedAgent(environment_spec(WALK)), 3, 2, replace(QUIET, recorder=recorder))
     expected = [(i, step) for i, episode in enumerate(record.episodes) for step in range(episode.length + 1)]
     assert sorted(recorder.seen) == expected
+
+
+def test_time_spent_on_pictures_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class SlowCamera:
+        def capture(self, episode: int, step: int, render: Callable[[], object]) -> None:
+            clock[0] += 100.0
+
+    class SlowAgent(ScriptedAgent):
+        def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+            clock[0] += 0.25
+            return super().act(observations, active)
+
+    monkeypatch.setattr(rollout, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    record = run(SlowAgent(environment_spec(WALK)), 3, 2, replace(QUIET, recorder=SlowCamera()))
+    np.testing.assert_allclose(record.act_seconds, 0.25)
+    assert record.seconds == pytest.approx(0.25 * len(record.act_seconds))
 
 
 def test_progress_shows_finished_episodes_and_the_mean(capsys: pytest.CaptureFixture[str]) -> None:
