@@ -6,6 +6,8 @@ import os
 import pickle
 import random
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,3 +192,35 @@ def test_remove_partial_files(checkpoint: Path) -> None:
     (checkpoint.parent / ".last.ckpt.123.partial").write_bytes(b"half")
     remove_partial_files(checkpoint.parent)
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+KILLS = """
+import os, random, signal, sys, time
+import torch
+from trajectory_transformer.checkpoint import read_checkpoint, remove_partial_files, write_checkpoint
+
+torch.set_num_threads(1)
+path, chance, steps = sys.argv[1], random.Random(0), set()
+for attempt in range(100):
+    child = os.fork()
+    if child == 0:
+        for step in range(attempt * 1000, (attempt + 1) * 1000):
+            write_checkpoint(path, {"trajectory_transformer": {"format": 1}, "step": step, "x": torch.zeros(300_000)})
+    time.sleep(0.02 + chance.random() * 0.03)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if os.path.exists(path):
+        steps.add(read_checkpoint(path)["step"])
+remove_partial_files(os.path.dirname(path))
+assert len(steps) > 20, steps
+assert os.listdir(os.path.dirname(path)) == ["last.ckpt"]
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_while_saving(tmp_path: Path) -> None:
+    """The file is good after every one, and what they left behind goes."""
+    result = subprocess.run(
+        [sys.executable, "-c", KILLS, str(tmp_path / "last.ckpt")], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

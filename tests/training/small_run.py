@@ -4,12 +4,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
 from trajectory_transformer.checkpoint import read_checkpoint
@@ -25,7 +26,7 @@ from trajectory_transformer.configuration import (
 from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.data.episodes import Episode, OfflineData
 from trajectory_transformer.training import datamodule as datamodule_file
-from trajectory_transformer.training.datamodule import TrajectoryDataModule
+from trajectory_transformer.training.datamodule import TrainingBatches, TrajectoryDataModule
 from trajectory_transformer.training.fit import FitReport, fit
 
 
@@ -89,6 +90,49 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(path)["state_dict"]
 
 
+class Rows(Logger):
+    """Keeps what is logged, by step and name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[tuple[int | None, str], float] = {}
+
+    @property
+    @override
+    def name(self) -> str:
+        return "rows"
+
+    @property
+    @override
+    def version(self) -> str:
+        return "0"
+
+    @override
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    @override
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows |= {(step, name): value for name, value in metrics.items()}
+
+    def repeatable(self) -> dict[tuple[int | None, str], float]:
+        """All but what a clock decides."""
+        return {key: value for key, value in self.rows.items() if "per_second" not in key[1]}
+
+
+class Record(Callback):
+    """Keeps this process's final weights, and which windows it saw."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        order = cast(TrainingBatches, trainer.train_dataloader).order
+        seen = [order.indices(step).tolist() for step in range(trainer.global_step)]
+        contents = {"weights": pl_module.state_dict(), "batches": seen}
+        torch.save(contents, self.directory / f"rank{trainer.global_rank}.pt")
+
+
 class Stuck(Callback):
     """Makes the first update take a minute, and a file to say that it has begun."""
 
@@ -102,13 +146,19 @@ class Stuck(Callback):
 
 
 def start(directory: Path, action: str) -> subprocess.Popen[str]:
-    """This file as a process of its own; see its end for the actions."""
+    """This file as a process of its own; see :func:`main`."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.small_run", str(directory), action],
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    """Exit status, once the process has ended."""
+    process.communicate(timeout=120)
+    return process.returncode
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -118,13 +168,24 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-if __name__ == "__main__":
-    action = sys.argv[2]
+def main(directory: Path, action: str) -> None:
+    """What :func:`start` runs: "run", "resume", "endless", "stuck" or "ddp"."""
     torch.set_num_threads(1)
     options: dict[str, Any] = {"max_steps": 60}
-    if action == "ddp":
-        options = {"max_steps": 6, "devices": 2, "strategy": "ddp"}
+    callbacks: list[Callback] = []
     if action == "endless":
         options = {"max_steps": 1_000_000, "log_every": 1_000}
-    callbacks = [Stuck(Path(sys.argv[1]))] if action == "stuck" else []
-    small_fit(Path(sys.argv[1]), small_config(**options), callbacks, resume=action == "resume")
+    if action == "stuck":
+        callbacks = [Stuck(directory)]
+    if action == "ddp":
+        options = {"max_steps": 6, "devices": 2, "strategy": "ddp"}
+        callbacks = [Record(directory)]
+    config = small_config(**options)
+    if action == "ddp":
+        config.data.batch_size = 8
+        config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+    small_fit(directory, config, callbacks, resume=action == "resume")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

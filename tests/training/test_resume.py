@@ -2,7 +2,6 @@
 
 import hashlib
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
 from trajectory_transformer.checkpoint import read_checkpoint
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.training.fit import fit
 
-from .small_run import small_config, small_data, small_datamodule, small_fit, start, wait_for
+from .small_run import Rows, finish, small_config, small_data, small_datamodule, small_fit, start, wait_for
 
 STEPS = 24  # 9 updates to an epoch
 
@@ -51,31 +49,6 @@ class KillAt(Callback):
         self._kill(trainer, "validation")
 
 
-class Rows(Logger):
-    """Keeps what is logged, by step, without what a clock decides."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: dict[tuple[int | None, str], float] = {}
-
-    @property
-    @override
-    def name(self) -> str:
-        return "rows"
-
-    @property
-    @override
-    def version(self) -> str:
-        return "0"
-
-    @override
-    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
-
-    @override
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.rows |= {(step, name): value for name, value in metrics.items() if "per_second" not in name}
-
-
 def digests(directory: Path) -> dict[str, str]:
     """SHA-256 of all weights and optimiser states, for both checkpoints."""
     found = {}
@@ -94,7 +67,7 @@ def run(directory: Path, every: int, resume: bool = False, callbacks: Any = ()) 
     rows = Rows()
     config = small_config(max_steps=STEPS, checkpoint_every=every)
     fit(config, directory, small_datamodule(config), [rows], callbacks, resume)
-    return rows.rows
+    return rows.repeatable()
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +105,13 @@ def run_killed(directory: Path, every: int, step: int, hook: str) -> dict[Any, f
     config = small_config(max_steps=STEPS, checkpoint_every=every)
     with pytest.raises(Killed):
         fit(config, directory, small_datamodule(config), [rows], [KillAt(step, hook)], False)
-    return rows.rows
+    return rows.repeatable()
 
 
 def test_finished_run_may_be_resumed(tmp_path: Path, unbroken: tuple[dict[str, str], dict[Any, float]]) -> None:
-    run(tmp_path, 5)
-    run(tmp_path, 5, resume=True)
+    first = small_fit(tmp_path, small_config(max_steps=STEPS))
+    again = small_fit(tmp_path, small_config(max_steps=STEPS), resume=True)
+    assert (again.steps, again.best, again.validation_loss) == (STEPS, first.best, first.validation_loss)
     assert digests(tmp_path) == unbroken[0]
 
 
@@ -185,12 +159,6 @@ def test_new_run_does_not_overwrite_another(tmp_path: Path) -> None:
     small_fit(tmp_path, small_config(max_steps=2))
     with pytest.raises(UserError, match=f"resume={tmp_path}"):
         small_fit(tmp_path, small_config(max_steps=2))
-
-
-def finish(process: subprocess.Popen[str]) -> int:
-    """Exit status, once the process has ended."""
-    process.communicate(timeout=120)
-    return process.returncode
 
 
 @pytest.mark.slow

@@ -207,6 +207,7 @@ def split_episodes(data: OfflineData, fraction: float, seed: int) -> tuple[list[
         raise UserError(
             f"data set {', '.join(data.dataset_ids)} has {count} episode; training and validation need one each"
         )
+    # Differs from the original: it trains on all episodes and keeps weights by epoch; here a part chooses the best.
     num_validation = min(max(round(count * fraction), 1), count - 1)
     chosen = set(_permutation(count, seed, _SPLIT)[:num_validation].tolist())
     train = [episode for index, episode in enumerate(data.episodes) if index not in chosen]

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: noted when they arrive, acted upon at the end of the running update."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -71,7 +72,8 @@ class SignalWatch:
             TrainingInterrupted: always.
         """
         if number == REQUEUE_SIGNAL and is_global_zero:
-            subprocess.run(["scontrol", "requeue", _job_id()], check=False)
+            with contextlib.suppress(OSError):  # without scontrol the job ends, saved, and can be resumed by hand
+                subprocess.run(["scontrol", "requeue", _job_id()], check=False)
         raise TrainingInterrupted(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -14,8 +14,6 @@ from ..configuration import OptimizerConfig
 class CosineSchedule:
     """Linear warm-up, then a cosine that reaches its floor with the last token and stays there.
 
-    Differs from the original: its cosine runs over 20 epochs and climbs again afterwards, back to the peak at epoch 39.
-
     Attributes:
         peak: learning rate at the end of the warm-up.
         warmup_tokens: tokens over which it rises from 0.
@@ -33,6 +31,7 @@ class CosineSchedule:
         if tokens < self.warmup_tokens:
             return self.peak * tokens / self.warmup_tokens
         progress = min((tokens - self.warmup_tokens) / max(self.total_tokens - self.warmup_tokens, 1), 1.0)
+        # Differs from the original: its cosine runs over 20 epochs and then climbs again, back to the peak at epoch 39.
         cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
         return self.peak * (self.final_fraction + (1.0 - self.final_fraction) * cosine)
 

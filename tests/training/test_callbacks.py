@@ -1,0 +1,125 @@
+"""Which checkpoints are kept, and what a user sees meanwhile."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from rich.console import Console
+from typing_extensions import override
+
+from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.training import callbacks as callbacks_file
+from trajectory_transformer.training.callbacks import KeepCheckpoints, RunProgress, Throughput
+from trajectory_transformer.training.fit import fit
+
+from .small_run import Rows, small_config, small_datamodule, small_fit
+
+
+class Watch(Callback):
+    """Notes the update that last.ckpt holds, before every update."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.steps: list[int] = []
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        self.steps.append(read_checkpoint(self.path)["global_step"] if self.path.exists() else 0)
+
+
+def test_last_is_saved_regularly_and_at_the_end(tmp_path: Path) -> None:
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    watch = Watch(last)
+    small_fit(tmp_path, small_config(max_steps=14, checkpoint_every=4), [watch])
+    assert watch.steps == [0] * 4 + [4] * 4 + [8] * 4 + [12] * 2
+    assert read_checkpoint(last)["global_step"] == 14
+
+
+def test_best_has_the_lowest_validation_loss(tmp_path: Path) -> None:
+    rows = Rows()
+    config = small_config(max_steps=20, validate_every=2)
+    config.optimizer.learning_rate = 0.3  # so high that the loss goes up and down
+    report = fit(config, tmp_path, small_datamodule(config), [rows], [], False)
+    losses = {step: value for (step, name), value in rows.rows.items() if name == "val/loss"}
+    assert sorted(step or 0 for step in losses) == list(range(2, 21, 2))
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 20
+    assert read_checkpoint(report.best)["global_step"] == best
+    assert report.validation_loss == pytest.approx(losses[best])
+
+
+def test_short_run_is_validated_once(tmp_path: Path) -> None:
+    report = small_fit(tmp_path, small_config(max_steps=2, validate_every=1_000, checkpoint_every=1_000))
+    assert read_checkpoint(report.best)["global_step"] == read_checkpoint(report.last)["global_step"] == 2
+    assert math.isfinite(report.validation_loss)
+
+
+def test_full_disk_in_between_does_not_end_training(tmp_path: Path) -> None:
+    class Obstacle(Callback):
+        """Puts a folder in the way of last.ckpt for some updates."""
+
+        @override
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+            last = tmp_path / "checkpoints" / "last.ckpt"
+            if trainer.global_step == 1:
+                last.mkdir()
+            if trainer.global_step == 5:
+                last.rmdir()
+
+    config = small_config(max_steps=7, checkpoint_every=4)
+    with pytest.warns(UserWarning, match=r"last\.ckpt' could not be saved"):
+        report = small_fit(tmp_path, config, [Obstacle()])
+    assert read_checkpoint(report.last)["global_step"] == 7
+
+
+def test_early_stopping_of_the_user(tmp_path: Path) -> None:
+    stop = EarlyStopping("val/loss", patience=1, min_delta=1e9)
+    report = small_fit(tmp_path, small_config(max_steps=1_000, validate_every=4), [stop])
+    assert report.steps == 8
+    assert read_checkpoint(report.last)["global_step"] == 8
+
+
+def progress_of(directory: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> str:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=120)
+    monkeypatch.setattr(callbacks_file, "Console", lambda **_: console)
+    small_fit(directory, small_config(max_steps=8, progress_bar=True))
+    return output.getvalue()
+
+
+def test_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = progress_of(tmp_path, monkeypatch, terminal=True)
+    assert "8/8" in shown
+    assert "0:00:00 remaining" in shown
+    assert "tokens/s" in shown
+
+
+def test_lines_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks_file, "PLAIN_LINE_SECONDS", 0.0)
+    lines = progress_of(tmp_path, monkeypatch, terminal=False).splitlines()
+    assert [line.split()[1] for line in lines] == [f"{step}/8" for step in range(1, 9)]
+    assert "validation" in lines[-1]
+    assert all(line.endswith("remaining") for line in lines)
+
+
+def test_throughput_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 2.0, 10.0, 12.0])  # start, update, end of a validation, update
+    monkeypatch.setattr(callbacks_file.time, "perf_counter", lambda: next(clock))
+    throughput = Throughput(tokens_per_step=100, log_every=1_000)
+    trainer, module = L.Trainer(logger=False, enable_checkpointing=False), L.LightningModule()
+    assert math.isnan(throughput.tokens_per_second)
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 1
+    throughput.on_train_start(trainer, module)
+    throughput.on_train_batch_end(trainer, module, None, None, 0)
+    throughput.on_validation_end(trainer, module)
+    throughput.on_train_batch_end(trainer, module, None, None, 1)
+    assert throughput.tokens_per_second == pytest.approx(50.0)
+
+
+def test_defaults_need_no_console() -> None:
+    assert RunProgress(10, Throughput(1, 1)).console.stderr
+    assert KeepCheckpoints.__mro__[1].__name__ == "Checkpoint"  # or Lightning adds a ModelCheckpoint of its own

@@ -1,0 +1,106 @@
+"""Options that cannot work, and what Lightning would say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trajectory_transformer.configuration import ModelConfig
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.training.fit import fit, make_trainer
+
+from .small_run import finish, small_config, small_datamodule, small_fit, start, weights
+
+
+def test_report(tmp_path: Path) -> None:
+    report = small_fit(tmp_path, small_config(max_steps=4))
+    assert report.best == tmp_path / "checkpoints" / "best.ckpt"
+    assert report.last == tmp_path / "checkpoints" / "last.ckpt"
+    assert report.steps == 4
+    assert report.tokens_per_second > 0
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["best.ckpt", "checkpoints", "last.ckpt"]
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/run"])
+def test_output_directory_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    config = small_config()
+    with pytest.raises(UserError, match=r"^the output directory '.*run' cannot be written: .*hydra\.run\.dir=DIR$"):
+        fit(config, tmp_path / place, small_datamodule(config), [], [], False)
+
+
+def test_stray_files_of_killed_writers_go(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".last.ckpt.99.partial").write_bytes(b"half")
+    small_fit(tmp_path, small_config(max_steps=1))
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "mps"])
+def test_missing_hardware(tmp_path: Path, accelerator: str) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.accelerator={accelerator} .* is not possible here: ") as caught:
+        make_trainer(small_config(accelerator=accelerator, devices=1_000), tmp_path, [], [])
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_of_lightning_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    small_fit(tmp_path, small_config(max_steps=2))
+    small_fit(tmp_path, small_config(max_steps=4), resume=True)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_threads(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        small_fit(tmp_path, small_config(max_steps=1, threads=3))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    report = small_fit(tmp_path, small_config(max_steps=3, precision="bf16-mixed"))
+    assert all(value.dtype == torch.float32 for value in weights(report.last).values())
+
+
+def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler"):
+        assert small_fit(tmp_path, small_config(max_steps=1, compile=True)).steps == 1
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    """Both hold the same weights, and together see what one process sees."""
+    process = start(tmp_path / "two", "ddp")
+    assert finish(process) == 0
+    ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert ranks[0]["batches"] != ranks[1]["batches"]
+    config = small_config(max_steps=6)
+    config.data.batch_size = 8
+    order = small_datamodule(config).train_order()
+    for step in range(6):
+        assert sorted(ranks[0]["batches"][step] + ranks[1]["batches"][step]) == sorted(order.indices(step).tolist())
+    for name, value in weights(tmp_path / "two" / "checkpoints" / "last.ckpt").items():
+        assert torch.equal(ranks[0]["weights"][name], value)
+        assert torch.equal(ranks[1]["weights"][name], value)
+    config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+    alone = weights(small_fit(tmp_path / "one", config).last)
+    for name, value in weights(tmp_path / "two" / "checkpoints" / "last.ckpt").items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch itself
+def test_compiled(tmp_path: Path) -> None:
+    """The same weights under the same names, up to rounding."""
+    trained = []
+    for compiled in (False, True):
+        config = small_config(max_steps=3, compile=compiled)
+        config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+        trained.append(weights(small_fit(tmp_path / str(compiled), config).last))
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-3, atol=1e-4)
