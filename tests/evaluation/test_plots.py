@@ -65,11 +65,11 @@ def test_plans_lie_where_they_were_made(tmp_path: Path, drawn: list[Figure]) -> 
         steps = np.asarray(outcome.get_xdata())
         np.testing.assert_array_equal(outcome.get_ydata(), (dimension + 1) * steps)
         segments = rest[::2]
-        assert len(segments) == 6  # horizon 5 reaches 4 steps ahead; the window is six times that
+        assert len(segments) == 5  # horizon 5 reaches 4 steps ahead; the window is six times that
         for line in segments:  # a plan that is right lies on what happened
             np.testing.assert_array_equal(line.get_ydata(), (dimension + 1) * np.asarray(line.get_xdata()))
         starts = [int(np.asarray(line.get_xdata())[0]) for line in segments]
-        assert np.all(np.diff(starts) == 4)
+        assert np.all(np.diff(starts) == 5)
 
 
 @pytest.mark.parametrize(("steps", "horizon", "plan_freq"), [(1, 5, 1), (3, 15, 1), (60, 1, 1), (40, 6, 6)])

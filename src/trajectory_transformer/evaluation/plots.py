@@ -72,7 +72,7 @@ def _return_handles(behavior_mean: float, planner_mean: float, interval: tuple[f
 def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> None:
     """Plans made in the middle of an episode, over their horizon, against what then happened.
 
-    One panel for each dimension that changes, the first twelve of them. Plans are shown back to back; each begins at
+    One panel for each dimension that changes, the first twelve of them. Plans are shown one after the other; each begins at
     its dot, the observation it was made from.
 
     Args:
@@ -118,7 +118,7 @@ def _plan_window(trace: EpisodeTrace) -> tuple[int, int, list[PlanTrace]]:
     begin = (len(trace.observations) - window) // 2
     shown: list[PlanTrace] = []
     for plan in trace.plans:
-        if begin <= plan.step < begin + window - 1 and (not shown or plan.step - shown[-1].step >= reach):
+        if begin <= plan.step < begin + window - 1 and (not shown or plan.step - shown[-1].step > reach):
             shown.append(plan)
     return begin, window, shown
 

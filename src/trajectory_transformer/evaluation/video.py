@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 log = logging.getLogger(__name__)
+logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports at every start that an accelerator is missing
 
 _PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16).render()"
 _FRAMES_PER_SECOND = 25.0  # at most: drawing a frame in software takes as long as many steps
