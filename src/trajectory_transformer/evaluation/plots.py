@@ -72,8 +72,8 @@ def _return_handles(behavior_mean: float, planner_mean: float, interval: tuple[f
 def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> None:
     """Plans made in the middle of an episode, over their horizon, against what then happened.
 
-    One panel for each dimension that changes, the first twelve of them. Plans are shown one after the other; each begins at
-    its dot, the observation it was made from.
+    One panel for each dimension that changes, the first twelve of them. Plans are shown one after the other; each
+    begins at its dot, the observation it was made from.
 
     Args:
         trace: observations (T + 1, observation_dim) and plans of one episode, at least one.
