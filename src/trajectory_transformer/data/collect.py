@@ -40,7 +40,7 @@ def collect(
         steps: environment steps at least; the last episode is kept whole. None: the recipe's own number.
         progress: show a progress bar and, at the end, the data set's statistics.
         seed: the same seed gives the same data, whatever the number of processes.
-        processes: how many processes simulate; None: as many as the machine has cores, at most 8.
+        processes: how many processes simulate; None: as many as there are cores for this one, at most 8.
         overwrite: replace the data set if it exists.
 
     Returns:
@@ -53,7 +53,7 @@ def collect(
     require(steps >= 1, f"steps={steps} must be at least 1")
     require(processes is None or processes >= 1, f"processes={processes} must be at least 1")
     if processes is None:
-        processes = max(1, min(os.cpu_count() or 1, 8, steps // STEPS_WORTH_A_PROCESS))
+        processes = max(1, min(len(os.sched_getaffinity(0)), 8, steps // STEPS_WORTH_A_PROCESS))
     start = time.monotonic()
     with staging_folder(recipe, overwrite) as staging:
         episodes = _simulate_steps(recipe, steps, simulate(recipe, seed, processes), progress)
