@@ -38,7 +38,9 @@ def test_stray_files_of_killed_writers_go(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("accelerator", ["gpu", "mps"])
 def test_missing_hardware(tmp_path: Path, accelerator: str) -> None:
-    with pytest.raises(UserError, match=rf"trainer\.accelerator={accelerator} .* is not possible here: ") as caught:
+    with pytest.raises(
+        UserError, match=rf"trainer\.accelerator={accelerator}, .* are not possible together here: "
+    ) as caught:
         make_trainer(small_config(accelerator=accelerator, devices=1_000), tmp_path, [], [])
     assert "\n" not in str(caught.value)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from typing_extensions import override
 
+from ..configuration import TrainerConfig
 from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
 
@@ -26,17 +27,14 @@ class KeepCheckpoints(Checkpoint):
 
     Args:
         directory: of both files.
-        every: updates between saves of ``last.ckpt``.
-        validate_every: updates between validations.
-        max_steps: updates of the run; the last one is always followed by a validation.
+        options: how often; the run's last update is always followed by a validation and a save.
         watch: says when to stop.
     """
 
-    def __init__(self, directory: Path, every: int, validate_every: int, max_steps: int, watch: SignalWatch) -> None:
+    def __init__(self, directory: Path, options: TrainerConfig, watch: SignalWatch) -> None:
         self.last, self.best = directory / "last.ckpt", directory / "best.ckpt"
-        self.every, self.validate_every, self.max_steps, self.watch = every, validate_every, max_steps, watch
+        self.options, self.watch = options, watch
         self.best_loss = math.nan
-        self._saved_step = -1
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,9 +44,9 @@ class KeepCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step >= self.max_steps:
+        if trainer.global_step >= self.options.max_steps:
             trainer.should_stop = True  # the only way to have Lightning validate after the last update in any case
-        if not trainer.should_stop and trainer.global_step % self.validate_every:
+        if not trainer.should_stop and trainer.global_step % self.options.validate_every:
             self._save_last(trainer)
 
     @override
@@ -67,7 +65,7 @@ class KeepCheckpoints(Checkpoint):
 
     def _save_last(self, trainer: L.Trainer) -> None:
         signal = self.watch.agreed(trainer)
-        if trainer.global_step % self.every == 0 or trainer.should_stop or signal is not None:
+        if trainer.global_step % self.options.checkpoint_every == 0 or trainer.should_stop or signal is not None:
             trainer.save_checkpoint(self.last, weights_only=False)
         if signal is not None:
             self.on_train_end(trainer, trainer.lightning_module)

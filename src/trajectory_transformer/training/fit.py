@@ -83,24 +83,21 @@ def fit(
             fit, the hardware asked for is not there, the loss became NaN, or the last checkpoint could not be saved.
         TrainingInterrupted: SIGTERM or SIGINT came; the state was saved first.
     """
-    checkpoints = _prepare_directory(Path(run_directory))
+    checkpoints = _prepare_directory(run_directory)
     last = checkpoints / "last.ckpt"
     resume = resume or (config.trainer.requeue and last.is_file())
     if last.is_file() and not resume:
         raise UserError(f"'{run_directory}' already holds a run: resume={run_directory} goes on with it")
     datamodule.setup()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+    torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
     with quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
         module = _make_module(config, datamodule)
         if resume:
             require_same_run(last, module.model.config, module.facts)
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every)
-        keeper = KeepCheckpoints(
-            checkpoints, config.trainer.checkpoint_every, config.trainer.validate_every, config.trainer.max_steps, watch
-        )
+        keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
-        trainer = make_trainer(config, Path(run_directory), loggers, [throughput, *progress, *callbacks, keeper])
+        trainer = make_trainer(config, run_directory, loggers, [throughput, *progress, *callbacks, keeper])
         trainer.fit(module, datamodule=datamodule, ckpt_path=last if resume else None)
     return FitReport(keeper.best, last, trainer.global_step, keeper.best_loss, throughput.tokens_per_second)
 
@@ -116,10 +113,8 @@ def make_trainer(
         UserError: the accelerator, number of devices or precision asked for is not there.
     """
     options = config.trainer
-    plugins: list[Any] = [VerifiedCheckpointIO()]
-    if SLURMEnvironment.detect():
-        # Lightning's requeueing saves in the middle of an update, within the signal handler; ours waits for its end.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    # Lightning's own requeueing saves in the middle of an update, within the signal handler; ours waits for its end.
+    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     try:
         return L.Trainer(
             accelerator=options.accelerator,
@@ -136,17 +131,17 @@ def make_trainer(
             log_every_n_steps=options.log_every,
             logger=list(loggers) or False,
             callbacks=list(callbacks),
-            plugins=plugins,
+            plugins=[VerifiedCheckpointIO(), *cluster],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=run_directory,
         )
     except (MisconfigurationException, ValueError) as error:
-        raise UserError(
-            f"trainer.accelerator={options.accelerator} with trainer.devices={options.devices}, trainer.num_nodes="
-            f"{options.num_nodes} and trainer.precision={options.precision} is not possible here: {_one_line(error)}"
-        ) from error
+        names = ("accelerator", "devices", "num_nodes", "precision")
+        chosen = ", ".join(f"trainer.{name}={getattr(options, name)}" for name in names)
+        reason = " ".join(str(error).split())
+        raise UserError(f"{chosen} are not possible together here: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -203,7 +198,3 @@ def _prepare_directory(run_directory: Path) -> Path:
             "another with hydra.run.dir=DIR"
         ) from error
     return checkpoints
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
