@@ -96,11 +96,17 @@ class SpaceSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and numbers; :meth:`from_dict` restores it."""
-        return {"leaves": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(x).items()} for x in self.leaves]}
+        return {
+            "leaves": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(x).items()} for x in self.leaves]
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SpaceSpec":
-        return cls(tuple(SpaceLeaf(**{k: tuple(v) if isinstance(v, list) else v for k, v in x.items()}) for x in data["leaves"]))
+        return cls(
+            tuple(
+                SpaceLeaf(**{k: tuple(v) if isinstance(v, list) else v for k, v in x.items()}) for x in data["leaves"]
+            )
+        )
 
 
 @dataclass(frozen=True)
