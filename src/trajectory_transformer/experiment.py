@@ -169,7 +169,7 @@ def _device(accelerator: str) -> str:
 
 
 class _Finishing:
-    """Ends the loggers' runs when a job is over, telling them whether it failed."""
+    """Ends the loggers' runs when a job is over, telling them whether it failed, and the connection to other ranks."""
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self._loggers = loggers
@@ -179,3 +179,7 @@ class _Finishing:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         finish_loggers(self._loggers, exit_code=0 if kind is None else 1)
+        if (
+            torch.distributed.is_initialized()
+        ):  # Lightning leaves it to the process's end; a sweep's next job would hang
+            torch.distributed.destroy_process_group()

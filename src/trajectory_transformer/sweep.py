@@ -91,11 +91,10 @@ def report(directory: Path) -> list[Job]:
     jobs = read_jobs(directory)
     groups = group_by_settings(jobs)
     varied = varied_parameters(jobs)
-    rows = [row(job, group, varied) for group in groups for job in group.jobs]
     header = ["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "reason"]
     with (directory / "sweep.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    show(header, rows, f"{len(jobs)} jobs in {directory}")
+        csv.writer(file).writerows([header, *(row(job, group, varied) for group in groups for job in group.jobs)])
+    show(groups, varied, f"{len(jobs)} jobs in {directory}")
     return jobs
 
 
@@ -116,14 +115,28 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
-    """Print a table; a cell wider than the screen is folded, none is cut."""
+def show(groups: Sequence[Group], varied: Sequence[str], title: str) -> None:
+    """Print the jobs as a table, one section for each setting, and why jobs failed below it."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for cells in rows:
-        table.add_row(*cells)
-    Console().print(table)
+    for name in ("job", "status", *varied, "score", "mean ± 95 %"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("job", "status"))
+    for group in groups:
+        for job in group.jobs:
+            first = job is group.jobs[0]
+            settings = [job.record.parameters.get(name, "") for name in varied]
+            interval = _interval(group) if first else ""
+            table.add_row(job.name, job.status, *settings, _number(job.record.score), interval)
+        table.add_section()
+    console = Console()
+    console.print(table)
+    for job in (job for group in groups for job in group.jobs if job.record.reason):
+        console.print(f"job {job.name} {job.status}: {job.record.reason}", markup=False, highlight=False)
+
+
+def _interval(group: Group) -> str:
+    if group.half_width is None:
+        return _number(group.mean)
+    return f"{_number(group.mean)} ± {_number(group.half_width)} ({group.seeds} seeds)"

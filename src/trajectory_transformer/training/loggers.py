@@ -142,25 +142,34 @@ def _wandb_logger(
     # By default artifacts wait for their upload in the home directory and are lost when a run is copied elsewhere.
     for name, part in (("WANDB_DIR", ".."), ("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         os.environ[name] = str((folder / part).resolve())
-    offline = not wandb_key_is_configured() if config.offline is None else config.offline
-    if offline and config.offline is None:
-        log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
+    mode = _wandb_mode(config)
     logger = WandbLogger(
         save_dir=run_directory,
         name=run_directory.name,
-        id=_stable_id(folder / "run_id.txt"),
+        id=_stable_id(folder / "run_id.txt") if is_first_process() else None,
         project=config.project,
-        offline=offline,
+        mode=mode,  # not Lightning's offline=, which leaves WANDB_MODE set for whatever runs next
         entity=config.entity,
         group=config.group or labels.group,
         job_type=config.job_type or labels.job_type,
         tags=[*config.tags, *labels.tags],
         config=dict(resolved_config),
-        resume=None if offline else "allow",
+        resume="allow" if mode == "online" else None,
     )
     if is_first_process():
         _start(logger)
     return logger
+
+
+def _wandb_mode(config: LoggerConfig) -> str:
+    if config.offline is not None:
+        return "offline" if config.offline else "online"
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    if wandb_key_is_configured():
+        return "online"
+    log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
+    return "offline"
 
 
 def _start(logger: WandbLogger) -> None:
@@ -171,7 +180,7 @@ def _start(logger: WandbLogger) -> None:
         run = logger.experiment
     except (UsageError, CommError) as error:
         raise UserError(f"W&B does not start: {error}; log in with `wandb login`, or use logger.offline=true") from None
-    run.define_metric("*/loss", summary="min")
+    run.define_metric("val/loss", step_metric="trainer/global_step", summary="min")
 
 
 def _stable_id(file: Path) -> str:

@@ -1,0 +1,85 @@
+"""Every option of every config group composes into valid typed options."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from trajectory_transformer.command_line import schema
+from trajectory_transformer.configuration import EvaluateConfig, TrainConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CHOICES = [(file.parent.name, file.stem) for file in sorted(CONFIGS.glob("*/*.yaml"))]
+NEEDED = {("data", "minari"): ["data.dataset_id=[one/v0,two/v0]"]}  # what an option leaves to the user
+
+
+def composed(command: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(command, list(overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES)
+def test_every_option_of_train_composes(group: str, option: str) -> None:
+    config = schema.typed_train(composed("train", f"{group}={option}", *NEEDED.get((group, option), [])))
+    assert isinstance(config, TrainConfig)
+    if group == "experiment":
+        assert config.experiment_name == option
+    if group in ("planner", "logger"):
+        assert getattr(config, group).name == option
+
+
+@pytest.mark.parametrize(("group", "option"), [choice for choice in CHOICES if choice[0] in ("planner", "logger")])
+def test_every_option_of_evaluate_composes(group: str, option: str) -> None:
+    overrides = ["checkpoint=best.ckpt", f"{group}={option}"]
+    config = schema.typed_evaluate(composed("evaluate", *overrides), overrides, group == "planner")
+    assert isinstance(config, EvaluateConfig)
+    assert getattr(config, group).name == option
+
+
+def test_the_options_that_the_contract_names_exist() -> None:
+    named = {
+        *(("model", name) for name in ("tiny", "base", "large")),
+        *(("trainer", name) for name in ("cpu", "gpu", "ddp", "slurm")),
+        *(("logger", name) for name in ("csv", "wandb")),
+    }
+    assert named <= set(CHOICES)
+
+
+def test_base_is_the_papers_model() -> None:
+    config = schema.typed_train(composed("train", "model=base"))
+    assert (config.model.n_layer, config.model.n_head, config.model.n_embd) == (4, 4, 128)
+    assert config.data.discretizer.num_bins == 100
+    assert config.model.attn_pdrop == config.model.embd_pdrop == config.model.resid_pdrop == 0.1
+
+
+def test_the_default_needs_no_accelerator_no_account_and_no_download() -> None:
+    config = schema.typed_train(composed("train"))
+    assert config.trainer.accelerator == "cpu"
+    assert config.logger.name == "csv"
+    assert config.data.dataset_ids[0].startswith("embedded/")
+
+
+def test_several_data_sets_can_be_joined() -> None:
+    config = schema.typed_train(composed("train", "data=minari", "data.dataset_id=[one/v0,two/v0]"))
+    assert config.data.dataset_ids == ["one/v0", "two/v0"]
+
+
+def test_each_yaml_begins_with_a_comment_that_says_what_it_is() -> None:
+    for file in CONFIGS.rglob("*.yaml"):
+        lines = file.read_text().splitlines()
+        assert lines[0].startswith("# @package") or lines[0].startswith("# "), file
+        assert len(lines) <= 40, file
+
+
+def test_a_slurm_run_is_named_after_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert schema.run_name(True) == "slurm-4711"
+    assert "4711" not in schema.run_name(False)
+
+
+def test_only_the_named_planner_options_replace_the_checkpoints() -> None:
+    planner = {"horizon": 7, "beam_width": 32, "name": "return"}
+    overrides = ["checkpoint=a", "planner.horizon=7"]
+    assert schema.planner_overrides(overrides, planner, planner_chosen=False) == {"horizon": 7}
+    assert schema.planner_overrides(["planner=return"], planner, planner_chosen=True) == planner
