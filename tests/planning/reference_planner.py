@@ -78,7 +78,8 @@ class ReferencePlanner:
         scores, kept_at = [0.0], []
         for t in range(settings.horizon):
             candidates = []
-            for index, (sequence, rewards) in enumerate(beams * settings.n_expand):
+            copies = [beam for beam in beams for _ in range(settings.n_expand)]
+            for index, (sequence, rewards) in enumerate(copies):
                 u = uniforms[t, layout.action, index]
                 sequence = self.extend(sequence, u, settings.k_act, settings.cdf_act)
                 reward, token = self.estimate(sequence, layout.reward)

@@ -78,10 +78,13 @@ def test_neighbours_change_nothing(make_agent, options: dict[str, Any]) -> None:
 
 def test_seeds_matter(make_agent) -> None:
     agent = make_agent(cdf_act=None)
-    observations = np.zeros((2, OBSERVATION_DIM), dtype=np.float32)
     agent.reset(2, [0, 1])
-    actions = [agent.act(observations) for _ in range(1)]
-    assert not np.array_equal(actions[0][0], actions[0][1])
+    same = []
+    for step in range(6):
+        actions = agent.act(np.full((2, OBSERVATION_DIM), step / 5, dtype=np.float32))
+        agent.observe(actions, np.zeros(2), np.zeros(2, dtype=bool))
+        same.append(np.array_equal(actions[0], actions[1]))
+    assert not all(same)
 
 
 def test_the_past_is_what_happened(make_agent, discretizer: Discretizer) -> None:

@@ -45,7 +45,10 @@ class TableDecoder:
         self.history = tokens.unsqueeze(1)
         return self.logits(self.history)
 
-    def select(self, rows: Tensor) -> None:
+    def expand(self, candidates: int) -> None:
+        self.history = self.history.repeat_interleave(candidates, dim=1)
+
+    def keep(self, rows: Tensor) -> None:
         self.history = gather_rows(self.history, rows)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -80,9 +83,10 @@ def test_exhaustive_beam_finds_the_enumerated_optimum() -> None:
     layout, horizon, discount = TransitionLayout(1, 1), 3, 0.9
     table = TableDecoder(layout, horizon)
     width = VOCABULARY**horizon
-    settings = PlannerConfig(horizon=horizon, beam_width=width, n_expand=2, cdf_act=None, discount=discount)
-    # Candidate c of the first `width`, which equal scores keep, takes the t-th base-3 digit of c as its t-th action.
-    digits = torch.arange(2 * width) // VOCABULARY ** torch.arange(horizon).unsqueeze(1) % VOCABULARY
+    settings = PlannerConfig(horizon=horizon, beam_width=width, n_expand=VOCABULARY, cdf_act=None, discount=discount)
+    # Candidate c takes its last base-3 digit as action. Equal scores keep the first candidates, which continue each
+    # of the first sequences kept before in all three ways: after three transitions, all 27.
+    digits = (torch.arange(VOCABULARY * width) % VOCABULARY).expand(horizon, -1)
     u = ((digits + 0.5) / VOCABULARY).unsqueeze(1)
     uniforms = u.expand(VOCABULARY, horizon, layout.transition_dim, -1)
     prefix = torch.arange(VOCABULARY).unsqueeze(1)  # one environment for each first observation

@@ -45,14 +45,15 @@ def test_cached_logits_equal_a_full_forward_pass(
     torch.testing.assert_close(logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
     rows = 1
     while sequences.shape[2] < transitions * WIDTH - 1:
-        if sequences.shape[2] % WIDTH in (2, 0):
-            new_rows = 4 if sequences.shape[2] % WIDTH == 2 else 2
-            index = torch.randint(0, rows, (3, new_rows), generator=generator)
-            if new_rows > rows:
-                index = torch.arange(rows).repeat(new_rows // rows).expand(3, -1)
-            decoder.select(index)
-            sequences, rows = gather_rows(sequences, index), new_rows
+        dimension = sequences.shape[2] % WIDTH
+        if dimension == 2:  # actions begin
+            decoder.expand(8 // rows)
+            sequences, rows = sequences.repeat_interleave(8 // rows, dim=1), 8
         tokens = torch.randint(0, VOCABULARY + 1, (3, rows), generator=generator)
+        if dimension == WIDTH - 1:  # after the reward; a row may be kept twice
+            index, rows = torch.randint(0, rows, (3, 4), generator=generator), 4
+            decoder.keep(index)
+            sequences, tokens = gather_rows(sequences, index), gather_rows(tokens, index)
         sequences = torch.cat([sequences, tokens.unsqueeze(2)], dim=2)
         logits = decoder.step(tokens)
         torch.testing.assert_close(logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)

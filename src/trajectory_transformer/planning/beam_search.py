@@ -27,7 +27,8 @@ class SearchStep:
         tokens: (environment, candidates, transition) token of each candidate: action, reward and value tokens of this
             transition.
         rewards, values: (environment, candidates) estimates.
-        kept: (environment, beam_width) indices of the candidates kept, best first.
+        kept: (environment, beam_width) indices of the candidates kept, best first; candidate ``b * n_expand + e`` is
+            continuation ``e`` of the ``b``-th sequence kept before.
     """
 
     tokens: Tensor
@@ -55,27 +56,40 @@ class SearchResult:
     steps: list[SearchStep]
 
 
-class _Search:
-    """The state of one search: rows of tokens, their logits, their rewards."""
+class _Sequences:
+    """The planned part of all sequences, beside the decoder that knows their past.
 
-    def __init__(self, decoder: BeamDecoder, prefix: Tensor, horizon: int) -> None:
-        self.decoder = decoder
+    Attributes:
+        tokens: (environment, rows, time so far).
+        logits: (environment, rows, vocabulary) of the next token.
+        returns: (environment, rows, horizon + 1) estimated rewards, then the return-to-go after the last of them.
+    """
+
+    def __init__(self, decoder: BeamDecoder, prefix: Tensor, settings: PlannerConfig, layout: TransitionLayout) -> None:
+        self.decoder, self.temperature = decoder, settings.temperature
         self.logits = decoder.prefill(prefix)
-        self.tokens = prefix.unsqueeze(1)
-        self.returns = self.logits.new_zeros(len(prefix), 1, horizon + 1)
+        self.tokens = prefix[:, None, -layout.observation_dim :]
+        self.returns = self.logits.new_zeros(len(prefix), 1, settings.horizon + 1)
 
-    def select(self, rows: Tensor) -> None:
-        self.decoder.select(rows)
+    def expand(self, candidates: int) -> None:
+        self.decoder.expand(candidates)
         self.tokens, self.returns, self.logits = (
-            gather_rows(x, rows) for x in (self.tokens, self.returns, self.logits)
+            x.repeat_interleave(candidates, dim=1) for x in (self.tokens, self.returns, self.logits)
         )
+
+    def keep(self, rows: Tensor) -> None:
+        self.decoder.keep(rows)
+        self.tokens, self.returns = gather_rows(self.tokens, rows), gather_rows(self.returns, rows)
 
     def append(self, tokens: Tensor) -> None:
         self.tokens = torch.cat([self.tokens, tokens.unsqueeze(2)], dim=2)
 
-    def step(self, tokens: Tensor) -> None:
-        self.append(tokens)
-        self.logits = self.decoder.step(tokens)
+    def extend(self, uniforms: Tensor, k: int | None, cdf: float | None) -> None:
+        """Sample as many tokens as there are uniforms (environment, tokens, rows)."""
+        for u in uniforms.unbind(1):
+            tokens = choose(self.logits / self.temperature, u, k, cdf)
+            self.append(tokens)
+            self.logits = self.decoder.step(tokens)
 
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
@@ -94,8 +108,7 @@ def beam_search(
 ) -> SearchResult:
     """Plan ``settings.horizon`` transitions: expand, score by reward plus return-to-go, keep the best, go on.
 
-    Candidates lie in the original's order: candidate ``e * rows + b`` is continuation ``e`` of kept sequence ``b``.
-    All candidates begin with the same prefix, so it is decoded once.
+    All candidates of the first transition continue the same prefix, so it is decoded once.
 
     Args:
         prefix: (environment, time) tokens: whole past transitions, then the current observation.
@@ -107,37 +120,31 @@ def beam_search(
     Raises:
         ValueError: the model's predictions are not finite.
     """
-    environments = len(prefix)
-    width, expand, horizon = settings.beam_width, settings.n_expand, settings.horizon
     assert settings.discount is not None
+    width, horizon = settings.beam_width, settings.horizon
     discounts = settings.discount ** torch.arange(horizon + 1, dtype=torch.float32, device=prefix.device)
-    search = _Search(decoder, prefix, horizon)
-    scores, steps = search.logits.new_zeros(environments, 1), []
+    sequences = _Sequences(decoder, prefix, settings, layout)
+    scores, steps = discounts.new_zeros(len(prefix), 1), []
     for t in range(horizon):
-        parents = torch.zeros(width, dtype=torch.int64) if t == 0 else torch.arange(width)
-        search.select(parents.repeat(expand).to(prefix.device).expand(environments, -1))
-        for dimension in range(layout.action.start, layout.action.stop):
-            u = uniforms[:, t, dimension]
-            search.step(choose(search.logits / settings.temperature, u, settings.k_act, settings.cdf_act))
-        rewards_probabilities = search.logits.softmax(dim=-1)
-        search.step(search.logits.argmax(dim=-1))  # the original samples reward and value greedily: k_rew = 1
-        values_probabilities = search.logits.softmax(dim=-1)
-        value_tokens = search.logits.argmax(dim=-1)
-        search.append(value_tokens)
-        rewards, values = estimate(rewards_probabilities, values_probabilities)
-        search.returns[:, :, t], search.returns[:, :, t + 1] = rewards, values
-        scores = (search.returns * discounts).sum(dim=-1)
+        sequences.expand(settings.n_expand * (width if t == 0 else 1))
+        sequences.extend(uniforms[:, t, layout.action], settings.k_act, settings.cdf_act)
+        reward_probabilities = sequences.logits.softmax(dim=-1)
+        # The original samples reward and value greedily (k_rew = 1).
+        sequences.extend(uniforms[:, t, layout.reward : layout.value], k=1, cdf=None)
+        value_tokens = sequences.logits.argmax(dim=-1)
+        sequences.append(value_tokens)
+        rewards, values = estimate(reward_probabilities, sequences.logits.softmax(dim=-1))
+        sequences.returns[:, :, t], sequences.returns[:, :, t + 1] = rewards, values
+        scores = (sequences.returns * discounts).sum(dim=-1)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
-        steps.append(SearchStep(search.tokens[:, :, -layout.action_dim - 2 :], rewards, values, kept))
-        search.select(kept)
+        steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], rewards, values, kept))
+        sequences.keep(kept)
         if t < horizon - 1:
-            search.logits = decoder.step(gather_rows(value_tokens, kept))
-            for dimension in range(layout.observation_dim):
-                u = uniforms[:, t + 1, dimension, :width]
-                search.step(choose(search.logits / settings.temperature, u, settings.k_obs))
+            sequences.logits = decoder.step(gather_rows(value_tokens, kept))
+            sequences.extend(uniforms[:, t + 1, layout.observation, :width], settings.k_obs, cdf=None)
     if not bool(torch.isfinite(scores).all()):
         raise ValueError("the model predicts values that are not finite (NaN weights?)")
     # Kept candidates come best first.
-    best = search.tokens[:, 0, -horizon * layout.transition_dim :].view(environments, horizon, layout.transition_dim)
-    return SearchResult(best, search.returns[:, 0, :-1], search.returns[:, 0, -1], scores[:, 0], steps)
+    best = sequences.tokens[:, 0].view(len(prefix), horizon, layout.transition_dim)
+    return SearchResult(best, sequences.returns[:, 0, :-1], sequences.returns[:, 0, -1], scores[:, 0], steps)
