@@ -108,8 +108,21 @@ def sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 
 
 @pytest.mark.parametrize("error", [UserError("broken"), RuntimeError("broken"), SystemExit(1)])
-def test_one_failing_job_loses_nothing_of_the_others(
+def test_whatever_ends_a_job_the_next_one_runs(
     sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+) -> None:
+    def run_training(config: TrainConfig, run: experiment.RunContext) -> float:
+        if config.seed == 0:
+            raise error
+        return 1.0
+
+    monkeypatch.setattr(experiment, "run_training", run_training)
+    assert sweep("seed=0,1") == 1
+    assert [row["status"] for row in rows(tmp_path / "sweep")] == ["failed", "finished"]
+
+
+def test_one_failing_job_loses_nothing_of_the_others(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trained: list[tuple[int, int]] = []
     broken = True
@@ -117,7 +130,7 @@ def test_one_failing_job_loses_nothing_of_the_others(
     def run_training(config: TrainConfig, run: experiment.RunContext) -> float:
         trained.append((config.model.n_layer, config.seed))
         if config.seed == 1 and broken:
-            raise error
+            raise UserError("broken")
         return float(config.model.n_layer + config.seed)
 
     monkeypatch.setattr(experiment, "run_training", run_training)
@@ -128,7 +141,7 @@ def test_one_failing_job_loses_nothing_of_the_others(
     assert table["base", "2"]["score"] == "6"
     assert table["base", "2"]["mean over seeds"] == "5"
     assert table["base", "2"]["seeds"] == "2"
-    assert table["base", "1"]["reason"]
+    assert table["base", "1"]["reason"] == "broken"
 
     broken = False
     trained.clear()

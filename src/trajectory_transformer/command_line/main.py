@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
-from . import jobs, mistakes
+from . import jobs, mistakes, resume
 from .checks import leave, validated
 from .schema import planner_overrides
 
@@ -32,10 +32,10 @@ def entry_point(name: str, configs: Path) -> None:
     """
     arguments = sys.argv[1:]
     try:
-        if name == "train" and jobs.is_later_rank():
-            jobs.run_rank()
+        if name == "train" and resume.is_later_rank():
+            resume.run_rank()
         elif name == "train" and (directory := _resumed(arguments)) is not None:
-            jobs.resume(directory)
+            resume.resume(directory)
         else:
             _run_hydra(name, configs)
     except UserError as error:

@@ -1,12 +1,10 @@
 """Where metrics go: ``metrics.csv`` always, Weights & Biases as well where it is chosen."""
 
-import csv
 import json
 import logging
 import netrc
 import os
 import uuid
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,11 @@ from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from typing_extensions import override
 
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..run_record import is_first_process
+from .metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
 
@@ -39,79 +37,6 @@ class RunLabels:
     group: str | None = None
     job_type: str = "train"
     tags: tuple[str, ...] = ()
-
-
-class MetricsFile(Logger):
-    """``metrics.csv``: one row for each call, on disk at once; a killed run loses at most the row it was writing.
-
-    A run that goes on drops the rows that it is about to repeat. A metric first seen late adds a column.
-
-    Args:
-        path: of the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-        self._columns: list[str] | None = None  # None: nothing written by this process yet
-
-    @property
-    @override
-    def name(self) -> str:
-        return "metrics"
-
-    @property
-    @override
-    def version(self) -> str:
-        return ""
-
-    @property
-    @override
-    def save_dir(self) -> str:
-        return str(self._path.parent)
-
-    @override
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: ``config.yaml`` holds them."""
-
-    @override
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": str(step or 0), **{name: repr(float(value)) for name, value in metrics.items()}}
-        if self._columns is None:
-            self._begin(step or 0)
-        assert self._columns is not None
-        if new := [name for name in row if name not in self._columns]:
-            rows = self._read()
-            self._columns += new
-            self._rewrite(rows)
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
-
-    def _begin(self, step: int) -> None:
-        """Keep the rows before ``step`` of an earlier process."""
-        rows = [row for row in self._read() if row["step"].isdecimal() and int(row["step"]) < step]
-        self._columns = list(rows[0]) if rows else ["step"]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._rewrite(rows)
-
-    def _read(self) -> list[dict[str, str]]:
-        """Whole rows; one that a killed process left half written is dropped."""
-        if not self._path.exists():
-            return []
-        with self._path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            return [row for row in reader if None not in row and all(value is not None for value in row.values())]
-
-    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
-        assert self._columns is not None
-        temporary = self._path.with_name(f".{self._path.name}.partial")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self._path)
 
 
 def make_loggers(

@@ -1,0 +1,49 @@
+"""train.py's entry point called within the test's process, with training replaced by a note of it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trajectory_transformer import experiment
+from trajectory_transformer.command_line import entry_point
+from trajectory_transformer.configuration import TrainConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class Runs:
+    """Stands in for training: notes what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[TrainConfig, experiment.RunContext]] = []
+        self.error: BaseException | None = None
+
+    def __call__(self, config: TrainConfig, run: experiment.RunContext) -> float:
+        self.calls.append((config, run))
+        if self.error is not None:
+            raise self.error
+        return float(config.seed)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    monkeypatch.setattr(experiment, "run_training", stand_in := Runs())
+    return stand_in
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Calls train.py's entry point within this process, in an empty working directory; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, configs: Path = CONFIGS) -> int:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            entry_point("train", configs)
+        except SystemExit as exit:
+            return int(exit.code or 0)
+        return 0
+
+    return call

@@ -1,0 +1,135 @@
+"""Mistakes on the command line and in YAML files stop early and are named."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from .conftest import CONFIGS, Runs
+
+NO_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "lightning", "wandb", "minari", "gymnasium", "optuna"):
+            raise ImportError(f"{name} was imported")
+sys.meta_path.insert(0, Refuse())
+from pathlib import Path
+from trajectory_transformer.command_line import entry_point
+entry_point("train", Path(sys.argv.pop(1)))
+"""
+
+
+MISTAKES = [
+    (["model.n_layr=3"], ["model.n_layr", "'model.n_layer'"]),
+    (["planr.horizon=3"], ["planr.horizon", "'planner.horizon'"]),
+    (["horizon=3"], ["'planner.horizon'"]),
+    (["modle=tiny"], ["modle", "'model'"]),
+    (["experimnt=hopper_quick"], ["'experiment'"]),
+    (["model=tny"], ["model=tny", "base, large, tiny", "'model=tiny'"]),
+    (["model.n_layer=three"], ["model.n_layer", "'three'"]),
+    (["seed=1.5"], ["seed", "1.5"]),
+    (["model.n_head=3"], ["model.n_embd=64", "model.n_head=3"]),
+    (["planner.horizon=60"], ["planner.horizon=60", "data.sequence_length"]),
+    (["planner.window=slidng"], ["'sliding'"]),
+    (["data=minari"], ["data.dataset_id"]),
+    (["+foo=1"], ["foo"]),
+    (["+seeed=1"], ["seeed", "'seed'"]),
+    (["++model.n_layr=1"], ["'model.n_layer'"]),
+    (["hydra.run.dri=x"], ["'hydra.run.dir'"]),
+    (["seed=[1"], ["seed=[1"]),
+    (["+trainer.callbacks.x._target_=os.system"], ["trainer.callbacks.x", "os.system"]),
+    (["-m", "model=tiny,bsae"], ["model=bsae", "'model=base'"]),
+    (["-m", "model.n_layr=1,2"], ["'model.n_layer'"]),
+    (["-m", "+foo=1,2"], ["foo"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda value: " ".join(value))
+def test_a_mistake_is_named_and_starts_nothing(
+    train: Callable[..., int],
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    assert train(*arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    assert not runs.calls
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+class Typo(NamedTuple):
+    file: str
+    right: str
+    wrong: str
+    arguments: list[str]
+    words: list[str]
+
+
+YAML_MISTAKES = [
+    Typo("model/tiny.yaml", "n_layer", "n_layr", [], ["tiny.yaml", "model.n_layr", "'model.n_layer'"]),
+    Typo("model/tiny.yaml", "n_layer: 3", "n_layer: three", [], ["tiny.yaml", "model.n_layer", "'three'"]),
+    Typo("model/tiny.yaml", "n_layer: 3", "n_layer 3", [], ["tiny.yaml", "line"]),
+    Typo(
+        "experiment/hopper_quick.yaml", "beam_width", "beam_widht", ["experiment=hopper_quick"], ["hopper_quick.yaml"]
+    ),
+    Typo("experiment/hopper_quick.yaml", "\ntrainer:", "\ntrainr:", ["experiment=hopper_quick"], ["'trainer'"]),
+    Typo(
+        "experiment/hopper_paper.yaml", "model: base", "model: bsae", ["experiment=hopper_paper"], ["hopper_paper.yaml"]
+    ),
+    Typo(
+        "experiment/hopper_paper.yaml",
+        "/model:",
+        "/modl:",
+        ["experiment=hopper_paper"],
+        ["hopper_paper.yaml", "'model'"],
+    ),
+    Typo("tune/optimizer.yaml", "low: 1.0e-4", "lwo: 1.0e-4", ["tune=optimizer"], ["optimizer.yaml", "lwo"]),
+    Typo("tune/optimizer.yaml", "learning_rate:", "learning_rat:", ["tune=optimizer"], ["'optimizer.learning_rate'"]),
+    Typo("tune/optimizer.yaml", "[0.0, 0.1]", "[0.0, none]", ["tune=optimizer"], ["model.attn_pdrop", "'none'"]),
+    Typo("train.yaml", "- model: tiny", "- modl: tiny", [], ["train.yaml", "modl", "'model'"]),
+    Typo("train.yaml", "- model: tiny", "- model: tinny", [], ["train.yaml", "'model=tiny'"]),
+    Typo("train.yaml", "\nhydra:", "\nsed: 1\nhydra:", [], ["train.yaml", "'seed'"]),
+]
+
+
+@pytest.mark.parametrize("typo", YAML_MISTAKES, ids=lambda typo: f"{typo.file} {typo.wrong.strip()}")
+def test_a_typo_in_a_yaml_file_is_named_with_its_file(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, typo: Typo
+) -> None:
+    configs = tmp_path / "own"
+    shutil.copytree(CONFIGS, configs)
+    text = (configs / typo.file).read_text()
+    assert typo.right in text
+    (configs / typo.file).write_text(text.replace(typo.right, typo.wrong, 1))
+    assert train(*typo.arguments, configs=configs) == 2
+    message = capsys.readouterr().err
+    for word in typo.words:
+        assert word in message
+    assert not runs.calls
+
+
+@pytest.mark.parametrize("arguments", [["model.n_layr=3"], ["seed=a"], ["planner.horizon=0"], ["-m", "model=tiny,bs"]])
+def test_a_mistake_stops_within_two_seconds_and_without_torch(tmp_path: Path, arguments: list[str]) -> None:
+    begin = time.perf_counter()
+    command = [sys.executable, "-c", NO_TORCH, str(CONFIGS), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert time.perf_counter() - begin < 2.0
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, trajectory_transformer; assert 'torch' not in sys.modules; trajectory_transformer.Agent"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
