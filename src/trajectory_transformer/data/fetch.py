@@ -3,18 +3,15 @@
 import difflib
 import os
 import re
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+from .. import network
 from ..configuration import DataConfig
 from ..errors import UserError
 from .recipes import REGISTRY
 
 DATASET_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
 EMBEDDED_NAMESPACE = "embedded/"
-PROBE_SECONDS = 1.0
 COLLECT_COMMAND = "python -m trajectory_transformer.data.collect recipe="
 
 
@@ -104,23 +101,7 @@ def unreachable() -> str | None:
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/api/datasets?limit=1"
     if os.environ.get("MINARI_REMOTE", "").startswith("gcp://"):
         url = "https://storage.googleapis.com"
-    reasons: list[str | None] = []
-    # In a thread, as looking up a name can take longer than any timeout that sockets know.
-    thread = threading.Thread(target=lambda: reasons.append(_probe(url)), daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return reasons[0] if reasons else f"no answer from {url} within {PROBE_SECONDS:g} s"
-
-
-def _probe(url: str) -> str | None:
-    try:
-        with urllib.request.urlopen(url, timeout=PROBE_SECONDS):
-            return None
-    except urllib.error.HTTPError as error:
-        refused = error.code in (403, 407) or error.code >= 500  # a proxy that lets nothing through, or a sick server
-        return f"{url} answers {error.code}" if refused else None
-    except (OSError, ValueError) as error:
-        return f"no connection to {url}: {getattr(error, 'reason', error)}"
+    return network.unreachable(url)
 
 
 def _download(dataset_id: str) -> None:

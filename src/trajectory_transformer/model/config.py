@@ -1,16 +1,52 @@
-"""Configuration of the model, field for field the reference API's."""
+"""Configuration of the model, field for field the reference API's, and the ``config.json`` that carries it."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from ..errors import UserError
 from ..layout import TransitionLayout
+from .config_file import (
+    ARCHITECTURE,
+    CONFIG_FILE,
+    MODEL_TYPE,
+    WITHOUT_EFFECT,
+    known_fields,
+    read_json,
+    require_known_names,
+)
 
 HIDDEN_ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
+WHOLE_NUMBERS = ("vocab_size", "block_size", "action_dim", "observation_dim", "transition_dim", "n_layer", "n_head",
+                 "n_embd", "max_position_embeddings")  # fmt: skip
+REAL_NUMBERS = ("action_weight", "reward_weight", "value_weight", "embd_pdrop", "resid_pdrop", "attn_pdrop",
+                "initializer_range", "layer_norm_eps", "kaiming_initializer_range")  # fmt: skip
+
+Class = TypeVar("Class", bound=type)
 
 
+def _with_checked_names(cls: Class) -> Class:
+    """Let the constructor take :data:`WITHOUT_EFFECT`, and refuse unknown names with the nearest valid ones."""
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: object, *args: Any, **options: Any) -> None:
+        names = [field.name for field in fields(cls)]
+        kept = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+        require_known_names(kept, names, "TrajectoryTransformerConfig")
+        construct(self, *args, **kept)
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_with_checked_names
 @dataclass
 class TrajectoryTransformerConfig:
     """Sizes, dropout, loss weights and initialisation, with the reference API's names and defaults.
@@ -25,10 +61,14 @@ class TrajectoryTransformerConfig:
         initializer_range: standard deviation of the normal initialisation of linear and embedding weights.
         layer_norm_eps: 1e-5, what the published weights were trained with (the deprecated port's 1e-12 was unused).
         kaiming_initializer_range: widens the heads' Kaiming-uniform initialisation, a = √5 / range.
-        use_cache: whether ``forward`` returns keys and values when not told otherwise.
+        use_cache, output_attentions, output_hidden_states, return_dict: what ``forward`` does when not told otherwise.
+
+    ``learning_rate``, ``pad_token_id``, ``bos_token_id`` and ``eos_token_id`` are taken too, as by the reference, and
+    have no effect, as there.
 
     Raises:
-        ValueError: sizes below 1, contradictory dimensions, dropout outside [0, 1), or an unknown activation.
+        UserError: an unknown field, a value of the wrong type, sizes below 1, contradictory dimensions, dropout outside
+            [0, 1), or an unknown activation.
     """
 
     vocab_size: int = 100
@@ -51,29 +91,42 @@ class TrajectoryTransformerConfig:
     layer_norm_eps: float = 1e-5
     kaiming_initializer_range: float = 1
     use_cache: bool = True
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+
+    model_type: ClassVar[str] = MODEL_TYPE
 
     def __post_init__(self) -> None:
+        self._require_numbers()
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}")
+            raise UserError(f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}")
         if self.transition_dim != self.layout.transition_dim:
-            raise ValueError(
+            raise UserError(
                 f"transition_dim={self.transition_dim} must be observation_dim + action_dim + 2 = "
                 f"{self.layout.transition_dim}"
             )
         if self.block_size > self.max_position_embeddings:
-            raise ValueError(
+            raise UserError(
                 f"block_size={self.block_size} exceeds max_position_embeddings={self.max_position_embeddings}"
             )
         for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+                raise UserError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if not callable(self.hidden_act) and self.hidden_act not in HIDDEN_ACTIVATIONS:
-            raise ValueError(
+            raise UserError(
                 f"hidden_act={self.hidden_act!r} is not one of {', '.join(HIDDEN_ACTIVATIONS)} or a function"
             )
+
+    def _require_numbers(self) -> None:
+        for names, kinds, kind in ((WHOLE_NUMBERS, int, "a whole number"), (REAL_NUMBERS, (int, float), "a number")):
+            for name in names:
+                value = getattr(self, name)
+                if isinstance(value, bool) or not isinstance(value, kinds):
+                    raise UserError(f"{name} must be {kind}, got {value!r}")
 
     @property
     def layout(self) -> TransitionLayout:
@@ -83,10 +136,74 @@ class TrajectoryTransformerConfig:
         """Plain values, for checkpoints.
 
         Raises:
-            ValueError: ``hidden_act`` is a function, which no file can carry.
+            UserError: ``hidden_act`` is a function, which no file can carry.
         """
         if callable(self.hidden_act):
-            raise ValueError(
+            raise UserError(
                 "hidden_act is a function and cannot be saved; name one of " + ", ".join(HIDDEN_ACTIVATIONS)
             )
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> "TrajectoryTransformerConfig":
+        """From the contents of a ``config.json``, of this project or of the reference.
+
+        Args:
+            values: field values; what only transformers reads is passed over.
+            overrides: fields that replace them.
+
+        Raises:
+            UserError: an unknown field, or values that contradict each other.
+        """
+        return cls(**{**known_fields(values, [field.name for field in fields(cls)]), **overrides})
+
+    @classmethod
+    def stated(cls, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        """The fields that the contents of a ``config.json`` set, be they right or wrong.
+
+        Raises:
+            UserError: an unknown field, or another architecture; the message names ``path``.
+        """
+        try:
+            return known_fields(values, [field.name for field in fields(cls)])
+        except UserError as error:
+            raise UserError(f"'{path}': {error}") from None
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str], **overrides: Any) -> "TrajectoryTransformerConfig":
+        """From ``config.json`` in a directory; ``overrides`` replace its fields.
+
+        Raises:
+            UserError: it is missing, is no JSON object, or :meth:`from_dict` refuses it.
+        """
+        path = Path(directory) / CONFIG_FILE
+        stated = cls.stated(read_json(path), path)
+        try:
+            return cls(**{**stated, **overrides})
+        except UserError as error:
+            raise UserError(f"'{path}': {error}") from None
+
+    def to_json_string(self) -> str:
+        """Contents of ``config.json``: all fields and the model's type."""
+        return (
+            json.dumps({"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **self.to_dict()}, indent=2) + "\n"
+        )
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` into a directory, which is made if missing."""
+        text = self.to_json_string()
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / CONFIG_FILE).write_text(text)
+
+    # The reference's other names for sizes.
+    @property
+    def hidden_size(self) -> int:
+        return self.n_embd
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.n_head
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.n_layer

@@ -1,18 +1,21 @@
 """The trunk: embeddings, pre-norm blocks, and one output head for each dimension of a transition."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from ..errors import UserError
 from .config import TrajectoryTransformerConfig
 from .loss import token_weights, weighted_cross_entropy
 from .memory import AttentionMemory, CausalMemory, KeyValueCache
+from .output import TrajectoryTransformerOutput
+from .pretrained import TrajectoryTransformerPreTrainedModel
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -20,38 +23,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "selu": F.selu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
 }
-
-
-@dataclass
-class TrajectoryTransformerOutput:
-    """Results of ``forward``, by name, by index (those that are not None) and by :meth:`to_tuple`.
-
-    Attributes:
-        loss: scalar, or None without targets.
-        logits: (batch, time, vocab_size + 1); the last column is the stop token.
-        past_key_values: keys and values of all tokens so far, or None.
-        hidden_states: n_layer + 1 tensors (batch, time, n_embd): the embeddings, then each block's output.
-        attentions: n_layer tensors (batch, head, time, total time), before dropout.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: KeyValueCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
-        return tuple(v for v in (getattr(self, field.name) for field in fields(self)) if v is not None)
-
-    def __getitem__(self, key: int | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.to_tuple())
-
-    def __len__(self) -> int:
-        return len(self.to_tuple())
 
 
 class DimensionHeads(nn.Module):
@@ -127,7 +98,7 @@ class Block(nn.Module):
         return x + self.drop(self.l2(self.act(self.l1(self.ln2(x)))))
 
 
-class TrajectoryTransformerModel(nn.Module):
+class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedModel):
     """GPT over transition tokens (paper §3.1), under the reference API.
 
     Parameter names are the reference port's, so that its weights load as they are.
@@ -139,8 +110,7 @@ class TrajectoryTransformerModel(nn.Module):
     mask: Tensor
 
     def __init__(self, config: TrajectoryTransformerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.layout = config.layout
         self.stop_index = config.vocab_size * config.transition_dim
         self.tok_emb = nn.Embedding(self.stop_index + 1, config.n_embd)
@@ -209,7 +179,10 @@ class TrajectoryTransformerModel(nn.Module):
         for layer, block in enumerate(self.blocks):
             if states is not None:
                 states.append(x)
-            x = block(x, layer, memory)
+            if self.gradient_checkpointing and self.training:
+                x = cast(Tensor, checkpoint(block, x, layer, memory, use_reentrant=False))
+            else:
+                x = block(x, layer, memory)
         if states is not None:
             states.append(x)
         return self.ln_f(x)
@@ -217,7 +190,7 @@ class TrajectoryTransformerModel(nn.Module):
     def forward(
         self,
         trajectories: Tensor,
-        past_key_values: KeyValueCache | None = None,
+        past_key_values: KeyValueCache | Sequence[tuple[Tensor, Tensor]] | None = None,
         targets: Tensor | None = None,
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
@@ -230,18 +203,26 @@ class TrajectoryTransformerModel(nn.Module):
         Args:
             trajectories: (batch, time) integer tokens in [0, vocab_size], beginning at a transition's first dimension
                 unless ``past_key_values`` says otherwise.
-            past_key_values: what an earlier call returned; the new tokens follow it.
+            past_key_values: what an earlier call returned, or a (key, value) pair for each layer; the new tokens
+                follow it.
             targets: (batch, time) tokens to predict at each position.
             attention_mask: (batch, time) weights in [0, 1] of the positions in the loss; None: all 1.
-            use_cache: return keys and values; None: ``config.use_cache``.
-            output_attentions, output_hidden_states: return them too.
-            return_dict: False for a plain tuple of what is not None.
+            use_cache: return keys and values; None: ``config.use_cache``, but not while training with gradient
+                checkpointing, which would keep what it is meant to free.
+            output_attentions, output_hidden_states: return them too; None: as in ``config``.
+            return_dict: False for a plain tuple of what is not None; None: ``config.return_dict``.
 
         Raises:
             ValueError: past and new tokens together exceed ``block_size``.
+            UserError: ``past_key_values`` is nothing of the kind.
         """
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        memory = CausalMemory(self.mask, past_key_values, bool(use_cache), bool(output_attentions))
+        config = self.config
+        keep = config.use_cache and not (self.gradient_checkpointing and self.training)
+        use_cache = keep if use_cache is None else use_cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        memory = CausalMemory(self.mask, self._cache(past_key_values), bool(use_cache), bool(output_attentions))
         states: list[Tensor] | None = [] if output_hidden_states else None
         start = memory.length
         hidden = self.hidden(trajectories, memory, states)
@@ -253,7 +234,17 @@ class TrajectoryTransformerModel(nn.Module):
             hidden_states=None if states is None else tuple(states),
             attentions=tuple(memory.weights) if output_attentions else None,
         )
-        return output.to_tuple() if return_dict is False else output
+        return output if return_dict else output.to_tuple()
+
+    def _cache(self, past: KeyValueCache | Sequence[tuple[Tensor, Tensor]] | None) -> KeyValueCache | None:
+        if past is None or isinstance(past, KeyValueCache):
+            return past
+        if not isinstance(past, (tuple, list)) or len(past) != self.config.n_layer or any(len(p) != 2 for p in past):
+            raise UserError(
+                f"past_key_values must be what an earlier call returned, or {self.config.n_layer} pairs of keys and "
+                f"values; got {type(past).__name__}"
+            )
+        return KeyValueCache(tuple((key, value) for key, value in past))
 
     def _loss(self, logits: Tensor, targets: Tensor, mask: Tensor | None, start: int) -> Tensor:
         weights = token_weights(self.config, start, targets.shape[1]).to(logits)

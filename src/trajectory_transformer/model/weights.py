@@ -1,0 +1,119 @@
+"""Weight files of any origin as named tensors. Nothing in a file is ever executed."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import UserError
+from .config_file import read_json
+
+SAFETENSORS_FILE = "model.safetensors"
+PICKLED_FILE = "pytorch_model.bin"
+INDEX_SUFFIX = ".index.json"
+WEIGHT_FILES = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX_SUFFIX, PICKLED_FILE, PICKLED_FILE + INDEX_SUFFIX)
+
+_ZIP_START, _ZIP_END, _ZIP_END_LENGTH = b"PK\x03\x04", b"PK\x05\x06", 22
+_EXACT = (torch.float16, torch.bfloat16, torch.float32)  # dtypes that float32 holds without loss
+
+
+def find_weights(directory: Path) -> Path:
+    """The weight file of a model directory, or the index of its shards.
+
+    Raises:
+        UserError: it has none.
+    """
+    for name in WEIGHT_FILES:
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(f"'{directory}' holds no weights: none of {', '.join(WEIGHT_FILES)} is in it")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, or of the shards that an index names, on the CPU.
+
+    Args:
+        path: ``*.safetensors``, a PyTorch file of any other name, or ``*.index.json``.
+
+    Raises:
+        UserError: it is missing, cut short, no weight file, or holds anything but tensors.
+    """
+    if not path.name.endswith(INDEX_SUFFIX):
+        return _read_file(path)
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise UserError(f"'{path}' has no 'weight_map' from tensors to files")
+    weights: dict[str, Tensor] = {}
+    for name in dict.fromkeys(shards.values()):
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise UserError(f"'{path}' names the shard '{name}', which is not in its directory")
+        weights |= _read_file(path.parent / name)
+    if missing := sorted(shards.keys() - weights.keys()):
+        raise UserError(f"'{path}' promises the tensor '{missing[0]}', which is in none of the shards")
+    return weights
+
+
+def checked(weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors in the dtype wanted.
+
+    Args:
+        weights: by name.
+        path: where they come from, for messages.
+        dtype: of the model.
+
+    Raises:
+        UserError: one is not made of real numbers that ``dtype`` can hold, or has NaN or infinite values.
+    """
+    for name, tensor in weights.items():
+        if tensor.dtype not in (*_EXACT, dtype) or tensor.layout != torch.strided:
+            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+            raise UserError(f"'{path}': the tensor '{name}' is {kind}; weights must be float32, or 16-bit floats")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"'{path}': the tensor '{name}' has NaN or infinite values; the file is useless")
+    return {name: tensor.to(dtype) for name, tensor in weights.items()}
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"'{path}' is empty")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is cut short or no safetensors file ({_one_line(error)})") from None
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist") from None
+    except Exception as error:  # a malformed pickle leads torch to raise anything
+        raise UserError(f"'{path}' {_what_is_wrong(path, error)}") from None
+    if not isinstance(contents, dict) or not contents:
+        raise UserError(f"'{path}' holds no named tensors")
+    for name, value in contents.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"'{path}' holds '{name}', a {type(value).__name__}, where a file of weights has tensors")
+    return dict(contents)
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Why torch refused a file, as the end of a sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    with open(path, "rb") as file:
+        start = file.read(len(_ZIP_START))
+        file.seek(-min(_ZIP_END_LENGTH, path.stat().st_size), 2)
+        end = file.read()
+    if start == _ZIP_START and not end.startswith(_ZIP_END):
+        return "is cut short: its end is missing; fetch it again"
+    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+        return "holds Python objects besides tensors; it was refused, and nothing in it was executed"
+    return f"is cut short or no file of weights ({type(error).__name__}); nothing in it was executed"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
