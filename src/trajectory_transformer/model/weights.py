@@ -1,12 +1,13 @@
 """Weight files of any origin as named tensors. Nothing in a file is ever executed."""
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from ..errors import UserError
@@ -79,19 +80,20 @@ def checked(weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> di
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"'{path}' is empty")
+        data = path.read_bytes()
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise UserError(f"'{path}' {reason}") from None
+    if not data:
+        raise UserError(f"'{path}' is empty")
+    contents: object
+    try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except SafetensorError as error:
-        raise UserError(f"'{path}' is cut short or no safetensors file ({_one_line(error)})") from None
-    except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist") from None
-    except Exception as error:  # a malformed pickle leads torch to raise anything
-        raise UserError(f"'{path}' {_what_is_wrong(path, error)}") from None
+            contents = load_safetensors(data)
+        else:
+            contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a malformed file leads the libraries to raise anything
+        raise UserError(f"'{path}' {_what_is_wrong(data, error)}") from None
     if not isinstance(contents, dict) or not contents:
         raise UserError(f"'{path}' holds no named tensors")
     for name, value in contents.items():
@@ -100,20 +102,13 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return dict(contents)
 
 
-def _what_is_wrong(path: Path, error: Exception) -> str:
-    """Why torch refused a file, as the end of a sentence."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
-    with open(path, "rb") as file:
-        start = file.read(len(_ZIP_START))
-        file.seek(-min(_ZIP_END_LENGTH, path.stat().st_size), 2)
-        end = file.read()
-    if start == _ZIP_START and not end.startswith(_ZIP_END):
+def _what_is_wrong(data: bytes, error: Exception) -> str:
+    """Why a file was refused, as the end of a sentence."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, SafetensorError):
+        return f"is cut short or no safetensors file ({reason})"
+    if data.startswith(_ZIP_START) and not data[-_ZIP_END_LENGTH:].startswith(_ZIP_END):
         return "is cut short: its end is missing; fetch it again"
-    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in reason:
         return "holds Python objects besides tensors; it was refused, and nothing in it was executed"
     return f"is cut short or no file of weights ({type(error).__name__}); nothing in it was executed"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
