@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .data.discretizer import QuantileDiscretizer, UniformDiscretizer
     from .model.config import TrajectoryTransformerConfig
     from .model.gpt import TrajectoryTransformerModel
+    from .model.output import TrajectoryTransformerOutput
+    from .model.pretrained import TrajectoryTransformerPreTrainedModel
     from .planning.agent import Agent, BeamPlanner
 
 __version__ = "0.1.0"
@@ -20,6 +22,8 @@ __all__ = [
     "QuantileDiscretizer",
     "TrajectoryTransformerConfig",
     "TrajectoryTransformerModel",
+    "TrajectoryTransformerOutput",
+    "TrajectoryTransformerPreTrainedModel",
     "UniformDiscretizer",
 ]
 
@@ -29,6 +33,8 @@ _MODULES = {
     "QuantileDiscretizer": "data.discretizer",
     "TrajectoryTransformerConfig": "model.config",
     "TrajectoryTransformerModel": "model.gpt",
+    "TrajectoryTransformerOutput": "model.output",
+    "TrajectoryTransformerPreTrainedModel": "model.pretrained",
     "UniformDiscretizer": "data.discretizer",
 }
 

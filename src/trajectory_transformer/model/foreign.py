@@ -72,7 +72,8 @@ def _rename(weights: Mapping[str, Tensor], names: Callable[[str], list[str]]) ->
     renamed = {}
     for name, tensor in weights.items():
         new = names(name)
-        renamed.update(zip(new, tensor.chunk(len(new)), strict=True))
+        parts = (tensor,) if len(new) == 1 else torch.atleast_1d(tensor).tensor_split(len(new))
+        renamed.update(zip(new, parts, strict=True))
     return renamed
 
 
