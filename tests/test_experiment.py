@@ -73,7 +73,7 @@ def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) ->
     assert score == results["summary"]["return_mean"]
     assert results["command"] == "python train.py seed=7"
     assert results["dataset"] == DATASET
-    assert [episode["seed"] for episode in results["episodes"]] == [7, 8]
+    assert [episode["seed"] for episode in results["episodes"]] == [7000, 7001]
     assert [episode["length"] for episode in results["episodes"]] == [4, 4]
     assert results["planner"]["horizon"] == 2
     assert results["behavior"]["episodes"] == 6
@@ -96,7 +96,7 @@ def test_a_finished_run_that_lacks_results_is_only_evaluated(tmp_path: Path) -> 
 class TestEvaluation:
     def test_it_plans_as_the_training_run_did(self, trained: tuple[Path, float], tmp_path: Path) -> None:
         directory, score = trained
-        options = EvaluateConfig(str(directory / "checkpoints" / "best.ckpt"), episodes=2, num_envs=1, seed=7)
+        options = EvaluateConfig(str(directory / "checkpoints" / "best.ckpt"), episodes=2, num_envs=1, seed=7000)
         assert run_evaluation(options, RunContext(tmp_path, "command"), {}) == score
         assert results_of(tmp_path)["episodes"] == results_of(directory)["episodes"]
         assert results_of(tmp_path)["planner"] == results_of(directory)["planner"]

@@ -84,7 +84,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
-            config.seed,
+            1000 * config.seed,  # so that the seeds of a sweep do not share episodes
             options.video,
             config.trainer.accelerator,
             config.trainer.progress_bar,

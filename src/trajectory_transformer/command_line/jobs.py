@@ -88,6 +88,9 @@ def train(options: TrainConfig, job: Job) -> float:
         from .search import run_search
 
         return run_search(options, job)
+    from ..data.fetch import require_available
+
+    require_available(options.data)  # before anything heavy is imported
     text = config_text(asdict(options))
     action = claim(job.directory, text, job.continues or options.trainer.requeue)
     record = RunRecord.read(job.directory)
