@@ -50,35 +50,34 @@ def layer_weights(block: Block) -> LayerWeights:
 
 
 class Segment:
-    """Keys (layer, rows, S, capacity) and values (layer, rows, capacity, S) of the latest tokens of each row.
+    """Keys and values (2, layer, rows, capacity, S) of the latest tokens of each row.
 
     Rows are in the order (context, head, …), so that one product serves all rows of a context.
     """
 
     def __init__(self, layers: int, rows: int, head_dim: int, capacity: int, like: Tensor) -> None:
-        self.keys = like.new_empty(layers, rows, head_dim, capacity)
-        self.values = like.new_empty(layers, rows, capacity, head_dim)
+        self._stored = like.new_empty(2, layers, rows, capacity, head_dim)
         self.length = 0
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Put (rows, S) keys and values behind the others; :attr:`length` counts them once all layers have."""
-        self.keys[layer, :, :, self.length] = key
-        self.values[layer, :, self.length] = value
+    def write(self, layer: int, keys_and_values: Tensor) -> None:
+        """Put (2, rows, S) behind the others; :attr:`length` counts them once all layers have."""
+        self._stored[:, layer, :, self.length] = keys_and_values
+
+    def read(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """The first ``length`` tokens' keys and values, each (rows, length, S)."""
+        keys, values = self._stored[:, layer, :, :length]
+        return keys, values
 
     def select(self, rows: Tensor) -> None:
         """Gather rows; only what is filled is copied."""
-        keys, values, end = self.keys, self.values, self.length
-        self.keys = keys.new_empty(keys.shape[0], len(rows), *keys.shape[2:])
-        self.values = values.new_empty(values.shape[0], len(rows), *values.shape[2:])
-        self.keys[..., :end] = keys[:, rows, :, :end]
-        self.values[:, :, :end] = values[:, rows, :end]
+        old, end = self._stored, self.length
+        self._stored = old.new_empty(*old.shape[:2], len(rows), *old.shape[3:])
+        self._stored[:, :, :, :end] = old[:, :, rows, :end]
 
     def append(self, other: "Segment", rows: Tensor) -> None:
         """Put the given rows of another segment behind these."""
-        start, end = self.length, self.length + other.length
-        self.keys[..., start:end] = other.keys[:, rows, :, : other.length]
-        self.values[:, :, start:end] = other.values[:, rows, : other.length]
-        self.length = end
+        start, self.length = self.length, self.length + other.length
+        self._stored[:, :, :, start : self.length] = other._stored[:, :, rows, : other.length]
 
 
 class BeamMemory:
@@ -143,9 +142,9 @@ class BeamMemory:
         """
         groups, rows, size = self.contexts * self.heads, self.rows, self.head_dim
         split = projected.view(self.contexts, rows, 3, self.heads, size).permute(2, 0, 3, 1, 4).contiguous()
-        query, key, value = split.view(3, groups, rows, size)
+        query, keys_and_values = split[0].view(groups, rows, size), split[1:].view(2, -1, size)
         if store:
-            self.newest.write(layer, key.reshape(-1, size), value.reshape(-1, size))
+            self.newest.write(layer, keys_and_values)
         context_keys, context_values = self._context[layer]
         scores = [torch.bmm(query, context_keys)]
         parts: list[tuple[Tensor, int]] = []
@@ -153,9 +152,9 @@ class BeamMemory:
             length = 0 if segment is None else segment.length + (store and segment is self.newest)
             if segment is None or length == 0:
                 continue
-            queries = query.view(-1, shared, size)
-            scores.append(torch.bmm(queries, segment.keys[layer, :, :, :length]).view(groups, rows, length))
-            parts.append((segment.values[layer, :, :length], shared))
+            keys, values = segment.read(layer, length)
+            scores.append(torch.bmm(query.view(-1, shared, size), keys.transpose(1, 2)).view(groups, rows, length))
+            parts.append((values, shared))
         weights = torch.cat(scores, dim=2).softmax(dim=2)
         end = context_values.shape[1]
         seen = torch.bmm(weights[:, :, :end], context_values)
