@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .seeded import CASES, Case, original_weights, real_values, rewrite_weights, sampled, tokens
+from .seeded import CASES, Case, original_weights, real_values, repeating_values, rewrite_weights, sampled, tokens
 
 WEIGHTS = {"action_weight": 5, "reward_weight": 2, "value_weight": 3}
 
@@ -67,13 +67,19 @@ def discretizer_figures(root: str) -> dict[str, np.ndarray]:
     """Edges, tokens, centres and expectations of the original's own class."""
     data, new, probabilities = real_values()
     load(root, "trajectory.utils.arrays").__dict__["DEVICE"] = "cpu"
-    discretizer = importlib.import_module("trajectory.utils.discretization").QuantileDiscretizer(data, 100)
+    module = importlib.import_module("trajectory.utils.discretization")
+    discretizer = module.QuantileDiscretizer(data, 100)
+    repeating, repeating_new = repeating_values()
+    repeating_found = module.QuantileDiscretizer(repeating, 20)
     found = discretizer.discretize(new)
     rewards, values = discretizer.value_expectation(probabilities)
     return {
         "discretizer/edges": discretizer.thresholds.T, "discretizer/tokens": found.astype(np.uint8),
         "discretizer/centers": discretizer.reconstruct(found).astype(np.float32),
         "discretizer/rewards": rewards, "discretizer/values": values,
+        "repeating/edges": repeating_found.thresholds.T,
+        "repeating/tokens": repeating_found.discretize(repeating_new).astype(np.uint8),
+        "repeating/centers": repeating_found(repeating_new)[1],
         "discretizer/percentile": discretizer.percentile(probabilities[:, 0, :-1], 0.5, -2),
     }  # fmt: skip
 

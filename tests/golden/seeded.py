@@ -131,3 +131,16 @@ def real_values() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     data = (numbers.standard_normal((12_345, 5)) * scales).astype(np.float32)
     new = (2 * numbers.standard_normal((500, 5)) * scales).astype(np.float32)
     return data, new, numbers.dirichlet(np.full(101, 0.1), (64, 2))
+
+
+def repeating_values() -> tuple[np.ndarray, np.ndarray]:
+    """For discretisers of 20 bins: (1000, 4) float32 to fit, full of repeats at both ends, in the middle and of 0, and
+    (500, 4) of the same kind to encode."""
+    numbers = np.random.RandomState(6)
+    rows = numbers.standard_normal((1500, 4))
+    rows[:, 0] = rows[:, 0].clip(-0.8, 0.8)  # actions at their limits
+    rows[:, 1] = rows[:, 1] > 1.5  # a sparse reward
+    rows[:, 2] = np.where(numbers.rand(1500) < 0.3, 0.0, rows[:, 2])
+    rows[:, 3] = np.round(rows[:, 3])
+    values = rows.astype(np.float32)
+    return values[:1000], values[1000:]

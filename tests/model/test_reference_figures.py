@@ -58,4 +58,4 @@ def test_the_figures_cover_what_they_should(figures: dict[str, np.ndarray]) -> N
     assert {case.length % case.transition_dim == 0 for case in CASES} == {True, False}
     stops = [case for case in CASES if case.stop and (tokens(case)[0] == case.vocab_size).any()]
     assert {case.name.split("-")[0] for case in stops} == set(SIZES)
-    assert len(figures) == len(CASES) // 2 * 6 + 6
+    assert len([name for name in figures if name.startswith(("original", "rewrite"))]) == len(CASES) // 2 * 6

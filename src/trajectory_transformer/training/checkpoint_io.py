@@ -13,9 +13,10 @@ from typing_extensions import override
 
 from ..checkpoint import SECTION, read_checkpoint, write_checkpoint
 from ..configuration import TrainConfig
+from ..data.discretizer import Discretizer
+from ..data.episodes import OfflineData
 from ..errors import UserError
 from ..model.config import TrajectoryTransformerConfig
-from .datamodule import TrajectoryDataModule
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -53,11 +54,10 @@ class VerifiedCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def standalone_facts(config: TrainConfig, datamodule: TrajectoryDataModule) -> dict[str, Any]:
+def standalone_facts(config: TrainConfig, data: OfflineData, discretizer: Discretizer) -> dict[str, Any]:
     """All that planning needs besides weights and model config, as plain values and tensors."""
-    data = datamodule.data
     return {
-        "discretizer": datamodule.discretizer.to_dict(),
+        "discretizer": discretizer.to_dict(),
         "environment": data.environment.to_dict(),
         "dataset": {
             "ids": list(data.dataset_ids),

@@ -173,7 +173,8 @@ def _make_module(config: TrainConfig, datamodule: TrajectoryDataModule) -> Traje
     plan = TrainingPlan(
         config.seed, config.trainer.max_steps, order.steps_per_epoch, tokens_per_step, config.trainer.log_every
     )
-    module = TrajectoryModule(model, config.optimizer, plan, standalone_facts(config, datamodule))
+    facts = standalone_facts(config, datamodule.data, datamodule.discretizer)
+    module = TrajectoryModule(model, config.optimizer, plan, facts)
     if config.trainer.compile:
         if config.trainer.accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
             warnings.warn(
