@@ -403,6 +403,12 @@ def test_other_refusals(model: TrajectoryTransformerModel, saved: Path, tmp_path
     assert "no torch dtype" in refusal(saved, dtype="float33")
     with pytest.raises(UserError, match="max_shard_size='much' is no size"):
         model.save_pretrained(tmp_path / "x", max_shard_size="much")
+    with pytest.raises(UserError, match="only safetensors are written"):
+        model.save_pretrained(tmp_path / "x", safe_serialization=False)
+    with pytest.raises(UserError, match="has no option max_shard unless"):
+        model.save_pretrained(tmp_path / "x", max_shard="1GB")
+    model.save_pretrained(tmp_path / "x", is_main_process=False)
+    assert not (tmp_path / "x").exists()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"could not be saved in .*file"):
         model.save_pretrained(tmp_path / "file")

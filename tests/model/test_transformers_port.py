@@ -100,6 +100,12 @@ def test_fields_and_defaults_are_its_own() -> None:
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
 
 
+def test_its_whole_configuration_is_read() -> None:
+    theirs = PortConfig(n_layer=2)
+    ours = TrajectoryTransformerConfig.from_dict(theirs.to_dict())
+    assert (ours.n_layer, ours.layer_norm_eps) == (2, 1e-5)
+
+
 def test_a_published_configuration_means_the_same(tmp_path: Path) -> None:
     config = TrajectoryTransformerConfig(n_layer=1)
     TrajectoryTransformerModel(config).save_pretrained(tmp_path)

@@ -15,16 +15,20 @@ ARCHITECTURE = "TrajectoryTransformerModel"
 # Names that the reference's constructor takes and its model never reads; accepted, without effect here too.
 WITHOUT_EFFECT = ("learning_rate", "pad_token_id", "bos_token_id", "eos_token_id")
 # What else ``config.json`` holds when a transformers release or the published weight sets wrote it.
-FOREIGN_NAMES = frozenset(
-    (
-        "N", "_name_or_path", "activation_function", "architectures", "auto_map", "batch_size", "discount", "dtype",
-        "finetuning_task", "gradient_checkpointing", "id2label", "is_decoder", "is_encoder_decoder", "label2id",
-        "layer_norm_epsilon", "lr_decay", "model_type", "n_ctx", "n_epochs_ref", "n_positions", "n_saves",
-        "problem_type", "resume", "seed", "step", "subsampled_sequence_length", "summary_activation",
-        "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "termination_penalty",
-        "tie_word_embeddings", "torch_dtype", "torchscript", "transformers_version", "use_return_dict",
-    )
-)  # fmt: skip
+_FOREIGN = """
+    N _name_or_path activation_function add_cross_attention architectures auto_map bad_words_ids batch_size
+    begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id discount
+    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label is_decoder
+    is_encoder_decoder label2id layer_norm_epsilon length_penalty lr_decay max_length min_length model_type n_ctx
+    n_epochs_ref n_positions n_saves no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty resume
+    return_dict_in_generate seed sep_token_id step subsampled_sequence_length summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params
+    temperature termination_penalty tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k
+    top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_return_dict
+"""
+FOREIGN_NAMES = frozenset(_FOREIGN.split())
 
 
 def require_known_names(options: Mapping[str, Any], names: list[str], where: str) -> None:

@@ -16,7 +16,7 @@ from .config import TrajectoryTransformerConfig
 from .config_file import CONFIG_FILE, read_json
 from .foreign import ForeignWeights, fit_config, load_weights, require_same_tensors
 from .model_card import model_card
-from .weight_writing import write_weights
+from .weight_writing import parse_size, write_weights
 from .weights import find_weights
 
 CARD_FILE = "README.md"
@@ -121,6 +121,7 @@ class TrajectoryTransformerPreTrainedModel(nn.Module):
         save_directory: str | os.PathLike[str],
         *,
         max_shard_size: int | str = "5GB",
+        is_main_process: bool = True,
         push_to_hub: bool = False,
         **options: Any,
     ) -> None:
@@ -129,17 +130,25 @@ class TrajectoryTransformerPreTrainedModel(nn.Module):
         Args:
             save_directory: made if missing; weights in it are replaced.
             max_shard_size: bytes of one file, also as "200KB", "10MB", "5GB"; larger models are cut into shards.
+            is_main_process: False to do nothing, as one process among several.
             push_to_hub: also commit it to the hub, as ``repo_id``, or under the directory's name.
-            options: of :meth:`push_to_hub`.
+            options: of :meth:`push_to_hub`; also the reference's ``safe_serialization``, which has to be True.
 
         Raises:
-            UserError: the configuration holds a function, the size is not one, or the directory cannot be written.
+            UserError: the configuration holds a function, the size is not one, an option is unknown, or the directory
+                cannot be written.
         """
+        if not options.pop("safe_serialization", True):
+            raise UserError("safe_serialization=False asks for pickled weights; only safetensors are written")
+        if options and not push_to_hub:
+            raise UserError(f"save_pretrained has no option {', '.join(options)} unless push_to_hub=True")
+        if not is_main_process:
+            return
         directory = Path(save_directory)
-        config_text = self.config.to_json_string()
+        config_text, limit = self.config.to_json_string(), parse_size(max_shard_size)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            write_weights(self.state_dict(), directory, max_shard_size)
+            write_weights(self.state_dict(), directory, limit)
             (directory / CONFIG_FILE).write_text(config_text)
             if not (directory / CARD_FILE).exists():
                 (directory / CARD_FILE).write_text(model_card(self.config, self.num_parameters()))

@@ -17,19 +17,18 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 _EARLIER = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 
 
-def write_weights(weights: Mapping[str, Tensor], directory: Path, max_shard_size: int | str) -> None:
+def write_weights(weights: Mapping[str, Tensor], directory: Path, limit: int) -> None:
     """Write ``model.safetensors``, or shards of it with an index, and remove other weights in the directory.
 
     Args:
         weights: by name; no two may share memory.
         directory: exists.
-        max_shard_size: bytes of one file, also as "200KB"; a larger tensor gets a file of its own.
+        limit: bytes of one file; a larger tensor gets a file of its own.
 
     Raises:
-        UserError: the size is not one.
         OSError: a file cannot be written; the earlier weights are kept.
     """
-    shards = _shards({name: t.detach().cpu().contiguous() for name, t in weights.items()}, _bytes(max_shard_size))
+    shards = _shards({name: t.detach().cpu().contiguous() for name, t in weights.items()}, limit)
     names = [SAFETENSORS_FILE]
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
@@ -67,7 +66,12 @@ def _shards(weights: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
     return shards
 
 
-def _bytes(size: int | str) -> int:
+def parse_size(size: int | str) -> int:
+    """Bytes, given as such or as "200KB", "10MB", "5GB" (or KiB, MiB, GiB).
+
+    Raises:
+        UserError: it is not a size.
+    """
     found = re.fullmatch(r"(\d+)\s*([KMG]?I?B?)", str(size).strip().upper())
     if found is None or found[2] not in _UNITS or int(found[1]) == 0:
         raise UserError(f"max_shard_size={size!r} is no size; write it as a number of bytes, or as '200KB', '5GB'")
