@@ -1,6 +1,8 @@
 """Saving, loading and sharing: what the reference API's methods promise, and what they refuse."""
 
+import inspect
 import json
+import operator
 import pickle
 import time
 from pathlib import Path
@@ -228,6 +230,26 @@ class HubClient:
         if not (self.root / repo_id).is_dir():
             raise FileNotFoundError(f"no {repo_id}\nand more lines")
         return str(self.root / repo_id)
+
+
+@pytest.mark.parametrize(
+    ("real", "used"),
+    [
+        ("HfApi", "token"),
+        ("HfApi.create_repo", "repo_id private exist_ok"),
+        ("HfApi.upload_folder", "repo_id folder_path commit_message token revision create_pr"),
+        (
+            "snapshot_download",
+            "repo_id allow_patterns etag_timeout local_files_only cache_dir force_download revision token",
+        ),
+    ],
+)
+def test_the_stand_in_is_like_the_client(real: str, used: str) -> None:
+    """What is asked of the stand-in can be asked of the client that is installed."""
+    import huggingface_hub
+
+    parameters = inspect.signature(operator.attrgetter(real)(huggingface_hub)).parameters
+    assert set(used.split()) <= set(parameters)
 
 
 @pytest.fixture

@@ -203,8 +203,7 @@ class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedModel):
         Args:
             trajectories: (batch, time) integer tokens in [0, vocab_size], beginning at a transition's first dimension
                 unless ``past_key_values`` says otherwise.
-            past_key_values: what an earlier call returned, or a (key, value) pair for each layer; the new tokens
-                follow it.
+            past_key_values: what came before: an earlier call's, or a (key, value) pair for each layer.
             targets: (batch, time) tokens to predict at each position.
             attention_mask: (batch, time) weights in [0, 1] of the positions in the loss; None: all 1.
             use_cache: return keys and values; None: ``config.use_cache``, but not while training with gradient
