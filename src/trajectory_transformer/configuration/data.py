@@ -1,0 +1,58 @@
+"""Which data, and how it becomes windows of tokens."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .validation import require, require_choice, require_finite
+
+
+@dataclass
+class DiscretizerConfig:
+    """How real values become tokens."""
+
+    strategy: str = "quantile"  # quantile: bins of equal mass; uniform: bins of equal width
+    num_bins: int = 100  # tokens per dimension, the paper's V
+
+    def __post_init__(self) -> None:
+        require_choice("data.discretizer.strategy", self.strategy, ("quantile", "uniform"))
+        require(2 <= self.num_bins <= 32766, f"data.discretizer.num_bins={self.num_bins} must lie in [2, 32766]")
+
+
+@dataclass
+class DataConfig:
+    """Which data, and how it becomes windows of tokens."""
+
+    dataset_id: Any = "embedded/hopper/mixed-v0"  # a Minari id, or a list of ids to be joined
+    download: bool = True  # fetch a set that is neither on disk nor embedded
+    observation_indices: list[int] | None = None  # keep these dimensions of the flattened observation; null: all
+    discretizer: DiscretizerConfig = field(default_factory=DiscretizerConfig)
+    sequence_length: int = 10  # transitions in a training window
+    discount: float = 0.99  # of the return-to-go
+    termination_penalty: float | None = -100.0  # replaces the reward of a terminating step; null: keep the reward
+    validation_fraction: float = 0.1  # of the episodes
+    batch_size: int = 256  # windows in an update, over all devices together
+
+    def __post_init__(self) -> None:
+        require_finite("data", self)
+        ids = self.dataset_id if isinstance(self.dataset_id, (list, tuple)) else [self.dataset_id]
+        require(
+            len(ids) > 0 and all(isinstance(i, str) and i for i in ids),
+            f"data.dataset_id={self.dataset_id!r} must be a Minari id or a list of ids",
+        )
+        require(self.sequence_length >= 1, f"data.sequence_length={self.sequence_length} must be at least 1")
+        require(0.0 < self.discount <= 1.0, f"data.discount={self.discount} must lie in (0, 1]")
+        require(
+            0.0 < self.validation_fraction < 1.0,
+            f"data.validation_fraction={self.validation_fraction} must lie in (0, 1)",
+        )
+        require(self.batch_size >= 1, f"data.batch_size={self.batch_size} must be at least 1")
+        chosen = self.observation_indices
+        require(
+            chosen is None or (len(chosen) > 0 and min(chosen) >= 0 and len(set(chosen)) == len(chosen)),
+            f"data.observation_indices={chosen} must be distinct indices from 0",
+        )
+
+    @property
+    def dataset_ids(self) -> list[str]:
+        """``dataset_id`` as a list."""
+        return list(self.dataset_id) if isinstance(self.dataset_id, (list, tuple)) else [self.dataset_id]

@@ -1,0 +1,117 @@
+"""The roots of the two commands, and what surrounds a run: logging, evaluation, search."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .data import DataConfig
+from .planner import PlannerConfig
+from .training import ModelConfig, OptimizerConfig, TrainerConfig
+from .validation import require, require_choice
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides ``metrics.csv``, which is always written."""
+
+    name: str = "csv"
+    project: str = "trajectory-transformer"
+    entity: str | None = None
+    group: str | None = None  # null: the sweep's folder, or the experiment's name
+    job_type: str | None = None  # null: train or evaluate
+    tags: list[str] = field(default_factory=list)
+    offline: bool | None = None  # null: offline unless a W&B key is configured
+    log_artifacts: bool = True  # checkpoint and data set reference
+
+    def __post_init__(self) -> None:
+        require_choice("logger.name", self.name, ("csv", "wandb"))
+
+
+@dataclass
+class EvaluationConfig:
+    """Planning in the real environment, after training."""
+
+    episodes: int = 20  # 0: train only
+    num_envs: int = 20  # environments planned for at once
+    video: int = 0  # episodes to record
+
+    def __post_init__(self) -> None:
+        require(self.episodes >= 0, f"evaluation.episodes={self.episodes} must not be negative")
+        require(self.num_envs >= 1, f"evaluation.num_envs={self.num_envs} must be at least 1")
+        require(self.video >= 0, f"evaluation.video={self.video} must not be negative")
+
+
+@dataclass
+class ParameterConfig:
+    """The values that a search tries for one option: ``choices``, or a range from ``low`` to ``high``."""
+
+    low: Any = None  # with high: whole numbers search whole numbers, others search real numbers
+    high: Any = None
+    log: bool = False  # spread over orders of magnitude
+    choices: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.choices is not None:
+            require(
+                len(self.choices) > 0 and self.low is None and self.high is None and not self.log,
+                "tune.parameters: choices must hold a value, and go without low, high and log",
+            )
+            return
+        numbers = [x for x in (self.low, self.high) if isinstance(x, (int, float)) and not isinstance(x, bool)]
+        require(len(numbers) == 2, "tune.parameters: each needs choices, or low and high as numbers")
+        require(self.low < self.high, f"tune.parameters: low={self.low} must lie below high={self.high}")
+        require(not self.log or self.low > 0, f"tune.parameters: log needs low > 0, not {self.low}")
+
+
+@dataclass
+class TuneConfig:
+    """A hyper-parameter search over options of ``train.py`` for the highest mean return."""
+
+    parameters: dict[str, ParameterConfig] = field(default_factory=dict)  # dotted option name -> values
+    trials: int = 20  # of the whole search, earlier sessions in its folder included
+
+    def __post_init__(self) -> None:
+        require(self.trials >= 1, f"tune.trials={self.trials} must be at least 1")
+        require(len(self.parameters) > 0, "tune.parameters must name at least one option")
+
+
+@dataclass
+class TrainConfig:
+    """Root of ``train.py``'s options."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    tune: TuneConfig | None = None  # set by tune=…: search instead of one run
+    experiment_name: str | None = None  # set by experiment=…
+    seed: int = 0
+    resume: str | None = None  # directory of a run to go on with
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
+        self.planner.require_fits(self.data.sequence_length)
+
+
+@dataclass
+class EvaluateConfig:
+    """Root of ``evaluate.py``'s options."""
+
+    checkpoint: str = ""
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    episodes: int = 20
+    num_envs: int = 20
+    video: int = 0
+    seed: int = 0
+    accelerator: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to plan with")
+        EvaluationConfig(self.episodes, self.num_envs, self.video)
+        require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
+        require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
+        require_choice("accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))

@@ -1,0 +1,100 @@
+"""The model, its optimiser, how long and on what hardware."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .validation import require, require_choice, require_finite, require_probability
+
+
+@dataclass
+class ModelConfig:
+    """Architecture and loss weights, under the reference API's names. Dimensions and vocabulary come from the data."""
+
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    embd_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    kaiming_initializer_range: float = 1.0
+    action_weight: float = 5.0
+    reward_weight: float = 1.0
+    value_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_finite("model", self)
+        for name in ("n_layer", "n_head", "n_embd"):
+            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.n_embd % self.n_head == 0,
+            f"model.n_embd={self.n_embd} must be divisible by model.n_head={self.n_head}",
+        )
+        for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
+            require_probability(f"model.{name}", getattr(self, name))
+        require_choice("model.hidden_act", self.hidden_act, ("gelu", "relu", "selu", "gelu_new"))
+        for name in ("layer_norm_eps", "initializer_range", "kaiming_initializer_range"):
+            require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be positive")
+        for name in ("action_weight", "reward_weight", "value_weight"):
+            require(getattr(self, name) >= 0, f"model.{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with the GPT schedule, counted in tokens."""
+
+    learning_rate: float = 6e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1  # on matrix-product weights only
+    warmup_tokens: int | None = None  # null: one epoch, at most a tenth of the run
+    final_learning_rate_fraction: float = 0.1  # where the cosine ends, at the last step
+    gradient_clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_finite("optimizer", self)
+        require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
+        require_probability("optimizer.beta1", self.beta1)
+        require_probability("optimizer.beta2", self.beta2)
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must not be negative")
+        require(
+            self.warmup_tokens is None or self.warmup_tokens >= 0,
+            f"optimizer.warmup_tokens={self.warmup_tokens} must not be negative",
+        )
+        require(
+            0.0 <= self.final_learning_rate_fraction <= 1.0,
+            f"optimizer.final_learning_rate_fraction={self.final_learning_rate_fraction} must lie in [0, 1]",
+        )
+        require(self.gradient_clip_norm > 0, f"optimizer.gradient_clip_norm={self.gradient_clip_norm} must be positive")
+
+
+@dataclass
+class TrainerConfig:
+    """How long, and on what hardware."""
+
+    max_steps: int = 20_000  # optimiser updates
+    validate_every: int = 1_000  # updates between validations, each of which may renew best.ckpt
+    checkpoint_every: int = 500  # updates between saves of last.ckpt
+    log_every: int = 50  # updates between rows of training metrics
+    validation_batches: int = 20  # batches of one validation; 0: all
+    accelerator: str = "cpu"
+    devices: int = 1  # processes on one node
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    compile: bool = False  # torch.compile the model
+    threads: int | None = None  # intra-operation threads; null: torch's choice
+    progress_bar: bool = True
+    requeue: bool = False  # under SLURM: resubmit on SIGUSR1 and go on from there
+    callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: …}, from allowed packages
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "validate_every", "checkpoint_every", "log_every", "devices", "num_nodes"):
+            require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)} must be at least 1")
+        require(self.validation_batches >= 0, f"trainer.validation_batches={self.validation_batches} must be ≥ 0")
+        require_choice("trainer.accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))
+        require_choice("trainer.strategy", self.strategy, ("auto", "ddp"))
+        require_choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
+        require(self.threads is None or self.threads >= 1, f"trainer.threads={self.threads} must be at least 1")
