@@ -8,17 +8,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .configuration import PlannerConfig
     from .data.discretizer import QuantileDiscretizer, UniformDiscretizer
     from .model.config import TrajectoryTransformerConfig
     from .model.gpt import TrajectoryTransformerModel
     from .model.output import TrajectoryTransformerOutput
     from .model.pretrained import TrajectoryTransformerPreTrainedModel
-    from .planning.agent import Agent, BeamPlanner
+    from .planning.agent import Agent
+    from .planning.planner import BeamPlanner
 
 __version__ = "0.1.0"
 __all__ = [
     "Agent",
     "BeamPlanner",
+    "PlannerConfig",
     "QuantileDiscretizer",
     "TrajectoryTransformerConfig",
     "TrajectoryTransformerModel",
@@ -29,7 +32,8 @@ __all__ = [
 
 _MODULES = {
     "Agent": "planning.agent",
-    "BeamPlanner": "planning.agent",
+    "BeamPlanner": "planning.planner",
+    "PlannerConfig": "configuration",
     "QuantileDiscretizer": "data.discretizer",
     "TrajectoryTransformerConfig": "model.config",
     "TrajectoryTransformerModel": "model.gpt",

@@ -24,7 +24,7 @@ from .data.windows import TokenWindows
 from .layout import TransitionLayout
 from .model.config import TrajectoryTransformerConfig
 from .model.gpt import TrajectoryTransformerModel
-from .planning.agent import BeamPlanner
+from .planning.planner import BeamPlanner
 
 SEQUENCE_LENGTH, NUM_BINS = 10, 100
 HOPPER, HALFCHEETAH = TransitionLayout(11, 3), TransitionLayout(17, 6)

@@ -11,7 +11,8 @@ from trajectory_transformer.data.discretizer import UniformDiscretizer
 from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.agent import Agent, BeamPlanner
+from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.planner import BeamPlanner
 
 from .scripted import WALK, environment_spec
 

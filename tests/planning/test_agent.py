@@ -1,6 +1,6 @@
 """The agent: its past, its random numbers, and its independence from neighbours in the batch."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, 
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.agent import Agent, BeamPlanner
+from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.planner import BeamPlanner
 
 OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 8, 12
 PLANNER: dict[str, Any] = {"horizon": 3, "beam_width": 4, "n_expand": 2, "context": 3, "discount": 0.95}
@@ -196,11 +197,39 @@ def test_plans_longer_than_the_model_sees_are_refused(make_agent) -> None:
         make_agent(context=9)
 
 
+def test_a_discretiser_of_another_model_is_refused(model: TrajectoryTransformerModel) -> None:
+    values = torch.randn(50, WIDTH + 1)
+    settings = PlannerConfig(**PLANNER)
+    with pytest.raises(UserError, match="the discretiser has 8 dimensions, the model 7"):
+        BeamPlanner(model, QuantileDiscretizer(BINS).fit(values), settings)
+    with pytest.raises(UserError, match="the discretiser has 5 bins, the model 12"):
+        BeamPlanner(model, QuantileDiscretizer(5).fit(values[:, :WIDTH]), settings)
+
+
+def test_an_environment_of_other_dimensions_is_refused(
+    model: TrajectoryTransformerModel, discretizer: Discretizer
+) -> None:
+    planner = BeamPlanner(model, discretizer, PlannerConfig(**PLANNER))
+    with pytest.raises(UserError, match="4 observation and 2 action dimensions, the model 3 and 2"):
+        Agent(planner, replace(ENVIRONMENT, observation=box(4)))
+
+
+def test_planned_says_whether_the_last_act_planned(make_agent) -> None:
+    agent = make_agent(plan_freq=2)
+    agent.reset(1)
+    planned = []
+    for _ in range(4):
+        actions = agent.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
+        agent.observe(actions, np.zeros(1), np.zeros(1, dtype=bool))
+        planned.append(agent.planned)
+    assert planned == [True, False, True, False]
+
+
 def test_from_checkpoint_restores_the_agent(
     make_agent, model: TrajectoryTransformerModel, discretizer: Discretizer, tmp_path: Path
 ) -> None:
     recorded: dict[str, Any] = PLANNER | {"discount": None}
-    contents = {
+    contents: dict[str, Any] = {
         "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
         "trajectory_transformer": {
             "format": 1,
@@ -221,3 +250,9 @@ def test_from_checkpoint_restores_the_agent(
         Agent.from_checkpoint(path, horizn=2)
     with pytest.raises(UserError, match=r"planner\.beam_width=0 must be at least 1"):
         Agent.from_checkpoint(path, beam_width=0)
+    contents["trajectory_transformer"] |= {"model": {"vocab_size": BINS}}
+    with pytest.raises(UserError, match="do not fit together"):
+        Agent.from_contents(contents)
+    contents["trajectory_transformer"] |= {"planner": {"horizon": 3, "depth": 9}}
+    with pytest.raises(UserError, match=r"record of its planner cannot be read.*depth"):
+        Agent.from_contents(contents)

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from tests.planning.reference_planner import ReferencePlanner
 from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import beam_search, gather_rows
 from trajectory_transformer.planning.decoder import TransformerDecoder
+from trajectory_transformer.planning.planner import BeamPlanner
 
 VOCABULARY = 3
 
@@ -122,6 +124,7 @@ def model() -> TrajectoryTransformerModel:
         {"k_obs": 3, "n_expand": 3, "beam_width": 3},
         {"k_obs": None, "cdf_act": 0.3, "k_act": 5, "context": 1, "horizon": 2},
         {"beam_width": 1, "n_expand": 1},
+        {"beam_width": 1, "n_expand": 3, "window": "sliding", "horizon": 5, "context": 2},
     ],
 )
 def test_batched_cached_search_equals_the_oracle(model: TrajectoryTransformerModel, options: dict) -> None:
@@ -159,3 +162,27 @@ def test_scores_that_are_not_finite_are_refused(model: TrajectoryTransformerMode
             TransformerDecoder(model, 8, False), torch.zeros(1, 3, dtype=torch.int64), model.layout, settings, broken,
             torch.rand(1, 1, 7, 4),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("percentile", ["mean", 0.1, 0.9])
+def test_reward_and_return_estimates_follow_the_percentile(
+    model: TrajectoryTransformerModel, percentile: float | str
+) -> None:
+    """One transition, scored by hand from the model's own distributions."""
+    layout = model.layout
+    fitted = QuantileDiscretizer(12).fit(torch.randn(200, 7, generator=torch.Generator().manual_seed(0)))
+    settings = PlannerConfig(horizon=1, beam_width=1, n_expand=1, context=1, discount=0.9, percentile=percentile)
+    prefix = torch.tensor([[1, 2, 3]])
+    found = BeamPlanner(model, fitted, settings).plan(prefix, [torch.Generator().manual_seed(0)])
+    sequence, estimates = [*prefix[0].tolist(), *found.tokens[0, 0, layout.action].tolist()], []
+    for column in (layout.reward, layout.value):
+        with torch.no_grad():
+            bins = model(torch.tensor([sequence]), use_cache=False).logits[0, -1].softmax(0)
+        centers = (fitted.edges[column, 1:] + fitted.edges[column, :-1]) / 2
+        if percentile == "mean":
+            estimates.append(float(bins[:-1] @ centers))
+        else:
+            mass = bins[:-1].cumsum(0)
+            estimates.append(float(centers[int((mass >= float(percentile) * mass[-1]).nonzero()[0])]))
+        sequence.append(int(bins.argmax()))
+    assert found.score.item() == pytest.approx(estimates[0] + 0.9 * estimates[1], abs=1e-5)

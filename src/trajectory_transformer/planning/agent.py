@@ -1,7 +1,7 @@
 """Receding-horizon control: observations in, first actions of the best plans out, for several environments at once."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import SECTION, read_checkpoint
 from ..configuration import PlannerConfig, require
 from ..data.discretizer import Discretizer
 from ..data.environment import EnvironmentSpec
 from ..errors import UserError
 from ..model.config import TrajectoryTransformerConfig
 from ..model.gpt import TrajectoryTransformerModel
-from .beam_search import SearchResult, beam_search
-from .decoder import TransformerDecoder
+from .planner import BeamPlanner
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -41,61 +40,33 @@ class Plan:
     score: np.ndarray
 
 
-class BeamPlanner:
-    """Plans from tokenised prefixes: a model, its discretiser and the search's settings.
-
-    Args:
-        model: trained; put into evaluation mode.
-        discretizer: the one the model was trained with.
-        settings: with ``discount`` set.
-
-    Raises:
-        UserError: context or horizon exceed what the model can see.
-    """
-
-    def __init__(self, model: TrajectoryTransformerModel, discretizer: Discretizer, settings: PlannerConfig) -> None:
-        require(settings.discount is not None, "planner.discount must be set")
-        sequence_length = (model.config.block_size + 1) // model.config.transition_dim
-        settings.require_fits(sequence_length)
-        self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
-        self.layout = model.layout
-        sliding = settings.window == "sliding"
-        self._decoder = TransformerDecoder(model, settings.context if sliding else sequence_length, sliding)
-
-    def plan(self, prefix: Tensor, generators: Sequence[torch.Generator]) -> SearchResult:
-        """Search from each environment's past.
-
-        Args:
-            prefix: (environment, time) tokens: at most ``settings.context - 1`` whole transitions, then the current
-                observation.
-            generators: one CPU generator for each environment; it alone decides that environment's draws.
-        """
-        settings = self.settings
-        shape = (settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width)
-        uniforms = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
-        return beam_search(self._decoder, prefix, self.layout, settings, self._estimate, uniforms.to(prefix.device))
-
-    def _estimate(self, reward_probabilities: Tensor, value_probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        columns = slice(self.layout.reward, self.layout.value + 1)
-        both = torch.stack([reward_probabilities, value_probabilities], dim=-2)
-        if self.settings.percentile == "mean":
-            estimates = self.discretizer.expectation(both, columns)
-        else:
-            estimates = self.discretizer.percentile(both, float(self.settings.percentile), columns)
-        return estimates[..., 0], estimates[..., 1]
-
-
 class Agent:
     """Acts in a batch of environments; each has its own past, plan and random numbers.
 
     Args:
         planner: makes the plans.
-        environment: what observations and actions look like.
+        environment: what observations and actions look like; its ``observations`` flattens raw observations, and its
+            ``action.to_environment`` turns actions into what the environment takes.
+
+    Attributes:
+        planned: whether the last :meth:`act` made a plan, rather than following earlier ones.
+
+    Raises:
+        UserError: the environment has other dimensions than the model.
     """
+
+    planned: bool = False
 
     def __init__(self, planner: BeamPlanner, environment: EnvironmentSpec) -> None:
         self._planner, self.environment = planner, environment
         self._layout = planner.layout
+        given = (environment.observation_dim, environment.action_dim)
+        expected = (self._layout.observation_dim, self._layout.action_dim)
+        require(
+            given == expected,
+            f"the environment has {given[0]} observation and {given[1]} action dimensions, the model {expected[0]} and "
+            f"{expected[1]}",
+        )
         self._device = next(planner.model.parameters()).device
         self.reset(1)
 
@@ -112,17 +83,23 @@ class Agent:
             UserError: the file is not a good checkpoint, an override is unknown, or the plan is longer than the model
                 can see.
         """
-        contents = read_checkpoint(path)
-        record = contents["trajectory_transformer"]
-        model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**record["model"]))
-        model.load_state_dict(model_weights(contents["state_dict"]))
-        settings = override(PlannerConfig(**record["planner"]), planner_overrides)
+        return cls.from_contents(read_checkpoint(path), device, **planner_overrides)
+
+    @classmethod
+    def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu", **planner_overrides: Any) -> "Agent":
+        """As :meth:`from_checkpoint`, from what :func:`read_checkpoint` returned."""
+        settings, discount = recorded_settings(contents, planner_overrides)
+        record = contents[SECTION]
+        try:
+            model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**record["model"]))
+            model.load_state_dict(model_weights(contents["state_dict"]))
+            discretizer = Discretizer.from_dict(record["discretizer"]).to(device)
+            environment = EnvironmentSpec.from_dict(record["environment"])
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
         if settings.discount is None:
-            settings = replace(settings, discount=record["data"]["discount"])
-        discretizer = Discretizer.from_dict(record["discretizer"]).to(device)
-        return cls(
-            BeamPlanner(model.to(device), discretizer, settings), EnvironmentSpec.from_dict(record["environment"])
-        )
+            settings = replace(settings, discount=discount)
+        return cls(BeamPlanner(model.to(device), discretizer, settings), environment)
 
     @property
     def settings(self) -> PlannerConfig:
@@ -176,19 +153,16 @@ class Agent:
         )
         rows = torch.from_numpy(np.flatnonzero(self._active))
         self._observation_tokens[rows] = self._encode(values[rows], self._layout.observation)
-        for length in np.unique(self._past_length[self._due]):
-            self._replan(np.flatnonzero(self._due & (self._past_length == length)), int(length))
+        due = self._active & (self._plan_age % self.settings.plan_freq == 0)
+        self.planned = bool(due.any())
+        for length in np.unique(self._past_length[due]):
+            self._replan(np.flatnonzero(due & (self._past_length == length)), int(length))
         actions = torch.zeros(expected[0], self._layout.action_dim)
         chosen = self._plan_tokens[rows, torch.from_numpy(self._plan_age)[rows]][:, self._layout.action]
         actions[rows] = self._decode(chosen, self._layout.action)
         if isinstance(observations, np.ndarray):
             return actions.numpy()
         return actions.to(observations.device)
-
-    @property
-    def _due(self) -> np.ndarray:
-        """(environment,) bool: which must plan anew before they can act."""
-        return self._active & (self._plan_age % self.settings.plan_freq == 0)
 
     def _replan(self, rows: np.ndarray, past_length: int) -> None:
         """Plan for environments whose past is equally long."""
@@ -257,13 +231,19 @@ def model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): value for name, value in state_dict.items() if name.startswith("model.")}
 
 
-def override(settings: PlannerConfig, changes: dict[str, Any]) -> PlannerConfig:
-    """``settings`` with some fields replaced and validated again.
+def recorded_settings(contents: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[PlannerConfig, float]:
+    """How a checkpoint's agent plans: the recorded settings with some fields replaced, and the data's discount.
 
     Raises:
-        UserError: a name is not a planner option.
+        UserError: a name is not a planner option, a value is out of range, or the record is not ours.
     """
-    unknown = sorted(changes.keys() - asdict(settings).keys())
+    known = [field.name for field in fields(PlannerConfig)]
+    unknown = sorted(changes.keys() - set(known))
     if unknown:
-        raise UserError(f"planner has no option {', '.join(unknown)}; it has {', '.join(asdict(settings))}")
-    return replace(settings, **changes)
+        raise UserError(f"planner has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    try:
+        recorded = PlannerConfig(**contents[SECTION]["planner"])
+        discount = float(contents[SECTION]["data"]["discount"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the checkpoint's record of its planner cannot be read: {error}") from error
+    return replace(recorded, **changes), discount

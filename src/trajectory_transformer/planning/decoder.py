@@ -55,7 +55,7 @@ class TransformerDecoder:
     """:class:`BeamDecoder` on a Trajectory Transformer.
 
     Args:
-        model: in evaluation mode; its weights are copied.
+        model: in evaluation mode; build a new decoder after its weights change.
         window: transitions that the model may see at once.
         sliding: what happens when a sequence grows past ``window``. True: it is cropped by whole transitions and
             positions start at 0 again, at every transition, as in the original; the window is then encoded anew for

@@ -166,10 +166,10 @@ class BeamMemory:
 
 
 class DecodingTrunk:
-    """The model's weights, laid out for decoding one token at a time.
+    """The model's weights as they are now, laid out for decoding one token at a time.
 
     Args:
-        model: copied from, as it is now.
+        model: in evaluation mode.
     """
 
     def __init__(self, model: TrajectoryTransformerModel) -> None:
