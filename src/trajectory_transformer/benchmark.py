@@ -28,7 +28,7 @@ from .planning.planner import BeamPlanner
 
 SEQUENCE_LENGTH, NUM_BINS = 10, 100
 HOPPER, HALFCHEETAH = TransitionLayout(11, 3), TransitionLayout(17, 6)
-TINY = ModelConfig(n_layer=3, n_embd=64, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
+TINY = ModelConfig(n_layer=2, n_head=2, n_embd=64, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
 BASE = ModelConfig()
 
 

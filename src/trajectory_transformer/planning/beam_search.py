@@ -91,6 +91,21 @@ class _Sequences:
             self.append(tokens)
             self.logits = self.decoder.step(tokens)
 
+    def reward_and_value(self, estimate: RewardEstimate) -> tuple[Tensor, Tensor, Tensor]:
+        """Append reward and value tokens, greedily as the original does (its k_rew = 1).
+
+        Returns:
+            estimated rewards and returns-to-go, and the value tokens, which the decoder has not seen; each
+            (environment, rows).
+        """
+        rewards = self.logits.softmax(dim=-1)
+        tokens = self.logits.argmax(dim=-1)
+        self.append(tokens)
+        self.logits = self.decoder.step(tokens)
+        value_tokens = self.logits.argmax(dim=-1)
+        self.append(value_tokens)
+        return *estimate(rewards, self.logits.softmax(dim=-1)), value_tokens
+
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
     """(environment, old rows, …) values and (environment, new rows) indices -> (environment, new rows, …)."""
@@ -128,12 +143,7 @@ def beam_search(
     for t in range(horizon):
         sequences.expand(settings.n_expand * (width if t == 0 else 1))
         sequences.extend(uniforms[:, t, layout.action], settings.k_act, settings.cdf_act)
-        reward_probabilities = sequences.logits.softmax(dim=-1)
-        # The original samples reward and value greedily (k_rew = 1).
-        sequences.extend(uniforms[:, t, layout.reward : layout.value], k=1, cdf=None)
-        value_tokens = sequences.logits.argmax(dim=-1)
-        sequences.append(value_tokens)
-        rewards, values = estimate(reward_probabilities, sequences.logits.softmax(dim=-1))
+        rewards, values, value_tokens = sequences.reward_and_value(estimate)
         sequences.returns[:, :, t], sequences.returns[:, :, t + 1] = rewards, values
         scores = (sequences.returns * discounts).sum(dim=-1)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
