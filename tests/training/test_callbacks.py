@@ -12,9 +12,12 @@ from rich.console import Console
 from typing_extensions import override
 
 from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.training import callbacks as callbacks_file
 from trajectory_transformer.training.callbacks import KeepCheckpoints, RunProgress, Throughput
 from trajectory_transformer.training.fit import fit
+from trajectory_transformer.training.metrics import TokenMetrics
+from trajectory_transformer.training.module import TrajectoryModule
 
 from .small_run import Rows, small_config, small_datamodule, small_fit
 
@@ -74,6 +77,54 @@ def test_full_disk_in_between_does_not_end_training(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"last\.ckpt' could not be saved"):
         report = small_fit(tmp_path, config, [Obstacle()])
     assert read_checkpoint(report.last)["global_step"] == 7
+
+
+class InTheWay(Callback):
+    """Keeps a folder in the way of best.ckpt from the first update to ``until``."""
+
+    def __init__(self, directory: Path, until: int) -> None:
+        self.best, self.until = directory / "checkpoints" / "best.ckpt", until
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.global_step == 0:
+            self.best.mkdir()
+        if trainer.global_step == self.until:
+            self.best.rmdir()
+
+
+@pytest.fixture
+def validation_losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """The validation loss after an update is what the test puts here."""
+    losses: dict[int, float] = {}
+    take = TrajectoryModule._take
+
+    def taken(module: TrajectoryModule, metrics: TokenMetrics, prefix: str) -> dict[str, Any]:
+        chosen = {"val/loss": losses[module.global_step]} if prefix == "val" else {}
+        return take(module, metrics, prefix) | chosen
+
+    monkeypatch.setattr(TrajectoryModule, "_take", taken)
+    return losses
+
+
+def test_best_that_could_not_be_saved_does_not_count(tmp_path: Path, validation_losses: dict[int, float]) -> None:
+    validation_losses |= {2: 1.0, 4: 3.0, 6: 2.0}
+    config = small_config(max_steps=6, validate_every=2)
+    with pytest.warns(UserWarning, match=r"best\.ckpt' could not be saved"):
+        report = small_fit(tmp_path, config, [InTheWay(tmp_path, until=3)])
+    best = read_checkpoint(report.best)
+    assert best["global_step"] == 6
+    assert report.validation_loss == 2.0
+    assert [state["best_loss"] for state in best["callbacks"].values() if "best_loss" in state] == [2.0]
+
+
+def test_run_without_any_best_ends_with_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match=r"best\.ckpt' could not be saved"),
+        pytest.raises(UserError, match=r"best\.ckpt' could not be saved"),
+    ):
+        small_fit(tmp_path, small_config(max_steps=4, validate_every=2), [InTheWay(tmp_path, until=5)])
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4
 
 
 def test_early_stopping_of_the_user(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from typing_extensions import override
 
 from ..configuration import TrainerConfig
+from ..errors import UserError
 from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
 
@@ -25,16 +26,22 @@ class KeepCheckpoints(Checkpoint):
     Where a validation follows an update, ``last.ckpt`` is written after it: a resumed run then neither repeats nor
     skips a validation.
 
+    A save that fails does not end the run, as a later one may succeed; at the end, a file that is not there does.
+
     Args:
         directory: of both files.
         options: how often; the run's last update is always followed by a validation and a save.
         watch: says when to stop.
+
+    Attributes:
+        best_loss: validation loss of what ``best.ckpt`` holds; NaN where nothing was saved yet.
     """
 
     def __init__(self, directory: Path, options: TrainerConfig, watch: SignalWatch) -> None:
         self.last, self.best = directory / "last.ckpt", directory / "best.ckpt"
         self.options, self.watch = options, watch
         self.best_loss = math.nan
+        self._failures: dict[Path, str] = {}  # of each file's latest save, where it failed
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,22 +60,38 @@ class KeepCheckpoints(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = float(trainer.callback_metrics["val/loss"])
         if loss < self.best_loss or math.isnan(self.best_loss):
-            self.best_loss = loss
-            trainer.save_checkpoint(self.best, weights_only=False)
+            before, self.best_loss = self.best_loss, loss  # set first: the file holds it too
+            if not self._save(trainer, self.best):
+                self.best_loss = before
         self._save_last(trainer)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._require(self.last)
+        if math.isnan(self.best_loss):  # otherwise there is an older one, of which best_loss tells
+            self._require(self.best)
+
+    def _require(self, path: Path) -> None:
+        if path in self._failures:
+            raise UserError(self._failures[path])
+
+    def _save(self, trainer: L.Trainer, path: Path) -> bool:
+        """Save; whether that succeeded, on every process, although only the first one writes."""
+        trainer.save_checkpoint(path, weights_only=False)
         plugin = trainer.strategy.checkpoint_io
-        if isinstance(plugin, VerifiedCheckpointIO) and plugin.failure is not None:
-            raise plugin.failure
+        assert isinstance(plugin, VerifiedCheckpointIO)
+        failure = trainer.strategy.broadcast(None if plugin.failure is None else str(plugin.failure))
+        self._failures.pop(path, None)
+        if failure is not None:
+            self._failures[path] = failure
+        return failure is None
 
     def _save_last(self, trainer: L.Trainer) -> None:
         signal = self.watch.agreed(trainer)
         if trainer.global_step % self.options.checkpoint_every == 0 or trainer.should_stop or signal is not None:
-            trainer.save_checkpoint(self.last, weights_only=False)
+            self._save(trainer, self.last)
         if signal is not None:
-            self.on_train_end(trainer, trainer.lightning_module)
+            self._require(self.last)
             self.watch.stop(signal, trainer.is_global_zero)
 
     @override
