@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
 
+from trajectory_transformer.checkpoint import read_checkpoint
 from trajectory_transformer.configuration import ModelConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.training.fit import fit, make_trainer
 
-from .small_run import finish, small_config, small_datamodule, small_fit, start, weights
+from .small_run import Rows, finish, small_config, small_datamodule, small_fit, start, weights
 
 
 def test_report(tmp_path: Path) -> None:
@@ -56,23 +61,47 @@ def test_nothing_of_lightning_is_shown(
 
 
 def test_threads(tmp_path: Path) -> None:
+    """They are the run's alone: the next job of a sweep, in the same process, begins with what there was."""
+
+    class Note(Callback):
+        @override
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append(torch.get_num_threads())
+
+    seen: list[int] = []
     before = torch.get_num_threads()
-    try:
-        small_fit(tmp_path, small_config(max_steps=1, threads=3))
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    small_fit(tmp_path, small_config(max_steps=1, threads=before + 2), [Note()])
+    assert seen == [before + 2]
+    assert torch.get_num_threads() == before
 
 
-def test_bfloat16(tmp_path: Path) -> None:
-    report = small_fit(tmp_path, small_config(max_steps=3, precision="bf16-mixed"))
-    assert all(value.dtype == torch.float32 for value in weights(report.last).values())
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("32-true", torch.float32), ("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)],
+)
+def test_every_precision_of_a_cpu(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+    """Logged updates and validation included; the bins stay exact, and what was saved can be gone on with."""
+    rows = Rows()
+    config = small_config(max_steps=3, log_every=1, precision=precision)
+    datamodule = small_datamodule(config)
+    edges = datamodule.discretizer.edges.clone()
+    report = fit(config, tmp_path, datamodule, [rows], [], False)
+    assert {value.dtype for value in weights(report.last).values()} == {dtype}
+    kept = read_checkpoint(report.last)["trajectory_transformer"]["discretizer"]["edges"]
+    assert kept.dtype == edges.dtype == torch.float32
+    assert torch.equal(kept, edges)
+    assert rows.rows[3, "train/learning_rate"] == pytest.approx(1e-2 * config.optimizer.final_learning_rate_fraction)
+    assert 0.0 < rows.rows[3, "val/loss"] < 10.0
+    assert small_fit(tmp_path, small_config(max_steps=4, precision=precision), resume=True).steps == 4
 
 
-def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str) -> None:
+    for absent in (CUDAAccelerator, MPSAccelerator):
+        monkeypatch.setattr(absent, "is_available", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler"):
-        assert small_fit(tmp_path, small_config(max_steps=1, compile=True)).steps == 1
+        assert small_fit(tmp_path, small_config(max_steps=1, compile=True, accelerator=accelerator)).steps == 1
 
 
 @pytest.mark.slow

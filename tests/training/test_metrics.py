@@ -50,6 +50,17 @@ def test_loss_counts_windows() -> None:
     assert float(metrics.compute()["loss"]) == pytest.approx(2.0)
 
 
+def test_sums_keep_their_precision_in_a_model_of_less() -> None:
+    metrics = TokenMetrics(LAYOUT)
+    torch.nn.ModuleList([metrics]).to(torch.bfloat16)
+    targets = torch.zeros(1, 4, dtype=torch.long)
+    for _ in range(300):
+        metrics.update(torch.tensor(1.0), torch.zeros(1, 4, 3), targets, torch.ones(1, 4))
+    assert metrics.windows.dtype == metrics.nats.dtype == torch.float32
+    assert float(metrics.windows) == 300.0
+    assert metrics.kinds.dtype == torch.long
+
+
 def test_reset() -> None:
     metrics = TokenMetrics(LAYOUT)
     targets = torch.zeros(1, 4, dtype=torch.long)

@@ -89,8 +89,7 @@ def fit(
     if last.is_file() and not resume:
         raise UserError(f"'{run_directory}' already holds a run: resume={run_directory} goes on with it")
     datamodule.setup()
-    torch.set_num_threads(config.trainer.threads or torch.get_num_threads())
-    with quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
+    with _threads(config.trainer.threads), quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
         module = _make_module(config, datamodule)
         if resume:
             require_same_run(last, module.model.config, module.facts)
@@ -98,6 +97,8 @@ def fit(
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
         trainer = make_trainer(config, run_directory, loggers, [throughput, *progress, *callbacks, keeper])
+        if config.trainer.compile:
+            _compile(module, trainer.strategy.root_device)
         trainer.fit(module, datamodule=datamodule, ckpt_path=last if resume else None)
     return FitReport(keeper.best, last, trainer.global_step, keeper.best_loss, throughput.tokens_per_second)
 
@@ -145,6 +146,17 @@ def make_trainer(
 
 
 @contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch's threads while training; afterwards as before, for the next job of a sweep in this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Drop :data:`UNWANTED_MESSAGES` and Lightning's own use of something deprecated in torch, and nothing else."""
 
@@ -174,15 +186,14 @@ def _make_module(config: TrainConfig, datamodule: TrajectoryDataModule) -> Traje
         config.seed, config.trainer.max_steps, order.steps_per_epoch, tokens_per_step, config.trainer.log_every
     )
     facts = standalone_facts(config, datamodule.data, datamodule.discretizer)
-    module = TrajectoryModule(model, config.optimizer, plan, facts)
-    if config.trainer.compile:
-        if config.trainer.accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
-            warnings.warn(
-                "trainer.compile=true needs a C++ compiler on the CPU; training goes on without", stacklevel=2
-            )
-        else:
-            module.model.compile()
-    return module
+    return TrajectoryModule(model, config.optimizer, plan, facts)
+
+
+def _compile(module: TrajectoryModule, device: torch.device) -> None:
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
+        warnings.warn("trainer.compile=true needs a C++ compiler on the CPU; training goes on without", stacklevel=2)
+    else:
+        module.model.compile()
 
 
 def _prepare_directory(run_directory: Path) -> Path:

@@ -1,9 +1,13 @@
 """Loss and accuracy of each kind of token."""
 
+from collections.abc import Callable, Sequence
+from typing import Self
+
 import torch
 import torchmetrics
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from ..layout import TOKEN_KINDS, TransitionLayout
 
@@ -35,6 +39,12 @@ class TokenMetrics(torchmetrics.Metric):
         for index, columns in enumerate(layout.kind_slices().values()):
             kinds[columns] = index
         self.register_buffer("kinds", kinds, persistent=False)
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
+        """Follow the model to its device but not to its precision: sums in bfloat16 would stop growing at 256."""
+        super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)
+        return self
 
     @torch.no_grad()
     def update(self, loss: Tensor, logits: Tensor, targets: Tensor, mask: Tensor) -> None:
