@@ -1,0 +1,100 @@
+"""Our search against the original's own, step by step: its sampled tokens are replayed, everything else must follow."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.golden.planning import SEARCHES, Search
+from tests.golden.seeded import original_weights
+from trajectory_transformer.model.config import TrajectoryTransformerConfig
+from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.planning import beam_search as module
+from trajectory_transformer.planning.beam_search import SearchResult, beam_search, gather_rows
+from trajectory_transformer.planning.decoder import TransformerDecoder
+
+RECORDED = np.load(Path(__file__).parent.parent / "golden" / "planning.npz", allow_pickle=False)
+
+
+def recorded(search: Search, name: str) -> Tensor:
+    return torch.from_numpy(RECORDED[f"{search.name}/{name}"].astype(np.float32 if name in ESTIMATES else np.int64))
+
+
+ESTIMATES = ("rewards", "values")
+
+
+def ours(search: Search, t: int, candidates: Tensor) -> Tensor:
+    """(candidates, …) in the original's order, continuation-major, as rows in ours, beam-major."""
+    if t == 0:
+        return candidates  # all continue the same prefix
+    expand, width = search.settings.n_expand, search.settings.beam_width
+    return candidates.unflatten(0, (expand, width)).transpose(0, 1).flatten(0, 1)
+
+
+def load_model(search: Search) -> TrajectoryTransformerModel:
+    case = search.model
+    model = TrajectoryTransformerModel(
+        TrajectoryTransformerConfig(
+            vocab_size=case.vocab_size, block_size=case.block_size, observation_dim=case.observation_dim,
+            action_dim=case.action_dim, transition_dim=case.transition_dim, n_layer=case.n_layer, n_head=case.n_head,
+            n_embd=case.n_embd,
+        )
+    )  # fmt: skip
+    names = {".mlp.0.": ".l1.", ".mlp.2.": ".l2."}
+    weights = original_weights(case)
+    for old, new in names.items():
+        weights = {name.replace(old, new): value for name, value in weights.items()}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def replay(search: Search, monkeypatch: pytest.MonkeyPatch) -> SearchResult:
+    """Our search, where the original's tokens stand in for the draws."""
+    actions, observations = recorded(search, "actions"), recorded(search, "observations")
+    draws: list[Tensor] = []
+    for t in range(search.settings.horizon):
+        draws += ours(search, t, actions[t]).unbind(1)
+        if t < search.settings.horizon - 1:
+            draws += observations[t].unbind(1)
+    remaining = iter(draws)
+    monkeypatch.setattr(module, "choose", lambda *_: next(remaining).unsqueeze(0))
+    settings, layout = search.settings, search.model
+    centers = torch.from_numpy(search.centers())
+    sliding = settings.window == "sliding"
+    model = load_model(search)
+    shape = (1, settings.horizon, layout.transition_dim, settings.n_expand * settings.beam_width)
+    found = beam_search(
+        TransformerDecoder(model, settings.context if sliding else 10, sliding),
+        torch.from_numpy(search.prefix()).unsqueeze(0),
+        model.layout,
+        settings,
+        lambda rewards, values: (rewards[..., :-1] @ centers[0], values[..., :-1] @ centers[1]),
+        torch.zeros(shape),
+    )
+    assert next(remaining, None) is None
+    return found
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.name)
+def test_every_step_is_the_original_s(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = replay(search, monkeypatch)
+    for t, step in enumerate(found.steps):
+        torch.testing.assert_close(step.rewards[0], ours(search, t, recorded(search, "rewards")[t]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(step.values[0], ours(search, t, recorded(search, "values")[t]), atol=1e-5, rtol=0)
+        # The original breaks ties between copies of a sequence at random: kept sequences are compared by content.
+        rows = torch.arange(len(recorded(search, "rewards")[t]))
+        ours_of = ours(search, t, rows).argsort()
+        kept = ours_of[recorded(search, "kept")[t]].unsqueeze(0)
+        assert torch.equal(gather_rows(step.tokens, step.kept), gather_rows(step.tokens, kept))
+        tokens = torch.cat([recorded(search, "actions")[t], recorded(search, "reward_tokens")[t]], dim=1)
+        assert torch.equal(step.tokens[0], ours(search, t, tokens))
+    assert torch.equal(found.tokens[0], recorded(search, "best"))
+
+
+def test_some_windows_slide() -> None:
+    """The cases are worth their name: plans that outgrow the context, and plans that do not."""
+    outgrown = {s.settings.window: s.past + s.settings.horizon > s.settings.context for s in SEARCHES}
+    assert outgrown == {"growing": True, "sliding": True}
+    assert all(s.past + s.settings.horizon <= 10 for s in SEARCHES if s.settings.window == "growing")
