@@ -15,7 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from .seeded import CASES, Case, original_weights, real_values, repeating_values, rewrite_weights, sampled, tokens
+from .seeded import (
+    CASES,
+    PLAN_CASE,
+    PLAN_CONTEXT,
+    PLAN_HORIZON,
+    Case,
+    original_weights,
+    plan_prefixes,
+    real_values,
+    repeating_values,
+    rewrite_weights,
+    sampled,
+    tokens,
+)
 
 WEIGHTS = {"action_weight": 5, "reward_weight": 2, "value_weight": 3}
 
@@ -38,8 +51,7 @@ def require_all(left: Any, buffer: str) -> None:
         raise SystemExit(f"the peer has other weights: {left}")
 
 
-def original_figures(root: str, case: Case) -> dict[str, np.ndarray]:
-    weights = WEIGHTS if case.weighted else dict.fromkeys(WEIGHTS, 1)
+def original_model(root: str, case: Case, weights: dict[str, int]) -> Any:
     config = types.SimpleNamespace(
         vocab_size=case.vocab_size, block_size=case.block_size, n_layer=case.n_layer, n_head=case.n_head,
         n_embd=case.n_embd, observation_dim=case.observation_dim, action_dim=case.action_dim,
@@ -48,6 +60,11 @@ def original_figures(root: str, case: Case) -> dict[str, np.ndarray]:
     model = load(root, "trajectory.models.transformers").GPT(config).eval()
     left = model.load_state_dict(original_weights(case), strict=False)
     require_all(left, "attn.mask")
+    return model
+
+
+def original_figures(root: str, case: Case) -> dict[str, np.ndarray]:
+    model = original_model(root, case, WEIGHTS if case.weighted else dict.fromkeys(WEIGHTS, 1))
     logits, loss = model(*tokens(case))
     return {f"original/{case.name}/logits": sampled(logits), f"original/{case.name}/loss": loss.detach().numpy()}
 
@@ -84,10 +101,33 @@ def discretizer_figures(root: str) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def plan_figures(root: str) -> dict[str, np.ndarray]:
+    """Greedy plans, in which nothing is left to chance, by the original's search."""
+    case = PLAN_CASE
+    model = original_model(root, case, WEIGHTS)
+    utils = sys.modules["trajectory.utils"] = types.ModuleType("trajectory.utils")
+    vars(utils).update(__path__=[str(Path(root, "trajectory", "utils"))])
+    vars(utils)["Silent"] = importlib.import_module("trajectory.utils.progress").Silent
+    search = sys.modules["trajectory.search"] = types.ModuleType("trajectory.search")
+    vars(search).update(__path__=[str(Path(root, "trajectory", "search"))])
+    vars(sys.modules["trajectory"])["utils"] = utils
+    plan = importlib.import_module("trajectory.search.core").beam_plan
+    centers = torch.arange(case.vocab_size).float()
+    plans = [
+        plan(
+            model, lambda p: ((p[:, 0, :-1] * centers).sum(-1), (p[:, 1, :-1] * centers).sum(-1)), prefix[None],
+            PLAN_HORIZON, 1, 1, case.observation_dim, case.action_dim, 0.99, PLAN_CONTEXT, k_obs=1, k_act=1,
+            verbose=False,
+        )
+        for prefix in plan_prefixes()
+    ]  # fmt: skip
+    return {"plan/tokens": torch.stack(plans).numpy().astype(np.uint8)}
+
+
 def main() -> None:
     original, rewrite = sys.argv[1:]
     torch.manual_seed(0)
-    figures = discretizer_figures(original)
+    figures = discretizer_figures(original) | plan_figures(original)
     for case in CASES:
         figures |= original_figures(original, case)
         if not case.stop:

@@ -144,3 +144,12 @@ def repeating_values() -> tuple[np.ndarray, np.ndarray]:
     rows[:, 3] = np.round(rows[:, 3])
     values = rows.astype(np.float32)
     return values[:1000], values[1000:]
+
+
+PLAN_CONTEXT, PLAN_HORIZON = 3, 6  # the window slides over the plan twice
+PLAN_CASE = Case("hopper", *SIZES["hopper"], 2 * 16 + 11, False)
+
+
+def plan_prefixes() -> Tensor:
+    """(4, 43) tokens: two whole transitions and an observation."""
+    return torch.from_numpy(np.random.RandomState(7).randint(0, PLAN_CASE.vocab_size, (4, PLAN_CASE.length)))
