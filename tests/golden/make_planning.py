@@ -63,7 +63,7 @@ def record(root: str, search: Search) -> dict[str, np.ndarray]:
         seen["values"].append(values)
         return rewards, values
 
-    core.sample_n, torch.topk = listening_sample_n, listening_topk
+    core.__dict__["sample_n"], torch.topk = listening_sample_n, listening_topk
     try:
         best = core.beam_plan(
             model, estimate, torch.from_numpy(search.prefix())[None], settings.horizon, settings.beam_width,

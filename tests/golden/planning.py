@@ -1,6 +1,7 @@
 """The searches whose every step the original recorded; see ``make_planning.py``."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Search:
         return np.random.RandomState(3).standard_normal((2, self.model.vocab_size)).astype(np.float32)
 
 
-def search(model: tuple[str, int, int, int, int, int, int], past: int, **settings: int | float | str | None) -> Search:
+def search(model: tuple[str, int, int, int, int, int, int], past: int, **settings: Any) -> Search:
     options = asdict(PlannerConfig(discount=0.9)) | settings
     return Search(Case(*model, length=1, stop=False), past, PlannerConfig(**options))
 
