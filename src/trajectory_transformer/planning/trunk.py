@@ -1,7 +1,7 @@
 """Decoding for many beams: the model's weights laid out for it.
 
-The same arithmetic as :meth:`TrajectoryTransformerModel.forward`, mostly for a single new token of each row. The letters
-of shapes are those of :mod:`.beam_memory`.
+The same arithmetic as :meth:`TrajectoryTransformerModel.forward`, mostly for a single new token of each row. Shapes are
+written with the letters of :mod:`.beam_memory`.
 """
 
 from collections.abc import Callable
