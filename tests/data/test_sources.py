@@ -21,6 +21,7 @@ from trajectory_transformer.data import fetch
 from trajectory_transformer.data.sources import load_offline_data
 from trajectory_transformer.errors import UserError
 
+PENDULUM = gym.make("Pendulum-v1")
 FORMATS = pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port: refused at once
 
@@ -126,6 +127,31 @@ def test_sets_with_other_spaces_are_not_joined(
     write_dataset("b-v0", [episode], **spaces)
     with pytest.raises(UserError, match=f"'a-v0' and 'b-v0' cannot be joined: their {field} spaces differ"):
         load("a-v0", "b-v0")
+
+
+@pytest.mark.parametrize("other", ["", "Pendulum-v1"])
+def test_sets_of_one_environment_or_of_none_are_joined(minari_root: Path, other: str):
+    write_dataset("a-v0", [pendulum_episode()], env="Pendulum-v1")
+    spaces = {"observation_space": PENDULUM.observation_space, "action_space": PENDULUM.action_space}
+    write_dataset("b-v0", [pendulum_episode()], **({"env": other} if other else spaces))
+    assert len(load("a-v0", "b-v0").episodes) == 2
+
+
+def test_sets_of_other_environments_are_not_joined_even_with_equal_spaces(minari_root: Path):
+    write_dataset("a-v0", [pendulum_episode()], env="Pendulum-v1")
+    write_dataset("b-v0", [pendulum_episode()], env="Pendulum-v1")
+    spec = read_metadata(minari_root / "b-v0")["env_spec"].replace('"Pendulum-v1"', '"Swing-v1"')
+    change_metadata(minari_root / "b-v0", env_spec=spec)
+    with pytest.raises(UserError, match=r"'a-v0' and 'b-v0' cannot be joined: .* Pendulum-v1 and Swing-v1"):
+        load("a-v0", "b-v0")
+
+
+def test_a_set_named_twice_is_refused(minari_root: Path):
+    write_dataset("a-v0", [random_episode(2)])
+    config = DataConfig(["a-v0", "b-v0", "a-v0"], download=False)
+    for refusing in (load_offline_data, fetch.require_available):
+        with pytest.raises(UserError, match=r"^data\.dataset_id names a-v0 more than once"):
+            refusing(config)
 
 
 def test_fingerprint_tells_two_sets_of_one_name_apart(minari_root: Path):
@@ -393,6 +419,15 @@ def test_as_many_observations_as_actions_are_refused(minari_root: Path, data_for
     episode.observations = np.asarray(episode.observations)[:-1]
     write_dataset("bad-v0", [random_episode(3), episode], data_format=data_format)
     with pytest.raises(UserError, match=r"data set 'bad-v0', episode 1, .*observations"):
+        load("bad-v0")
+
+
+def test_a_termination_before_the_last_step_is_refused(minari_root: Path):
+    write_dataset("bad-v0", [random_episode(3), random_episode(5, terminated=True)])
+    set_value("episode_1/terminations", (2,), 1)(minari_root / "bad-v0")
+    with pytest.raises(
+        UserError, match="data set 'bad-v0', episode 1, terminations: true at step 2 of 5, before the last"
+    ):
         load("bad-v0")
 
 

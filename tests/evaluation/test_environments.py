@@ -1,6 +1,7 @@
 """Environments are rebuilt as the data set had them, refused where they do not fit, and run no foreign code."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.data.recipes.recipe import make_environment
 from trajectory_transformer.data.spaces import space_spec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.environments import environment_title, make_environments
@@ -47,16 +49,25 @@ def test_stored_wrappers_are_applied() -> None:
         assert isinstance(batch.environments[0], gymnasium.wrappers.ClipAction)
 
 
-def test_robotics_environment_is_registered_when_needed(capfd: pytest.CaptureFixture[str]) -> None:
-    from trajectory_transformer.evaluation.environments import _register
-
-    _register("PointMaze_UMaze-v3")
-    spec = environment_spec("PointMaze_UMaze-v3")
+def test_robotics_environment_is_registered_when_needed_and_leaves_no_file(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = make_environment("PointMaze_UMaze-v3")
+    assert environment.spec is not None
+    spec = EnvironmentSpec(
+        "PointMaze_UMaze-v3",
+        environment.spec.to_json(),
+        space_spec(environment.observation_space),
+        space_spec(environment.action_space),
+    )
+    environment.close()
     with make_environments(spec, 1) as batch:
         batch.reset(0, seed=0)
         assert batch.observations.shape == (1, 8)
         assert np.any(batch.observations)
     assert capfd.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_observations_are_flattened_and_selected() -> None:

@@ -31,6 +31,11 @@ class SpaceLeaf:
     def size(self) -> int:
         return len(self.low)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "SpaceLeaf":
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**fields)
+
 
 @dataclass(frozen=True)
 class SpaceSpec:
@@ -102,11 +107,7 @@ class SpaceSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SpaceSpec":
-        return cls(
-            tuple(
-                SpaceLeaf(**{k: tuple(v) if isinstance(v, list) else v for k, v in x.items()}) for x in data["leaves"]
-            )
-        )
+        return cls(tuple(SpaceLeaf.from_dict(leaf) for leaf in data["leaves"]))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import network
@@ -34,14 +35,35 @@ def dataset_folder(dataset_id: str) -> Path:
     return dataset_root() / dataset_id
 
 
+def is_on_disk(dataset_id: str) -> bool:
+    """Whether there is such a data set, whole or damaged; a damaged one is refused when it is opened, not replaced.
+
+    Raises:
+        UserError: the id is not one.
+    """
+    return (dataset_folder(dataset_id) / "data").exists()
+
+
+def require_distinct(dataset_ids: Sequence[str]) -> None:
+    """Refuse a set that is to be joined with itself: its episodes would be trained on and validated on at once.
+
+    Raises:
+        UserError: an id occurs twice.
+    """
+    repeated = sorted({dataset_id for dataset_id in dataset_ids if dataset_ids.count(dataset_id) > 1})
+    if repeated:
+        raise UserError(f"data.dataset_id names {', '.join(repeated)} more than once; name each data set once")
+
+
 def require_available(config: DataConfig) -> None:
     """Refuse data sets that cannot be had, in less than 2 s and without importing torch or Minari.
 
     Raises:
-        UserError: one is not on disk, not embedded, and cannot be downloaded; or an id is malformed.
+        UserError: one is not on disk, not embedded, and cannot be downloaded; an id is malformed or named twice.
     """
+    require_distinct(config.dataset_ids)
     for dataset_id in config.dataset_ids:
-        if not _is_on_disk(dataset_id) and dataset_id not in REGISTRY:
+        if not is_on_disk(dataset_id) and dataset_id not in REGISTRY:
             _require_download(dataset_id, config.download)
 
 
@@ -56,7 +78,7 @@ def obtain(dataset_id: str, download: bool, progress: bool) -> None:
     Raises:
         UserError: it cannot be had; the message says why, where it was looked for, and how to get it.
     """
-    if _is_on_disk(dataset_id):
+    if is_on_disk(dataset_id):
         return
     recipe = REGISTRY.get(dataset_id)
     if recipe is None:
@@ -68,12 +90,8 @@ def obtain(dataset_id: str, download: bool, progress: bool) -> None:
     try:
         collect(recipe, progress=progress)
     except UserError:
-        if not _is_on_disk(dataset_id):  # otherwise another process was faster
+        if not is_on_disk(dataset_id):  # otherwise another process was faster
             raise
-
-
-def _is_on_disk(dataset_id: str) -> bool:
-    return (dataset_folder(dataset_id) / "data").exists()
 
 
 def _require_download(dataset_id: str, allowed: bool) -> None:

@@ -15,7 +15,7 @@ from ..configuration import DataConfig
 from ..errors import UserError
 from .environment import EnvironmentSpec, SpaceSpec
 from .episodes import Episode, OfflineData
-from .fetch import dataset_folder, obtain
+from .fetch import dataset_folder, obtain, require_distinct
 from .reference_scores import reference_scores
 from .spaces import space_spec
 from .stored_episodes import iterate_episodes, stored_indices
@@ -47,14 +47,16 @@ def load_offline_data(config: DataConfig, progress: bool = True) -> OfflineData:
         Their episodes, in the order of the ids, with the first one's environment and reference scores.
 
     Raises:
-        UserError: a set is missing and cannot be had, it is corrupt (named: data set, episode, field), the spaces
-            of two sets differ or cannot become tokens, or a selected observation dimension does not exist.
+        UserError: a set is named twice, is missing and cannot be had, or is corrupt (named: data set, episode, field);
+            the environments or spaces of two sets differ, or spaces cannot become tokens; or a selected observation
+            dimension does not exist.
     """
+    require_distinct(config.dataset_ids)
     for dataset_id in config.dataset_ids:
         obtain(dataset_id, config.download, progress)
     opened = [open_dataset(dataset_id) for dataset_id in config.dataset_ids]
     for other in opened[1:]:
-        _require_same_spaces(opened[0], other)
+        _require_joinable(opened[0], other)
     environment = _environment(opened[0], config.observation_indices)
     scores, source = reference_scores(opened[0].metadata, environment.env_id)
     digest = hashlib.sha256()
@@ -129,7 +131,13 @@ def read_episodes(opened: OpenDataset) -> Iterator[Episode]:
     check_total_steps(opened.dataset_id, steps, opened.totals)
 
 
-def _require_same_spaces(first: OpenDataset, other: OpenDataset) -> None:
+def _require_joinable(first: OpenDataset, other: OpenDataset) -> None:
+    ours, theirs = (_environment(opened, None).env_id for opened in (first, other))
+    if ours and theirs and ours != theirs:
+        raise UserError(
+            f"data sets '{first.dataset_id}' and '{other.dataset_id}' cannot be joined: they are of different "
+            f"environments, {ours} and {theirs}"
+        )
     for field, ours, theirs in (
         ("observation", first.observation, other.observation),
         ("action", first.action, other.action),

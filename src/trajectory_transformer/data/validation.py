@@ -93,7 +93,8 @@ def validate_episode(
 
     Raises:
         UserError: a length of 0, lengths that do not fit together (observations must be one more than actions), a shape
-            other than the space's, NaN or infinite values, a Discrete value outside its space.
+            other than the space's, NaN or infinite values, a Discrete value outside its space, a termination before
+            the last step.
     """
     where = f"data set '{dataset_id}', episode {index}"
     actions = _flatten(where, "actions", stored.actions, action)
@@ -119,6 +120,11 @@ def validate_episode(
     _check_finite(where, "rewards", rewards[:, None], ["rewards"])
     _check_discrete(where, "observations", observations, observation)
     _check_discrete(where, "actions", actions, action)
+    early = np.flatnonzero(terminations[:-1])
+    if len(early):
+        raise UserError(
+            f"{where}, terminations: true at step {early[0]} of {steps}, before the last; episodes must end there"
+        )
     return Episode(observations, actions, rewards, terminated=bool(terminations[-1]))
 
 

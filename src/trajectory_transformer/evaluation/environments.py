@@ -1,9 +1,5 @@
 """Environments rebuilt from what a checkpoint says of them, and stepped side by side."""
 
-import contextlib
-import importlib
-import importlib.util
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +10,10 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ..data.environment import EnvironmentSpec, SpaceSpec
+from ..data.recipes.recipe import REGISTERING_PACKAGES, make_environment
 from ..data.spaces import space_spec
 from ..errors import UserError
 
-# Packages that register environments when they are imported; tried for an id that Gymnasium does not know.
-_REGISTERING = {"gymnasium_robotics": "gymnasium-robotics"}
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
 _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
 
@@ -138,12 +133,11 @@ def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
     env_id = spec.env_id or (stored.id if stored is not None else "")
     if not env_id:
         raise UserError("the checkpoint's data set names no environment, so there is nothing to plan in")
-    _register(env_id)
     arguments = {} if stored is None else {k: v for k, v in stored.kwargs.items() if k != "render_mode"}
     limit = None if stored is None else stored.max_episode_steps
     mode = {"render_mode": "rgb_array"} if render else {}
     try:
-        environment = gymnasium.make(env_id, max_episode_steps=limit, disable_env_checker=True, **arguments, **mode)
+        environment = make_environment(env_id, max_episode_steps=limit, disable_env_checker=True, **arguments, **mode)
         for wrapper in () if stored is None else stored.additional_wrappers:
             environment = _wrap(environment, wrapper.entry_point, wrapper.kwargs or {})
     except UserError:
@@ -162,15 +156,6 @@ def _stored_spec(spec: EnvironmentSpec) -> EnvSpec | None:
         raise UserError(f"the stored spec of environment '{spec.env_id}' cannot be read: {error}") from error
 
 
-def _register(env_id: str) -> None:
-    if env_id in gymnasium.registry:
-        return
-    for package in _REGISTERING:
-        if importlib.util.find_spec(package) is not None:
-            with contextlib.redirect_stderr(io.StringIO()):  # it prints news about environments that nobody asked for
-                gymnasium.register_envs(importlib.import_module(package))
-
-
 def _wrap(environment: gymnasium.Env, entry_point: str, arguments: dict[str, Any]) -> gymnasium.Env:
     wrapper = load_env_creator(entry_point) if entry_point.startswith(_WRAPPER_PACKAGES) else None
     if not (isinstance(wrapper, type) and issubclass(wrapper, gymnasium.Wrapper)):
@@ -185,7 +170,7 @@ def _advice(stored: EnvSpec | None) -> str:
     if package == "gymnasium":
         return "(pip install 'gymnasium[mujoco]')"
     if package:
-        return f"(pip install {_REGISTERING.get(package, package)})"
+        return f"(pip install {REGISTERING_PACKAGES.get(package, package)})"
     return "(install the package that registers it, such as gymnasium-robotics)"
 
 

@@ -1,6 +1,8 @@
 """What a recipe is: an environment, the behaviours that act in it, and the reference scores of its data set."""
 
 import contextlib
+import importlib
+import importlib.util
 import io
 import os
 from dataclasses import dataclass
@@ -10,6 +12,9 @@ import gymnasium as gym
 import numpy as np
 
 Environment = gym.Env[Any, Any]
+
+# Packages that register environments when they are imported, and what to install for them.
+REGISTERING_PACKAGES = {"gymnasium_robotics": "gymnasium-robotics"}
 
 
 class Controller(Protocol):
@@ -80,17 +85,21 @@ class Recipe:
         return self.behaviors[int(np.searchsorted(shares, position * shares[-1], side="right"))]
 
 
-def make_environment(env_id: str) -> Environment:
+def make_environment(env_id: str, **arguments: Any) -> Environment:
     """``gymnasium.make`` with the robotics environments registered, and without what they leave behind.
 
     Importing gymnasium-robotics prints a notice on stderr, and each of its mazes leaves an XML file in the temporary
     folder, which nothing reads again once MuJoCo has loaded it.
+
+    Args:
+        env_id: Gymnasium id.
+        arguments: of ``gymnasium.make``.
     """
-    if env_id.startswith(("PointMaze", "AntMaze")):
-        with contextlib.redirect_stderr(io.StringIO()):
-            import gymnasium_robotics
-        gym.register_envs(gymnasium_robotics)
-    environment = gym.make(env_id)
+    if env_id not in gym.registry:
+        for package in filter(importlib.util.find_spec, REGISTERING_PACKAGES):
+            with contextlib.redirect_stderr(io.StringIO()):
+                gym.register_envs(importlib.import_module(package))
+    environment = gym.make(env_id, **arguments)
     leftover = getattr(environment.unwrapped, "tmp_xml_file_path", None)
     if leftover is not None:
         with contextlib.suppress(FileNotFoundError):

@@ -17,6 +17,7 @@ from minari.storage import get_dataset_path
 
 from ...configuration import require
 from ...errors import UserError
+from ..fetch import is_on_disk
 from .recipe import Recipe, make_environment
 from .simulate import SimulatedEpisode
 
@@ -44,7 +45,7 @@ def staging_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
     with disk_errors(recipe):
         root, path = get_dataset_path(), get_dataset_path(recipe.dataset_id)
         require(
-            overwrite or not is_complete(path),
+            overwrite or not is_on_disk(recipe.dataset_id),
             f"data set {recipe.dataset_id} exists already in {path}; add overwrite=true to replace it",
         )
         for stale in root.glob(f"{STAGING_PREFIX}*"):
@@ -103,13 +104,9 @@ def publish(recipe: Recipe, staging: Path, overwrite: bool) -> Path:
     try:
         os.rename(staging / recipe.dataset_id, path)
     except OSError:
-        if not is_complete(path):  # otherwise another process was faster with the same data
+        if not is_on_disk(recipe.dataset_id):  # otherwise another process was faster with the same data
             raise
     return path
-
-
-def is_complete(path: Path) -> bool:
-    return (path / "data" / "metadata.json").exists()
 
 
 def _flags(steps: int, last: bool) -> np.ndarray:
