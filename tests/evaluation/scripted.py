@@ -25,6 +25,7 @@ class Walk(gymnasium.Env):
         render_mode: str | None = None,
         reports_success: bool = True,
         bad_reward_at: int = -1,
+        bad_reward: float = np.nan,
         success_at: int = -1,
     ) -> None:
         self.render_mode = render_mode
@@ -35,7 +36,8 @@ class Walk(gymnasium.Env):
             }
         )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.reports_success, self.bad_reward_at, self.success_at = reports_success, bad_reward_at, success_at
+        self.reports_success, self.success_at = reports_success, success_at
+        self.bad_reward_at, self.bad_reward = bad_reward_at, bad_reward
         self.position, self.clock = 0.0, 0
 
     def _observation(self) -> dict[str, np.ndarray]:
@@ -50,7 +52,7 @@ class Walk(gymnasium.Env):
         before = self.position
         self.position += float(action[0]) * 0.5 + float(self.np_random.normal(0.0, 0.3))
         self.clock += 1
-        reward = np.nan if self.clock == self.bad_reward_at else self.position - before
+        reward = self.bad_reward if self.clock == self.bad_reward_at else self.position - before
         info = (
             {"success": np.bool_(self.position > 2.0 or self.clock == self.success_at)} if self.reports_success else {}
         )
@@ -105,12 +107,15 @@ class ScriptedAgent:
         self.observed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.active: list[np.ndarray] = []
         self.last_observations = np.zeros((0, environment.observation_dim))
+        self.planned = False
+        self.ages = np.zeros(0, dtype=int)
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
         assert seeds is not None
         assert len(seeds) == num_envs
         self.generators = [np.random.default_rng(seed) for seed in seeds]
         self.begun = [(row, seed) for row, seed in enumerate(seeds)]
+        self.ages = np.zeros(num_envs, dtype=int)
 
     def begin_episode(self, env_index: int, seed: int) -> None:
         self.generators[env_index] = np.random.default_rng(seed)
@@ -119,6 +124,7 @@ class ScriptedAgent:
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         assert active is not None
         self.active.append(active.copy())
+        self.planned = bool((self.ages[active] % self.settings.plan_freq == 0).any())
         self.last_observations = observations.copy()
         low, high = self.environment.action.low, self.environment.action.high
         actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)
@@ -129,6 +135,7 @@ class ScriptedAgent:
 
     def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None:
         self.observed.append((actions.copy(), rewards.copy(), done.copy()))
+        self.ages = np.where(done, 0, self.ages + 1)
 
     @property
     def last_plan(self) -> ScriptedPlan:

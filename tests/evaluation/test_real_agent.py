@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import UniformDiscretizer
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
+from trajectory_transformer.evaluation.records import RolloutOptions
+from trajectory_transformer.evaluation.rollout import run_episodes
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
@@ -17,7 +22,7 @@ from trajectory_transformer.planning.planner import BeamPlanner
 from .scripted import WALK, environment_spec
 
 
-def untrained_agent() -> Agent:
+def untrained_agent(**arguments: Any) -> Agent:
     """An agent for the walk with random weights, which plans something else from every state."""
     torch.manual_seed(0)
     width = 2 + 1 + 2
@@ -28,7 +33,7 @@ def untrained_agent() -> Agent:
     bounds = torch.tensor([[0.0, -3.0, -1.0, -2.0, -5.0], [30.0, 3.0, 1.0, 2.0, 5.0]])
     settings = PlannerConfig(horizon=3, beam_width=4, n_expand=2, context=3, discount=0.99, plan_freq=2)
     planner = BeamPlanner(TrajectoryTransformerModel(config), UniformDiscretizer(20).fit(bounds), settings)
-    return Agent(planner, environment_spec(WALK))
+    return Agent(planner, environment_spec(WALK, **arguments))
 
 
 def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) -> None:
@@ -43,3 +48,17 @@ def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) ->
     assert [e["return"] for e in alone["episodes"]] != [e["return"] for e in other["episodes"]]
     assert len({episode["length"] for episode in alone["episodes"]}) > 1
     assert (tmp_path / "alone" / "plots" / "plan_vs_outcome.png").exists()
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf])
+def test_a_reward_that_is_not_finite_is_one_message(reward: float) -> None:
+    agent = untrained_agent(bad_reward_at=2, bad_reward=reward)
+    with pytest.raises(UserError, match=rf"reward is {reward} at step 2 of the episode with seed 100"):
+        run_episodes(agent, agent.environment, 1, 1, 100, RolloutOptions(progress=False))
+
+
+def test_every_second_act_plans() -> None:
+    agent = untrained_agent()
+    record = run_episodes(agent, agent.environment, 1, 1, 3, RolloutOptions(progress=False))
+    assert agent.settings.plan_freq == 2
+    assert len(record.plan_seconds) == (record.episodes[0].length + 1) // 2

@@ -3,6 +3,7 @@
 import copy
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,12 @@ def make_results(request: EvaluationRequest | None = None, success: bool | None 
 def test_fields_are_the_contract_s() -> None:
     results = make_results()
     assert list(results) == [
-        "schema", "command", "commit", "versions", "seed", "dataset", "env_id", "checkpoint", "planner", "behavior",
-        "reference_scores", "episodes", "summary",
+        "schema", "command", "commit", "versions", "seed", "dataset", "env_id", "num_envs", "checkpoint", "planner",
+        "behavior", "reference_scores", "episodes", "summary",
     ]  # fmt: skip
     assert results["schema"] == 1
     assert results["dataset"] == "a/b-v0,c-v1"
+    assert results["num_envs"] == 2
     assert results["behavior"] == {"return_mean": 3.0, "return_max": 6.0, "episodes": 3}
     assert results["reference_scores"] == {"min": 0.0, "max": 200.0, "source": "dataset"}
     assert results["planner"]["name"] == "return"
@@ -195,6 +197,13 @@ def test_table_shows_behaviour_and_planner() -> None:
     text = shown(make_results())
     for words in ("Walk-v0", "3  (3 episodes)", "20  (2 episodes)", "10 to 30", "10.0 %", "dataset", "50 %", "3.0 ms"):
         assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "words"), [(1, "for 1 environment "), (2, "for 2 environments at"), (20, "for 2 environments at")]
+)
+def test_table_says_for_how_many_environments_an_action_took_so_long(num_envs: int, words: str) -> None:
+    assert words in shown(make_results(replace(make_request(), num_envs=num_envs)))
 
 
 def test_table_leaves_out_what_is_unknown() -> None:

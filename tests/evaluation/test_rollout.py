@@ -54,7 +54,7 @@ def test_no_step_is_wasted_and_rows_without_an_episode_rest() -> None:
     record = run(agent, 5, 3)
     assert record.env_steps == sum(episode.length for episode in record.episodes)
     assert sum(int(active.sum()) for active in agent.active) == record.env_steps
-    assert len(record.act_seconds) == len(agent.active)
+    assert len(record.plan_seconds) == len(agent.active)
     assert agent.active[0].all()
     assert agent.active[-1].sum() < 3
     for active, (actions, rewards, done) in zip(agent.active, agent.observed, strict=True):
@@ -152,8 +152,24 @@ def test_time_spent_on_pictures_does_not_count(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(rollout, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     record = run(SlowAgent(environment_spec(WALK)), 3, 2, replace(QUIET, recorder=SlowCamera()))
-    np.testing.assert_allclose(record.act_seconds, 0.25)
-    assert record.seconds == pytest.approx(0.25 * len(record.act_seconds))
+    np.testing.assert_allclose(record.plan_seconds, 0.25)
+    assert record.seconds == pytest.approx(0.25 * len(record.plan_seconds))
+
+
+def test_only_acts_that_plan_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class PlanningAgent(ScriptedAgent):
+        def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+            actions = super().act(observations, active)
+            clock[0] += 0.25 if self.planned else 0.001
+            return actions
+
+    monkeypatch.setattr(rollout, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    agent = PlanningAgent(environment_spec(WALK), PlannerConfig(horizon=4, plan_freq=3))
+    record = run(agent, 1, 1)
+    assert record.episodes[0].length > 3
+    np.testing.assert_allclose(record.plan_seconds, [0.25] * -(-record.episodes[0].length // 3))
 
 
 def test_progress_shows_finished_episodes_and_the_mean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,11 @@ class ActingAgent(Protocol):
     @property
     def last_plan(self) -> PredictedPlan: ...
 
+    @property
+    def planned(self) -> bool:
+        """Whether the last ``act`` made a plan for some row, rather than following earlier ones in all of them."""
+        ...
+
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None: ...
 
     def begin_episode(self, env_index: int, seed: int) -> None: ...
@@ -88,14 +93,14 @@ class RolloutRecord:
 
     Attributes:
         episodes: one record per episode.
-        act_seconds: (environment steps of the batch,) time of each ``agent.act``, which serves all active rows.
+        plan_seconds: time of each ``agent.act`` that made a plan, at least one; it serves all active rows.
         env_steps: steps of single environments, together.
         seconds: wall time of planning and stepping, without rendering.
         traces: of the first episodes, as many as asked for.
     """
 
     episodes: tuple[EpisodeRecord, ...]
-    act_seconds: np.ndarray
+    plan_seconds: np.ndarray
     env_steps: int
     seconds: float
     traces: tuple[EpisodeTrace, ...]

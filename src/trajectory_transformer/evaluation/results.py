@@ -1,5 +1,6 @@
 """``results.json``: built, written atomically, and read back with every field checked."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -63,9 +64,9 @@ class EvaluationRequest:
     """What to evaluate, and what the results are compared with.
 
     Attributes:
-        episodes: how many, at least 1; episode i has seed ``seed + i``.
+        episodes: how many, at least 1; episode i has seed ``first_episode_seed + i``.
         num_envs: environments planned for at once.
-        seed: of the first episode.
+        seed: of the run.
         video: how many of the first episodes to film.
         dataset_ids: Minari ids that the checkpoint was trained on.
         behavior_returns: (episodes,) undiscounted returns of that data, at least one.
@@ -74,6 +75,7 @@ class EvaluationRequest:
         checkpoint: path, as it is to be recorded.
         command: the command line, as it is to be recorded.
         progress: show a progress bar.
+        first_episode_seed: of its environment and its planning; None: ``seed``.
     """
 
     episodes: int
@@ -87,15 +89,20 @@ class EvaluationRequest:
     checkpoint: str
     command: str
     progress: bool = True
+    first_episode_seed: int | None = None
+
+    @property
+    def episode_seed(self) -> int:
+        """Seed of the first episode."""
+        return self.seed if self.first_episode_seed is None else self.first_episode_seed
 
 
 def build_results(
     request: EvaluationRequest, planner: PlannerConfig, env_id: str, record: RolloutRecord
 ) -> dict[str, Any]:
-    """The content of ``results.json``. Scores are in percent, latencies in milliseconds of one ``Agent.act``."""
+    """The content of ``results.json``: scores in percent, latencies in milliseconds of an ``Agent.act`` that plans."""
     returns = np.array([episode.episode_return for episode in record.episodes])
     scores = normalized_scores(returns, request.reference_scores)
-    behavior = np.asarray(request.behavior_returns, dtype=np.float64)
     low, high = request.reference_scores or (None, None)
     return {
         "schema": SCHEMA_VERSION,
@@ -105,12 +112,13 @@ def build_results(
         "seed": request.seed,
         "dataset": ",".join(request.dataset_ids),
         "env_id": env_id,
+        "num_envs": min(request.num_envs, request.episodes),
         "checkpoint": request.checkpoint,
         "planner": asdict(planner),
         "behavior": {
-            "return_mean": float(behavior.mean()),
-            "return_max": float(behavior.max()),
-            "episodes": len(behavior),
+            "return_mean": float(np.mean(request.behavior_returns, dtype=np.float64)),
+            "return_max": float(np.max(request.behavior_returns)),
+            "episodes": len(request.behavior_returns),
         },
         "reference_scores": {"min": low, "max": high, "source": request.reference_source},
         "episodes": _episode_rows(record, scores),
@@ -135,7 +143,7 @@ def _episode_rows(record: RolloutRecord, scores: np.ndarray | None) -> list[dict
 def _summary(record: RolloutRecord, returns: np.ndarray, scores: np.ndarray | None) -> dict[str, Any]:
     summary = summarize_returns(returns)
     successes = [episode.success for episode in record.episodes if episode.success is not None]
-    p50, p95 = np.percentile(1000.0 * record.act_seconds, [50, 95])
+    p50, p95 = np.percentile(1000.0 * record.plan_seconds, [50, 95])
     return {
         "return_mean": summary.mean,
         "return_std_error": summary.standard_error,
@@ -162,10 +170,8 @@ def package_versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that results depend on."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

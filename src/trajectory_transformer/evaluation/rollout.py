@@ -78,7 +78,7 @@ class _Rollout:
         self.next_episode = rows
         self.records: dict[int, EpisodeRecord] = {}
         self.traces: dict[int, EpisodeTrace] = {}
-        self.act_seconds: list[float] = []
+        self.plan_seconds: list[float] = []
         self.started = time.perf_counter()
         self.render_seconds = 0.0
         agent.reset(rows, seeds=[seed + episode for episode in range(rows)])
@@ -91,9 +91,11 @@ class _Rollout:
         active = self.active.copy()
         started = time.perf_counter()
         actions = self.agent.act(self.batch.observations, active=active)
-        self.act_seconds.append(time.perf_counter() - started)
+        if self.agent.planned:
+            self.plan_seconds.append(time.perf_counter() - started)
         self._keep_plans()
         result = self.batch.step(actions, active)
+        self._require_finite(result.rewards)
         done = result.terminated | result.truncated
         self.agent.observe(result.actions, result.rewards, done | ~active)
         for row in np.flatnonzero(active):
@@ -113,15 +115,18 @@ class _Rollout:
             for row in due:
                 self.rows[row].plans.append(PlanTrace(self.rows[row].length, observations[row].copy()))
 
-    def _account(self, row: int, result: StepResult) -> None:
-        running, reward = self.rows[row], float(result.rewards[row])
-        running.length += 1
-        if not np.isfinite(reward):
+    def _require_finite(self, rewards: np.ndarray) -> None:
+        for row in np.flatnonzero(~np.isfinite(rewards)):
+            running = self.rows[row]
             raise UserError(
-                f"the environment's reward is {reward} at step {running.length} of the episode with seed "
+                f"the environment's reward is {rewards[row]} at step {running.length + 1} of the episode with seed "
                 f"{self.seed + running.episode}: its simulation has broken down"
             )
-        running.episode_return += reward
+
+    def _account(self, row: int, result: StepResult) -> None:
+        running = self.rows[row]
+        running.length += 1
+        running.episode_return += float(result.rewards[row])
         success = _success(result.infos[row])
         if success is not None:
             running.success = success or bool(running.success)
@@ -171,7 +176,7 @@ class _Rollout:
         ordered = tuple(self.records[episode] for episode in range(self.episodes))
         return RolloutRecord(
             ordered,
-            np.array(self.act_seconds),
+            np.array(self.plan_seconds),
             sum(record.length for record in ordered),
             time.perf_counter() - self.started - self.render_seconds,
             tuple(self.traces[episode] for episode in sorted(self.traces)),

@@ -23,7 +23,9 @@ def results_table(results: dict[str, Any]) -> Table:
         rows.append(("normalised score", f"{summary['normalized_score_mean']:.1f} %  (reference: {source})"))
     if summary["success_rate"] is not None:
         rows.append(("success rate", f"{100 * summary['success_rate']:.0f} %"))
-    rows.append(("plan latency", f"{latency['p50']:.1f} ms median, {latency['p95']:.1f} ms 95th percentile"))
+    together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
+    quantiles = f"{latency['p50']:.1f} ms median, {latency['p95']:.1f} ms 95th percentile"
+    rows.append(("plan latency", f"{quantiles}, for {together}"))
     rows.append(("environment steps per second", f"{summary['env_steps_per_second']:.1f}"))
     table = Table(
         title=f"{results['env_id']}: {results['planner']['name']} planner", show_header=False, title_justify="left"
