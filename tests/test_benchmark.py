@@ -1,10 +1,14 @@
 """The benchmark's arithmetic by hand, and its rows on tiny work. Speeds themselves are not asserted."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from trajectory_transformer import benchmark
 from trajectory_transformer.benchmark import PlanningSetting, forward_operations, planning_operations
 from trajectory_transformer.configuration import ModelConfig, PlannerConfig
+from trajectory_transformer.data.episodes import Episode
+from trajectory_transformer.data.transitions import TransitionTable, join_episodes
 from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 
@@ -49,3 +53,17 @@ def test_planning_rows_measure_every_setting(monkeypatch: pytest.MonkeyPatch) ->
         "planning, sliding: horizon 3, beam 2",
     ]
     assert all("ms per action" in row[1] and "×" in row[2] for row in rows)
+
+
+def test_tokenising_begins_with_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[int] = []
+
+    def join(episodes: Sequence[Episode], discount: float, penalty: float | None) -> TransitionTable:
+        joined.append(len(episodes))
+        return join_episodes(episodes, discount, penalty)
+
+    monkeypatch.setattr(benchmark, "join_episodes", join)
+    ((name, seconds, _),) = benchmark.tokenising_rows(episodes=10, steps=30, rounds=1)
+    assert name == "episodes to windows, 300 transitions of width 25"
+    assert seconds.endswith(" s")
+    assert joined == [9, 1] * 3  # to count windows, to warm up, to be timed

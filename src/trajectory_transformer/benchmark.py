@@ -17,14 +17,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .configuration import DiscretizerConfig, ModelConfig, PlannerConfig
+from .configuration import DataConfig, DiscretizerConfig, ModelConfig, PlannerConfig
 from .data.discretizer import make_discretizer
-from .data.transitions import TransitionTable
+from .data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from .data.episodes import Episode, OfflineData
+from .data.transitions import join_episodes
 from .data.windows import TokenWindows
 from .layout import TransitionLayout
 from .model.config import TrajectoryTransformerConfig
 from .model.gpt import TrajectoryTransformerModel
 from .planning.planner import BeamPlanner
+from .training.datamodule import split_episodes
 
 SEQUENCE_LENGTH, NUM_BINS = 10, 100
 HOPPER, HALFCHEETAH = TransitionLayout(11, 3), TransitionLayout(17, 6)
@@ -116,16 +119,41 @@ def training_rows(rate: float) -> list[tuple[str, str, str]]:
     return rows
 
 
-def tokenising_rows() -> list[tuple[str, str, str]]:
-    """Seconds from a table of a million transitions of width 25 to windows that can be gathered."""
-    values = np.random.default_rng(0).normal(size=(1_000_000, 25)).astype(np.float32)
-    table = TransitionTable(values, np.full(1000, 1000), np.zeros(1000, dtype=bool))
+def random_episodes(layout: TransitionLayout, episodes: int, steps: int) -> OfflineData:
+    """Normally distributed episodes, every other one terminated."""
+    generator = np.random.default_rng(0)
 
-    def tokenise() -> None:
-        discretizer = make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(table.values)
-        TokenWindows(table, discretizer, SEQUENCE_LENGTH, torch.device("cpu"))
+    def normal(*shape: int) -> np.ndarray:
+        return generator.standard_normal(shape, dtype=np.float32)
 
-    return [("tokenising 1,000,000 transitions of width 25", f"{median_seconds(tokenise, 3):.1f} s", "")]
+    def space(size: int) -> SpaceSpec:
+        return SpaceSpec((SpaceLeaf((), "box", (size,), (-np.inf,) * size, (np.inf,) * size),))
+
+    made = [
+        Episode(normal(steps + 1, layout.observation_dim), normal(steps, layout.action_dim), normal(steps), bool(i % 2))
+        for i in range(episodes)
+    ]
+    environment = EnvironmentSpec("", None, space(layout.observation_dim), space(layout.action_dim))
+    return OfflineData(["benchmark/random-v0"], made, environment, None, "none", "")
+
+
+def tokenising_rows(episodes: int = 1000, steps: int = 1000, rounds: int = 3) -> list[tuple[str, str, str]]:
+    """Seconds from validated episodes to windows that can be gathered: what a run does between reading and updating.
+
+    Split, returns-to-go, bins of the training part, tokens of both parts.
+    """
+    data = random_episodes(HALFCHEETAH, episodes, steps)
+
+    def tokenise() -> list[TokenWindows]:
+        options = DataConfig()
+        split = split_episodes(data, options.validation_fraction, seed=0)
+        tables = [join_episodes(part, options.discount, options.termination_penalty) for part in split]
+        discretizer = make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(tables[0].values)
+        return [TokenWindows(table, discretizer, SEQUENCE_LENGTH, torch.device("cpu")) for table in tables]
+
+    windows = sum(map(len, tokenise()))
+    name = f"episodes to windows, {windows:,} transitions of width {HALFCHEETAH.transition_dim}"
+    return [(name, f"{median_seconds(tokenise, rounds):.1f} s", "")]
 
 
 def planning_operations(setting: PlanningSetting, config: TrajectoryTransformerConfig) -> float:
