@@ -1,13 +1,20 @@
 """Train, plan, write results; on Gymnasium's pendulum, with a model of a few hundred weights."""
 
 import json
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 import torch
+import yaml
 
+from trajectory_transformer import experiment
 from trajectory_transformer.checkpoint import read_checkpoint, write_checkpoint
+from trajectory_transformer.command_line import entry_point
 from trajectory_transformer.configuration import (
     DataConfig,
     DiscretizerConfig,
@@ -19,7 +26,8 @@ from trajectory_transformer.configuration import (
     TrainerConfig,
 )
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.experiment import RunContext, run_evaluation, run_training
+from trajectory_transformer.experiment import RunContext, load_trained, run_evaluation, run_training
+from trajectory_transformer.run_record import RunRecord
 
 from .minari_sets import random_episode, write_dataset
 
@@ -61,18 +69,26 @@ def trained(datasets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         return directory, run_training(config(), RunContext(directory, "python train.py seed=7"))
 
 
+def plan(checkpoint: Path, directory: Path, **overrides: int) -> float:
+    """Evaluate one episode of seed 7000."""
+    options = EvaluateConfig(str(checkpoint), episodes=1, seed=7000)
+    return run_evaluation(options, RunContext(directory, "command"), load_trained(checkpoint, "cpu", overrides))
+
+
 def results_of(directory: Path) -> dict:
     return json.loads((directory / "results.json").read_text())
 
 
 def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) -> None:
     directory, score = trained
-    for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "results.json", "plots/returns.png"):
+    files = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "results.json", "plots/returns.png")
+    for name in (*files, "plots/training.png"):
         assert (directory / name).stat().st_size > 0, name
     results = results_of(directory)
     assert score == results["summary"]["return_mean"]
     assert results["command"] == "python train.py seed=7"
     assert results["dataset"] == DATASET
+    assert results["seed"] == 7  # the run's; its episodes have their own, which no other seed of a sweep has
     assert [episode["seed"] for episode in results["episodes"]] == [7000, 7001]
     assert [episode["length"] for episode in results["episodes"]] == [4, 4]
     assert results["planner"]["horizon"] == 2
@@ -83,6 +99,36 @@ def test_without_episodes_the_score_is_the_negative_loss(tmp_path: Path) -> None
     score = run_training(config(episodes=0), RunContext(tmp_path, ""))
     assert -10.0 < score < 0.0
     assert not (tmp_path / "results.json").exists()
+    assert (tmp_path / "plots" / "training.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "mps"])
+def test_an_accelerator_that_is_not_there_is_noticed_before_data_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    options = config()
+    options.data.dataset_id = "tests/nowhere-v0"
+    options.trainer.accelerator = accelerator
+    with pytest.raises(UserError, match=f"trainer.accelerator={accelerator}"):
+        run_training(options, RunContext(tmp_path, ""))
+
+
+def test_a_checkpoint_is_read_once(
+    trained: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+
+    def counted(path: Path) -> bytes:
+        if path.suffix == ".ckpt":
+            reads.append(path)
+        return read_bytes(path)
+
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    plan(trained[0] / "checkpoints" / "best.ckpt", tmp_path)
+    assert len(reads) == 1
 
 
 def test_a_finished_run_that_lacks_results_is_only_evaluated(tmp_path: Path) -> None:
@@ -96,26 +142,22 @@ def test_a_finished_run_that_lacks_results_is_only_evaluated(tmp_path: Path) -> 
 class TestEvaluation:
     def test_it_plans_as_the_training_run_did(self, trained: tuple[Path, float], tmp_path: Path) -> None:
         directory, score = trained
-        options = EvaluateConfig(str(directory / "checkpoints" / "best.ckpt"), episodes=2, num_envs=1, seed=7000)
-        assert run_evaluation(options, RunContext(tmp_path, "command"), {}) == score
+        checkpoint = directory / "checkpoints" / "best.ckpt"
+        options = EvaluateConfig(str(checkpoint), episodes=2, num_envs=1, seed=7000)
+        trained_model = load_trained(checkpoint, "cpu", {})
+        assert run_evaluation(options, RunContext(tmp_path, "command"), trained_model) == score
+        assert results_of(tmp_path)["seed"] == 7000
         assert results_of(tmp_path)["episodes"] == results_of(directory)["episodes"]
         assert results_of(tmp_path)["planner"] == results_of(directory)["planner"]
 
     def test_planner_options_replace_the_recorded_ones(self, trained: tuple[Path, float], tmp_path: Path) -> None:
-        options = EvaluateConfig(str(trained[0] / "checkpoints" / "best.ckpt"), episodes=1)
-        run_evaluation(options, RunContext(tmp_path, ""), {"horizon": 3})
+        plan(trained[0] / "checkpoints" / "best.ckpt", tmp_path, horizon=3)
         planner = results_of(tmp_path)["planner"]
         assert (planner["horizon"], planner["beam_width"]) == (3, 2)
 
-    def test_a_plan_longer_than_the_model_sees_is_refused(self, trained: tuple[Path, float], tmp_path: Path) -> None:
-        options = EvaluateConfig(str(trained[0] / "checkpoints" / "best.ckpt"), episodes=1)
+    def test_a_plan_longer_than_the_model_sees_is_refused(self, trained: tuple[Path, float]) -> None:
         with pytest.raises(UserError, match=r"planner\.horizon=9"):
-            run_evaluation(options, RunContext(tmp_path, ""), {"horizon": 9})
-
-    def test_a_missing_checkpoint_starts_no_logger(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"nowhere\.ckpt"):
-            run_evaluation(EvaluateConfig(str(tmp_path / "nowhere.ckpt")), RunContext(tmp_path / "run", ""), {})
-        assert not (tmp_path / "run").exists()
+            load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {"horizon": 9})
 
     def test_an_environment_that_does_not_fit_is_refused(self, trained: tuple[Path, float], tmp_path: Path) -> None:
         contents = read_checkpoint(trained[0] / "checkpoints" / "best.ckpt")
@@ -123,12 +165,120 @@ class TestEvaluation:
         contents["trajectory_transformer"]["environment"] |= {"env_id": "CartPole-v1", "spec_json": specification}
         write_checkpoint(tmp_path / "other.ckpt", contents)
         with pytest.raises(UserError, match="space"):
-            run_evaluation(EvaluateConfig(str(tmp_path / "other.ckpt")), RunContext(tmp_path, ""), {})
+            plan(tmp_path / "other.ckpt", tmp_path)
 
     def test_an_accelerator_that_is_not_there_is_refused(
-        self, trained: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, trained: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        options = EvaluateConfig(str(trained[0] / "checkpoints" / "best.ckpt"), accelerator="gpu")
-        with pytest.raises(UserError, match="no GPU"):
-            run_evaluation(options, RunContext(tmp_path, ""), {})
+        with pytest.raises(UserError, match="accelerator=gpu"):
+            load_trained(trained[0] / "checkpoints" / "best.ckpt", "gpu", {})
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Calls an entry point within this process and an empty working directory; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def entry(name: str, *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        try:
+            entry_point(name, Path(__file__).parents[1] / "configs")
+        except SystemExit as exit:
+            return int(exit.code or 0)
+        return 0
+
+    return entry
+
+
+def flip(data: bytes) -> bytes:
+    """``data`` with one bit of its middle changed."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES = [
+    (lambda data: b"", "is empty"),
+    (lambda data: data[: len(data) // 2], "cut short"),
+    (flip, "damaged"),
+    (lambda data: pickle.dumps({"weights": 1}), "not a checkpoint of this project"),
+]
+
+
+class TestCommands:
+    @pytest.mark.parametrize(("damage", "words"), DAMAGES, ids=["empty", "truncated", "bit", "pickle"])
+    def test_a_damaged_checkpoint_is_one_sentence(
+        self,
+        trained: tuple[Path, float],
+        tmp_path: Path,
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        damage: Callable[[bytes], bytes],
+        words: str,
+    ) -> None:
+        data = (trained[0] / "checkpoints" / "best.ckpt").read_bytes()
+        (tmp_path / "bad.ckpt").write_bytes(damage(data))
+        assert call("evaluate", "checkpoint=bad.ckpt", "hydra.run.dir=run") == 1
+        message = capsys.readouterr().err
+        assert "bad.ckpt" in message
+        assert words in message
+        assert len(message.strip().splitlines()) == 1
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert record.status == "failed"
+
+    @pytest.mark.parametrize(("damage", "words"), DAMAGES, ids=["empty", "truncated", "bit", "pickle"])
+    def test_a_damaged_last_checkpoint_is_not_resumed(
+        self,
+        trained: tuple[Path, float],
+        tmp_path: Path,
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        damage: Callable[[bytes], bytes],
+        words: str,
+    ) -> None:
+        data = (trained[0] / "checkpoints" / "last.ckpt").read_bytes()
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(damage(data))
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(asdict(config())))
+        assert call("train", "resume=run") == 1
+        message = capsys.readouterr().err
+        assert "last.ckpt" in message
+        assert words in message
+        assert "Traceback" not in message
+        assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == damage(data)
+
+    def test_an_evaluations_config_holds_the_planner_that_it_used(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int]
+    ) -> None:
+        checkpoint = trained[0] / "checkpoints" / "best.ckpt"
+        options = (f"checkpoint={checkpoint}", "episodes=1", "num_envs=1", "planner.beam_width=3", "hydra.run.dir=run")
+        assert call("evaluate", *options) == 0
+        saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+        assert saved["planner"] == results_of(tmp_path / "run")["planner"]
+        assert (saved["planner"]["horizon"], saved["planner"]["beam_width"]) == (2, 3)
+        assert saved["planner"]["discount"] == config().data.discount
+
+    def test_a_directory_is_used_again_only_after_a_failure(
+        self,
+        trained: tuple[Path, float],
+        tmp_path: Path,
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*_: object) -> float:
+            raise UserError("no display")
+
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "episodes=1", "hydra.run.dir=run")
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment, "evaluate", fail)
+            assert call("evaluate", *options) == 1
+        assert (tmp_path / "run" / "config.yaml").exists()
+        assert call("evaluate", *options, "seed=1") == 0
+        capsys.readouterr()
+        assert call("evaluate", *options) == 2
+        message = capsys.readouterr().err
+        assert "already holds a run" in message
+        assert "resume=" not in message
+        assert results_of(tmp_path / "run")["seed"] == 1

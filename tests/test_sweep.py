@@ -135,7 +135,7 @@ def test_one_failing_job_loses_nothing_of_the_others(
 
     monkeypatch.setattr(experiment, "run_training", run_training)
     assert sweep("model=tiny,base", "seed=0,1,2") == 1
-    assert trained == [(layers, seed) for layers in (3, 4) for seed in range(3)]
+    assert trained == [(layers, seed) for layers in (2, 4) for seed in range(3)]
     table = {(row["model"], row["seed"]): row for row in rows(tmp_path / "sweep")}
     assert [table["tiny", seed]["status"] for seed in "012"] == ["finished", "failed", "finished"]
     assert table["base", "2"]["score"] == "6"
@@ -146,8 +146,29 @@ def test_one_failing_job_loses_nothing_of_the_others(
     broken = False
     trained.clear()
     assert sweep("model=tiny,base", "seed=0,1,2") == 0  # only what failed is done again
-    assert trained == [(3, 1), (4, 1)]
+    assert trained == [(2, 1), (4, 1)]
     assert {row["status"] for row in rows(tmp_path / "sweep")} == {"finished"}
+
+
+def test_a_sweep_in_the_folder_of_another_leaves_its_records_alone(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: float(config.seed))
+    assert sweep("seed=1,2") == 0
+    files = [tmp_path / "sweep" / job / name for job in "01" for name in ("status.json", "config.yaml")]
+    before = [file.read_text() for file in files]
+    assert sweep("seed=1,2", "model.n_embd=64,33", "model=base") == 1
+    assert [file.read_text() for file in files] == before
+    table = rows(tmp_path / "sweep")
+    assert {row["status"] for row in table} >= {"failed"}
+    refused = next(row for row in table if row["job"] == "0")
+    assert (refused["status"], refused["score"]) == ("failed", "")
+    assert "other options" in refused["reason"]
+    assert sweep("seed=1,2") == 1  # jobs 2 and 3 of the other sweep are still there
+    assert [(row["status"], row["score"]) for row in rows(tmp_path / "sweep") if row["job"] in "01"] == [
+        ("finished", "1"),
+        ("finished", "2"),
+    ]
 
 
 def test_a_job_with_a_value_out_of_range_is_reported(

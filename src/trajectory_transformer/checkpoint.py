@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
+from .run_record import checkpoints_near
 
 FORMAT = 1
 SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
@@ -69,7 +70,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"checkpoint '{path}' does not exist{_candidates(path)}") from None
+        raise UserError(f"checkpoint '{path}' does not exist{checkpoints_near(path)}") from None
     except OSError as error:
         raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from error
     _verify(path, data)
@@ -142,18 +143,6 @@ def _require_format(path: Path, contents: Any) -> None:
             f"checkpoint '{path}' has format {section['format']!r}, and this version reads format {FORMAT}; "
             "use the version of the project that wrote it"
         )
-
-
-def _candidates(path: Path) -> str:
-    """Other checkpoints near a missing one, as the end of a sentence."""
-    folder = path.parent
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    nearby = {*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt"), *folder.glob("*/checkpoints/*.ckpt")}
-    newest = sorted((file for file in nearby if file.is_file()), key=lambda file: file.stat().st_mtime, reverse=True)
-    if not newest:
-        return f"; there is no *.ckpt near '{folder}' either"
-    return "; nearby there is " + ", ".join(f"'{file}'" for file in newest[:5])
 
 
 @contextlib.contextmanager

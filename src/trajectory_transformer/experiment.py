@@ -12,8 +12,10 @@ from lightning.pytorch.loggers import Logger
 
 from .checkpoint import SECTION, read_checkpoint
 from .configuration import EvaluateConfig, LoggerConfig, TrainConfig
+from .data.fetch import dataset_folder
 from .errors import UserError
 from .evaluation.evaluate import evaluate
+from .evaluation.plots import plot_training
 from .evaluation.results import EvaluationRequest
 from .planning.agent import Agent
 from .run_record import is_first_process
@@ -48,9 +50,56 @@ class _Rollouts:
     episodes: int
     num_envs: int
     seed: int
+    first_episode_seed: int
     video: int
-    accelerator: str
     progress: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint, read and verified once.
+
+    Attributes:
+        checkpoint: the file.
+        dataset: what it records of the data that it was trained on.
+        agent: plans with it.
+    """
+
+    checkpoint: Path
+    dataset: Mapping[str, Any]
+    agent: Agent
+
+
+def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[str, Any]) -> Trained:
+    """Read a checkpoint.
+
+    Args:
+        checkpoint: a ``.ckpt`` file.
+        accelerator: that plans; as Lightning's.
+        planner_overrides: planner options that replace those recorded in the checkpoint.
+
+    Raises:
+        UserError: the file is no good or does not fit the planner, or there is no such accelerator.
+    """
+    device = _device(accelerator, "accelerator")
+    contents = read_checkpoint(checkpoint)
+    agent = Agent.from_contents(contents, device, **planner_overrides)
+    return Trained(checkpoint, contents[SECTION]["dataset"], agent)
+
+
+def require_callbacks(built: Mapping[str, object]) -> tuple[Callback, ...]:
+    """The values of ``trainer.callbacks``.
+
+    Raises:
+        UserError: one is no Lightning callback.
+    """
+    for name, callback in built.items():
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"trainer.callbacks.{name} is a {type(callback).__name__}, no Lightning callback; give it a "
+                "_target_ such as lightning.pytorch.callbacks.DeviceStatsMonitor"
+            )
+    return tuple(callback for callback in built.values() if isinstance(callback, Callback))
 
 
 def run_training(config: TrainConfig, run: RunContext) -> float:
@@ -68,94 +117,97 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         UserError: a mistake that the options alone do not show.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
+    _device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
     datamodule = TrajectoryDataModule(config.data, config.seed)
     datamodule.setup()
     tags = (config.experiment_name,) if config.experiment_name else ()
-    labels = RunLabels(run.sweep or config.experiment_name, "train", tags)
+    group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
+    labels = RunLabels(group, "train", tags)
     loggers = make_loggers(config.logger, run.directory, asdict(config), labels)
     with _Finishing(loggers):
         report = fit(config, run.directory, datamodule, loggers, run.callbacks, run.resume)
         if not is_first_process():
             return float("nan")
-        _keep_artifacts(config.logger, loggers, report.best)
-        if config.evaluation.episodes == 0:
-            return -report.validation_loss
+        plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
         options = config.evaluation
+        if options.episodes == 0 and not _keeps_artifacts(config.logger):
+            return -report.validation_loss
+        trained = load_trained(report.best, config.trainer.accelerator, {})
+        _keep_artifacts(config.logger, loggers, trained)
+        if options.episodes == 0:
+            return -report.validation_loss
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
+            config.seed,
             1000 * config.seed,  # so that the seeds of a sweep do not share episodes
             options.video,
-            config.trainer.accelerator,
             config.trainer.progress_bar,
         )
-        return _evaluate(report.best, rollouts, run, loggers, {})
+        return _evaluate(trained, rollouts, run, loggers)
 
 
-def run_evaluation(config: EvaluateConfig, run: RunContext, planner_overrides: Mapping[str, Any]) -> float:
+def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) -> float:
     """Plan with a checkpoint.
 
     Args:
-        config: validated options; of its planner only the overrides count.
+        config: validated options; the checkpoint and planner in them have been made use of in ``trained``.
         run: where, and how.
-        planner_overrides: planner options that replace those recorded in the checkpoint.
+        trained: what plans.
 
     Returns:
         The mean return.
 
     Raises:
-        UserError: the checkpoint is no good, or does not fit the planner or the environment.
+        UserError: the environment cannot be made, or the checkpoint does not fit it.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    checkpoint = Path(config.checkpoint)
-    read_checkpoint(checkpoint)  # before a logger starts a run that could only fail
-    rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.video, config.accelerator, True)
-    resolved = {**asdict(config), "planner": dict(planner_overrides)}
-    loggers = make_loggers(config.logger, run.directory, resolved, RunLabels(run.sweep, "evaluate"))
+    rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, True)
+    resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
+    labels = RunLabels(run.sweep or trained.dataset["ids"][0], "evaluate")
+    loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _Finishing(loggers):
-        score = _evaluate(checkpoint, rollouts, run, loggers, planner_overrides)
-        _keep_artifacts(config.logger, loggers, checkpoint)
+        score = _evaluate(trained, rollouts, run, loggers)
+        _keep_artifacts(config.logger, loggers, trained)
         return score
 
 
-def _evaluate(
-    checkpoint: Path,
-    rollouts: _Rollouts,
-    run: RunContext,
-    loggers: Sequence[Logger],
-    planner_overrides: Mapping[str, Any],
-) -> float:
-    """Write the results of planning with ``checkpoint``; returns the mean return."""
-    agent = Agent.from_checkpoint(checkpoint, _device(rollouts.accelerator), **planner_overrides)
-    dataset = read_checkpoint(checkpoint)[SECTION]["dataset"]
+def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:
+    """Write the results of planning; returns the mean return."""
+    dataset = trained.dataset
     scores = dataset["reference_scores"]
     request = EvaluationRequest(
         episodes=rollouts.episodes,
         num_envs=min(rollouts.num_envs, rollouts.episodes),
         seed=rollouts.seed,
+        first_episode_seed=rollouts.first_episode_seed,
         video=rollouts.video,
         dataset_ids=tuple(dataset["ids"]),
         behavior_returns=np.asarray(dataset["returns"]),
         reference_scores=None if scores is None else (scores[0], scores[1]),
         reference_source=dataset["reference_source"],
-        checkpoint=str(checkpoint),
+        checkpoint=str(trained.checkpoint),
         command=run.command,
         progress=rollouts.progress,
     )
-    results = evaluate(agent, request, run.directory)
+    results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results)
     return float(results["summary"]["return_mean"])
 
 
-def _keep_artifacts(config: LoggerConfig, loggers: Sequence[Logger], checkpoint: Path) -> None:
-    if not config.log_artifacts or len(loggers) < 2:
-        return
-    dataset = read_checkpoint(checkpoint)[SECTION]["dataset"]
-    log_artifacts(loggers, checkpoint, {**dataset, "returns": np.asarray(dataset["returns"]).tolist()})
+def _keeps_artifacts(config: LoggerConfig) -> bool:
+    return config.log_artifacts and config.name == "wandb"
 
 
-def _device(accelerator: str) -> str:
+def _keep_artifacts(config: LoggerConfig, loggers: Sequence[Logger], trained: Trained) -> None:
+    if _keeps_artifacts(config):
+        folders = [dataset_folder(dataset_id) for dataset_id in trained.dataset["ids"]]
+        facts = {**trained.dataset, "returns": np.asarray(trained.dataset["returns"]).tolist()}
+        log_artifacts(loggers, trained.checkpoint, facts, folders)
+
+
+def _device(accelerator: str, option: str) -> str:
     """The torch device that plans, for the accelerator that Lightning trains on.
 
     Raises:
@@ -163,8 +215,9 @@ def _device(accelerator: str) -> str:
     """
     if accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("accelerator=gpu: this machine has no GPU that torch can use; choose accelerator=cpu")
+    there = {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if accelerator in there and not there[accelerator]():
+        raise UserError(f"{option}={accelerator}: this machine has none that torch can use; choose {option}=cpu")
     return "cuda" if accelerator == "gpu" else accelerator
 
 

@@ -68,10 +68,14 @@ def confidence(scores: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def read_jobs(directory: Path) -> list[Job]:
-    """Jobs of a sweep, by their number; a folder without a readable record counts as failed."""
+    """Jobs of a sweep, by their number; a folder without a readable record counts as failed.
+
+    Where a job was refused the folder of an older one, that job is listed, not the older one.
+    """
     folders = [path for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
     lost = RunRecord("failed", reason="it left no record")
-    return [Job(path.name, RunRecord.read(path) or lost) for path in sorted(folders, key=lambda p: int(p.name))]
+    records = {path: RunRecord.read_refusal(path) or RunRecord.read(path) or lost for path in folders}
+    return [Job(path.name, records[path]) for path in sorted(folders, key=lambda p: int(p.name))]
 
 
 def group_by_settings(jobs: Sequence[Job]) -> list[Group]:

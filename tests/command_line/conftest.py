@@ -1,5 +1,6 @@
 """train.py's entry point called within the test's process, with training replaced by a note of it."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,12 @@ class Runs:
     def __init__(self) -> None:
         self.calls: list[tuple[TrainConfig, experiment.RunContext]] = []
         self.error: BaseException | None = None
+        self.signal: int | None = None
 
     def __call__(self, config: TrainConfig, run: experiment.RunContext) -> float:
         self.calls.append((config, run))
+        if self.signal is not None:
+            signal.raise_signal(self.signal)
         if self.error is not None:
             raise self.error
         return float(config.seed)
@@ -36,12 +40,22 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Calls train.py's entry point within this process, in an empty working directory; returns the exit code."""
-    monkeypatch.chdir(tmp_path)
+    return command("train", monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """As :func:`train`, for evaluate.py."""
+    return command("evaluate", monkeypatch, tmp_path)
+
+
+def command(name: str, monkeypatch: pytest.MonkeyPatch, directory: Path) -> Callable[..., int]:
+    monkeypatch.chdir(directory)
 
     def call(*arguments: str, configs: Path = CONFIGS) -> int:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         try:
-            entry_point("train", configs)
+            entry_point(name, configs)
         except SystemExit as exit:
             return int(exit.code or 0)
         return 0

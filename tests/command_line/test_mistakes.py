@@ -21,7 +21,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path
 from trajectory_transformer.command_line import entry_point
-entry_point("train", Path(sys.argv.pop(1)))
+entry_point(sys.argv.pop(1), Path(sys.argv.pop(1)))
 """
 
 
@@ -78,8 +78,8 @@ class Typo(NamedTuple):
 
 YAML_MISTAKES = [
     Typo("model/tiny.yaml", "n_layer", "n_layr", [], ["tiny.yaml", "model.n_layr", "'model.n_layer'"]),
-    Typo("model/tiny.yaml", "n_layer: 3", "n_layer: three", [], ["tiny.yaml", "model.n_layer", "'three'"]),
-    Typo("model/tiny.yaml", "n_layer: 3", "n_layer 3", [], ["tiny.yaml", "line"]),
+    Typo("model/tiny.yaml", "n_layer: 2", "n_layer: three", [], ["tiny.yaml", "model.n_layer", "'three'"]),
+    Typo("model/tiny.yaml", "n_layer: 2", "n_layer 2", [], ["tiny.yaml", "line"]),
     Typo(
         "experiment/hopper_quick.yaml", "beam_width", "beam_widht", ["experiment=hopper_quick"], ["hopper_quick.yaml"]
     ),
@@ -119,11 +119,66 @@ def test_a_typo_in_a_yaml_file_is_named_with_its_file(
     assert not runs.calls
 
 
-@pytest.mark.parametrize("arguments", [["model.n_layr=3"], ["seed=a"], ["planner.horizon=0"], ["-m", "model=tiny,bs"]])
-def test_a_mistake_stops_within_two_seconds_and_without_torch(tmp_path: Path, arguments: list[str]) -> None:
+EVALUATE_MISTAKES = [
+    ([], ["checkpoint=PATH is needed"]),
+    (["checkpoint=near/b.ckpt"], ["'near/b.ckpt' does not exist", "'near/a.ckpt'"]),
+    (["checkpoint=near"], ["'near' is a folder", "'near/a.ckpt'"]),
+    (["checkpoint=near/a.ckpt", "episods=3"], ["'episods'", "'episodes'"]),
+    (["checkpoint=near/a.ckpt", "episodes=0"], ["episodes=0"]),
+    (["checkpoint=near/a.ckpt", "planner.horizn=3"], ["'planner.horizon'"]),
+    (["checkpoint=near/a.ckpt", "planer=return"], ["'planner'"]),
+    (["checkpoint=near/a.ckpt", "accelerator=tpu"], ["accelerator"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), EVALUATE_MISTAKES, ids=lambda value: " ".join(value))
+def test_a_mistake_of_an_evaluation_is_named(
+    evaluate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "a.ckpt").touch()
+    assert evaluate(*arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    for word in words:
+        assert word in line
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "argument", ["model=tiny", "modl=tiny", "trainer=cpu", "+experiment=hopper_quick", "trainr=cpu"]
+)
+def test_an_evaluation_offers_no_groups_of_training(
+    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str], argument: str
+) -> None:
+    assert evaluate("checkpoint=a.ckpt", argument) == 2
+    message = capsys.readouterr().err
+    assert argument.lstrip("+").partition("=")[0] in message
+    assert not {"'model'", "'trainer'", "'experiment'"} & set(
+        message.partition("did you mean")[2].rstrip("?\n").split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("train", ["model.n_layr=3"]),
+        ("train", ["seed=a"]),
+        ("train", ["planner.horizon=0"]),
+        ("train", ["-m", "model=tiny,bs"]),
+        ("train", ["resume=nowhere"]),
+        ("evaluate", ["checkpoint=nowhere.ckpt"]),
+    ],
+)
+def test_a_mistake_stops_within_two_seconds_and_without_torch(
+    tmp_path: Path, command: str, arguments: list[str]
+) -> None:
     begin = time.perf_counter()
-    command = [sys.executable, "-c", NO_TORCH, str(CONFIGS), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    call = [sys.executable, "-c", NO_TORCH, command, str(CONFIGS), *arguments]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
     assert time.perf_counter() - begin < 2.0
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

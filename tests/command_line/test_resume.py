@@ -1,10 +1,12 @@
 """resume=DIR and requeued jobs."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.run_record import RunRecord
 
 from .conftest import Runs
@@ -52,7 +54,7 @@ class TestResume:
         self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], other: str
     ) -> None:
         train("hydra.run.dir=here")
-        assert train("resume=here", other) == 1
+        assert train("resume=here", other) == 2
         assert other in capsys.readouterr().err
         assert len(runs.calls) == 1
 
@@ -80,17 +82,29 @@ class TestResume:
         (tmp_path / "here").mkdir()
         if content is not None:
             (tmp_path / "here" / "config.yaml").write_text(content)
-        assert train("resume=here") == 1
+        assert train("resume=here") == 2
         assert words in capsys.readouterr().err
         assert not (tmp_path / "here" / "status.json").exists()
+
+    def test_a_sweeps_job_that_fails_again_in_the_same_way_is_a_failure(
+        self, train: Callable[..., int], runs: Runs
+    ) -> None:
+        runs.error = UserError("broken")
+        assert train("-m", "seed=0,1", "hydra.sweep.dir=sweep") == 1
+        assert train("resume=sweep/0") == 1
+        runs.error = None
+        assert train("resume=sweep/0") == 0
 
 
 def test_a_requeued_slurm_job_goes_on_by_itself(
     train: Callable[..., int], runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    runs.error = SystemExit(143)
-    assert train("trainer=slurm") == 143
+    runs.error = SystemExit(128 + signal.SIGUSR1)  # as SignalWatch.stop ends it
+    assert train("trainer=slurm") == 138
+    record = RunRecord.read(tmp_path / "logs" / "train" / "runs" / "slurm-4711")
+    assert record is not None
+    assert record.status == "interrupted"
     directory = tmp_path / "logs" / "train" / "runs" / "slurm-4711"
     (directory / "checkpoints").mkdir()
     (directory / "checkpoints" / "last.ckpt").touch()

@@ -12,6 +12,7 @@ from omegaconf.errors import ValidationError
 from .. import sweep
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig
 from ..errors import UserError
+from ..run_record import is_first_process, require_file, why_taken
 from . import mistakes
 from .instantiation import check_targets
 from .schema import option_names, plain_options, refuse_additions, schema_of, typed_evaluate, typed_train
@@ -36,7 +37,9 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     try:
         if schema is EvaluateConfig:
             chosen = hydra.runtime.choices.get("planner") is not None
-            return typed_evaluate(config, hydra.overrides.task, chosen)
+            evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
+            require_file(evaluation.checkpoint)
+            return evaluation
         options = typed_train(config)
     except mistakes.EXPECTED as error:
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
@@ -72,27 +75,32 @@ class RunChecks(Callback):
             options = validated(config, config.hydra)
         except UserError as error:
             leave(str(error), 2)
-        requeued = isinstance(options, TrainConfig) and options.trainer.requeue
-        searching = isinstance(options, TrainConfig) and options.tune is not None
-        _reserve(Path(config.hydra.run.dir), must_be_new=not requeued and not searching)
+        directory = Path(config.hydra.run.dir)
+        goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
+        if not is_first_process():
+            return
+        if not goes_on and (taken := why_taken(directory, isinstance(options, EvaluateConfig))):
+            leave(taken, 2)
+        _reserve(directory)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
         except UserError as error:
             leave(str(error), 2)
-        _reserve(Path(config.hydra.sweep.dir), must_be_new=False)
+        if is_first_process():
+            _reserve(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if not is_first_process():
+            return
         jobs = sweep.report(Path(config.hydra.sweep.dir))
         if any(job.status != "finished" for job in jobs):
             sys.exit(1)
 
 
-def _reserve(directory: Path, must_be_new: bool) -> None:
-    """Make ``directory``, or exit with one sentence where it cannot be written or holds another run."""
-    if must_be_new and (directory / "config.yaml").exists():
-        leave(f"{directory} already holds a run; resume={directory} goes on with it, or choose another folder", 2)
+def _reserve(directory: Path) -> None:
+    """Make ``directory``, or exit with one sentence where it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

@@ -30,16 +30,18 @@ def entry_point(name: str, configs: Path) -> None:
     Raises:
         SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep, 130 or 143 after SIGINT or SIGTERM.
     """
-    arguments = sys.argv[1:]
+    code = 1
     try:
         if name == "train" and resume.is_later_rank():
             resume.run_rank()
-        elif name == "train" and (directory := _resumed(arguments)) is not None:
+            return
+        code = 2  # a mistake within a run never comes up to here
+        if name == "train" and (directory := _resumed(sys.argv[1:])) is not None:
             resume.resume(directory)
         else:
             _run_hydra(name, configs)
     except UserError as error:
-        leave(str(error), 1)
+        leave(str(error), code)
     except mistakes.EXPECTED as error:
         leave(mistakes.explain(error, SCHEMAS[name], configs), 2)
     except KeyboardInterrupt:

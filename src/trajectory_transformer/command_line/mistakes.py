@@ -55,10 +55,10 @@ def explain(error: BaseException, schema: type, configs: Path) -> str:
         )
     place = _place(text, configs)
     if isinstance(error, MissingConfigException):
-        return _missing_choice(error, place, configs)
-    names = [*option_names(schema), *group_names(configs)]
+        return _missing_choice(error, place, configs, schema)
+    names = [*option_names(schema), *group_names(configs, schema)]
     if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
-        return f"{place}there is no config group '{group[1]}'{did_you_mean(group[1], group_names(configs))}"
+        return f"{place}there is no config group '{group[1]}'{did_you_mean(group[1], group_names(configs, schema))}"
     cause = next((e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
     if cause is None:
         return " ".join(text.split())
@@ -85,14 +85,13 @@ def _place(text: str, configs: Path) -> str:
     return f"{file}: " if file is not None and file.is_file() else ""
 
 
-def _missing_choice(error: MissingConfigException, place: str, configs: Path) -> str:
+def _missing_choice(error: MissingConfigException, place: str, configs: Path, schema: type) -> str:
     """A choice, on the command line or in a defaults list, that names no file."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or [])
     if not options:
-        return (
-            f"{place}there is no config group '{group or option}'{did_you_mean(group or option, group_names(configs))}"
-        )
+        name = group or option
+        return f"{place}there is no config group '{name}'{did_you_mean(name, group_names(configs, schema))}"
     near = difflib.get_close_matches(option, options, n=1)
     hint = f"; did you mean '{group}={near[0]}'?" if near else ""
     if group == "hydra/launcher" and option in EXTRAS:

@@ -27,7 +27,8 @@ def resume(directory: Path) -> None:
     record = RunRecord.read(directory)
     finished = record is not None and record.status == "finished"
     in_sweep = (directory.parent / "multirun.yaml").exists()
-    job = Job(directory, record.parameters if record else {}, directory.absolute().parent.name if in_sweep else None)
+    sweep = directory.absolute().parent.name if in_sweep else None
+    job = Job(directory, record.parameters if record else {}, sweep, claimed=True)
     if finished and options.tune is None:
         if options.evaluation.episodes == 0 or (directory / "results.json").exists():
             print(f"{directory} is finished; nothing to do")
@@ -41,7 +42,9 @@ def resume(directory: Path) -> None:
     def run() -> float:
         return fit_and_record(options, job, text, has_checkpoint) if options.tune is None else train(options, job)
 
-    if math.isnan(recorded(job, run)) and RunRecord.read(directory) != record:
+    score = recorded(job, run)
+    after = RunRecord.read(directory)
+    if math.isnan(score) and after is not None and after.status == "failed":
         raise SystemExit(1)
 
 

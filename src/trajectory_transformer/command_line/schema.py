@@ -18,9 +18,24 @@ OPEN_OPTIONS = ("trainer.callbacks",)  # dictionaries whose keys are the user's
 
 
 def run_name(requeued: bool) -> str:
-    """Name of a run directory: the SLURM job where it may be requeued and must find its run again, else the time."""
+    """Name of a run directory: the time, or what a run's processes have in common where the clock may part them.
+
+    That is the SLURM job, also where it may be requeued and must find its run again, or the torchrun session.
+    """
     job = os.environ.get("SLURM_JOB_ID")
-    return f"slurm-{job}" if requeued and job else time.strftime("%Y-%m-%d_%H-%M-%S")
+    if job and (requeued or _slurm_starts_all_ranks()):
+        return f"slurm-{job}"
+    session = os.environ.get("TORCHELASTIC_RUN_ID")
+    if session and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # torchrun calls every session "none" unless told otherwise; its ranks on one node share a parent process.
+        return f"torchrun-{os.getppid() if session == 'none' else session}"
+    return time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _slurm_starts_all_ranks() -> bool:
+    """As Lightning decides: several tasks, and no interactive shell."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and not interactive
 
 
 def register() -> None:
@@ -51,9 +66,20 @@ def _dataclass_of(hint: Any) -> type | None:
     return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
 
 
-def group_names(configs: Path) -> list[str]:
-    """Config groups: the folders of ``configs``."""
-    return sorted(path.name for path in configs.iterdir() if path.is_dir())
+def group_names(configs: Path, schema: type) -> list[str]:
+    """Config groups of the command with the root dataclass ``schema``: folders of ``configs``.
+
+    A folder belongs to both commands unless it is named after an option that only the other one has.
+    """
+    own, all_options = fields_of(schema), fields_of(TrainConfig) | fields_of(EvaluateConfig)
+    groups = sorted(path.name for path in configs.iterdir() if path.is_dir())
+    names = {group: group if group in all_options else f"{group}_name" for group in groups}
+    return [group for group in groups if names[group] in own or names[group] not in all_options]
+
+
+def fields_of(schema: type) -> set[str]:
+    """Names of the options at the root."""
+    return {field.name for field in dataclasses.fields(schema)}
 
 
 def schema_of(config: DictConfig) -> type[TrainConfig] | type[EvaluateConfig]:
@@ -118,7 +144,7 @@ def refuse_additions(overrides: Sequence[str], schema: type, configs: Path) -> N
     """
     from .mistakes import did_you_mean
 
-    names = [*option_names(schema), *group_names(configs)]
+    names = [*option_names(schema), *group_names(configs, schema)]
     for override in overrides:
         key = override.lstrip("+").split("=", 1)[0].split("@", 1)[0]
         known = key in names or key.startswith((*(f"{name}." for name in OPEN_OPTIONS), "hydra.", "hydra/"))

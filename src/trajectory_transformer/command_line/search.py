@@ -8,7 +8,7 @@ from typing import Any
 from ..configuration import TrainConfig
 from ..errors import UserError
 from ..tune import search
-from .jobs import Job, config_text, note, recorded, train
+from .jobs import Job, begin, config_text, note, recorded, train
 from .schema import typed
 
 
@@ -17,9 +17,7 @@ def run_search(options: TrainConfig, job: Job) -> float:
     assert options.tune is not None
     if (job.directory / "config.yaml").exists() and not (job.directory / "study.journal").exists():
         raise UserError(f"{job.directory} holds a run that is no search; choose another folder")
-    job.directory.mkdir(parents=True, exist_ok=True)
-    (job.directory / "config.yaml").write_text(config_text(asdict(options)))
-    note(job, "running")
+    begin(job, config_text(asdict(options)))
 
     def run_trial(values: dict[str, Any], directory: Path) -> float:
         shown = {name: str(value) for name, value in values.items()}

@@ -41,7 +41,9 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     recorder = _recorder(request, agent.environment, run_directory / "videos")
     options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder)
     try:
-        record = run_episodes(agent, agent.environment, request.episodes, request.num_envs, request.seed, options)
+        record = run_episodes(
+            agent, agent.environment, request.episodes, request.num_envs, request.episode_seed, options
+        )
     finally:
         if recorder is not None:
             recorder.close()

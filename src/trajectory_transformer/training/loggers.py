@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from .. import network
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..run_record import is_first_process
@@ -91,10 +92,18 @@ def _wandb_mode(config: LoggerConfig) -> str:
         return "offline" if config.offline else "online"
     if mode := os.environ.get("WANDB_MODE"):
         return mode
-    if wandb_key_is_configured():
-        return "online"
-    log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
-    return "offline"
+    if not wandb_key_is_configured():
+        log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
+        return "offline"
+    reason = network.unreachable(_wandb_url()) if is_first_process() else None
+    if reason is not None:
+        log.warning("W&B cannot be reached (%s): this run is logged offline; `wandb sync` uploads it later", reason)
+        return "offline"
+    return "online"
+
+
+def _wandb_url() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
 def _start(logger: WandbLogger) -> None:
@@ -119,7 +128,7 @@ def wandb_key_is_configured() -> bool:
     """A key is in the environment, or in the netrc file for W&B's host."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    host = urlparse(_wandb_url()).hostname or ""
     file = os.environ.get("NETRC") or Path.home() / ".netrc"
     try:
         return netrc.netrc(str(file)).authenticators(host) is not None
@@ -145,13 +154,16 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> Non
 
 
 @rank_zero_only
-def log_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any]) -> None:
-    """Add the checkpoint, and a description that identifies the data set, as W&B artifacts.
+def log_artifacts(
+    loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any], folders: Sequence[Path] = ()
+) -> None:
+    """Add the checkpoint, and a description that identifies the data set and says where it lies, as W&B artifacts.
 
     Args:
         loggers: of the run.
         checkpoint: the file to keep.
         dataset: ids, fingerprint and what else describes the set; the arrays stay where they are.
+        folders: of the data set's parts on this machine; those that are there are referred to.
     """
     for run in _wandb_runs(loggers):
         import wandb
@@ -162,6 +174,9 @@ def log_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[
         data = wandb.Artifact(f"dataset-{dataset['fingerprint'][:12]}", type="dataset", metadata=dict(dataset))
         with data.new_file("dataset.json") as file:
             json.dump(dict(dataset), file, indent=1)
+        for index, folder in enumerate(folder for folder in folders if folder.is_dir()):
+            # Not checksum=True, which would read gigabytes: the fingerprint says the same.
+            data.add_reference(folder.absolute().as_uri(), name=f"minari/{index}", checksum=False)
         run.log_artifact(data)
 
 

@@ -1,6 +1,9 @@
 """``metrics.csv``, the log that every run has."""
 
+import contextlib
 import csv
+import logging
+import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +13,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+log = logging.getLogger(__name__)
+
 
 class MetricsFile(Logger):
     """``metrics.csv``: one row for each call, on disk at once; a killed run loses at most the row it was writing.
 
-    A run that goes on drops the rows that it is about to repeat. A metric first seen late adds a column.
+    A run that goes on drops the rows that it is about to repeat. A metric first seen late adds a column. Rows that
+    cannot be written, as on a full disk, are lost with one warning: no reason to lose the training too.
 
     Args:
         path: of the file.
@@ -24,6 +30,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._path = path
         self._columns: list[str] | None = None  # None: nothing written by this process yet
+        self._warned = False
 
     @property
     @override
@@ -48,23 +55,38 @@ class MetricsFile(Logger):
     @override
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        try:
+            self._log(metrics, step)
+        except OSError as error:
+            if not self._warned:
+                log.warning("%s cannot be written (%s): metrics are missing from it", self._path, error.strerror)
+            self._warned = True
+
+    def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
         row = {"step": str(step or 0), **{name: repr(float(value)) for name, value in metrics.items()}}
         if self._columns is None:
             self._begin(step or 0)
         assert self._columns is not None
         if new := [name for name in row if name not in self._columns]:
-            rows = self._read()
-            self._columns += new
-            self._rewrite(rows)
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
+            self._rewrite([*self._columns, *new], self._read())
+        self._append(row)
+
+    def _append(self, row: Mapping[str, str]) -> None:
+        assert self._columns is not None
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, restval="").writerow(row)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next row shall not continue what was written of this one
+                os.truncate(self._path, size)
+            raise
 
     def _begin(self, step: int) -> None:
         """Keep the rows before ``step`` of an earlier process."""
         rows = [row for row in self._read() if row["step"].isdecimal() and int(row["step"]) < step]
-        self._columns = list(rows[0]) if rows else ["step"]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._rewrite(rows)
+        self._rewrite(list(rows[0]) if rows else ["step"], rows)
 
     def _read(self) -> list[dict[str, str]]:
         """Whole rows; one that a killed process left half written is dropped."""
@@ -74,11 +96,11 @@ class MetricsFile(Logger):
             reader = csv.DictReader(file)
             return [row for row in reader if None not in row and all(value is not None for value in row.values())]
 
-    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
-        assert self._columns is not None
+    def _rewrite(self, columns: list[str], rows: Sequence[Mapping[str, str]]) -> None:
         temporary = self._path.with_name(f".{self._path.name}.partial")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
         temporary.replace(self._path)
+        self._columns = columns
