@@ -13,6 +13,7 @@ import pytest
 
 from trajectory_transformer.data import collect as collect_module
 from trajectory_transformer.data.collect import Arguments, collect, main, parse_arguments
+from trajectory_transformer.data.fetch import is_on_disk
 from trajectory_transformer.data.recipes import RECIPES, Recipe
 from trajectory_transformer.data.recipes import storage as storage_module
 from trajectory_transformer.data.recipes.simulate import SimulatedEpisode, simulate
@@ -146,6 +147,15 @@ def test_slower_of_two_collections_keeps_the_first(root: Path, monkeypatch: pyte
     first = next(simulate(POINTMAZE, 7, 1))
     assert seeds(POINTMAZE.dataset_id) == [first.seed]
     assert [path.name for path in root.iterdir()] == ["embedded"]
+
+
+def test_damaged_set_is_there_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading and collecting agree on it: one refuses it, the other does not simulate in vain."""
+    monkeypatch.setattr(collect_module, "simulate", lambda *_: pytest.fail("simulated in vain"))
+    (root / POINTMAZE.dataset_id / "data").mkdir(parents=True)
+    assert is_on_disk(POINTMAZE.dataset_id)
+    with pytest.raises(UserError, match=r"exists already in .*; add overwrite=true"):
+        collect(POINTMAZE, steps=1, progress=False)
 
 
 def test_folder_that_cannot_be_made_is_named_before_simulating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
