@@ -2,10 +2,13 @@
 
 import json
 import pickle
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import gymnasium as gym
 import pytest
@@ -20,6 +23,7 @@ from trajectory_transformer.configuration import (
     DiscretizerConfig,
     EvaluateConfig,
     EvaluationConfig,
+    LoggerConfig,
     ModelConfig,
     PlannerConfig,
     TrainConfig,
@@ -28,6 +32,7 @@ from trajectory_transformer.configuration import (
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.experiment import RunContext, load_trained, run_evaluation, run_training
 from trajectory_transformer.run_record import RunRecord
+from trajectory_transformer.training.loggers import RunLabels
 
 from .minari_sets import random_episode, write_dataset
 
@@ -100,6 +105,23 @@ def test_without_episodes_the_score_is_the_negative_loss(tmp_path: Path) -> None
     assert -10.0 < score < 0.0
     assert not (tmp_path / "results.json").exists()
     assert (tmp_path / "plots" / "training.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("sweep", "name", "group"), [(None, None, DATASET), (None, "mine", "mine"), ("sweep", "mine", "sweep")]
+)
+def test_runs_that_belong_together_share_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweep: str | None, name: str | None, group: str
+) -> None:
+    def stop(config: LoggerConfig, directory: Path, resolved: object, labels: RunLabels) -> NoReturn:
+        assert labels.group == group
+        raise UserError("enough")
+
+    monkeypatch.setattr(experiment, "make_loggers", stop)
+    options = config()
+    options.experiment_name = name
+    with pytest.raises(UserError, match="enough"):
+        run_training(options, RunContext(tmp_path, "", sweep=sweep))
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "mps"])
@@ -282,3 +304,45 @@ class TestCommands:
         assert "already holds a run" in message
         assert "resume=" not in message
         assert results_of(tmp_path / "run")["seed"] == 1
+
+    def test_sigterm_while_planning_after_training_leaves_no_running_run(
+        self, tmp_path: Path, call: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stopped(*_: object) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(experiment, "evaluate", stopped)
+        options = ("data=minari", f"data.dataset_id={DATASET}", "data.sequence_length=4", "planner.context=2")
+        small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false", "planner.horizon=2")
+        assert call("train", "hydra.run.dir=run", *options, *small) == 143
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert record.status == "interrupted"
+
+    @pytest.mark.slow
+    def test_a_sweeps_wandb_runs_share_its_group(
+        self, tmp_path: Path, call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, datasets: Path
+    ) -> None:
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+        options = ("data=minari", f"data.dataset_id={DATASET}", "data.sequence_length=4", "data.batch_size=8")
+        small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false", "trainer.log_every=1")
+        plans = ("evaluation.episodes=1", "planner.horizon=2", "planner.beam_width=2", "planner.context=2")
+        sweep = ("-m", "hydra.sweep.dir=mysweep", "logger=wandb", "logger.project=tests", "seed=0,1")
+        assert call("train", *sweep, *options, *small, *plans) == 0
+        for job in "01":
+            (file,) = (tmp_path / "mysweep" / job).glob("wandb/offline-run-*/run-*.wandb")
+            inspect = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
+            read = [
+                subprocess.run([*inspect, *more, str(file)], capture_output=True, text=True).stdout
+                for more in ((), ("--summary",))
+            ]
+            summary = json.loads(read[1])
+            assert '"run_group":"mysweep"' in read[0]
+            assert '"job_type":"train"' in read[0]
+            assert summary["config"]["seed"] == int(job)
+            returns = results_of(tmp_path / "mysweep" / job)["summary"]
+            assert summary["summary"]["evaluation/return_mean"] == returns["return_mean"]
+            assert summary["summary"]["val/loss"]["min"] > 0.0
+            assert f'"ref":"{(datasets / DATASET).as_uri()}/data/' in read[0]
+            assert f"model-{(tmp_path / 'mysweep' / job / 'wandb' / 'run_id.txt').read_text()}" in read[0]

@@ -78,6 +78,25 @@ class TestMetricsFile:
             ("20", "-20.0"),
         ]
 
+    def test_a_full_disk_costs_rows_and_one_warning(self, tmp_path: Path) -> None:
+        code = (
+            "import resource, signal, sys; from pathlib import Path\n"
+            "from trajectory_transformer.training.loggers import MetricsFile\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+            "logger = MetricsFile(Path(sys.argv[1]))\n"
+            "for step in range(200):\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (100 if 0 < step < 190 else 10_000, hard))\n"
+            "    logger.log_metrics({'loss': 0.123456789}, step)\n"
+        )
+        file = tmp_path / "metrics.csv"
+        done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("cannot be written") == 1
+        assert [row["step"] for row in read(file)][-10:] == [str(step) for step in range(190, 200)]
+        assert {row["loss"] for row in read(file)} == {"0.123456789"}  # no row is half of one and half of another
+        assert len(read(file)) < 20
+
     def test_a_killed_process_loses_nothing(self, tmp_path: Path) -> None:
         code = (
             "import os, signal, sys; from pathlib import Path\n"
@@ -120,6 +139,19 @@ def test_online_without_a_key_stops_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_key")
+def test_with_a_key_but_no_network_it_goes_on_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    loggers = make_loggers(LoggerConfig("wandb"), tmp_path, {}, RunLabels())
+    finish_loggers(loggers)
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "127.0.0.1:9" in warning.getMessage()
+
+
+@pytest.mark.usefixtures("no_key")
 class TestOffline:
     def record(self, directory: Path) -> dict[str, Any]:
         """Log a small run and read it back from its files."""
@@ -130,7 +162,9 @@ class TestOffline:
                 logger.log_metrics({"val/loss": loss}, step)
         checkpoint = directory / "best.ckpt"
         checkpoint.write_bytes(b"weights")
-        log_artifacts(loggers, checkpoint, DATASET)
+        (directory / "set").mkdir()
+        (directory / "set" / "main_data.hdf5").touch()
+        log_artifacts(loggers, checkpoint, DATASET, [directory / "set", directory / "elsewhere"])
         log_evaluation(loggers, RESULTS)
         finish_loggers(loggers)
         (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
@@ -155,6 +189,8 @@ class TestOffline:
         assert run["summary"]["evaluation/episodes"]["nrows"] == 2
         (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/evaluation/*.json")
         assert json.loads(table.read_text())["data"][1][:3] == [1, 10.0, 5]
+        assert f'"ref":"{(tmp_path / "set" / "main_data.hdf5").as_uri()}"' in self.records  # where the set lies
+        assert "elsewhere" not in self.records
         for word in ("my-sweep", '"train"', "quick", "mine", "dataset-0123456789ab", "0123456789abcdef"):
             assert word in self.records
         staged = [path.read_bytes() for path in (tmp_path / "wandb" / "data").rglob("*") if path.is_file()]
