@@ -86,7 +86,7 @@ class TestMetricsFile:
             "_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
             "logger = MetricsFile(Path(sys.argv[1]))\n"
             "for step in range(200):\n"
-            "    resource.setrlimit(resource.RLIMIT_FSIZE, (100 if 0 < step < 190 else 10_000, hard))\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (108 if 0 < step < 190 else 10_000, hard))\n"
             "    logger.log_metrics({'loss': 0.123456789}, step)\n"
         )
         file = tmp_path / "metrics.csv"
