@@ -16,10 +16,10 @@ class LoggerConfig:
     name: str = "csv"
     project: str = "trajectory-transformer"
     entity: str | None = None
-    group: str | None = None  # null: the sweep's folder, or the experiment's name
+    group: str | None = None  # null: the sweep's folder, the experiment's name, or the first data set's id
     job_type: str | None = None  # null: train or evaluate
     tags: list[str] = field(default_factory=list)
-    offline: bool | None = None  # null: offline unless a W&B key is configured
+    offline: bool | None = None  # null: offline unless a W&B key is configured and its host answers
     log_artifacts: bool = True  # checkpoint and data set reference
 
     def __post_init__(self) -> None:
