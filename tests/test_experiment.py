@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import pytest
@@ -176,6 +176,22 @@ class TestEvaluation:
         plan(trained[0] / "checkpoints" / "best.ckpt", tmp_path, horizon=3)
         planner = results_of(tmp_path)["planner"]
         assert (planner["horizon"], planner["beam_width"]) == (3, 2)
+
+    def test_threads_hold_while_planning_and_no_longer(
+        self, trained: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[int] = []
+        evaluate = experiment.evaluate
+
+        def listening(*arguments: Any) -> dict[str, Any]:
+            seen.append(torch.get_num_threads())
+            return evaluate(*arguments)
+
+        monkeypatch.setattr(experiment, "evaluate", listening)
+        checkpoint, before = trained[0] / "checkpoints" / "best.ckpt", torch.get_num_threads()
+        options = EvaluateConfig(str(checkpoint), episodes=1, num_envs=1, threads=before + 1)
+        run_evaluation(options, RunContext(tmp_path, ""), load_trained(checkpoint, "cpu", {}))
+        assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
     def test_a_plan_longer_than_the_model_sees_is_refused(self, trained: tuple[Path, float]) -> None:
         with pytest.raises(UserError, match=r"planner\.horizon=9"):

@@ -20,7 +20,7 @@ from .evaluation.results import EvaluationRequest
 from .planning.agent import Agent
 from .run_record import is_first_process
 from .training.datamodule import TrajectoryDataModule
-from .training.fit import fit
+from .training.fit import fit, torch_threads
 from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, make_loggers
 
 
@@ -52,6 +52,7 @@ class _Rollouts:
     seed: int
     first_episode_seed: int
     video: int
+    threads: int | None
     progress: bool
 
 
@@ -142,6 +143,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             config.seed,
             1000 * config.seed,  # so that the seeds of a sweep do not share episodes
             options.video,
+            config.trainer.threads,
             config.trainer.progress_bar,
         )
         return _evaluate(trained, rollouts, run, loggers)
@@ -161,9 +163,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
     Raises:
         UserError: the environment cannot be made, or the checkpoint does not fit it.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, True)
+    rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     labels = RunLabels(run.sweep or trained.dataset["ids"][0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
@@ -191,7 +191,8 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
         command=run.command,
         progress=rollouts.progress,
     )
-    results = evaluate(trained.agent, request, run.directory)
+    with torch_threads(rollouts.threads):
+        results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results)
     return float(results["summary"]["return_mean"])
 

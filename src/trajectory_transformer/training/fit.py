@@ -89,7 +89,7 @@ def fit(
     if last.is_file() and not resume:
         raise UserError(f"'{run_directory}' already holds a run: resume={run_directory} goes on with it")
     datamodule.setup()
-    with _threads(config.trainer.threads), quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
+    with torch_threads(config.trainer.threads), quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
         module = _make_module(config, datamodule)
         if resume:
             require_same_run(last, module.model.config, module.facts)
@@ -146,8 +146,8 @@ def make_trainer(
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Torch's threads while training; afterwards as before, for the next job of a sweep in this process."""
+def torch_threads(count: int | None) -> Iterator[None]:
+    """That many threads for torch, null for its own choice; afterwards as before, for the next job in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
