@@ -33,12 +33,12 @@ POINTMAZE_UMAZE = Recipe(
     dataset_id="embedded/pointmaze/umaze-v0",
     env_id="PointMaze_UMaze-v3",
     behaviors=(
-        MazeBehavior("direct", weight=0.2, speed=(2.0, 4.0), noise=0.1),
-        MazeBehavior("slow", weight=0.2, speed=(0.7, 1.5), noise=0.3),
-        MazeBehavior("detour", weight=0.4, speed=(1.0, 4.0), noise=0.3, detours=(1, 3)),
-        MazeBehavior("wander", weight=0.2, speed=(1.0, 4.0), noise=0.5, detours=(1000, 1000)),
+        MazeBehavior("direct", weight=0.3, speed=(2.0, 4.0), noise=0.05),
+        MazeBehavior("slow", weight=0.2, speed=(0.7, 1.5), noise=0.1),
+        MazeBehavior("detour", weight=0.3, speed=(1.0, 4.0), noise=0.1, detours=(1, 3)),
+        MazeBehavior("wander", weight=0.2, speed=(1.0, 4.0), noise=0.1, detours=(1000, 1000)),
     ),
-    default_steps=100_000,
+    default_steps=500_000,
     reference_scores=(13.8, 211.5),
     reference_note="mean return of 600 episodes of random actions, and of the controller at 4 m/s without noise",
     description=(
