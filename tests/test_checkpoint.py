@@ -1,5 +1,6 @@
 """A checkpoint is either whole and ours, or refused in one sentence."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -137,27 +138,30 @@ def test_valid_torch_file_of_somebody_else(checkpoint: Path) -> None:
     assert "format 2" in refusal(checkpoint)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files_only() -> Iterator[None]:
-    """Writes past 8 kB fail, as on a full disk, after some bytes were written."""
+    """Writes past 8 kB fail, as on a full disk, after some bytes were written.
+
+    Not a fixture: pytest reports a test before its fixtures end, and its own output may be going to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_full_disk_keeps_the_previous_file(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     write_checkpoint(path, contents())
     before = path.read_bytes()
-    with pytest.raises(
-        UserError, match=r"last\.ckpt' could not be saved: .*needs 4\d,\d+ bytes; the previous file is kept"
-    ):
+    message = r"last\.ckpt' could not be saved: .*needs 4\d,\d+ bytes; the previous file is kept"
+    with pytest.raises(UserError, match=message), small_files_only():
         write_checkpoint(path, contents() | {"large": torch.zeros(10_000)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UserError, match=r"bytes$"):
+    with pytest.raises(UserError, match=r"bytes$"), small_files_only():
         write_checkpoint(tmp_path / "new.ckpt", {"large": torch.zeros(10_000)})
     assert list(tmp_path.iterdir()) == [path]
 
