@@ -137,7 +137,7 @@ def test_later_tokens_never_change_earlier_logits(model: TrajectoryTransformerMo
 
 
 def test_the_stop_token_is_one_embedding_for_all_dimensions(model: TrajectoryTransformerModel) -> None:
-    embedded = model.embed(torch.full((1, WIDTH), VOCABULARY), 0) - model.pos_emb[:, :WIDTH]
+    embedded = model.embed(torch.full((1, WIDTH), VOCABULARY), torch.arange(WIDTH)) - model.pos_emb[:, :WIDTH]
     torch.testing.assert_close(embedded, model.tok_emb.weight[-1].expand(1, WIDTH, -1))
 
 

@@ -93,7 +93,7 @@ def test_the_past_is_what_happened(make_agent, discretizer: Discretizer) -> None
     agent = make_agent()
     seen: list[torch.Tensor] = []
     plan = agent._planner.plan
-    agent._planner.plan = lambda prefix, generators: (seen.append(prefix.clone()), plan(prefix, generators))[1]
+    agent._planner.plan = lambda prefix, *rest: (seen.append(prefix.clone()), plan(prefix, *rest))[1]
     rng = np.random.default_rng(0)
     agent.reset(1)
     expected: list[torch.Tensor] = []

@@ -6,20 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.planning.decoders import MakeDecoder, both_decoders, make_eager
 from tests.planning.reference_planner import ReferencePlanner
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import beam_search, gather_rows
-from trajectory_transformer.planning.decoder import TransformerDecoder
+from trajectory_transformer.planning.decoder import BeamDecoder
 from trajectory_transformer.planning.planner import BeamPlanner
 
 VOCABULARY = 3
 
 
-class TableDecoder:
+class TableDecoder(BeamDecoder):
     """Next-token logits looked up by (position, this transition's tokens so far): a model small enough to enumerate.
 
     Actions are equally likely; everything else is random but fixed. Reward and return-to-go come at the end: until the
@@ -37,15 +39,14 @@ class TableDecoder:
             elif position % layout.transition_dim >= layout.reward and position // layout.transition_dim < horizon - 1:
                 self.table[position] = self.table[position, 0]
 
-    def logits(self, history: Tensor) -> Tensor:
+    def after(self, history: Tensor) -> Tensor:
         position = history.shape[-1]
         recent = history[..., -self.layout.transition_dim :]
         weights = VOCABULARY ** torch.arange(recent.shape[-1])
         return self.table[position, (recent.clamp(max=VOCABULARY - 1) * weights).sum(-1)]
 
-    def prefill(self, tokens: Tensor) -> Tensor:
+    def prefill(self, tokens: Tensor) -> None:
         self.history = tokens.unsqueeze(1)
-        return self.logits(self.history)
 
     def expand(self, candidates: int) -> None:
         self.history = self.history.repeat_interleave(candidates, dim=1)
@@ -53,9 +54,12 @@ class TableDecoder:
     def keep(self, rows: Tensor) -> None:
         self.history = gather_rows(self.history, rows)
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Tensor) -> None:
         self.history = torch.cat([self.history, tokens.unsqueeze(2)], dim=2)
-        return self.logits(self.history)
+
+    @property
+    def logits(self) -> Tensor:
+        return self.after(self.history)
 
 
 CENTERS = torch.tensor([[-1.0, 0.5, 2.0], [-3.0, 0.0, 4.0]])  # of reward and return-to-go bins
@@ -70,14 +74,14 @@ def score_of(table: TableDecoder, observation: int, actions: tuple[int, ...], di
     sequence, rewards, value = [observation], [], 0.0
     for t, action in enumerate(actions):
         sequence.append(action)
-        probabilities = table.logits(torch.tensor(sequence)).softmax(0)
+        probabilities = table.after(torch.tensor(sequence)).softmax(0)
         rewards.append(float(probabilities[:-1] @ CENTERS[0]))
         sequence.append(int(probabilities.argmax()))
-        probabilities = table.logits(torch.tensor(sequence)).softmax(0)
+        probabilities = table.after(torch.tensor(sequence)).softmax(0)
         value = float(probabilities[:-1] @ CENTERS[1])
         sequence.append(int(probabilities.argmax()))
         if t < len(actions) - 1:
-            sequence.append(int(table.logits(torch.tensor(sequence)).argmax()))
+            sequence.append(int(table.after(torch.tensor(sequence)).argmax()))
     return sum(discount**i * r for i, r in enumerate([*rewards, value]))
 
 
@@ -115,6 +119,7 @@ def model() -> TrajectoryTransformerModel:
     return model
 
 
+@both_decoders
 @pytest.mark.parametrize(
     "options",
     [
@@ -127,7 +132,9 @@ def model() -> TrajectoryTransformerModel:
         {"beam_width": 1, "n_expand": 3, "window": "sliding", "horizon": 5, "context": 2},
     ],
 )
-def test_batched_cached_search_equals_the_oracle(model: TrajectoryTransformerModel, options: dict) -> None:
+def test_batched_cached_search_equals_the_oracle(
+    model: TrajectoryTransformerModel, make_decoder: MakeDecoder, options: dict
+) -> None:
     settings = PlannerConfig(**({"horizon": 4, "beam_width": 5, "n_expand": 2, "discount": 0.95} | options))
     layout, environments = model.layout, 3
     generator = torch.Generator().manual_seed(3)
@@ -136,7 +143,7 @@ def test_batched_cached_search_equals_the_oracle(model: TrajectoryTransformerMod
     shape = (environments, settings.horizon, layout.transition_dim, settings.n_expand * settings.beam_width)
     uniforms = torch.rand(shape, generator=generator)
     sliding = settings.window == "sliding"
-    decoder = TransformerDecoder(model, settings.context if sliding else 8, sliding)
+    decoder = make_decoder(model, settings.context if sliding else 8, sliding)
 
     def expected(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return rewards[..., :-1] @ centers[layout.reward], values[..., :-1] @ centers[layout.value]
@@ -157,9 +164,9 @@ def test_scores_that_are_not_finite_are_refused(model: TrajectoryTransformerMode
     def broken(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return rewards[..., 0] * torch.nan, values[..., 0]
 
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UserError, match=r"nothing .* in environment \[0\] is finite"):
         beam_search(
-            TransformerDecoder(model, 8, False), torch.zeros(1, 3, dtype=torch.int64), model.layout, settings, broken,
+            make_eager(model, 8, False), torch.zeros(1, 3, dtype=torch.int64), model.layout, settings, broken,
             torch.rand(1, 1, 7, 4),
         )  # fmt: skip
 

@@ -1,13 +1,13 @@
-"""The cached decoder against full forward passes of the same model."""
+"""Both decoders against full forward passes of the same model."""
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.planning.decoders import MakeDecoder, both_decoders
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import gather_rows
-from trajectory_transformer.planning.decoder import TransformerDecoder
 
 WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
 
@@ -33,16 +33,18 @@ def full_logits(model: TrajectoryTransformerModel, sequences: Tensor, limit: int
         return model(window.flatten(0, 1), use_cache=False).logits[:, -1].view(*sequences.shape[:2], -1)
 
 
+@both_decoders
 @pytest.mark.parametrize(("sliding", "window", "transitions"), [(False, TRANSITIONS, 5), (True, 3, 6), (True, 2, 4)])
 def test_cached_logits_equal_a_full_forward_pass(
-    model: TrajectoryTransformerModel, sliding: bool, window: int, transitions: int
+    model: TrajectoryTransformerModel, make_decoder: MakeDecoder, sliding: bool, window: int, transitions: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     limit = window * WIDTH - 1 if sliding else model.config.block_size
-    decoder = TransformerDecoder(model, window, sliding)
+    decoder = make_decoder(model, window, sliding)
     prefix = torch.randint(0, VOCABULARY + 1, (3, min(window - 1, 2) * WIDTH + 2), generator=generator)
-    logits, sequences = decoder.prefill(prefix), prefix.unsqueeze(1)
-    torch.testing.assert_close(logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
+    decoder.prefill(prefix)
+    sequences = prefix.unsqueeze(1)
+    torch.testing.assert_close(decoder.logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
     rows = 1
     while sequences.shape[2] < transitions * WIDTH - 1:
         dimension = sequences.shape[2] % WIDTH
@@ -55,13 +57,17 @@ def test_cached_logits_equal_a_full_forward_pass(
             decoder.keep(index)
             sequences, tokens = gather_rows(sequences, index), gather_rows(tokens, index)
         sequences = torch.cat([sequences, tokens.unsqueeze(2)], dim=2)
-        logits = decoder.step(tokens)
-        torch.testing.assert_close(logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
+        decoder.step(tokens)
+        torch.testing.assert_close(decoder.logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
 
 
-def test_prefill_crops_a_long_prefix_by_whole_transitions(model: TrajectoryTransformerModel) -> None:
+@both_decoders
+def test_prefill_crops_a_long_prefix_by_whole_transitions(
+    model: TrajectoryTransformerModel, make_decoder: MakeDecoder
+) -> None:
     prefix = torch.randint(0, VOCABULARY, (2, 4 * WIDTH + 2), generator=torch.Generator().manual_seed(2))
-    decoder = TransformerDecoder(model, window=3, sliding=True)
+    decoder = make_decoder(model, 3, True)
+    decoder.prefill(prefix)
     torch.testing.assert_close(
-        decoder.prefill(prefix), full_logits(model, prefix.unsqueeze(1), 3 * WIDTH - 1), atol=1e-5, rtol=0
+        decoder.logits, full_logits(model, prefix.unsqueeze(1), 3 * WIDTH - 1), atol=1e-5, rtol=0
     )

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from tests.golden.planning import SEARCHES, Search
 from tests.golden.seeded import original_weights
+from tests.planning.decoders import MakeDecoder, both_decoders
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning import beam_search as module
 from trajectory_transformer.planning.beam_search import SearchResult, beam_search, gather_rows
-from trajectory_transformer.planning.decoder import TransformerDecoder
+from trajectory_transformer.planning.decoder import BeamDecoder
+from trajectory_transformer.planning.sampling import Choice
 
 RECORDED = np.load(Path(__file__).parent.parent / "golden" / "planning.npz", allow_pickle=False)
 
@@ -50,36 +51,65 @@ def load_model(search: Search) -> TrajectoryTransformerModel:
     return model.eval()
 
 
-def replay(search: Search, monkeypatch: pytest.MonkeyPatch) -> SearchResult:
+class Replay(BeamDecoder):
+    """A decoder for which the original's tokens stand in for the draws."""
+
+    def __init__(self, decoder: BeamDecoder, draws: list[Tensor]) -> None:
+        self.decoder, self.draws = decoder, draws
+
+    def prefill(self, tokens: Tensor) -> None:
+        self.decoder.prefill(tokens)
+
+    def expand(self, candidates: int) -> None:
+        self.decoder.expand(candidates)
+
+    def keep(self, rows: Tensor) -> None:
+        self.decoder.keep(rows)
+
+    def step(self, tokens: Tensor) -> None:
+        self.decoder.step(tokens)
+
+    @property
+    def logits(self) -> Tensor:
+        return self.decoder.logits
+
+    def extend(self, uniforms: Tensor, choice: Choice) -> Tensor:
+        drawn = self.draws.pop(0).unsqueeze(0)
+        assert drawn.shape == uniforms.transpose(1, 2).shape
+        for tokens in drawn.unbind(2):
+            self.step(tokens)
+        return drawn
+
+
+def replay(search: Search, make_decoder: MakeDecoder) -> SearchResult:
     """Our search, where the original's tokens stand in for the draws."""
     actions, observations = recorded(search, "actions"), recorded(search, "observations")
     draws: list[Tensor] = []
     for t in range(search.settings.horizon):
-        draws += ours(search, t, actions[t]).unbind(1)
+        draws.append(ours(search, t, actions[t]))
         if t < search.settings.horizon - 1:
-            draws += observations[t].unbind(1)
-    remaining = iter(draws)
-    monkeypatch.setattr(module, "choose", lambda *_: next(remaining).unsqueeze(0))
+            draws.append(observations[t])
     settings, layout = search.settings, search.model
     centers = torch.from_numpy(search.centers())
     sliding = settings.window == "sliding"
     model = load_model(search)
     shape = (1, settings.horizon, layout.transition_dim, settings.n_expand * settings.beam_width)
     found = beam_search(
-        TransformerDecoder(model, settings.context if sliding else 10, sliding),
+        Replay(make_decoder(model, settings.context if sliding else 10, sliding), draws),
         torch.from_numpy(search.prefix()).unsqueeze(0),
         model.layout,
         settings,
         lambda rewards, values: (rewards[..., :-1] @ centers[0], values[..., :-1] @ centers[1]),
         torch.zeros(shape),
     )
-    assert next(remaining, None) is None
+    assert not draws
     return found
 
 
+@both_decoders
 @pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.name)
-def test_every_step_is_the_original_s(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = replay(search, monkeypatch)
+def test_every_step_is_the_original_s(search: Search, make_decoder: MakeDecoder) -> None:
+    found = replay(search, make_decoder)
     for t, step in enumerate(found.steps):
         torch.testing.assert_close(step.rewards[0], ours(search, t, recorded(search, "rewards")[t]), atol=1e-5, rtol=0)
         torch.testing.assert_close(step.values[0], ours(search, t, recorded(search, "values")[t]), atol=1e-5, rtol=0)

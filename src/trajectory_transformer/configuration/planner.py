@@ -23,6 +23,9 @@ class PlannerConfig:
     temperature: float = 1.0
     percentile: Any = "mean"  # of the predicted reward and value: "mean", or a fraction in (0, 1)
     plan_freq: int = 1  # environment steps between plans
+    deadline_ms: float | None = None  # for a plan, in all environments together; null: none
+    decoder: str = "auto"  # native: C, on a CPU; eager or compiled: PyTorch; auto: native on a CPU, else compiled
+    precision: str = "32"  # 32, or bf16: weights and activations, in PyTorch only
 
     def __post_init__(self) -> None:
         require_finite("planner", self)
@@ -47,6 +50,16 @@ class PlannerConfig:
         require(
             self.plan_freq <= self.horizon,
             f"planner.plan_freq={self.plan_freq} must not exceed planner.horizon={self.horizon}",
+        )
+        require(
+            self.deadline_ms is None or self.deadline_ms > 0,
+            f"planner.deadline_ms={self.deadline_ms} must be positive, or null for none",
+        )
+        require_choice("planner.decoder", self.decoder, ("auto", "native", "eager", "compiled"))
+        require_choice("planner.precision", self.precision, ("32", "bf16"))
+        require(
+            self.precision == "32" or self.decoder != "native",
+            "planner.precision=bf16 needs planner.decoder=eager or compiled: the native decoder computes in float32",
         )
 
     def require_fits(self, sequence_length: int) -> None:

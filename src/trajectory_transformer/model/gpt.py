@@ -38,12 +38,13 @@ class DimensionHeads(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(transition_dim, outputs, n_embd))
 
-    def forward(self, hidden: Tensor, first: int) -> Tensor:
+    def forward(self, hidden: Tensor, first: int | Tensor) -> Tensor:
         """Logits of the token that follows each position.
 
         Args:
             hidden: (batch, time, n_embd).
-            first: position of the first of them within its transition, in [0, transition_dim).
+            first: position of the first of them within its transition, in [0, transition_dim); where time is 1, it may
+                be a tensor without dimensions.
 
         Returns:
             (batch, time, outputs); position p uses head p, which predicts dimension p + 1.
@@ -52,6 +53,7 @@ class DimensionHeads(nn.Module):
         heads = len(self.weight)
         if time == 1:
             return hidden @ self.weight[first].T
+        assert isinstance(first, int)
         before, after = first, -(first + time) % heads
         whole = F.pad(hidden, (0, 0, before, after)).view(-1, heads, n_embd)
         logits = torch.einsum("bde,dve->bdv", whole, self.weight)
@@ -143,20 +145,19 @@ class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedModel):
             groups[id(parameter) in decayed].append(parameter)
         return [{"params": groups[1], "weight_decay": weight_decay}, {"params": groups[0], "weight_decay": 0.0}]
 
-    def embed(self, tokens: Tensor, start: int) -> Tensor:
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Token plus position embeddings.
 
         Args:
             tokens: (batch, time) integers in [0, vocab_size]; vocab_size is the stop token.
-            start: position of the first of them.
+            positions: (time,) integers in [0, block_size), where they stand.
 
         Returns:
             (batch, time, n_embd)
         """
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         indices = tokens + positions % self.config.transition_dim * self.config.vocab_size
         indices = indices.masked_fill(tokens == self.config.vocab_size, self.stop_index)
-        return self.tok_emb(indices) + self.pos_emb[:, start : start + tokens.shape[1]]
+        return self.tok_emb(indices) + F.embedding(positions, self.pos_emb[0])
 
     def hidden(self, tokens: Tensor, memory: AttentionMemory, states: list[Tensor] | None = None) -> Tensor:
         """Final, normalised hidden states of new tokens that follow what ``memory`` holds.
@@ -172,10 +173,7 @@ class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedModel):
         Raises:
             ValueError: the tokens would go past ``block_size``.
         """
-        start, end = memory.length, memory.length + tokens.shape[1]
-        if end > self.config.block_size:
-            raise ValueError(f"{end} tokens exceed block_size={self.config.block_size}")
-        x = self.drop(self.embed(tokens, start))
+        x = self.drop(self.embed(tokens, memory.positions(tokens.shape[1])))
         for layer, block in enumerate(self.blocks):
             if states is not None:
                 states.append(x)

@@ -1,8 +1,7 @@
-"""What attention remembers: nothing, a growing cache, or beams that share a context.
+"""What attention remembers: nothing, a growing cache, or a buffer of fixed size.
 
 The trunk is one and the same for all of them. Each block hands its queries, keys and values to the memory, and the
-memory says what they attend to. Value tokens are hidden from every later position (and from themselves), so a memory
-may leave them out.
+memory says what they attend to.
 """
 
 from collections.abc import Iterator
@@ -16,9 +15,12 @@ from torch.nn import functional as F
 class AttentionMemory(Protocol):
     """Turns one block's queries, keys and values into attention outputs."""
 
-    @property
-    def length(self) -> int:
-        """Tokens seen before this call: the position of the first new token."""
+    def positions(self, time: int) -> Tensor:
+        """(time,) positions of the new tokens.
+
+        Raises:
+            ValueError: there is no room for them.
+        """
         ...
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
@@ -92,6 +94,12 @@ class CausalMemory:
     @property
     def cache(self) -> KeyValueCache:
         return KeyValueCache(tuple(self._layers))
+
+    def positions(self, time: int) -> Tensor:
+        end = self.length + time
+        if end > len(self._mask):
+            raise ValueError(f"{end} tokens exceed block_size={len(self._mask)}")
+        return torch.arange(self.length, end, device=self._mask.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         if self._past is not None and len(self._past):

@@ -25,6 +25,8 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 class Plan:
     """What each environment's agent means to do and expects to see, in real units.
 
+    What lies beyond a plan that a deadline cut short is NaN.
+
     Attributes:
         observations: (environment, horizon, observation_dim); the first one is the present, discretised.
         actions: (environment, horizon, action_dim).
@@ -40,6 +42,23 @@ class Plan:
     score: np.ndarray
 
 
+@dataclass(frozen=True)
+class PlanCounts:
+    """How often an agent planned since its last ``reset``, and what ``planner.deadline_ms`` did to it.
+
+    Attributes:
+        plans: made, one for each environment.
+        shortened: planned fewer transitions than ``planner.horizon``.
+        narrowed: kept fewer beams than ``planner.beam_width``.
+        late: were not ready in time all the same.
+    """
+
+    plans: int = 0
+    shortened: int = 0
+    narrowed: int = 0
+    late: int = 0
+
+
 class Agent:
     """Acts in a batch of environments; each has its own past, plan and random numbers.
 
@@ -50,12 +69,14 @@ class Agent:
 
     Attributes:
         planned: whether the last :meth:`act` made a plan, rather than following earlier ones.
+        counts: how often it planned, and what a deadline did to its plans.
 
     Raises:
         UserError: the environment has other dimensions than the model.
     """
 
     planned: bool = False
+    counts: PlanCounts = PlanCounts()
 
     def __init__(self, planner: BeamPlanner, environment: EnvironmentSpec) -> None:
         self._planner, self.environment = planner, environment
@@ -119,6 +140,8 @@ class Agent:
         self._past = torch.zeros(num_envs, past, width, dtype=torch.int64)
         self._past_length = np.zeros(num_envs, dtype=np.int64)
         self._plan_age = np.zeros(num_envs, dtype=np.int64)
+        self._plan_length = np.zeros(num_envs, dtype=np.int64)  # transitions
+        self.counts = PlanCounts()
         self._plan_tokens = torch.zeros(num_envs, horizon, width, dtype=torch.int64)
         self._plan_returns = torch.full((num_envs, horizon + 2), torch.nan)
         self._observation_tokens = torch.zeros(num_envs, self._layout.observation_dim, dtype=torch.int64)
@@ -153,10 +176,11 @@ class Agent:
         )
         rows = torch.from_numpy(np.flatnonzero(self._active))
         self._observation_tokens[rows] = self._encode(values[rows], self._layout.observation)
-        due = self._active & (self._plan_age % self.settings.plan_freq == 0)
+        due = self._active & ((self._plan_age % self.settings.plan_freq == 0) | (self._plan_age >= self._plan_length))
         self.planned = bool(due.any())
         for length in np.unique(self._past_length[due]):
-            self._replan(np.flatnonzero(due & (self._past_length == length)), int(length))
+            group = due & (self._past_length == length)
+            self._replan(np.flatnonzero(group), int(length), share=group.sum() / due.sum())
         actions = torch.zeros(expected[0], self._layout.action_dim)
         chosen = self._plan_tokens[rows, torch.from_numpy(self._plan_age)[rows]][:, self._layout.action]
         actions[rows] = self._decode(chosen, self._layout.action)
@@ -164,15 +188,23 @@ class Agent:
             return actions.numpy()
         return actions.to(observations.device)
 
-    def _replan(self, rows: np.ndarray, past_length: int) -> None:
-        """Plan for environments whose past is equally long."""
+    def _replan(self, rows: np.ndarray, past_length: int, share: float) -> None:
+        """Plan for environments whose past is equally long, in that share of the time."""
         index = torch.from_numpy(rows)
         prefix = torch.cat([self._past[index, :past_length].flatten(1), self._observation_tokens[index]], dim=1)
-        found = self._planner.plan(prefix.to(self._device), [self._generators[row] for row in rows])
-        self._plan_tokens[index] = found.tokens.cpu()
-        returns = torch.cat([found.rewards, found.value.unsqueeze(1), found.score.unsqueeze(1)], dim=1)
-        self._plan_returns[index] = returns.cpu()
-        self._plan_age[rows] = 0
+        found = self._planner.plan(prefix.to(self._device), [self._generators[row] for row in rows], share)
+        length, horizon = found.tokens.shape[1], self.settings.horizon
+        self._plan_tokens[index, :length] = found.tokens.cpu()
+        self._plan_returns[index] = torch.nan
+        self._plan_returns[index, :length] = found.rewards.cpu()
+        self._plan_returns[index, horizon:] = torch.stack([found.value, found.score], dim=1).cpu()
+        self._plan_age[rows], self._plan_length[rows] = 0, length
+        self.counts = PlanCounts(
+            self.counts.plans + len(rows),
+            self.counts.shortened + len(rows) * (length < horizon),
+            self.counts.narrowed + len(rows) * (found.beam_width < self.settings.beam_width),
+            self.counts.late + len(rows) * found.late,
+        )
 
     def observe(self, actions: Array, rewards: Array, done: Array) -> None:
         """What the active environments did with the last actions.
@@ -211,6 +243,7 @@ class Agent:
         """The most recent plan of each environment."""
         layout, returns = self._layout, self._plan_returns.numpy().copy()
         decoded = self._decode(self._plan_tokens, slice(0, layout.transition_dim)).numpy()
+        decoded[np.arange(self.settings.horizon) >= np.maximum(self._plan_length, 1)[:, None]] = np.nan
         return Plan(
             observations=decoded[..., layout.observation],
             actions=decoded[..., layout.action],

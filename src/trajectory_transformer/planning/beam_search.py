@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..configuration import PlannerConfig
+from ..configuration import PlannerConfig, require
 from ..layout import TransitionLayout
+from .deadline import Deadline
 from .decoder import BeamDecoder
-from .sampling import choose
+from .sampling import Choice
 
 RewardEstimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(…, vocabulary) probabilities of the reward and of the value token -> (…) reward and (…) return-to-go."""
@@ -42,11 +43,14 @@ class SearchResult:
     """The best sequence of each environment.
 
     Attributes:
-        tokens: (environment, horizon, transition_dim) int64.
+        tokens: (environment, horizon, transition_dim) int64; the horizon is shorter than asked for where a deadline
+            ended the search.
         rewards: (environment, horizon) estimated rewards.
         value: (environment,) estimated return-to-go after the last transition.
         score: (environment,) discounted sum of both: what the search maximised.
         steps: one for each transition.
+        beam_width: sequences kept; fewer than asked for where the deadline was too near for more.
+        late: whether the deadline had passed when the search ended.
     """
 
     tokens: Tensor
@@ -54,6 +58,8 @@ class SearchResult:
     value: Tensor
     score: Tensor
     steps: list[SearchStep]
+    beam_width: int
+    late: bool = False
 
 
 class _Sequences:
@@ -61,35 +67,26 @@ class _Sequences:
 
     Attributes:
         tokens: (environment, rows, time so far).
-        logits: (environment, rows, vocabulary) of the next token.
         returns: (environment, rows, horizon + 1) estimated rewards, then the return-to-go after the last of them.
     """
 
     def __init__(self, decoder: BeamDecoder, prefix: Tensor, settings: PlannerConfig, layout: TransitionLayout) -> None:
-        self.decoder, self.temperature = decoder, settings.temperature
-        self.logits = decoder.prefill(prefix)
+        self.decoder = decoder
+        decoder.prefill(prefix)
         self.tokens = prefix[:, None, -layout.observation_dim :]
-        self.returns = self.logits.new_zeros(len(prefix), 1, settings.horizon + 1)
+        self.returns = torch.zeros(len(prefix), 1, settings.horizon + 1, device=prefix.device)
 
     def expand(self, candidates: int) -> None:
         self.decoder.expand(candidates)
-        self.tokens, self.returns, self.logits = (
-            x.repeat_interleave(candidates, dim=1) for x in (self.tokens, self.returns, self.logits)
-        )
+        self.tokens, self.returns = (x.repeat_interleave(candidates, dim=1) for x in (self.tokens, self.returns))
 
     def keep(self, rows: Tensor) -> None:
         self.decoder.keep(rows)
         self.tokens, self.returns = gather_rows(self.tokens, rows), gather_rows(self.returns, rows)
 
-    def append(self, tokens: Tensor) -> None:
-        self.tokens = torch.cat([self.tokens, tokens.unsqueeze(2)], dim=2)
-
-    def extend(self, uniforms: Tensor, k: int | None, cdf: float | None) -> None:
+    def extend(self, uniforms: Tensor, choice: Choice) -> None:
         """Sample as many tokens as there are uniforms (environment, tokens, rows)."""
-        for u in uniforms.unbind(1):
-            tokens = choose(self.logits / self.temperature, u, k, cdf)
-            self.append(tokens)
-            self.logits = self.decoder.step(tokens)
+        self.tokens = torch.cat([self.tokens, self.decoder.extend(uniforms, choice)], dim=2)
 
     def reward_and_value(self, estimate: RewardEstimate) -> tuple[Tensor, Tensor, Tensor]:
         """Append reward and value tokens, greedily as the original does (its k_rew = 1).
@@ -98,13 +95,13 @@ class _Sequences:
             estimated rewards and returns-to-go, and the value tokens, which the decoder has not seen; each
             (environment, rows).
         """
-        rewards = self.logits.softmax(dim=-1)
-        tokens = self.logits.argmax(dim=-1)
-        self.append(tokens)
-        self.logits = self.decoder.step(tokens)
-        value_tokens = self.logits.argmax(dim=-1)
-        self.append(value_tokens)
-        return *estimate(rewards, self.logits.softmax(dim=-1)), value_tokens
+        reward_logits = self.decoder.logits
+        reward_tokens = reward_logits.argmax(dim=-1)
+        self.decoder.step(reward_tokens)
+        value_logits = self.decoder.logits
+        value_tokens = value_logits.argmax(dim=-1)
+        self.tokens = torch.cat([self.tokens, torch.stack([reward_tokens, value_tokens], dim=2)], dim=2)
+        return *estimate(reward_logits.softmax(dim=-1), value_logits.softmax(dim=-1)), value_tokens
 
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
@@ -120,10 +117,12 @@ def beam_search(
     settings: PlannerConfig,
     estimate: RewardEstimate,
     uniforms: Tensor,
+    deadline: Deadline | None = None,
 ) -> SearchResult:
     """Plan ``settings.horizon`` transitions: expand, score by reward plus return-to-go, keep the best, go on.
 
-    All candidates of the first transition continue the same prefix, so it is decoded once.
+    All candidates of the first transition continue the same prefix, so it is decoded once. A candidate whose
+    predictions are not finite is worse than any other.
 
     Args:
         prefix: (environment, time) tokens: whole past transitions, then the current observation.
@@ -131,30 +130,50 @@ def beam_search(
         uniforms: (environment, horizon, transition_dim, n_expand * beam_width) numbers in [0, 1) that decide all
             draws.
         settings: ``discount`` must be set; it applies to the rewards within the plan and to the return-to-go.
+        deadline: shortens and narrows the search; it has been started.
 
     Raises:
-        ValueError: the model's predictions are not finite.
+        UserError: all that the model predicts in some environment is not finite.
     """
     assert settings.discount is not None
-    width, horizon = settings.beam_width, settings.horizon
+    environments, width, horizon = len(prefix), settings.beam_width, settings.horizon
+    actions = Choice(settings.k_act, settings.cdf_act, settings.temperature)
+    observations = Choice(settings.k_obs, None, settings.temperature)
     discounts = settings.discount ** torch.arange(horizon + 1, dtype=torch.float32, device=prefix.device)
     sequences = _Sequences(decoder, prefix, settings, layout)
-    scores, steps = discounts.new_zeros(len(prefix), 1), []
+    scores, steps, value_tokens, kept = discounts.new_zeros(environments, 1), [], prefix, prefix
     for t in range(horizon):
+        if deadline is not None:
+            affordable = deadline.width(t, environments, width)
+            if affordable == 0:
+                break
+            width = affordable
+        if t > 0:
+            decoder.step(gather_rows(value_tokens, kept))
+            sequences.extend(uniforms[:, t, layout.observation, :width], observations)
         sequences.expand(settings.n_expand * (width if t == 0 else 1))
-        sequences.extend(uniforms[:, t, layout.action], settings.k_act, settings.cdf_act)
+        sequences.extend(uniforms[:, t, layout.action, : settings.n_expand * width], actions)
         rewards, values, value_tokens = sequences.reward_and_value(estimate)
         sequences.returns[:, :, t], sequences.returns[:, :, t + 1] = rewards, values
         scores = (sequences.returns * discounts).sum(dim=-1)
+        scores = scores.masked_fill(~scores.isfinite(), -torch.inf)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
         steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], rewards, values, kept))
         sequences.keep(kept)
-        if t < horizon - 1:
-            sequences.logits = decoder.step(gather_rows(value_tokens, kept))
-            sequences.extend(uniforms[:, t + 1, layout.observation, :width], settings.k_obs, cdf=None)
-    if not bool(torch.isfinite(scores).all()):
-        raise ValueError("the model predicts values that are not finite (NaN weights?)")
+        if deadline is not None:
+            deadline.planned(t, environments, width)
+    _require_finite(scores[:, 0])
     # Kept candidates come best first.
-    best = sequences.tokens[:, 0].view(len(prefix), horizon, layout.transition_dim)
-    return SearchResult(best, sequences.returns[:, 0, :-1], sequences.returns[:, 0, -1], scores[:, 0], steps)
+    best = sequences.tokens[:, 0].view(environments, len(steps), layout.transition_dim)
+    returns = sequences.returns[:, 0]
+    late = deadline is not None and deadline.late
+    return SearchResult(best, returns[:, : len(steps)], returns[:, len(steps)], scores[:, 0], steps, width, late)
+
+
+def _require_finite(scores: Tensor) -> None:
+    broken = (~scores.isfinite()).nonzero().flatten().tolist()
+    require(
+        not broken,
+        f"nothing that the model predicts in environment {broken} is finite: its weights or the bins' edges are broken",
+    )

@@ -1,5 +1,7 @@
 """Plans from tokens: a model, its discretiser and the search's settings."""
 
+import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +11,12 @@ from ..configuration import PlannerConfig, require
 from ..data.discretizer import Discretizer
 from ..model.gpt import TrajectoryTransformerModel
 from .beam_search import SearchResult, beam_search
-from .decoder import TransformerDecoder
+from .deadline import Deadline
+from .decoder import BeamDecoder
+from .native_decoder import NativeDecoder, unavailable_reason
+from .transformer_decoder import TransformerDecoder
+
+log = logging.getLogger(__name__)
 
 
 class BeamPlanner:
@@ -37,21 +44,28 @@ class BeamPlanner:
         settings.require_fits(sequence_length)
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
         self.layout = model.layout
-        sliding = settings.window == "sliding"
-        self._decoder = TransformerDecoder(model, settings.context if sliding else sequence_length, sliding)
+        self._decoder = make_decoder(model, settings)
+        self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
 
-    def plan(self, prefix: Tensor, generators: Sequence[torch.Generator]) -> SearchResult:
+    def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
         """Search from each environment's past.
 
         Args:
             prefix: (environment, time) tokens: at most ``settings.context - 1`` whole transitions, then the current
                 observation.
             generators: one CPU generator for each environment; it alone decides that environment's draws.
+            share: of ``settings.deadline_ms`` that this search may take.
+
+        Raises:
+            UserError: all that the model predicts in some environment is not finite.
         """
         settings = self.settings
+        if self._deadline is not None:
+            self._deadline.start(share)
         shape = (settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width)
         uniforms = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
-        return beam_search(self._decoder, prefix, self.layout, settings, self._estimate, uniforms.to(prefix.device))
+        uniforms = uniforms.to(prefix.device)
+        return beam_search(self._decoder, prefix, self.layout, settings, self._estimate, uniforms, self._deadline)
 
     def _estimate(self, reward_probabilities: Tensor, value_probabilities: Tensor) -> tuple[Tensor, Tensor]:
         columns = slice(self.layout.reward, self.layout.value + 1)
@@ -61,3 +75,24 @@ class BeamPlanner:
         else:
             estimates = self.discretizer.percentile(both, float(self.settings.percentile), columns)
         return estimates[..., 0], estimates[..., 1]
+
+
+def make_decoder(model: TrajectoryTransformerModel, settings: PlannerConfig) -> BeamDecoder:
+    """What ``settings.decoder`` names, or chooses.
+
+    Raises:
+        UserError: the native decoder was asked for and cannot be had, or not in that precision.
+    """
+    sliding = settings.window == "sliding"
+    window = settings.context if sliding else (model.config.block_size + 1) // model.config.transition_dim
+    kind, on_cpu = settings.decoder, model.pos_emb.device.type == "cpu"
+    if settings.precision == "bf16":
+        model = copy.deepcopy(model).to(torch.bfloat16)
+    if kind == "native" or (kind == "auto" and on_cpu and settings.precision == "32"):
+        reason = unavailable_reason(model)
+        require(reason is None or kind == "auto", f"planner.decoder=native cannot be had: {reason}")
+        if reason is None:
+            return NativeDecoder(model, window, sliding)
+        log.warning("planning in PyTorch, several times slower than natively: %s", reason)
+    compiled = kind == "compiled" or (kind == "auto" and not on_cpu)
+    return TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand, compiled)

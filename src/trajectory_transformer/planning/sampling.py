@@ -1,8 +1,28 @@
 """Choosing the next token: the original's filters, and draws from explicit uniform numbers."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How tokens are drawn.
+
+    Attributes:
+        k: keep the ``k`` most likely tokens, see :func:`filter_top_k`; 1: the most likely one; None: no limit.
+        cdf: drop the least likely ones of that mass, see :func:`filter_cdf`; None: no filter.
+        temperature: logits are divided by it, above 0.
+    """
+
+    k: int | None = None
+    cdf: float | None = None
+    temperature: float = 1.0
+
+
+GREEDY = Choice(k=1)
 
 
 def filter_cdf(logits: Tensor, threshold: float) -> Tensor:
@@ -61,19 +81,19 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     return (cumulative <= (uniforms * cumulative[..., -1]).unsqueeze(-1)).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
 
 
-def choose(logits: Tensor, uniforms: Tensor, k: int | None, cdf: float | None = None) -> Tensor:
+def choose(logits: Tensor, uniforms: Tensor, choice: Choice) -> Tensor:
     """Filter and draw, in the original's order: the cumulative filter first, then top-k.
 
     Args:
-        logits: (..., vocabulary), already divided by the temperature.
-        uniforms: (...) numbers in [0, 1); unused where ``k`` is 1, which is the most likely token.
-        k: see :func:`filter_top_k`; None for no limit.
-        cdf: see :func:`filter_cdf`; None for no filter.
+        logits: (..., vocabulary).
+        uniforms: (...) numbers in [0, 1); unused where the most likely token is taken.
+        choice: how.
     """
-    if k == 1:
+    if choice.k == 1:
         return logits.argmax(dim=-1)
-    if cdf is not None:
-        logits = filter_cdf(logits, cdf)
-    if k is not None:
-        logits = filter_top_k(logits, k)
+    logits = logits / choice.temperature
+    if choice.cdf is not None:
+        logits = filter_cdf(logits, choice.cdf)
+    if choice.k is not None:
+        logits = filter_top_k(logits, choice.k)
     return draw(logits, uniforms)

@@ -1,0 +1,75 @@
+"""Planning against the clock: what a deadline leaves of a search."""
+
+import time
+from collections.abc import Callable
+
+
+class Deadline:
+    """Decides before each transition of a search whether, and with how many beams, there is time for it.
+
+    What a transition takes is learnt from the plans made so far, so the first plan may be late. A search gives way in
+    this order:
+
+    1. The horizon: it ends before a transition that is not expected to end in time.
+    2. The width, if not even the first transition is expected to: half of it, a quarter, …, one beam. That one
+       transition is always planned.
+
+    Args:
+        milliseconds: for one search, in all environments together; above 0.
+        clock: seconds, ever growing.
+    """
+
+    def __init__(self, milliseconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._seconds, self._clock = milliseconds / 1000, clock
+        self._expected: dict[tuple[int, int], float] = {}
+        self._end = self._mark = 0.0
+
+    def start(self, share: float = 1.0) -> None:
+        """A search begins; it has this share of the time."""
+        self._mark = self._clock()
+        self._end = self._mark + share * self._seconds
+
+    def width(self, transition: int, environments: int, widest: int) -> int:
+        """Beams to plan the next transition with; 0: none, the search ends here.
+
+        Args:
+            transition: how many were planned before it.
+            environments: planned for at once.
+            widest: the most beams.
+        """
+        left, width = self._end - self._clock(), widest
+        while self._expect(transition, environments * width) > left:
+            if transition > 0:
+                return 0
+            if width == 1:
+                break
+            width //= 2
+        return width
+
+    def planned(self, transition: int, environments: int, width: int) -> None:
+        """A transition was planned, in the time since the last one, or since the start."""
+        now, key = self._clock(), (transition, environments * width)
+        taken, expected = now - self._mark, self._expected.get(key)
+        # Slow to forget what was slow; where it is the first time, there is nothing to forget.
+        self._expected[key] = taken if expected is None else max(taken, 0.8 * expected + 0.2 * taken)
+        self._mark = now
+
+    @property
+    def late(self) -> bool:
+        """Whether the time was over when the last transition had been planned."""
+        return self._mark > self._end
+
+    def _expect(self, transition: int, rows: int) -> float:
+        """Seconds that a transition is expected to take: as it did, or else as wider ones or earlier ones did."""
+        key = (transition, rows)
+        if key in self._expected:
+            expected = self._expected[key]
+            self._expected[key] *= 0.99  # what is not tried because it was slow once is tried again in time
+            return expected
+        others = [(t, r) for t, r in self._expected if t == transition] or [
+            (t, r) for t, r in self._expected if t == transition - 1
+        ]
+        if not others:
+            return 0.0
+        nearest = min(others, key=lambda known: abs(known[1] - rows))
+        return self._expected[nearest] * rows / nearest[1]

@@ -1,0 +1,171 @@
+"""Decoding on the CPU at the speed of the hardware: a thin layer over ``native/decode.c``.
+
+The same arithmetic as :class:`~.transformer_decoder.TransformerDecoder`, organised around what beams share:
+
+- Keys and values lie in one pool of small pages. A sequence is a list of pages, so beams share their past, candidates
+  their beam, and neither expanding nor pruning copies anything. Value tokens, which nobody sees, are not stored.
+- Sequences that are equal are computed once, whatever rows they stand in.
+- A window that slides is encoded as a tree: transitions that several beams begin with are computed once.
+- Tokens are sampled where their logits are; Python is called a few times for each transition, not for each token.
+"""
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.gpt import Block, TrajectoryTransformerModel
+from .decoder import BeamDecoder
+from .native.library import UnavailableError, load_library
+from .sampling import Choice
+
+ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")  # in the order of decode.c
+_FAILURES: dict[int, Callable[[], Exception]] = {
+    1: lambda: MemoryError("not enough memory for the beams' keys and values"),
+    2: lambda: ValueError("more tokens than the model's block_size"),
+    3: lambda: RuntimeError("OpenMP gave fewer threads than when the planner was made"),
+}
+
+
+def unavailable_reason(model: TrajectoryTransformerModel) -> str | None:
+    """Why this model cannot be decoded natively, or None if it can."""
+    device, dtype = model.pos_emb.device, model.pos_emb.dtype
+    if device.type != "cpu" or dtype != torch.float32:
+        return f"it computes in float32 on the CPU, the model in {dtype} on {device}"
+    if model.config.hidden_act not in ACTIVATIONS:
+        return f"it knows the activations {', '.join(ACTIVATIONS)}, not {model.config.hidden_act}"
+    if not all(type(block) is Block for block in model.blocks):
+        return "the model's blocks are not the package's own"
+    try:
+        load_library()
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+class NativeDecoder(BeamDecoder):
+    """:class:`BeamDecoder` in C, for float32 models on a CPU.
+
+    Args:
+        model: in evaluation mode, of a kind that :func:`unavailable_reason` has no objection to; its weights are copied
+            here, so build a new decoder after they change.
+        window: transitions that the model may see at once.
+        sliding: as for :class:`~.transformer_decoder.TransformerDecoder`.
+
+    Raises:
+        UnavailableError: the library cannot be compiled here.
+    """
+
+    def __init__(self, model: TrajectoryTransformerModel, window: int, sliding: bool) -> None:
+        self._library, self._config, self._sliding = load_library(), model.config, sliding
+        self._limit = window * model.config.transition_dim
+        with torch.no_grad():
+            self._weights = [weight.detach().float().contiguous() for weight in _folded_weights(model)]
+        self._threads, self._handle = 0, None
+        self._use_threads(torch.get_num_threads())
+
+    def _use_threads(self, threads: int) -> None:
+        """Lay the weights out for that many threads."""
+        if threads == self._threads:
+            return
+        config = self._config
+        assert isinstance(config.hidden_act, str)
+        shape = (
+            config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd, config.vocab_size + 1,
+            config.transition_dim, config.block_size, ACTIVATIONS.index(config.hidden_act), threads,
+        )  # fmt: skip
+        addresses = [weight.data_ptr() for weight in self._weights]
+        if self._handle is not None:
+            self._finalizer()
+        self._handle = self._library.tt_create(
+            (ctypes.c_int * len(shape))(*shape),
+            config.layer_norm_eps,
+            (ctypes.c_void_p * len(addresses))(*addresses),
+        )
+        self._finalizer = weakref.finalize(self, self._library.tt_destroy, self._handle)
+        self._threads = threads
+
+    def _call(self, function: Callable[..., int], *arguments: Any) -> None:
+        status = function(self._handle, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+        if status != 0:
+            raise _FAILURES[status]()
+
+    def prefill(self, tokens: Tensor) -> None:
+        self._use_threads(torch.get_num_threads())
+        excess, width = max(0, tokens.shape[1] - (self._limit - 1)), self._config.transition_dim
+        self._encode(tokens[:, -(-excess // width) * width :].unsqueeze(1))
+
+    def _encode(self, window: Tensor) -> None:
+        """Begin anew with (environment, rows, time) whole sequences."""
+        window = window.contiguous()
+        environments, rows, time = window.shape
+        self._window = window  # grows in the sliding mode only
+        self._length, self._rows = time, torch.arange(environments * rows).view(environments, rows)
+        self._call(self._library.tt_encode, window, environments * rows, time)
+
+    def expand(self, candidates: int) -> None:
+        self._rows = self._rows.repeat_interleave(candidates, dim=1)
+        self._window = self._window.repeat_interleave(candidates, dim=1) if self._sliding else self._window
+
+    def keep(self, rows: Tensor) -> None:
+        self._rows = self._rows.gather(1, rows)
+        if self._sliding:
+            self._window = self._window.gather(1, rows.unsqueeze(2).expand(-1, -1, self._window.shape[2]))
+
+    def step(self, tokens: Tensor) -> None:
+        if self._sliding and self._length + 1 == self._limit:
+            window = torch.cat([self._window, tokens.unsqueeze(2)], dim=2)
+            self._encode(window[:, :, self._config.transition_dim :])
+            return
+        tokens = tokens.contiguous()
+        self._call(self._library.tt_step, self._rows, tokens.numel(), tokens)
+        self._appended(tokens.unsqueeze(2))
+
+    def extend(self, uniforms: Tensor, choice: Choice) -> Tensor:
+        environments, count, rows = uniforms.shape
+        if self._sliding and self._length + count >= self._limit:
+            return super().extend(uniforms, choice)
+        tokens = self._rows.new_empty(count, environments * rows)
+        self._call(
+            self._library.tt_extend, self._rows, environments * rows, uniforms.transpose(1, 2).contiguous(), count,
+            choice.temperature, choice.k or 0, -1.0 if choice.cdf is None else choice.cdf, tokens,
+        )  # fmt: skip
+        drawn = tokens.T.view(environments, rows, count)
+        self._appended(drawn)
+        return drawn
+
+    def _appended(self, tokens: Tensor) -> None:
+        self._length += tokens.shape[2]
+        self._rows = torch.arange(self._rows.numel()).view(self._rows.shape)
+        self._window = torch.cat([self._window, tokens], dim=2) if self._sliding else self._window
+
+    @property
+    def logits(self) -> Tensor:
+        out = torch.empty(*self._rows.shape, self._config.vocab_size + 1)
+        self._library.tt_logits(self._handle, self._rows.data_ptr(), self._rows.numel(), out.data_ptr())
+        return out
+
+
+def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:
+    """What ``tt_create`` asks for. Norms are folded into the products behind them, and 1/√head_dim into the queries."""
+    config = model.config
+    embeddings = model.tok_emb.weight[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)
+    stop = model.tok_emb.weight[-1].expand(config.transition_dim, 1, -1)
+    heads, norm = model.head.weight, model.ln_f
+    weights = [torch.cat([embeddings, stop], dim=1), model.pos_emb[0], heads * norm.weight, heads @ norm.bias]
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        attention = block.attn
+        scale = (config.n_embd // config.n_head) ** -0.5
+        for linear, factor in ((attention.query, scale), (attention.key, 1.0), (attention.value, 1.0)):
+            weights += [
+                linear.weight * block.ln1.weight * factor,
+                (linear.bias + linear.weight @ block.ln1.bias) * factor,
+            ]
+        weights += [attention.proj.weight, attention.proj.bias]
+        weights += [block.l1.weight * block.ln2.weight, block.l1.bias + block.l1.weight @ block.ln2.bias]
+        weights += [block.l2.weight, block.l2.bias]
+    return weights
