@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from trajectory_transformer import benchmark
-from trajectory_transformer.benchmark import PlanningSetting, forward_operations, planning_operations
+from trajectory_transformer.benchmark import __main__ as command
+from trajectory_transformer.benchmark import planning, training
+from trajectory_transformer.benchmark.machine import forward_operations, peak_memory
+from trajectory_transformer.benchmark.planning import PlanningFigures, PlanningSetting, measure, planning_operations
 from trajectory_transformer.configuration import ModelConfig, PlannerConfig
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transitions import TransitionTable, join_episodes
@@ -35,24 +37,49 @@ def test_planning_operations_by_hand() -> None:
     assert planning_operations(setting, config) == expected
 
 
-def test_planning_rows_measure_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ModelConfig(n_layer=1, n_head=1, n_embd=8)
-    settings = [
-        PlanningSetting("growing", TransitionLayout(2, 1), model, PlannerConfig(horizon=2, beam_width=2, context=2), 2),
-        PlanningSetting(
-            "sliding",
-            TransitionLayout(2, 1),
-            model,
-            PlannerConfig(horizon=3, beam_width=2, context=2, window="sliding"),
-        ),
-    ]
-    monkeypatch.setattr(benchmark, "PLANNING", settings)
-    rows = benchmark.planning_rows(rate=1e9, rounds=1)
-    assert [row[0] for row in rows] == [
-        "planning, growing: horizon 2, beam 2",
-        "planning, sliding: horizon 3, beam 2",
-    ]
-    assert all("ms per action" in row[1] and "×" in row[2] for row in rows)
+def small(window: str, environments: int) -> PlanningSetting:
+    planner = PlannerConfig(horizon=3, beam_width=2, context=2, window=window)
+    return PlanningSetting("small", TransitionLayout(2, 1), ModelConfig(1, 1, 8), planner, environments)
+
+
+@pytest.mark.parametrize(("window", "environments"), [("growing", 2), ("sliding", 1)])
+def test_measured_figures_are_consistent(window: str, environments: int) -> None:
+    figures = measure(small(window, environments), threads=1, seconds=0.05)
+    p50, p95 = figures.milliseconds
+    assert 0 < p50 <= p95
+    assert sum(figures.shares) == pytest.approx(1.0)
+    assert all(share > 0 for share in figures.shares)
+    assert 50 < figures.peak_memory < 10_000
+    assert figures.ideal_milliseconds < p50
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = peak_memory()
+    held = bytearray(300 * 2**20)
+    held[::4096] = b"x" * len(held[::4096])
+    assert 200 <= peak_memory() - before <= 400
+
+
+def test_the_planning_table_has_a_row_for_each_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "PLANNING", [small("growing", 2), small("sliding", 1)])
+    figures = PlanningFigures((2.0, 3.0), 0.5, (0.7, 0.2, 0.1), 345, 1e11)
+    monkeypatch.setattr(command, "measure_alone", lambda setting, threads: figures)
+    monkeypatch.setattr(command, "matmul_rate", lambda: 1e11)
+    monkeypatch.setattr("sys.argv", ["benchmark", "planning", "--markdown"])
+    command.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| small | growing | 3 | 2 | 2 | 2.0 | 3.0 | 4.00 | 70 / 20 / 10 | 345 |"
+    assert lines[3].startswith("| small | sliding | 3 | 2 | 1 |")
+    assert lines[4].endswith("100 GFLOP/s in 2048 × 2048 products")
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    ballast = bytearray(2**30)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    assert planning.measure_alone(small("growing", 1), threads=1).peak_memory < 1024
 
 
 def test_tokenising_begins_with_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +89,8 @@ def test_tokenising_begins_with_episodes(monkeypatch: pytest.MonkeyPatch) -> Non
         joined.append(len(episodes))
         return join_episodes(episodes, discount, penalty)
 
-    monkeypatch.setattr(benchmark, "join_episodes", join)
-    ((name, seconds, _),) = benchmark.tokenising_rows(episodes=10, steps=30, rounds=1)
+    monkeypatch.setattr(training, "join_episodes", join)
+    ((name, seconds, _),) = training.tokenising_rows(episodes=10, steps=30, rounds=1)
     assert name == "episodes to windows, 300 transitions of width 25"
     assert seconds.endswith(" s")
     assert joined == [9, 1] * 3  # to count windows, to warm up, to be timed

@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from .errors import UserError
 from .run_record import RunRecord
 
 T_QUANTILES = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}  # Student's t at 97.5 %, by degrees of freedom
@@ -91,15 +93,55 @@ def group_by_settings(jobs: Sequence[Job]) -> list[Group]:
 
 
 def report(directory: Path) -> list[Job]:
-    """Print the table of the sweep in ``directory`` and write it there as ``sweep.csv``; returns the jobs."""
+    """Print the table of the sweep in ``directory`` and write it there as ``sweep.csv``; returns the jobs.
+
+    Where planners were compared, ``tradeoff.png`` shows their returns against the time that an action takes.
+    """
     jobs = read_jobs(directory)
     groups = group_by_settings(jobs)
     varied = varied_parameters(jobs)
-    header = ["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "reason"]
+    results = {job.name: evaluation for job in jobs if (evaluation := _evaluation(directory / job.name, job))}
+    header = ["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "ms per plan", "reason"]
     with (directory / "sweep.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *(row(job, group, varied) for group in groups for job in group.jobs)])
+        table = [row(job, group, varied, results.get(job.name)) for group in groups for job in group.jobs]
+        csv.writer(file).writerows([header, *table])
     show(groups, varied, f"{len(jobs)} jobs in {directory}")
+    if len(results) > 1 and any(name.startswith("planner") for name in varied):
+        _plot_tradeoff(jobs, results, varied, directory / "tradeoff.png")
     return jobs
+
+
+def _evaluation(directory: Path, job: Job) -> dict[str, Any] | None:
+    """A finished job's ``results.json``, if it planned."""
+    from .evaluation.results import read_results
+
+    path = directory / "results.json"
+    if job.status != "finished" or not path.exists():
+        return None
+    try:
+        return read_results(path)
+    except UserError:
+        return None  # not a table's business
+
+
+def _plot_tradeoff(jobs: Sequence[Job], results: dict[str, dict[str, Any]], varied: Sequence[str], path: Path) -> None:
+    """The first planner option that was varied makes the lines, the others their points."""
+    from .evaluation.plots import PlannerFigures, plot_tradeoff
+
+    first, *rest = sorted(varied, key=lambda name: not name.startswith("planner"))
+    points = []
+    for job in jobs:
+        if job.name in results:
+            summary, parameters = results[job.name]["summary"], job.record.parameters
+            label = ", ".join(parameters.get(name, "") for name in rest)
+            interval = (summary["return_mean"], *summary["return_ci95"])
+            series = f"{first.removeprefix('planner.')}={parameters.get(first, '')}"
+            points.append(PlannerFigures(series, label, summary["plan_latency_ms"]["p50"], interval))
+    any_result = next(iter(results.values()))
+    title = any_result["env_id"] + (
+        f" (numbers: {', '.join(name.removeprefix('planner.') for name in rest)})" if rest else ""
+    )
+    plot_tradeoff(points, any_result["behavior"]["return_mean"], title, path)
 
 
 def varied_parameters(jobs: Sequence[Job]) -> list[str]:
@@ -109,10 +151,12 @@ def varied_parameters(jobs: Sequence[Job]) -> list[str]:
     return varied or names
 
 
-def row(job: Job, group: Group, names: Sequence[str]) -> list[str]:
+def row(job: Job, group: Group, names: Sequence[str], results: dict[str, Any] | None) -> list[str]:
     """Cells of one job; the group's figures stand in each of its rows so that the CSV can be filtered."""
     figures = [_number(job.record.score), _number(group.mean), _number(group.half_width), str(group.seeds)]
-    return [job.name, job.status, *(job.record.parameters.get(n, "") for n in names), *figures, job.record.reason]
+    latency = "" if results is None else _number(results["summary"]["plan_latency_ms"]["p50"])
+    settings = (job.record.parameters.get(name, "") for name in names)
+    return [job.name, job.status, *settings, *figures, latency, job.record.reason]
 
 
 def _number(value: float | None) -> str:

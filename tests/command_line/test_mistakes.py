@@ -37,6 +37,11 @@ MISTAKES = [
     (["model.n_head=3"], ["model.n_embd=64", "model.n_head=3"]),
     (["planner.horizon=60"], ["planner.horizon=60", "data.sequence_length"]),
     (["planner.window=slidng"], ["'sliding'"]),
+    (["planner.deadline_ms=-1"], ["planner.deadline_ms=-1", "positive"]),
+    (["planner.deadline_ms=soon"], ["planner.deadline_ms", "'soon'"]),
+    (["planner.decoder=natve"], ["planner.decoder", "'native'"]),
+    (["planner.precision=16"], ["planner.precision='16'", "32, bf16"]),
+    (["planner.precision=bf16", "planner.decoder=native"], ["planner.precision=bf16", "planner.decoder=eager"]),
     (["data=minari"], ["data.dataset_id"]),
     (["+foo=1"], ["foo"]),
     (["+seeed=1"], ["seeed", "'seed'"]),
@@ -127,6 +132,9 @@ EVALUATE_MISTAKES = [
     (["checkpoint=near/a.ckpt", "episodes=0"], ["episodes=0"]),
     (["checkpoint=near/a.ckpt", "planner.horizn=3"], ["'planner.horizon'"]),
     (["checkpoint=near/a.ckpt", "planer=return"], ["'planner'"]),
+    (["checkpoint=near/a.ckpt", "planner.deadline_ms=-1"], ["planner.deadline_ms=-1", "positive"]),
+    (["checkpoint=near/a.ckpt", "planner.decoder=natve"], ["planner.decoder", "'native'"]),
+    (["checkpoint=near/a.ckpt", "planner.precision=bf16", "planner.decoder=native"], ["planner.precision=bf16"]),
     (["checkpoint=near/a.ckpt", "accelerator=tpu"], ["accelerator"]),
 ]
 

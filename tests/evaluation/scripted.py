@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.environment import EnvironmentSpec
 from trajectory_transformer.data.spaces import space_spec
+from trajectory_transformer.planning.agent import PlanCounts
 
 WALK, DISCRETE_WALK = "evaluation-tests/Walk-v0", "evaluation-tests/DiscreteWalk-v0"
 
@@ -107,7 +108,8 @@ class ScriptedAgent:
         self.observed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.active: list[np.ndarray] = []
         self.last_observations = np.zeros((0, environment.observation_dim))
-        self.planned = False
+        self.planned = np.zeros(0, dtype=bool)
+        self.counts = PlanCounts()
         self.ages = np.zeros(0, dtype=int)
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
@@ -124,7 +126,7 @@ class ScriptedAgent:
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         assert active is not None
         self.active.append(active.copy())
-        self.planned = bool((self.ages[active] % self.settings.plan_freq == 0).any())
+        self.planned = active & (self.ages % self.settings.plan_freq == 0)
         self.last_observations = observations.copy()
         low, high = self.environment.action.low, self.environment.action.high
         actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)

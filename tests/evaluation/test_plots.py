@@ -72,6 +72,22 @@ def test_plans_lie_where_they_were_made(tmp_path: Path, drawn: list[Figure]) -> 
         assert np.all(np.diff(starts) == 5)
 
 
+def test_plans_that_were_cut_short_end_early(tmp_path: Path, drawn: list[Figure]) -> None:
+    whole = trace()
+    for plan in whole.plans:
+        plan.observations[1 + plan.step % 5 :] = np.nan
+    plot_plan(whole, ["a", "b", "c"], "Walk-v0", tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(PNG)
+    for dimension, axes in enumerate(drawn[0].axes):
+        assert np.isfinite([*axes.get_xlim(), *axes.get_ylim()]).all()
+        for line, dot in zip(axes.lines[1::2], axes.lines[2::2], strict=True):
+            steps, values = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+            length = 1 + int(steps[0]) % 5
+            np.testing.assert_array_equal(values[:length], (dimension + 1) * steps[:length])
+            assert np.isnan(values[length:]).all()
+            assert np.isfinite(np.asarray(dot.get_ydata())).all()
+
+
 @pytest.mark.parametrize(("steps", "horizon", "plan_freq"), [(1, 5, 1), (3, 15, 1), (60, 1, 1), (40, 6, 6)])
 def test_short_episodes_and_unusual_plans(tmp_path: Path, steps: int, horizon: int, plan_freq: int) -> None:
     plot_plan(trace(steps, horizon, 2, plan_freq), ["a", "b"], "Walk-v0", tmp_path / "plan.png")

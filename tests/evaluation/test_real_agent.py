@@ -13,6 +13,7 @@ from trajectory_transformer.data.discretizer import UniformDiscretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
 from trajectory_transformer.evaluation.records import RolloutOptions
+from trajectory_transformer.evaluation.results import read_results
 from trajectory_transformer.evaluation.rollout import run_episodes
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
@@ -22,7 +23,7 @@ from trajectory_transformer.planning.planner import BeamPlanner
 from .scripted import WALK, environment_spec
 
 
-def untrained_agent(**arguments: Any) -> Agent:
+def untrained_agent(deadline_ms: float | None = None, **arguments: Any) -> Agent:
     """An agent for the walk with random weights, which plans something else from every state."""
     torch.manual_seed(0)
     width = 2 + 1 + 2
@@ -31,7 +32,9 @@ def untrained_agent(**arguments: Any) -> Agent:
         n_layer=1, n_head=2, n_embd=16, initializer_range=0.5,
     )  # fmt: skip
     bounds = torch.tensor([[0.0, -3.0, -1.0, -2.0, -5.0], [30.0, 3.0, 1.0, 2.0, 5.0]])
-    settings = PlannerConfig(horizon=3, beam_width=4, n_expand=2, context=3, discount=0.99, plan_freq=2)
+    settings = PlannerConfig(
+        horizon=3, beam_width=4, n_expand=2, context=3, discount=0.99, plan_freq=2, deadline_ms=deadline_ms
+    )
     planner = BeamPlanner(TrajectoryTransformerModel(config), UniformDiscretizer(20).fit(bounds), settings)
     return Agent(planner, environment_spec(WALK, **arguments))
 
@@ -48,6 +51,24 @@ def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) ->
     assert [e["return"] for e in alone["episodes"]] != [e["return"] for e in other["episodes"]]
     assert len({episode["length"] for episode in alone["episodes"]}) > 1
     assert (tmp_path / "alone" / "plots" / "plan_vs_outcome.png").exists()
+
+
+def test_what_a_deadline_did_is_recorded(tmp_path: Path) -> None:
+    request = EvaluationRequest(
+        episodes=3, num_envs=2, seed=3, video=0, dataset_ids=("tests/walk-v0",), behavior_returns=np.zeros(4),
+        reference_scores=None, reference_source="none", checkpoint="", command="", progress=False,
+    )  # fmt: skip
+    evaluate(untrained_agent(deadline_ms=1e-6), request, tmp_path / "hopeless")
+    results = read_results(tmp_path / "hopeless" / "results.json")
+    plans = sum(episode["length"] for episode in results["episodes"])  # of one step each
+    assert results["deadline"] == {"ms": 1e-6, "plans": plans, "shortened": plans, "narrowed": plans, "late": plans}
+    assert (tmp_path / "hopeless" / "plots" / "plan_vs_outcome.png").exists()
+    relaxed = evaluate(untrained_agent(deadline_ms=1e9), request, tmp_path / "relaxed")
+    assert relaxed["deadline"] == {
+        "ms": 1e9, "plans": sum((episode["length"] + 1) // 2 for episode in relaxed["episodes"]),
+        "shortened": 0, "narrowed": 0, "late": 0,
+    }  # fmt: skip
+    assert relaxed["episodes"] == evaluate(untrained_agent(), request, tmp_path / "without")["episodes"]
 
 
 @pytest.mark.parametrize("reward", [np.nan, np.inf])

@@ -24,6 +24,7 @@ from trajectory_transformer.evaluation.results import (
     write_results,
 )
 from trajectory_transformer.evaluation.table import results_table
+from trajectory_transformer.planning.agent import PlanCounts
 
 
 def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: str = "dataset") -> EvaluationRequest:
@@ -41,17 +42,22 @@ def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: s
     )
 
 
-def make_results(request: EvaluationRequest | None = None, success: bool | None = True) -> dict[str, Any]:
+def make_results(
+    request: EvaluationRequest | None = None,
+    success: bool | None = True,
+    deadline_ms: float | None = None,
+    counts: PlanCounts = PlanCounts(8),  # noqa: B008 - frozen
+) -> dict[str, Any]:
     episodes = (EpisodeRecord(5, 10.0, 3, True, success), EpisodeRecord(6, 30.0, 5, False, success and False))
-    record = RolloutRecord(episodes, np.array([0.001, 0.002, 0.003, 0.004, 0.005]), 8, 4.0, ())
-    return build_results(request or make_request(), PlannerConfig(), "Walk-v0", record)
+    record = RolloutRecord(episodes, np.array([0.001, 0.002, 0.003, 0.004, 0.005]), 8, 4.0, (), counts)
+    return build_results(request or make_request(), PlannerConfig(deadline_ms=deadline_ms), "Walk-v0", record)
 
 
 def test_fields_are_the_contract_s() -> None:
     results = make_results()
     assert list(results) == [
         "schema", "command", "commit", "versions", "seed", "dataset", "env_id", "num_envs", "checkpoint", "planner",
-        "behavior", "reference_scores", "episodes", "summary",
+        "deadline", "behavior", "reference_scores", "episodes", "summary",
     ]  # fmt: skip
     assert results["schema"] == 1
     assert results["dataset"] == "a/b-v0,c-v1"
@@ -60,6 +66,7 @@ def test_fields_are_the_contract_s() -> None:
     assert results["reference_scores"] == {"min": 0.0, "max": 200.0, "source": "dataset"}
     assert results["planner"]["name"] == "return"
     assert results["planner"]["horizon"] == PlannerConfig().horizon
+    assert results["deadline"] is None
     assert results["episodes"][0] == {
         "seed": 5, "return": 10.0, "length": 3, "terminated": True, "success": True, "normalized_score": 5.0,
     }  # fmt: skip
@@ -81,6 +88,16 @@ def test_unknown_references_and_silent_environments_give_null() -> None:
     assert results["summary"]["success_rate"] is None
     assert results["episodes"][1]["normalized_score"] is None
     assert results["episodes"][1]["success"] is None
+
+
+DEADLINE: dict[str, Any] = {"deadline_ms": 20.0, "counts": PlanCounts(1200, shortened=360, narrowed=24, late=1)}
+
+
+def test_what_a_deadline_did(tmp_path: Path) -> None:
+    results = make_results(**DEADLINE)
+    assert results["deadline"] == {"ms": 20.0, "plans": 1200, "shortened": 360, "narrowed": 24, "late": 1}
+    write_results(results, tmp_path / "results.json")
+    assert read_results(tmp_path / "results.json") == results
 
 
 def test_versions_name_what_results_depend_on() -> None:
@@ -204,6 +221,15 @@ def test_table_shows_behaviour_and_planner() -> None:
 )
 def test_table_says_for_how_many_environments_an_action_took_so_long(num_envs: int, words: str) -> None:
     assert words in shown(make_results(replace(make_request(), num_envs=num_envs)))
+
+
+def test_table_says_what_a_deadline_did() -> None:
+    (row,) = (line for line in shown(make_results(**DEADLINE)).splitlines() if "deadline" in line)
+    assert [cell.strip() for cell in row.split("│")[1:3]] == [
+        "deadline 20 ms",
+        "1200 plans: 30 % shortened, 2 % narrowed, 0.1 % late",
+    ]
+    assert "deadline" not in shown(make_results())
 
 
 def test_table_leaves_out_what_is_unknown() -> None:

@@ -13,6 +13,7 @@ from trajectory_transformer.evaluation import rollout
 from trajectory_transformer.evaluation.environments import make_environments
 from trajectory_transformer.evaluation.records import RolloutOptions, RolloutRecord
 from trajectory_transformer.evaluation.rollout import run_episodes
+from trajectory_transformer.planning.agent import PlanCounts
 
 from .scripted import WALK, ScriptedAgent, environment_spec
 
@@ -120,6 +121,27 @@ def test_traces_hold_observations_and_every_new_plan(plan_freq: int) -> None:
             np.testing.assert_array_equal(plan.observations[0], trace.observations[plan.step])
 
 
+def test_plans_that_ran_out_before_plan_freq_are_kept_where_they_were_made() -> None:
+    class ShortPlans(ScriptedAgent):
+        def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+            actions = super().act(observations, active)
+            self.planned = self.planned | (self.active[-1] & (self.ages % 3 == 1))
+            return actions
+
+    agent = ShortPlans(environment_spec(WALK), PlannerConfig(horizon=4, plan_freq=3, deadline_ms=1.0))
+    record = run(agent, 4, 2, replace(QUIET, traces=3))
+    for trace, episode in zip(record.traces, record.episodes, strict=False):
+        assert [plan.step for plan in trace.plans] == [step for step in range(episode.length) if step % 3 < 2]
+        for plan in trace.plans:
+            np.testing.assert_array_equal(plan.observations[0], trace.observations[plan.step])
+
+
+def test_the_agent_s_counts_are_the_record_s() -> None:
+    agent = ScriptedAgent(environment_spec(WALK))
+    agent.counts = PlanCounts(plans=9, shortened=4, narrowed=3, late=1)
+    assert run(agent, 1, 1).counts == agent.counts
+
+
 class Counter:
     """Counts the pictures it takes."""
 
@@ -162,7 +184,7 @@ def test_only_acts_that_plan_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     class PlanningAgent(ScriptedAgent):
         def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
             actions = super().act(observations, active)
-            clock[0] += 0.25 if self.planned else 0.001
+            clock[0] += 0.25 if self.planned.any() else 0.001
             return actions
 
     monkeypatch.setattr(rollout, "time", SimpleNamespace(perf_counter=lambda: clock[0]))

@@ -1,8 +1,9 @@
-"""The oracle: beam search without cache, batch or tricks, one environment at a time, as the original does it.
+"""The oracle: beam search without cache or tricks, one environment at a time, as the original does it.
 
 It consumes the same uniform numbers as the product, so that both must choose the same tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.planning.beam_search import SearchResult
+from trajectory_transformer.planning.planner import BeamPlanner
 
 
 @dataclass
@@ -17,6 +20,8 @@ class ReferencePlan:
     tokens: Tensor  # (horizon, transition_dim)
     score: float
     kept: list[list[list[int]]]  # at each transition: action, reward and value tokens of the kept beams, best first
+    rewards: list[float]  # estimated, of the best sequence
+    value: float
 
 
 def keep_likely(probabilities: list[float], threshold: float) -> list[bool]:
@@ -50,51 +55,73 @@ class ReferencePlanner:
         """``centers``: (transition_dim, vocab_size) the real value of each bin."""
         self.model, self.settings, self.centers = model, settings, centers
 
-    def logits(self, sequence: list[int]) -> Tensor:
-        config = self.model.config
-        width = config.transition_dim
-        limit = config.block_size if self.settings.window == "growing" else self.settings.context * width - 1
-        while len(sequence) > limit:
-            sequence = sequence[width:]
+    def logits(self, sequences: list[list[int]]) -> Tensor:
+        """After each of some sequences of one length; all of the window is computed again for every token."""
+        width = self.model.config.transition_dim
+        growing = self.settings.window == "growing"
+        limit = self.model.config.block_size if growing else self.settings.context * width - 1
+        while len(sequences[0]) > limit:
+            sequences = [sequence[width:] for sequence in sequences]
         with torch.no_grad():
-            return self.model(torch.tensor([sequence]), use_cache=False).logits[0, -1]
+            return self.model(torch.tensor(sequences), use_cache=False).logits[:, -1]
 
-    def extend(self, sequence: list[int], uniforms: Tensor, k: int | None, cdf: float | None) -> list[int]:
-        for uniform in uniforms.tolist():
-            logits = self.logits(sequence) / self.settings.temperature
-            sequence = [*sequence, pick(logits, uniform, k, cdf)]
-        return sequence
+    def extend(self, sequences: list[list[int]], uniforms: Tensor, k: int | None, cdf: float | None) -> list[list[int]]:
+        """``uniforms``: (tokens, sequences)."""
+        for row in uniforms.tolist():
+            logits = self.logits(sequences) / self.settings.temperature
+            chosen = [pick(of_one, uniform, k, cdf) for of_one, uniform in zip(logits, row, strict=True)]
+            sequences = [[*sequence, token] for sequence, token in zip(sequences, chosen, strict=True)]
+        return sequences
 
-    def estimate(self, sequence: list[int], dimension: int) -> tuple[float, int]:
-        probabilities = self.logits(sequence).softmax(0)
-        return float(probabilities[:-1] @ self.centers[dimension]), int(probabilities.argmax())
+    def estimate(self, sequences: list[list[int]], dimension: int) -> tuple[list[float], list[list[int]]]:
+        probabilities = self.logits(sequences).softmax(-1)
+        tokens = probabilities.argmax(-1).tolist()
+        longer = [[*sequence, token] for sequence, token in zip(sequences, tokens, strict=True)]
+        return (probabilities[:, :-1] @ self.centers[dimension]).tolist(), longer
 
     def plan(self, prefix: list[int], uniforms: Tensor) -> ReferencePlan:
         """``uniforms``: (horizon, transition_dim, n_expand * beam_width)."""
         settings, layout = self.settings, self.model.layout
         discount = settings.discount
         assert discount is not None
-        beams: list[tuple[list[int], list[float]]] = [(prefix, [])] * settings.beam_width
-        scores, kept_at = [0.0], []
+        beams, rewards = [prefix] * settings.beam_width, [[] for _ in range(settings.beam_width)]
+        scores, kept_at, best_rewards, best_value = [0.0], [], [0.0], 0.0
         for t in range(settings.horizon):
-            candidates = []
-            copies = [beam for beam in beams for _ in range(settings.n_expand)]
-            for index, (sequence, rewards) in enumerate(copies):
-                u = uniforms[t, layout.action, index]
-                sequence = self.extend(sequence, u, settings.k_act, settings.cdf_act)
-                reward, token = self.estimate(sequence, layout.reward)
-                sequence = [*sequence, token]
-                value, token = self.estimate(sequence, layout.value)
-                candidates.append(([*sequence, token], [*rewards, reward], value))
-            scores = [sum(discount**i * r for i, r in enumerate([*rs, v])) for _, rs, v in candidates]
+            candidates = [beam for beam in beams for _ in range(settings.n_expand)]
+            earned = [of_beam for of_beam in rewards for _ in range(settings.n_expand)]
+            candidates = self.extend(candidates, uniforms[t, layout.action], settings.k_act, settings.cdf_act)
+            reward, candidates = self.estimate(candidates, layout.reward)
+            value, candidates = self.estimate(candidates, layout.value)
+            earned = [[*before, r] for before, r in zip(earned, reward, strict=True)]
+            scores = [sum(discount**i * r for i, r in enumerate([*earned[c], value[c]])) for c in range(len(value))]
             order = sorted(range(len(scores)), key=lambda i: -scores[i])[: settings.beam_width]
-            beams = [candidates[i][:2] for i in order]
-            kept_at.append([sequence[-layout.action_dim - 2 :] for sequence, _ in beams])
+            beams, rewards = [candidates[i] for i in order], [earned[i] for i in order]
+            kept_at.append([sequence[-layout.action_dim - 2 :] for sequence in beams])
             scores = [scores[i] for i in order]
+            best_rewards, best_value = rewards[0], value[order[0]]
             if t < settings.horizon - 1:
-                beams = [
-                    (self.extend(sequence, uniforms[t + 1, layout.observation, row], settings.k_obs, None), rewards)
-                    for row, (sequence, rewards) in enumerate(beams)
-                ]
-        best = torch.tensor(beams[0][0][-settings.horizon * layout.transition_dim :])
-        return ReferencePlan(best.view(settings.horizon, -1), scores[0], kept_at)
+                u = uniforms[t + 1, layout.observation, : settings.beam_width]
+                beams = self.extend(beams, u, settings.k_obs, None)
+        best = torch.tensor(beams[0][-settings.horizon * layout.transition_dim :])
+        return ReferencePlan(best.view(settings.horizon, -1), scores[0], kept_at, best_rewards, best_value)
+
+
+class ReferenceBeamPlanner(BeamPlanner):
+    """A :class:`BeamPlanner` that plans with the oracle, from the same random numbers."""
+
+    def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
+        edges = self.discretizer.edges
+        oracle = ReferencePlanner(self.model, self.settings, (edges[:, 1:] + edges[:, :-1]) / 2)
+        shape = (self.settings.horizon, self.layout.transition_dim, self.settings.n_expand * self.settings.beam_width)
+        plans = [
+            oracle.plan(tokens, torch.rand(shape, generator=generator))
+            for tokens, generator in zip(prefix.tolist(), generators, strict=True)
+        ]
+        return SearchResult(
+            torch.stack([plan.tokens for plan in plans]),
+            torch.tensor([plan.rewards for plan in plans]),
+            torch.tensor([plan.value for plan in plans]),
+            torch.tensor([plan.score for plan in plans]),
+            [],
+            self.settings.beam_width,
+        )

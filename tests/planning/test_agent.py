@@ -11,49 +11,12 @@ import torch
 from trajectory_transformer.checkpoint import write_checkpoint
 from trajectory_transformer.configuration import DataConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
-from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
 
-OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 8, 12
-PLANNER: dict[str, Any] = {"horizon": 3, "beam_width": 4, "n_expand": 2, "context": 3, "discount": 0.95}
-
-
-def box(size: int) -> SpaceSpec:
-    return SpaceSpec((SpaceLeaf((), "box", (size,), (-1.0,) * size, (1.0,) * size),))
-
-
-ENVIRONMENT = EnvironmentSpec("Test-v0", None, box(OBSERVATION_DIM), box(ACTION_DIM))
-
-
-@pytest.fixture(scope="module")
-def model() -> TrajectoryTransformerModel:
-    torch.manual_seed(0)
-    config = TrajectoryTransformerConfig(
-        vocab_size=BINS, block_size=TRANSITIONS * WIDTH - 1, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM,
-        transition_dim=WIDTH, n_layer=2, n_head=2, n_embd=16,
-    )  # fmt: skip
-    model = TrajectoryTransformerModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return model
-
-
-@pytest.fixture(scope="module")
-def discretizer() -> Discretizer:
-    values = torch.randn(500, WIDTH, generator=torch.Generator().manual_seed(0))
-    return QuantileDiscretizer(BINS).fit(values)
-
-
-@pytest.fixture
-def make_agent(model: TrajectoryTransformerModel, discretizer: Discretizer):
-    def make(**options: Any) -> Agent:
-        return Agent(BeamPlanner(model, discretizer, PlannerConfig(**(PLANNER | options))), ENVIRONMENT)
-
-    return make
+from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, WIDTH, box
 
 
 def interact(agent: Agent, seeds: list[int], steps: int, ends: dict[int, int] | None = None) -> np.ndarray:
@@ -221,7 +184,7 @@ def test_planned_says_whether_the_last_act_planned(make_agent) -> None:
     for _ in range(4):
         actions = agent.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
         agent.observe(actions, np.zeros(1), np.zeros(1, dtype=bool))
-        planned.append(agent.planned)
+        planned += agent.planned.tolist()
     assert planned == [True, False, True, False]
 
 
@@ -246,6 +209,7 @@ def test_from_checkpoint_restores_the_agent(
     np.testing.assert_array_equal(interact(restored, [1, 2], 4), interact(make_agent(), [1, 2], 4))
     assert restored.environment == ENVIRONMENT
     assert Agent.from_checkpoint(path, horizon=2).settings.horizon == 2
+    assert Agent.from_checkpoint(path, precision=32).settings.precision == "32"
     with pytest.raises(UserError, match="no option horizn; it has name, horizon"):
         Agent.from_checkpoint(path, horizn=2)
     with pytest.raises(UserError, match=r"planner\.beam_width=0 must be at least 1"):

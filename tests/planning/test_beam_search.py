@@ -14,8 +14,8 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.beam_search import beam_search, gather_rows
-from trajectory_transformer.planning.decoder import BeamDecoder
+from trajectory_transformer.planning.beam_search import beam_search
+from trajectory_transformer.planning.decoder import BeamDecoder, gather_rows
 from trajectory_transformer.planning.planner import BeamPlanner
 
 VOCABULARY = 3

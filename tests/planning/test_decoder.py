@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.planning.decoders import MakeDecoder, both_decoders
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.beam_search import gather_rows
+from trajectory_transformer.planning.decoder import gather_rows
 
 WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
 

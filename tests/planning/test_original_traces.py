@@ -12,8 +12,8 @@ from tests.golden.seeded import original_weights
 from tests.planning.decoders import MakeDecoder, both_decoders
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.beam_search import SearchResult, beam_search, gather_rows
-from trajectory_transformer.planning.decoder import BeamDecoder
+from trajectory_transformer.planning.beam_search import SearchResult, beam_search
+from trajectory_transformer.planning.decoder import BeamDecoder, gather_rows
 from trajectory_transformer.planning.sampling import Choice
 
 RECORDED = np.load(Path(__file__).parent.parent / "golden" / "planning.npz", allow_pickle=False)

@@ -24,6 +24,7 @@ from trajectory_transformer.training.loggers import (
 
 RESULTS = {
     "behavior": {"return_mean": 1.5, "return_max": 2.5, "episodes": 3},
+    "deadline": {"ms": 20.0, "plans": 12, "shortened": 3, "narrowed": 0, "late": 1},
     "episodes": [
         {"seed": i, "return": 10.0 * i, "length": 5, "terminated": True, "success": None, "normalized_score": None}
         for i in range(2)
@@ -185,6 +186,7 @@ class TestOffline:
         assert run["summary"]["evaluation/return_mean"] == 5.0
         assert run["summary"]["evaluation/plan_latency_ms/p50"] == 1.0
         assert run["summary"]["behavior/return_max"] == 2.5
+        assert run["summary"]["deadline/shortened"] == 3
         assert run["summary"]["val/loss"] == {"min": 0.25}
         assert run["summary"]["evaluation/episodes"]["nrows"] == 2
         (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/evaluation/*.json")

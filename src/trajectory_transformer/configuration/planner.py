@@ -56,6 +56,7 @@ class PlannerConfig:
             f"planner.deadline_ms={self.deadline_ms} must be positive, or null for none",
         )
         require_choice("planner.decoder", self.decoder, ("auto", "native", "eager", "compiled"))
+        self.precision = str(self.precision)  # in Python, 32 is a number
         require_choice("planner.precision", self.precision, ("32", "bf16"))
         require(
             self.precision == "32" or self.decoder != "native",

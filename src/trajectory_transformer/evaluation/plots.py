@@ -4,6 +4,7 @@ import contextlib
 import csv
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from .records import EpisodeTrace, PlanTrace
 
 # Okabe and Ito's colours, which stay apart for the colour-blind.
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#D55E00", "#222222", "#8C8C8C"
+SERIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 _MAX_PANELS = 12
 
 
@@ -67,6 +69,57 @@ def _return_handles(behavior_mean: float, planner_mean: float, interval: tuple[f
         Line2D([], [], color=ORANGE, linewidth=2, label=f"planner's mean {planner_mean:.5g}"),
         Patch(color=ORANGE, alpha=0.2, linewidth=0, label=f"its 95 % interval {interval[0]:.5g} to {interval[1]:.5g}"),
     ]
+
+
+@dataclass(frozen=True)
+class PlannerFigures:
+    """What one way to plan achieves, and at what price.
+
+    Attributes:
+        series: points of one name are joined by a line.
+        label: what tells it from the other points of its series.
+        milliseconds: of an action that plans, the median.
+        episode_return: mean, and the ends of its 95 % interval.
+    """
+
+    series: str
+    label: str
+    milliseconds: float
+    episode_return: tuple[float, float, float]
+
+
+def plot_tradeoff(points: list[PlannerFigures], behavior_mean: float, title: str, path: Path) -> None:
+    """Return against the time that an action takes; upwards and to the left is better.
+
+    Args:
+        points: at least one.
+        behavior_mean: return of the data.
+        title: environment id.
+        path: of the picture.
+    """
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    series = list(dict.fromkeys(point.series for point in points))
+    for index, name in enumerate(series):
+        color = SERIES[index % len(SERIES)]
+        line = sorted((point for point in points if point.series == name), key=lambda point: point.milliseconds)
+        x, (mean, low, high) = [p.milliseconds for p in line], np.array([p.episode_return for p in line]).T
+        axes.errorbar(
+            x, mean, yerr=[mean - low, high - mean], color=color, marker="o", capsize=2, linewidth=1.2, label=name
+        )
+        for point in line:
+            position = (point.milliseconds, point.episode_return[0])
+            axes.annotate(point.label, position, xytext=(4, 4), textcoords="offset points", fontsize=8, color=color)
+    axes.axhline(
+        behavior_mean, color=GREY, linestyle="--", linewidth=1.5, label=f"behaviour's mean {behavior_mean:.5g}"
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel("milliseconds per action (median)")
+    axes.set_ylabel("return of an episode, mean and 95 % interval")
+    _tidy(axes)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(f"{title}: return against planning time", fontsize=11)
+    _save(figure, path)
 
 
 def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> None:

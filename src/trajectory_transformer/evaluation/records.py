@@ -8,6 +8,7 @@ import numpy as np
 
 from ..configuration import PlannerConfig
 from ..data.environment import EnvironmentSpec
+from ..planning.agent import PlanCounts
 
 
 class PredictedPlan(Protocol):
@@ -15,7 +16,10 @@ class PredictedPlan(Protocol):
 
     @property
     def observations(self) -> np.ndarray:
-        """(env, horizon, observation_dim); the first is the observation that the plan starts from."""
+        """(env, horizon, observation_dim); the first is the observation that the plan starts from.
+
+        NaN beyond a plan that a deadline cut short.
+        """
         ...
 
 
@@ -32,8 +36,13 @@ class ActingAgent(Protocol):
     def last_plan(self) -> PredictedPlan: ...
 
     @property
-    def planned(self) -> bool:
-        """Whether the last ``act`` made a plan for some row, rather than following earlier ones in all of them."""
+    def planned(self) -> np.ndarray:
+        """(env,) bool: whether the last ``act`` made a plan, rather than following an earlier one."""
+        ...
+
+    @property
+    def counts(self) -> PlanCounts:
+        """Of the plans since the last ``reset``."""
         ...
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None: ...
@@ -72,7 +81,7 @@ class EpisodeRecord:
 
 @dataclass(frozen=True)
 class PlanTrace:
-    """A plan as made at ``step`` of an episode: observations (horizon, observation_dim)."""
+    """A plan as made at ``step`` of an episode: observations (horizon, observation_dim), NaN where it was cut short."""
 
     step: int
     observations: np.ndarray
@@ -97,6 +106,7 @@ class RolloutRecord:
         env_steps: steps of single environments, together.
         seconds: wall time of planning and stepping, without rendering.
         traces: of the first episodes, as many as asked for.
+        counts: of the plans, and what a deadline did to them.
     """
 
     episodes: tuple[EpisodeRecord, ...]
@@ -104,6 +114,7 @@ class RolloutRecord:
     env_steps: int
     seconds: float
     traces: tuple[EpisodeTrace, ...]
+    counts: PlanCounts
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def build_results(
         "num_envs": min(request.num_envs, request.episodes),
         "checkpoint": request.checkpoint,
         "planner": asdict(planner),
+        "deadline": None if planner.deadline_ms is None else {"ms": planner.deadline_ms, **asdict(record.counts)},
         "behavior": {
             "return_mean": float(np.mean(request.behavior_returns, dtype=np.float64)),
             "return_max": float(np.max(request.behavior_returns)),

@@ -91,7 +91,7 @@ class _Rollout:
         active = self.active.copy()
         started = time.perf_counter()
         actions = self.agent.act(self.batch.observations, active=active)
-        if self.agent.planned:
+        if self.agent.planned.any():
             self.plan_seconds.append(time.perf_counter() - started)
         self._keep_plans()
         result = self.batch.step(actions, active)
@@ -104,12 +104,8 @@ class _Rollout:
             self._finish(int(row), bool(result.terminated[row]))
 
     def _keep_plans(self) -> None:
-        """Keep the plans that were just made in traced episodes: every ``plan_freq`` steps of an episode."""
-        due = [
-            row
-            for row, (running, active) in enumerate(zip(self.rows, self.active, strict=True))
-            if active and running.episode < self.options.traces and running.length % self.agent.settings.plan_freq == 0
-        ]
+        """Keep the plans that were just made in traced episodes."""
+        due = [row for row in np.flatnonzero(self.agent.planned) if self.rows[row].episode < self.options.traces]
         if due:
             observations = self.agent.last_plan.observations
             for row in due:
@@ -180,6 +176,7 @@ class _Rollout:
             sum(record.length for record in ordered),
             time.perf_counter() - self.started - self.render_seconds,
             tuple(self.traces[episode] for episode in sorted(self.traces)),
+            self.agent.counts,
         )
 
 

@@ -26,6 +26,12 @@ def results_table(results: dict[str, Any]) -> Table:
     together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
     quantiles = f"{latency['p50']:.1f} ms median, {latency['p95']:.1f} ms 95th percentile"
     rows.append(("plan latency", f"{quantiles}, for {together}"))
+    if (deadline := results["deadline"]) is not None:
+        shares = [
+            f"{round(100 * deadline[what] / deadline['plans'], 1):g} % {what}"
+            for what in ("shortened", "narrowed", "late")
+        ]
+        rows.append((f"deadline {deadline['ms']:g} ms", f"{deadline['plans']} plans: {', '.join(shares)}"))
     rows.append(("environment steps per second", f"{summary['env_steps_per_second']:.1f}"))
     table = Table(
         title=f"{results['env_id']}: {results['planner']['name']} planner", show_header=False, title_justify="left"

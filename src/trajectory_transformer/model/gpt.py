@@ -52,7 +52,9 @@ class DimensionHeads(nn.Module):
         batch, time, n_embd = hidden.shape
         heads = len(self.weight)
         if time == 1:
-            return hidden @ self.weight[first].T
+            # An index of one dimension stays on the device; one of none would be read out, and not compile.
+            weight = self.weight[first] if isinstance(first, int) else self.weight.index_select(0, first.view(1))[0]
+            return hidden @ weight.T
         assert isinstance(first, int)
         before, after = first, -(first + time) % heads
         whole = F.pad(hidden, (0, 0, before, after)).view(-1, heads, n_embd)

@@ -68,15 +68,15 @@ class Agent:
             ``action.to_environment`` turns actions into what the environment takes.
 
     Attributes:
-        planned: whether the last :meth:`act` made a plan, rather than following earlier ones.
+        planned: (environment,) bool: whether the last :meth:`act` made a plan, rather than following an earlier one.
         counts: how often it planned, and what a deadline did to its plans.
 
     Raises:
         UserError: the environment has other dimensions than the model.
     """
 
-    planned: bool = False
-    counts: PlanCounts = PlanCounts()
+    planned: np.ndarray
+    counts: PlanCounts
 
     def __init__(self, planner: BeamPlanner, environment: EnvironmentSpec) -> None:
         self._planner, self.environment = planner, environment
@@ -141,6 +141,7 @@ class Agent:
         self._past_length = np.zeros(num_envs, dtype=np.int64)
         self._plan_age = np.zeros(num_envs, dtype=np.int64)
         self._plan_length = np.zeros(num_envs, dtype=np.int64)  # transitions
+        self.planned = np.zeros(num_envs, dtype=bool)
         self.counts = PlanCounts()
         self._plan_tokens = torch.zeros(num_envs, horizon, width, dtype=torch.int64)
         self._plan_returns = torch.full((num_envs, horizon + 2), torch.nan)
@@ -177,10 +178,10 @@ class Agent:
         rows = torch.from_numpy(np.flatnonzero(self._active))
         self._observation_tokens[rows] = self._encode(values[rows], self._layout.observation)
         due = self._active & ((self._plan_age % self.settings.plan_freq == 0) | (self._plan_age >= self._plan_length))
-        self.planned = bool(due.any())
+        self.planned = due
         for length in np.unique(self._past_length[due]):
             group = due & (self._past_length == length)
-            self._replan(np.flatnonzero(group), int(length), share=group.sum() / due.sum())
+            self._replan(np.flatnonzero(group), int(length), share=float(group.sum() / due.sum()))
         actions = torch.zeros(expected[0], self._layout.action_dim)
         chosen = self._plan_tokens[rows, torch.from_numpy(self._plan_age)[rows]][:, self._layout.action]
         actions[rows] = self._decode(chosen, self._layout.action)
@@ -243,7 +244,7 @@ class Agent:
         """The most recent plan of each environment."""
         layout, returns = self._layout, self._plan_returns.numpy().copy()
         decoded = self._decode(self._plan_tokens, slice(0, layout.transition_dim)).numpy()
-        decoded[np.arange(self.settings.horizon) >= np.maximum(self._plan_length, 1)[:, None]] = np.nan
+        decoded[np.arange(self.settings.horizon) >= self._plan_length[:, None]] = np.nan
         return Plan(
             observations=decoded[..., layout.observation],
             actions=decoded[..., layout.action],

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..configuration import PlannerConfig, require
 from ..layout import TransitionLayout
 from .deadline import Deadline
-from .decoder import BeamDecoder
+from .decoder import BeamDecoder, gather_rows
 from .sampling import Choice
 
 RewardEstimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -104,12 +104,6 @@ class _Sequences:
         return *estimate(reward_logits.softmax(dim=-1), value_logits.softmax(dim=-1)), value_tokens
 
 
-def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """(environment, old rows, …) values and (environment, new rows) indices -> (environment, new rows, …)."""
-    index = rows.view(*rows.shape, *[1] * (values.dim() - 2)).expand(*rows.shape, *values.shape[2:])
-    return values.gather(1, index)
-
-
 def beam_search(
     decoder: BeamDecoder,
     prefix: Tensor,
@@ -162,6 +156,7 @@ def beam_search(
         steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], rewards, values, kept))
         sequences.keep(kept)
         if deadline is not None:
+            kept.cpu()  # waits for a GPU to do what so far may only have been queued
             deadline.planned(t, environments, width)
     _require_finite(scores[:, 0])
     # Kept candidates come best first.

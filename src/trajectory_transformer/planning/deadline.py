@@ -7,8 +7,8 @@ from collections.abc import Callable
 class Deadline:
     """Decides before each transition of a search whether, and with how many beams, there is time for it.
 
-    What a transition takes is learnt from the plans made so far, so the first plan may be late. A search gives way in
-    this order:
+    What a transition takes is learnt from the plans made so far. The first time of its kind is not believed: it may
+    have compiled something. So the first plans may be late. A search gives way in this order:
 
     1. The horizon: it ends before a transition that is not expected to end in time.
     2. The width, if not even the first transition is expected to: half of it, a quarter, …, one beam. That one
@@ -22,6 +22,7 @@ class Deadline:
     def __init__(self, milliseconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._seconds, self._clock = milliseconds / 1000, clock
         self._expected: dict[tuple[int, int], float] = {}
+        self._tried: set[tuple[int, int]] = set()
         self._end = self._mark = 0.0
 
     def start(self, share: float = 1.0) -> None:
@@ -50,9 +51,11 @@ class Deadline:
         """A transition was planned, in the time since the last one, or since the start."""
         now, key = self._clock(), (transition, environments * width)
         taken, expected = now - self._mark, self._expected.get(key)
-        # Slow to forget what was slow; where it is the first time, there is nothing to forget.
-        self._expected[key] = taken if expected is None else max(taken, 0.8 * expected + 0.2 * taken)
         self._mark = now
+        if key in self._tried:
+            # Slow to forget what was slow; where there is nothing to forget, as it was.
+            self._expected[key] = taken if expected is None else max(taken, 0.8 * expected + 0.2 * taken)
+        self._tried.add(key)
 
     @property
     def late(self) -> bool:
@@ -60,16 +63,18 @@ class Deadline:
         return self._mark > self._end
 
     def _expect(self, transition: int, rows: int) -> float:
-        """Seconds that a transition is expected to take: as it did, or else as wider ones or earlier ones did."""
+        """Seconds that a transition is expected to take: as it did, or else as other widths or the one before did.
+
+        Less whenever it is asked for, so that what is not tried because it was slow once is tried again in time.
+        """
         key = (transition, rows)
-        if key in self._expected:
-            expected = self._expected[key]
-            self._expected[key] *= 0.99  # what is not tried because it was slow once is tried again in time
-            return expected
-        others = [(t, r) for t, r in self._expected if t == transition] or [
-            (t, r) for t, r in self._expected if t == transition - 1
-        ]
-        if not others:
-            return 0.0
-        nearest = min(others, key=lambda known: abs(known[1] - rows))
-        return self._expected[nearest] * rows / nearest[1]
+        if key not in self._expected:
+            others = [known for known in self._expected if known[0] == transition]
+            others = others or [known for known in self._expected if known[0] == transition - 1]
+            if not others:
+                return 0.0
+            nearest = min(others, key=lambda known: abs(known[1] - rows))
+            self._expected[key] = self._expected[nearest] * rows / nearest[1]
+        expected = self._expected[key]
+        self._expected[key] *= 0.99
+        return expected

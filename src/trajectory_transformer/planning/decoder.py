@@ -1,5 +1,6 @@
 """What the search asks of a sequence model."""
 
+import time
 from abc import ABC, abstractmethod
 
 import torch
@@ -13,6 +14,14 @@ class BeamDecoder(ABC):
 
     Sequences branch and are pruned in turn: ``expand``, some tokens, ``keep``, some tokens, ``expand``, …
     """
+
+    model_seconds: float = 0.0
+    sampling_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Spent in the model and in sampling so far; on a GPU, until they were queued."""
+        return self.model_seconds, self.sampling_seconds
 
     @abstractmethod
     def prefill(self, tokens: Tensor) -> None:
@@ -59,6 +68,14 @@ class BeamDecoder(ABC):
         """
         drawn = []
         for u in uniforms.unbind(1):
+            start = time.perf_counter()
             drawn.append(choose(self.logits, u, choice))
+            self.sampling_seconds += time.perf_counter() - start
             self.step(drawn[-1])
         return torch.stack(drawn, dim=2)
+
+
+def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """(environment, old rows, …) values and (environment, new rows) indices -> (environment, new rows, …)."""
+    index = rows.view(*rows.shape, *[1] * (values.dim() - 2)).expand(*rows.shape, *values.shape[2:])
+    return values.gather(1, index)

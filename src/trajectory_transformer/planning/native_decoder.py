@@ -15,18 +15,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..model.gpt import Block, TrajectoryTransformerModel
-from .decoder import BeamDecoder
+from ..model.gpt import Block, DimensionHeads, SelfAttention, TrajectoryTransformerModel
+from .decoder import BeamDecoder, gather_rows
 from .native.library import UnavailableError, load_library
 from .sampling import Choice
 
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")  # in the order of decode.c
+_PARTS = (
+    TrajectoryTransformerModel, Block, SelfAttention, DimensionHeads, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout,
+    nn.ModuleList,
+)  # fmt: skip
 _FAILURES: dict[int, Callable[[], Exception]] = {
     1: lambda: MemoryError("not enough memory for the beams' keys and values"),
     2: lambda: ValueError("more tokens than the model's block_size"),
-    3: lambda: RuntimeError("OpenMP gave fewer threads than when the planner was made"),
 }
 
 
@@ -37,8 +40,9 @@ def unavailable_reason(model: TrajectoryTransformerModel) -> str | None:
         return f"it computes in float32 on the CPU, the model in {dtype} on {device}"
     if model.config.hidden_act not in ACTIVATIONS:
         return f"it knows the activations {', '.join(ACTIVATIONS)}, not {model.config.hidden_act}"
-    if not all(type(block) is Block for block in model.blocks):
-        return "the model's blocks are not the package's own"
+    foreign = sorted({type(part).__name__ for part in model.modules() if type(part) not in _PARTS})
+    if foreign:
+        return f"the model has parts that are not the package's own: {', '.join(foreign)}"
     try:
         load_library()
     except UnavailableError as error:
@@ -75,7 +79,7 @@ class NativeDecoder(BeamDecoder):
         assert isinstance(config.hidden_act, str)
         shape = (
             config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd, config.vocab_size + 1,
-            config.transition_dim, config.block_size, ACTIVATIONS.index(config.hidden_act), threads,
+            config.observation_dim, config.transition_dim, config.block_size, ACTIVATIONS.index(config.hidden_act), threads,
         )  # fmt: skip
         addresses = [weight.data_ptr() for weight in self._weights]
         if self._handle is not None:
@@ -94,17 +98,19 @@ class NativeDecoder(BeamDecoder):
             raise _FAILURES[status]()
 
     def prefill(self, tokens: Tensor) -> None:
+        if tokens.min() < 0 or tokens.max() > self._config.vocab_size:
+            raise ValueError(f"tokens must lie in [0, {self._config.vocab_size}]")
         self._use_threads(torch.get_num_threads())
         excess, width = max(0, tokens.shape[1] - (self._limit - 1)), self._config.transition_dim
         self._encode(tokens[:, -(-excess // width) * width :].unsqueeze(1))
 
     def _encode(self, window: Tensor) -> None:
         """Begin anew with (environment, rows, time) whole sequences."""
-        window = window.contiguous()
+        window = window.to(torch.int64).contiguous()
         environments, rows, time = window.shape
+        self._call(self._library.tt_encode, window, environments * rows, time)
         self._window = window  # grows in the sliding mode only
         self._length, self._rows = time, torch.arange(environments * rows).view(environments, rows)
-        self._call(self._library.tt_encode, window, environments * rows, time)
 
     def expand(self, candidates: int) -> None:
         self._rows = self._rows.repeat_interleave(candidates, dim=1)
@@ -113,14 +119,14 @@ class NativeDecoder(BeamDecoder):
     def keep(self, rows: Tensor) -> None:
         self._rows = self._rows.gather(1, rows)
         if self._sliding:
-            self._window = self._window.gather(1, rows.unsqueeze(2).expand(-1, -1, self._window.shape[2]))
+            self._window = gather_rows(self._window, rows)
 
     def step(self, tokens: Tensor) -> None:
         if self._sliding and self._length + 1 == self._limit:
             window = torch.cat([self._window, tokens.unsqueeze(2)], dim=2)
             self._encode(window[:, :, self._config.transition_dim :])
             return
-        tokens = tokens.contiguous()
+        tokens = tokens.to(torch.int64).contiguous()
         self._call(self._library.tt_step, self._rows, tokens.numel(), tokens)
         self._appended(tokens.unsqueeze(2))
 
@@ -141,6 +147,12 @@ class NativeDecoder(BeamDecoder):
         self._length += tokens.shape[2]
         self._rows = torch.arange(self._rows.numel()).view(self._rows.shape)
         self._window = torch.cat([self._window, tokens], dim=2) if self._sliding else self._window
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        spent = torch.empty(2, dtype=torch.float64)
+        self._library.tt_seconds(self._handle, spent.data_ptr())
+        return float(spent[0]), float(spent[1])
 
     @property
     def logits(self) -> Tensor:

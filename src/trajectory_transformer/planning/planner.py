@@ -67,6 +67,11 @@ class BeamPlanner:
         uniforms = uniforms.to(prefix.device)
         return beam_search(self._decoder, prefix, self.layout, settings, self._estimate, uniforms, self._deadline)
 
+    @property
+    def decoding_seconds(self) -> tuple[float, float]:
+        """Spent so far in the model and in sampling; the rest of a plan's time is the search's own."""
+        return self._decoder.seconds
+
     def _estimate(self, reward_probabilities: Tensor, value_probabilities: Tensor) -> tuple[Tensor, Tensor]:
         columns = slice(self.layout.reward, self.layout.value + 1)
         both = torch.stack([reward_probabilities, value_probabilities], dim=-2)

@@ -138,7 +138,7 @@ def wandb_key_is_configured() -> bool:
 
 @rank_zero_only
 def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """Add an evaluation to W&B: its summary as ``evaluation/…`` and a table of its episodes.
+    """Add an evaluation to W&B: its summary as ``evaluation/…`` and a table of its episodes; what a deadline did, too.
 
     Args:
         loggers: of the run.
@@ -151,6 +151,7 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> Non
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
         run.summary.update(dict(_flat("evaluation", results["summary"])))
         run.summary.update(dict(_flat("behavior", results["behavior"])))
+        run.summary.update(dict(_flat("deadline", results["deadline"] or {})))
 
 
 @rank_zero_only

@@ -1,4 +1,4 @@
-"""``decode.c`` as a library: compiled for this processor when it is first needed, then kept."""
+"""The C sources beside this file as a library: compiled for this processor when it is first needed, then kept."""
 
 import ctypes
 import functools
@@ -24,6 +24,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tt_step": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
     "tt_extend": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _FLOAT, _INT, _FLOAT, _ADDRESS]),
     "tt_logits": (None, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
+    "tt_seconds": (None, [_ADDRESS, _ADDRESS]),
 }
 
 
@@ -40,11 +41,16 @@ def load_library() -> ctypes.CDLL:
     """
     compiler = find_compiler()
     if compiler is None:
-        raise UnavailableError("there is no C compiler (cc, gcc or clang)")
-    path = cache_folder() / f"decode-{_key(compiler)}.so"
-    if not path.exists():
-        log.info("compiling the planner's kernel for this processor with %s", compiler)
-        _compile(compiler, path)
+        chosen = os.environ.get("CC")
+        raise UnavailableError("there is no C compiler" + (f": CC={chosen}" if chosen else " (cc, gcc or clang)"))
+    folder = cache_folder()
+    path = folder / f"decode-{_key(compiler)}.so"
+    try:
+        if not path.exists():
+            log.info("compiling the planner's kernel for this processor with %s", compiler)
+            _compile(compiler, path)
+    except OSError as error:
+        raise UnavailableError(f"{folder} cannot be written: {error.strerror or error}") from error
     try:
         library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
@@ -62,17 +68,23 @@ def find_compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: ``$XDG_CACHE_HOME/trajectory_transformer`` or the like under ``~/.cache``."""
+    """Where compiled libraries are kept: ``$XDG_CACHE_HOME/trajectory_transformer`` or the like under ``~/.cache``.
+
+    Raises:
+        UnavailableError: this user has neither.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "trajectory_transformer"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "trajectory_transformer"
+    except RuntimeError as error:
+        raise UnavailableError(f"there is nowhere to keep the library: {error}") from error
 
 
 def _key(compiler: str) -> str:
     """Changes with whatever changes the machine code."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    return hashlib.sha256(
-        "\0".join([SOURCE.read_text(), *FLAGS, compiler, version, _processor()]).encode()
-    ).hexdigest()[:16]
+    version = _run([compiler, "--version"]).stdout
+    sources = [path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]"))]
+    return hashlib.sha256("\0".join([*sources, *FLAGS, compiler, version, _processor()]).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -85,21 +97,25 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UnavailableError(f"{command[0]} cannot be run: {error.strerror or error}") from error
+
+
 def _compile(compiler: str, path: Path) -> None:
     """Compile beside ``path``, then move: a process that looks meanwhile sees all of it or nothing."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
-            unit, library = f"{folder}/decode.o", f"{folder}/decode.so"
-            # Linked without an OpenMP runtime: torch's own, already loaded, has the symbols.
-            for command in (
-                [compiler, *FLAGS, "-c", str(SOURCE), "-o", unit],
-                [compiler, "-shared", unit, "-lm", "-o", library],
-            ):
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode != 0:
-                    reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-                    raise UnavailableError(f"{compiler} cannot compile {SOURCE.name}: {reason}")
-            os.replace(library, path)
-    except OSError as error:
-        raise UnavailableError(f"{path.parent} cannot be written: {error.strerror or error}") from error
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
+        unit, library = f"{folder}/decode.o", f"{folder}/decode.so"
+        # Linked without an OpenMP runtime: torch's own, already loaded, has the symbols.
+        for command in (
+            [compiler, *FLAGS, "-c", str(SOURCE), "-o", unit],
+            [compiler, "-shared", unit, "-lm", "-o", library],
+        ):
+            done = _run(command)
+            if done.returncode != 0:
+                reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+                raise UnavailableError(f"{compiler} cannot compile {SOURCE.name}: {reason}")
+        os.replace(library, path)

@@ -1,0 +1,60 @@
+"""What speeds are measured with and compared to."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..configuration import ModelConfig
+from ..layout import TransitionLayout
+from ..model.config import TrajectoryTransformerConfig
+from ..model.gpt import TrajectoryTransformerModel
+
+SEQUENCE_LENGTH, NUM_BINS = 10, 100
+HOPPER, HALFCHEETAH = TransitionLayout(11, 3), TransitionLayout(17, 6)
+TINY = ModelConfig(n_layer=2, n_head=2, n_embd=64, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
+BASE = ModelConfig()
+
+
+def median_seconds(run: Callable[[], object], rounds: int) -> float:
+    """Median wall time of ``run`` over some rounds, after one that does not count."""
+    run()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def matmul_rate() -> float:
+    """Multiply-adds, counted as two operations, per second of 2048 × 2048 products in float32."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return 2 * 2048**3 / median_seconds(lambda: a @ b, rounds=9)
+
+
+def forward_operations(config: TrajectoryTransformerConfig, keys: float) -> float:
+    """Operations of one token's forward pass that attends to ``keys`` keys, with its head."""
+    width = config.n_embd
+    return config.n_layer * (24 * width**2 + 4 * keys * width) + 2 * width * (config.vocab_size + 1)
+
+
+def make_model(layout: TransitionLayout, options: ModelConfig) -> TrajectoryTransformerModel:
+    """A model with random weights for windows of :data:`SEQUENCE_LENGTH` transitions."""
+    torch.manual_seed(0)
+    sizes = asdict(layout) | {"transition_dim": layout.transition_dim, "block_size": layout.block_size(SEQUENCE_LENGTH)}
+    return TrajectoryTransformerModel(TrajectoryTransformerConfig(vocab_size=NUM_BINS, **sizes, **asdict(options)))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in MiB."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes // 1024

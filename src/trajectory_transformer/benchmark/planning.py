@@ -1,0 +1,148 @@
+"""How fast this machine plans, against the arithmetic that exact caching leaves."""
+
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..configuration import DiscretizerConfig, ModelConfig, PlannerConfig
+from ..data.discretizer import make_discretizer
+from ..layout import TransitionLayout
+from ..model.config import TrajectoryTransformerConfig
+from ..planning.planner import BeamPlanner
+from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, forward_operations, make_model, matmul_rate, peak_memory
+
+
+@dataclass(frozen=True)
+class PlanningSetting:
+    """One row of the planning table."""
+
+    name: str
+    layout: TransitionLayout
+    model: ModelConfig
+    planner: PlannerConfig
+    environments: int = 1
+
+
+def _sliding(horizon: int, beam_width: int) -> PlannerConfig:
+    return PlannerConfig(horizon=horizon, beam_width=beam_width, window="sliding")
+
+
+DEFAULT, SHORT = PlannerConfig(horizon=4, beam_width=16), PlannerConfig(horizon=5, beam_width=32)
+PLANNING = (
+    PlanningSetting("default: hopper, tiny", HOPPER, TINY, DEFAULT),
+    PlanningSetting("default: hopper, tiny", HOPPER, TINY, DEFAULT, 20),
+    PlanningSetting("halfcheetah, base", HALFCHEETAH, BASE, SHORT),
+    PlanningSetting("halfcheetah, base", HALFCHEETAH, BASE, SHORT, 8),
+    PlanningSetting("halfcheetah, base", HALFCHEETAH, BASE, _sliding(5, 32)),
+    PlanningSetting("hopper, base", HOPPER, BASE, _sliding(15, 128)),
+    PlanningSetting("walker2d, base", HALFCHEETAH, BASE, _sliding(15, 128)),
+)
+
+
+@dataclass(frozen=True)
+class PlanningFigures:
+    """What a setting took, for each environment and action.
+
+    Attributes:
+        milliseconds: 50th and 95th percentile.
+        ideal_milliseconds: the arithmetic that exact caching leaves, at this machine's rate of large matrix products.
+        shares: of the time in the model, in sampling, and in the search's own bookkeeping; they sum to 1.
+        peak_memory: MiB of a process that does nothing else.
+        rate: operations per second of large matrix products.
+    """
+
+    milliseconds: tuple[float, float]
+    ideal_milliseconds: float
+    shares: tuple[float, float, float]
+    peak_memory: int
+    rate: float
+
+
+def planning_operations(setting: PlanningSetting, config: TrajectoryTransformerConfig) -> float:
+    """Operations of one environment's search that exact caching leaves, on a cache that grows.
+
+    The context is encoded once for all beams; action and reward tokens run for all candidates, value and observation
+    tokens for kept beams alone. In a sliding window the planned part of the window is encoded again, once for each
+    beam, whenever the window moves.
+    """
+    layout, planner = setting.layout, setting.planner
+    wide, narrow = planner.beam_width * planner.n_expand, planner.beam_width
+    length = (planner.context - 1) * layout.transition_dim + layout.observation_dim
+    total = length * (forward_operations(config, length / 2) - 2 * config.n_embd * (config.vocab_size + 1))
+    for t in range(planner.horizon):
+        for _ in range(layout.action_dim + 1):
+            length += 1
+            total += wide * forward_operations(config, length)
+        if t == planner.horizon - 1:
+            break
+        length += 1
+        if planner.window == "sliding" and length >= planner.context * layout.transition_dim:
+            length -= layout.transition_dim
+            planned = min(t + 1, planner.context - 1) * layout.transition_dim
+            total += narrow * planned * forward_operations(config, length / 2)
+        else:
+            total += narrow * forward_operations(config, length)
+        for _ in range(layout.observation_dim):
+            length += 1
+            total += narrow * forward_operations(config, length)
+    return total
+
+
+def measure(setting: PlanningSetting, threads: int, seconds: float = 4.0) -> PlanningFigures:
+    """Plan with random weights for about so many seconds, at least five times."""
+    torch.set_num_threads(threads)
+    layout, environments = setting.layout, setting.environments
+    model = make_model(layout, setting.model)
+    values = torch.randn(20_000, layout.transition_dim, generator=torch.Generator().manual_seed(0))
+    planner = BeamPlanner(
+        model,
+        make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(values),
+        replace(setting.planner, discount=0.99),
+    )
+    length = (setting.planner.context - 1) * layout.transition_dim + layout.observation_dim
+    prefix = torch.randint(0, NUM_BINS, (environments, length), generator=torch.Generator().manual_seed(0))
+    generators = [torch.Generator().manual_seed(seed) for seed in range(environments)]
+    planner.plan(prefix, generators)
+    before, taken = planner.decoding_seconds, []
+    while len(taken) < 5 or sum(taken) < seconds:
+        start = time.perf_counter()
+        planner.plan(prefix, generators)
+        taken.append(time.perf_counter() - start)
+    after, memory = planner.decoding_seconds, peak_memory()
+    model_share, sampling_share = ((b - a) / sum(taken) for a, b in zip(before, after, strict=True))
+    rate = statistics.median(matmul_rate() for _ in range(3))
+    p50, p95 = np.percentile(taken, [50, 95]) * 1e3 / environments
+    return PlanningFigures(
+        (float(p50), float(p95)),
+        planning_operations(setting, model.config) / rate * 1e3,
+        (model_share, sampling_share, 1.0 - model_share - sampling_share),
+        memory,
+        rate,
+    )
+
+
+def measure_alone(setting: PlanningSetting, threads: int) -> PlanningFigures:
+    """As :func:`measure`, in a process of its own, so that its peak memory is this setting's."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, setting, threads).result()
+
+
+COLUMNS = (
+    "setting", "window", "horizon", "beam", "environments", "ms per action p50", "p95", "× ideal",
+    "model / sampling / search %", "peak MiB",
+)  # fmt: skip
+
+
+def planning_row(setting: PlanningSetting, figures: PlanningFigures) -> tuple[str, ...]:
+    """Cells under :data:`COLUMNS`."""
+    planner, (p50, p95) = setting.planner, figures.milliseconds
+    return (
+        setting.name, planner.window, str(planner.horizon), str(planner.beam_width), str(setting.environments),
+        f"{p50:.1f}", f"{p95:.1f}", f"{p50 / figures.ideal_milliseconds:.2f}",
+        " / ".join(f"{share:.0%}".rstrip("%") for share in figures.shares), str(figures.peak_memory),
+    )  # fmt: skip

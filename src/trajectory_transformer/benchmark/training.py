@@ -1,0 +1,93 @@
+"""How fast this machine trains, and turns episodes into training windows."""
+
+import numpy as np
+import torch
+
+from ..configuration import DataConfig, DiscretizerConfig
+from ..data.discretizer import make_discretizer
+from ..data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from ..data.episodes import Episode, OfflineData
+from ..data.transitions import join_episodes
+from ..data.windows import TokenWindows
+from ..layout import TransitionLayout
+from ..training.datamodule import split_episodes
+from .machine import (
+    BASE,
+    HALFCHEETAH,
+    HOPPER,
+    NUM_BINS,
+    SEQUENCE_LENGTH,
+    TINY,
+    forward_operations,
+    make_model,
+    median_seconds,
+)
+
+
+def training_rows(rate: float) -> list[tuple[str, str, str]]:
+    """Tokens per second of whole updates: forward, backward, clipping, AdamW."""
+    rows = []
+    for name, layout, options, batch in (
+        ("tiny, hopper", HOPPER, TINY, 64),
+        ("base, halfcheetah", HALFCHEETAH, BASE, 32),
+    ):
+        model = make_model(layout, options).train()
+        optimizer = torch.optim.AdamW(model.decay_parameter_groups(0.1), lr=1e-4, fused=True)
+        tokens = torch.randint(0, NUM_BINS, (2, batch, model.config.block_size))
+        mask = torch.ones(tokens.shape[1:])
+
+        def update(model=model, optimizer=optimizer, tokens=tokens, mask=mask) -> None:
+            optimizer.zero_grad()
+            output = model(tokens[0], targets=tokens[1], attention_mask=mask, use_cache=False)
+            output.loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+        per_second = tokens[0].numel() / median_seconds(update, rounds=7)
+        needed = 3 * forward_operations(model.config, model.config.block_size)
+        dropout = f", dropout {options.attn_pdrop}" if options.attn_pdrop else ""
+        rows.append(
+            (
+                f"training, {name}, batch {batch}{dropout}",
+                f"{per_second:,.0f} tokens/s",
+                f"{per_second * needed / rate:.0%} of the matrix-product rate",
+            )
+        )
+    return rows
+
+
+def random_episodes(layout: TransitionLayout, episodes: int, steps: int) -> OfflineData:
+    """Normally distributed episodes, every other one terminated."""
+    generator = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return generator.standard_normal(shape, dtype=np.float32)
+
+    def space(size: int) -> SpaceSpec:
+        return SpaceSpec((SpaceLeaf((), "box", (size,), (-np.inf,) * size, (np.inf,) * size),))
+
+    made = [
+        Episode(normal(steps + 1, layout.observation_dim), normal(steps, layout.action_dim), normal(steps), bool(i % 2))
+        for i in range(episodes)
+    ]
+    environment = EnvironmentSpec("", None, space(layout.observation_dim), space(layout.action_dim))
+    return OfflineData(["benchmark/random-v0"], made, environment, None, "none", "")
+
+
+def tokenising_rows(episodes: int = 1000, steps: int = 1000, rounds: int = 3) -> list[tuple[str, str, str]]:
+    """Seconds from validated episodes to windows that can be gathered: what a run does between reading and updating.
+
+    Split, returns-to-go, bins of the training part, tokens of both parts.
+    """
+    data = random_episodes(HALFCHEETAH, episodes, steps)
+
+    def tokenise() -> list[TokenWindows]:
+        options = DataConfig()
+        split = split_episodes(data, options.validation_fraction, seed=0)
+        tables = [join_episodes(part, options.discount, options.termination_penalty) for part in split]
+        discretizer = make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(tables[0].values)
+        return [TokenWindows(table, discretizer, SEQUENCE_LENGTH, torch.device("cpu")) for table in tables]
+
+    windows = sum(map(len, tokenise()))
+    name = f"episodes to windows, {windows:,} transitions of width {HALFCHEETAH.transition_dim}"
+    return [(name, f"{median_seconds(tokenise, rounds):.1f} s", "")]

@@ -1,0 +1,170 @@
+/* Attention of a band of rows to the pages that they see, alone or together. */
+#pragma once
+
+#include "decoder.h"
+
+/* Where dimension i of the key in a page's slot is. A vector holds four dimensions of QUARTER keys, so that a key is
+ * written in few pieces, and a page that is not full is not read whole. */
+static inline int key_at(int slot, int i) { return (i / 4 * 4 + slot / QUARTER) * LANES + slot % QUARTER * 4 + i % 4; }
+
+/* Scores of some rows against the keys in some quarters of a page. */
+static inline __attribute__((always_inline)) void score(const float *restrict q, int ldq, const float *restrict page, int size,
+                                                        float *restrict scores, int ld, const int rows, const int quarters) {
+    vec sum[4][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) sum[r][g] = (vec){0};
+    for (int i = 0; i < size; i += 4)
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            const vec b = repeat4(q + r * ldq + i);
+#pragma GCC unroll 4
+            for (int g = 0; g < quarters; g++) sum[r][g] += b * load(page + (i + g) * LANES);
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        store(scores + (size_t)r * ld, sums_of_four(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+}
+
+/* Add to some rows' results their weights times a page's values; columns come in pairs of vectors. */
+static inline __attribute__((always_inline)) void combine(const float *restrict weights, int ld, const float *restrict page,
+                                                          int filled, int size, float *restrict out, int ldo, const int rows) {
+    for (int part = 0; part < size; part += NR) {
+        const int second = part + LANES < size ? LANES : 0;
+        const float *value = page + part;
+        vec sum[4][2], other[4][2];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            sum[r][0] = load(out + (size_t)r * ldo + part), sum[r][1] = load(out + (size_t)r * ldo + part + second);
+            other[r][0] = other[r][1] = (vec){0};
+        }
+        int l = 0;
+        for (; l + 2 <= filled; l += 2, value += 2 * size) {
+            const vec v0 = load(value), v1 = load(value + second), v2 = load(value + size), v3 = load(value + size + second);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                const vec a = all(weights[r * ld + l]), b = all(weights[r * ld + l + 1]);
+                sum[r][0] += a * v0, sum[r][1] += a * v1;
+                other[r][0] += b * v2, other[r][1] += b * v3;
+            }
+        }
+        if (l < filled) {
+            const vec v0 = load(value), v1 = load(value + second);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                const vec a = all(weights[r * ld + l]);
+                sum[r][0] += a * v0, sum[r][1] += a * v1;
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            float *o = out + (size_t)r * ldo + part;
+            store(o, sum[r][0] + other[r][0]);
+            if (second) store(o + LANES, sum[r][1] + other[r][1]);
+        }
+    }
+}
+
+/* Scores to weights, not yet divided by their sum, which is returned; slots that the row does not see get weight 0. */
+static inline float soften(const Row *row, float *scores) {
+    vec top = all(-INFINITY), mass = {0};
+    ivec lane;
+    for (int l = 0; l < LANES; l++) lane[l] = l;
+    const int last = row->num_pages - 1;
+    for (int p = 0; p <= last; p++) {
+        const int n = p == last ? row->last_filled : row->filled[p];
+        const vec s = choose(lane < ((ivec){0} + n), load(scores + p * LANES), all(-1e30f));
+        store(scores + p * LANES, s);
+        top = larger(s, top); /* NaN scores are NaN weights: exponential keeps them */
+    }
+    const vec max = all(largest(top));
+    int p = 0;
+    for (; p < last; p += 2) { /* two at a time, so that neither waits for itself */
+        const vec a = exponential(load(scores + p * LANES) - max), b = exponential(load(scores + (p + 1) * LANES) - max);
+        store(scores + p * LANES, a), store(scores + (p + 1) * LANES, b);
+        mass += a + b;
+    }
+    if (p == last) {
+        const vec a = exponential(load(scores + p * LANES) - max);
+        store(scores + p * LANES, a);
+        mass += a;
+    }
+    return total(mass);
+}
+
+#define FOR_ROWS(run, call)                                                        \
+    for (int r = (run)->first, end = r + (run)->rows; r < end;) {                  \
+        if (end - r >= 4) { enum { ROWS = 4 }; call; r += 4; }                     \
+        else if (end - r >= 2) { enum { ROWS = 2 }; call; r += 2; }                \
+        else { enum { ROWS = 1 }; call; r += 1; }                                  \
+    }
+
+/* One head of one layer. */
+static inline __attribute__((always_inline)) void attend(const Decoder *d, int layer, int head, const Row *rows, int n, const Run *runs,
+                                                         int num_runs, const float *q, int ldq, float *scores, float *out, int ldo,
+                                                         const int size) {
+    float scale[BAND];
+    const int ld = d->score_width;
+    for (const Run *run = runs; run < runs + num_runs; run++) {
+        const float *keys = page_of(d, layer, head, run->page);
+#define SCORE(quarters) \
+    FOR_ROWS(run, score(q + (size_t)r * ldq, ldq, keys, size, scores + (size_t)r * ld + run->place * LANES, ld, ROWS, quarters))
+        if (run->filled <= QUARTER) SCORE(1)
+        else if (run->filled <= 2 * QUARTER) SCORE(2)
+        else if (run->filled <= 3 * QUARTER) SCORE(3)
+        else SCORE(4)
+#undef SCORE
+    }
+    for (int r = 0; r < n; r++) {
+        scale[r] = 1.0f / soften(&rows[r], scores + (size_t)r * ld);
+        for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, (vec){0});
+    }
+    for (const Run *run = runs; run < runs + num_runs; run++) {
+        const float *values = page_of(d, layer, head, run->page) + size * LANES;
+        FOR_ROWS(run,
+                 combine(scores + (size_t)r * ld + run->place * LANES, ld, values, run->filled, size, out + (size_t)r * ldo, ldo, ROWS))
+    }
+    for (int r = 0; r < n; r++)
+        for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, load(out + (size_t)r * ldo + i) * all(scale[r]));
+}
+
+/* Fetch what attention is about to write to, while products are computed. */
+static void expect_writes(const Decoder *d, const Share *share, int layer, const Row *rows, int n) {
+    for (int r = 0; r < n; r++)
+        for (int h = 0; h < share->heads && rows[r].page >= 0; h++) {
+            const float *page = page_of(d, layer, share->first_head + h, rows[r].page);
+            for (int i = 0; i < d->head_size; i += 4) __builtin_prefetch(page + key_at(rows[r].lane, i), 1);
+            for (int i = 0; i < d->head_size; i += 16) __builtin_prefetch(page + (LANES + rows[r].lane) * d->head_size + i, 1);
+        }
+}
+
+/* Rows that do not see a slot may still multiply its values by 0, so they have to be finite. The key, which only those
+ * read who see it, says instead that something is wrong. */
+static void poison(float *keys, float *values, int slot, int size) {
+    for (int i = 0; i < size; i++) keys[key_at(slot, i)] = NAN, values[i] = 0.0f;
+}
+
+static void attention(const Decoder *d, const Share *share, int layer, const Row *rows, int n, const Run *runs, const int *band_runs) {
+    const int size = d->head_size, columns = share->heads * size, ldp = share->layers[layer].project.n;
+    for (int h = 0; h < share->heads; h++) {
+        const int head = share->first_head + h;
+        for (int r = 0; r < n; r++)
+            if (rows[r].page >= 0) {
+                const float *key = share->projected + (size_t)r * ldp + columns + h * size, *value = key + columns;
+                float *page = page_of(d, layer, head, rows[r].page);
+                for (int i = 0; i < size; i += 4) memcpy(page + key_at(rows[r].lane, i), key + i, sizeof(float) * 4);
+                float *kept = page + (LANES + rows[r].lane) * size;
+                ivec finite = (vec){0} == (vec){0};
+                for (int i = 0; i < size; i += LANES) store(kept + i, load(value + i)), finite &= load(value + i) - load(value + i) == (vec){0};
+                if (!every(finite)) poison(page, kept, rows[r].lane, size);
+            }
+        for (int r = 0; r < n; r += BAND) {
+            const int first = band_runs[r / BAND], num = band_runs[r / BAND + 1] - first, m = n - r < BAND ? n - r : BAND;
+            const float *q = share->projected + (size_t)r * ldp + h * size;
+            float *out = share->seen + (size_t)r * columns + h * size;
+            if (size == 32) attend(d, layer, head, rows + r, m, runs + first, num, q, ldp, share->scores, out, columns, 32);
+            else attend(d, layer, head, rows + r, m, runs + first, num, q, ldp, share->scores, out, columns, size);
+        }
+    }
+}

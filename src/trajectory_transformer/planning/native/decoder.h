@@ -1,0 +1,76 @@
+/* What a decoder holds: weights, the pool of keys and values, and the newest sequences. */
+#pragma once
+
+#include <stdatomic.h>
+
+#include "products.h"
+
+#define BLOCK 64 /* rows that pass through all layers together */
+#define BAND 16  /* rows whose attention is computed together */
+#define CHUNK 64  /* pages that the pool grows by */
+
+
+typedef struct {
+    Matrix project, output, up, down; /* one share of them */
+} Layer;
+
+typedef struct {
+    int first_head, heads;
+    Layer *layers;
+    Matrix *heads_out; /* for each dimension, this share's columns of the logits */
+    int first_logit, logits;
+    float *x, *normed, *projected, *seen, *hidden, *scores, *out;
+} Share;
+
+/* Slots come in pages of LANES. A sequence sees the first few slots of each of its pages. */
+typedef struct {
+    int32_t *pages;
+    uint8_t *filled; /* slots of each page that this sequence sees */
+    int num_pages;
+    int extended; /* whether some child has gone on in the last page */
+    int child;    /* first of its children among the newest sequences, while those are made */
+} Sequence;
+
+typedef struct {
+    int layers, heads, head_dim, embd, hidden, vocab, observation_dim, transition_dim, block_size, activation, threads;
+    int head_size, width; /* head_dim and embd rounded up */
+    float eps;
+    float *embeddings, *positions; /* (transition_dim, vocab, width), (block_size, width) */
+    Share *shares; /* as many as threads: of heads, hidden units and logits; x and normed are the threads' own */
+    float *partial[2]; /* (shares, BLOCK, width), used in turn */
+    atomic_int waiting, phase, stalls; /* of the threads' meetings */
+    double seconds[2];  /* spent in the model, and in sampling */
+    int alone, penalty; /* calls for which one thread does everything, and how many the next stall will cost */
+    float **chunks; /* each (layer, head, CHUNK, 2, …): keys (key_at) and values (LANES, head_size) of a page */
+    int num_chunks, used_pages, score_width;
+    /* the newest distinct sequences, and which of them each row of the last call is */
+    int position, num_sequences;
+    Sequence *sequences, *previous;
+    int32_t *page_lists, *previous_lists;
+    uint8_t *filled_lists, *previous_filled;
+    int sequence_capacity, previous_capacity, logits_capacity;
+    float *logits; /* (sequences, vocab) after the newest sequences */
+    int32_t *sequence_of_row;
+} Decoder;
+
+typedef struct {
+    int32_t token, position;
+    int32_t page, lane; /* where it is stored; page -1 if later tokens may not see it */
+    int32_t logits;     /* which row of the result, or -1 */
+    const int32_t *pages;
+    const uint8_t *filled;
+    int32_t num_pages, last_filled; /* last_filled stands for filled[num_pages - 1] */
+} Row;
+
+typedef struct {
+    int32_t page, place; /* which page, and the how-manyth it is of each of these rows */
+    int16_t first, rows; /* rows of a band that see it */
+    int32_t filled;      /* the most that one of them sees */
+} Run;
+
+enum { OK, NO_MEMORY, TOO_LONG };
+
+static inline float *page_of(const Decoder *d, int layer, int head, int page) {
+    const size_t floats = 2 * (size_t)d->head_size * LANES;
+    return d->chunks[page / CHUNK] + ((size_t)(layer * d->heads + head) * CHUNK + page % CHUNK) * floats;
+}

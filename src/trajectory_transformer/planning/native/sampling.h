@@ -1,0 +1,104 @@
+/* Drawing tokens: what ../sampling.py does, for many rows. */
+#pragma once
+
+#include "decoder.h"
+
+static int most_likely(const float *x, int n) {
+    int best = 0;
+    for (int i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+/* x (padded to LANES) to probabilities; what is at or below -1000 gets none, unless everything is. */
+static void softmax(float *x, int n) {
+    vec top = all(-INFINITY), mass = {0};
+    for (int i = n; i < round_up(n, LANES); i++) x[i] = -INFINITY;
+    for (int i = 0; i < n; i += LANES) top = larger(top, load(x + i));
+    const float max = largest(top);
+    for (int i = 0; i < n; i += LANES) {
+        const vec v = load(x + i), e = choose(v < all(max - 87.0f), all(0.0f), exponential(v - all(max)));
+        store(x + i, e), mass += e;
+    }
+    const vec scale = all(1.0f / total(mass));
+    for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale);
+}
+
+/* out[j]: the sum of weights[i] (1 if there are none) over all i that come before j, or are j, in ascending order of x */
+static void sums_up_to(const float *x, const float *weights, int n, float *out) {
+    for (int j = 0; j < n; j += LANES) {
+        const vec xj = load(x + j);
+        ivec at;
+        for (int l = 0; l < LANES; l++) at[l] = j + l;
+        vec sum = {0};
+        for (int i = 0; i < n; i++) {
+            const vec xi = all(x[i]);
+            const ivec before = (xi < xj) | ((xi == xj) & (((ivec){0} + i) <= at));
+            sum += choose(before, all(weights ? weights[i] : 1.0f), all(0.0f));
+        }
+        store(out + j, sum);
+    }
+}
+
+/* Logits (padded) to the cumulative distribution of what the filters leave. k 0 and cdf below 0 stand for none. */
+static void filter(float *x, int n, int k, float cdf, float *scratch) {
+    if (cdf >= 0) {
+        float *p = scratch, *below = scratch + round_up(n, LANES), cutoff = INFINITY, last = -INFINITY;
+        memcpy(p, x, sizeof(float) * n);
+        softmax(p, n);
+        sums_up_to(p, p, n, below);
+        for (int i = 0; i < n; i++) {
+            if (below[i] < cdf && p[i] > last) last = p[i];
+            if (p[i] < cutoff) cutoff = p[i]; /* at least the least likely is dropped */
+        }
+        if (last > cutoff) cutoff = last;
+        for (int i = 0; i < n; i++)
+            if (p[i] <= cutoff) x[i] = -1000.0f;
+    }
+    if (k && k < n) {
+        float *rank = scratch, cutoff = -INFINITY;
+        for (int i = n; i < round_up(n, LANES); i++) x[i] = -INFINITY;
+        sums_up_to(x, NULL, n, rank);
+        for (int i = 0; i < n; i++)
+            if ((int)rank[i] == n - k + 1) cutoff = x[i];
+        for (int i = 0; i < n; i++)
+            if (x[i] < cutoff) x[i] = -INFINITY;
+    }
+    softmax(x, n);
+    for (int i = 1; i < n; i++) x[i] += x[i - 1];
+}
+
+static int draw(const float *cumulative, int n, float uniform) {
+    int token = 0;
+    while (token < n - 1 && cumulative[token] <= uniform * cumulative[n - 1]) token++;
+    return token;
+}
+
+static int sample(Decoder *d, const int64_t *parents, int rows, const float *uniforms, int stride, float temperature, int k,
+                  float cdf, int64_t *tokens) {
+    const int n = d->vocab, padded = round_up(n, LANES);
+    const double start = omp_get_wtime();
+    float *cumulative = NULL;
+    if (k != 1) {
+        cumulative = allocate(sizeof(float) * d->num_sequences * padded);
+        if (!cumulative) return NO_MEMORY;
+        const int team = d->alone ? 1 : d->threads;
+#pragma omp parallel num_threads(team) if (team > 1 && d->num_sequences > 32)
+        {
+            float scratch[2 * padded];
+#pragma omp for
+            for (int s = 0; s < d->num_sequences; s++) {
+                float *x = cumulative + (size_t)s * padded;
+                for (int i = 0; i < n; i++) x[i] = d->logits[(size_t)s * n + i] / temperature;
+                filter(x, n, k, cdf, scratch);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        const int s = d->sequence_of_row[parents ? parents[r] : r];
+        tokens[r] = k == 1 ? most_likely(d->logits + (size_t)s * n, n) : draw(cumulative + (size_t)s * padded, n, uniforms[(size_t)r * stride]);
+    }
+    free(cumulative);
+    d->seconds[1] += omp_get_wtime() - start;
+    return OK;
+}

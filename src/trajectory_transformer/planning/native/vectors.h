@@ -1,0 +1,161 @@
+/* Vectors as wide as this processor has them, in GCC's and Clang's notation, and functions of all their lanes. */
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define MR 8 /* rows of a register tile; its columns are two vectors */
+#elif defined(__AVX__)
+#define LANES 8
+#define MR 4
+#else
+#define LANES 4
+#define MR 8
+#endif
+#define NR (2 * LANES)
+#define QUARTER (LANES / 4) /* slots of a page whose keys lie together */
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
+
+static inline vec load(const float *p) { return *(const vec *)p; }
+static inline void store(float *p, vec x) { *(vec *)p = x; }
+static inline vec all(float x) { return x - (vec){0}; }
+static inline int every(ivec mask) { /* whether all of a comparison is true */
+    int32_t both = -1;
+    for (int i = 0; i < LANES; i++) both &= mask[i];
+    return both;
+}
+static inline vec repeat4(const float *p) { /* p[0] … p[3], again and again */
+#if LANES == 16
+    return (vec)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
+#elif LANES == 8
+    return (vec)_mm256_broadcast_ps((const __m128 *)p);
+#else
+    return load(p);
+#endif
+}
+static inline vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
+static inline vec larger(vec a, vec b) { return choose(b > a, b, a); } /* a NaN in a stays one */
+static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+static void *allocate(size_t bytes) {
+    void *p = NULL;
+    return posix_memalign(&p, 64, bytes ? bytes : 64) ? NULL : p;
+}
+static void *allocate_zeros(size_t bytes) {
+    void *p = allocate(bytes);
+    return p ? memset(p, 0, bytes) : p;
+}
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
+static inline float total(vec x) {
+#if LANES == 16
+    x += SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+#elif LANES == 8
+    x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+#endif
+    return (x[0] + x[1]) + (x[2] + x[3]);
+}
+
+static inline float largest(vec x) {
+#if LANES == 16
+    x = larger(x, SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    x = larger(x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+#elif LANES == 8
+    x = larger(x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3));
+#endif
+    const float a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
+    return a > b ? a : b;
+}
+
+/* Sums of four neighbours each: all of a, all of b, all of c, all of d. */
+static inline vec sums_of_four(vec a, vec b, vec c, vec d) {
+#if LANES == 16
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)
+#elif LANES == 8
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15)
+#else
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 4, 6)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 5, 7)
+#endif
+    const vec ab = EVEN(a, b) + ODD(a, b), cd = EVEN(c, d) + ODD(c, d);
+    const vec sums = EVEN(ab, cd) + ODD(ab, cd); /* the first of a, b, c and d, then their second ones, … */
+#if LANES == 16
+    return SHUFFLE(sums, sums, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+#elif LANES == 8
+    return SHUFFLE(sums, sums, 0, 4, 1, 5, 2, 6, 3, 7);
+#else
+    return sums;
+#endif
+}
+
+/* Elementary functions: relative error of exp 2e-7, absolute error of erf 2e-7 (Abramowitz & Stegun 7.1.26) */
+
+static inline vec exponential(vec x) {
+    const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    const ivec tiny = x < all(-87.0f);
+    x = choose(x > all(88.0f), all(88.0f), x);
+    const vec shifted = x * all(1.44269504f) + magic, n = shifted - magic;
+    const vec r = x - n * all(0.693359375f) + n * all(2.12194440e-4f);
+    vec p = all(1.9875691500e-4f);
+    p = p * r + all(1.3981999507e-3f);
+    p = p * r + all(8.3334519073e-3f);
+    p = p * r + all(4.1665795894e-2f);
+    p = p * r + all(1.6666665459e-1f);
+    p = p * r + all(5.0000001201e-1f);
+    p = p * r * r + r + all(1.0f);
+    return choose(tiny, all(0.0f), p * (vec)(((ivec)shifted << 23) + 0x3f800000)); /* p * 2^n */
+}
+
+static inline vec gelu(vec x) {
+    vec a = (vec)((ivec)(x * all(0.70710678f)) & 0x7fffffff);
+    vec t = all(1.0f) / (all(1.0f) + all(0.3275911f) * a);
+    vec p = all(1.061405429f);
+    p = p * t + all(-1.453152027f);
+    p = p * t + all(1.421413741f);
+    p = p * t + all(-0.284496736f);
+    p = p * t + all(0.254829592f);
+    vec erf = all(1.0f) - p * t * exponential(-a * a);
+    erf = (vec)((ivec)erf | ((ivec)x & (int32_t)0x80000000));
+    return all(0.5f) * x * (all(1.0f) + erf);
+}
+
+static inline vec gelu_new(vec x) { /* tanh(y) = 1 - 2 / (exp(2y) + 1) */
+    vec y = all(0.7978845608f) * (x + all(0.044715f) * x * x * x);
+    return x - x / (exponential(all(2.0f) * y) + all(1.0f));
+}
+
+static inline vec selu(vec x) {
+    const vec scale = all(1.0507009873f), alpha = all(1.6732632423f);
+    return scale * choose(x > all(0.0f), x, alpha * (exponential(x) - all(1.0f)));
+}
+
+enum { GELU, RELU, SELU, GELU_NEW };
+
+static void activate(int kind, float *x, int n) {
+    for (int i = 0; i < n; i += LANES) {
+        vec v = load(x + i);
+        if (kind == GELU) v = gelu(v);
+        else if (kind == RELU) v = choose(v < all(0.0f), all(0.0f), v);
+        else if (kind == SELU) v = selu(v);
+        else v = gelu_new(v);
+        store(x + i, v);
+    }
+}

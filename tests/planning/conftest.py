@@ -1,0 +1,51 @@
+"""A small model and its agents."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
+from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.model.config import TrajectoryTransformerConfig
+from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.planner import BeamPlanner
+
+OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 8, 12
+PLANNER: dict[str, Any] = {"horizon": 3, "beam_width": 4, "n_expand": 2, "context": 3, "discount": 0.95}
+
+
+def box(size: int) -> SpaceSpec:
+    return SpaceSpec((SpaceLeaf((), "box", (size,), (-1.0,) * size, (1.0,) * size),))
+
+
+ENVIRONMENT = EnvironmentSpec("Test-v0", None, box(OBSERVATION_DIM), box(ACTION_DIM))
+
+
+@pytest.fixture(scope="module")
+def model() -> TrajectoryTransformerModel:
+    torch.manual_seed(0)
+    config = TrajectoryTransformerConfig(
+        vocab_size=BINS, block_size=TRANSITIONS * WIDTH - 1, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM,
+        transition_dim=WIDTH, n_layer=2, n_head=2, n_embd=16,
+    )  # fmt: skip
+    model = TrajectoryTransformerModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def discretizer() -> Discretizer:
+    values = torch.randn(500, WIDTH, generator=torch.Generator().manual_seed(0))
+    return QuantileDiscretizer(BINS).fit(values)
+
+
+@pytest.fixture
+def make_agent(model: TrajectoryTransformerModel, discretizer: Discretizer):
+    def make(**options: Any) -> Agent:
+        return Agent(BeamPlanner(model, discretizer, PlannerConfig(**(PLANNER | options))), ENVIRONMENT)
+
+    return make
