@@ -43,9 +43,8 @@ def main() -> None:
         returns[name] = np.array([episode.episode_return for episode in record.episodes])
         print(f"{name}: mean return {returns[name].mean():.1f} in {record.seconds:.0f} s", flush=True)
     low, high = bootstrap_interval([returns["planner"] - returns["oracle"]])
-    print(
-        f"planner - oracle: {np.mean(returns['planner'] - returns['oracle']):.1f}, 95 % interval {low:.1f} to {high:.1f}"
-    )
+    difference = (returns["planner"] - returns["oracle"]).mean()
+    print(f"planner - oracle: {difference:.1f}, 95 % interval {low:.1f} to {high:.1f}")
     with arguments.out.open("w", newline="") as file:
         rows = enumerate(zip(returns["planner"], returns["oracle"], strict=True))
         csv.writer(file).writerows([["seed", "planner", "oracle"], *([seed, *pair] for seed, pair in rows)])

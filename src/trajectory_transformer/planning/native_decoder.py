@@ -79,7 +79,8 @@ class NativeDecoder(BeamDecoder):
         assert isinstance(config.hidden_act, str)
         shape = (
             config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd, config.vocab_size + 1,
-            config.observation_dim, config.transition_dim, config.block_size, ACTIVATIONS.index(config.hidden_act), threads,
+            config.observation_dim, config.transition_dim, config.block_size, ACTIVATIONS.index(config.hidden_act),
+            threads,
         )  # fmt: skip
         addresses = [weight.data_ptr() for weight in self._weights]
         if self._handle is not None:

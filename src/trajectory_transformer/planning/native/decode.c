@@ -150,7 +150,6 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
     d->layers = shape[0], d->heads = shape[1], d->embd = shape[2], d->hidden = shape[3], d->vocab = shape[4];
     d->observation_dim = shape[5], d->transition_dim = shape[6], d->block_size = shape[7], d->activation = shape[8];
     d->threads = shape[9] < d->heads ? shape[9] : d->heads;
-    d->penalty = 16;
     d->eps = eps, d->head_dim = d->embd / d->heads;
     d->head_size = round_up(d->head_dim, LANES > 8 ? LANES : 8), d->width = round_up(d->embd, NR);
     const int size = d->head_size, rows = BLOCK;

@@ -40,7 +40,7 @@ typedef struct {
     float *partial[2]; /* (shares, BLOCK, width), used in turn */
     atomic_int waiting, phase, stalls; /* of the threads' meetings */
     double seconds[2];  /* spent in the model, and in sampling */
-    int alone, penalty; /* calls for which one thread does everything, and how many the next stall will cost */
+    int alone, strain; /* calls for which one thread does everything, and how much waiting there was */
     float **chunks; /* each (layer, head, CHUNK, 2, …): keys (key_at) and values (LANES, head_size) of a page */
     int num_chunks, used_pages, score_width;
     /* the newest distinct sequences, and which of them each row of the last call is */

@@ -53,7 +53,7 @@ static void add_and_normalize(const Decoder *d, const float *partial, float *x, 
 #else
 #define PAUSE() ((void)0)
 #endif
-#define PATIENCE 10000 /* pauses, a fraction of a millisecond: who has not come by then is not running */
+#define PATIENCE 1e-3 /* seconds: who has not come by then is not running */
 
 /* Wait until the whole team is here. */
 static void meet(Decoder *d, int team) {
@@ -64,10 +64,11 @@ static void meet(Decoder *d, int team) {
         atomic_store(&d->phase, phase + 1);
         return;
     }
-    for (int i = 0; atomic_load(&d->phase) == phase; i++) {
-        if (i < PATIENCE) PAUSE();
-        else sched_yield();
-        if (i == PATIENCE) atomic_fetch_add(&d->stalls, 1);
+    const double start = omp_get_wtime();
+    for (int i = 1, late = 0; atomic_load(&d->phase) == phase; i++) {
+        if (late) sched_yield();
+        else PAUSE();
+        if (!late && i % 256 == 0 && omp_get_wtime() - start > PATIENCE) late = 1, atomic_fetch_add(&d->stalls, 1);
     }
 }
 
@@ -171,14 +172,11 @@ static int run(Decoder *d, const Row *rows, int n, int sequences) {
                           band_runs + b * bands);
     }
     d->seconds[0] += omp_get_wtime() - start;
-    if (atomic_exchange(&d->stalls, 0)) {
-        d->alone = d->penalty;
-        d->penalty = d->penalty < 4096 ? 4 * d->penalty : d->penalty;
-    } else if (d->alone) {
-        d->alone--;
-    } else if (d->penalty > 16) {
-        d->penalty--;
-    }
+    /* Now and then a thread has to wait; again and again it does where others want its core. */
+    if (d->alone) d->alone--;
+    else if (atomic_exchange(&d->stalls, 0)) d->strain += 16;
+    else if (d->strain) d->strain--;
+    if (d->strain > 64) d->strain = 48, d->alone = 256;
     free(runs), free(band_runs);
     return OK;
 }
