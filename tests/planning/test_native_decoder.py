@@ -277,6 +277,28 @@ def test_other_rows_change_no_bit(rows: int) -> None:
     assert torch.equal(decode(model, prefix, tokens[:, -rows:]), together[:, -rows:])
 
 
+def test_fewer_threads_than_shares_change_no_bit() -> None:
+    """Where OpenMP, or a busy machine, leaves one thread to do the work of two."""
+    script = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from tests.planning.test_native_decoder import *\n"
+        "prefix, tokens = draw_tokens(4, 11, below=101), draw_tokens(4, 6, 12, below=101, seed=1)\n"
+        "logits = decode(MODELS['head of sixteen'], prefix, tokens)\n"
+        "print(logits.numpy().tobytes().hex()[:4000], flush=True)"
+    )
+    results = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "OMP_THREAD_LIMIT": limit},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for limit in ("1", "2")
+    ]
+    assert results[0] == results[1]
+    assert len(results[0]) == 4001
+
+
 # ---- sampling ----
 
 
@@ -293,7 +315,7 @@ def choose_nearly(logits: Tensor, uniforms: Tensor, choice: Choice) -> Tensor:
     thresholds = (choice.cdf,) if not choice.cdf else (choice.cdf - 1e-5, choice.cdf, choice.cdf + 1e-5)
     return torch.stack(
         [
-            choose(logits, (uniforms + offset).clamp(0.0, 1 - 2**-24), dataclasses.replace(choice, cdf=threshold))
+            choose(logits, (uniforms + offset).clamp(0.0, 1.0), dataclasses.replace(choice, cdf=threshold))
             for threshold in thresholds
             for offset in (-1e-5, 1e-5)
         ]
