@@ -168,7 +168,7 @@ def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:
     embeddings = model.tok_emb.weight[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)
     stop = model.tok_emb.weight[-1].expand(config.transition_dim, 1, -1)
     heads, norm = model.head.weight, model.ln_f
-    weights = [torch.cat([embeddings, stop], dim=1), model.pos_emb[0], heads * norm.weight, heads @ norm.bias]
+    weights = [torch.cat([embeddings, stop], dim=1), model.pos_emb[0], heads * norm.weight, _product(heads, norm.bias)]
     for block in model.blocks:
         assert isinstance(block, Block)
         attention = block.attn
@@ -176,9 +176,14 @@ def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:
         for linear, factor in ((attention.query, scale), (attention.key, 1.0), (attention.value, 1.0)):
             weights += [
                 linear.weight * block.ln1.weight * factor,
-                (linear.bias + linear.weight @ block.ln1.bias) * factor,
+                (linear.bias + _product(linear.weight, block.ln1.bias)) * factor,
             ]
         weights += [attention.proj.weight, attention.proj.bias]
-        weights += [block.l1.weight * block.ln2.weight, block.l1.bias + block.l1.weight @ block.ln2.bias]
+        weights += [block.l1.weight * block.ln2.weight, block.l1.bias + _product(block.l1.weight, block.ln2.bias)]
         weights += [block.l2.weight, block.l2.bias]
     return weights
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    """In float64, so that the number of threads shows in no bit."""
+    return (matrix.double() @ vector.double()).float()

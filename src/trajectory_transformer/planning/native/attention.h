@@ -74,21 +74,16 @@ static inline float soften(const Row *row, float *scores) {
     const int last = row->num_pages - 1;
     for (int p = 0; p <= last; p++) {
         const int n = p == last ? row->last_filled : row->filled[p];
-        const vec s = choose(lane < ((ivec){0} + n), load(scores + p * LANES), all(-1e30f));
-        store(scores + p * LANES, s);
-        top = larger(s, top); /* NaN scores are NaN weights: exponential keeps them */
+        const vec s = choose(lane < ((ivec){0} + n), load(scores + p * LANES), all(-INFINITY));
+        top = larger(s, top); /* a NaN among the scores makes all weights NaN */
     }
     const vec max = all(largest(top));
-    int p = 0;
-    for (; p < last; p += 2) { /* two at a time, so that neither waits for itself */
-        const vec a = exponential(load(scores + p * LANES) - max), b = exponential(load(scores + (p + 1) * LANES) - max);
-        store(scores + p * LANES, a), store(scores + (p + 1) * LANES, b);
-        mass += a + b;
-    }
-    if (p == last) {
-        const vec a = exponential(load(scores + p * LANES) - max);
-        store(scores + p * LANES, a);
-        mass += a;
+    for (int p = 0; p <= last; p++) {
+        const int n = p == last ? row->last_filled : row->filled[p];
+        const vec e = exponential(load(scores + p * LANES) - max);
+        const vec seen = choose(lane < ((ivec){0} + n), e, all(0.0f));
+        store(scores + p * LANES, seen);
+        mass += seen;
     }
     return total(mass);
 }

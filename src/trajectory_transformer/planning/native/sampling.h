@@ -24,43 +24,36 @@ static void softmax(float *x, int n) {
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale);
 }
 
-/* out[j]: the sum of weights[i] (1 if there are none) over all i that come before j, or are j, in ascending order of x */
-static void sums_up_to(const float *x, const float *weights, int n, float *out) {
+/* out[j]: the sum of weights[i] (1 if there are none) over all i with x[i] < x[j] */
+static void sums_below(const float *x, const float *weights, int n, float *out) {
     for (int j = 0; j < n; j += LANES) {
         const vec xj = load(x + j);
-        ivec at;
-        for (int l = 0; l < LANES; l++) at[l] = j + l;
         vec sum = {0};
-        for (int i = 0; i < n; i++) {
-            const vec xi = all(x[i]);
-            const ivec before = (xi < xj) | ((xi == xj) & (((ivec){0} + i) <= at));
-            sum += choose(before, all(weights ? weights[i] : 1.0f), all(0.0f));
-        }
+        for (int i = 0; i < n; i++) sum += (vec)((ivec)all(weights ? weights[i] : 1.0f) & (all(x[i]) < xj));
         store(out + j, sum);
     }
 }
 
 /* Logits (padded) to the cumulative distribution of what the filters leave. k 0 and cdf below 0 stand for none. */
 static void filter(float *x, int n, int k, float cdf, float *scratch) {
+    float *p = scratch, *below = scratch + round_up(n, LANES);
     if (cdf >= 0) {
-        float *p = scratch, *below = scratch + round_up(n, LANES), cutoff = INFINITY, last = -INFINITY;
+        float cutoff = INFINITY; /* at least the least likely is dropped */
         memcpy(p, x, sizeof(float) * n);
         softmax(p, n);
-        sums_up_to(p, p, n, below);
-        for (int i = 0; i < n; i++) {
-            if (below[i] < cdf && p[i] > last) last = p[i];
-            if (p[i] < cutoff) cutoff = p[i]; /* at least the least likely is dropped */
-        }
-        if (last > cutoff) cutoff = last;
+        sums_below(p, p, n, below);
+        for (int i = 0; i < n; i++) cutoff = p[i] < cutoff ? p[i] : cutoff;
+        for (int i = 0; i < n; i++)
+            if (below[i] + p[i] < cdf && p[i] > cutoff) cutoff = p[i];
         for (int i = 0; i < n; i++)
             if (p[i] <= cutoff) x[i] = -1000.0f;
     }
     if (k && k < n) {
-        float *rank = scratch, cutoff = -INFINITY;
-        for (int i = n; i < round_up(n, LANES); i++) x[i] = -INFINITY;
-        sums_up_to(x, NULL, n, rank);
+        float cutoff = INFINITY; /* the k-th largest */
+        for (int i = 0; i < round_up(n, LANES); i++) p[i] = i < n ? -x[i] : INFINITY;
+        sums_below(p, NULL, n, below);
         for (int i = 0; i < n; i++)
-            if ((int)rank[i] == n - k + 1) cutoff = x[i];
+            if (below[i] < k && x[i] < cutoff) cutoff = x[i];
         for (int i = 0; i < n; i++)
             if (x[i] < cutoff) x[i] = -INFINITY;
     }

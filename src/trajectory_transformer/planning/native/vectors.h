@@ -43,8 +43,22 @@ static inline vec repeat4(const float *p) { /* p[0] … p[3], again and again */
     return load(p);
 #endif
 }
+#if LANES == 16
+static inline vec choose(ivec mask, vec a, vec b) {
+    return (vec)_mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)mask), (__m512)b, (__m512)a);
+}
+static inline vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)b, (__m512)a); } /* a NaN in a stays one */
+static inline vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)b, (__m512)a); }
+static inline vec times_two_to(vec x, vec n) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)n); }
+#else
 static inline vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 static inline vec larger(vec a, vec b) { return choose(b > a, b, a); } /* a NaN in a stays one */
+static inline vec smaller(vec a, vec b) { return choose(b < a, b, a); }
+static inline vec times_two_to(vec x, vec n) { /* whole n from -126 to 127 */
+    const vec shifted = n + all(12582912.0f + 127.0f);
+    return x * (vec)((ivec)shifted << 23);
+}
+#endif
 static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 static void *allocate(size_t bytes) {
@@ -108,11 +122,10 @@ static inline vec sums_of_four(vec a, vec b, vec c, vec d) {
 
 /* Elementary functions: relative error of exp 2e-7, absolute error of erf 2e-7 (Abramowitz & Stegun 7.1.26) */
 
-static inline vec exponential(vec x) {
+static inline vec exponential(vec x) { /* of at least -87: less would be slow to compute, and is as good as nothing */
     const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    const ivec tiny = x < all(-87.0f);
-    x = choose(x > all(88.0f), all(88.0f), x);
-    const vec shifted = x * all(1.44269504f) + magic, n = shifted - magic;
+    x = smaller(larger(x, all(-87.0f)), all(88.0f));
+    const vec n = (x * all(1.44269504f) + magic) - magic;
     const vec r = x - n * all(0.693359375f) + n * all(2.12194440e-4f);
     vec p = all(1.9875691500e-4f);
     p = p * r + all(1.3981999507e-3f);
@@ -121,7 +134,7 @@ static inline vec exponential(vec x) {
     p = p * r + all(1.6666665459e-1f);
     p = p * r + all(5.0000001201e-1f);
     p = p * r * r + r + all(1.0f);
-    return choose(tiny, all(0.0f), p * (vec)(((ivec)shifted << 23) + 0x3f800000)); /* p * 2^n */
+    return times_two_to(p, n);
 }
 
 static inline vec gelu(vec x) {
