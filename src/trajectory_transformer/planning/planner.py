@@ -47,6 +47,7 @@ class BeamPlanner:
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
 
+    @torch.inference_mode()
     def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
         """Search from each environment's past.
 
