@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluation.test_results import make_results
 from trajectory_transformer import experiment
 from trajectory_transformer.command_line import entry_point
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation import plots
+from trajectory_transformer.evaluation.plots import PlannerFigures
+from trajectory_transformer.evaluation.results import write_results
 from trajectory_transformer.run_record import RunRecord, claim
 from trajectory_transformer.sweep import Job, confidence, group_by_settings, read_jobs, report, t_quantile
 
@@ -74,6 +78,36 @@ def test_the_table_names_every_job_and_reason(tmp_path: Path, capsys: pytest.Cap
     table = rows(tmp_path)
     assert {row["job"] for row in table} == {str(number) for number in range(11)}
     assert next(row for row in table if row["job"] == "10")["score"] == "10"
+
+
+def test_a_sweep_over_planners_shows_what_their_time_buys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (horizon, width) in enumerate([(1, 4), (1, 16), (5, 4)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        parameters = {"checkpoint": "c", "planner.horizon": str(horizon), "planner.beam_width": str(width)}
+        RunRecord("finished", parameters, 10.0 * number).write(folder)
+        results = make_results()
+        results["summary"] |= {"return_mean": 10.0 * number, "return_ci95": [10.0 * number - 3, 10.0 * number + 1]}
+        results["summary"]["plan_latency_ms"] = {"p50": 2.0 + number, "p95": 9.0}
+        write_results(results, folder / "results.json")
+    RunRecord("finished", parameters | {"planner.horizon": "7"}, 1.0).write(_made(tmp_path / "3"))
+    (tmp_path / "3" / "results.json").write_text("{half")  # has no place in the picture, and breaks nothing
+    seen: list[PlannerFigures] = []
+    plot = plots.plot_tradeoff
+    monkeypatch.setattr(plots, "plot_tradeoff", lambda points, *rest: (seen.extend(points), plot(points, *rest)))
+    report(tmp_path)
+    assert seen == [
+        PlannerFigures("horizon=1", "4", 2.0, (0.0, -3.0, 1.0)),
+        PlannerFigures("horizon=1", "16", 3.0, (10.0, 7.0, 11.0)),
+        PlannerFigures("horizon=5", "4", 4.0, (20.0, 17.0, 21.0)),
+    ]
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["ms per plan"] for row in rows(tmp_path)] == ["2", "3", "4", ""]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_a_claim_never_takes_another_runs_folder(tmp_path: Path) -> None:

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
-from trajectory_transformer.evaluation.plots import plot_plan, plot_returns, plot_training
+from trajectory_transformer.evaluation.plots import (
+    PlannerFigures,
+    plot_plan,
+    plot_returns,
+    plot_tradeoff,
+    plot_training,
+)
 from trajectory_transformer.evaluation.records import EpisodeTrace, PlanTrace
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -156,3 +163,21 @@ def test_pyplot_stays_out(tmp_path: Path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_planners_are_drawn_with_their_intervals(tmp_path: Path, drawn: list[Figure]) -> None:
+    points = [
+        PlannerFigures("horizon=1", "64", 9.0, (5.0, 4.0, 7.0)),
+        PlannerFigures("horizon=1", "4", 2.0, (3.0, 1.0, 4.0)),
+        PlannerFigures("horizon=5", "4", 8.0, (6.0, 5.5, 6.5)),
+    ]
+    plot_tradeoff(points, 4.5, "Walk-v0", tmp_path / "tradeoff.png")
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(PNG)
+    (axes,) = drawn[0].axes
+    first, second = (container.lines for container in axes.containers if isinstance(container, ErrorbarContainer))
+    np.testing.assert_array_equal(first[0].get_xydata(), [[2.0, 3.0], [9.0, 5.0]])  # in the order of their time
+    np.testing.assert_array_equal(second[0].get_xydata(), [[8.0, 6.0]])
+    ends = [tuple(segment[:, 1]) for segment in first[2][0].get_segments()]
+    assert ends == [(1.0, 4.0), (4.0, 7.0)]
+    assert [text.get_text() for text in axes.texts] == ["4", "64", "4"]
+    assert axes.get_xscale() == "log"
