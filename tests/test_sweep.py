@@ -81,6 +81,7 @@ def test_the_table_names_every_job_and_reason(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_sweep_over_planners_shows_what_their_time_buys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters: dict[str, str] = {}
     for number, (horizon, width) in enumerate([(1, 4), (1, 16), (5, 4)]):
         folder = tmp_path / str(number)
         folder.mkdir()
