@@ -124,42 +124,42 @@ static inline __attribute__((always_inline)) void attend(const Decoder *d, int l
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, load(out + (size_t)r * ldo + i) * all(scale[r]));
 }
 
-/* Fetch what attention is about to write to, while products are computed. */
-static void expect_writes(const Decoder *d, const Share *share, int layer, const Row *rows, int n) {
-    for (int r = 0; r < n; r++)
-        for (int h = 0; h < share->heads && rows[r].page >= 0; h++) {
-            const float *page = page_of(d, layer, share->first_head + h, rows[r].page);
-            for (int i = 0; i < d->head_size; i += 4) __builtin_prefetch(page + key_at(rows[r].lane, i), 1);
-            for (int i = 0; i < d->head_size; i += 16) __builtin_prefetch(page + (LANES + rows[r].lane) * d->head_size + i, 1);
-        }
-}
-
 /* Rows that do not see a slot may still multiply its values by 0, so they have to be finite. The key, which only those
  * read who see it, says instead that something is wrong. */
 static void poison(float *keys, float *values, int slot, int size) {
     for (int i = 0; i < size; i++) keys[key_at(slot, i)] = NAN, values[i] = 0.0f;
 }
 
+/* Store the keys and values of rows that later ones may see. */
+static void remember(const Decoder *d, const Share *share, int layer, const Row *rows, int n) {
+    const int size = d->head_size, columns = share->heads * size, ldp = share->layers[layer].project.n;
+    for (int h = 0; h < share->heads; h++)
+        for (int r = 0; r < n; r++) {
+            if (rows[r].page < 0) continue;
+            const float *key = share->projected + (size_t)r * ldp + columns + h * size, *value = key + columns;
+            float *page = page_of(d, layer, share->first_head + h, rows[r].page);
+            for (int i = 0; i < size; i += 4) memcpy(page + key_at(rows[r].lane, i), key + i, sizeof(float) * 4);
+            float *kept = page + (LANES + rows[r].lane) * size;
+            ivec finite = (vec){0} == (vec){0};
+            for (int i = 0; i < size; i += LANES) {
+                const vec v = load(value + i);
+                store(kept + i, v);
+                finite &= v - v == (vec){0};
+            }
+            if (!every(finite)) poison(page, kept, rows[r].lane, size);
+        }
+}
+
+/* What rows see, into share->seen; their queries are the first columns of share->projected. */
 static void attention(const Decoder *d, const Share *share, int layer, const Row *rows, int n, const Run *runs, const int *band_runs) {
     const int size = d->head_size, columns = share->heads * size, ldp = share->layers[layer].project.n;
-    for (int h = 0; h < share->heads; h++) {
-        const int head = share->first_head + h;
-        for (int r = 0; r < n; r++)
-            if (rows[r].page >= 0) {
-                const float *key = share->projected + (size_t)r * ldp + columns + h * size, *value = key + columns;
-                float *page = page_of(d, layer, head, rows[r].page);
-                for (int i = 0; i < size; i += 4) memcpy(page + key_at(rows[r].lane, i), key + i, sizeof(float) * 4);
-                float *kept = page + (LANES + rows[r].lane) * size;
-                ivec finite = (vec){0} == (vec){0};
-                for (int i = 0; i < size; i += LANES) store(kept + i, load(value + i)), finite &= load(value + i) - load(value + i) == (vec){0};
-                if (!every(finite)) poison(page, kept, rows[r].lane, size);
-            }
+    for (int h = 0; h < share->heads; h++)
         for (int r = 0; r < n; r += BAND) {
-            const int first = band_runs[r / BAND], num = band_runs[r / BAND + 1] - first, m = n - r < BAND ? n - r : BAND;
+            const int head = share->first_head + h, m = n - r < BAND ? n - r : BAND;
+            const int first = band_runs[r / BAND], num = band_runs[r / BAND + 1] - first;
             const float *q = share->projected + (size_t)r * ldp + h * size;
             float *out = share->seen + (size_t)r * columns + h * size;
             if (size == 32) attend(d, layer, head, rows + r, m, runs + first, num, q, ldp, share->scores, out, columns, 32);
             else attend(d, layer, head, rows + r, m, runs + first, num, q, ldp, share->scores, out, columns, size);
         }
-    }
 }

@@ -39,6 +39,7 @@ typedef struct {
     Share *shares; /* as many as threads: of heads, hidden units and logits; x and normed are the threads' own */
     float *partial[2]; /* (shares, BLOCK, width), used in turn */
     atomic_int waiting, phase, stalls; /* of the threads' meetings */
+    atomic_int failed;                 /* a thread had no memory */
     double seconds[2];  /* spent in the model, and in sampling */
     int alone, strain; /* calls for which one thread does everything, and how much waiting there was */
     float **chunks; /* each (layer, head, CHUNK, 2, …): keys (key_at) and values (LANES, head_size) of a page */

@@ -72,50 +72,6 @@ static void meet(Decoder *d, int team) {
     }
 }
 
-/* All layers for rows of which each sees only slots of earlier rows, its own block's included. */
-static void run_block(Decoder *d, int thread, int team, const Row *rows, int n, const Run *runs, const int *band_runs) {
-    float *x = d->shares[thread].x, *normed = d->shares[thread].normed;
-    const int width = d->width;
-    embed(d, rows, n, x);
-    add_and_normalize(d, NULL, x, n, normed);
-    for (int l = 0; l < d->layers; l++) {
-        for (int t = thread; t < d->threads; t += team) {
-            const Share *share = &d->shares[t];
-            const Layer *layer = &share->layers[l];
-            expect_writes(d, share, l, rows, n);
-            multiply(&layer->project, normed, width, n, share->projected, layer->project.n);
-            attention(d, share, l, rows, n, runs, band_runs);
-            multiply(&layer->output, share->seen, layer->output.k, n, d->partial[0] + (size_t)t * BLOCK * width, width);
-        }
-        meet(d, team);
-        add_and_normalize(d, d->partial[0], x, n, normed);
-        for (int t = thread; t < d->threads; t += team) {
-            const Share *share = &d->shares[t];
-            const Layer *layer = &share->layers[l];
-            multiply(&layer->up, normed, width, n, share->hidden, layer->up.n);
-            activate(d->activation, share->hidden, n * layer->up.n);
-            multiply(&layer->down, share->hidden, layer->up.n, n, d->partial[1] + (size_t)t * BLOCK * width, width);
-        }
-        meet(d, team);
-        add_and_normalize(d, d->partial[1], x, n, normed);
-    }
-    int wanted = 0, which[BLOCK];
-    for (int r = 0; r < n; r++)
-        if (rows[r].logits >= 0) {
-            if (wanted < r) memcpy(normed + (size_t)wanted * width, normed + (size_t)r * width, sizeof(float) * width);
-            which[wanted++] = r;
-        }
-    for (int t = thread; t < d->threads && wanted; t += team) {
-        const Share *share = &d->shares[t];
-        if (!share->logits) continue;
-        const Matrix *head = &share->heads_out[rows[which[0]].position % d->transition_dim];
-        multiply(head, normed, width, wanted, share->out, head->n);
-        for (int w = 0; w < wanted; w++)
-            memcpy(d->logits + (size_t)rows[which[w]].logits * d->vocab + share->first_logit, share->out + (size_t)w * head->n,
-                   sizeof(float) * share->logits);
-    }
-}
-
 /* Which pages the rows of a band see, and which of them together. Relatives stand side by side. */
 static int find_runs(const Row *rows, int n, Run *runs) {
     int found = 0;
@@ -136,6 +92,85 @@ static int find_runs(const Row *rows, int n, Run *runs) {
         }
     }
     return found;
+}
+
+/* Rows of a block whose logits are wanted. In the last layer the others have nothing to do but to be remembered. */
+typedef struct {
+    int n, which[BLOCK], band_runs[BLOCK / BAND + 1];
+    Row rows[BLOCK];
+    Run *runs;
+} Wanted;
+
+static int find_wanted(const Row *rows, int n, Wanted *wanted) {
+    wanted->n = 0, wanted->runs = NULL;
+    for (int r = 0; r < n; r++)
+        if (rows[r].logits >= 0) wanted->which[wanted->n] = r, wanted->rows[wanted->n++] = rows[r];
+    return wanted->n;
+}
+
+static int find_wanted_runs(Wanted *wanted) {
+    int pages = 0;
+    for (int w = 0; w < wanted->n; w++) pages += wanted->rows[w].num_pages;
+    wanted->runs = malloc(sizeof(Run) * (pages + 1));
+    wanted->band_runs[0] = 0;
+    for (int i = 0; i < BLOCK / BAND && wanted->runs; i++) {
+        const int first = i * BAND, m = wanted->n - first < BAND ? wanted->n - first : BAND, at = wanted->band_runs[i];
+        wanted->band_runs[i + 1] = at + (m > 0 ? find_runs(wanted->rows + first, m, wanted->runs + at) : 0);
+    }
+    return wanted->runs ? OK : NO_MEMORY;
+}
+
+/* The wanted ones among some rows of floats come first. */
+static void compact(const Wanted *wanted, float *values, int width) {
+    for (int w = 0; w < wanted->n; w++)
+        if (wanted->which[w] > w) memcpy(values + (size_t)w * width, values + (size_t)wanted->which[w] * width, sizeof(float) * width);
+}
+
+/* All layers for rows of which each sees only slots of earlier rows, its own block's included. */
+static void run_block(Decoder *d, int thread, int team, const Row *of_block, int n, const Run *runs, const int *band_runs) {
+    float *x = d->shares[thread].x, *normed = d->shares[thread].normed;
+    const int width = d->width;
+    const Row *rows = of_block;
+    Wanted wanted;
+    const int all_wanted = find_wanted(rows, n, &wanted) == n;
+    if (!all_wanted && find_wanted_runs(&wanted) != OK) atomic_store(&d->failed, 1), wanted.n = 0;
+    embed(d, rows, n, x);
+    add_and_normalize(d, NULL, x, n, normed);
+    for (int l = 0; l < d->layers; l++) {
+        const int last = l == d->layers - 1 && !all_wanted, all_rows = n;
+        if (last) rows = wanted.rows, n = wanted.n, runs = wanted.runs, band_runs = wanted.band_runs;
+        for (int t = thread; t < d->threads; t += team) {
+            const Share *share = &d->shares[t];
+            const Layer *layer = &share->layers[l];
+            multiply(&layer->project, normed, width, all_rows, share->projected, layer->project.n);
+            remember(d, share, l, of_block, all_rows);
+            if (last) compact(&wanted, share->projected, layer->project.n);
+            attention(d, share, l, rows, n, runs, band_runs);
+            multiply(&layer->output, share->seen, layer->output.k, n, d->partial[0] + (size_t)t * BLOCK * width, width);
+        }
+        if (last) compact(&wanted, x, width);
+        meet(d, team);
+        add_and_normalize(d, d->partial[0], x, n, normed);
+        for (int t = thread; t < d->threads; t += team) {
+            const Share *share = &d->shares[t];
+            const Layer *layer = &share->layers[l];
+            multiply(&layer->up, normed, width, n, share->hidden, layer->up.n);
+            activate(d->activation, share->hidden, n * layer->up.n);
+            multiply(&layer->down, share->hidden, layer->up.n, n, d->partial[1] + (size_t)t * BLOCK * width, width);
+        }
+        meet(d, team);
+        add_and_normalize(d, d->partial[1], x, n, normed);
+    }
+    for (int t = thread; t < d->threads && n; t += team) {
+        const Share *share = &d->shares[t];
+        if (!share->logits) continue;
+        const Matrix *head = &share->heads_out[rows[0].position % d->transition_dim];
+        multiply(head, normed, width, n, share->out, head->n);
+        for (int r = 0; r < n; r++)
+            memcpy(d->logits + (size_t)rows[r].logits * d->vocab + share->first_logit, share->out + (size_t)r * head->n,
+                   sizeof(float) * share->logits);
+    }
+    free(wanted.runs);
 }
 
 static int run(Decoder *d, const Row *rows, int n, int sequences) {
@@ -178,5 +213,5 @@ static int run(Decoder *d, const Row *rows, int n, int sequences) {
     else if (d->strain) d->strain--;
     if (d->strain > 64) d->strain = 48, d->alone = 256;
     free(runs), free(band_runs);
-    return OK;
+    return atomic_exchange(&d->failed, 0) ? NO_MEMORY : OK;
 }
