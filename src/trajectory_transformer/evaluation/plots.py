@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from ..errors import UserError
 from ..layout import TOKEN_KINDS
@@ -114,6 +114,9 @@ def plot_tradeoff(points: list[PlannerFigures], behavior_mean: float, title: str
         behavior_mean, color=GREY, linestyle="--", linewidth=1.5, label=f"behaviour's mean {behavior_mean:.5g}"
     )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("milliseconds per action (median)")
     axes.set_ylabel("return of an episode, mean and 95 % interval")
     _tidy(axes)
