@@ -1,14 +1,42 @@
-"""Both ways to decode, for tests that hold for either."""
+"""Both ways to decode, for tests that hold for either, and what their logits must be."""
 
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import Tensor
 
+from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.decoder import BeamDecoder
 from trajectory_transformer.planning.native.library import find_compiler
 from trajectory_transformer.planning.native_decoder import NativeDecoder
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
+
+WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
+
+
+def small_model(spread: float) -> TrajectoryTransformerModel:
+    """In evaluation mode, with weights that far from their initial values."""
+    torch.manual_seed(0)
+    config = TrajectoryTransformerConfig(
+        vocab_size=VOCABULARY, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH,
+        observation_dim=2, action_dim=2, n_layer=2, n_head=2, n_embd=16,
+    )  # fmt: skip
+    model = TrajectoryTransformerModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data += spread * torch.randn_like(parameter)
+    return model
+
+
+def full_logits(model: TrajectoryTransformerModel, sequences: Tensor, limit: int) -> Tensor:
+    """(environment, rows, time) -> logits after the last token, each window cropped by whole transitions to limit."""
+    width = model.config.transition_dim
+    excess = max(0, sequences.shape[2] - limit)
+    window = sequences[:, :, -(-excess // width) * width :]
+    with torch.no_grad():
+        return model(window.flatten(0, 1), use_cache=False).logits[:, -1].view(*sequences.shape[:2], -1)
+
 
 MakeDecoder = Callable[[TrajectoryTransformerModel, int, bool], BeamDecoder]
 

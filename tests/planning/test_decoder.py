@@ -2,35 +2,23 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.planning.decoders import MakeDecoder, both_decoders
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
+from tests.planning.decoders import (
+    TRANSITIONS,
+    VOCABULARY,
+    WIDTH,
+    MakeDecoder,
+    both_decoders,
+    full_logits,
+    small_model,
+)
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.decoder import gather_rows
-
-WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
 
 
 @pytest.fixture(scope="module")
 def model() -> TrajectoryTransformerModel:
-    torch.manual_seed(0)
-    config = TrajectoryTransformerConfig(
-        vocab_size=VOCABULARY, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH,
-        observation_dim=2, action_dim=2, n_layer=2, n_head=2, n_embd=16, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0,
-    )  # fmt: skip
-    model = TrajectoryTransformerModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return model
-
-
-def full_logits(model: TrajectoryTransformerModel, sequences: Tensor, limit: int) -> Tensor:
-    """(environment, rows, time) -> logits after the last token, each window cropped by whole transitions to limit."""
-    excess = max(0, sequences.shape[2] - limit)
-    window = sequences[:, :, -(-excess // WIDTH) * WIDTH :]
-    with torch.no_grad():
-        return model(window.flatten(0, 1), use_cache=False).logits[:, -1].view(*sequences.shape[:2], -1)
+    return small_model(spread=0.2)
 
 
 @both_decoders

@@ -8,37 +8,20 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from tests.planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, full_logits, small_model
 from trajectory_transformer.configuration import PlannerConfig
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.decoder import gather_rows
 from trajectory_transformer.planning.planner import make_decoder
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
 
-WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
 COMPILERS = ("c++", "g++", "clang++")
 needs_cpp = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
 
 
 @pytest.fixture
 def model() -> TrajectoryTransformerModel:
-    torch.manual_seed(0)
-    config = TrajectoryTransformerConfig(
-        vocab_size=VOCABULARY, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH, observation_dim=2,
-        action_dim=2, n_layer=2, n_head=2, n_embd=16,
-    )  # fmt: skip
-    model = TrajectoryTransformerModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
-
-
-def full_logits(model: TrajectoryTransformerModel, sequences: Tensor, limit: int) -> Tensor:
-    """(environment, rows, time) -> logits after the last token, cropped by whole transitions to ``limit`` tokens."""
-    excess = max(0, sequences.shape[2] - limit)
-    window = sequences[:, :, -(-excess // WIDTH) * WIDTH :]
-    with torch.no_grad():
-        return model(window.flatten(0, 1), use_cache=False).logits[:, -1].view(*sequences.shape[:2], -1)
+    return small_model(spread=0.1)
 
 
 def compare(

@@ -3,7 +3,8 @@
 The same arithmetic as :class:`~.transformer_decoder.TransformerDecoder`, organised around what beams share:
 
 - Keys and values lie in one pool of small pages. A sequence is a list of pages, so beams share their past, candidates
-  their beam, and neither expanding nor pruning copies anything. Value tokens, which nobody sees, are not stored.
+  their beam, and neither expanding nor pruning copies anything; a page is copied where sequences that were equal part
+  in its middle. Value tokens, which nobody sees, are not stored.
 - Sequences that are equal are computed once, whatever rows they stand in.
 - A window that slides is encoded as a tree: transitions that several beams begin with are computed once.
 - Tokens are sampled where their logits are; Python is called a few times for each transition, not for each token.

@@ -1,7 +1,7 @@
 /* Decoding many beams of a Trajectory Transformer on a CPU: see ../native_decoder.py.
  *
  * Rows are tokens that are computed together. What a row may attend to is a list of pages in one pool of keys and
- * values, so beams share what they have in common and nothing is ever copied. Threads divide heads and hidden units
+ * values, so beams share what they have in common; a page is copied only where sequences part in its middle. Threads divide heads and hidden units
  * among them, not rows: each keeps its share of all weights in its own cache, and partial sums meet twice a layer.
  * A row's numbers do not depend on the rows beside it.
  */

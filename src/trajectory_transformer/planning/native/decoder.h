@@ -6,9 +6,8 @@
 #include "products.h"
 
 #define BLOCK 64 /* rows that pass through all layers together */
-#define BAND 16  /* rows whose attention is computed together */
-#define CHUNK 64  /* pages that the pool grows by */
-
+#define BAND 16 /* rows whose attention is computed together */
+#define CHUNK 64 /* pages that the pool grows by */
 
 typedef struct {
     Matrix project, output, up, down; /* one share of them */

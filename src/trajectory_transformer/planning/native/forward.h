@@ -186,7 +186,10 @@ static int run(Decoder *d, const Row *rows, int n, int sequences) {
     }
     Run *runs = malloc(sizeof(Run) * (most + 1));
     int *band_runs = malloc(sizeof(int) * (blocks * bands + 1));
-    if (!runs || !band_runs) return NO_MEMORY;
+    if (!runs || !band_runs) {
+        free(runs), free(band_runs);
+        return NO_MEMORY;
+    }
     d->score_width = widest * LANES;
     band_runs[0] = 0;
     for (int b = 0; b < blocks; b++)

@@ -10,7 +10,7 @@ static int most_likely(const float *x, int n) {
     return best;
 }
 
-/* x (padded to LANES) to probabilities; what is at or below -1000 gets none, unless everything is. */
+/* x (padded to LANES) to probabilities; what is e^87 times less likely than the likeliest gets none. */
 static void softmax(float *x, int n) {
     vec top = all(-INFINITY), mass = {0};
     for (int i = n; i < round_up(n, LANES); i++) x[i] = -INFINITY;
@@ -88,7 +88,7 @@ static int sample(Decoder *d, const int64_t *parents, int rows, const float *uni
         }
     }
     for (int r = 0; r < rows; r++) {
-        const int s = d->sequence_of_row[parents ? parents[r] : r];
+        const int s = d->sequence_of_row[parents[r]];
         tokens[r] = k == 1 ? most_likely(d->logits + (size_t)s * n, n) : draw(cumulative + (size_t)s * padded, n, uniforms[(size_t)r * stride]);
     }
     free(cumulative);
