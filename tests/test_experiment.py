@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,9 +29,17 @@ from trajectory_transformer.configuration import (
     TrainConfig,
     TrainerConfig,
 )
+from trajectory_transformer.data.transitions import join_episodes
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.experiment import RunContext, load_trained, run_evaluation, run_training
+from trajectory_transformer.experiment import (
+    RunContext,
+    held_out_episodes,
+    load_trained,
+    run_evaluation,
+    run_training,
+)
 from trajectory_transformer.run_record import RunRecord
+from trajectory_transformer.training.datamodule import TrajectoryDataModule
 from trajectory_transformer.training.loggers import RunLabels
 
 from .minari_sets import random_episode, write_dataset
@@ -362,3 +370,17 @@ class TestCommands:
             assert summary["summary"]["val/loss"]["min"] > 0.0
             assert f'"ref":"{(datasets / DATASET).as_uri()}/data/' in read[0]
             assert f"model-{(tmp_path / 'mysweep' / job / 'wandb' / 'run_id.txt').read_text()}" in read[0]
+
+
+def test_held_out_episodes_are_those_that_training_validated_on(trained: tuple[Path, float]) -> None:
+    datamodule = TrajectoryDataModule(config().data, seed=7)
+    datamodule.setup()
+    (episode,) = held_out_episodes(load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {}))
+    table = join_episodes([episode], config().data.discount, config().data.termination_penalty)
+    assert (table.values == datamodule.validation_table.values).all()
+
+
+def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]) -> None:
+    model = load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {})
+    with pytest.raises(UserError, match="other contents than the one that"):
+        held_out_episodes(replace(model, dataset={**model.dataset, "fingerprint": "0"}))

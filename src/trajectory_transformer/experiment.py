@@ -11,15 +11,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from .checkpoint import SECTION, read_checkpoint
-from .configuration import EvaluateConfig, LoggerConfig, TrainConfig
+from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, LoggerConfig, TrainConfig
+from .data.episodes import Episode
 from .data.fetch import dataset_folder
+from .data.sources import load_offline_data
 from .errors import UserError
 from .evaluation.evaluate import evaluate
 from .evaluation.plots import plot_training
 from .evaluation.results import EvaluationRequest
 from .planning.agent import Agent
 from .run_record import is_first_process
-from .training.datamodule import TrajectoryDataModule
+from .training.datamodule import TrajectoryDataModule, split_episodes
 from .training.fit import fit, torch_threads
 from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, make_loggers
 
@@ -62,11 +64,13 @@ class Trained:
 
     Attributes:
         checkpoint: the file.
+        contents: of the file.
         dataset: what it records of the data that it was trained on.
         agent: plans with it.
     """
 
     checkpoint: Path
+    contents: Mapping[str, Any]
     dataset: Mapping[str, Any]
     agent: Agent
 
@@ -85,7 +89,25 @@ def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[
     device = _device(accelerator, "accelerator")
     contents = read_checkpoint(checkpoint)
     agent = Agent.from_contents(contents, device, **planner_overrides)
-    return Trained(checkpoint, contents[SECTION]["dataset"], agent)
+    return Trained(checkpoint, contents, contents[SECTION]["dataset"], agent)
+
+
+def held_out_episodes(trained: Trained) -> list[Episode]:
+    """The validation episodes of a checkpoint's own data, which its training has not seen, in the order stored.
+
+    Raises:
+        UserError: the data cannot be had, or is not what the checkpoint was trained on.
+    """
+    section = trained.contents[SECTION]
+    recorded = dict(section["data"])
+    config = DataConfig(**{**recorded, "discretizer": DiscretizerConfig(**recorded["discretizer"])})
+    data = load_offline_data(config)
+    if data.fingerprint != trained.dataset["fingerprint"]:
+        raise UserError(
+            f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "
+            f"'{trained.checkpoint}' was trained on"
+        )
+    return split_episodes(data, config.validation_fraction, section["seed"])[1]
 
 
 def require_callbacks(built: Mapping[str, object]) -> tuple[Callback, ...]:

@@ -37,6 +37,7 @@ def test_everything_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     (tmp_path / "metrics.csv").write_text("step,train/loss\n1,3.0\n2,2.5\n")
     results = evaluate(ScriptedAgent(environment_spec(WALK)), replace(REQUEST, video=2), tmp_path)
     assert files(tmp_path) == [
+        "figures.csv",
         "metrics.csv",
         "plots/plan_vs_outcome.png",
         "plots/returns.png",
@@ -57,7 +58,12 @@ def test_results_do_not_depend_on_num_envs_nor_on_films(tmp_path: Path) -> None:
     second = evaluate(agent, replace(REQUEST, num_envs=1, video=1), tmp_path / "b")
     assert first["episodes"] == second["episodes"]
     assert first["summary"]["return_ci95"] == second["summary"]["return_ci95"]
-    assert files(tmp_path / "a") == ["plots/plan_vs_outcome.png", "plots/returns.png", "results.json"]
+    assert files(tmp_path / "a") == [
+        "figures.csv",
+        "plots/plan_vs_outcome.png",
+        "plots/returns.png",
+        "results.json",
+    ]
 
 
 def test_real_physics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from trajectory_transformer.evaluation.scores import (
     normalized_scores,
     standard_error,
     summarize_returns,
+    wilson_interval,
 )
 
 
@@ -74,3 +75,11 @@ def test_summary() -> None:
     assert summary.interval[0] < 26.5 < summary.interval[1]
     alone = summarize_returns(np.array([7.0]))
     assert (alone.mean, alone.standard_error, alone.interval) == (7.0, 0.0, (7.0, 7.0))
+
+
+def test_wilson_interval_against_published_values() -> None:
+    """Newcombe (1998), table I, method 3."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)

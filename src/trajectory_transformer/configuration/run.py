@@ -100,6 +100,7 @@ class EvaluateConfig:
     """Root of ``evaluate.py``'s options."""
 
     checkpoint: str = ""
+    task: str = "plan"  # plan: act in the environment
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     episodes: int = 20
@@ -111,6 +112,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to plan with")
+        require_choice("task", self.task, ("plan",))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ..data.environment import EnvironmentSpec
 from .environments import environment_title, make_environments
+from .figures import planning_figures, write_figures
 from .plots import plot_plan, plot_returns, plot_training
 from .records import ActingAgent, RolloutOptions, RolloutRecord
 from .results import EvaluationRequest, build_results, write_results
@@ -22,8 +23,9 @@ _TRACED_EPISODES = 1
 def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path) -> dict[str, Any]:
     """Plan episodes in the agent's environment and record what came of it.
 
-    Writes ``results.json``, ``plots/returns.png``, ``plots/plan_vs_outcome.png``, ``videos/episode_<i>.mp4`` if asked
-    for, and ``plots/training.png`` if the directory holds ``metrics.csv``; prints a table.
+    Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png``,
+    ``videos/episode_<i>.mp4`` if asked for, and ``plots/training.png`` if the directory holds ``metrics.csv``; prints a
+    table.
 
     Args:
         agent: acts; its ``environment`` is what it acts in.
@@ -49,6 +51,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
             recorder.close()
     results = build_results(request, agent.settings, env_id, record)
     write_results(results, run_directory / "results.json")
+    write_figures(run_directory / "figures.csv", *planning_figures(results))
     _plot(agent.environment, request, results, record, run_directory)
     Console().print(results_table(results))
     return results

@@ -17,7 +17,7 @@ import numpy as np
 from ..configuration import PlannerConfig
 from ..errors import UserError
 from .records import RolloutRecord
-from .scores import normalized_scores, summarize_returns
+from .scores import normalized_scores, summarize_returns, wilson_interval
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "lightning", "numpy", "gymnasium", "mujoco")
@@ -152,6 +152,7 @@ def _summary(record: RolloutRecord, returns: np.ndarray, scores: np.ndarray | No
         "return_ci95": list(summary.interval),
         "normalized_score_mean": None if scores is None else float(scores.mean()),
         "success_rate": float(np.mean(successes)) if successes else None,
+        "success_ci95": list(wilson_interval(sum(successes), len(successes))) if successes else None,
         "plan_latency_ms": {"p50": float(p50), "p95": float(p95)},
         "env_steps_per_second": record.env_steps / max(record.seconds, 1e-9),
     }

@@ -1,5 +1,6 @@
 """Statistics of returns: mean, interquartile mean, bootstrap intervals, normalised scores."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,19 @@ def bootstrap_interval(
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(statistic(np.concatenate(drawn, axis=1)), [tail, 100.0 - tail])
     return float(low), float(high)
+
+
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """95 % interval of a success rate (Wilson 1927), which has a width at 0 and 100 % too.
+
+    Args:
+        successes: in [0, count].
+        count: trials, at least 1.
+    """
+    z, rate = 1.959964, successes / count
+    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def normalized_scores(returns: np.ndarray, reference: tuple[float, float] | None) -> np.ndarray | None:

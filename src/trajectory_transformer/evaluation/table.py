@@ -22,7 +22,9 @@ def results_table(results: dict[str, Any]) -> Table:
         source = results["reference_scores"]["source"]
         rows.append(("normalised score", f"{summary['normalized_score_mean']:.1f} %  (reference: {source})"))
     if summary["success_rate"] is not None:
-        rows.append(("success rate", f"{100 * summary['success_rate']:.0f} %"))
+        low, high = summary["success_ci95"]
+        interval = f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+        rows.append(("success rate", f"{100 * summary['success_rate']:.0f} %  {interval}"))
     together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
     quantiles = f"{latency['p50']:.1f} ms median, {latency['p95']:.1f} ms 95th percentile"
     rows.append(("plan latency", f"{quantiles}, for {together}"))

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from ..checkpoint import SECTION, read_checkpoint
 from ..configuration import PlannerConfig, require
-from ..data.discretizer import Discretizer
 from ..data.environment import EnvironmentSpec
 from ..errors import UserError
-from ..model.config import TrajectoryTransformerConfig
-from ..model.gpt import TrajectoryTransformerModel
 from .planner import BeamPlanner
+from .trained_model import TrainedModel
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -110,17 +108,10 @@ class Agent:
     def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu", **planner_overrides: Any) -> "Agent":
         """As :meth:`from_checkpoint`, from what :func:`read_checkpoint` returned."""
         settings, discount = recorded_settings(contents, planner_overrides)
-        record = contents[SECTION]
-        try:
-            model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**record["model"]))
-            model.load_state_dict(model_weights(contents["state_dict"]))
-            discretizer = Discretizer.from_dict(record["discretizer"]).to(device)
-            environment = EnvironmentSpec.from_dict(record["environment"])
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
+        trained = TrainedModel.from_contents(contents, device)
         if settings.discount is None:
             settings = replace(settings, discount=discount)
-        return cls(BeamPlanner(model.to(device), discretizer, settings), environment)
+        return cls(BeamPlanner(trained.model, trained.discretizer, settings), trained.environment)
 
     @property
     def settings(self) -> PlannerConfig:
@@ -258,11 +249,6 @@ class Agent:
 
     def _decode(self, tokens: Tensor, columns: slice) -> Tensor:
         return self._planner.discretizer.decode(tokens.to(self._device), columns).cpu()
-
-
-def model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's entries of a training module's ``state_dict``, without their prefix."""
-    return {name.removeprefix("model."): value for name, value in state_dict.items() if name.startswith("model.")}
 
 
 def recorded_settings(contents: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[PlannerConfig, float]:

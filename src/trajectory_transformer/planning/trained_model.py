@@ -1,0 +1,51 @@
+"""What a checkpoint holds of a trained Trajectory Transformer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint import SECTION
+from ..data.discretizer import Discretizer
+from ..data.environment import EnvironmentSpec
+from ..errors import UserError
+from ..model.config import TrajectoryTransformerConfig
+from ..model.gpt import TrajectoryTransformerModel
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with all that gives its tokens a meaning.
+
+    Attributes:
+        model: with its trained weights, in evaluation mode.
+        discretizer: the one it was trained with.
+        environment: the spaces of its data, and the environment to act in.
+    """
+
+    model: TrajectoryTransformerModel
+    discretizer: Discretizer
+    environment: EnvironmentSpec
+
+    @classmethod
+    def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu") -> "TrainedModel":
+        """From what :func:`~..checkpoint.read_checkpoint` returned.
+
+        Raises:
+            UserError: the contents do not fit together.
+        """
+        record = contents[SECTION]
+        try:
+            model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**record["model"]))
+            model.load_state_dict(model_weights(contents["state_dict"]))
+            discretizer = Discretizer.from_dict(record["discretizer"]).to(device)
+            environment = EnvironmentSpec.from_dict(record["environment"])
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
+        return cls(model.to(device).eval(), discretizer, environment)
+
+
+def model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's entries of a training module's ``state_dict``, without their prefix."""
+    return {name.removeprefix("model."): value for name, value in state_dict.items() if name.startswith("model.")}

@@ -1,0 +1,51 @@
+"""figures.csv: what it says of a results.json."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation.figures import COLUMNS, Figure, RunFacts, planning_figures, write_figures
+
+RUN = RunFacts("tests/walk-v0", "Walk-v0", 3, "abc123", "python evaluate.py checkpoint='a b.ckpt'")
+RESULTS = {
+    "dataset": "tests/walk-v0", "env_id": "Walk-v0", "seed": 3, "commit": "abc123", "command": RUN.command,
+    "planner": {"name": "goal"},
+    "episodes": [{}, {}],
+    "behavior": {"return_mean": 1.5, "episodes": 9},
+    "summary": {
+        "return_mean": 0.5, "return_ci95": [0.0, 1.0], "normalized_score_mean": None, "success_rate": 0.5,
+        "success_ci95": [0.1, 0.9], "plan_latency_ms": {"p50": 2.0},
+    },
+}  # fmt: skip
+
+
+def test_a_plan_has_its_figures_and_the_behaviours() -> None:
+    facts, figures = planning_figures(RESULTS)
+    assert facts == RUN
+    assert figures == [
+        Figure("behaviour", "return_mean", 1.5, None, None, 9),
+        Figure("goal", "return_mean", 0.5, 0.0, 1.0, 2),
+        Figure("goal", "success_rate", 0.5, 0.1, 0.9, 2),
+        Figure("goal", "plan_latency_ms_p50", 2.0, None, None, 2),
+    ]
+
+
+def test_the_file_reads_back(tmp_path: Path) -> None:
+    write_figures(tmp_path / "new" / "figures.csv", RUN, [Figure("goal", "success_rate", 2 / 3, None, 1.0, 20)])
+    with (tmp_path / "new" / "figures.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert rows == [
+        {
+            "method": "goal", "name": "success_rate", "value": "0.666667", "low": "", "high": "1", "count": "20",
+            "dataset": RUN.dataset, "env_id": RUN.env_id, "seed": "3", "commit": "abc123", "command": RUN.command,
+        }
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"figures cannot be written to .*file/figures\.csv"):
+        write_figures(tmp_path / "file" / "figures.csv", RUN, [])
