@@ -23,9 +23,9 @@ _TRACED_EPISODES = 1
 def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path) -> dict[str, Any]:
     """Plan episodes in the agent's environment and record what came of it.
 
-    Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png``,
-    ``videos/episode_<i>.mp4`` if asked for, and ``plots/training.png`` if the directory holds ``metrics.csv``; prints a
-    table.
+    Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png`` where plans look
+    ahead, ``videos/episode_<i>.mp4`` if asked for, and ``plots/training.png`` if the directory holds ``metrics.csv``;
+    prints a table.
 
     Args:
         agent: acts; its ``environment`` is what it acts in.
@@ -83,6 +83,8 @@ def _plot(
     plot_returns(request.behavior_returns, returns, interval, results["env_id"], plots / "returns.png")
     names = _observation_names(environment)
     for trace in record.traces[:1]:
+        if len(trace.plans[0].observations) == 1:  # only the present: a policy, or a plan of a single action
+            continue
         plot_plan(trace, names, results["env_id"], plots / "plan_vs_outcome.png")
     plot_training(run_directory / "metrics.csv", plots / "training.png")
 
