@@ -79,8 +79,11 @@ class TokenWindows:
         self._counts = counts.to(device)
         self._starts = starts.to(device)
         self._steps = torch.arange(sequence_length, device=device)
-        self._goals = None if goals is None else goals.to(device, dtype)
-        self._episodes = torch.from_numpy(np.repeat(np.arange(len(table.lengths)), table.lengths)).to(device)
+        self._goals = (
+            None
+            if goals is None
+            else goals.to(device, dtype).repeat_interleave(torch.from_numpy(table.lengths).to(device), dim=0)
+        )
 
     def __len__(self) -> int:
         """Windows: one for each transition."""
@@ -92,8 +95,9 @@ class TokenWindows:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes held on the device: tokens, their mask, and the windows' starts and episodes."""
-        return sum(tensor.nbytes for tensor in (self._tokens, self._counts, self._starts, self._episodes))
+        """Bytes held on the device: tokens, their mask, and the windows' starts and goals."""
+        tensors = (self._tokens, self._counts, self._starts, self._goals)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def gather(self, indices: Tensor) -> WindowBatch:
         """Windows by number.
@@ -111,7 +115,7 @@ class TokenWindows:
         rows = self._starts[indices][:, None] + self._steps  # (batch, L)
         tokens, counts = self._tokens[rows], self._counts[rows]
         if self._goals is not None:
-            tokens = torch.cat([self._goals[self._episodes[indices]].unsqueeze(1), tokens], dim=1)
+            tokens = torch.cat([self._goals[indices].unsqueeze(1), tokens], dim=1)
             counts = torch.cat([torch.zeros_like(counts[:, :1]), counts], dim=1)
         tokens = tokens.flatten(1).to(torch.int64)
         # Differs from the original: its mask belongs to the inputs (mask[:-1]), this one to the targets.

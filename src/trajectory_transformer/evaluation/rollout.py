@@ -36,7 +36,8 @@ def run_episodes(
         options: progress bar, traces, pictures.
 
     Raises:
-        UserError: the environment cannot be made, does not fit, or gives a reward that is not finite.
+        UserError: the environment cannot be made, does not fit, ends before a plan does, has no goal for a planner that
+            needs one, or gives a reward that is not finite.
     """
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
@@ -44,6 +45,7 @@ def run_episodes(
         make_environments(environment, min(num_envs, episodes), render=options.recorder is not None) as batch,
         _progress_bar(options.progress) as progress,
     ):
+        _require_possible(agent, batch)
         rollout = _Rollout(agent, batch, episodes, seed, options)
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
@@ -89,6 +91,8 @@ class _Rollout:
     def step(self) -> None:
         """Act and step once in every active row; begin the next episode where one has ended."""
         active = self.active.copy()
+        if self.batch.desired_goals is not None and self.agent.settings.name == "goal":
+            self.agent.aim(self.batch.desired_goals)
         started = time.perf_counter()
         actions = self.agent.act(self.batch.observations, active=active)
         if self.agent.planned.any():
@@ -177,6 +181,24 @@ class _Rollout:
             time.perf_counter() - self.started - self.render_seconds,
             tuple(self.traces[episode] for episode in sorted(self.traces)),
             self.agent.counts,
+        )
+
+
+def _require_possible(agent: ActingAgent, batch: EnvironmentBatch) -> None:
+    """Refuse plans that an episode has no time for, or no goal.
+
+    Raises:
+        UserError: saying which.
+    """
+    limit, settings = batch.max_episode_steps, agent.settings
+    if limit is not None and settings.horizon > limit:
+        raise UserError(
+            f"planner.horizon={settings.horizon} goes past the environment's end: its episodes have at most {limit} "
+            "steps"
+        )
+    if settings.name == "goal" and batch.desired_goals is None:
+        raise UserError(
+            "planner=goal needs an environment whose observations have a desired_goal; elsewhere, call Agent.aim"
         )
 
 
