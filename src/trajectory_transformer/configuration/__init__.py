@@ -6,6 +6,7 @@ nothing mutates them after composition.
 """
 
 from .data import DataConfig, DiscretizerConfig
+from .learners import EnsembleConfig, IqlConfig
 from .planner import PlannerConfig, require_same_purpose
 from .run import (
     EvaluateConfig,
@@ -21,8 +22,10 @@ from .validation import require, require_choice, require_finite, require_probabi
 __all__ = [
     "DataConfig",
     "DiscretizerConfig",
+    "EnsembleConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "IqlConfig",
     "LoggerConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import SECTION, read_checkpoint
+from ..checkpoint import SECTION, read_checkpoint, require_kind
 from ..configuration import PlannerConfig, require
 from ..data.environment import EnvironmentSpec
 from ..data.goals import goal_transitions
@@ -109,6 +109,7 @@ class Agent:
     @classmethod
     def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu", **planner_overrides: Any) -> "Agent":
         """As :meth:`from_checkpoint`, from what :func:`read_checkpoint` returned."""
+        require_kind(contents, "transformer")
         settings, discount = recorded_settings(contents, planner_overrides)
         trained = TrainedModel.from_contents(contents, device)
         if settings.discount is None:
