@@ -88,10 +88,11 @@ class PairMazeEnv(PointMazeEnv):
     ) -> None:
         self.pairs = pairs_of(maze_map, pairs)
         self.candidates, self.pair = self.pairs, self.pairs[0]
-        super().__init__(maze_map, render_mode, reward_type, continuing_task, reset_target=False, **arguments)
+        cells = [list(row) for row in maze_map]
+        super().__init__(cells, render_mode, reward_type, continuing_task, reset_target=False, **arguments)
         EzPickle.__init__(self, maze_map, pairs, render_mode, reward_type, continuing_task, **arguments)
 
-    def reset(
+    def reset(  # type: ignore[override]  (the parent takes any keyword and ignores most)
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Begin an episode.

@@ -1,7 +1,7 @@
 """Scripted behaviours for the point mazes: breadth-first search over cells, then a velocity controller between them."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from .recipe import Controller, Environment
 
 Cell = tuple[int, int]  # row, column
-MazeMap = list[list[int | str]]
+MazeMap = Sequence[Sequence[int | str]]
 
 WALL = 1
 
