@@ -11,7 +11,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..data.environment import EnvironmentSpec
 from ..errors import UserError
 from .environments import EnvironmentBatch, StepResult, make_environments
-from .records import ActingAgent, EpisodeRecord, EpisodeTrace, PlanTrace, RolloutOptions, RolloutRecord
+from .records import (
+    ActingAgent,
+    EpisodePath,
+    EpisodeRecord,
+    EpisodeTrace,
+    PlanTrace,
+    RolloutOptions,
+    RolloutRecord,
+)
 
 
 def run_episodes(
@@ -64,6 +72,7 @@ class _Running:
     success: bool | None = None
     observations: list[np.ndarray] = field(default_factory=list)
     plans: list[PlanTrace] = field(default_factory=list)
+    path: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
 class _Rollout:
@@ -80,6 +89,7 @@ class _Rollout:
         self.next_episode = rows
         self.records: dict[int, EpisodeRecord] = {}
         self.traces: dict[int, EpisodeTrace] = {}
+        self.paths: dict[int, EpisodePath] = {}
         self.plan_seconds: list[float] = []
         self.started = time.perf_counter()
         self.render_seconds = 0.0
@@ -133,10 +143,13 @@ class _Rollout:
         self._look(row)
 
     def _look(self, row: int) -> None:
-        """Keep the row's observation and picture where they are wanted."""
+        """Keep the row's observation, position and picture where they are wanted."""
         running = self.rows[row]
         if running.episode < self.options.traces:
             running.observations.append(self.batch.observations[row].copy())
+        achieved, desired = self.batch.achieved_goals, self.batch.desired_goals
+        if running.episode < self.options.paths and achieved is not None and desired is not None:
+            running.path.append((achieved[row].copy(), desired[row].copy()))
         if self.options.recorder is not None:
             started = time.perf_counter()
             self.options.recorder.capture(running.episode, running.length, self.batch.environments[row].render)
@@ -152,6 +165,9 @@ class _Rollout:
             self.traces[running.episode] = EpisodeTrace(
                 running.episode, np.stack(running.observations), tuple(running.plans)
             )
+        if running.path:
+            positions, goals = map(np.stack, zip(*running.path, strict=True))
+            self.paths[running.episode] = EpisodePath(running.episode, positions, goals)
         if self.next_episode == self.episodes:
             self.active[row] = False
             return
@@ -181,6 +197,7 @@ class _Rollout:
             time.perf_counter() - self.started - self.render_seconds,
             tuple(self.traces[episode] for episode in sorted(self.traces)),
             self.agent.counts,
+            tuple(self.paths[episode] for episode in sorted(self.paths)),
         )
 
 
