@@ -7,7 +7,7 @@ nothing mutates them after composition.
 
 from .data import DataConfig, DiscretizerConfig
 from .learners import EnsembleConfig, IqlConfig
-from .planner import PlannerConfig
+from .planner import PlannerConfig, require_same_purpose
 from .run import (
     EvaluateConfig,
     EvaluationConfig,
@@ -38,4 +38,5 @@ __all__ = [
     "require_choice",
     "require_finite",
     "require_probability",
+    "require_same_purpose",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from .data import DataConfig
 from .learners import LEARNERS, EnsembleConfig, IqlConfig
-from .planner import PlannerConfig
+from .planner import PlannerConfig, require_same_purpose
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
 
@@ -99,6 +99,7 @@ class TrainConfig:
         require_choice("learner", self.learner, LEARNERS)
         if self.learner == "transformer":
             self.planner.require_fits(self.data.sequence_length)
+            require_same_purpose(self.model.goal_conditioned, self.planner.name)
         else:
             require(not self.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.learner}")
 

@@ -63,6 +63,9 @@ class PolicyAgent:
     def begin_episode(self, env_index: int, seed: int) -> None:
         """Nothing: there is no past to forget."""
 
+    def aim(self, goals: np.ndarray) -> None:
+        """Nothing: a goal reaches a policy as a part of the observation."""
+
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """The next action of each environment.
 

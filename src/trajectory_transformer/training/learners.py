@@ -19,7 +19,7 @@ from .transition_module import EnsembleModule, ImplicitQModule
 def make_datamodule(config: TrainConfig) -> OfflineDataModule:
     """The data as ``config.learner`` sees it, not yet set up."""
     if config.learner == "transformer":
-        return TrajectoryDataModule(config.data, config.seed)
+        return TrajectoryDataModule(config.data, config.seed, config.model.goal_conditioned)
     members = config.ensemble.num_members if config.learner == "ensemble" else None
     return TransitionDataModule(config.data, config.seed, members)
 
