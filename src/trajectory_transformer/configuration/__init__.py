@@ -5,6 +5,7 @@ types, ranges and defaults. They are not frozen because OmegaConf makes a frozen
 nothing mutates them after composition.
 """
 
+from .attention import AttentionConfig
 from .data import DataConfig, DiscretizerConfig
 from .planner import PlannerConfig
 from .run import (
@@ -19,6 +20,7 @@ from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice, require_finite, require_probability
 
 __all__ = [
+    "AttentionConfig",
     "DataConfig",
     "DiscretizerConfig",
     "EvaluateConfig",
