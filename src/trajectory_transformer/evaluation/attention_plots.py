@@ -23,8 +23,8 @@ _COLUMNS = {
     "mass_present_transition": "present\ntransition",
     "mass_previous_transition": "previous\ntransition",
     "mass_earlier_transitions": "earlier\ntransitions",
-    "mass_same_dimension_as_predicted": "same dimension\nas predicted",
-    "mass_same_dimension_as_query": "same dimension\nas the query",
+    "mass_same_dimension_as_predicted": "same dim.\nas predicted",
+    "mass_same_dimension_as_query": "same dim.\nas the query",
     "action_mass_past_actions": "actions: past\nactions",
     "action_mass_past_observations": "actions: past\nobservations",
 }
@@ -61,9 +61,8 @@ def plot_attention_maps(maps: AttentionMaps, title: str, path: Path) -> None:
     side = 3.5 if heads <= 4 else 2.4
     figure = Figure(figsize=(side * heads + 1.0, side * layers + 1.1), layout="constrained")
     grid = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
-    highest = float(
-        np.quantile(maps.weights[:, :, maps.mask], 0.995)
-    )  # the first tokens see little else but themselves
+    # The first tokens have little else to attend to, and would set the scale for all.
+    highest = float(np.quantile(maps.weights[:, :, maps.mask], 0.995))
     norm = PowerNorm(0.5, vmin=0.0, vmax=highest)
     image = None
     for layer in range(layers):
@@ -75,7 +74,7 @@ def plot_attention_maps(maps: AttentionMaps, title: str, path: Path) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("token attended to, by its transition")
     assert image is not None
-    bar = figure.colorbar(image, ax=grid, extend="max", shrink=0.7, pad=0.01)
+    bar = figure.colorbar(image, ax=grid, extend="max", shrink=0.7, pad=0.01, aspect=30)
     bar.set_label("attention weight")
     handles = [Patch(color=color, label=kind) for kind, color in _KIND_COLORS.items()]
     handles.append(Patch(color=_UNSEEN, label="may not be seen"))
@@ -160,13 +159,13 @@ def _draw_ratios(axes: Axes, measured: MeasuredAttention, rows: int) -> None:
     image = axes.imshow(doublings, cmap="RdBu_r", vmin=-4, vmax=4, aspect="auto")
     for (row, column), doubling in np.ndenumerate(doublings):
         text = f"×{ratios[row, column]:.2g}  {100 * masses[row, column]:.0f} %"
-        color = "white" if abs(doubling) > 2.6 else BLACK
+        color = "white" if abs(doubling) > 2.2 else BLACK
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     for column, name in enumerate(names):
         axes.text(column, rows + 0.5, f"{100 * measured.baseline(name):.0f} %", ha="center", va="center", fontsize=7)
     axes.set_xticks(range(len(names)), [_COLUMNS[name] for name in names], fontsize=7)
     axes.tick_params(length=0, labelleft=False)
     axes.spines[:].set_visible(False)
-    bar = axes.figure.colorbar(image, ax=axes, ticks=[-4, -2, 0, 2, 4], extend="both", pad=0.01)
+    bar = axes.figure.colorbar(image, ax=axes, ticks=[-4, -2, 0, 2, 4], extend="both", pad=0.01, aspect=30)
     bar.ax.set_yticklabels(["1/16", "1/4", "1", "4", "16"])
     bar.set_label("times uniform attention", fontsize=8)
