@@ -146,7 +146,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
     _device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
-    datamodule = TrajectoryDataModule(config.data, config.seed)
+    datamodule = TrajectoryDataModule(config.data, config.seed, config.model.goal_conditioned)
     datamodule.setup()
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or config.data.dataset_ids[0]

@@ -107,6 +107,7 @@ class ScriptedAgent:
         self.begun: list[tuple[int, int]] = []
         self.observed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.active: list[np.ndarray] = []
+        self.aims: list[np.ndarray] = []
         self.last_observations = np.zeros((0, environment.observation_dim))
         self.planned = np.zeros(0, dtype=bool)
         self.counts = PlanCounts()
@@ -122,6 +123,9 @@ class ScriptedAgent:
     def begin_episode(self, env_index: int, seed: int) -> None:
         self.generators[env_index] = np.random.default_rng(seed)
         self.begun.append((env_index, seed))
+
+    def aim(self, goals: np.ndarray) -> None:
+        self.aims.append(goals.copy())
 
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         assert active is not None

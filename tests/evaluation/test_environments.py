@@ -24,6 +24,18 @@ def with_json(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
     return replace(spec, spec_json=json.dumps(json.loads(spec.spec_json) | changes))
 
 
+def maze_spec(env_id: str = "PointMaze_UMaze-v3", **arguments: object) -> EnvironmentSpec:
+    """The spec of a maze, which is registered when it is needed."""
+    environment = make_environment(env_id, **arguments)
+    assert environment.spec is not None
+    stored = environment.spec.to_json()
+    spec = EnvironmentSpec(
+        env_id, stored, space_spec(environment.observation_space), space_spec(environment.action_space)
+    )
+    environment.close()
+    return spec
+
+
 def test_arguments_and_time_limit_come_from_the_stored_spec() -> None:
     spec = with_json(environment_spec(WALK, reports_success=False), max_episode_steps=7)
     with make_environments(spec, 2) as batch:
@@ -53,16 +65,7 @@ def test_robotics_environment_is_registered_when_needed_and_leaves_no_file(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    environment = make_environment("PointMaze_UMaze-v3")
-    assert environment.spec is not None
-    spec = EnvironmentSpec(
-        "PointMaze_UMaze-v3",
-        environment.spec.to_json(),
-        space_spec(environment.observation_space),
-        space_spec(environment.action_space),
-    )
-    environment.close()
-    with make_environments(spec, 1) as batch:
+    with make_environments(maze_spec(), 1) as batch:
         batch.reset(0, seed=0)
         assert batch.observations.shape == (1, 8)
         assert np.any(batch.observations)
@@ -78,6 +81,32 @@ def test_observations_are_flattened_and_selected() -> None:
         assert batch.observations[0, 0] == 0.0
         expected = np.random.default_rng(3).uniform(-0.5, 0.5)
         assert batch.observations[1, 0] == pytest.approx(expected)
+
+
+def test_goals_are_kept_beside_what_the_model_sees() -> None:
+    spec = replace(maze_spec(), observation_indices=(0, 1, 6, 7))
+    twin = make_environment("PointMaze_UMaze-v3")
+    with make_environments(spec, 2) as batch:
+        assert batch.desired_goals is not None
+        assert batch.achieved_goals is not None
+        batch.reset(1, seed=3)
+        observation, _ = twin.reset(seed=3)
+        for _ in range(5):
+            np.testing.assert_array_equal(batch.desired_goals[1], observation["desired_goal"].astype(np.float32))
+            np.testing.assert_array_equal(batch.achieved_goals[1], observation["achieved_goal"].astype(np.float32))
+            batch.step(np.array([[0.0, 0.0], [1.0, -0.5]]), np.array([False, True]))
+            observation, *_ = twin.step(np.array([1.0, -0.5], dtype=np.float32))
+        assert not batch.desired_goals[0].any()
+        before = batch.desired_goals[1].copy()
+        batch.reset(1, seed=4)
+        assert np.any(batch.desired_goals[1] != before)
+    twin.close()
+
+
+def test_without_goals_there_are_none() -> None:
+    with make_environments(environment_spec(WALK), 1) as batch:
+        assert batch.desired_goals is None
+        assert batch.achieved_goals is None
 
 
 def test_only_active_rows_are_stepped_and_actions_are_clipped() -> None:

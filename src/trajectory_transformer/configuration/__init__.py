@@ -7,7 +7,8 @@ nothing mutates them after composition.
 
 from .attention import AttentionConfig
 from .data import DataConfig, DiscretizerConfig
-from .planner import PlannerConfig
+from .learners import EnsembleConfig, IqlConfig
+from .planner import PlannerConfig, require_same_purpose
 from .run import (
     EvaluateConfig,
     EvaluationConfig,
@@ -23,8 +24,10 @@ __all__ = [
     "AttentionConfig",
     "DataConfig",
     "DiscretizerConfig",
+    "EnsembleConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "IqlConfig",
     "LoggerConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -37,4 +40,5 @@ __all__ = [
     "require_choice",
     "require_finite",
     "require_probability",
+    "require_same_purpose",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from .attention import AttentionConfig
 from .data import DataConfig
-from .planner import PlannerConfig
+from .planner import PlannerConfig, require_same_purpose
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
 
@@ -94,6 +94,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
         self.planner.require_fits(self.data.sequence_length)
+        require_same_purpose(self.model.goal_conditioned, self.planner.name)
 
 
 @dataclass
