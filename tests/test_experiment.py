@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from trajectory_transformer import experiment
-from trajectory_transformer.checkpoint import SECTION, read_checkpoint, write_checkpoint
+from trajectory_transformer.checkpoint import read_checkpoint, write_checkpoint
 from trajectory_transformer.command_line import entry_point
 from trajectory_transformer.configuration import (
     DataConfig,
@@ -278,15 +278,6 @@ class TestAttention:
         message = capsys.readouterr().err
         assert words in message
         assert len(message.strip().splitlines()) == 1
-
-    def test_goals_are_refused(self, trained: tuple[Path, float], tmp_path: Path) -> None:
-        model = load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {})
-        section = model.contents[SECTION]
-        section = {**section, "model": {**section["model"], "goal_conditioned": True}}
-        goals = replace(model, contents={**model.contents, SECTION: section})
-        options = EvaluateConfig(str(model.checkpoint), task="attention")
-        with pytest.raises(UserError, match="is conditioned on goals, and task=attention takes models that are not"):
-            run_evaluation(options, RunContext(tmp_path, ""), goals)
 
 
 @pytest.fixture

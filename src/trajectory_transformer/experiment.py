@@ -20,7 +20,7 @@ from .errors import UserError
 from .evaluation.attention import evaluate_attention
 from .evaluation.environments import environment_title
 from .evaluation.evaluate import evaluate
-from .evaluation.figures import RunFacts
+from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
 from .evaluation.results import EvaluationRequest, current_commit
 from .planning.agent import Agent
@@ -195,10 +195,12 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
     labels = RunLabels(run.sweep or trained.dataset["ids"][0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _Finishing(loggers):
-        if config.task == "attention":
-            score = _attend(config, run, trained, loggers)
-        else:
+        if config.task == "plan":
             score = _evaluate(trained, rollouts, run, loggers)
+        else:
+            with torch_threads(config.threads):
+                log_figures(loggers, _attend(config, run, trained))
+            score = float("nan")  # there is nothing to maximise
         _keep_artifacts(config.logger, loggers, trained)
         return score
 
@@ -227,23 +229,14 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
     return float(results["summary"]["return_mean"])
 
 
-def _attend(config: EvaluateConfig, run: RunContext, trained: Trained, loggers: Sequence[Logger]) -> float:
-    """Write what the model attends to in its held-out episodes; returns NaN, for there is nothing to maximise."""
-    section = trained.contents[SECTION]
-    if section["model"].get("goal_conditioned", False):
-        raise UserError(
-            f"'{trained.checkpoint}' is conditioned on goals, and task=attention takes models that are not: a goal has "
-            "no place among a present, a previous and an earlier transition"
-        )
+def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+    """Write what the model attends to in its held-out episodes."""
     model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
-    options = section["data"]
-    table = join_episodes(held_out_episodes(trained), options["discount"], options["termination_penalty"])
-    ids, title = ",".join(trained.dataset["ids"]), environment_title(model.environment)
-    facts = RunFacts(ids, title, config.seed, current_commit(), run.command)
-    with torch_threads(config.threads):
-        figures = evaluate_attention(model, table, config.attention, facts, run.directory)
-    log_figures(loggers, "attention", figures)
-    return float("nan")
+    data = trained.contents[SECTION]["data"]
+    table = join_episodes(held_out_episodes(trained), data["discount"], data["termination_penalty"])
+    ids, env_id = ",".join(trained.dataset["ids"]), environment_title(model.environment)
+    facts = RunFacts(ids, env_id, config.seed, current_commit(), run.command)
+    return evaluate_attention(model, table, config.attention, facts, run.directory)
 
 
 def _keeps_artifacts(config: LoggerConfig) -> bool:

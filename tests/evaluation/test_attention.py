@@ -82,6 +82,10 @@ class TestContext:
         with pytest.raises(UserError, match=r"attention\.transitions=6 is more than the 5 transitions"):
             context_transitions(model(transitions=5), 6)
 
+    def test_a_model_conditioned_on_goals_is_refused(self) -> None:
+        with pytest.raises(UserError, match="is conditioned on goals, and task=attention takes models that are not"):
+            context_transitions(model(transitions=5, goal_conditioned=True), None)
+
     def test_a_model_that_sees_too_little_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"the model sees 2 transitions.*data\.sequence_length=3"):
             context_transitions(model(transitions=2), None)

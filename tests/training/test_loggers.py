@@ -169,7 +169,7 @@ class TestOffline:
         (directory / "set" / "main_data.hdf5").touch()
         log_artifacts(loggers, checkpoint, DATASET, [directory / "set", directory / "elsewhere"])
         log_evaluation(loggers, RESULTS)
-        log_figures(loggers, "attention", [Figure("layer 1", "mass_past", 0.5, None, None, 3)])
+        log_figures(loggers, [Figure("layer 1", "mass_past", 0.5, None, None, 3)])
         finish_loggers(loggers)
         (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
         wandb = str(Path(sys.executable).with_name("wandb"))
@@ -190,7 +190,7 @@ class TestOffline:
         assert run["summary"]["evaluation/plan_latency_ms/p50"] == 1.0
         assert run["summary"]["behavior/return_max"] == 2.5
         assert run["summary"]["deadline/shortened"] == 3
-        assert run["summary"]["attention/layer 1/mass_past"] == 0.5
+        assert run["summary"]["layer 1/mass_past"] == 0.5
         assert run["summary"]["val/loss"] == {"min": 0.25}
         assert run["summary"]["evaluation/episodes"]["nrows"] == 2
         (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/evaluation/*.json")

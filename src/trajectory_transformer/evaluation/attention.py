@@ -57,8 +57,8 @@ def evaluate_attention(
         directory: where files go; made if it is missing.
 
     Raises:
-        UserError: the model does not see that many transitions, no episode has as many, there is no window of the
-            number to be shown, or the directory cannot be written.
+        UserError: the model does not see that many transitions or is conditioned on goals, no episode has as many,
+            there is no window of the number to be shown, or the directory cannot be written.
     """
     transitions = context_transitions(trained.model, options.transitions)
     chosen = choose_windows(table.lengths, transitions, options.windows, run.seed)
@@ -82,9 +82,14 @@ def context_transitions(model: TrajectoryTransformerModel, wanted: int | None) -
     """Transitions of context: ``wanted``, or all that the model sees.
 
     Raises:
-        UserError: it sees fewer than are wanted, or than can be compared.
+        UserError: it sees fewer than are wanted, or than can be compared, or it is conditioned on goals.
     """
-    most = (model.config.block_size + 1) // model.config.transition_dim
+    if model.config.goal_conditioned:
+        raise UserError(
+            "the model is conditioned on goals, and task=attention takes models that are not: a goal has no place "
+            "among a present, a previous and an earlier transition"
+        )
+    most = model.config.sequence_length
     if most < MIN_TRANSITIONS:
         raise UserError(
             f"the model sees {most} transitions, and its attention to a present, a previous and an earlier one cannot "

@@ -156,10 +156,10 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> Non
 
 
 @rank_zero_only
-def log_figures(loggers: Sequence[Logger], task: str, figures: Sequence[Figure]) -> None:
-    """Add figures to W&B's summary of the run as ``task/method/name``."""
+def log_figures(loggers: Sequence[Logger], figures: Sequence[Figure]) -> None:
+    """Add figures to W&B's summary, each as ``METHOD/NAME``."""
     for run in _wandb_runs(loggers):
-        run.summary.update({f"{task}/{figure.method}/{figure.name}": figure.value for figure in figures})
+        run.summary.update({f"{figure.method}/{figure.name}": figure.value for figure in figures})
 
 
 @rank_zero_only
