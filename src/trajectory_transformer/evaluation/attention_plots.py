@@ -46,6 +46,9 @@ class AttentionMaps:
     layout: TransitionLayout
 
 
+# Differs from the paper: rewards and values are drawn too, where its figure leaves rewards out.
+
+
 def plot_attention_maps(maps: AttentionMaps, title: str, path: Path) -> None:
     """A map for each head, layers downwards, all on one scale; what may not be seen is grey.
 
