@@ -97,8 +97,8 @@ def test_episodes_go_on_from_the_random_numbers_of_the_last_seed() -> None:
     with maze(pairs="train") as environment:
         first = [environment.reset(seed=seed)[0]["desired_goal"] for seed in (3, None, None)]
         again = [environment.reset(seed=seed)[0]["desired_goal"] for seed in (3, None, None)]
-    np.testing.assert_array_equal(first, again)
-    assert len(np.unique(first, axis=0)) == 3
+        np.testing.assert_array_equal(first, again)
+        assert len(np.unique(first, axis=0)) == 3
 
 
 def test_cells_that_are_asked_for(four_rooms: Environment) -> None:
@@ -159,8 +159,8 @@ def test_a_copy_has_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the copy leaves its XML file
     with maze(pairs="held_out") as environment:
         copied = pickle.loads(pickle.dumps(unwrapped(environment)))
-    assert (copied.pairs, copied.continuing_task) == (U_MAZE_HELD_OUT, False)
-    copied.close()
+        assert (copied.pairs, copied.continuing_task) == (U_MAZE_HELD_OUT, False)
+        copied.close()
 
 
 def test_paths_in_the_four_rooms(four_rooms: Environment) -> None:

@@ -35,8 +35,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 @pytest.fixture(scope="module")
 def u_maze() -> MazeWalls:
-    with make_environment("PointMaze_UMaze-v3") as environment:
-        walls = read_walls(environment)
+    environment = make_environment("PointMaze_UMaze-v3")
+    walls = read_walls(environment)
+    environment.close()
     assert walls is not None
     return walls
 
@@ -60,13 +61,12 @@ def test_walls_lie_where_the_map_has_them(u_maze: MazeWalls) -> None:
 
 
 def test_an_ants_maze_is_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    with make_environment("PointMaze_UMaze-v3") as environment:
-        unwrapped = environment.unwrapped
-        maze = unwrapped.maze  # pyright: ignore[reportAttributeAccessIssue]
-        monkeypatch.setattr(maze, "_maze_size_scaling", 4.0)
-        monkeypatch.setattr(maze, "_x_map_center", 10.0)
-        monkeypatch.setattr(maze, "_y_map_center", 10.0)
-        walls = read_walls(environment)
+    environment = make_environment("PointMaze_UMaze-v3")
+    maze = environment.get_wrapper_attr("maze")
+    for name, value in (("_maze_size_scaling", 4.0), ("_x_map_center", 10.0), ("_y_map_center", 10.0)):
+        monkeypatch.setattr(maze, name, value)
+    walls = read_walls(environment)
+    environment.close()
     assert walls is not None
     assert (walls.side, walls.low.tolist(), walls.high.tolist()) == (4.0, [-10.0, -10.0], [10.0, 10.0])
 
@@ -87,10 +87,10 @@ def test_each_way_has_its_map_start_goal_and_colour(tmp_path: Path, drawn: list[
     assert len(figure.axes) == 3
     for index, axes in enumerate(figure.axes):
         (walls,) = (artist for artist in axes.collections if isinstance(artist, PatchCollection))
-        lefts = [path.get_extents().min.tolist() for path in walls.get_paths()]
+        lefts = [np.asarray(path.vertices).min(axis=0) for path in walls.get_paths()]
         np.testing.assert_allclose(lefts, u_maze.corners)
         way, start, goal = axes.lines
-        np.testing.assert_allclose(way.get_xydata(), [[-1.0 + 0.1 * t, 1.0] for t in range(index + 2)])
+        np.testing.assert_allclose(np.asarray(way.get_xydata()), [[-1.0 + 0.1 * t, 1.0] for t in range(index + 2)])
         np.testing.assert_array_equal(start.get_xydata(), [[-1.0, 1.0]])
         np.testing.assert_array_equal(goal.get_xydata(), [[0.0, index]])
         assert to_hex(str(way.get_color())).upper() == (BLUE if successes[index] else ORANGE)
