@@ -16,18 +16,23 @@ from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, Logger
 from .data.episodes import Episode
 from .data.fetch import dataset_folder
 from .data.sources import load_offline_data
+from .data.transitions import join_episodes
 from .errors import UserError
+from .evaluation.attention import evaluate_attention
+from .evaluation.environments import environment_title
 from .evaluation.evaluate import evaluate
+from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
 from .evaluation.records import ActingAgent
-from .evaluation.results import EvaluationRequest
+from .evaluation.results import EvaluationRequest, current_commit
 from .planning.agent import Agent
 from .planning.policy_agent import PolicyAgent
+from .planning.trained_model import TrainedModel
 from .run_record import is_first_process
 from .training.datamodule import split_episodes
 from .training.fit import fit, torch_threads
 from .training.learners import make_datamodule
-from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, make_loggers
+from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
 
 
 @dataclass(frozen=True)
@@ -189,25 +194,30 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) -> float:
-    """Plan with a checkpoint.
+    """Do with a checkpoint what ``config.task`` says.
 
     Args:
         config: validated options; the checkpoint and planner in them have been made use of in ``trained``.
         run: where, and how.
-        trained: what plans.
+        trained: what plans, or is looked into.
 
     Returns:
-        The mean return.
+        The mean return; NaN where the task has no score.
 
     Raises:
-        UserError: the environment cannot be made, or the checkpoint does not fit it.
+        UserError: a mistake that the options alone do not show, such as an environment that cannot be made.
     """
     rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     labels = RunLabels(run.sweep or trained.dataset["ids"][0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _Finishing(loggers):
-        score = _evaluate(trained, rollouts, run, loggers)
+        if config.task == "plan":
+            score = _evaluate(trained, rollouts, run, loggers)
+        else:
+            with torch_threads(config.threads):
+                log_figures(loggers, _attend(config, run, trained))
+            score = float("nan")  # there is nothing to maximise
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.checkpoint, trained.dataset)
         return score
@@ -235,6 +245,16 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
         results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results)
     return float(results["summary"]["return_mean"])
+
+
+def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+    """Write what the model attends to in its held-out episodes."""
+    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
+    data = trained.contents[SECTION]["data"]
+    table = join_episodes(held_out_episodes(trained), data["discount"], data["termination_penalty"])
+    ids, env_id = ",".join(trained.dataset["ids"]), environment_title(model.environment)
+    facts = RunFacts(ids, env_id, config.seed, current_commit(), run.command)
+    return evaluate_attention(model, table, config.attention, facts, run.directory)
 
 
 def _keeps_artifacts(config: LoggerConfig) -> bool:

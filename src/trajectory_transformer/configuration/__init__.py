@@ -5,6 +5,7 @@ types, ranges and defaults. They are not frozen because OmegaConf makes a frozen
 nothing mutates them after composition.
 """
 
+from .attention import AttentionConfig
 from .data import DataConfig, DiscretizerConfig
 from .learners import EnsembleConfig, IqlConfig
 from .planner import PlannerConfig, require_same_purpose
@@ -20,6 +21,7 @@ from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice, require_finite, require_probability
 
 __all__ = [
+    "AttentionConfig",
     "DataConfig",
     "DiscretizerConfig",
     "EnsembleConfig",

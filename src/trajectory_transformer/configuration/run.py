@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from .attention import AttentionConfig
 from .data import DataConfig
 from .learners import LEARNERS, EnsembleConfig, IqlConfig
 from .planner import PlannerConfig, require_same_purpose
@@ -109,8 +110,9 @@ class EvaluateConfig:
     """Root of ``evaluate.py``'s options."""
 
     checkpoint: str = ""
-    task: str = "plan"  # plan: act in the environment
+    task: str = "plan"  # plan: act in the environment; attention: see what the model looks at
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     episodes: int = 20
     num_envs: int = 20
@@ -120,8 +122,8 @@ class EvaluateConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to plan with")
-        require_choice("task", self.task, ("plan",))
+        require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
+        require_choice("task", self.task, ("plan", "attention"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
