@@ -83,3 +83,26 @@ def test_only_the_named_planner_options_replace_the_checkpoints() -> None:
     overrides = ["checkpoint=a", "planner.horizon=7"]
     assert schema.planner_overrides(overrides, planner, planner_chosen=False) == {"horizon": 7}
     assert schema.planner_overrides(["planner=return"], planner, planner_chosen=True) == planner
+
+
+def test_critics_have_their_papers_settings() -> None:
+    """Kostrikov, Nair and Levine (2021), table of hyper-parameters: locomotion and AntMaze."""
+    for name, expected in {
+        "iql_hopper": (0.7, 3.0, "scaled"),
+        "iql_antmaze": (0.9, 10.0, "minus_one"),
+        "iql_pointmaze_medium": (0.9, 10.0, "minus_one"),
+    }.items():
+        config = schema.typed_train(composed("train", f"experiment={name}"))
+        assert (config.iql.expectile, config.iql.inverse_temperature, config.iql.rewards) == expected
+        assert (config.iql.hidden_layers, config.iql.hidden_width, config.iql.target_rate) == (2, 256, 0.005)
+        assert (config.data.batch_size, config.data.discount, config.data.termination_penalty) == (256, 0.99, None)
+        optimizer = config.optimizer
+        assert (optimizer.learning_rate, optimizer.beta1, optimizer.beta2) == (3e-4, 0.9, 0.999)
+        assert (optimizer.weight_decay, optimizer.gradient_clip_norm) == (0.0, None)
+
+
+def test_all_six_antmaze_sets() -> None:
+    names = [file.stem for file in sorted((CONFIGS / "data").glob("antmaze_*.yaml"))]
+    sets = [schema.typed_train(composed("train", f"data={name}")).data.dataset_id for name in names]
+    kinds = ("large-diverse", "large-play", "medium-diverse", "medium-play", "umaze", "umaze-diverse")
+    assert sets == [f"D4RL/antmaze/{kind}-v1" for kind in kinds]

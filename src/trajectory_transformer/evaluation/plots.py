@@ -197,7 +197,7 @@ def plot_training(metrics: Path, path: Path) -> bool:
     """
     columns = _read_columns(metrics)
     of_tokens = any(f"{split}/{kind}_loss" in columns for split in ("train", "val") for kind in TOKEN_KINDS)
-    panels = [("loss", "all tokens, weighted" if of_tokens else "all"), *_LOSS_NAMES.items()]
+    panels = [("loss", "all tokens, weighted" if of_tokens else "loss"), *_LOSS_NAMES.items()]
     found = [(key, name) for key, name in panels if any(f"{split}/{key}" in columns for split in ("train", "val"))]
     if not found:
         return False
