@@ -211,7 +211,7 @@ def test_slow_walkers_keep_to_their_speed_and_detours_cost_return() -> None:
 def test_larger_mazes_are_mostly_missed() -> None:
     for name in ("pointmaze_medium", "pointmaze_large"):
         recipe = RECIPES[name]
-        returns = np.array([episode.rewards.sum() for episode in episodes_of(recipe, 24)])
+        returns = np.array([episode.rewards.sum() for episode in episodes_of(recipe, 10)])
         assert 0.25 < (returns > 0).mean() < 0.7
         assert returns.mean() < 0.5 * recipe.reference_scores[1]
 
@@ -223,8 +223,8 @@ def test_larger_mazes_are_mostly_missed() -> None:
         ("pointmaze_umaze", DIRECT, 1, 55.0, 30),
         ("pointmaze_medium", UniformBehavior(), 0, 27.0, 10),
         ("pointmaze_medium", DIRECT, 1, 86.0, 10),
-        ("pointmaze_large", UniformBehavior(), 0, 41.0, 10),
-        ("pointmaze_large", DIRECT, 1, 148.0, 10),
+        ("pointmaze_large", UniformBehavior(), 0, 41.0, 6),
+        ("pointmaze_large", DIRECT, 1, 148.0, 6),
     ],
 )
 def test_pointmaze_reference_scores_are_what_is_measured(
