@@ -1,6 +1,8 @@
 """Environments are rebuilt as the data set had them, refused where they do not fit, and run no foreign code."""
 
 import json
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,25 +17,13 @@ from trajectory_transformer.data.spaces import space_spec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.environments import environment_title, make_environments
 
-from .scripted import DISCRETE_WALK, WALK, environment_spec
+from .scripted import DISCRETE_WALK, WALK, environment_spec, maze_spec
 
 
 def with_json(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
     """``spec`` with fields of its stored JSON replaced."""
     assert spec.spec_json is not None
     return replace(spec, spec_json=json.dumps(json.loads(spec.spec_json) | changes))
-
-
-def maze_spec(env_id: str = "PointMaze_UMaze-v3", **arguments: object) -> EnvironmentSpec:
-    """The spec of a maze, which is registered when it is needed."""
-    environment = make_environment(env_id, **arguments)
-    assert environment.spec is not None
-    stored = environment.spec.to_json()
-    spec = EnvironmentSpec(
-        env_id, stored, space_spec(environment.observation_space), space_spec(environment.action_space)
-    )
-    environment.close()
-    return spec
 
 
 def test_arguments_and_time_limit_come_from_the_stored_spec() -> None:
@@ -65,12 +55,31 @@ def test_robotics_environment_is_registered_when_needed_and_leaves_no_file(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with make_environments(maze_spec(), 1) as batch:
+    with make_environments(maze_spec("PointMaze_UMaze-v3"), 1) as batch:
         batch.reset(0, seed=0)
         assert batch.observations.shape == (1, 8)
         assert np.any(batch.observations)
     assert capfd.readouterr().err == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_our_mazes_are_registered_when_needed_in_a_fresh_process() -> None:
+    spec = maze_spec("trajectory_transformer/PairMaze_Medium-v0", pairs="held_out")
+    code = (
+        "import json, sys; from trajectory_transformer.data.environment import EnvironmentSpec\n"
+        "from trajectory_transformer.evaluation.environments import make_environments\n"
+        "with make_environments(EnvironmentSpec.from_dict(json.load(sys.stdin)), 1) as batch:\n"
+        "    print(batch.environments[0].get_wrapper_attr('pair'), batch.max_episode_steps)"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, input=json.dumps(spec.to_dict()), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("((1, 1), (1, 6)) 600\n", "")
+
+
+def test_a_part_that_does_not_exist_is_a_user_error() -> None:
+    spec = maze_spec("trajectory_transformer/PairMaze_UMaze-v0")
+    with pytest.raises(UserError, match="pairs='test' is not one of train, held_out, all"):
+        make_environments(with_json(spec, kwargs={"pairs": "test"}), 1)
 
 
 def test_observations_are_flattened_and_selected() -> None:
@@ -84,7 +93,7 @@ def test_observations_are_flattened_and_selected() -> None:
 
 
 def test_goals_are_kept_beside_what_the_model_sees() -> None:
-    spec = replace(maze_spec(), observation_indices=(0, 1, 6, 7))
+    spec = replace(maze_spec("PointMaze_UMaze-v3"), observation_indices=(0, 1, 6, 7))
     twin = make_environment("PointMaze_UMaze-v3")
     with make_environments(spec, 2) as batch:
         assert batch.desired_goals is not None

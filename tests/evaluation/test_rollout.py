@@ -16,7 +16,7 @@ from trajectory_transformer.evaluation.records import RolloutOptions, RolloutRec
 from trajectory_transformer.evaluation.rollout import run_episodes
 from trajectory_transformer.planning.agent import PlanCounts
 
-from .scripted import WALK, ScriptedAgent, environment_spec
+from .scripted import WALK, ScriptedAgent, environment_spec, maze_spec
 
 QUIET = RolloutOptions(progress=False)
 
@@ -106,6 +106,20 @@ def test_more_environments_than_episodes_are_not_made() -> None:
     agent = ScriptedAgent(environment_spec(WALK))
     run(agent, 2, 10)
     assert len(agent.active[0]) == 2
+
+
+def test_paths_hold_positions_and_goals_whatever_the_model_sees() -> None:
+    whole = maze_spec("PointMaze_UMaze-v3", max_episode_steps=6)
+    velocity = replace(whole, observation_indices=(6, 7))
+    record = run(ScriptedAgent(velocity), 4, 2, replace(QUIET, paths=3))
+    traces = run(ScriptedAgent(whole), 4, 2, replace(QUIET, traces=3)).traces
+    assert [path.episode for path in record.paths] == [0, 1, 2]
+    for path, trace in zip(record.paths, traces, strict=True):
+        np.testing.assert_array_equal(path.positions, trace.observations[:, 0:2])
+        np.testing.assert_array_equal(path.goals, trace.observations[:, 2:4])
+        assert path.positions.shape == (7, 2)
+    assert len({path.positions.tobytes() for path in record.paths}) == 3
+    assert run(ScriptedAgent(environment_spec(WALK)), 2, 2, replace(QUIET, paths=2)).paths == ()
 
 
 @pytest.mark.parametrize("plan_freq", [1, 3])

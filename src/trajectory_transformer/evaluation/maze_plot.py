@@ -59,20 +59,20 @@ def plot_trajectories(walls: MazeWalls, record: RolloutRecord, title: str, path:
         title: environment id.
         path: of the picture.
     """
-    columns = min(_COLUMNS, len(record.paths))
-    rows = math.ceil(len(record.paths) / columns)
+    rows = math.ceil(len(record.paths) / _COLUMNS)
+    columns = math.ceil(len(record.paths) / rows)
     width, height = walls.high - walls.low
     inches = max(_PANEL_INCHES * columns, 5.5) / columns
-    figure = Figure(figsize=(inches * columns, inches * height / width * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(inches * columns, inches * height / width * rows + 1.0), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
     for axes, way in zip(panels, record.paths, strict=False):
         _draw(axes, walls, way, bool(record.episodes[way.episode].success))
     reached = sum(bool(episode.success) for episode in record.episodes)
-    share = f"{100 * reached / len(record.episodes):.0f} % of {len(record.episodes)} episodes succeed"
-    shown = "" if len(record.paths) == len(record.episodes) else f"; the first {len(record.paths)} of them"
-    figure.suptitle(f"{title}: {share}{shown}", fontsize=11)
+    share = f"{reached} of {len(record.episodes)} episodes succeed ({100 * reached / len(record.episodes):.0f} %)"
+    shown = "" if len(record.paths) == len(record.episodes) else f"; these are the first {len(record.paths)}"
+    figure.suptitle(f"{title}\n{share}{shown}", fontsize=11)
     figure.legend(handles=_handles(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     _save(figure, path)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..baselines.critic import Critic
 from ..checkpoint import SECTION, read_checkpoint, require_kind
 from ..configuration import PlannerConfig, require
 from ..data.environment import EnvironmentSpec
@@ -101,8 +102,8 @@ class Agent:
             planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones.
 
         Raises:
-            UserError: the file is not a good checkpoint, an override is unknown, or the plan is longer than the model
-                can see.
+            UserError: the file is not a good checkpoint, an override is unknown, the plan is longer than the model can
+                see, or ``planner.critic`` is no critic of the same data.
         """
         return cls.from_contents(read_checkpoint(path), device, **planner_overrides)
 
@@ -114,7 +115,11 @@ class Agent:
         trained = TrainedModel.from_contents(contents, device)
         if settings.discount is None:
             settings = replace(settings, discount=discount)
-        return cls(BeamPlanner(trained.model, trained.discretizer, settings), trained.environment)
+        critic = None
+        if settings.name == "critic" and settings.critic is not None:
+            critic = Critic.load(settings.critic, device)
+            _require_same_data(critic, contents[SECTION]["dataset"], trained.environment)
+        return cls(BeamPlanner(trained.model, trained.discretizer, settings, critic), trained.environment)
 
     @property
     def settings(self) -> PlannerConfig:
@@ -303,6 +308,29 @@ def recorded_settings(contents: Mapping[str, Any], changes: Mapping[str, Any]) -
     except (KeyError, TypeError) as error:
         raise UserError(f"the checkpoint's record of its planner cannot be read: {error}") from error
     return replace(recorded, **changes), discount
+
+
+def _require_same_data(critic: Critic, dataset: Mapping[str, Any], environment: EnvironmentSpec) -> None:
+    """Refuse a critic that knows other data than the model, or sees other dimensions of it.
+
+    Raises:
+        UserError: saying what both were trained on.
+    """
+    for what, critics, models in (
+        ("data", critic.dataset["fingerprint"], dataset["fingerprint"]),
+        ("observation dimensions", critic.environment.observation_indices, environment.observation_indices),
+    ):
+        if critics != models:
+            named = ", ".join(critic.dataset["ids"]), ", ".join(dataset["ids"])
+            raise UserError(
+                f"planner.critic was trained on other {what} than the model: {named[0]} {_brief(critics)}, the model "
+                f"on {named[1]} {_brief(models)}; train both on the same"
+            )
+
+
+def _brief(value: object) -> str:
+    """A fingerprint's beginning, or a choice of dimensions."""
+    return f"({value[:8]})" if isinstance(value, str) else f"({'all' if value is None else list(value)})"  # type: ignore[call-overload]
 
 
 def _numbers(values: Tensor) -> str:

@@ -74,8 +74,8 @@ def _goal_maze(maze: str, steps: int) -> Recipe:
 
 MAZE_RECIPES = (
     POINTMAZE_UMAZE,
-    _pointmaze("Medium", 600, (0.0, 1.0)),
-    _pointmaze("Large", 800, (0.0, 1.0)),
+    _pointmaze("Medium", 600, (6.8, 422.1)),
+    _pointmaze("Large", 800, (11.1, 529.8)),
     _goal_maze("FourRooms", 300_000),
     _goal_maze("UMaze", 200_000),
     _goal_maze("Medium", 300_000),
