@@ -5,6 +5,7 @@ To add one, add a :class:`Recipe` here; a MuJoCo recipe also needs its policies,
 """
 
 from ...configuration import require_choice
+from .locomotion import LOCOMOTION
 from .pointmaze import MazeBehavior
 from .policies import PolicyBehavior
 from .recipe import Recipe
@@ -48,7 +49,7 @@ POINTMAZE_UMAZE = Recipe(
     ),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (HOPPER_MIXED, POINTMAZE_UMAZE)}
+RECIPES = {recipe.name: recipe for recipe in (HOPPER_MIXED, POINTMAZE_UMAZE, *LOCOMOTION)}
 REGISTRY = {recipe.dataset_id: recipe for recipe in RECIPES.values()}
 
 
