@@ -1,7 +1,7 @@
 """Stages of one training for each body, in the manner of D4RL's sets: expert, medium, and what led to the medium policy.
 
-Differs from the paper: the experts are the best snapshots of short soft actor-critic trainings on a CPU, not policies
-trained to convergence; HalfCheetah's and Hopper's reach about half of D4RL's expert return, XX.
+Differs from the paper: its data come from policies trained to convergence; these experts are the best snapshots of short
+soft actor-critic trainings on a CPU (results/behavior has their logs).
 """
 
 from collections.abc import Sequence
@@ -9,68 +9,78 @@ from dataclasses import dataclass
 
 from ..reference_scores import D4RL_REFERENCE_SCORES
 from .policies import PolicyBehavior
-from .recipe import Behavior, Recipe
+from .recipe import Behavior, Recipe, UniformBehavior
 
-STEPS = 100_000
+NUM_STEPS = 100_000
+NUM_RANDOM_STEPS = 5_000  # with which train_behavior begins
 
 
 @dataclass(frozen=True)
 class Body:
-    """One environment, and the training whose snapshots act in it.
+    """An environment, and the training whose snapshots act in it.
 
     Attributes:
-        name: of its data sets.
-        environment: Gymnasium's name of it, without the version.
-        medium, expert: training steps of the two snapshots.
-        replay: for each snapshot up to the medium one, its training steps and its share of the episodes: the training
-            steps that it stands for, divided by the length of its episodes, since a replay buffer has as much of each.
+        name: of its data sets and of the file of its snapshots.
+        environment: Gymnasium's name, without the version.
+        expert: training steps of the best snapshot.
+        stages: snapshots up to the medium one: training steps, and mean length of the episodes that it acts.
+        random_length: mean length of episodes of random actions.
     """
 
     name: str
     environment: str
-    medium: int
     expert: int
-    replay: tuple[tuple[int, float], ...]
+    stages: tuple[tuple[int, float], ...]
+    random_length: float
 
-    def policy(self, step: int, weight: float = 1.0, temperature: float = 1.0) -> PolicyBehavior:
+    def recipes(self) -> list[Recipe]:
+        """Medium, medium-replay and expert."""
+        medium = self.stages[-1][0]
+        return [
+            self._recipe(
+                "medium",
+                [self._policy(medium)],
+                f"A soft actor-critic policy after {medium:,} steps of training, as stochastic as it was then.",
+            ),
+            self._recipe(
+                "medium_replay",
+                self._replay(),
+                f"Random actions, then soft actor-critic policies from the first {medium:,} steps of their training, "
+                "as stochastic as they were then, in the proportions of a replay buffer.",
+            ),
+            self._recipe(
+                "expert",
+                [self._policy(self.expert, temperature=0.0)],
+                f"The best snapshot of a short soft actor-critic training, after {self.expert:,} steps, acting without "
+                "noise. The training had not converged.",
+            ),
+        ]
+
+    def _replay(self) -> list[Behavior]:
+        """Each snapshot stands for the steps since the one before; shares are of episodes, so long ones weigh less."""
+        behaviors: list[Behavior] = [UniformBehavior(weight=NUM_RANDOM_STEPS / self.random_length)]
+        before = NUM_RANDOM_STEPS
+        for step, length in self.stages:
+            behaviors.append(self._policy(step, weight=(step - before) / length))
+            before = step
+        return behaviors
+
+    def _policy(self, step: int, weight: float = 1.0, temperature: float = 1.0) -> PolicyBehavior:
         return PolicyBehavior(f"{self.name}.npz", f"step_{step:07d}", weight, temperature)
 
-    def recipe(self, stage: str, behaviors: Sequence[Behavior], description: str) -> Recipe:
+    def _recipe(self, stage: str, behaviors: Sequence[Behavior], description: str) -> Recipe:
         return Recipe(
             name=f"{self.name}_{stage}",
             dataset_id=f"embedded/{self.name}/{stage.replace('_', '-')}-v0",
             env_id=f"{self.environment}-v5",
             behaviors=tuple(behaviors),
-            default_steps=STEPS,
+            default_steps=NUM_STEPS,
             reference_scores=D4RL_REFERENCE_SCORES[self.environment],
             reference_note=f"D4RL's constants for {self.environment}, so that scores compare with published tables",
             description=description,
         )
 
-    def recipes(self) -> list[Recipe]:
-        """Medium, medium-replay and expert."""
-        return [
-            self.recipe(
-                "medium",
-                [self.policy(self.medium)],
-                f"A soft actor-critic policy after {self.medium:,} steps of training, as stochastic as it was then.",
-            ),
-            self.recipe(
-                "medium_replay",
-                [self.policy(step, weight) for step, weight in self.replay],
-                f"Stochastic soft actor-critic policies from the first {self.medium:,} steps of their training, in the "
-                "proportions of a replay buffer.",
-            ),
-            self.recipe(
-                "expert",
-                [self.policy(self.expert, temperature=0.0)],
-                f"The best snapshot of a soft actor-critic training on a CPU, after {self.expert:,} steps, acting "
-                "without noise. It is not a converged policy.",
-            ),
-        ]
 
-
-BODIES = (
-    Body("hopper", "Hopper", 150_000, 180_000, ((20_000, 0.26), (30_000, 0.17), (90_000, 0.28), (150_000, 0.13))),
-)
-LOCOMOTION = [recipe for body in BODIES for recipe in body.recipes()]
+HOPPER = Body("hopper", "Hopper", 180_000, ((20_000, 95), (30_000, 211), (90_000, 218), (150_000, 223)), 22)
+HALFCHEETAH = Body("halfcheetah", "HalfCheetah", 140_000, ((20_000, 1000), (40_000, 1000)), 1000)
+LOCOMOTION = [recipe for body in (HOPPER, HALFCHEETAH) for recipe in body.recipes()]
