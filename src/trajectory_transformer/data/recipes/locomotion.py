@@ -1,8 +1,4 @@
-"""Stages of one training for each body, in the manner of D4RL's sets: expert, medium, and what led to the medium policy.
-
-Differs from the paper: its data come from policies trained to convergence; these experts are the best snapshots of short
-soft actor-critic trainings on a CPU (results/behavior has their logs).
-"""
+"""Stages of one training for each body, as D4RL's sets are: an expert, a medium policy, and what led to the latter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +21,7 @@ class Body:
         expert: training steps of the best snapshot.
         stages: snapshots up to the medium one: training steps, and mean length of the episodes that it acts.
         random_length: mean length of episodes of random actions.
+        expert_temperature: with which the best snapshot is best: 0 acts without noise, 1 as in its training.
     """
 
     name: str
@@ -32,6 +29,7 @@ class Body:
     expert: int
     stages: tuple[tuple[int, float], ...]
     random_length: float
+    expert_temperature: float = 0.0
 
     def recipes(self) -> list[Recipe]:
         """Medium, medium-replay and expert."""
@@ -50,9 +48,9 @@ class Body:
             ),
             self._recipe(
                 "expert",
-                [self._policy(self.expert, temperature=0.0)],
-                f"The best snapshot of a short soft actor-critic training, after {self.expert:,} steps, acting without "
-                "noise. The training had not converged.",
+                [self._policy(self.expert, temperature=self.expert_temperature)],
+                f"The best snapshot of a short soft actor-critic training that had not converged, after "
+                f"{self.expert:,} steps, {'as stochastic as then' if self.expert_temperature else 'without noise'}.",
             ),
         ]
 
@@ -81,6 +79,11 @@ class Body:
         )
 
 
-HOPPER = Body("hopper", "Hopper", 180_000, ((20_000, 95), (30_000, 211), (90_000, 218), (150_000, 223)), 22)
-HALFCHEETAH = Body("halfcheetah", "HalfCheetah", 140_000, ((20_000, 1000), (40_000, 1000)), 1000)
-LOCOMOTION = [recipe for body in (HOPPER, HALFCHEETAH) for recipe in body.recipes()]
+# Differs from the paper: D4RL's experts were trained to convergence; these are the best snapshots of short trainings on
+# a CPU, whose logs results/behavior has. Walker2d's had hardly begun to walk.
+BODIES = (
+    Body("hopper", "Hopper", 180_000, ((20_000, 95), (30_000, 211), (90_000, 218), (150_000, 223)), 22),
+    Body("halfcheetah", "HalfCheetah", 140_000, ((20_000, 1000), (40_000, 1000)), 1000),
+    Body("walker2d", "Walker2d", 100_000, ((20_000, 295), (40_000, 234), (60_000, 235)), 21, expert_temperature=1.0),
+)
+LOCOMOTION = [recipe for body in BODIES for recipe in body.recipes()]
