@@ -44,7 +44,7 @@ class Row:
         commits = dict.fromkeys((run.facts.commit or "none")[:7] for run in self.runs)
         values = [_value(figures) for figures in columns]
         label = f"{self.runs[0].label}, {self.method}"
-        return [label, *values, " / ".join(counts), facts.dataset, seeds, ", ".join(commits)]
+        return [label, *values, " / ".join(counts), facts.dataset.replace(",", ", "), seeds, ", ".join(commits)]
 
 
 def _value(figures: Sequence[Figure]) -> str:
