@@ -34,7 +34,7 @@ TINY = (
     "model.n_layer=1", "model.n_head=1", "model.n_embd=8", "data.batch_size=4", "data.discretizer.num_bins=8",
     "trainer.accelerator=cpu", "trainer.devices=1", "trainer.max_steps=1", "trainer.validate_every=1",
     "trainer.checkpoint_every=1", "trainer.log_every=1", "trainer.progress_bar=false", "planner.beam_width=2",
-    "data.observation_indices=null", "evaluation.episodes=1", "evaluation.num_envs=1",
+    "data.observation_indices=null", "planner.horizon=2", "evaluation.episodes=1", "evaluation.num_envs=1",
 )  # fmt: skip
 
 

@@ -10,20 +10,29 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from .checkpoint import SECTION, read_checkpoint
+from .baselines.critic import Critic
+from .checkpoint import SECTION, kind_of, read_checkpoint
 from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, LoggerConfig, TrainConfig
 from .data.episodes import Episode
 from .data.fetch import dataset_folder
 from .data.sources import load_offline_data
+from .data.transitions import join_episodes
 from .errors import UserError
+from .evaluation.attention import evaluate_attention
+from .evaluation.environments import environment_title
 from .evaluation.evaluate import evaluate
+from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
-from .evaluation.results import EvaluationRequest
+from .evaluation.records import ActingAgent
+from .evaluation.results import EvaluationRequest, current_commit
 from .planning.agent import Agent
+from .planning.policy_agent import PolicyAgent
+from .planning.trained_model import TrainedModel
 from .run_record import is_first_process
-from .training.datamodule import TrajectoryDataModule, split_episodes
+from .training.datamodule import split_episodes
 from .training.fit import fit, torch_threads
-from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, make_loggers
+from .training.learners import make_datamodule
+from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,13 @@ class Trained:
         checkpoint: the file.
         contents: of the file.
         dataset: what it records of the data that it was trained on.
-        agent: plans with it.
+        agent: plans with it, or follows its policy.
     """
 
     checkpoint: Path
     contents: Mapping[str, Any]
     dataset: Mapping[str, Any]
-    agent: Agent
+    agent: ActingAgent
 
 
 def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[str, Any]) -> Trained:
@@ -84,11 +93,25 @@ def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[
         planner_overrides: planner options that replace those recorded in the checkpoint.
 
     Raises:
-        UserError: the file is no good or does not fit the planner, or there is no such accelerator.
+        UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
     """
     device = _device(accelerator, "accelerator")
     contents = read_checkpoint(checkpoint)
-    agent = Agent.from_contents(contents, device, **planner_overrides)
+    kind = kind_of(contents)
+    if kind == "ensemble":
+        raise UserError(
+            f"'{checkpoint}' holds an ensemble of dynamics models, which predicts and does not act: it is there to be "
+            "compared with a transformer's predictions (task=predict)"
+        )
+    if kind == "iql" and planner_overrides:
+        raise UserError(
+            f"'{checkpoint}' holds a critic, whose policy acts without planning: leave out planner and "
+            f"{', '.join(f'planner.{name}' for name in planner_overrides)}"
+        )
+    if kind == "iql":
+        agent: ActingAgent = PolicyAgent(Critic.from_contents(contents, device))
+    else:
+        agent = Agent.from_contents(contents, device, **planner_overrides)
     return Trained(checkpoint, contents, contents[SECTION]["dataset"], agent)
 
 
@@ -126,22 +149,22 @@ def require_callbacks(built: Mapping[str, object]) -> tuple[Callback, ...]:
 
 
 def run_training(config: TrainConfig, run: RunContext) -> float:
-    """Fit, then plan in the real environment with the best checkpoint.
+    """Fit, then act in the real environment with the best checkpoint.
 
     Args:
         config: validated options.
         run: where, and how.
 
     Returns:
-        The score that a sweep maximises: the mean return over ``evaluation.episodes``; without episodes, the negative
-        of the best validation loss in nats. NaN in a process other than the first.
+        The score that a sweep maximises: the mean return over ``evaluation.episodes``; without episodes, and for an
+        ensemble, which does not act, the negative of the validation loss. NaN in a process other than the first.
 
     Raises:
         UserError: a mistake that the options alone do not show.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
     _device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
-    datamodule = TrajectoryDataModule(config.data, config.seed)
+    datamodule = make_datamodule(config)
     datamodule.setup()
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
@@ -153,12 +176,11 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             return float("nan")
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
         options = config.evaluation
-        if options.episodes == 0 and not _keeps_artifacts(config.logger):
+        if _keeps_artifacts(config.logger):
+            _keep_artifacts(loggers, report.best, read_checkpoint(report.best)[SECTION]["dataset"])
+        if options.episodes == 0 or config.learner == "ensemble":
             return -report.validation_loss
         trained = load_trained(report.best, config.trainer.accelerator, {})
-        _keep_artifacts(config.logger, loggers, trained)
-        if options.episodes == 0:
-            return -report.validation_loss
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
@@ -172,26 +194,32 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) -> float:
-    """Plan with a checkpoint.
+    """Do with a checkpoint what ``config.task`` says.
 
     Args:
         config: validated options; the checkpoint and planner in them have been made use of in ``trained``.
         run: where, and how.
-        trained: what plans.
+        trained: what plans, or is looked into.
 
     Returns:
-        The mean return.
+        The mean return; NaN where the task has no score.
 
     Raises:
-        UserError: the environment cannot be made, or the checkpoint does not fit it.
+        UserError: a mistake that the options alone do not show, such as an environment that cannot be made.
     """
     rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     labels = RunLabels(run.sweep or trained.dataset["ids"][0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _Finishing(loggers):
-        score = _evaluate(trained, rollouts, run, loggers)
-        _keep_artifacts(config.logger, loggers, trained)
+        if config.task == "plan":
+            score = _evaluate(trained, rollouts, run, loggers)
+        else:
+            with torch_threads(config.threads):
+                log_figures(loggers, _attend(config, run, trained))
+            score = float("nan")  # there is nothing to maximise
+        if _keeps_artifacts(config.logger):
+            _keep_artifacts(loggers, trained.checkpoint, trained.dataset)
         return score
 
 
@@ -219,15 +247,24 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
     return float(results["summary"]["return_mean"])
 
 
+def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+    """Write what the model attends to in its held-out episodes."""
+    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
+    data = trained.contents[SECTION]["data"]
+    table = join_episodes(held_out_episodes(trained), data["discount"], data["termination_penalty"])
+    ids, env_id = ",".join(trained.dataset["ids"]), environment_title(model.environment)
+    facts = RunFacts(ids, env_id, config.seed, current_commit(), run.command)
+    return evaluate_attention(model, table, config.attention, facts, run.directory)
+
+
 def _keeps_artifacts(config: LoggerConfig) -> bool:
     return config.log_artifacts and config.name == "wandb"
 
 
-def _keep_artifacts(config: LoggerConfig, loggers: Sequence[Logger], trained: Trained) -> None:
-    if _keeps_artifacts(config):
-        folders = [dataset_folder(dataset_id) for dataset_id in trained.dataset["ids"]]
-        facts = {**trained.dataset, "returns": np.asarray(trained.dataset["returns"]).tolist()}
-        log_artifacts(loggers, trained.checkpoint, facts, folders)
+def _keep_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any]) -> None:
+    folders = [dataset_folder(dataset_id) for dataset_id in dataset["ids"]]
+    facts = {**dataset, "returns": np.asarray(dataset["returns"]).tolist()}
+    log_artifacts(loggers, checkpoint, facts, folders)
 
 
 def _device(accelerator: str, option: str) -> str:

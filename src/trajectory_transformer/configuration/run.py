@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from .attention import AttentionConfig
 from .data import DataConfig
-from .planner import PlannerConfig
+from .learners import LEARNERS, EnsembleConfig, IqlConfig
+from .planner import PlannerConfig, require_same_purpose
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
 
@@ -78,8 +80,11 @@ class TuneConfig:
 class TrainConfig:
     """Root of ``train.py``'s options."""
 
+    learner: str = "transformer"  # what is trained: transformer, iql (a critic and a policy), ensemble (of dynamics)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    iql: IqlConfig = field(default_factory=IqlConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -92,7 +97,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
-        self.planner.require_fits(self.data.sequence_length)
+        require_choice("learner", self.learner, LEARNERS)
+        if self.learner == "transformer":
+            self.planner.require_fits(self.data.sequence_length)
+            require_same_purpose(self.model.goal_conditioned, self.planner.name)
+        else:
+            require(not self.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.learner}")
 
 
 @dataclass
@@ -100,8 +110,9 @@ class EvaluateConfig:
     """Root of ``evaluate.py``'s options."""
 
     checkpoint: str = ""
-    task: str = "plan"  # plan: act in the environment
+    task: str = "plan"  # plan: act in the environment; attention: see what the model looks at
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     episodes: int = 20
     num_envs: int = 20
@@ -111,8 +122,8 @@ class EvaluateConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to plan with")
-        require_choice("task", self.task, ("plan",))
+        require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
+        require_choice("task", self.task, ("plan", "attention"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")

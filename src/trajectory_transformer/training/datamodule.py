@@ -1,7 +1,7 @@
-"""Episodes split, discretised and tokenised once; batches gathered on the device in an order known beforehand."""
+"""Episodes split, discretised and tokenised once; batches gathered on the device that trains."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Generic
 
 import lightning as L
 import numpy as np
@@ -12,97 +12,19 @@ from typing_extensions import override
 from ..configuration import DataConfig
 from ..data.discretizer import Discretizer, make_discretizer
 from ..data.episodes import Episode, OfflineData
+from ..data.goals import goal_transitions
 from ..data.sources import load_offline_data
 from ..data.transitions import TransitionTable, join_episodes
 from ..data.windows import TokenWindows, WindowBatch
 from ..errors import UserError
 from ..layout import TransitionLayout
-
-_SPLIT, _TRAIN, _VALIDATION = range(3)  # what a random stream is for
-
-
-@dataclass
-class BatchOrder:
-    """Which windows each update sees: a pure function of the seed and the update's number.
-
-    Every epoch is a new permutation. Its last incomplete batch is dropped, unless there is no complete one.
-
-    Attributes:
-        num_windows: windows to choose from, at least 1.
-        batch_size: windows of an update, over all processes.
-        seed: of the run.
-        rank, world_size: this process takes every ``world_size``-th window of a batch, from ``rank`` on.
-
-    Raises:
-        UserError: the processes' shares would differ in size or be empty.
-    """
-
-    num_windows: int
-    batch_size: int
-    seed: int
-    rank: int = 0
-    world_size: int = 1
-    _epoch: int = field(default=-1, init=False)
-    _permutation: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long), init=False)
-
-    def __post_init__(self) -> None:
-        self.batch_size = min(self.batch_size, self.num_windows)
-        if self.batch_size % self.world_size:
-            raise UserError(
-                f"data.batch_size={self.batch_size} windows do not divide among {self.world_size} processes; "
-                "choose a multiple of trainer.devices × trainer.num_nodes"
-            )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.num_windows // self.batch_size
-
-    def indices(self, step: int) -> Tensor:
-        """This process's windows of the update after ``step`` updates: (batch_size / world_size,) int64."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, _permutation(self.num_windows, self.seed, _TRAIN, epoch)
-        batch = self._permutation[position * self.batch_size : (position + 1) * self.batch_size]
-        return batch[self.rank :: self.world_size]
+from .batches import SPLIT, Batch, BatchOrder, Examples, TrainingBatches, ValidationBatches, permutation
 
 
-@dataclass
-class TrainingBatches:
-    """Endless batches from the present update on: iterating anew after a resume goes on exactly where it stopped."""
+class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
+    """Data set → split by episode → training and validation examples; what these are is the learner's.
 
-    windows: TokenWindows
-    order: BatchOrder
-    steps_done: Callable[[], int]
-
-    def __iter__(self) -> Iterator[WindowBatch]:
-        step = self.steps_done()
-        while True:
-            yield self.windows.gather(self.order.indices(step))
-            step += 1
-
-
-@dataclass
-class ValidationBatches:
-    """The same batches, in the same order, every time; the last one may be smaller. Processes share each."""
-
-    windows: TokenWindows
-    order: BatchOrder
-
-    def __len__(self) -> int:
-        order = self.order
-        whole, rest = divmod(order.num_windows, order.batch_size)
-        return whole + (rest >= order.world_size)  # no process may be left without a window
-
-    def __iter__(self) -> Iterator[WindowBatch]:
-        order = self.order
-        for batch in _permutation(order.num_windows, order.seed, _VALIDATION).split(order.batch_size)[: len(self)]:
-            yield self.windows.gather(batch[order.rank :: order.world_size])
-
-
-class TrajectoryDataModule(L.LightningDataModule):
-    """Data set → split by episode → discretiser of the training part → windows of tokens.
-
-    :meth:`setup` must be called before anything else is used; the model's sizes follow from :attr:`layout`.
+    :meth:`setup` must be called before anything else is used.
 
     Args:
         config: which data, and how it is cut.
@@ -110,26 +32,30 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     Attributes:
         data: the whole set.
-        layout: positions within a transition.
-        discretizer: fitted on the training episodes only.
-        train_table, validation_table: transitions of the two parts.
+        num_train, num_validation: examples, one for each transition.
     """
 
     data: OfflineData
-    layout: TransitionLayout
-    discretizer: Discretizer
-    train_table: TransitionTable
-    validation_table: TransitionTable
+    num_train: int
+    num_validation: int
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         super().__init__()
         self.config, self.seed = config, seed
         self._ready = False
-        self._windows: dict[str, TokenWindows] = {}
+        self._examples: dict[str, Examples[Batch]] = {}
+
+    def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
+        """Called once, with the episodes of the two parts."""
+        raise NotImplementedError
+
+    def make_examples(self, part: str) -> Examples[Batch]:
+        """Those of "train" or "validation", on :attr:`device`."""
+        raise NotImplementedError
 
     @override
     def setup(self, stage: str = "fit") -> None:
-        """Read and discretise the data; a second call does nothing.
+        """Read the data and prepare it; a second call does nothing.
 
         Raises:
             UserError: the data cannot be had, is corrupt, or is a single episode.
@@ -137,13 +63,9 @@ class TrajectoryDataModule(L.LightningDataModule):
         if self._ready:
             return
         self.data = load_offline_data(self.config)
-        environment = self.data.environment
-        self.layout = TransitionLayout(environment.observation_dim, environment.action_dim)
         train, validation = split_episodes(self.data, self.config.validation_fraction, self.seed)
-        discount, penalty = self.config.discount, self.config.termination_penalty
-        self.train_table = join_episodes(train, discount, penalty)
-        self.validation_table = join_episodes(validation, discount, penalty)
-        self.discretizer = make_discretizer(self.config.discretizer).fit(self.train_table.values)
+        self.num_train, self.num_validation = (sum(map(len, part)) for part in (train, validation))
+        self.prepare(train, validation)
         self._ready = True
 
     @property
@@ -152,43 +74,97 @@ class TrajectoryDataModule(L.LightningDataModule):
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     @property
-    def train_windows(self) -> TokenWindows:
-        return self._tokenized("train", self.train_table)
+    def train_examples(self) -> Examples[Batch]:
+        return self._kept("train")
 
     @property
-    def validation_windows(self) -> TokenWindows:
-        return self._tokenized("validation", self.validation_table)
+    def validation_examples(self) -> Examples[Batch]:
+        return self._kept("validation")
+
+    def _kept(self, part: str) -> Examples[Batch]:
+        made = self._examples.get(part)
+        if made is None or made.device != self.device:
+            made = self._examples[part] = self.make_examples(part)
+        return made
 
     def train_order(self, rank: int = 0, world_size: int = 1) -> BatchOrder:
-        """The order of training batches; every transition starts a window."""
-        return BatchOrder(len(self.train_table.values), self.config.batch_size, self.seed, rank, world_size)
+        """The order of training batches."""
+        return BatchOrder(self.num_train, self.config.batch_size, self.seed, rank, world_size)
 
     @override
-    def train_dataloader(self) -> TrainingBatches:
+    def train_dataloader(self) -> TrainingBatches[Batch]:
         assert self.trainer is not None
         trainer = self.trainer
         order = self.train_order(trainer.global_rank, trainer.world_size)
-        return TrainingBatches(self.train_windows, order, lambda: trainer.global_step)
+        return TrainingBatches(self.train_examples, order, lambda: trainer.global_step)
 
     @override
-    def val_dataloader(self) -> ValidationBatches:
+    def val_dataloader(self) -> ValidationBatches[Batch]:
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        batch_size = min(self.config.batch_size, len(self.validation_table.values))
+        batch_size = min(self.config.batch_size, self.num_validation)
         batch_size = max(batch_size - batch_size % world_size, world_size)
-        order = BatchOrder(len(self.validation_table.values), batch_size, self.seed, rank, world_size)
-        return ValidationBatches(self.validation_windows, order)
+        order = BatchOrder(self.num_validation, batch_size, self.seed, rank, world_size)
+        return ValidationBatches(self.validation_examples, order)
 
     @override
-    def transfer_batch_to_device(self, batch: WindowBatch, device: torch.device, dataloader_idx: int) -> WindowBatch:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # type: ignore[misc]
         return batch  # it was made there
 
-    def _tokenized(self, part: str, table: TransitionTable) -> TokenWindows:
-        windows = self._windows.get(part)
-        if windows is None or windows.device != self.device:
-            windows = TokenWindows(table, self.discretizer, self.config.sequence_length, self.device)
-            self._windows[part] = windows
-        return windows
+
+class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
+    """Discretiser of the training part → windows of tokens, one from each transition on.
+
+    The model's sizes follow from :attr:`layout`.
+
+    Args:
+        config: which data, and how it is cut.
+        seed: of the split and of the order of batches.
+        goal_conditioned: windows begin with the state in which their episode ends, and neither reward nor value tells
+            anything.
+
+    Attributes:
+        layout: positions within a transition.
+        discretizer: fitted on the training episodes only.
+        train_table, validation_table: transitions of the two parts.
+    """
+
+    layout: TransitionLayout
+    discretizer: Discretizer
+    train_table: TransitionTable
+    validation_table: TransitionTable
+
+    def __init__(self, config: DataConfig, seed: int, goal_conditioned: bool = False) -> None:
+        super().__init__(config, seed)
+        self.goal_conditioned = goal_conditioned
+        self._goals: dict[str, Tensor] = {}  # (episodes, goal_dim) real values
+
+    @override
+    def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
+        environment = self.data.environment
+        self.layout = TransitionLayout(environment.observation_dim, environment.action_dim)
+        discount, penalty = self.config.discount, self.config.termination_penalty
+        self.train_table = join_episodes(train, discount, penalty)
+        self.validation_table = join_episodes(validation, discount, penalty)
+        if self.goal_conditioned:
+            # Differs from the paper: it drops rewards from the sequence; constant ones say as little, and one layout
+            # serves all models.
+            for table in (self.train_table, self.validation_table):
+                table.values[:, self.layout.reward :] = 0.0
+            dimensions = list(environment.goal_dimensions)
+            self._goals = {
+                part: torch.from_numpy(np.stack([episode.observations[-1, dimensions] for episode in episodes]))
+                for part, episodes in (("train", train), ("validation", validation))
+            }
+        self.discretizer = make_discretizer(self.config.discretizer).fit(self.train_table.values)
+
+    @override
+    def make_examples(self, part: str) -> TokenWindows:
+        table = self.train_table if part == "train" else self.validation_table
+        goals = self._goals.get(part)
+        if goals is not None:
+            goals = goal_transitions(goals, self.data.environment.goal_dimensions, self.layout, self.discretizer)
+        return TokenWindows(table, self.discretizer, self.config.sequence_length, self.device, goals)
 
 
 def split_episodes(data: OfflineData, fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
@@ -209,12 +185,6 @@ def split_episodes(data: OfflineData, fraction: float, seed: int) -> tuple[list[
         )
     # Differs from the original: it trains on all episodes and keeps weights by epoch; here a part chooses the best.
     num_validation = min(max(round(count * fraction), 1), count - 1)
-    chosen = set(_permutation(count, seed, _SPLIT)[:num_validation].tolist())
+    chosen = set(permutation(count, seed, SPLIT)[:num_validation].tolist())
     train = [episode for index, episode in enumerate(data.episodes) if index not in chosen]
     return train, [data.episodes[index] for index in sorted(chosen)]
-
-
-def _permutation(count: int, seed: int, *stream: int) -> Tensor:
-    """A permutation of range(count) that depends on the arguments alone and touches no global random state."""
-    entropy = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
-    return torch.randperm(count, generator=torch.Generator().manual_seed(int(entropy >> 1)))
