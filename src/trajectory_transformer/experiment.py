@@ -1,4 +1,4 @@
-"""The two things a user can ask for: train and then plan, or plan with what was trained."""
+"""The two things a user can ask for: train and then plan, or evaluate what was trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,14 +16,18 @@ from .data.episodes import Episode
 from .data.fetch import dataset_folder
 from .data.sources import load_offline_data
 from .errors import UserError
+from .evaluation.environments import environment_title
 from .evaluation.evaluate import evaluate
+from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
-from .evaluation.results import EvaluationRequest
+from .evaluation.prediction import PredictionRequest, predict
+from .evaluation.results import EvaluationRequest, current_commit
 from .planning.agent import Agent
+from .planning.trained_model import TrainedModel
 from .run_record import is_first_process
 from .training.datamodule import TrajectoryDataModule, split_episodes
 from .training.fit import fit, torch_threads
-from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, make_loggers
+from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
 
 
 @dataclass(frozen=True)
@@ -172,27 +176,42 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) -> float:
-    """Plan with a checkpoint.
+    """Do ``config.task`` with a checkpoint.
 
     Args:
         config: validated options; the checkpoint and planner in them have been made use of in ``trained``.
         run: where, and how.
-        trained: what plans.
+        trained: what is evaluated.
 
     Returns:
-        The mean return.
+        The score: of planning the mean return, of prediction the log-likelihood in nats per dimension.
 
     Raises:
-        UserError: the environment cannot be made, or the checkpoint does not fit it.
+        UserError: the environment or the data cannot be had, or the checkpoint does not fit them or the task.
     """
     rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     labels = RunLabels(run.sweep or trained.dataset["ids"][0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _Finishing(loggers):
-        score = _evaluate(trained, rollouts, run, loggers)
+        if config.task == "plan":
+            score = _evaluate(trained, rollouts, run, loggers)
+        else:
+            with torch_threads(config.threads):
+                figures = _predict(config, run, trained)
+            log_figures(loggers, figures)
+            score = figures[0].value
         _keep_artifacts(config.logger, loggers, trained)
         return score
+
+
+def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+    """Write the figures of long-horizon prediction; the first is the score."""
+    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
+    env_id = environment_title(model.environment)
+    facts = RunFacts(",".join(trained.dataset["ids"]), env_id, config.seed, current_commit(), run.command)
+    request = PredictionRequest(config.predict, config.episodes, config.video, facts)
+    return predict(model, trained.agent.settings, held_out_episodes(trained), None, request, run.directory)
 
 
 def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:

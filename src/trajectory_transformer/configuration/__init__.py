@@ -7,6 +7,7 @@ nothing mutates them after composition.
 
 from .data import DataConfig, DiscretizerConfig
 from .planner import PlannerConfig
+from .predict import PredictConfig
 from .run import (
     EvaluateConfig,
     EvaluationConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "OptimizerConfig",
     "ParameterConfig",
     "PlannerConfig",
+    "PredictConfig",
     "TrainConfig",
     "TrainerConfig",
     "TuneConfig",

@@ -5,6 +5,7 @@ from typing import Any
 
 from .data import DataConfig
 from .planner import PlannerConfig
+from .predict import PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
 
@@ -100,10 +101,11 @@ class EvaluateConfig:
     """Root of ``evaluate.py``'s options."""
 
     checkpoint: str = ""
-    task: str = "plan"  # plan: act in the environment
+    task: str = "plan"  # plan: act in the environment; predict: continue held-out episodes
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    episodes: int = 20
+    episodes: int = 20  # planned; or, with task=predict, held-out episodes to continue, at most
     num_envs: int = 20
     video: int = 0
     seed: int = 0
@@ -112,7 +114,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to plan with")
-        require_choice("task", self.task, ("plan",))
+        require_choice("task", self.task, ("plan", "predict"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from .. import network
 from ..configuration import LoggerConfig
 from ..errors import UserError
+from ..evaluation.figures import Figure
 from ..run_record import is_first_process
 from .metrics_file import MetricsFile
 
@@ -152,6 +153,13 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> Non
         run.summary.update(dict(_flat("evaluation", results["summary"])))
         run.summary.update(dict(_flat("behavior", results["behavior"])))
         run.summary.update(dict(_flat("deadline", results["deadline"] or {})))
+
+
+@rank_zero_only
+def log_figures(loggers: Sequence[Logger], figures: Sequence[Figure]) -> None:
+    """Add figures to W&B's summary, each as ``METHOD/NAME``."""
+    for run in _wandb_runs(loggers):
+        run.summary.update({f"{figure.method}/{figure.name}": figure.value for figure in figures})
 
 
 @rank_zero_only
