@@ -1,5 +1,6 @@
 """Train, plan, write results; on Gymnasium's pendulum, with a model of a few hundred weights."""
 
+import csv
 import json
 import pickle
 import signal
@@ -293,6 +294,26 @@ class TestCommands:
         assert words in message
         assert "Traceback" not in message
         assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == damage(data)
+
+    def test_predict_continues_held_out_episodes(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "task=predict", "predict.samples=10")
+        assert call("evaluate", *options, "predict.horizon=12", "episodes=1", "seed=3", "hydra.run.dir=run") == 0
+        with (tmp_path / "run" / "figures.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {(row["dataset"], row["env_id"], row["seed"], row["count"]) for row in rows} == {
+            (DATASET, "Pendulum-v1", "3", "1")
+        }
+        (mean,) = (r for r in rows if (r["method"], r["name"]) == ("transformer", "log_likelihood_mean"))
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert record.score == pytest.approx(float(mean["value"]), rel=1e-5)
+        assert not (tmp_path / "run" / "results.json").exists()
+        assert call("evaluate", *options, "predict.horizon=13", "hydra.run.dir=longer") == 1
+        assert "predict.horizon=13: no held-out episode" in capsys.readouterr().err
+        assert call("evaluate", *options, "predict.ensemble=none.ckpt", "hydra.run.dir=missing") == 2
+        assert "none.ckpt" in capsys.readouterr().err
 
     def test_an_evaluations_config_holds_the_planner_that_it_used(
         self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int]

@@ -144,7 +144,7 @@ def fit_and_record(options: TrainConfig, job: Job, text: str, resume: bool) -> f
 
 
 def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
-    """Evaluate a checkpoint; returns the mean return.
+    """Evaluate a checkpoint; returns the score of its task.
 
     Args:
         planner: options that replace those recorded in the checkpoint.

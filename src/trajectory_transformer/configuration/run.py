@@ -113,7 +113,7 @@ class EvaluateConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to plan with")
+        require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
         require_choice("task", self.task, ("plan", "predict"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")

@@ -76,7 +76,7 @@ def continue_freely(
     Args:
         decoder: of the model; its window must not slide.
         layout: of a transition.
-        start: (time,) tokens: whole transitions, if any, then one observation.
+        start: (time,) tokens: whole transitions, if any, then one observation; it is cropped to the context.
         actions: (horizon, action_dim) tokens that all samples take, or None for the model's own.
         settings: how.
         generator: on the CPU; it alone decides all draws.
@@ -112,7 +112,9 @@ class _Runner:
         actions: Tensor | None,
         settings: FreeRunning,
     ) -> None:
-        self.decoder, self.layout, self.window, self.actions, self.settings = decoder, layout, start, actions, settings
+        self.decoder, self.layout, self.actions, self.settings = decoder, layout, actions, settings
+        self._kept = (settings.context - 1) * layout.transition_dim + layout.observation_dim
+        self.window = start[:, -self._kept :]
         self.transitions: list[Tensor] = []
         self.probabilities = torch.zeros(0)
 
@@ -134,8 +136,7 @@ class _Runner:
                 token = draw(bins, uniforms[column])
             appended.append(token)
         self.transitions.append(torch.stack(appended, dim=1))
-        kept = (settings.context - 1) * layout.transition_dim + layout.observation_dim
-        self.window = torch.cat([self.window, self.transitions[-1]], dim=1)[:, -kept:]
+        self.window = torch.cat([self.window, self.transitions[-1]], dim=1)[:, -self._kept :]
 
     def _bins(self, choice: Choice) -> Tensor:
         """(rows, vocab_size) logits of the bins alone."""
