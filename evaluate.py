@@ -1,4 +1,4 @@
-"""Evaluate what was trained: ``python evaluate.py checkpoint=PATH [task=…] [planner=…] [episodes=N] [OPTION=VALUE …]``."""
+"""Evaluate what was trained: ``python evaluate.py checkpoint=PATH [task=…] [planner=…] [OPTION=VALUE …]``."""
 
 from pathlib import Path
 

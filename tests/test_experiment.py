@@ -222,6 +222,64 @@ class TestEvaluation:
             load_trained(trained[0] / "checkpoints" / "best.ckpt", "gpu", {})
 
 
+class TestAttention:
+    def test_it_is_measured_on_held_out_episodes(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int]
+    ) -> None:
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "task=attention", "hydra.run.dir=run")
+        assert call("evaluate", *options, "attention.transitions=3") == 0
+        with (tmp_path / "run" / "figures.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        (windows,) = [row for row in rows if row["name"] == "num_windows"]
+        assert (windows["value"], windows["count"]) == ("10", "1")  # of one held-out episode of twelve steps
+        assert {(row["dataset"], row["env_id"], row["seed"]) for row in rows} == {(DATASET, "Pendulum-v1", "0")}
+        assert all("task=attention" in row["command"] for row in rows)
+        assert not (tmp_path / "run" / "results.json").exists()
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert (record.status, record.score) == ("finished", None)
+
+    def test_a_repeated_sweep_skips_it_though_it_has_no_score(
+        self,
+        trained: tuple[Path, float],
+        call: Callable[..., int],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        checkpoint = trained[0] / "checkpoints" / "best.ckpt"
+        sweep = ("-m", "hydra.sweep.dir=sweep", f"checkpoint={checkpoint}", "task=attention", "attention.windows=2,3")
+        assert call("evaluate", *sweep) == 0
+        monkeypatch.delattr(experiment, "evaluate_attention")  # so that calling it fails
+        capsys.readouterr()
+        assert call("evaluate", *sweep) == 0
+        assert capsys.readouterr().out.count("is finished already") == 2
+
+    @pytest.mark.parametrize(
+        ("option", "code", "words"),
+        [
+            ("task=atention", 2, "did you mean 'attention'?"),
+            ("attention.transitions=2", 2, "must be at least 3"),
+            ("attention.transitions=5", 1, "attention.transitions=5 is more than the 4 transitions"),
+            ("attention.shown=9", 1, "only 9 windows"),
+        ],
+    )
+    def test_a_mistake_is_one_sentence(
+        self,
+        trained: tuple[Path, float],
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        option: str,
+        code: int,
+        words: str,
+    ) -> None:
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "hydra.run.dir=run")
+        task = () if option.startswith("task") else ("task=attention",)
+        assert call("evaluate", *options, *task, option) == code
+        message = capsys.readouterr().err
+        assert words in message
+        assert len(message.strip().splitlines()) == 1
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Calls an entry point within this process and an empty working directory; returns the exit code."""

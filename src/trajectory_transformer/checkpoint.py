@@ -27,6 +27,11 @@ from .run_record import checkpoints_near
 
 FORMAT = 1
 SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
+KINDS = {  # what a checkpoint may hold, by the learner that trained it: its name, and how to get one
+    "transformer": ("a trajectory transformer", "python train.py"),
+    "iql": ("a critic", "python train.py experiment=iql_…"),
+    "ensemble": ("an ensemble of dynamics models", "python train.py experiment=ensemble_…"),
+}
 
 _COMMENT = b"trajectory-transformer sha256:"
 _DIGEST_LENGTH = 64
@@ -83,6 +88,35 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     _require_format(path, contents)
     return contents
+
+
+def kind_of(contents: Mapping[str, Any]) -> str:
+    """Which of :data:`KINDS` a checkpoint holds; one that does not say is a transformer.
+
+    Raises:
+        UserError: one that this version does not know.
+    """
+    kind = contents[SECTION].get("kind", "transformer")
+    if kind not in KINDS:
+        raise UserError(f"the checkpoint holds '{kind}', which this version does not know; use the one that wrote it")
+    return kind
+
+
+def require_kind(contents: Mapping[str, Any], kind: str, name: str = "the checkpoint") -> None:
+    """Refuse a checkpoint that holds something other than ``kind``.
+
+    Args:
+        contents: as :func:`read_checkpoint` returned them.
+        kind: one of :data:`KINDS`.
+        name: of the file, for the message.
+
+    Raises:
+        UserError: saying what it holds, and how to get what is needed.
+    """
+    held = kind_of(contents)
+    if held != kind:
+        wanted, command = KINDS[kind]
+        raise UserError(f"{name} holds {KINDS[held][0]}, not {wanted}; train one with {command}")
 
 
 def remove_partial_files(directory: str | os.PathLike[str]) -> None:

@@ -10,17 +10,20 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from .baselines.ensemble import TrainedEnsemble
 from .checkpoint import SECTION, read_checkpoint
 from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, LoggerConfig, TrainConfig
 from .data.episodes import Episode
 from .data.fetch import dataset_folder
 from .data.sources import load_offline_data
+from .data.transitions import join_episodes
 from .errors import UserError
+from .evaluation.attention import evaluate_attention
 from .evaluation.environments import environment_title
 from .evaluation.evaluate import evaluate
 from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
-from .evaluation.prediction import PredictionRequest, predict
+from .evaluation.prediction import PredictionRequest, predict, require_same_data
 from .evaluation.results import EvaluationRequest, current_commit
 from .planning.agent import Agent
 from .planning.trained_model import TrainedModel
@@ -145,7 +148,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
     _device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
-    datamodule = TrajectoryDataModule(config.data, config.seed)
+    datamodule = TrajectoryDataModule(config.data, config.seed, config.model.goal_conditioned)
     datamodule.setup()
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
@@ -176,18 +179,18 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) -> float:
-    """Do ``config.task`` with a checkpoint.
+    """Do with a checkpoint what ``config.task`` says.
 
     Args:
         config: validated options; the checkpoint and planner in them have been made use of in ``trained``.
         run: where, and how.
-        trained: what is evaluated.
+        trained: what plans, is looked into, or predicts.
 
     Returns:
-        The score: of planning the mean return, of prediction the log-likelihood in nats per dimension.
+        The mean return, or of predictions the log-likelihood in nats per dimension; NaN where the task has no score.
 
     Raises:
-        UserError: the environment or the data cannot be had, or the checkpoint does not fit them or the task.
+        UserError: a mistake that the options alone do not show, such as an environment that cannot be made.
     """
     rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
@@ -198,20 +201,11 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
             score = _evaluate(trained, rollouts, run, loggers)
         else:
             with torch_threads(config.threads):
-                figures = _predict(config, run, trained)
+                figures = (_attend if config.task == "attention" else _predict)(config, run, trained)
             log_figures(loggers, figures)
-            score = figures[0].value
+            score = figures[0].value if config.task == "predict" else float("nan")  # attention has nothing to maximise
         _keep_artifacts(config.logger, loggers, trained)
         return score
-
-
-def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
-    """Write the figures of long-horizon prediction; the first is the score."""
-    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
-    env_id = environment_title(model.environment)
-    facts = RunFacts(",".join(trained.dataset["ids"]), env_id, config.seed, current_commit(), run.command)
-    request = PredictionRequest(config.predict, config.episodes, config.video, facts)
-    return predict(model, trained.agent.settings, held_out_episodes(trained), None, request, run.directory)
 
 
 def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:
@@ -236,6 +230,31 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
         results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results)
     return float(results["summary"]["return_mean"])
+
+
+def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+    """Write what the model attends to in its held-out episodes."""
+    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
+    data = trained.contents[SECTION]["data"]
+    table = join_episodes(held_out_episodes(trained), data["discount"], data["termination_penalty"])
+    return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
+
+
+def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+    """Write how well models predict its held-out episodes; the first figure is the score."""
+    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
+    network = None
+    if config.predict.ensemble is not None:
+        ensemble = TrainedEnsemble.load(config.predict.ensemble)
+        require_same_data(ensemble, model.environment, trained.dataset["fingerprint"])
+        network = ensemble.network
+    request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
+    return predict(model, trained.agent.settings, held_out_episodes(trained), network, request, run.directory)
+
+
+def _facts(config: EvaluateConfig, run: RunContext, trained: Trained) -> RunFacts:
+    env_id = environment_title(trained.agent.environment)
+    return RunFacts(",".join(trained.dataset["ids"]), env_id, config.seed, current_commit(), run.command)
 
 
 def _keeps_artifacts(config: LoggerConfig) -> bool:

@@ -19,7 +19,9 @@ from trajectory_transformer.data.recipes.select_snapshots import select_snapshot
 from trajectory_transformer.data.recipes.simulate import SimulatedEpisode, simulate
 from trajectory_transformer.errors import UserError
 
-HOPPER, POINTMAZE = RECIPES["hopper_mixed"], RECIPES["pointmaze_umaze"]
+HOPPER, POINTMAZE, GOAL_MAZE = (RECIPES[name] for name in ("hopper_mixed", "pointmaze_umaze", "goal_umaze"))
+ONE_OF_A_KIND = pytest.mark.parametrize("recipe", [HOPPER, POINTMAZE, GOAL_MAZE], ids=lambda recipe: recipe.name)
+DIRECT = MazeBehavior("direct", weight=1.0, speed=(4.0, 4.0))
 U_MAZE = [[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]]
 
 
@@ -62,7 +64,7 @@ def test_mixture_has_the_stated_proportions_from_the_first_episodes_on() -> None
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_episodes_replay_exactly_in_their_environment(recipe: Recipe) -> None:
-    environment = make_environment(recipe.env_id)
+    environment = recipe.environment()
     for episode in episodes_of(recipe, 3):
         environment.reset(seed=episode.seed)
         terminated = truncated = False
@@ -78,7 +80,7 @@ def test_episodes_replay_exactly_in_their_environment(recipe: Recipe) -> None:
     environment.close()
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@ONE_OF_A_KIND
 def test_number_of_processes_does_not_change_the_data(recipe: Recipe) -> None:
     alone, shared = episodes_of(recipe, 5, seed=3), episodes_of(recipe, 5, seed=3, processes=2)
     for one, other in zip(alone, shared, strict=True):
@@ -191,8 +193,7 @@ def test_shortest_path_refuses_a_walled_goal() -> None:
 
 
 def test_controller_reaches_every_goal_and_stays() -> None:
-    direct = MazeBehavior("direct", weight=1.0, speed=(4.0, 4.0))
-    for episode in episodes_of(replace(POINTMAZE, behaviors=(direct,)), 10):
+    for episode in episodes_of(replace(POINTMAZE, behaviors=(DIRECT,)), 10):
         first = int(np.argmax(episode.rewards))
         assert episode.rewards[first] == 1.0
         assert episode.rewards[first:].all()
@@ -204,16 +205,32 @@ def test_slow_walkers_keep_to_their_speed_and_detours_cost_return() -> None:
     slow = MazeBehavior("slow", weight=1.0, speed=(1.0, 1.0))
     for episode in episodes_of(replace(POINTMAZE, behaviors=(slow,)), 3):
         assert np.linalg.norm(leaves(episode)["observation"][:, 2:], axis=1).max() < 1.1
-    direct = MazeBehavior("direct", weight=1.0, speed=(4.0, 4.0))
-    assert returns_of(POINTMAZE, replace(direct, detours=(2, 2)), 10).mean() < returns_of(POINTMAZE, direct, 10).mean()
+    assert returns_of(POINTMAZE, replace(DIRECT, detours=(2, 2)), 10).mean() < returns_of(POINTMAZE, DIRECT, 10).mean()
+
+
+def test_larger_mazes_are_mostly_missed() -> None:
+    for name in ("pointmaze_medium", "pointmaze_large"):
+        recipe = RECIPES[name]
+        returns = np.array([episode.rewards.sum() for episode in episodes_of(recipe, 24)])
+        assert 0.25 < (returns > 0).mean() < 0.7
+        assert returns.mean() < 0.5 * recipe.reference_scores[1]
 
 
 @pytest.mark.parametrize(
-    ("behavior", "index", "spread"),
-    [(UniformBehavior(), 0, 35.0), (MazeBehavior("direct", weight=1.0, speed=(4.0, 4.0)), 1, 55.0)],
-    ids=["random", "scripted"],
+    ("name", "behavior", "index", "spread", "episodes"),
+    [
+        ("pointmaze_umaze", UniformBehavior(), 0, 35.0, 30),
+        ("pointmaze_umaze", DIRECT, 1, 55.0, 30),
+        ("pointmaze_medium", UniformBehavior(), 0, 27.0, 10),
+        ("pointmaze_medium", DIRECT, 1, 86.0, 10),
+        ("pointmaze_large", UniformBehavior(), 0, 41.0, 10),
+        ("pointmaze_large", DIRECT, 1, 148.0, 10),
+    ],
 )
-def test_pointmaze_reference_scores_are_what_is_measured(behavior: Behavior, index: int, spread: float) -> None:
+def test_pointmaze_reference_scores_are_what_is_measured(
+    name: str, behavior: Behavior, index: int, spread: float, episodes: int
+) -> None:
     """``spread``: standard deviation of a return over 600 episodes."""
-    measured = returns_of(POINTMAZE, behavior, 30, seed=1).mean()
-    assert measured == pytest.approx(POINTMAZE.reference_scores[index], abs=3 * spread / np.sqrt(30))
+    recipe = RECIPES[name]
+    measured = returns_of(recipe, behavior, episodes, seed=1).mean()
+    assert measured == pytest.approx(recipe.reference_scores[index], abs=3 * spread / np.sqrt(episodes))

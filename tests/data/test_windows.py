@@ -97,3 +97,17 @@ def test_tokens_equal_those_of_the_discretizer_over_many_chunks():
     assert torch.equal(batch.trajectories, expected[:, :-1])
     assert torch.equal(batch.targets, expected[:, 1:])
     assert batch.mask.all()
+
+
+def test_windows_begin_with_their_episodes_goal_which_is_not_trained_on():
+    values = np.array([[0, 1], [2, 3], [4, 5], [6, 7], [8, 0]], dtype=np.float32)
+    discretizer = QuantileDiscretizer(STOP)
+    discretizer.edges = torch.arange(10.0).repeat(2, 1)
+    table = TransitionTable(values, np.array([3, 2]), np.array([True, False]))
+    windows = TokenWindows(table, discretizer, 2, goals=torch.tensor([[5, STOP], [1, STOP]]))
+    batch = windows.gather(torch.tensor([1, 2, 4]))
+    assert batch.trajectories.tolist() == [[5, STOP, 2, 3, 4], [5, STOP, 4, 5, STOP], [1, STOP, 8, 0, STOP]]
+    assert batch.targets.tolist() == [[STOP, 2, 3, 4, 5], [STOP, 4, 5, STOP, STOP], [STOP, 8, 0, STOP, STOP]]
+    # The goal's own tokens are not predicted; the first observation is, from the last of them.
+    assert batch.mask.tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 1, 1, 0, 0]]
+    assert windows.memory_bytes == small_windows(2).memory_bytes + 5 * 2

@@ -10,6 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.environment import EnvironmentSpec
+from trajectory_transformer.data.recipes.recipe import make_environment
 from trajectory_transformer.data.spaces import space_spec
 from trajectory_transformer.planning.agent import PlanCounts
 
@@ -81,12 +82,20 @@ for _name in ("Walk", "DiscreteWalk"):
 
 def environment_spec(env_id: str, **arguments: Any) -> EnvironmentSpec:
     """The spec of a registered environment, as a data set of it would carry it."""
-    environment = gymnasium.make(env_id, disable_env_checker=True, **arguments)
+    return _spec_of(gymnasium.make(env_id, disable_env_checker=True, **arguments))
+
+
+def maze_spec(env_id: str, **arguments: Any) -> EnvironmentSpec:
+    """The same of a maze, which is registered only when it is needed."""
+    return _spec_of(make_environment(env_id, disable_env_checker=True, **arguments))
+
+
+def _spec_of(environment: gymnasium.Env) -> EnvironmentSpec:
     spec = environment.spec
     assert isinstance(spec, EnvSpec)
     observation, action = space_spec(environment.observation_space), space_spec(environment.action_space)
     environment.close()
-    return EnvironmentSpec(env_id, spec.to_json(), observation, action)
+    return EnvironmentSpec(spec.id, spec.to_json(), observation, action)
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,7 @@ class ScriptedAgent:
         self.begun: list[tuple[int, int]] = []
         self.observed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.active: list[np.ndarray] = []
+        self.aims: list[np.ndarray] = []
         self.last_observations = np.zeros((0, environment.observation_dim))
         self.planned = np.zeros(0, dtype=bool)
         self.counts = PlanCounts()
@@ -122,6 +132,9 @@ class ScriptedAgent:
     def begin_episode(self, env_index: int, seed: int) -> None:
         self.generators[env_index] = np.random.default_rng(seed)
         self.begun.append((env_index, seed))
+
+    def aim(self, goals: np.ndarray) -> None:
+        self.aims.append(goals.copy())
 
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         assert active is not None

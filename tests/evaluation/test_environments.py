@@ -1,6 +1,8 @@
 """Environments are rebuilt as the data set had them, refused where they do not fit, and run no foreign code."""
 
 import json
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from trajectory_transformer.data.spaces import space_spec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.environments import environment_title, make_environments
 
-from .scripted import DISCRETE_WALK, WALK, environment_spec
+from .scripted import DISCRETE_WALK, WALK, environment_spec, maze_spec
 
 
 def with_json(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
@@ -53,21 +55,31 @@ def test_robotics_environment_is_registered_when_needed_and_leaves_no_file(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    environment = make_environment("PointMaze_UMaze-v3")
-    assert environment.spec is not None
-    spec = EnvironmentSpec(
-        "PointMaze_UMaze-v3",
-        environment.spec.to_json(),
-        space_spec(environment.observation_space),
-        space_spec(environment.action_space),
-    )
-    environment.close()
-    with make_environments(spec, 1) as batch:
+    with make_environments(maze_spec("PointMaze_UMaze-v3"), 1) as batch:
         batch.reset(0, seed=0)
         assert batch.observations.shape == (1, 8)
         assert np.any(batch.observations)
     assert capfd.readouterr().err == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_our_mazes_are_registered_when_needed_in_a_fresh_process() -> None:
+    spec = maze_spec("trajectory_transformer/PairMaze_Medium-v0", pairs="held_out")
+    code = (
+        "import json, sys; from trajectory_transformer.data.environment import EnvironmentSpec\n"
+        "from trajectory_transformer.evaluation.environments import make_environments\n"
+        "with make_environments(EnvironmentSpec.from_dict(json.load(sys.stdin)), 1) as batch:\n"
+        "    print(batch.environments[0].get_wrapper_attr('pair'), batch.max_episode_steps)"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, input=json.dumps(spec.to_dict()), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("((1, 1), (1, 6)) 600\n", "")
+
+
+def test_a_part_that_does_not_exist_is_a_user_error() -> None:
+    spec = maze_spec("trajectory_transformer/PairMaze_UMaze-v0")
+    with pytest.raises(UserError, match="pairs='test' is not one of train, held_out, all"):
+        make_environments(with_json(spec, kwargs={"pairs": "test"}), 1)
 
 
 def test_observations_are_flattened_and_selected() -> None:
@@ -78,6 +90,32 @@ def test_observations_are_flattened_and_selected() -> None:
         assert batch.observations[0, 0] == 0.0
         expected = np.random.default_rng(3).uniform(-0.5, 0.5)
         assert batch.observations[1, 0] == pytest.approx(expected)
+
+
+def test_goals_are_kept_beside_what_the_model_sees() -> None:
+    spec = replace(maze_spec("PointMaze_UMaze-v3"), observation_indices=(0, 1, 6, 7))
+    twin = make_environment("PointMaze_UMaze-v3")
+    with make_environments(spec, 2) as batch:
+        assert batch.desired_goals is not None
+        assert batch.achieved_goals is not None
+        batch.reset(1, seed=3)
+        observation, _ = twin.reset(seed=3)
+        for _ in range(5):
+            np.testing.assert_array_equal(batch.desired_goals[1], observation["desired_goal"].astype(np.float32))
+            np.testing.assert_array_equal(batch.achieved_goals[1], observation["achieved_goal"].astype(np.float32))
+            batch.step(np.array([[0.0, 0.0], [1.0, -0.5]]), np.array([False, True]))
+            observation, *_ = twin.step(np.array([1.0, -0.5], dtype=np.float32))
+        assert not batch.desired_goals[0].any()
+        before = batch.desired_goals[1].copy()
+        batch.reset(1, seed=4)
+        assert np.any(batch.desired_goals[1] != before)
+    twin.close()
+
+
+def test_without_goals_there_are_none() -> None:
+    with make_environments(environment_spec(WALK), 1) as batch:
+        assert batch.desired_goals is None
+        assert batch.achieved_goals is None
 
 
 def test_only_active_rows_are_stepped_and_actions_are_clipped() -> None:

@@ -12,7 +12,7 @@ from trajectory_transformer.evaluation import video
 from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
 from trajectory_transformer.evaluation.results import read_results
 
-from .scripted import WALK, ScriptedAgent, environment_spec
+from .scripted import WALK, ScriptedAgent, environment_spec, maze_spec
 
 REQUEST = EvaluationRequest(
     episodes=4,
@@ -64,6 +64,12 @@ def test_results_do_not_depend_on_num_envs_nor_on_films(tmp_path: Path) -> None:
         "plots/returns.png",
         "results.json",
     ]
+
+
+def test_a_maze_is_drawn(tmp_path: Path) -> None:
+    spec = maze_spec("PointMaze_UMaze-v3", max_episode_steps=3)
+    evaluate(ScriptedAgent(spec), replace(REQUEST, episodes=2), tmp_path)
+    assert "plots/trajectories.png" in files(tmp_path)
 
 
 def test_real_physics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,11 @@
 """Held-out episodes continued by a small model, from options to files."""
 
+import copy
 import csv
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.figures import RunFacts
 from trajectory_transformer.evaluation.prediction import (
     PredictionRequest,
-    Predictor,
     choose_references,
     predict,
     require_same_data,
 )
+from trajectory_transformer.evaluation.predictor import Predictor
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.trained_model import TrainedModel
@@ -183,9 +183,9 @@ def test_a_context_beyond_the_models_is_refused(trained: TrainedModel, tmp_path:
 
 
 def test_a_goal_model_is_refused(trained: TrainedModel) -> None:
-    config = SimpleNamespace(goal_conditioned=True)
-    goal = cast(TrainedModel, SimpleNamespace(model=SimpleNamespace(config=config)))
-    with pytest.raises(UserError, match="trained to reach goals"):
+    goal = copy.deepcopy(trained)
+    goal.model.config.goal_conditioned = True
+    with pytest.raises(UserError, match=r"task=predict .*trained to reach goals \(model\.goal_conditioned=true\)"):
         Predictor(goal, PlannerConfig(), PredictConfig(), np.ones(OBSERVATION_DIM), None)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.data.recipes.recipe import make_environment
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import rollout
 from trajectory_transformer.evaluation.environments import make_environments
@@ -15,7 +16,7 @@ from trajectory_transformer.evaluation.records import RolloutOptions, RolloutRec
 from trajectory_transformer.evaluation.rollout import run_episodes
 from trajectory_transformer.planning.agent import PlanCounts
 
-from .scripted import WALK, ScriptedAgent, environment_spec
+from .scripted import WALK, ScriptedAgent, environment_spec, maze_spec
 
 QUIET = RolloutOptions(progress=False)
 
@@ -92,7 +93,7 @@ def test_success_at_any_step_counts() -> None:
 
 def test_truncation_is_not_termination() -> None:
     spec = environment_spec(WALK, max_episode_steps=2)
-    for episode in run(ScriptedAgent(spec), 4, 2).episodes:
+    for episode in run(ScriptedAgent(spec, PlannerConfig(horizon=2)), 4, 2).episodes:
         assert (episode.length, episode.terminated) == (2, False)
 
 
@@ -105,6 +106,20 @@ def test_more_environments_than_episodes_are_not_made() -> None:
     agent = ScriptedAgent(environment_spec(WALK))
     run(agent, 2, 10)
     assert len(agent.active[0]) == 2
+
+
+def test_paths_hold_positions_and_goals_whatever_the_model_sees() -> None:
+    whole = maze_spec("PointMaze_UMaze-v3", max_episode_steps=6)
+    velocity = replace(whole, observation_indices=(6, 7))
+    record = run(ScriptedAgent(velocity), 4, 2, replace(QUIET, paths=3))
+    traces = run(ScriptedAgent(whole), 4, 2, replace(QUIET, traces=3)).traces
+    assert [path.episode for path in record.paths] == [0, 1, 2]
+    for path, trace in zip(record.paths, traces, strict=True):
+        np.testing.assert_array_equal(path.positions, trace.observations[:, 0:2])
+        np.testing.assert_array_equal(path.goals, trace.observations[:, 2:4])
+        assert path.positions.shape == (7, 2)
+    assert len({path.positions.tobytes() for path in record.paths}) == 3
+    assert run(ScriptedAgent(environment_spec(WALK)), 2, 2, replace(QUIET, paths=2)).paths == ()
 
 
 @pytest.mark.parametrize("plan_freq", [1, 3])
@@ -206,3 +221,33 @@ def test_progress_shows_finished_episodes_and_the_mean(capsys: pytest.CaptureFix
 def test_nothing_to_run_is_refused(episodes: int, num_envs: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         run(ScriptedAgent(environment_spec(WALK)), episodes, num_envs)
+
+
+def test_a_plan_past_the_environments_end_is_refused() -> None:
+    agent = ScriptedAgent(environment_spec(WALK), PlannerConfig(horizon=31))
+    with pytest.raises(UserError, match=r"planner.horizon=31 goes past the environment's end: .* at most 30 steps"):
+        run_episodes(agent, agent.environment, 1, 1, 0, QUIET)
+
+
+def test_goals_are_asked_of_environments_that_have_them() -> None:
+    agent = ScriptedAgent(environment_spec(WALK), PlannerConfig(name="goal"))
+    with pytest.raises(UserError, match="planner=goal needs an environment whose observations have a desired_goal"):
+        run_episodes(agent, agent.environment, 1, 1, 0, QUIET)
+
+
+def test_agents_aim_at_each_rows_goal() -> None:
+    make_environment("PointMaze_UMaze-v3").close()  # registers it
+    spec = environment_spec("PointMaze_UMaze-v3", max_episode_steps=3)
+    agent = ScriptedAgent(spec, PlannerConfig(name="goal", horizon=2))
+    run_episodes(agent, spec, 3, 2, 0, QUIET)
+    with make_environments(spec, 1) as batch:
+        goals = []
+        for seed in range(3):
+            batch.reset(0, seed)
+            assert batch.desired_goals is not None
+            goals.append(batch.desired_goals[0].copy())
+    np.testing.assert_array_equal(agent.aims[0], goals[:2])
+    np.testing.assert_array_equal(agent.aims[-1][0], goals[2])
+    other = ScriptedAgent(spec, PlannerConfig(horizon=2))
+    run_episodes(other, spec, 1, 1, 0, QUIET)
+    assert other.aims == []

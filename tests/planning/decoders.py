@@ -42,7 +42,7 @@ MakeDecoder = Callable[[TrajectoryTransformerModel, int, bool], BeamDecoder]
 
 
 def make_eager(model: TrajectoryTransformerModel, window: int, sliding: bool) -> TransformerDecoder:
-    return TransformerDecoder(model, window, sliding, rows=64)
+    return TransformerDecoder(model, window, sliding, rows=128)
 
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler")

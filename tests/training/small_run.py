@@ -70,7 +70,7 @@ def small_config(**trainer: Any) -> TrainConfig:
 
 def small_datamodule(config: TrainConfig, data: OfflineData | None = None) -> TrajectoryDataModule:
     """A data module, set up on made-up episodes."""
-    module = TrajectoryDataModule(config.data, config.seed)
+    module = TrajectoryDataModule(config.data, config.seed, config.model.goal_conditioned)
     original = datamodule_file.load_offline_data
     datamodule_file.load_offline_data = lambda _: small_data() if data is None else data
     try:

@@ -156,3 +156,24 @@ def test_real_minari_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (len(module.train_windows), len(module.validation_windows)) == (18, 6)
     batch = module.train_windows.gather(torch.arange(4))
     assert batch.trajectories.shape == (4, 17)
+
+
+def test_windows_of_a_goal_conditioned_model_begin_with_the_state_that_their_episode_ends_in() -> None:
+    config = small_config()
+    config.model.goal_conditioned = True
+    module = small_datamodule(config)
+    data = small_data()
+    for windows, table, episodes in zip(
+        (module.train_windows, module.validation_windows),
+        (module.train_table, module.validation_table),
+        split_episodes(data, config.data.validation_fraction, config.seed),
+        strict=True,
+    ):
+        finals = torch.from_numpy(np.stack([e.observations[-1] for e in episodes for _ in range(len(e))]))
+        expected = module.discretizer.encode(finals, module.layout.observation)
+        batch = windows.gather(torch.arange(len(windows)))
+        assert torch.equal(batch.trajectories[:, :1], expected)
+        stop = module.discretizer.stop_token
+        assert (batch.trajectories[:, 1 : module.layout.transition_dim] == stop).all()
+        assert batch.trajectories.shape[1] == 4 * module.layout.transition_dim - 1  # three transitions and the goal
+        assert (table.values[:, module.layout.reward :] == 0).all()

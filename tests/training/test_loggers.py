@@ -12,12 +12,14 @@ import torch
 
 from trajectory_transformer.configuration import LoggerConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation.figures import Figure
 from trajectory_transformer.training.loggers import (
     MetricsFile,
     RunLabels,
     finish_loggers,
     log_artifacts,
     log_evaluation,
+    log_figures,
     make_loggers,
     wandb_key_is_configured,
 )
@@ -167,6 +169,7 @@ class TestOffline:
         (directory / "set" / "main_data.hdf5").touch()
         log_artifacts(loggers, checkpoint, DATASET, [directory / "set", directory / "elsewhere"])
         log_evaluation(loggers, RESULTS)
+        log_figures(loggers, [Figure("layer 1", "mass_past", 0.5, None, None, 3)])
         finish_loggers(loggers)
         (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
         wandb = str(Path(sys.executable).with_name("wandb"))
@@ -187,6 +190,7 @@ class TestOffline:
         assert run["summary"]["evaluation/plan_latency_ms/p50"] == 1.0
         assert run["summary"]["behavior/return_max"] == 2.5
         assert run["summary"]["deadline/shortened"] == 3
+        assert run["summary"]["layer 1/mass_past"] == 0.5
         assert run["summary"]["val/loss"] == {"min": 0.25}
         assert run["summary"]["evaluation/episodes"]["nrows"] == 2
         (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/evaluation/*.json")

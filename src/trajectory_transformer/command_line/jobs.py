@@ -144,7 +144,7 @@ def fit_and_record(options: TrainConfig, job: Job, text: str, resume: bool) -> f
 
 
 def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
-    """Evaluate a checkpoint; returns the score of its task.
+    """Evaluate a checkpoint; returns the score, NaN where the task has none.
 
     Args:
         planner: options that replace those recorded in the checkpoint.
@@ -158,9 +158,9 @@ def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> floa
     text = config_text({**asdict(options), "planner": asdict(trained.agent.settings)})
     action = claim(job.directory, text, job.continues, evaluation=True)
     record = RunRecord.read(job.directory)
-    if action == "skip" and record is not None and record.score is not None:
+    if action == "skip" and record is not None:
         print(f"{job.directory} is finished already; nothing to do")
-        return record.score
+        return math.nan if record.score is None else record.score
     begin(job, text)
     score = run_evaluation(options, RunContext(job.directory, command_text(), sweep=job.sweep), trained)
     note(job, "finished", score=score)

@@ -5,8 +5,10 @@ types, ranges and defaults. They are not frozen because OmegaConf makes a frozen
 nothing mutates them after composition.
 """
 
+from .attention import AttentionConfig
 from .data import DataConfig, DiscretizerConfig
-from .planner import PlannerConfig
+from .learners import EnsembleConfig, IqlConfig
+from .planner import PlannerConfig, require_same_purpose
 from .predict import PredictConfig
 from .run import (
     EvaluateConfig,
@@ -20,10 +22,13 @@ from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice, require_finite, require_probability
 
 __all__ = [
+    "AttentionConfig",
     "DataConfig",
     "DiscretizerConfig",
+    "EnsembleConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "IqlConfig",
     "LoggerConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -37,4 +42,5 @@ __all__ = [
     "require_choice",
     "require_finite",
     "require_probability",
+    "require_same_purpose",
 ]

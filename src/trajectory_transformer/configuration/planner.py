@@ -10,9 +10,10 @@ from .validation import require, require_choice, require_finite, require_probabi
 class PlannerConfig:
     """Beam search, under the original's option names (its ``config/offline.py``)."""
 
-    name: str = "return"
-    horizon: int = 5  # transitions planned ahead
-    beam_width: int = 32  # sequences kept after each transition
+    name: str = "return"  # return or critic: for reward; imitation or goal: for likelihood, see docs/planning.md
+    horizon: int = 5  # transitions planned ahead; a likelihood plan ends with the last one's action
+    beam_width: int = 32  # sequences kept after each transition, or, planning for likelihood, after each token
+    # Planning for likelihood tries all tokens: n_expand, k_obs, k_act, cdf_act, temperature, percentile are for reward.
     n_expand: int = 2  # continuations tried for each kept sequence
     context: int = 5  # transitions, the current one included, that the model sees at most before the plan begins
     window: str = "growing"  # growing: the plan is appended to the context; sliding: the original's cropping
@@ -26,10 +27,17 @@ class PlannerConfig:
     deadline_ms: float | None = None  # for a plan, in all environments together; null: none
     decoder: str = "auto"  # native: C, on a CPU; eager or compiled: PyTorch; auto: native on a CPU, else compiled
     precision: str = "32"  # 32, or bf16: weights and activations, in PyTorch only
+    critic: str | None = None  # planner=critic: checkpoint of experiment=iql_…
+    critic_score: str = "return"  # return: rewards plus the critic's value of the last action; q: that value alone
 
     def __post_init__(self) -> None:
         require_finite("planner", self)
-        require_choice("planner.name", self.name, ("return",))
+        require_choice("planner.name", self.name, ("return", "imitation", "goal", "critic"))
+        require_choice("planner.critic_score", self.critic_score, ("return", "q"))
+        require(
+            self.name != "goal" or self.window == "growing",
+            "planner=goal needs planner.window=growing: a sliding window would crop the goal",
+        )
         for name in ("horizon", "beam_width", "n_expand", "context", "plan_freq"):
             require(getattr(self, name) >= 1, f"planner.{name}={getattr(self, name)} must be at least 1")
         require_choice("planner.window", self.window, ("growing", "sliding"))
@@ -63,6 +71,11 @@ class PlannerConfig:
             "planner.precision=bf16 needs planner.decoder=eager or compiled: the native decoder computes in float32",
         )
 
+    @property
+    def maximizes_likelihood(self) -> bool:
+        """Rather than reward."""
+        return self.name in ("imitation", "goal")
+
     def require_fits(self, sequence_length: int) -> None:
         """Refuse a plan that the model cannot see.
 
@@ -87,3 +100,21 @@ class PlannerConfig:
             f"planner.context={self.context} and planner.horizon={self.horizon} need {longest} transitions, but the "
             f"model can see {sequence_length} (data.sequence_length); shorten them or use planner.window=sliding",
         )
+
+
+def require_same_purpose(goal_conditioned: bool, planner: str) -> None:
+    """Refuse to plan to a goal with a model that knows none, and otherwise with one that needs one.
+
+    Raises:
+        UserError: ``planner`` is not for such a model.
+    """
+    require(
+        planner == "goal" or not goal_conditioned,
+        f"planner={planner} cannot plan with a model that was trained to reach goals (model.goal_conditioned=true); "
+        "use planner=goal",
+    )
+    require(
+        planner != "goal" or goal_conditioned,
+        "planner=goal needs a model that was trained to reach goals (model.goal_conditioned=true), as "
+        "experiment=goal_fourrooms trains one",
+    )

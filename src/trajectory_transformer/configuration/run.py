@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from .attention import AttentionConfig
 from .data import DataConfig
-from .planner import PlannerConfig
+from .planner import PlannerConfig, require_same_purpose
 from .predict import PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
@@ -94,6 +95,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
         self.planner.require_fits(self.data.sequence_length)
+        require_same_purpose(self.model.goal_conditioned, self.planner.name)
 
 
 @dataclass
@@ -101,8 +103,9 @@ class EvaluateConfig:
     """Root of ``evaluate.py``'s options."""
 
     checkpoint: str = ""
-    task: str = "plan"  # plan: act in the environment; predict: continue held-out episodes
+    task: str = "plan"  # plan: act; attention: see what the model looks at; predict: continue held-out episodes
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     episodes: int = 20  # planned; or, with task=predict, held-out episodes to continue, at most
@@ -114,7 +117,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
-        require_choice("task", self.task, ("plan", "predict"))
+        require_choice("task", self.task, ("plan", "attention", "predict"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")

@@ -23,6 +23,7 @@ class ModelConfig:
     action_weight: float = 5.0
     reward_weight: float = 1.0
     value_weight: float = 1.0
+    goal_conditioned: bool = False  # windows begin with the state that their episode ends in; for planner=goal
 
     def __post_init__(self) -> None:
         require_finite("model", self)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class SpaceLeaf:
@@ -142,6 +144,25 @@ class EnvironmentSpec:
         """Batched raw observations as the (batch, observation_dim) float32 array that the model sees."""
         flat = self.observation.flatten(values)
         return flat if self.observation_indices is None else flat[:, list(self.observation_indices)]
+
+    @property
+    def goal_dimensions(self) -> tuple[int, ...]:
+        """Which of the dimensions that the model sees a goal fixes: ``achieved_goal``, or all where there is none.
+
+        Raises:
+            UserError: the model sees some of ``desired_goal``, or not all of ``achieved_goal``.
+        """
+        keys = [leaf.path[-1:] for leaf in self.observation.leaves for _ in range(leaf.size)]
+        seen = range(len(keys)) if self.observation_indices is None else self.observation_indices
+        desired, achieved = (
+            [index for index, key in enumerate(keys) if key == (name,)] for name in ("desired_goal", "achieved_goal")
+        )
+        if set(desired) & set(seen) or not set(achieved) <= set(seen):
+            raise UserError(
+                f"a model that is trained to reach goals sees what was achieved and not what was desired: "
+                f"data.observation_indices must have {achieved} (achieved_goal) and none of {desired} (desired_goal)"
+            )
+        return tuple(list(seen).index(index) for index in achieved) or tuple(range(len(seen)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and numbers; :meth:`from_dict` restores it."""

@@ -28,6 +28,14 @@ def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
     return np.fromiter(following, dtype=np.float64)[::-1][: len(rewards)]
 
 
+def penalized_rewards(episode: Episode, termination_penalty: float | None) -> np.ndarray:
+    """(T,) float64 rewards; the last one of a terminated episode is the penalty, where there is one."""
+    rewards = episode.rewards.astype(np.float64)
+    if episode.terminated and termination_penalty is not None:
+        rewards[-1] = termination_penalty
+    return rewards
+
+
 def join_transitions(episode: Episode, discount: float, termination_penalty: float | None) -> np.ndarray:
     """One row for each step of an episode.
 
@@ -41,9 +49,7 @@ def join_transitions(episode: Episode, discount: float, termination_penalty: flo
         (T, transition_dim) float32, columns as in :class:`TransitionLayout`.
     """
     layout = TransitionLayout(episode.observations.shape[1], episode.actions.shape[1])
-    rewards = episode.rewards.astype(np.float64)
-    if episode.terminated and termination_penalty is not None:
-        rewards[-1] = termination_penalty
+    rewards = penalized_rewards(episode, termination_penalty)
     joined = np.empty((len(episode), layout.transition_dim), dtype=np.float32)
     joined[:, layout.observation] = episode.observations[:-1]
     joined[:, layout.action] = episode.actions

@@ -13,7 +13,7 @@ ROWS_PER_CHUNK = 65_536
 
 
 class WindowBatch(NamedTuple):
-    """Windows of ``sequence_length`` L transitions of D tokens, ready for the model.
+    """Windows of L transitions of D tokens (``sequence_length``, and one more for a goal), ready for the model.
 
     Attributes:
         trajectories: (batch, L * D - 1) int64 input tokens.
@@ -42,6 +42,8 @@ class TokenWindows:
         discretizer: fitted on as many dimensions.
         sequence_length: transitions L in a window, at least 1.
         device: where the tokens are kept and the batches made.
+        goals: (episodes, D) int64 tokens that every window of an episode begins with, as a transition more; it is not
+            trained on. None: there is none.
     """
 
     # Differs from the original: every transition starts a window, an episode's last one too.
@@ -53,6 +55,7 @@ class TokenWindows:
         discretizer: Discretizer,
         sequence_length: int,
         device: torch.device | str = "cpu",
+        goals: Tensor | None = None,
     ) -> None:
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
@@ -76,6 +79,11 @@ class TokenWindows:
         self._counts = counts.to(device)
         self._starts = starts.to(device)
         self._steps = torch.arange(sequence_length, device=device)
+        self._goals = (
+            None
+            if goals is None
+            else goals.to(device, dtype).repeat_interleave(torch.from_numpy(table.lengths).to(device), dim=0)
+        )
 
     def __len__(self) -> int:
         """Windows: one for each transition."""
@@ -87,8 +95,9 @@ class TokenWindows:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes held on the device: tokens, their mask and the windows' starts."""
-        return sum(tensor.nbytes for tensor in (self._tokens, self._counts, self._starts))
+        """Bytes held on the device: tokens, their mask, and the windows' starts and goals."""
+        tensors = (self._tokens, self._counts, self._starts, self._goals)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def gather(self, indices: Tensor) -> WindowBatch:
         """Windows by number.
@@ -102,8 +111,13 @@ class TokenWindows:
         Raises:
             IndexError: an index is out of range (on a CPU).
         """
-        rows = self._starts[indices.to(self.device)][:, None] + self._steps  # (batch, L)
-        tokens = self._tokens[rows].flatten(1).to(torch.int64)
+        indices = indices.to(self.device)
+        rows = self._starts[indices][:, None] + self._steps  # (batch, L)
+        tokens, counts = self._tokens[rows], self._counts[rows]
+        if self._goals is not None:
+            tokens = torch.cat([self._goals[indices].unsqueeze(1), tokens], dim=1)
+            counts = torch.cat([torch.zeros_like(counts[:, :1]), counts], dim=1)
+        tokens = tokens.flatten(1).to(torch.int64)
         # Differs from the original: its mask belongs to the inputs (mask[:-1]), this one to the targets.
-        mask = self._counts[rows].repeat_interleave(self.transition_dim, dim=1)[:, 1:]
+        mask = counts.repeat_interleave(self.transition_dim, dim=1)[:, 1:]
         return WindowBatch(tokens[:, :-1], tokens[:, 1:], mask.to(torch.float32))

@@ -44,12 +44,16 @@ class EnvironmentBatch:
 
     Attributes:
         observations: (env, observation_dim) float32, the latest of each row; 0 before a row's first reset.
+        desired_goals: (env, goal_dim) float32, the goal of each row as of its latest reset or step, whether the model
+            sees it or not; None where observations hold none.
+        achieved_goals: the same of what each row has achieved, such as its position.
     """
 
     def __init__(self, environments: list[gymnasium.Env], spec: EnvironmentSpec) -> None:
         self.environments = environments
         self.spec = spec
         self.observations = np.zeros((len(environments), spec.observation_dim), dtype=np.float32)
+        self.desired_goals, self.achieved_goals = self._goals("desired_goal"), self._goals("achieved_goal")
 
     def __enter__(self) -> "EnvironmentBatch":
         return self
@@ -66,7 +70,7 @@ class EnvironmentBatch:
     def reset(self, row: int, seed: int) -> None:
         """Begin an episode in ``row``, wholly determined by ``seed``."""
         observation, _ = self.environments[row].reset(seed=seed)
-        self.observations[row] = self._flat(observation)
+        self._look(row, observation)
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
         """Step the active rows.
@@ -86,7 +90,7 @@ class EnvironmentBatch:
         )
         for row in np.flatnonzero(active):
             observation, reward, terminated, truncated, info = self.environments[row].step(executed[row])
-            self.observations[row] = self._flat(observation)
+            self._look(int(row), observation)
             result.rewards[row] = float(reward)
             result.terminated[row], result.truncated[row] = terminated, truncated
             result.infos[row] = info
@@ -96,8 +100,16 @@ class EnvironmentBatch:
         for environment in self.environments:
             environment.close()
 
-    def _flat(self, observation: Any) -> np.ndarray:
-        return self.spec.observations(_batch_of_one(observation))[0]
+    def _goals(self, key: str) -> np.ndarray | None:
+        """Zeros (env, goal_dim) for the goals that observations hold under ``key``."""
+        leaf = next((leaf for leaf in self.spec.observation.leaves if leaf.path == (key,)), None)
+        return None if leaf is None else np.zeros((len(self.environments), leaf.size), dtype=np.float32)
+
+    def _look(self, row: int, observation: Any) -> None:
+        self.observations[row] = self.spec.observations(_batch_of_one(observation))[0]
+        for key, goals in (("desired_goal", self.desired_goals), ("achieved_goal", self.achieved_goals)):
+            if goals is not None:
+                goals[row] = np.ravel(observation[key])
 
 
 def make_environments(spec: EnvironmentSpec, num_envs: int, render: bool = False) -> EnvironmentBatch:

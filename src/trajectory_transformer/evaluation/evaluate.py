@@ -10,6 +10,7 @@ from rich.console import Console
 from ..data.environment import EnvironmentSpec
 from .environments import environment_title, make_environments
 from .figures import planning_figures, write_figures
+from .maze_plot import plot_trajectories, read_walls
 from .plots import plot_plan, plot_returns, plot_training
 from .records import ActingAgent, RolloutOptions, RolloutRecord
 from .results import EvaluationRequest, build_results, write_results
@@ -18,14 +19,15 @@ from .table import results_table
 from .video import VideoRecorder, log, unavailable_reason
 
 _TRACED_EPISODES = 1
+_DRAWN_PATHS = 40
 
 
 def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path) -> dict[str, Any]:
     """Plan episodes in the agent's environment and record what came of it.
 
     Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png``,
-    ``videos/episode_<i>.mp4`` if asked for, and ``plots/training.png`` if the directory holds ``metrics.csv``; prints a
-    table.
+    ``plots/trajectories.png`` where the environment is a maze, ``videos/episode_<i>.mp4`` if asked for, and
+    ``plots/training.png`` if the directory holds ``metrics.csv``; prints a table.
 
     Args:
         agent: acts; its ``environment`` is what it acts in.
@@ -41,7 +43,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     run_directory = Path(run_directory)
     env_id = environment_title(agent.environment)
     recorder = _recorder(request, agent.environment, run_directory / "videos")
-    options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder)
+    options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS)
     try:
         record = run_episodes(
             agent, agent.environment, request.episodes, request.num_envs, request.episode_seed, options
@@ -84,7 +86,18 @@ def _plot(
     names = _observation_names(environment)
     for trace in record.traces[:1]:
         plot_plan(trace, names, results["env_id"], plots / "plan_vs_outcome.png")
+    _plot_paths(environment, record, results["env_id"], plots / "trajectories.png")
     plot_training(run_directory / "metrics.csv", plots / "training.png")
+
+
+def _plot_paths(environment: EnvironmentSpec, record: RolloutRecord, title: str, path: Path) -> None:
+    """Draw the paths where the environment is a maze."""
+    if not record.paths:
+        return
+    with make_environments(environment, 1) as batch:
+        walls = read_walls(batch.environments[0])
+    if walls is not None:
+        plot_trajectories(walls, record, title, path)
 
 
 def _observation_names(environment: EnvironmentSpec) -> list[str]:

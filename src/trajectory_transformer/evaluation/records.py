@@ -49,6 +49,8 @@ class ActingAgent(Protocol):
 
     def begin_episode(self, env_index: int, seed: int) -> None: ...
 
+    def aim(self, goals: np.ndarray) -> None: ...
+
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray: ...
 
     def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None: ...
@@ -97,6 +99,21 @@ class EpisodeTrace:
 
 
 @dataclass(frozen=True)
+class EpisodePath:
+    """Where an episode led, in the coordinates of the environment's goals.
+
+    Attributes:
+        episode: which.
+        positions: (T + 1, goal_dim), what was achieved.
+        goals: (T + 1, goal_dim), what was desired then.
+    """
+
+    episode: int
+    positions: np.ndarray
+    goals: np.ndarray
+
+
+@dataclass(frozen=True)
 class RolloutRecord:
     """All episodes in the order of their seeds, and how long things took.
 
@@ -107,6 +124,7 @@ class RolloutRecord:
         seconds: wall time of planning and stepping, without rendering.
         traces: of the first episodes, as many as asked for.
         counts: of the plans, and what a deadline did to them.
+        paths: of the first episodes, as many as asked for, where the environment has goals.
     """
 
     episodes: tuple[EpisodeRecord, ...]
@@ -115,6 +133,7 @@ class RolloutRecord:
     seconds: float
     traces: tuple[EpisodeTrace, ...]
     counts: PlanCounts
+    paths: tuple[EpisodePath, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,8 +144,10 @@ class RolloutOptions:
         progress: show a progress bar.
         traces: episodes to keep observations and plans of.
         recorder: takes pictures, if given.
+        paths: episodes to keep the positions of.
     """
 
     progress: bool = True
     traces: int = 0
     recorder: Recorder | None = None
+    paths: int = 0

@@ -11,7 +11,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..data.environment import EnvironmentSpec
 from ..errors import UserError
 from .environments import EnvironmentBatch, StepResult, make_environments
-from .records import ActingAgent, EpisodeRecord, EpisodeTrace, PlanTrace, RolloutOptions, RolloutRecord
+from .records import (
+    ActingAgent,
+    EpisodePath,
+    EpisodeRecord,
+    EpisodeTrace,
+    PlanTrace,
+    RolloutOptions,
+    RolloutRecord,
+)
 
 
 def run_episodes(
@@ -36,7 +44,8 @@ def run_episodes(
         options: progress bar, traces, pictures.
 
     Raises:
-        UserError: the environment cannot be made, does not fit, or gives a reward that is not finite.
+        UserError: the environment cannot be made, does not fit, ends before a plan does, has no goal for a planner that
+            needs one, or gives a reward that is not finite.
     """
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
@@ -44,6 +53,7 @@ def run_episodes(
         make_environments(environment, min(num_envs, episodes), render=options.recorder is not None) as batch,
         _progress_bar(options.progress) as progress,
     ):
+        _require_possible(agent, batch)
         rollout = _Rollout(agent, batch, episodes, seed, options)
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
@@ -62,6 +72,7 @@ class _Running:
     success: bool | None = None
     observations: list[np.ndarray] = field(default_factory=list)
     plans: list[PlanTrace] = field(default_factory=list)
+    path: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
 class _Rollout:
@@ -78,6 +89,7 @@ class _Rollout:
         self.next_episode = rows
         self.records: dict[int, EpisodeRecord] = {}
         self.traces: dict[int, EpisodeTrace] = {}
+        self.paths: dict[int, EpisodePath] = {}
         self.plan_seconds: list[float] = []
         self.started = time.perf_counter()
         self.render_seconds = 0.0
@@ -89,6 +101,8 @@ class _Rollout:
     def step(self) -> None:
         """Act and step once in every active row; begin the next episode where one has ended."""
         active = self.active.copy()
+        if self.batch.desired_goals is not None and self.agent.settings.name == "goal":
+            self.agent.aim(self.batch.desired_goals)
         started = time.perf_counter()
         actions = self.agent.act(self.batch.observations, active=active)
         if self.agent.planned.any():
@@ -129,10 +143,13 @@ class _Rollout:
         self._look(row)
 
     def _look(self, row: int) -> None:
-        """Keep the row's observation and picture where they are wanted."""
+        """Keep the row's observation, position and picture where they are wanted."""
         running = self.rows[row]
         if running.episode < self.options.traces:
             running.observations.append(self.batch.observations[row].copy())
+        achieved, desired = self.batch.achieved_goals, self.batch.desired_goals
+        if running.episode < self.options.paths and achieved is not None and desired is not None:
+            running.path.append((achieved[row].copy(), desired[row].copy()))
         if self.options.recorder is not None:
             started = time.perf_counter()
             self.options.recorder.capture(running.episode, running.length, self.batch.environments[row].render)
@@ -148,6 +165,9 @@ class _Rollout:
             self.traces[running.episode] = EpisodeTrace(
                 running.episode, np.stack(running.observations), tuple(running.plans)
             )
+        if running.path:
+            positions, goals = map(np.stack, zip(*running.path, strict=True))
+            self.paths[running.episode] = EpisodePath(running.episode, positions, goals)
         if self.next_episode == self.episodes:
             self.active[row] = False
             return
@@ -177,6 +197,25 @@ class _Rollout:
             time.perf_counter() - self.started - self.render_seconds,
             tuple(self.traces[episode] for episode in sorted(self.traces)),
             self.agent.counts,
+            tuple(self.paths[episode] for episode in sorted(self.paths)),
+        )
+
+
+def _require_possible(agent: ActingAgent, batch: EnvironmentBatch) -> None:
+    """Refuse plans that an episode has no time for, or no goal.
+
+    Raises:
+        UserError: saying which.
+    """
+    limit, settings = batch.max_episode_steps, agent.settings
+    if limit is not None and settings.horizon > limit:
+        raise UserError(
+            f"planner.horizon={settings.horizon} goes past the environment's end: its episodes have at most {limit} "
+            "steps"
+        )
+    if settings.name == "goal" and batch.desired_goals is None:
+        raise UserError(
+            "planner=goal needs an environment whose observations have a desired_goal; elsewhere, call Agent.aim"
         )
 
 

@@ -62,6 +62,9 @@ class TrajectoryTransformerConfig:
         layer_norm_eps: 1e-5, what the published weights were trained with (the deprecated port's 1e-12 was unused).
         kaiming_initializer_range: widens the heads' Kaiming-uniform initialisation, a = √5 / range.
         use_cache, output_attentions, output_hidden_states, return_dict: what ``forward`` does when not told otherwise.
+        goal_conditioned: the first transition of every input is a goal, as :func:`..data.goals.goal_transitions` makes
+            them; one more transition then fits ``block_size``. A whole transition, so that all positions keep their
+            meaning, value tokens and the mask that hides them among them.
 
     ``learning_rate``, ``pad_token_id``, ``bos_token_id`` and ``eos_token_id`` are taken too, as by the reference, and
     have no effect, as there.
@@ -94,6 +97,7 @@ class TrajectoryTransformerConfig:
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
+    goal_conditioned: bool = False
 
     model_type: ClassVar[str] = MODEL_TYPE
 
@@ -127,6 +131,11 @@ class TrajectoryTransformerConfig:
                 value = getattr(self, name)
                 if isinstance(value, bool) or not isinstance(value, kinds):
                     raise UserError(f"{name} must be {kind}, got {value!r}")
+
+    @property
+    def sequence_length(self) -> int:
+        """Transitions that it sees at once, the last one up to its value; a goal not counted."""
+        return (self.block_size + 1) // self.transition_dim - self.goal_conditioned
 
     @property
     def layout(self) -> TransitionLayout:

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import SECTION, read_checkpoint
+from ..baselines.critic import Critic
+from ..checkpoint import SECTION, read_checkpoint, require_kind
 from ..configuration import PlannerConfig, require
 from ..data.environment import EnvironmentSpec
+from ..data.goals import goal_transitions
 from ..errors import UserError
 from .planner import BeamPlanner
 from .trained_model import TrainedModel
@@ -28,8 +30,8 @@ class Plan:
     Attributes:
         observations: (environment, horizon, observation_dim); the first one is the present, discretised.
         actions: (environment, horizon, action_dim).
-        rewards: (environment, horizon) expected rewards.
-        value: (environment,) expected return-to-go after the last transition.
+        rewards: (environment, horizon) expected rewards; NaN of a plan for likelihood.
+        value: (environment,) expected return-to-go after the last transition; NaN of a plan for likelihood.
         score: (environment,) what the search maximised; NaN for an environment without a plan.
     """
 
@@ -87,6 +89,7 @@ class Agent:
             f"{expected[1]}",
         )
         self._device = next(planner.model.parameters()).device
+        self._goal_dimensions = environment.goal_dimensions if planner.model.config.goal_conditioned else ()
         self.reset(1)
 
     @classmethod
@@ -99,19 +102,24 @@ class Agent:
             planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones.
 
         Raises:
-            UserError: the file is not a good checkpoint, an override is unknown, or the plan is longer than the model
-                can see.
+            UserError: the file is not a good checkpoint, an override is unknown, the plan is longer than the model can
+                see, or ``planner.critic`` is no critic of the same data.
         """
         return cls.from_contents(read_checkpoint(path), device, **planner_overrides)
 
     @classmethod
     def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu", **planner_overrides: Any) -> "Agent":
         """As :meth:`from_checkpoint`, from what :func:`read_checkpoint` returned."""
+        require_kind(contents, "transformer")
         settings, discount = recorded_settings(contents, planner_overrides)
         trained = TrainedModel.from_contents(contents, device)
         if settings.discount is None:
             settings = replace(settings, discount=discount)
-        return cls(BeamPlanner(trained.model, trained.discretizer, settings), trained.environment)
+        critic = None
+        if settings.name == "critic" and settings.critic is not None:
+            critic = Critic.load(settings.critic, device)
+            _require_same_data(critic, contents[SECTION]["dataset"], trained.environment)
+        return cls(BeamPlanner(trained.model, trained.discretizer, settings, critic), trained.environment)
 
     @property
     def settings(self) -> PlannerConfig:
@@ -138,12 +146,42 @@ class Agent:
         self._plan_returns = torch.full((num_envs, horizon + 2), torch.nan)
         self._observation_tokens = torch.zeros(num_envs, self._layout.observation_dim, dtype=torch.int64)
         self._active = np.zeros(num_envs, dtype=bool)
+        self._goals = torch.zeros(num_envs, width if self._goal_dimensions else 0, dtype=torch.int64)
+        self._aimed = np.zeros(num_envs, dtype=bool)
         self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def begin_episode(self, env_index: int, seed: int) -> None:
         """Forget one environment's past and plan, and seed its random numbers."""
         self._past_length[env_index] = self._plan_age[env_index] = 0
+        self._aimed[env_index] = False
         self._generators[env_index].manual_seed(int(seed))
+
+    def aim(self, goals: Array) -> None:
+        """Set what each environment's plans lead to from now on; needed before :meth:`act` with ``planner=goal``.
+
+        Args:
+            goals: (environment, goal_dim) real values of ``environment.goal_dimensions``: in a maze, where to be.
+
+        Raises:
+            UserError: the planner has no goal; another width; or a goal that is not finite, or lies further outside
+                what the data reach than a twentieth of it.
+        """
+        dimensions = list(self._goal_dimensions)
+        require(len(dimensions) > 0, f"planner={self.settings.name} plans to no goal; train with experiment=goal_…")
+        values = torch.as_tensor(goals, dtype=torch.float32).cpu()
+        expected = (len(self._generators), len(dimensions))
+        require(tuple(values.shape) == expected, f"goals have shape {tuple(values.shape)}, expected {expected}")
+        edges = self._planner.discretizer.edges[dimensions].cpu()
+        low, high = edges[:, 0], edges[:, -1]
+        margin = 0.05 * (high - low)
+        inside = ((values >= low - margin) & (values <= high + margin)).all(dim=1)  # not where NaN
+        for row in (~inside).nonzero().flatten().tolist():
+            raise UserError(
+                f"the goal {_numbers(values[row])} of environment {row} lies outside the map: the data reach from "
+                f"{_numbers(low)} to {_numbers(high)}"
+            )
+        self._goals = goal_transitions(values, dimensions, self._layout, self._planner.discretizer).cpu()
+        self._aimed[:] = True
 
     def act(self, observations: Array, active: np.ndarray | None = None) -> Array:
         """The next action of each environment.
@@ -156,7 +194,7 @@ class Agent:
             (environment, action_dim) float32, as an array or tensor like ``observations``; 0 where not active.
 
         Raises:
-            UserError: an active row has another width or is not finite.
+            UserError: an active row has another width, is not finite, or has no goal where the planner needs one.
         """
         values = torch.as_tensor(observations, dtype=torch.float32).cpu()
         expected = (len(self._generators), self._layout.observation_dim)
@@ -166,6 +204,8 @@ class Agent:
         require(
             not bad.any(), f"the observation of environment {np.flatnonzero(bad).tolist()} has NaN or infinite values"
         )
+        aimless = self._active & ~self._aimed & bool(self._goal_dimensions)
+        require(not aimless.any(), f"environment {np.flatnonzero(aimless).tolist()} has no goal: call aim before act")
         rows = torch.from_numpy(np.flatnonzero(self._active))
         self._observation_tokens[rows] = self._encode(values[rows], self._layout.observation)
         due = self._active & ((self._plan_age % self.settings.plan_freq == 0) | (self._plan_age >= self._plan_length))
@@ -183,7 +223,8 @@ class Agent:
     def _replan(self, rows: np.ndarray, past_length: int, share: float) -> None:
         """Plan for environments whose past is equally long, in that share of the time."""
         index = torch.from_numpy(rows)
-        prefix = torch.cat([self._past[index, :past_length].flatten(1), self._observation_tokens[index]], dim=1)
+        past = self._past[index, :past_length].flatten(1)
+        prefix = torch.cat([self._goals[index], past, self._observation_tokens[index]], dim=1)
         found = self._planner.plan(prefix.to(self._device), [self._generators[row] for row in rows], share)
         length, horizon = found.tokens.shape[1], self.settings.horizon
         self._plan_tokens[index, :length] = found.tokens.cpu()
@@ -267,3 +308,30 @@ def recorded_settings(contents: Mapping[str, Any], changes: Mapping[str, Any]) -
     except (KeyError, TypeError) as error:
         raise UserError(f"the checkpoint's record of its planner cannot be read: {error}") from error
     return replace(recorded, **changes), discount
+
+
+def _require_same_data(critic: Critic, dataset: Mapping[str, Any], environment: EnvironmentSpec) -> None:
+    """Refuse a critic that knows other data than the model, or sees other dimensions of it.
+
+    Raises:
+        UserError: saying what both were trained on.
+    """
+    for what, critics, models in (
+        ("data", critic.dataset["fingerprint"], dataset["fingerprint"]),
+        ("observation dimensions", critic.environment.observation_indices, environment.observation_indices),
+    ):
+        if critics != models:
+            named = ", ".join(critic.dataset["ids"]), ", ".join(dataset["ids"])
+            raise UserError(
+                f"planner.critic was trained on other {what} than the model: {named[0]} {_brief(critics)}, the model "
+                f"on {named[1]} {_brief(models)}; train both on the same"
+            )
+
+
+def _brief(value: object) -> str:
+    """A fingerprint's beginning, or a choice of dimensions."""
+    return f"({value[:8]})" if isinstance(value, str) else f"({'all' if value is None else list(value)})"  # type: ignore[call-overload]
+
+
+def _numbers(values: Tensor) -> str:
+    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"

@@ -19,6 +19,13 @@ from .sampling import Choice
 RewardEstimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(…, vocabulary) probabilities of the reward and of the value token -> (…) reward and (…) return-to-go."""
 
+Ranking = Callable[[Tensor, int, Tensor], Tensor]
+"""What the search maximises, in place of the paper's discounted sum of rewards and return-to-go.
+
+(environment, rows, horizon + 1) estimated rewards up to transition t, then the return-to-go, then 0; t; and
+(environment, rows, observation_dim + action_dim) tokens of transition t -> (environment, rows) scores.
+"""
+
 
 @dataclass(frozen=True)
 class SearchStep:
@@ -45,10 +52,10 @@ class SearchResult:
     Attributes:
         tokens: (environment, horizon, transition_dim) int64; the horizon is shorter than asked for where a deadline
             ended the search.
-        rewards: (environment, horizon) estimated rewards.
-        value: (environment,) estimated return-to-go after the last transition.
-        score: (environment,) discounted sum of both: what the search maximised.
-        steps: one for each transition.
+        rewards: (environment, horizon) estimated rewards, or NaN.
+        value: (environment,) estimated return-to-go after the last transition, or NaN.
+        score: (environment,) what the search maximised: the discounted sum of both, or what took its place.
+        steps: one for each transition; none of a search for likelihood, which estimates neither rewards nor value.
         beam_width: sequences kept; fewer than asked for where the deadline was too near for more.
         late: whether the deadline had passed when the search ended.
     """
@@ -112,6 +119,7 @@ def beam_search(
     estimate: RewardEstimate,
     uniforms: Tensor,
     deadline: Deadline | None = None,
+    rank: Ranking | None = None,
 ) -> SearchResult:
     """Plan ``settings.horizon`` transitions: expand, score by reward plus return-to-go, keep the best, go on.
 
@@ -125,6 +133,7 @@ def beam_search(
             draws.
         settings: ``discount`` must be set; it applies to the rewards within the plan and to the return-to-go.
         deadline: shortens and narrows the search; it has been started.
+        rank: scores candidates instead of reward plus return-to-go.
 
     Raises:
         UserError: all that the model predicts in some environment is not finite.
@@ -149,7 +158,10 @@ def beam_search(
         sequences.extend(uniforms[:, t, layout.action, : settings.n_expand * width], actions)
         rewards, values, value_tokens = sequences.reward_and_value(estimate)
         sequences.returns[:, :, t], sequences.returns[:, :, t + 1] = rewards, values
-        scores = (sequences.returns * discounts).sum(dim=-1)
+        if rank is None:
+            scores = (sequences.returns * discounts).sum(dim=-1)
+        else:
+            scores = rank(sequences.returns, t, sequences.tokens[:, :, -layout.transition_dim : -2])
         scores = scores.masked_fill(~scores.isfinite(), -torch.inf)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
@@ -158,7 +170,7 @@ def beam_search(
         if deadline is not None:
             kept.cpu()  # waits for a GPU to do what so far may only have been queued
             deadline.planned(t, environments, width)
-    _require_finite(scores[:, 0])
+    require_finite_scores(scores[:, 0])
     # Kept candidates come best first.
     best = sequences.tokens[:, 0].view(environments, len(steps), layout.transition_dim)
     returns = sequences.returns[:, 0]
@@ -166,7 +178,12 @@ def beam_search(
     return SearchResult(best, returns[:, : len(steps)], returns[:, len(steps)], scores[:, 0], steps, width, late)
 
 
-def _require_finite(scores: Tensor) -> None:
+def require_finite_scores(scores: Tensor) -> None:
+    """Refuse (environment,) best scores of which one is not finite.
+
+    Raises:
+        UserError: naming the environments.
+    """
     broken = (~scores.isfinite()).nonzero().flatten().tolist()
     require(
         not broken,

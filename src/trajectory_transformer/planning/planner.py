@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..configuration import PlannerConfig, require
+from ..baselines.critic import Critic
+from ..configuration import PlannerConfig, require, require_same_purpose
 from ..data.discretizer import Discretizer
 from ..model.gpt import TrajectoryTransformerModel
 from .beam_search import SearchResult, beam_search
+from .critic_ranking import CriticRanking
 from .deadline import Deadline
 from .decoder import BeamDecoder
+from .likelihood_search import likelihood_search
 from .native_decoder import NativeDecoder, unavailable_reason
 from .transformer_decoder import TransformerDecoder
 
@@ -28,22 +31,35 @@ class BeamPlanner:
         model: trained; put into evaluation mode.
         discretizer: the one the model was trained with.
         settings: with ``discount`` set.
+        critic: what ``planner=critic`` scores with.
 
     Raises:
-        UserError: the discretiser is another model's, or context or horizon exceed what the model can see.
+        UserError: the discretiser is another model's, context or horizon exceed what the model can see, or the model
+            was trained for another kind of planning.
     """
 
-    def __init__(self, model: TrajectoryTransformerModel, discretizer: Discretizer, settings: PlannerConfig) -> None:
+    def __init__(
+        self,
+        model: TrajectoryTransformerModel,
+        discretizer: Discretizer,
+        settings: PlannerConfig,
+        critic: Critic | None = None,
+    ) -> None:
         require(settings.discount is not None, "planner.discount must be set")
         for what, fitted, expected in (
             ("dimensions", discretizer.transition_dim, model.config.transition_dim),
             ("bins", discretizer.num_bins, model.config.vocab_size),
         ):
             require(fitted == expected, f"the discretiser has {fitted} {what}, the model {expected}: not its own")
-        sequence_length = (model.config.block_size + 1) // model.config.transition_dim
-        settings.require_fits(sequence_length)
+        require_same_purpose(model.config.goal_conditioned, settings.name)
+        settings.require_fits(model.config.sequence_length)
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
         self.layout = model.layout
+        self._rank: CriticRanking | None = None
+        if settings.name == "critic":
+            require(critic is not None, "planner=critic needs planner.critic=PATH, a checkpoint of experiment=iql_…")
+            assert critic is not None
+            self._rank = CriticRanking(critic, discretizer, self.layout, settings)
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
 
@@ -52,8 +68,8 @@ class BeamPlanner:
         """Search from each environment's past.
 
         Args:
-            prefix: (environment, time) tokens: at most ``settings.context - 1`` whole transitions, then the current
-                observation.
+            prefix: (environment, time) tokens: a goal where the model needs one, at most ``settings.context - 1`` whole
+                transitions, then the current observation.
             generators: one CPU generator for each environment; it alone decides that environment's draws.
             share: of ``settings.deadline_ms`` that this search may take.
 
@@ -63,10 +79,14 @@ class BeamPlanner:
         settings = self.settings
         if self._deadline is not None:
             self._deadline.start(share)
+        if settings.maximizes_likelihood:
+            return likelihood_search(self._decoder, prefix, self.layout, settings, self._deadline)
         shape = (settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width)
         uniforms = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
         uniforms = uniforms.to(prefix.device)
-        return beam_search(self._decoder, prefix, self.layout, settings, self._estimate, uniforms, self._deadline)
+        return beam_search(
+            self._decoder, prefix, self.layout, settings, self._estimate, uniforms, self._deadline, self._rank
+        )
 
     @property
     def decoding_seconds(self) -> tuple[float, float]:

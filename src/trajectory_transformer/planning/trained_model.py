@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import SECTION
+from ..checkpoint import SECTION, require_kind
 from ..data.discretizer import Discretizer
 from ..data.environment import EnvironmentSpec
 from ..errors import UserError
@@ -33,8 +33,9 @@ class TrainedModel:
         """From what :func:`~..checkpoint.read_checkpoint` returned.
 
         Raises:
-            UserError: the contents do not fit together.
+            UserError: the contents do not fit together, or are no transformer's.
         """
+        require_kind(contents, "transformer")
         record = contents[SECTION]
         try:
             model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**record["model"]))

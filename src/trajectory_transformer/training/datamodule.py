@@ -12,6 +12,7 @@ from typing_extensions import override
 from ..configuration import DataConfig
 from ..data.discretizer import Discretizer, make_discretizer
 from ..data.episodes import Episode, OfflineData
+from ..data.goals import goal_transitions
 from ..data.sources import load_offline_data
 from ..data.transitions import TransitionTable, join_episodes
 from ..data.windows import TokenWindows, WindowBatch
@@ -107,6 +108,8 @@ class TrajectoryDataModule(L.LightningDataModule):
     Args:
         config: which data, and how it is cut.
         seed: of the split and of the order of batches.
+        goal_conditioned: windows begin with the state in which their episode ends, and neither reward nor value tells
+            anything.
 
     Attributes:
         data: the whole set.
@@ -121,11 +124,12 @@ class TrajectoryDataModule(L.LightningDataModule):
     train_table: TransitionTable
     validation_table: TransitionTable
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    def __init__(self, config: DataConfig, seed: int, goal_conditioned: bool = False) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.goal_conditioned = config, seed, goal_conditioned
         self._ready = False
         self._windows: dict[str, TokenWindows] = {}
+        self._goals: dict[str, Tensor] = {}  # (episodes, goal_dim) real values
 
     @override
     def setup(self, stage: str = "fit") -> None:
@@ -143,6 +147,16 @@ class TrajectoryDataModule(L.LightningDataModule):
         discount, penalty = self.config.discount, self.config.termination_penalty
         self.train_table = join_episodes(train, discount, penalty)
         self.validation_table = join_episodes(validation, discount, penalty)
+        if self.goal_conditioned:
+            # Differs from the paper: it drops rewards from the sequence; constant ones say as little, and one layout
+            # serves all models.
+            for table in (self.train_table, self.validation_table):
+                table.values[:, self.layout.reward :] = 0.0
+            dimensions = list(environment.goal_dimensions)
+            self._goals = {
+                part: torch.from_numpy(np.stack([episode.observations[-1, dimensions] for episode in episodes]))
+                for part, episodes in (("train", train), ("validation", validation))
+            }
         self.discretizer = make_discretizer(self.config.discretizer).fit(self.train_table.values)
         self._ready = True
 
@@ -186,7 +200,11 @@ class TrajectoryDataModule(L.LightningDataModule):
     def _tokenized(self, part: str, table: TransitionTable) -> TokenWindows:
         windows = self._windows.get(part)
         if windows is None or windows.device != self.device:
-            windows = TokenWindows(table, self.discretizer, self.config.sequence_length, self.device)
+            goals = self._goals.get(part)
+            if goals is not None:
+                dimensions = self.data.environment.goal_dimensions
+                goals = goal_transitions(goals, dimensions, self.layout, self.discretizer)
+            windows = TokenWindows(table, self.discretizer, self.config.sequence_length, self.device, goals)
             self._windows[part] = windows
         return windows
 

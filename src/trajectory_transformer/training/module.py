@@ -28,7 +28,7 @@ def make_model_config(
     config: ModelConfig, layout: TransitionLayout, num_bins: int, sequence_length: int
 ) -> TrajectoryTransformerConfig:
     """The model that fits the data: options from ``config``, sizes from the data."""
-    block_size = layout.block_size(sequence_length)
+    block_size = layout.block_size(sequence_length + config.goal_conditioned)
     return TrajectoryTransformerConfig(
         vocab_size=num_bins,
         block_size=block_size,

@@ -5,7 +5,7 @@ To add one, add a :class:`Recipe` here; a MuJoCo recipe also needs its policies,
 """
 
 from ...configuration import require_choice
-from .pointmaze import MazeBehavior
+from .mazes import MAZE_RECIPES
 from .policies import PolicyBehavior
 from .recipe import Recipe
 
@@ -28,27 +28,7 @@ HOPPER_MIXED = Recipe(
     description="Soft actor-critic policies from several stages of their training, with and without exploration noise.",
 )
 
-POINTMAZE_UMAZE = Recipe(
-    name="pointmaze_umaze",
-    dataset_id="embedded/pointmaze/umaze-v0",
-    env_id="PointMaze_UMaze-v3",
-    behaviors=(
-        MazeBehavior("direct", weight=0.3, speed=(2.0, 4.0), noise=0.05),
-        MazeBehavior("slow", weight=0.2, speed=(0.7, 1.5), noise=0.1),
-        MazeBehavior("detour", weight=0.3, speed=(1.0, 4.0), noise=0.1, detours=(1, 3)),
-        MazeBehavior("wander", weight=0.2, speed=(1.0, 4.0), noise=0.1, detours=(1000, 1000)),
-    ),
-    default_steps=500_000,
-    reference_scores=(13.8, 211.5),
-    reference_note="mean return of 600 episodes of random actions, and of the controller at 4 m/s without noise",
-    description=(
-        "A point walks to a random goal by breadth-first search over the maze's cells and a velocity controller, some "
-        "of the time slowly, after detours, or never. The reward is 1 at each step within 0.45 m of the goal; the goal "
-        "stays, and each episode lasts 300 steps."
-    ),
-)
-
-RECIPES = {recipe.name: recipe for recipe in (HOPPER_MIXED, POINTMAZE_UMAZE)}
+RECIPES = {recipe.name: recipe for recipe in (HOPPER_MIXED, *MAZE_RECIPES)}
 REGISTRY = {recipe.dataset_id: recipe for recipe in RECIPES.values()}
 
 

@@ -1,7 +1,7 @@
 """Scripted behaviours for the point mazes: breadth-first search over cells, then a velocity controller between them."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +9,26 @@ import numpy as np
 
 from .recipe import Controller, Environment
 
-Cell = tuple[int, int]
+Cell = tuple[int, int]  # row, column
+MazeMap = Sequence[Sequence[int | str]]
+
+WALL = 1
 
 REACHED = 0.3  # metres from a cell's centre at which the next waypoint becomes the target
 POSITION_GAIN = 4.0  # desired speed, metres per second, for each metre that is left
 VELOCITY_GAIN = 1.0  # action for each metre per second that is missing; an action of 1 accelerates by about 24 m/s²
 
 
-def shortest_path(maze_map: list[list[Any]], start: Cell, goal: Cell) -> list[Cell]:
+def free_cells(maze_map: MazeMap) -> list[Cell]:
+    """All cells that are no walls, row by row."""
+    return [(r, c) for r, row in enumerate(maze_map) for c, content in enumerate(row) if content != WALL]
+
+
+def shortest_path(maze_map: MazeMap, start: Cell, goal: Cell) -> list[Cell]:
     """Cells from ``start`` (excluded) to ``goal`` (included) by breadth-first search; [goal] where both are one.
 
     Raises:
-        ValueError: walls (cells of 1) separate them.
+        ValueError: walls separate them.
     """
     if start == goal:
         return [goal]
@@ -30,7 +38,7 @@ def shortest_path(maze_map: list[list[Any]], start: Cell, goal: Cell) -> list[Ce
         row, column = frontier.popleft()
         for cell in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
             inside = 0 <= cell[0] < len(maze_map) and 0 <= cell[1] < len(maze_map[0])
-            if inside and maze_map[cell[0]][cell[1]] != 1 and cell not in previous:
+            if inside and maze_map[cell[0]][cell[1]] != WALL and cell not in previous:
                 previous[cell] = (row, column)
                 frontier.append(cell)
     if goal not in previous:
@@ -130,5 +138,5 @@ class MazeBehavior:
 
 def _cell_chooser(maze: Any, generator: np.random.Generator) -> Callable[[], np.ndarray]:
     """A function that returns the centre (2,) of a random free cell."""
-    free = [(r, c) for r, row in enumerate(maze.maze_map) for c, content in enumerate(row) if content != 1]
+    free = free_cells(maze.maze_map)
     return lambda: maze.cell_rowcol_to_xy(np.array(free[int(generator.integers(len(free)))]))

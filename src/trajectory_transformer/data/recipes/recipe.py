@@ -5,7 +5,8 @@ import importlib
 import importlib.util
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ Environment = gym.Env[Any, Any]
 
 # Packages that register environments when they are imported, and what to install for them.
 REGISTERING_PACKAGES = {"gymnasium_robotics": "gymnasium-robotics"}
+OWN_ENVIRONMENTS = "trajectory_transformer.data.recipes.maze_environment"
 
 
 class Controller(Protocol):
@@ -63,6 +65,8 @@ class Recipe:
         reference_scores: (minimum, maximum) return that count as 0 and 100 % when scores are normalised.
         reference_note: where the two come from.
         description: one or two sentences stored with the data set.
+        arguments: of the environment that the behaviours act in.
+        evaluation_arguments: of the environment to evaluate in, which is stored with the data set; None: the same.
     """
 
     name: str
@@ -73,6 +77,18 @@ class Recipe:
     reference_scores: tuple[float, float]
     reference_note: str
     description: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    evaluation_arguments: Mapping[str, object] | None = None
+
+    def environment(self) -> Environment:
+        """A new environment that the behaviours act in."""
+        return make_environment(self.env_id, **self.arguments)
+
+    def evaluation_environment(self) -> Environment | None:
+        """A new environment to evaluate in, or None where it is the behaviours' own."""
+        if self.evaluation_arguments is None:
+            return None
+        return make_environment(self.env_id, **self.evaluation_arguments)
 
     def behavior(self, index: int) -> Behavior:
         """The behaviour of episode ``index``.
@@ -86,7 +102,7 @@ class Recipe:
 
 
 def make_environment(env_id: str, **arguments: Any) -> Environment:
-    """``gymnasium.make`` with the robotics environments registered, and without what they leave behind.
+    """``gymnasium.make`` with the robotics environments and ours registered, and without what they leave behind.
 
     Importing gymnasium-robotics prints a notice on stderr, and each of its mazes leaves an XML file in the temporary
     folder, which nothing reads again once MuJoCo has loaded it.
@@ -96,9 +112,9 @@ def make_environment(env_id: str, **arguments: Any) -> Environment:
         arguments: of ``gymnasium.make``.
     """
     if env_id not in gym.registry:
-        for package in filter(importlib.util.find_spec, REGISTERING_PACKAGES):
-            with contextlib.redirect_stderr(io.StringIO()):
-                gym.register_envs(importlib.import_module(package))
+        with contextlib.redirect_stderr(io.StringIO()):
+            for module in filter(importlib.util.find_spec, (*REGISTERING_PACKAGES, OWN_ENVIRONMENTS)):
+                gym.register_envs(importlib.import_module(module))
     environment = gym.make(env_id, **arguments)
     leftover = getattr(environment.unwrapped, "tmp_xml_file_path", None)
     if leftover is not None:

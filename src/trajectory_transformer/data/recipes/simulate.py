@@ -15,7 +15,7 @@ from typing import IO, Any
 import gymnasium as gym
 import numpy as np
 
-from .recipe import Behavior, Environment, Recipe, make_environment
+from .recipe import Behavior, Environment, Recipe
 
 Observations = np.ndarray | dict[str, Any]
 
@@ -72,7 +72,7 @@ def simulate_share(
     recipe: Recipe, seed: int, first: int = 0, stride: int = 1
 ) -> Generator[SimulatedEpisode, None, None]:
     """Episodes ``first``, ``first + stride``, … in this process, without end."""
-    environment = make_environment(recipe.env_id)
+    environment = recipe.environment()
     try:
         for index in count(first, stride):
             yield simulate_episode(environment, recipe.behavior(index), seed, index)

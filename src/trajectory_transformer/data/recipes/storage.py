@@ -18,7 +18,7 @@ from minari.storage import get_dataset_path
 from ...configuration import require
 from ...errors import UserError
 from ..fetch import is_on_disk
-from .recipe import Recipe, make_environment
+from .recipe import Recipe
 from .simulate import SimulatedEpisode
 
 STAGING_PREFIX = ".collecting-"
@@ -71,13 +71,14 @@ def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: in
         )
         for episode in episodes
     ]
-    environment = make_environment(recipe.env_id)
+    environment, evaluation = recipe.environment(), recipe.evaluation_environment()
     with _minari_folder(staging), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`(eval_env|author_email)` is set to None")
         dataset = minari.create_dataset_from_buffers(
             recipe.dataset_id,
             buffers,
             env=environment,
+            eval_env=evaluation,
             algorithm_name=f"trajectory_transformer.data.recipes: {recipe.name}",
             author="trajectory-transformer",
             code_permalink=f"python -m trajectory_transformer.data.collect recipe={recipe.name} seed={seed}",
@@ -87,7 +88,9 @@ def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: in
         minimum, maximum = recipe.reference_scores
         dataset.storage.update_metadata({"ref_min_score": minimum, "ref_max_score": maximum})
         dataset.storage.update_episode_metadata([{"behavior": episode.behavior} for episode in episodes])
-    environment.close()
+    for made in (environment, evaluation):
+        if made is not None:
+            made.close()
 
 
 def publish(recipe: Recipe, staging: Path, overwrite: bool) -> Path:

@@ -1,0 +1,42 @@
+"""Goals as the first transition of a sequence (paper §3.2, goal-conditioned reinforcement learning).
+
+::
+
+    [ goal | stop … stop ] [ observation | action | reward | value ] …      the goal fills the observation's place
+
+The paper prepends the final state of a trajectory alone; so does the original's unfinished code, whose mask then hides
+the wrong columns in place of the value tokens. Here stop tokens fill the rest of a transition, so that every later
+position is where it would be without a goal.
+"""
+
+# Differs from the paper: the goal fills a transition, where it prepends its observation tokens only.
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..layout import TransitionLayout
+from .discretizer import Discretizer
+
+
+def goal_transitions(
+    goals: Tensor, dimensions: Sequence[int], layout: TransitionLayout, discretizer: Discretizer
+) -> Tensor:
+    """Goals as tokens.
+
+    Args:
+        goals: (n, goal_dim) real values.
+        dimensions: the observation dimensions that they fix; the others are left open, as stop tokens.
+        layout: of a transition.
+        discretizer: fitted.
+
+    Returns:
+        (n, transition_dim) int64.
+    """
+    observations = torch.zeros(len(goals), layout.observation_dim)
+    observations[:, list(dimensions)] = goals.to(observations)
+    encoded = discretizer.encode(observations, layout.observation)
+    tokens = torch.full((len(goals), layout.transition_dim), discretizer.stop_token, device=encoded.device)
+    tokens[:, list(dimensions)] = encoded[:, list(dimensions)]
+    return tokens

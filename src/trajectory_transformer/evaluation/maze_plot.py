@@ -1,0 +1,101 @@
+"""Pictures of episodes in a maze."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from .plots import BLACK, BLUE, GREY, ORANGE, _save
+from .records import EpisodePath, RolloutRecord
+
+_WALL = 1
+_COLUMNS = 8
+_PANEL_INCHES = 1.6
+
+
+@dataclass(frozen=True)
+class MazeWalls:
+    """The walls of a maze, in the coordinates of its goals.
+
+    Attributes:
+        corners: (wall, 2), metres: the lower left corner of each wall's cell.
+        side: of a cell, metres.
+        low, high: (2,), metres: opposite corners of the whole map.
+    """
+
+    corners: np.ndarray
+    side: float
+    low: np.ndarray
+    high: np.ndarray
+
+
+def read_walls(environment: gymnasium.Env) -> MazeWalls | None:
+    """The walls of one of gymnasium-robotics' mazes (point or ant), or None where the environment is something else."""
+    maze: Any = getattr(environment.unwrapped, "maze", None)
+    if not hasattr(maze, "maze_map"):
+        return None
+    side, cells = float(maze.maze_size_scaling), np.array(maze.maze_map, dtype=object)
+    corners = {index: maze.cell_rowcol_to_xy(np.array(index)) - side / 2 for index in np.ndindex(cells.shape)}
+    every = np.array(list(corners.values()))
+    walls = [corner for index, corner in corners.items() if cells[index] == _WALL]
+    return MazeWalls(np.reshape(walls, (-1, 2)), side, every.min(axis=0), every.max(axis=0) + side)
+
+
+def plot_trajectories(walls: MazeWalls, record: RolloutRecord, title: str, path: Path) -> None:
+    """Each kept episode's way from its start to its goal, a small map for each, by whether it succeeded.
+
+    Args:
+        walls: of the maze.
+        record: at least one path, and all episodes, of which the title gives the success rate.
+        title: environment id.
+        path: of the picture.
+    """
+    rows = math.ceil(len(record.paths) / _COLUMNS)
+    columns = math.ceil(len(record.paths) / rows)
+    width, height = walls.high - walls.low
+    inches = max(_PANEL_INCHES * columns, 5.5) / columns
+    figure = Figure(figsize=(inches * columns, inches * height / width * rows + 1.0), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, way in zip(panels, record.paths, strict=False):
+        _draw(axes, walls, way, bool(record.episodes[way.episode].success))
+    reached = sum(bool(episode.success) for episode in record.episodes)
+    share = f"{reached} of {len(record.episodes)} episodes succeed ({100 * reached / len(record.episodes):.0f} %)"
+    shown = "" if len(record.paths) == len(record.episodes) else f"; these are the first {len(record.paths)}"
+    figure.suptitle(f"{title}\n{share}{shown}", fontsize=11)
+    figure.legend(handles=_handles(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _draw(axes: Axes, walls: MazeWalls, way: EpisodePath, success: bool) -> None:
+    """One episode on its map; several goals, where the environment moves them, are all marked."""
+    cells = [Rectangle((float(x), float(y)), walls.side, walls.side) for x, y in walls.corners]
+    axes.add_collection(PatchCollection(cells, facecolor=GREY, edgecolor=GREY, linewidth=0.3, alpha=0.6))
+    color = BLUE if success else ORANGE
+    axes.plot(way.positions[:, 0], way.positions[:, 1], color=color, linewidth=1.2)
+    axes.plot(*way.positions[0, :2], "o", color=color, markersize=4)
+    goals = np.unique(way.goals, axis=0)
+    axes.plot(goals[:, 0], goals[:, 1], "*", color=BLACK, markersize=6, markeredgewidth=0, linestyle="none")
+    axes.set_xlim(walls.low[0], walls.high[0])
+    axes.set_ylim(walls.low[1], walls.high[1])
+    axes.set_aspect("equal")
+
+
+def _handles() -> list[Artist]:
+    """Legend of :func:`plot_trajectories`."""
+    return [
+        Line2D([], [], color=BLUE, linewidth=1.5, label="succeeded"),
+        Line2D([], [], color=ORANGE, linewidth=1.5, label="did not"),
+        Line2D([], [], color=BLACK, marker="o", markersize=4, linestyle="none", label="start"),
+        Line2D([], [], color=BLACK, marker="*", markersize=7, linestyle="none", label="goal"),
+    ]

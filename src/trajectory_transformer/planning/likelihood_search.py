@@ -1,0 +1,86 @@
+"""Beam search for the most likely continuation (paper §3.2; the original's ``beam_search``), token by token.
+
+Sequences are kept by their log-likelihood alone, and every token of the vocabulary is tried for each of them. The model
+then acts like its data, be they an expert's or ways to a goal; with a horizon of one transition that is autoregressive
+behaviour cloning.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..configuration import PlannerConfig
+from ..layout import TransitionLayout
+from .beam_search import SearchResult, require_finite_scores
+from .deadline import Deadline
+from .decoder import BeamDecoder, gather_rows
+
+
+def likelihood_search(
+    decoder: BeamDecoder,
+    prefix: Tensor,
+    layout: TransitionLayout,
+    settings: PlannerConfig,
+    deadline: Deadline | None = None,
+) -> SearchResult:
+    """The most likely ``settings.horizon`` transitions, without the reward and value of the last one.
+
+    Draws nothing at random. A candidate whose likelihood is not finite is worse than any other.
+
+    Args:
+        prefix: (environment, time) tokens: whole past transitions, then the current observation.
+        deadline: shortens and narrows the search; it has been started.
+
+    Returns:
+        Scores are log-likelihoods, in nats; reward and value tokens of the last transition are stop tokens; estimated
+        rewards and values are NaN.
+
+    Raises:
+        UserError: all that the model predicts in some environment is not finite.
+    """
+    environments, width = len(prefix), settings.beam_width
+    decoder.prefill(prefix)
+    tokens = prefix[:, None, -layout.observation_dim :]
+    scores = torch.zeros(environments, 1, device=prefix.device)
+    lengths = [layout.action_dim, *[layout.transition_dim] * (settings.horizon - 1)]
+    planned = 0
+    for t, length in enumerate(lengths):
+        if deadline is not None:
+            affordable = deadline.width(t, environments, width)
+            if affordable == 0:
+                break
+            width = affordable
+        for _ in range(length):
+            scores, rows, chosen = most_likely(scores, decoder.logits, width)
+            decoder.keep(rows)
+            decoder.step(chosen)
+            tokens = torch.cat([gather_rows(tokens, rows), chosen.unsqueeze(2)], dim=2)
+        planned = t + 1
+        if deadline is not None:
+            scores.cpu()  # waits for a GPU to do what so far may only have been queued
+            deadline.planned(t, environments, width)
+    require_finite_scores(scores[:, 0])
+    stop_token = decoder.logits.shape[-1] - 1
+    best = F.pad(tokens[:, 0], (0, 2), value=stop_token).view(environments, planned, layout.transition_dim)
+    unknown = scores.new_full((environments, planned), torch.nan)
+    late = deadline is not None and deadline.late
+    return SearchResult(best, unknown, unknown[:, 0], scores[:, 0], [], width, late)
+
+
+def most_likely(scores: Tensor, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations by one token.
+
+    Args:
+        scores: (environment, rows) log-likelihoods so far.
+        logits: (environment, rows, vocabulary) of the next token.
+        width: how many to keep at most.
+
+    Returns:
+        log-likelihoods, best first, the rows that they continue and the tokens that they continue them with; each
+        (environment, kept).
+    """
+    candidates = scores.unsqueeze(2) + logits.log_softmax(dim=-1)
+    candidates = candidates.masked_fill(~candidates.isfinite(), -torch.inf).flatten(1)
+    best, index = candidates.topk(min(width, candidates.shape[1]), dim=1)
+    vocabulary = logits.shape[2]
+    return best, index // vocabulary, index % vocabulary

@@ -1,0 +1,145 @@
+"""TT(+Q): scores worked out by hand from a critic whose values are known, and mistakes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trajectory_transformer.baselines.critic import Critic
+from trajectory_transformer.baselines.iql import ImplicitQ
+from trajectory_transformer.checkpoint import write_checkpoint
+from trajectory_transformer.configuration import IqlConfig, PlannerConfig
+from trajectory_transformer.data.discretizer import Discretizer
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.layout import TransitionLayout
+from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.critic_ranking import CriticRanking
+from trajectory_transformer.planning.planner import BeamPlanner
+
+from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, box
+
+LAYOUT = TransitionLayout(OBSERVATION_DIM, ACTION_DIM)
+CRITIC: dict[str, Any] = {**PLANNER, "name": "critic"}
+
+
+class Sum(ImplicitQ):
+    """Q(s, a) = sum(s) + 10 · sum(a)."""
+
+    def q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return observations.sum(-1) + 10.0 * actions.sum(-1)
+
+
+@pytest.fixture
+def critic() -> Critic:
+    network = Sum(OBSERVATION_DIM, [-1.0] * ACTION_DIM, [1.0] * ACTION_DIM, IqlConfig())
+    return Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT, {"ids": ["test/data-v0"], "fingerprint": "abc"})
+
+
+@pytest.mark.parametrize("score", ["return", "q"])
+def test_scores_by_hand(critic: Critic, discretizer: Discretizer, score: str) -> None:
+    settings = PlannerConfig(**CRITIC, critic_score=score)
+    rank = CriticRanking(critic, discretizer, LAYOUT, settings)
+    tokens = torch.randint(0, BINS, (2, 3, OBSERVATION_DIM + ACTION_DIM), generator=torch.Generator().manual_seed(0))
+    returns = torch.full((2, 3, 4), 1e6)  # the reward of the transition itself, and what comes after, have no part
+    returns[..., 0], returns[..., 1] = 3.0, 0.25
+    centers = (discretizer.edges[:, 1:] + discretizer.edges[:, :-1]) / 2
+    found = rank(returns, 2, tokens)
+    for environment in range(2):
+        for row in range(3):
+            decoded = [float(centers[d, tokens[environment, row, d]]) for d in range(OBSERVATION_DIM + ACTION_DIM)]
+            q = sum(decoded[:OBSERVATION_DIM]) + 10.0 * sum(decoded[OBSERVATION_DIM:])
+            # Rewards as the critic knows them: 2 · 3 - 1 and 2 · 0.25 - 1, discounted by 0.5.
+            expected = q if score == "q" else 5.0 + 0.5 * -0.5 + 0.25 * q
+            assert found[environment, row].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_plan_takes_the_action_that_the_critic_values_most(
+    model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
+) -> None:
+    """One transition, so many candidates that the largest actions are among them."""
+    settings = PlannerConfig(**(CRITIC | {"horizon": 1, "beam_width": 1000, "cdf_act": None}))
+    planner = BeamPlanner(model, discretizer, settings, critic)
+    found = planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator().manual_seed(0)])
+    (step,) = found.steps
+    actions = discretizer.decode(step.tokens[0, :, :ACTION_DIM], LAYOUT.action).sum(-1)
+    assert found.tokens[0, 0, LAYOUT.action].tolist() == step.tokens[0, actions.argmax(), :ACTION_DIM].tolist()
+    observation = discretizer.decode(torch.tensor([1, 2, 3]), LAYOUT.observation).sum()
+    assert found.score.item() == pytest.approx(float(observation + 10 * actions.max()), abs=1e-4)
+
+
+def test_a_critic_is_needed_and_of_the_same_dimensions(
+    model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
+) -> None:
+    with pytest.raises(UserError, match=r"planner=critic needs planner.critic=PATH"):
+        BeamPlanner(model, discretizer, PlannerConfig(**CRITIC))
+    wide = replace(critic, environment=replace(ENVIRONMENT, observation=box(5)))
+    message = "planner.critic was trained on 5 observation and 2 action dimensions, the model on 3 and 2"
+    with pytest.raises(UserError, match=message):
+        BeamPlanner(model, discretizer, PlannerConfig(**CRITIC), wide)
+
+
+@pytest.fixture
+def files(
+    tmp_path: Path, model: TrajectoryTransformerModel, discretizer: Discretizer
+) -> Callable[..., tuple[Path, Path]]:
+    """Checkpoints of a model and of a critic; options change what the critic records."""
+
+    def write(**changes: Any) -> tuple[Path, Path]:
+        dataset = {"ids": ["test/data-v0"], "fingerprint": "a" * 64}
+        record: dict[str, Any] = {
+            "format": 1,
+            "environment": ENVIRONMENT.to_dict(),
+            "dataset": dataset,
+            "data": {"discount": 0.9},
+        }
+        transformer = record | {
+            "model": model.config.to_dict(), "discretizer": discretizer.to_dict(), "planner": PLANNER
+        }  # fmt: skip
+        weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+        write_checkpoint(tmp_path / "model.ckpt", {"trajectory_transformer": transformer, "state_dict": weights})
+        network = ImplicitQ.of_environment(ENVIRONMENT, IqlConfig(hidden_width=4))
+        weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+        options = {"hidden_width": 4, "reward_scale": 1.0, "reward_shift": 0.0}
+        critics = record | {"kind": "iql", "model": options} | changes
+        write_checkpoint(tmp_path / "critic.ckpt", {"trajectory_transformer": critics, "state_dict": weights})
+        return tmp_path / "model.ckpt", tmp_path / "critic.ckpt"
+
+    return write
+
+
+def test_an_agent_plans_with_a_critic_from_its_file(files: Callable[..., tuple[Path, Path]]) -> None:
+    model, critic = files()
+    agent = Agent.from_checkpoint(model, name="critic", critic=str(critic))
+    agent.reset(2)
+    assert np.isfinite(agent.act(np.zeros((2, OBSERVATION_DIM), dtype=np.float32))).all()
+    assert agent.settings.critic_score == "return"
+
+
+def test_a_critic_of_other_data_is_refused(files: Callable[..., tuple[Path, Path]]) -> None:
+    model, critic = files(dataset={"ids": ["other/data-v1"], "fingerprint": "b" * 64})
+    message = (
+        r"trained on other data than the model: other/data-v1 \(bbbbbbbb\), the model on test/data-v0 \(aaaaaaaa\)"
+    )
+    with pytest.raises(UserError, match=message):
+        Agent.from_checkpoint(model, name="critic", critic=str(critic))
+
+
+def test_a_critic_of_other_observation_dimensions_is_refused(files: Callable[..., tuple[Path, Path]]) -> None:
+    environment = replace(ENVIRONMENT, observation_indices=(2, 1, 0)).to_dict()
+    model, critic = files(environment=environment)
+    with pytest.raises(UserError, match=r"other observation dimensions .* \(\[2, 1, 0\]\), the model .* \(all\)"):
+        Agent.from_checkpoint(model, name="critic", critic=str(critic))
+
+
+def test_something_else_than_a_critic_is_refused(files: Callable[..., tuple[Path, Path]]) -> None:
+    model, critic = files()
+    with pytest.raises(UserError, match="holds a trajectory transformer, not a critic"):
+        Agent.from_checkpoint(model, name="critic", critic=str(model))
+    with pytest.raises(UserError, match="holds a critic, not a trajectory transformer"):
+        Agent.from_checkpoint(critic)
