@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from .baselines.critic import Critic
 from .baselines.ensemble import TrainedEnsemble
-from .checkpoint import SECTION, read_checkpoint
-from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, LoggerConfig, TrainConfig
+from .checkpoint import SECTION, kind_of, read_checkpoint
+from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from .data.episodes import Episode
 from .data.fetch import dataset_folder
 from .data.sources import load_offline_data
@@ -24,12 +25,15 @@ from .evaluation.evaluate import evaluate
 from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
 from .evaluation.prediction import PredictionRequest, predict, require_same_data
+from .evaluation.records import ActingAgent
 from .evaluation.results import EvaluationRequest, current_commit
 from .planning.agent import Agent
+from .planning.policy_agent import PolicyAgent
 from .planning.trained_model import TrainedModel
 from .run_record import is_first_process
-from .training.datamodule import TrajectoryDataModule, split_episodes
+from .training.datamodule import split_episodes
 from .training.fit import fit, torch_threads
+from .training.learners import make_datamodule
 from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
 
 
@@ -73,13 +77,13 @@ class Trained:
         checkpoint: the file.
         contents: of the file.
         dataset: what it records of the data that it was trained on.
-        agent: plans with it.
+        agent: plans with it, or follows its policy.
     """
 
     checkpoint: Path
     contents: Mapping[str, Any]
     dataset: Mapping[str, Any]
-    agent: Agent
+    agent: ActingAgent
 
 
 def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[str, Any]) -> Trained:
@@ -91,11 +95,25 @@ def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[
         planner_overrides: planner options that replace those recorded in the checkpoint.
 
     Raises:
-        UserError: the file is no good or does not fit the planner, or there is no such accelerator.
+        UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
     """
     device = _device(accelerator, "accelerator")
     contents = read_checkpoint(checkpoint)
-    agent = Agent.from_contents(contents, device, **planner_overrides)
+    kind = kind_of(contents)
+    if kind == "ensemble":
+        raise UserError(
+            f"'{checkpoint}' holds an ensemble of dynamics models, which predicts and does not act: it is there to be "
+            "compared with a transformer's predictions (task=predict)"
+        )
+    if kind == "iql" and planner_overrides:
+        raise UserError(
+            f"'{checkpoint}' holds a critic, whose policy acts without planning: leave out planner and "
+            f"{', '.join(f'planner.{name}' for name in planner_overrides)}"
+        )
+    if kind == "iql":
+        agent: ActingAgent = PolicyAgent(Critic.from_contents(contents, device))
+    else:
+        agent = Agent.from_contents(contents, device, **planner_overrides)
     return Trained(checkpoint, contents, contents[SECTION]["dataset"], agent)
 
 
@@ -133,22 +151,22 @@ def require_callbacks(built: Mapping[str, object]) -> tuple[Callback, ...]:
 
 
 def run_training(config: TrainConfig, run: RunContext) -> float:
-    """Fit, then plan in the real environment with the best checkpoint.
+    """Fit, then act in the real environment with the best checkpoint.
 
     Args:
         config: validated options.
         run: where, and how.
 
     Returns:
-        The score that a sweep maximises: the mean return over ``evaluation.episodes``; without episodes, the negative
-        of the best validation loss in nats. NaN in a process other than the first.
+        The score that a sweep maximises: the mean return over ``evaluation.episodes``; without episodes, and for an
+        ensemble, which does not act, the negative of the validation loss. NaN in a process other than the first.
 
     Raises:
         UserError: a mistake that the options alone do not show.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
     _device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
-    datamodule = TrajectoryDataModule(config.data, config.seed, config.model.goal_conditioned)
+    datamodule = make_datamodule(config)
     datamodule.setup()
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
@@ -160,12 +178,11 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             return float("nan")
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
         options = config.evaluation
-        if options.episodes == 0 and not _keeps_artifacts(config.logger):
+        if _keeps_artifacts(config.logger):
+            _keep_artifacts(loggers, report.best, read_checkpoint(report.best)[SECTION]["dataset"])
+        if options.episodes == 0 or config.learner == "ensemble":
             return -report.validation_loss
         trained = load_trained(report.best, config.trainer.accelerator, {})
-        _keep_artifacts(config.logger, loggers, trained)
-        if options.episodes == 0:
-            return -report.validation_loss
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
@@ -204,7 +221,8 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
                 figures = (_attend if config.task == "attention" else _predict)(config, run, trained)
             log_figures(loggers, figures)
             score = figures[0].value if config.task == "predict" else float("nan")  # attention has nothing to maximise
-        _keep_artifacts(config.logger, loggers, trained)
+        if _keeps_artifacts(config.logger):
+            _keep_artifacts(loggers, trained.checkpoint, trained.dataset)
         return score
 
 
@@ -249,7 +267,9 @@ def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[
         require_same_data(ensemble, model.environment, trained.dataset["fingerprint"])
         network = ensemble.network
     request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
-    return predict(model, trained.agent.settings, held_out_episodes(trained), network, request, run.directory)
+    planner = trained.agent.settings
+    assert isinstance(planner, PlannerConfig)  # a policy's checkpoint has no such model
+    return predict(model, planner, held_out_episodes(trained), network, request, run.directory)
 
 
 def _facts(config: EvaluateConfig, run: RunContext, trained: Trained) -> RunFacts:
@@ -261,11 +281,10 @@ def _keeps_artifacts(config: LoggerConfig) -> bool:
     return config.log_artifacts and config.name == "wandb"
 
 
-def _keep_artifacts(config: LoggerConfig, loggers: Sequence[Logger], trained: Trained) -> None:
-    if _keeps_artifacts(config):
-        folders = [dataset_folder(dataset_id) for dataset_id in trained.dataset["ids"]]
-        facts = {**trained.dataset, "returns": np.asarray(trained.dataset["returns"]).tolist()}
-        log_artifacts(loggers, trained.checkpoint, facts, folders)
+def _keep_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any]) -> None:
+    folders = [dataset_folder(dataset_id) for dataset_id in dataset["ids"]]
+    facts = {**dataset, "returns": np.asarray(dataset["returns"]).tolist()}
+    log_artifacts(loggers, checkpoint, facts, folders)
 
 
 def _device(accelerator: str, option: str) -> str:

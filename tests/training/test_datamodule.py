@@ -47,9 +47,9 @@ def test_discretizer_sees_the_training_part_only() -> None:
     module = small_datamodule(config, data)
     assert float(module.discretizer.edges.max()) < 1e3
     assert float(module.validation_table.values.max()) > 1e5
-    assert len(module.train_windows) + len(module.validation_windows) == 12 * 8
+    assert len(module.train_examples) + len(module.validation_examples) == 12 * 8
     assert module.layout.transition_dim == 4
-    assert module.train_windows is module.train_windows
+    assert module.train_examples is module.train_examples
 
 
 def test_setup_reads_once() -> None:
@@ -102,7 +102,7 @@ def test_batch_that_does_not_divide() -> None:
 def test_training_batches_begin_at_the_present_step() -> None:
     module = small_datamodule(small_config())
     step = 0
-    batches = TrainingBatches(module.train_windows, module.train_order(), lambda: step)
+    batches = TrainingBatches(module.train_examples, module.train_order(), lambda: step)
     first = [next(iterator) for iterator in [iter(batches)] for _ in range(12)]
     step = 10
     for expected, found in zip(first[10:], batches, strict=False):
@@ -114,7 +114,7 @@ def test_training_batches_begin_at_the_present_step() -> None:
 def test_validation_batches(batch_size: int, world_size: int, sizes: list[int]) -> None:
     module = small_datamodule(small_config(), small_data(episodes=20))
     shares = [
-        ValidationBatches(module.validation_windows, BatchOrder(16, batch_size, 0, rank, world_size))
+        ValidationBatches(module.validation_examples, BatchOrder(16, batch_size, 0, rank, world_size))
         for rank in range(world_size)
     ]
     for share in shares:
@@ -153,8 +153,8 @@ def test_real_minari_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     module.setup()
     assert module.data.environment.env_id == "Pendulum-v1"
     assert (module.layout.observation_dim, module.layout.action_dim) == (3, 1)
-    assert (len(module.train_windows), len(module.validation_windows)) == (18, 6)
-    batch = module.train_windows.gather(torch.arange(4))
+    assert (len(module.train_examples), len(module.validation_examples)) == (18, 6)
+    batch = module.train_examples.gather(torch.arange(4))
     assert batch.trajectories.shape == (4, 17)
 
 
@@ -164,7 +164,7 @@ def test_windows_of_a_goal_conditioned_model_begin_with_the_state_that_their_epi
     module = small_datamodule(config)
     data = small_data()
     for windows, table, episodes in zip(
-        (module.train_windows, module.validation_windows),
+        (module.train_examples, module.validation_examples),
         (module.train_table, module.validation_table),
         split_episodes(data, config.data.validation_fraction, config.seed),
         strict=True,

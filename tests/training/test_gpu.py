@@ -24,7 +24,7 @@ def trained(directory: Path, rows: Rows, precision: str) -> FitReport:
     config = small_config(max_steps=3, validate_every=3, log_every=1, accelerator=ACCELERATOR, precision=precision)
     datamodule = small_datamodule(config)
     report = fit(config, directory, datamodule, [rows], [], False)
-    assert datamodule.train_windows.device.type == DEVICE
+    assert datamodule.train_examples.device.type == DEVICE
     return report
 
 

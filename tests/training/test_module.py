@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from trajectory_transformer.checkpoint import read_checkpoint
 from trajectory_transformer.training.fit import fit
-from trajectory_transformer.training.module import NonFiniteLossError
+from trajectory_transformer.training.learner_module import NonFiniteLossError
 
 from .small_run import Rows, small_config, small_datamodule, small_fit, weights
 

@@ -13,15 +13,17 @@ from ..data.transition_set import TransitionBatch
 from ..errors import UserError
 from .mlp import make_mlp
 
+RETURN_SPAN = 1000.0  # of the data's scaled returns
 LOG_STD_RANGE = (-5.0, 2.0)  # of the policy, as its authors clip it
 
 
 class ImplicitLosses(NamedTuple):
-    """Scalars: of V, of both Q networks together, of the policy; each moves its own networks only."""
+    """Scalars: of V, of both Q networks together, of the policy, each of which moves its own networks only; and V."""
 
     value: Tensor
     q: Tensor
     policy: Tensor
+    mean_value: Tensor
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
@@ -38,6 +40,26 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 def advantage_weights(advantage: Tensor, inverse_temperature: float, max_weight: float) -> Tensor:
     """exp(inverse_temperature · advantage), at most ``max_weight`` (equation 7)."""
     return (inverse_temperature * advantage).exp().clamp(max=max_weight)
+
+
+def reward_transform(rewards: str, worst_return: float, best_return: float) -> tuple[float, float]:
+    """Scale and shift of rewards, as the paper has them.
+
+    Args:
+        rewards: "scaled" so that the data's returns span 1000, "minus_one" (a step costs 1, the goal nothing), "raw".
+        worst_return, best_return: of the data.
+
+    Raises:
+        UserError: all returns are equal, so that there is no scale.
+    """
+    if rewards == "scaled":
+        if best_return <= worst_return:
+            raise UserError(
+                f"all episodes have the return {best_return:g}, so that iql.rewards=scaled has no scale; choose "
+                "iql.rewards=minus_one or raw"
+            )
+        return RETURN_SPAN / (best_return - worst_return), 0.0
+    return 1.0, -1.0 if rewards == "minus_one" else 0.0
 
 
 class ImplicitQ(nn.Module):
@@ -120,6 +142,7 @@ class ImplicitQ(nn.Module):
             expectile_loss(advantage, self.config.expectile),
             (predicted - returns).square().mean(dim=-1).sum(),
             -(weights * self.log_probability(observations, actions)).mean(),
+            value.mean(),
         )
 
     def log_probability(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 from .attention import AttentionConfig
 from .data import DataConfig
+from .learners import LEARNERS, EnsembleConfig, IqlConfig
 from .planner import PlannerConfig, require_same_purpose
 from .predict import PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
@@ -80,8 +81,11 @@ class TuneConfig:
 class TrainConfig:
     """Root of ``train.py``'s options."""
 
+    learner: str = "transformer"  # what is trained: transformer, iql (a critic and a policy), ensemble (of dynamics)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    iql: IqlConfig = field(default_factory=IqlConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -94,8 +98,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
-        self.planner.require_fits(self.data.sequence_length)
-        require_same_purpose(self.model.goal_conditioned, self.planner.name)
+        require_choice("learner", self.learner, LEARNERS)
+        if self.learner == "transformer":
+            self.planner.require_fits(self.data.sequence_length)
+            require_same_purpose(self.model.goal_conditioned, self.planner.name)
+        else:
+            require(not self.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.learner}")
 
 
 @dataclass

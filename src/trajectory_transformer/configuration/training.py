@@ -52,7 +52,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # on matrix-product weights only
     warmup_tokens: int | None = None  # null: one epoch, at most a tenth of the run
     final_learning_rate_fraction: float = 0.1  # where the cosine ends, at the last step
-    gradient_clip_norm: float = 1.0
+    gradient_clip_norm: float | None = 1.0  # null: gradients are not clipped
 
     def __post_init__(self) -> None:
         require_finite("optimizer", self)
@@ -68,7 +68,10 @@ class OptimizerConfig:
             0.0 <= self.final_learning_rate_fraction <= 1.0,
             f"optimizer.final_learning_rate_fraction={self.final_learning_rate_fraction} must lie in [0, 1]",
         )
-        require(self.gradient_clip_norm > 0, f"optimizer.gradient_clip_norm={self.gradient_clip_norm} must be positive")
+        require(
+            self.gradient_clip_norm is None or self.gradient_clip_norm > 0,
+            f"optimizer.gradient_clip_norm={self.gradient_clip_norm} must be positive, or null for no clipping",
+        )
 
 
 @dataclass

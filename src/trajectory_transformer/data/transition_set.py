@@ -1,5 +1,6 @@
 """Single transitions, for learners that look at one step at a time: kept on one device and gathered there by index."""
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,12 +36,14 @@ class TransitionSet:
     Args:
         episodes: at least one.
         termination_penalty: reward of the last step of a terminated episode, instead of the recorded one; or None.
-        device: where they are kept and batches made.
+
+    Attributes:
+        all: every transition, in order.
     """
 
-    def __init__(
-        self, episodes: Sequence[Episode], termination_penalty: float | None, device: torch.device | str = "cpu"
-    ) -> None:
+    all: TransitionBatch
+
+    def __init__(self, episodes: Sequence[Episode], termination_penalty: float | None) -> None:
         terminal = [np.zeros(len(episode), dtype=np.float32) for episode in episodes]
         for flags, episode in zip(terminal, episodes, strict=True):
             flags[-1] = episode.terminated
@@ -51,7 +54,13 @@ class TransitionSet:
             [episode.observations[1:] for episode in episodes],
             terminal,
         )
-        self.all = TransitionBatch(*(torch.from_numpy(np.concatenate(column)).to(device) for column in columns))
+        self.all = TransitionBatch(*(torch.from_numpy(np.concatenate(column)) for column in columns))
+
+    def to(self, device: torch.device) -> "TransitionSet":
+        """The same transitions on another device."""
+        moved = copy.copy(self)
+        moved.all = TransitionBatch(*(column.to(device) for column in self.all))
+        return moved
 
     def __len__(self) -> int:
         return len(self.all.rewards)
@@ -77,6 +86,9 @@ class BootstrappedTransitions:
     def __init__(self, transitions: TransitionSet, samples: Tensor) -> None:
         self.transitions, self._samples = transitions, samples.to(transitions.device)
 
+    def __len__(self) -> int:
+        return len(self.transitions)
+
     @property
     def device(self) -> torch.device:
         return self.transitions.device
@@ -86,7 +98,7 @@ class BootstrappedTransitions:
         return self.transitions.gather(self._samples[:, indices.to(self.device)])
 
 
-def scale_of_returns(episodes: Sequence[Episode], termination_penalty: float | None) -> tuple[float, float]:
+def return_range(episodes: Sequence[Episode], termination_penalty: float | None) -> tuple[float, float]:
     """Worst and best undiscounted return of the episodes, with the penalty in place of terminating rewards."""
     returns = [float(penalized_rewards(episode, termination_penalty).sum()) for episode in episodes]
     return min(returns), max(returns)

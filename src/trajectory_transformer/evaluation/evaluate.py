@@ -25,8 +25,8 @@ _DRAWN_PATHS = 40
 def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path) -> dict[str, Any]:
     """Plan episodes in the agent's environment and record what came of it.
 
-    Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png``,
-    ``plots/trajectories.png`` where the environment is a maze, ``videos/episode_<i>.mp4`` if asked for, and
+    Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png`` where plans look
+    ahead, ``plots/trajectories.png`` where the environment is a maze, ``videos/episode_<i>.mp4`` if asked for, and
     ``plots/training.png`` if the directory holds ``metrics.csv``; prints a table.
 
     Args:
@@ -85,6 +85,8 @@ def _plot(
     plot_returns(request.behavior_returns, returns, interval, results["env_id"], plots / "returns.png")
     names = _observation_names(environment)
     for trace in record.traces[:1]:
+        if len(trace.plans[0].observations) == 1:  # only the present: a policy, or a plan of a single action
+            continue
         plot_plan(trace, names, results["env_id"], plots / "plan_vs_outcome.png")
     _plot_paths(environment, record, results["env_id"], plots / "trajectories.png")
     plot_training(run_directory / "metrics.csv", plots / "training.png")

@@ -23,6 +23,12 @@ from .records import EpisodeTrace, PlanTrace
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#D55E00", "#222222", "#8C8C8C"
 SERIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 _MAX_PANELS = 12
+_LOSS_NAMES = {f"{kind}_loss": f"{kind} tokens" for kind in TOKEN_KINDS} | {
+    "v_loss": "V",
+    "q_loss": "Q, both networks",
+    "policy_loss": "policy",
+    "worst_member_loss": "worst member",
+}
 
 
 def plot_returns(
@@ -180,7 +186,7 @@ def _plan_window(trace: EpisodeTrace) -> tuple[int, int, list[PlanTrace]]:
 
 
 def plot_training(metrics: Path, path: Path) -> bool:
-    """Training and validation loss, in total and for each kind of token, over optimiser updates.
+    """Training and validation loss, in total and for each of its parts, over optimiser updates.
 
     Args:
         metrics: the ``metrics.csv`` of a run; columns that are missing are left out.
@@ -190,7 +196,8 @@ def plot_training(metrics: Path, path: Path) -> bool:
         Whether there was anything to draw.
     """
     columns = _read_columns(metrics)
-    panels = [("loss", "all tokens, weighted")] + [(f"{kind}_loss", f"{kind} tokens") for kind in TOKEN_KINDS]
+    of_tokens = any(f"{split}/{kind}_loss" in columns for split in ("train", "val") for kind in TOKEN_KINDS)
+    panels = [("loss", "all tokens, weighted" if of_tokens else "all"), *_LOSS_NAMES.items()]
     found = [(key, name) for key, name in panels if any(f"{split}/{key}" in columns for split in ("train", "val"))]
     if not found:
         return False
@@ -201,7 +208,7 @@ def plot_training(metrics: Path, path: Path) -> bool:
                 steps, values = columns[f"{split}/{key}"]
                 axes.plot(steps, values, style, color=color, linewidth=1.3, markersize=3, label=label)
         axes.set_title(name, fontsize=10, loc="left")
-        axes.set_ylabel("loss (nats per token)", fontsize=8)
+        axes.set_ylabel("loss (nats per token)" if of_tokens else "loss", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _label_steps(panels, "optimiser update")
     panels[0].legend(frameon=False, fontsize=9)

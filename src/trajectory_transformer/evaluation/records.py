@@ -9,6 +9,7 @@ import numpy as np
 from ..configuration import PlannerConfig
 from ..data.environment import EnvironmentSpec
 from ..planning.agent import PlanCounts
+from ..planning.policy_agent import PolicySettings
 
 
 class PredictedPlan(Protocol):
@@ -24,13 +25,13 @@ class PredictedPlan(Protocol):
 
 
 class ActingAgent(Protocol):
-    """Whatever can be evaluated; :class:`trajectory_transformer.planning.agent.Agent` is one."""
+    """Whatever can be evaluated: ``planning.agent.Agent``, and ``planning.policy_agent.PolicyAgent``."""
 
     @property
     def environment(self) -> EnvironmentSpec: ...
 
     @property
-    def settings(self) -> PlannerConfig: ...
+    def settings(self) -> PlannerConfig | PolicySettings: ...
 
     @property
     def last_plan(self) -> PredictedPlan: ...

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..configuration import PlannerConfig
 from ..errors import UserError
+from ..planning.policy_agent import PolicySettings
 from .records import RolloutRecord
 from .scores import normalized_scores, summarize_returns, wilson_interval
 
@@ -98,7 +99,7 @@ class EvaluationRequest:
 
 
 def build_results(
-    request: EvaluationRequest, planner: PlannerConfig, env_id: str, record: RolloutRecord
+    request: EvaluationRequest, planner: PlannerConfig | PolicySettings, env_id: str, record: RolloutRecord
 ) -> dict[str, Any]:
     """The content of ``results.json``: scores in percent, latencies in milliseconds of an ``Agent.act`` that plans."""
     returns = np.array([episode.episode_return for episode in record.episodes])

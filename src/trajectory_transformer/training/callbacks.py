@@ -16,12 +16,15 @@ from ..configuration import TrainerConfig
 from ..errors import UserError
 from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
+from .learner_module import LearnerModule
 
 PLAIN_LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
 class KeepCheckpoints(Checkpoint):
     """``last.ckpt`` every so many updates, at the end and when interrupted; ``best.ckpt`` by validation loss.
+
+    For a learner that no loss can judge, ``best.ckpt`` is the latest validated one.
 
     Where a validation follows an update, ``last.ckpt`` is written after it: a resumed run then neither repeats nor
     skips a validation.
@@ -59,7 +62,8 @@ class KeepCheckpoints(Checkpoint):
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = float(trainer.callback_metrics["val/loss"])
-        if loss < self.best_loss or math.isnan(self.best_loss):
+        assert isinstance(pl_module, LearnerModule)
+        if loss < self.best_loss or math.isnan(self.best_loss) or pl_module.best_is_latest:
             before, self.best_loss = self.best_loss, loss  # set first: the file holds it too
             if not self._save(trainer, self.best):
                 self.best_loss = before
@@ -109,10 +113,11 @@ class Throughput(Callback):
     Args:
         tokens_per_step: trained tokens of one update, over all devices.
         log_every: updates between logged values, each the mean since the one before.
+        unit: what is counted, where that is not tokens.
     """
 
-    def __init__(self, tokens_per_step: int, log_every: int) -> None:
-        self.tokens_per_step, self.log_every = tokens_per_step, log_every
+    def __init__(self, tokens_per_step: int, log_every: int, unit: str = "tokens") -> None:
+        self.tokens_per_step, self.log_every, self.unit = tokens_per_step, log_every, unit
         self.seconds, self.steps = 0.0, 0
         self._logged_seconds, self._logged_steps = 0.0, 0
         self._since = 0.0
@@ -134,7 +139,7 @@ class Throughput(Callback):
         self.seconds, self.steps, self._since = self.seconds + now - self._since, self.steps + 1, now
         if trainer.global_step % self.log_every == 0:
             tokens = (self.steps - self._logged_steps) * self.tokens_per_step
-            pl_module.log("train/tokens_per_second", tokens / (self.seconds - self._logged_seconds))
+            pl_module.log(f"train/{self.unit}_per_second", tokens / (self.seconds - self._logged_seconds))
             self._logged_seconds, self._logged_steps = self.seconds, self.steps
 
     @override
@@ -180,7 +185,8 @@ class RunProgress(Callback):
         remaining = (now - self._began) / (step - self._first_step) * (self.max_steps - step)
         status = (
             f"loss {float(outputs['loss']):.3f}{self._validation_loss}  "
-            f"{self.throughput.tokens_per_second:,.0f} tokens/s  {timedelta(seconds=round(remaining))} remaining"
+            f"{self.throughput.tokens_per_second:,.0f} {self.throughput.unit}/s  "
+            f"{timedelta(seconds=round(remaining))} remaining"
         )
         if self._bar is None:
             self.console.print(f"step {step}/{self.max_steps}  {status}", highlight=False)

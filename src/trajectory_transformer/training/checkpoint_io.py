@@ -11,12 +11,11 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from typing_extensions import override
 
-from ..checkpoint import SECTION, read_checkpoint, write_checkpoint
+from ..checkpoint import SECTION, read_checkpoint, require_kind, write_checkpoint
 from ..configuration import TrainConfig
 from ..data.discretizer import Discretizer
 from ..data.episodes import OfflineData
 from ..errors import UserError
-from ..model.config import TrajectoryTransformerConfig
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -56,8 +55,12 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 def standalone_facts(config: TrainConfig, data: OfflineData, discretizer: Discretizer) -> dict[str, Any]:
     """All that planning needs besides weights and model config, as plain values and tensors."""
+    return {"discretizer": discretizer.to_dict(), **run_facts(config, data), "planner": asdict(config.planner)}
+
+
+def run_facts(config: TrainConfig, data: OfflineData) -> dict[str, Any]:
+    """What every learner's checkpoint says of its data, as plain values and tensors."""
     return {
-        "discretizer": discretizer.to_dict(),
         "environment": data.environment.to_dict(),
         "dataset": {
             "ids": list(data.dataset_ids),
@@ -67,41 +70,41 @@ def standalone_facts(config: TrainConfig, data: OfflineData, discretizer: Discre
             "reference_source": data.reference_source,
         },
         "data": asdict(config.data),
-        "planner": asdict(config.planner),
         "seed": config.seed,
     }
 
 
-def require_same_run(path: Path, model: TrajectoryTransformerConfig, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of another model, data set or seed.
+def require_same_run(path: Path, record: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of another learner, model, data set or seed.
 
     Args:
         path: the checkpoint.
-        model: what would be trained now.
-        facts: of :func:`standalone_facts`, now.
+        record: what a checkpoint of the run would say now.
 
     Raises:
         UserError: naming the first option that differs.
     """
-    saved = read_checkpoint(path)[SECTION]
-    for name, value in model.to_dict().items():
+    contents = read_checkpoint(path)
+    require_kind(contents, record["kind"], f"'{path}'")
+    saved = contents[SECTION]
+    for name, value in record["model"].items():
         if saved["model"].get(name) != value:
             raise UserError(
                 f"'{path}' has {name}={saved['model'].get(name)}, but now it would be {value}; resume with the options "
                 "and the data that the run began with"
             )
-    if saved["dataset"]["fingerprint"] != facts["dataset"]["fingerprint"]:
+    if saved["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
         raise UserError(
             f"'{path}' was trained on {', '.join(saved['dataset']['ids'])} with other contents than "
-            f"{', '.join(facts['dataset']['ids'])} has now; resume with the same data"
+            f"{', '.join(record['dataset']['ids'])} has now; resume with the same data"
         )
-    if not torch.equal(saved["discretizer"]["edges"], facts["discretizer"]["edges"]):
+    if "discretizer" in record and not torch.equal(saved["discretizer"]["edges"], record["discretizer"]["edges"]):
         raise UserError(
             f"'{path}' has other discretiser bins than data.discretizer gives now; resume with the same options"
         )
     for name, was, now in [
-        ("seed", saved.get("seed"), facts["seed"]),
-        *((f"data.{name}", saved["data"].get(name), now) for name, now in facts["data"].items()),
+        ("seed", saved.get("seed"), record["seed"]),
+        *((f"data.{name}", saved["data"].get(name), now) for name, now in record["data"].items()),
     ]:
         if was != now and name != "data.download":
             raise UserError(f"'{path}' was trained with {name}={was}, now it is {now}; a run cannot change it half way")

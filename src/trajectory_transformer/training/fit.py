@@ -22,11 +22,12 @@ from ..checkpoint import remove_partial_files
 from ..configuration import TrainConfig
 from ..errors import UserError
 from .callbacks import KeepCheckpoints, RunProgress, Throughput
-from .checkpoint_io import VerifiedCheckpointIO, require_same_run, standalone_facts
-from .datamodule import TrajectoryDataModule
+from .checkpoint_io import VerifiedCheckpointIO, require_same_run
+from .datamodule import OfflineDataModule
 from .interruption import SignalWatch
-from .module import TrajectoryModule, make_model_config
-from .optimization import TrainingPlan
+from .learner_module import LearnerModule
+from .learners import make_module
+from .module import TrajectoryModule
 
 # Messages of Lightning that say nothing to somebody who did not write this file.
 UNWANTED_MESSAGES = (
@@ -46,11 +47,12 @@ class FitReport:
     """What training left behind.
 
     Attributes:
-        best: checkpoint of the lowest validation loss.
+        best: checkpoint of the lowest validation loss, or the latest where no loss can judge.
         last: checkpoint of the last update.
         steps: updates made, those before a resume included.
-        validation_loss: of ``best``, as minimised, in nats.
-        tokens_per_second: over all devices, validation apart; NaN where this process made no update.
+        validation_loss: of ``best``; for models of tokens or dynamics in nats.
+        tokens_per_second: (transitions, for learners that see no tokens) over all devices, validation apart; NaN where
+            this process made no update.
     """
 
     best: Path
@@ -63,7 +65,7 @@ class FitReport:
 def fit(
     config: TrainConfig,
     run_directory: Path,
-    datamodule: TrajectoryDataModule,
+    datamodule: OfflineDataModule,
     loggers: Sequence[Logger],
     callbacks: Sequence[Callback],
     resume: bool,
@@ -90,10 +92,10 @@ def fit(
         raise UserError(f"'{run_directory}' already holds a run: resume={run_directory} goes on with it")
     datamodule.setup()
     with torch_threads(config.trainer.threads), quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
-        module = _make_module(config, datamodule)
+        module = make_module(config, datamodule)
         if resume:
-            require_same_run(last, module.model.config, module.facts)
-        throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every)
+            require_same_run(last, module.record)
+        throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
         trainer = make_trainer(config, run_directory, loggers, [throughput, *progress, *callbacks, keeper])
@@ -175,21 +177,8 @@ def quiet_lightning() -> Iterator[None]:
             source.removeFilter(wanted)
 
 
-def _make_module(config: TrainConfig, datamodule: TrajectoryDataModule) -> TrajectoryModule:
-    L.seed_everything(config.seed, verbose=False)  # the initial weights; every update seeds itself
-    order = datamodule.train_order()
-    model = make_model_config(
-        config.model, datamodule.layout, config.data.discretizer.num_bins, config.data.sequence_length
-    )
-    tokens_per_step = order.batch_size * model.block_size
-    plan = TrainingPlan(
-        config.seed, config.trainer.max_steps, order.steps_per_epoch, tokens_per_step, config.trainer.log_every
-    )
-    facts = standalone_facts(config, datamodule.data, datamodule.discretizer)
-    return TrajectoryModule(model, config.optimizer, plan, facts)
-
-
-def _compile(module: TrajectoryModule, device: torch.device) -> None:
+def _compile(module: LearnerModule, device: torch.device) -> None:
+    assert isinstance(module, TrajectoryModule)  # TrainConfig refuses it for the others
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
         warnings.warn("trainer.compile=true needs a C++ compiler on the CPU; training goes on without", stacklevel=2)
     else:

@@ -76,7 +76,8 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused:
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group the same learning rate, but for those that say ``constant_rate``."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            if not group.get("constant_rate", False):
+                group["lr"] = rate

@@ -1,0 +1,117 @@
+"""Batches in an order known beforehand: a function of the seed and of the number of updates made."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+SPLIT, _TRAIN, _VALIDATION, BOOTSTRAP = range(4)  # what a random stream is for
+
+Batch = TypeVar("Batch", covariant=True)
+
+
+class Examples(Protocol[Batch]):
+    """Training examples kept on one device: windows of tokens, or transitions."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def gather(self, indices: Tensor) -> Batch:
+        """A batch on :attr:`device`, of the examples with these numbers."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass
+class BatchOrder:
+    """Which examples each update sees: a pure function of the seed and the update's number.
+
+    Every epoch is a new permutation. Its last incomplete batch is dropped, unless there is no complete one.
+
+    Attributes:
+        num_windows: examples (windows, transitions) to choose from, at least 1.
+        batch_size: examples of an update, over all processes.
+        seed: of the run.
+        rank, world_size: this process takes every ``world_size``-th window of a batch, from ``rank`` on.
+
+    Raises:
+        UserError: the processes' shares would differ in size or be empty.
+    """
+
+    num_windows: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    _epoch: int = field(default=-1, init=False)
+    _permutation: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long), init=False)
+
+    def __post_init__(self) -> None:
+        self.batch_size = min(self.batch_size, self.num_windows)
+        if self.batch_size % self.world_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} windows do not divide among {self.world_size} processes; "
+                "choose a multiple of trainer.devices × trainer.num_nodes"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_windows // self.batch_size
+
+    def indices(self, step: int) -> Tensor:
+        """This process's windows of the update after ``step`` updates: (batch_size / world_size,) int64."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, permutation(self.num_windows, self.seed, _TRAIN, epoch)
+        batch = self._permutation[position * self.batch_size : (position + 1) * self.batch_size]
+        return batch[self.rank :: self.world_size]
+
+
+@dataclass
+class TrainingBatches(Generic[Batch]):
+    """Endless batches from the present update on: iterating anew after a resume goes on exactly where it stopped."""
+
+    examples: Examples[Batch]
+    order: BatchOrder
+    steps_done: Callable[[], int]
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self.steps_done()
+        while True:
+            yield self.examples.gather(self.order.indices(step))
+            step += 1
+
+
+@dataclass
+class ValidationBatches(Generic[Batch]):
+    """The same batches, in the same order, every time; the last one may be smaller. Processes share each."""
+
+    examples: Examples[Batch]
+    order: BatchOrder
+
+    def __len__(self) -> int:
+        order = self.order
+        whole, rest = divmod(order.num_windows, order.batch_size)
+        return whole + (rest >= order.world_size)  # no process may be left without a window
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self.order
+        for batch in permutation(order.num_windows, order.seed, _VALIDATION).split(order.batch_size)[: len(self)]:
+            yield self.examples.gather(batch[order.rank :: order.world_size])
+
+
+def random_stream(seed: int, *stream: int) -> torch.Generator:
+    """Random numbers that depend on the arguments alone, and on no global state."""
+    entropy = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> 1))
+
+
+def permutation(count: int, seed: int, *stream: int) -> Tensor:
+    """A permutation of range(count) that depends on the arguments alone."""
+    return torch.randperm(count, generator=random_stream(seed, *stream))

@@ -1,0 +1,98 @@
+"""What all learners have in common under Lightning: seeds, learning rates, finite losses, the record of a run."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..checkpoint import FORMAT, SECTION
+from ..configuration import OptimizerConfig
+from ..errors import UserError
+from .optimization import TrainingPlan, make_optimizer, make_schedule, set_learning_rate
+
+
+class NonFiniteLossError(UserError):
+    """The loss or its gradient became NaN or infinite; the weights are still those of the update before."""
+
+
+class LearnerModule(L.LightningModule):
+    """Base of the learners. An update's randomness follows from (seed, step, rank): resume is exact.
+
+    Args:
+        optimizer: AdamW and its schedule.
+        plan: length of the run, seed, logging.
+        facts: plain values and tensors that join the model's options in every checkpoint.
+    """
+
+    kind: ClassVar[str]  # recorded in checkpoints
+    unit: ClassVar[str] = "transitions"  # what ``plan.tokens_per_step`` and the learning rate's schedule count
+    best_is_latest: ClassVar[bool] = False  # there is no loss that could choose: ``best.ckpt`` is the latest
+
+    def __init__(self, optimizer: OptimizerConfig, plan: TrainingPlan, facts: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.optimizer_config, self.plan, self.facts = optimizer, plan, dict(facts)
+        self.schedule = make_schedule(optimizer, plan)
+        self.gradient_norm = self.last_loss = torch.zeros(())
+
+    def model_options(self) -> dict[str, Any]:
+        """What rebuilds the network, beside the facts; plain values."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Of the optimiser, each with its ``weight_decay``."""
+        raise NotImplementedError
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The section of a checkpoint that says all but weights and training state."""
+        return {"format": FORMAT, "kind": self.kind, "model": self.model_options(), **self.facts}
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        step = self.global_step
+        entropy = np.random.SeedSequence([self.plan.seed, step, self.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        set_learning_rate(self.trainer.optimizers, self.schedule.at((step + 1) * self.plan.tokens_per_step))
+
+    @override
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        largest = self.optimizer_config.gradient_clip_norm
+        largest = math.inf if largest is None else largest
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), largest)
+        # A NaN loss makes every gradient NaN, and DDP averages gradients: the norm tells all processes the same, at the
+        # price of one synchronisation. In 16-mixed infinite gradients are normal, as its scaler skips those updates.
+        scaled = self.trainer.precision == "16-mixed"
+        judged = self.trainer.strategy.reduce(self.last_loss, reduce_op="mean") if scaled else self.gradient_norm
+        if not bool(torch.isfinite(torch.as_tensor(judged))):
+            raise NonFiniteLossError(
+                f"the loss or its gradient became NaN or infinite in update {self.global_step + 1} (loss "
+                f"{self.last_loss.item():.4g}); that update was not made and checkpoints/last.ckpt keeps the last good "
+                "state; lower optimizer.learning_rate or look for extreme values in the data"
+            )
+
+    def labelled(self, values: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+        """Values under their logged names, with "step" (updates made), which Lightning logs them at."""
+        named = {f"{prefix}/{name}": value for name, value in values.items()}
+        return named | {"step": float(self.global_step), "epoch": self.global_step / self.plan.steps_per_epoch}
+
+    @property
+    def optimizer_state(self) -> dict[str, Any]:
+        """What every row of training metrics has: learning rate (that which decays) and gradient norm."""
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return {"train/learning_rate": rate, "train/gradient_norm": self.gradient_norm}
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        return make_optimizer(self.parameter_groups(), self.optimizer_config, fused)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SECTION] = self.record
