@@ -120,6 +120,10 @@ def test_pictures_show_each_method_with_its_band(tmp_path: Path, drawn: list[Fig
 def test_an_ensemble_that_falls_without_end_does_not_flatten_the_others(tmp_path: Path, drawn: list[Figure]) -> None:
     curves = curves_of(3, 12, "transformer", "ensemble")
     curves["log_likelihood"]["ensemble"] -= 1e6
+    curves["sample_error"]["ensemble"] += 1e6
     plot_log_likelihood(curves, "Walk-v0", tmp_path / "likelihood.png")
-    bottom, _ = drawn[0].axes[0].get_ylim()
-    assert bottom == pytest.approx(curves["log_likelihood"]["transformer"].mean(axis=0).min() - 3.0)
+    plot_errors(curves, "Walk-v0", tmp_path / "error.png")
+    means = [curves["log_likelihood"][method].mean(axis=0) for method in ("transformer", "oracle")]
+    assert drawn[0].axes[0].get_ylim() == pytest.approx((np.min(means) - 3.0, np.max(means) + 1.0))
+    errors = [curves["sample_error"][method].mean(axis=0) for method in ("transformer", "constant")]
+    assert [axes.get_ylim() for axes in drawn[1].axes] == [pytest.approx((0.0, 2.0 * np.max(errors)))] * 2

@@ -17,7 +17,9 @@ _STYLES = {
     "oracle": ("best that its bins allow", BLACK, "--"),
     "constant": ("nothing changes", GREY, "--"),
 }
-_BELOW = 3.0  # nats shown below the transformer's lowest: an ensemble can fall without end
+# An ensemble can fall without end, and leaves the picture rather than flatten the others.
+_BELOW = 3.0  # nats shown below the lowest of the others
+_ABOVE = 2.0  # errors are shown up to that multiple of the highest of the others
 
 
 def plot_log_likelihood(curves: Curves, title: str, path: Path) -> None:
@@ -32,9 +34,8 @@ def plot_log_likelihood(curves: Curves, title: str, path: Path) -> None:
     axes = figure.subplots()
     methods = curves["log_likelihood"]
     _draw(axes, methods)
-    lowest = min(float(methods[name].mean(axis=0).min()) for name in ("transformer", "markovian") if name in methods)
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(max(bottom, lowest - _BELOW), top)
+    highest = max(values.mean(axis=0).max() for values in methods.values())
+    axes.set_ylim(min(means.min() for means in _others(methods)) - _BELOW, highest + 1.0)
     axes.set_ylabel("log-likelihood (nats per dimension)")
     _finish(figure, f"{title}: log-likelihood of held-out episodes", methods, path)
 
@@ -46,9 +47,15 @@ def plot_errors(curves: Curves, title: str, path: Path) -> None:
     for axes, curve, name in ((left, "mean_error", "mean of the samples"), (right, "sample_error", "each sample")):
         _draw(axes, curves[curve])
         axes.set_title(name, fontsize=10, loc="left")
-        axes.set_ylim(bottom=0)
+    highest = max(means.max() for name in ("mean_error", "sample_error") for means in _others(curves[name]))
+    left.set_ylim(0, _ABOVE * highest)
     left.set_ylabel("root mean square error\n(standard deviations of the data)")
     _finish(figure, f"{title}: error of predictions", curves["mean_error"], path)
+
+
+def _others(methods: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """(horizon,) means over episodes of all methods but the ensemble."""
+    return [values.mean(axis=0) for method, values in methods.items() if method != "ensemble"]
 
 
 def _draw(axes: Axes, methods: dict[str, np.ndarray]) -> None:
