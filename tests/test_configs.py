@@ -13,7 +13,10 @@ from trajectory_transformer.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CHOICES = [(file.parent.name, file.stem) for file in sorted(CONFIGS.glob("*/*.yaml"))]
-NEEDED = {("data", "minari"): ["data.dataset_id=[one/v0,two/v0]"]}  # what an option leaves to the user
+NEEDED = {  # what an option leaves to the user, or needs beside it
+    ("data", "minari"): ["data.dataset_id=[one/v0,two/v0]"],
+    ("planner", "goal"): ["model.goal_conditioned=true"],
+}
 
 
 def composed(command: str, *overrides: str) -> DictConfig:

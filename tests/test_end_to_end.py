@@ -21,6 +21,7 @@ from trajectory_transformer.configuration import (
     TrainerConfig,
 )
 from trajectory_transformer.data.environment import EnvironmentSpec
+from trajectory_transformer.evaluation import plots
 from trajectory_transformer.experiment import RunContext, run_training
 from trajectory_transformer.planning.agent import Agent
 
@@ -33,7 +34,8 @@ TINY = (
     "model.n_layer=1", "model.n_head=1", "model.n_embd=8", "data.batch_size=4", "data.discretizer.num_bins=8",
     "trainer.accelerator=cpu", "trainer.devices=1", "trainer.max_steps=1", "trainer.validate_every=1",
     "trainer.checkpoint_every=1", "trainer.log_every=1", "trainer.progress_bar=false", "planner.beam_width=2",
-    "evaluation.episodes=1", "evaluation.num_envs=1",
+    "data.observation_indices=null", "planner.horizon=2", "evaluation.episodes=1", "evaluation.num_envs=1",
+    "iql.hidden_width=8", "ensemble.hidden_width=8",
 )  # fmt: skip
 
 
@@ -168,10 +170,21 @@ def run(options: TrainConfig, directory: Path) -> tuple[dict[str, Any], Environm
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_one_step_of_every_experiment(name: str, tmp_path: Path) -> None:
+def test_one_step_of_every_experiment(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "_save", lambda figure, path: None)  # most of the time; pictures have tests of their own
     options = schema.typed_train(composed("train", f"experiment={name}", "data.dataset_id=hopper-v0", *TINY))
-    results, _ = run(options, tmp_path)
     assert options.experiment_name == name
+    if options.learner == "ensemble" or options.model.goal_conditioned:  # nothing that acts, or no goal in Hopper-v5
+        options.evaluation.episodes = 0
+        score = run_training(options, RunContext(tmp_path, "python train.py"))
+        assert np.isfinite(score)
+        assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "metrics.csv", "plots"}
+        assert not (tmp_path / "results.json").exists()
+        return
+    results, _ = run(options, tmp_path)
+    if options.learner == "iql":
+        assert results["planner"] == {"name": "iql_policy", "horizon": 1, "beam_width": 1, "deadline_ms": None}
+        return
     assert results["env_id"] == "Hopper-v5"
     assert [episode["length"] for episode in results["episodes"]] in ([1], [2])
     assert results["planner"]["horizon"] == options.planner.horizon

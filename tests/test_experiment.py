@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import pickle
 import signal
 import subprocess
@@ -278,6 +279,29 @@ class TestAttention:
         message = capsys.readouterr().err
         assert words in message
         assert len(message.strip().splitlines()) == 1
+
+
+class TestOtherLearners:
+    def test_a_critics_policy_acts_as_after_its_training(self, tmp_path: Path) -> None:
+        score = run_training(replace(config(), learner="iql"), RunContext(tmp_path / "run", "command"))
+        checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        plan(checkpoint, tmp_path / "again")
+        first, again = results_of(tmp_path / "run"), results_of(tmp_path / "again")
+        assert first["summary"]["return_mean"] == score
+        assert first["planner"] == {"name": "iql_policy", "horizon": 1, "beam_width": 1, "deadline_ms": None}
+        assert again["episodes"] == first["episodes"][:1]
+        assert again["planner"] == first["planner"]
+        pictures = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
+        assert pictures == {"returns.png", "training.png"}  # a policy predicts nothing that could be drawn
+        with pytest.raises(UserError, match=r"best\.ckpt' holds a critic, .*leave out planner and planner\.horizon$"):
+            load_trained(checkpoint, "cpu", {"horizon": 3})
+
+    def test_an_ensemble_does_not_act(self, tmp_path: Path) -> None:
+        score = run_training(replace(config(), learner="ensemble"), RunContext(tmp_path, "command"))
+        assert math.isfinite(score)
+        assert not (tmp_path / "results.json").exists()
+        with pytest.raises(UserError, match=r"holds an ensemble of dynamics models, .*\(task=predict\)$"):
+            load_trained(tmp_path / "checkpoints" / "best.ckpt", "cpu", {})
 
 
 @pytest.fixture

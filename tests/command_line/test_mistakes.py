@@ -90,14 +90,18 @@ YAML_MISTAKES = [
     ),
     Typo("experiment/hopper_quick.yaml", "\ntrainer:", "\ntrainr:", ["experiment=hopper_quick"], ["'trainer'"]),
     Typo(
-        "experiment/hopper_paper.yaml", "model: base", "model: bsae", ["experiment=hopper_paper"], ["hopper_paper.yaml"]
+        "experiment/hopper_medium.yaml",
+        "model: base",
+        "model: bsae",
+        ["experiment=hopper_medium"],
+        ["hopper_medium.yaml"],
     ),
     Typo(
-        "experiment/hopper_paper.yaml",
+        "experiment/hopper_medium.yaml",
         "/model:",
         "/modl:",
-        ["experiment=hopper_paper"],
-        ["hopper_paper.yaml", "'model'"],
+        ["experiment=hopper_medium"],
+        ["hopper_medium.yaml", "'model'"],
     ),
     Typo("tune/optimizer.yaml", "low: 1.0e-4", "lwo: 1.0e-4", ["tune=optimizer"], ["optimizer.yaml", "lwo"]),
     Typo("tune/optimizer.yaml", "learning_rate:", "learning_rat:", ["tune=optimizer"], ["'optimizer.learning_rate'"]),

@@ -97,10 +97,12 @@ def test_dead_worker_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     assert "NoSuchEnvironment" in capfd.readouterr().err
 
 
-def test_environments_leave_neither_files_nor_notices(tmp_path: Path) -> None:
-    code = f"from {make_environment.__module__} import make_environment; make_environment('PointMaze_UMaze-v3').close()"
+@pytest.mark.parametrize("env_id", ["PointMaze_UMaze-v3", "HalfCheetah-v5"])
+def test_environments_leave_neither_files_nor_notices(tmp_path: Path, env_id: str) -> None:
+    code = f"from {make_environment.__module__} import make_environment; make_environment('{env_id}').close()"
     command = [sys.executable, "-W", "error", "-c", code]
-    result = subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -174,6 +176,25 @@ def test_hopper_policies_differ_clearly_in_quality() -> None:
     assert quality[-1] > 1.2 * np.mean(quality)
 
 
+def test_a_replay_set_has_as_many_steps_of_each_policy_as_a_replay_buffer() -> None:
+    """Up to Hopper's medium policy: 5,000 random steps, then snapshots at 20, 30, 90 and 150 thousand."""
+    steps: dict[str, int] = {}
+    for episode in episodes_of(RECIPES["hopper_medium_replay"], 80):
+        steps[episode.behavior] = steps.get(episode.behavior, 0) + len(episode)
+    shares = np.array([steps[name] for name in sorted(steps)]) / sum(steps.values())
+    assert sorted(steps)[0] == "random"
+    np.testing.assert_allclose(shares, np.array([5, 15, 10, 60, 60]) / 150, atol=0.06)
+
+
+@pytest.mark.parametrize(("body", "number"), [("hopper", 10), ("walker2d", 10), ("halfcheetah", 2)])
+def test_a_medium_policy_is_about_a_third_to_half_as_good_as_the_expert(body: str, number: int) -> None:
+    expert, medium = (
+        np.mean([episode.rewards.sum() for episode in episodes_of(RECIPES[f"{body}_{stage}"], number)])
+        for stage in ("expert", "medium")
+    )
+    assert 0.28 < medium / expert < 0.58
+
+
 # Mazes
 
 
@@ -211,7 +232,7 @@ def test_slow_walkers_keep_to_their_speed_and_detours_cost_return() -> None:
 def test_larger_mazes_are_mostly_missed() -> None:
     for name in ("pointmaze_medium", "pointmaze_large"):
         recipe = RECIPES[name]
-        returns = np.array([episode.rewards.sum() for episode in episodes_of(recipe, 24)])
+        returns = np.array([episode.rewards.sum() for episode in episodes_of(recipe, 10)])
         assert 0.25 < (returns > 0).mean() < 0.7
         assert returns.mean() < 0.5 * recipe.reference_scores[1]
 
@@ -223,8 +244,8 @@ def test_larger_mazes_are_mostly_missed() -> None:
         ("pointmaze_umaze", DIRECT, 1, 55.0, 30),
         ("pointmaze_medium", UniformBehavior(), 0, 27.0, 10),
         ("pointmaze_medium", DIRECT, 1, 86.0, 10),
-        ("pointmaze_large", UniformBehavior(), 0, 41.0, 10),
-        ("pointmaze_large", DIRECT, 1, 148.0, 10),
+        ("pointmaze_large", UniformBehavior(), 0, 41.0, 6),
+        ("pointmaze_large", DIRECT, 1, 148.0, 6),
     ],
 )
 def test_pointmaze_reference_scores_are_what_is_measured(

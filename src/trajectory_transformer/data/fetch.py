@@ -96,19 +96,19 @@ def obtain(dataset_id: str, download: bool, progress: bool) -> None:
 
 def _require_download(dataset_id: str, allowed: bool) -> None:
     looked = f"data set '{dataset_id}' is not in '{dataset_root()}'"
-    embedded = ", ".join(REGISTRY)
+    near = difflib.get_close_matches(dataset_id, REGISTRY, n=3, cutoff=0.0)
+    embedded = f"such as {', '.join(near)}"
     if dataset_id.startswith(EMBEDDED_NAMESPACE):
-        near = difflib.get_close_matches(dataset_id, REGISTRY, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"{looked} and not one of the embedded sets ({embedded}){_near(dataset_id)}; "
-            f"`{COLLECT_COMMAND}{REGISTRY[near].name}` makes '{near}'"
+            f"{looked} and not one of the embedded sets, {embedded}{_near(dataset_id)}; "
+            f"`{COLLECT_COMMAND}{REGISTRY[near[0]].name}` makes '{near[0]}'"
         )
     reason = unreachable() if allowed else "data.download=false"
     if reason is not None:
         raise UserError(
             f"{looked} and cannot be downloaded ({reason}){_near(dataset_id)}; fetch it with `minari download "
             f"{dataset_id}` where there is a network (MINARI_DATASETS_PATH names the folder), or take an embedded set "
-            f"that needs none: {embedded}"
+            f"that needs none, {embedded}"
         )
 
 

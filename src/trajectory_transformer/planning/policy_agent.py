@@ -89,8 +89,9 @@ class PolicyAgent:
         self._observations = np.array(observations, dtype=np.float32)
         self.counts = PlanCounts(self.counts.plans + int(self.planned.sum()))
         actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)
-        values = torch.from_numpy(self._observations[self.planned]).to(self._device)
-        actions[self.planned] = self._network.policy_mean(values).cpu().numpy()
+        values = torch.from_numpy(self._observations).to(self._device)
+        for row in np.flatnonzero(self.planned):  # one by one: in a batch, rounding depends on the rows beside
+            actions[row] = self._network.policy_mean(values[row : row + 1])[0].cpu().numpy()
         return actions
 
     def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None:

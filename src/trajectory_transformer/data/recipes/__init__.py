@@ -5,6 +5,7 @@ To add one, add a :class:`Recipe` here; a MuJoCo recipe also needs its policies,
 """
 
 from ...configuration import require_choice
+from .locomotion import LOCOMOTION
 from .mazes import MAZE_RECIPES
 from .policies import PolicyBehavior
 from .recipe import Recipe
@@ -28,7 +29,7 @@ HOPPER_MIXED = Recipe(
     description="Soft actor-critic policies from several stages of their training, with and without exploration noise.",
 )
 
-RECIPES = {recipe.name: recipe for recipe in (HOPPER_MIXED, *MAZE_RECIPES)}
+RECIPES = {recipe.name: recipe for recipe in (HOPPER_MIXED, *MAZE_RECIPES, *LOCOMOTION)}
 REGISTRY = {recipe.dataset_id: recipe for recipe in RECIPES.values()}
 
 
