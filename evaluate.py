@@ -1,4 +1,4 @@
-"""Plan with a trained model: ``python evaluate.py checkpoint=PATH [planner=…] [episodes=N] [OPTION=VALUE …]``."""
+"""Evaluate what was trained: ``python evaluate.py checkpoint=PATH [task=…] [planner=…] [OPTION=VALUE …]``."""
 
 from pathlib import Path
 

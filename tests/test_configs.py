@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from trajectory_transformer.command_line import schema
-from trajectory_transformer.configuration import EvaluateConfig, TrainConfig
+from trajectory_transformer.configuration import DataConfig, EvaluateConfig, TrainConfig
+from trajectory_transformer.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CHOICES = [(file.parent.name, file.stem) for file in sorted(CONFIGS.glob("*/*.yaml"))]
@@ -61,6 +63,20 @@ def test_the_default_needs_no_accelerator_no_account_and_no_download() -> None:
     assert config.trainer.accelerator == "cpu"
     assert config.logger.name == "csv"
     assert config.data.dataset_ids[0].startswith("embedded/")
+
+
+def test_the_masked_experiment_keeps_the_dimensions_that_its_comment_derives() -> None:
+    config = schema.typed_train(composed("train", "experiment=predict_hopper_masked"))
+    kept = np.random.default_rng(0).permutation(11)[:6]
+    assert config.data.observation_indices == sorted(kept.tolist())
+    seen = schema.typed_train(composed("train", "experiment=predict_hopper"))
+    seen.data.observation_indices, seen.experiment_name = config.data.observation_indices, config.experiment_name
+    assert config == seen
+
+
+def test_a_mask_that_hides_everything_is_refused() -> None:
+    with pytest.raises(UserError, match=r"observation_indices=\[\] hides every dimension"):
+        DataConfig(observation_indices=[])
 
 
 def test_several_data_sets_can_be_joined() -> None:

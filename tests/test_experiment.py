@@ -377,6 +377,43 @@ class TestCommands:
         assert "Traceback" not in message
         assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == damage(data)
 
+    def test_predict_continues_held_out_episodes(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "task=predict", "predict.samples=10")
+        assert call("evaluate", *options, "predict.horizon=12", "episodes=1", "seed=3", "hydra.run.dir=run") == 0
+        with (tmp_path / "run" / "figures.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {(row["dataset"], row["env_id"], row["seed"], row["count"]) for row in rows} == {
+            (DATASET, "Pendulum-v1", "3", "1")
+        }
+        (mean,) = (r for r in rows if (r["method"], r["name"]) == ("transformer", "log_likelihood_mean"))
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert record.score == pytest.approx(float(mean["value"]), rel=1e-5)
+        assert not (tmp_path / "run" / "results.json").exists()
+        assert call("evaluate", *options, "predict.horizon=13", "hydra.run.dir=longer") == 1
+        assert "predict.horizon=13: no held-out episode" in capsys.readouterr().err
+        assert call("evaluate", *options, "predict.ensemble=none.ckpt", "hydra.run.dir=missing") == 2
+        assert "none.ckpt" in capsys.readouterr().err
+
+    def test_an_ensemble_is_compared_where_it_was_trained_on_the_same_data(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false")
+        for name, more in (("same", ()), ("masked", ("data.observation_indices=[0,2]",))):
+            data = ("data=minari", f"data.dataset_id={DATASET}", "data.batch_size=8", "ensemble.hidden_width=8")
+            assert call("train", "learner=ensemble", *data, *small, *more, f"hydra.run.dir={name}") == 0
+        best = trained[0] / "checkpoints" / "best.ckpt"
+        options = (f"checkpoint={best}", "task=predict", "predict.samples=5", "predict.horizon=3", "episodes=1")
+        assert call("evaluate", *options, "predict.ensemble=same/checkpoints/best.ckpt", "hydra.run.dir=run") == 0
+        assert "\nensemble,log_likelihood_step_3," in (tmp_path / "run" / "figures.csv").read_text()
+        capsys.readouterr()
+        assert call("evaluate", *options, "predict.ensemble=masked/checkpoints/best.ckpt", "hydra.run.dir=no") == 1
+        assert "predict.ensemble has 2 observation dimensions" in capsys.readouterr().err
+        assert call("evaluate", *options, f"predict.ensemble={best}", "hydra.run.dir=neither") == 1
+        assert "holds a trajectory transformer, not an ensemble" in capsys.readouterr().err
+
     def test_an_evaluations_config_holds_the_planner_that_it_used(
         self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int]
     ) -> None:

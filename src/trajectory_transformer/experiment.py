@@ -1,4 +1,4 @@
-"""The two things a user can ask for: train and then plan, or plan with what was trained."""
+"""The two things a user can ask for: train and then plan, or evaluate what was trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from .baselines.critic import Critic
+from .baselines.ensemble import TrainedEnsemble
 from .checkpoint import SECTION, kind_of, read_checkpoint
-from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, LoggerConfig, TrainConfig
+from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from .data.episodes import Episode
 from .data.fetch import dataset_folder
 from .data.sources import load_offline_data
@@ -23,6 +24,7 @@ from .evaluation.environments import environment_title
 from .evaluation.evaluate import evaluate
 from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
+from .evaluation.prediction import PredictionRequest, predict, require_same_data
 from .evaluation.records import ActingAgent
 from .evaluation.results import EvaluationRequest, current_commit
 from .planning.agent import Agent
@@ -199,10 +201,10 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
     Args:
         config: validated options; the checkpoint and planner in them have been made use of in ``trained``.
         run: where, and how.
-        trained: what plans, or is looked into.
+        trained: what plans, is looked into, or predicts.
 
     Returns:
-        The mean return; NaN where the task has no score.
+        The mean return, or of predictions the log-likelihood in nats per dimension; NaN where the task has no score.
 
     Raises:
         UserError: a mistake that the options alone do not show, such as an environment that cannot be made.
@@ -216,8 +218,9 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
             score = _evaluate(trained, rollouts, run, loggers)
         else:
             with torch_threads(config.threads):
-                log_figures(loggers, _attend(config, run, trained))
-            score = float("nan")  # there is nothing to maximise
+                figures = (_attend if config.task == "attention" else _predict)(config, run, trained)
+            log_figures(loggers, figures)
+            score = figures[0].value if config.task == "predict" else float("nan")  # attention has nothing to maximise
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.checkpoint, trained.dataset)
         return score
@@ -252,9 +255,26 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[F
     model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
     data = trained.contents[SECTION]["data"]
     table = join_episodes(held_out_episodes(trained), data["discount"], data["termination_penalty"])
-    ids, env_id = ",".join(trained.dataset["ids"]), environment_title(model.environment)
-    facts = RunFacts(ids, env_id, config.seed, current_commit(), run.command)
-    return evaluate_attention(model, table, config.attention, facts, run.directory)
+    return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
+
+
+def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+    """Write how well models predict its held-out episodes; the first figure is the score."""
+    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
+    network = None
+    if config.predict.ensemble is not None:
+        ensemble = TrainedEnsemble.load(config.predict.ensemble)
+        require_same_data(ensemble, model.environment, trained.dataset["fingerprint"])
+        network = ensemble.network
+    request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
+    planner = trained.agent.settings
+    assert isinstance(planner, PlannerConfig)  # a policy's checkpoint has no such model
+    return predict(model, planner, held_out_episodes(trained), network, request, run.directory)
+
+
+def _facts(config: EvaluateConfig, run: RunContext, trained: Trained) -> RunFacts:
+    env_id = environment_title(trained.agent.environment)
+    return RunFacts(",".join(trained.dataset["ids"]), env_id, config.seed, current_commit(), run.command)
 
 
 def _keeps_artifacts(config: LoggerConfig) -> bool:

@@ -39,6 +39,8 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
             chosen = hydra.runtime.choices.get("planner") is not None
             evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
             require_file(evaluation.checkpoint)
+            if evaluation.predict.ensemble is not None:
+                require_file(evaluation.predict.ensemble)
             return evaluation
         options = typed_train(config)
     except mistakes.EXPECTED as error:

@@ -9,6 +9,7 @@ from .attention import AttentionConfig
 from .data import DataConfig, DiscretizerConfig
 from .learners import EnsembleConfig, IqlConfig
 from .planner import PlannerConfig, require_same_purpose
+from .predict import PredictConfig
 from .run import (
     EvaluateConfig,
     EvaluationConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "OptimizerConfig",
     "ParameterConfig",
     "PlannerConfig",
+    "PredictConfig",
     "TrainConfig",
     "TrainerConfig",
     "TuneConfig",

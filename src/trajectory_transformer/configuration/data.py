@@ -48,7 +48,11 @@ class DataConfig:
         require(self.batch_size >= 1, f"data.batch_size={self.batch_size} must be at least 1")
         chosen = self.observation_indices
         require(
-            chosen is None or (len(chosen) > 0 and min(chosen) >= 0 and len(set(chosen)) == len(chosen)),
+            chosen is None or len(chosen) > 0,
+            "data.observation_indices=[] hides every dimension of the observation; name one at least, or null for all",
+        )
+        require(
+            chosen is None or (min(chosen) >= 0 and len(set(chosen)) == len(chosen)),
             f"data.observation_indices={chosen} must be distinct indices from 0",
         )
 

@@ -7,6 +7,7 @@ from .attention import AttentionConfig
 from .data import DataConfig
 from .learners import LEARNERS, EnsembleConfig, IqlConfig
 from .planner import PlannerConfig, require_same_purpose
+from .predict import PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
 
@@ -110,11 +111,12 @@ class EvaluateConfig:
     """Root of ``evaluate.py``'s options."""
 
     checkpoint: str = ""
-    task: str = "plan"  # plan: act in the environment; attention: see what the model looks at
+    task: str = "plan"  # plan: act; attention: see what the model looks at; predict: continue held-out episodes
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    episodes: int = 20
+    episodes: int = 20  # planned; or, with task=predict, held-out episodes to continue, at most
     num_envs: int = 20
     video: int = 0
     seed: int = 0
@@ -123,7 +125,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
-        require_choice("task", self.task, ("plan", "attention"))
+        require_choice("task", self.task, ("plan", "attention", "predict"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
