@@ -65,11 +65,15 @@ def test_the_default_needs_no_accelerator_no_account_and_no_download() -> None:
     assert config.data.dataset_ids[0].startswith("embedded/")
 
 
-def test_the_masked_experiment_keeps_the_dimensions_that_its_comment_derives() -> None:
-    config = schema.typed_train(composed("train", "experiment=predict_hopper_masked"))
-    kept = np.random.default_rng(0).permutation(11)[:6]
+@pytest.mark.parametrize(("body", "dimensions", "num_kept"), [("hopper", 11, 6), ("halfcheetah", 17, 9)])
+def test_masked_experiments_keep_the_dimensions_that_their_comments_derive(
+    body: str, dimensions: int, num_kept: int
+) -> None:
+    config = schema.typed_train(composed("train", f"experiment=predict_{body}_masked"))
+    kept = np.random.default_rng(0).permutation(dimensions)[:num_kept]
     assert config.data.observation_indices == sorted(kept.tolist())
-    seen = schema.typed_train(composed("train", "experiment=predict_hopper"))
+    assert config.data.dataset_ids[0].startswith(f"embedded/{body}/")
+    seen = schema.typed_train(composed("train", f"experiment=predict_{body}"))
     seen.data.observation_indices, seen.experiment_name = config.data.observation_indices, config.experiment_name
     assert config == seen
 
