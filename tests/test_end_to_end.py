@@ -178,7 +178,7 @@ def test_one_step_of_every_experiment(name: str, tmp_path: Path, monkeypatch: py
         options.evaluation.episodes = 0
         score = run_training(options, RunContext(tmp_path, "python train.py"))
         assert np.isfinite(score)
-        assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "metrics.csv", "plots"}
+        assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "metrics.csv"}
         assert not (tmp_path / "results.json").exists()
         return
     results, _ = run(options, tmp_path)

@@ -300,7 +300,9 @@ class TestOtherLearners:
         score = run_training(replace(config(), learner="ensemble"), RunContext(tmp_path, "command"))
         assert math.isfinite(score)
         assert not (tmp_path / "results.json").exists()
-        with pytest.raises(UserError, match=r"holds an ensemble of dynamics models, .*\(task=predict\)$"):
+        with pytest.raises(
+            UserError, match=r"holds an ensemble of dynamics models, .* predict\.ensemble=.*best\.ckpt$"
+        ):
             load_trained(tmp_path / "checkpoints" / "best.ckpt", "cpu", {})
 
 

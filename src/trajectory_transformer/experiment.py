@@ -102,8 +102,8 @@ def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[
     kind = kind_of(contents)
     if kind == "ensemble":
         raise UserError(
-            f"'{checkpoint}' holds an ensemble of dynamics models, which predicts and does not act: it is there to be "
-            "compared with a transformer's predictions (task=predict)"
+            f"'{checkpoint}' holds an ensemble of dynamics models, which predicts and does not act; compare a "
+            f"transformer with it by checkpoint=TRANSFORMER.ckpt task=predict predict.ensemble={checkpoint}"
         )
     if kind == "iql" and planner_overrides:
         raise UserError(
