@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.evaluation import evaluate as module
 from trajectory_transformer.evaluation import video
 from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
@@ -68,7 +69,7 @@ def test_results_do_not_depend_on_num_envs_nor_on_films(tmp_path: Path) -> None:
 
 def test_a_maze_is_drawn(tmp_path: Path) -> None:
     spec = maze_spec("PointMaze_UMaze-v3", max_episode_steps=3)
-    evaluate(ScriptedAgent(spec), replace(REQUEST, episodes=2), tmp_path)
+    evaluate(ScriptedAgent(spec, PlannerConfig(horizon=2)), replace(REQUEST, episodes=2), tmp_path)
     assert "plots/trajectories.png" in files(tmp_path)
 
 
@@ -92,7 +93,7 @@ def test_one_warning_where_nothing_can_be_drawn(
 ) -> None:
     monkeypatch.setattr(video, "_probe", lambda backend: False)
     hopper = replace(environment_spec("Hopper-v5", max_episode_steps=3), observation_indices=(0,))
-    evaluate(ScriptedAgent(hopper), replace(REQUEST, video=2), tmp_path)
+    evaluate(ScriptedAgent(hopper, PlannerConfig(horizon=2)), replace(REQUEST, video=2), tmp_path)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "no video: MuJoCo cannot draw here" in caplog.records[0].message
     assert "\n" not in caplog.records[0].message
