@@ -20,7 +20,9 @@ from trajectory_transformer.configuration import (
     TrainConfig,
     TrainerConfig,
 )
+from trajectory_transformer.data.collect import collect
 from trajectory_transformer.data.environment import EnvironmentSpec
+from trajectory_transformer.data.recipes import find_recipe
 from trajectory_transformer.evaluation import plots
 from trajectory_transformer.experiment import RunContext, run_training
 from trajectory_transformer.planning.agent import Agent
@@ -222,3 +224,24 @@ def test_selected_observation_dimensions(tmp_path: Path, seen: list[np.ndarray])
     np.testing.assert_allclose(sorted(row[1] for row in first), np.sort(np.array(goals, dtype=np.float32)))
     width = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["trajectory_transformer"]["model"]["transition_dim"]
     assert width == 2 + 2 + 2
+
+
+def test_goals_from_data_to_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few walks in the smallest maze; the model is hopeless, but its goals are the environment's."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    collect(find_recipe("goal_umaze"), steps=4000, progress=False, processes=1)
+    small = [option for option in TINY if not option.startswith("data.observation_indices")]
+    options = schema.typed_train(composed("train", "experiment=goal_umaze", *small))
+    aims: list[np.ndarray] = []
+    aim = Agent.aim
+    monkeypatch.setattr(Agent, "aim", lambda agent, goals: (aims.append(goals.copy()), aim(agent, goals))[1])
+    results, environment = run(options, tmp_path / "run")
+    assert environment.goal_dimensions == (0, 1)
+    assert environment.env_id == "trajectory_transformer/PairMaze_UMaze-v0"
+    assert results["summary"]["success_rate"] in (0.0, 1.0)
+    assert results["planner"]["name"] == "goal"
+    assert (tmp_path / "run" / "plots" / "trajectories.png").stat().st_size > 0
+    assert len(aims) == results["episodes"][0]["length"]
+    model = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")[SECTION]["model"]
+    assert model["goal_conditioned"]
+    assert model["block_size"] == 11 * 8 - 1  # ten transitions and the goal
