@@ -33,14 +33,9 @@ from trajectory_transformer.configuration import (
 )
 from trajectory_transformer.data.transitions import join_episodes
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.experiment import (
-    RunContext,
-    held_out_episodes,
-    load_trained,
-    run_evaluation,
-    run_training,
-)
+from trajectory_transformer.experiment import RunContext, run_evaluation, run_training
 from trajectory_transformer.run_record import RunRecord
+from trajectory_transformer.trained import held_out_episodes, load_trained
 from trajectory_transformer.training.datamodule import TrajectoryDataModule
 from trajectory_transformer.training.loggers import RunLabels
 

@@ -10,13 +10,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from .baselines.critic import Critic
 from .baselines.ensemble import TrainedEnsemble
-from .checkpoint import SECTION, kind_of, read_checkpoint
-from .configuration import DataConfig, DiscretizerConfig, EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
-from .data.episodes import Episode
+from .baselines.same_data import require_same_data
+from .checkpoint import SECTION, read_checkpoint
+from .configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from .data.fetch import dataset_folder
-from .data.sources import load_offline_data
 from .data.transitions import join_episodes
 from .errors import UserError
 from .evaluation.attention import evaluate_attention
@@ -24,14 +22,11 @@ from .evaluation.environments import environment_title
 from .evaluation.evaluate import evaluate
 from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
-from .evaluation.prediction import PredictionRequest, predict, require_same_data
-from .evaluation.records import ActingAgent
+from .evaluation.prediction import PredictionRequest, predict
 from .evaluation.results import EvaluationRequest, current_commit
-from .planning.agent import Agent
-from .planning.policy_agent import PolicyAgent
 from .planning.trained_model import TrainedModel
 from .run_record import is_first_process
-from .training.datamodule import split_episodes
+from .trained import Trained, held_out_episodes, load_trained, torch_device
 from .training.fit import fit, torch_threads
 from .training.learners import make_datamodule
 from .training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
@@ -69,72 +64,6 @@ class _Rollouts:
     progress: bool
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A checkpoint, read and verified once.
-
-    Attributes:
-        checkpoint: the file.
-        contents: of the file.
-        dataset: what it records of the data that it was trained on.
-        agent: plans with it, or follows its policy.
-    """
-
-    checkpoint: Path
-    contents: Mapping[str, Any]
-    dataset: Mapping[str, Any]
-    agent: ActingAgent
-
-
-def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[str, Any]) -> Trained:
-    """Read a checkpoint.
-
-    Args:
-        checkpoint: a ``.ckpt`` file.
-        accelerator: that plans; as Lightning's.
-        planner_overrides: planner options that replace those recorded in the checkpoint.
-
-    Raises:
-        UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
-    """
-    device = _device(accelerator, "accelerator")
-    contents = read_checkpoint(checkpoint)
-    kind = kind_of(contents)
-    if kind == "ensemble":
-        raise UserError(
-            f"'{checkpoint}' holds an ensemble of dynamics models, which predicts and does not act; compare a "
-            f"transformer with it by checkpoint=TRANSFORMER.ckpt task=predict predict.ensemble={checkpoint}"
-        )
-    if kind == "iql" and planner_overrides:
-        raise UserError(
-            f"'{checkpoint}' holds a critic, whose policy acts without planning: leave out planner and "
-            f"{', '.join(f'planner.{name}' for name in planner_overrides)}"
-        )
-    if kind == "iql":
-        agent: ActingAgent = PolicyAgent(Critic.from_contents(contents, device))
-    else:
-        agent = Agent.from_contents(contents, device, **planner_overrides)
-    return Trained(checkpoint, contents, contents[SECTION]["dataset"], agent)
-
-
-def held_out_episodes(trained: Trained) -> list[Episode]:
-    """The validation episodes of a checkpoint's own data, which its training has not seen, in the order stored.
-
-    Raises:
-        UserError: the data cannot be had, or is not what the checkpoint was trained on.
-    """
-    section = trained.contents[SECTION]
-    recorded = dict(section["data"])
-    config = DataConfig(**{**recorded, "discretizer": DiscretizerConfig(**recorded["discretizer"])})
-    data = load_offline_data(config)
-    if data.fingerprint != trained.dataset["fingerprint"]:
-        raise UserError(
-            f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "
-            f"'{trained.checkpoint}' was trained on"
-        )
-    return split_episodes(data, config.validation_fraction, section["seed"])[1]
-
-
 def require_callbacks(built: Mapping[str, object]) -> tuple[Callback, ...]:
     """The values of ``trainer.callbacks``.
 
@@ -165,7 +94,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         UserError: a mistake that the options alone do not show.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
-    _device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
+    torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
     datamodule = make_datamodule(config)
     datamodule.setup()
     tags = (config.experiment_name,) if config.experiment_name else ()
@@ -252,7 +181,7 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
 
 def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
     """Write what the model attends to in its held-out episodes."""
-    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
+    model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"))
     data = trained.contents[SECTION]["data"]
     table = join_episodes(held_out_episodes(trained), data["discount"], data["termination_penalty"])
     return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
@@ -260,11 +189,11 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[F
 
 def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
     """Write how well models predict its held-out episodes; the first figure is the score."""
-    model = TrainedModel.from_contents(trained.contents, _device(config.accelerator, "accelerator"))
+    model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"))
     network = None
     if config.predict.ensemble is not None:
         ensemble = TrainedEnsemble.load(config.predict.ensemble)
-        require_same_data(ensemble, model.environment, trained.dataset["fingerprint"])
+        require_same_data("predict.ensemble", ensemble, model.environment, trained.dataset["fingerprint"])
         network = ensemble.network
     request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
     planner = trained.agent.settings
@@ -285,20 +214,6 @@ def _keep_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: Mappin
     folders = [dataset_folder(dataset_id) for dataset_id in dataset["ids"]]
     facts = {**dataset, "returns": np.asarray(dataset["returns"]).tolist()}
     log_artifacts(loggers, checkpoint, facts, folders)
-
-
-def _device(accelerator: str, option: str) -> str:
-    """The torch device that plans, for the accelerator that Lightning trains on.
-
-    Raises:
-        UserError: there is none.
-    """
-    if accelerator == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if accelerator in there and not there[accelerator]():
-        raise UserError(f"{option}={accelerator}: this machine has none that torch can use; choose {option}=cpu")
-    return "cuda" if accelerator == "gpu" else accelerator
 
 
 class _Finishing:

@@ -15,7 +15,7 @@ from trajectory_transformer.evaluation import maze_plot, plots
 from trajectory_transformer.evaluation.maze_plot import MazeWalls, plot_trajectories, read_walls
 from trajectory_transformer.evaluation.plots import BLUE, ORANGE
 from trajectory_transformer.evaluation.records import EpisodePath, EpisodeRecord, RolloutRecord
-from trajectory_transformer.planning.agent import PlanCounts
+from trajectory_transformer.planning.plan import PlanCounts
 
 from .scripted import WALK
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trajectory_transformer.baselines.same_data import require_same_data
 from trajectory_transformer.configuration import PlannerConfig, PredictConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
@@ -22,7 +23,6 @@ from trajectory_transformer.evaluation.prediction import (
     PredictionRequest,
     choose_references,
     predict,
-    require_same_data,
 )
 from trajectory_transformer.evaluation.predictor import Predictor
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
@@ -203,7 +203,7 @@ class Recorded:
 
 
 def test_an_ensemble_of_the_same_data_is_taken() -> None:
-    require_same_data(Recorded(), ENVIRONMENT, "same")
+    require_same_data("predict.ensemble", Recorded(), ENVIRONMENT, "same")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_an_ensemble_of_the_same_data_is_taken() -> None:
 )
 def test_an_ensemble_of_another_kind_is_refused(ensemble: Recorded, message: str) -> None:
     with pytest.raises(UserError, match=rf"predict\.ensemble .*{message}"):
-        require_same_data(ensemble, ENVIRONMENT, "same")
+        require_same_data("predict.ensemble", ensemble, ENVIRONMENT, "same")
 
 
 @pytest.mark.parametrize(

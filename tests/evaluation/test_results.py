@@ -24,7 +24,7 @@ from trajectory_transformer.evaluation.results import (
     write_results,
 )
 from trajectory_transformer.evaluation.table import results_table
-from trajectory_transformer.planning.agent import PlanCounts
+from trajectory_transformer.planning.plan import PlanCounts
 
 
 def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: str = "dataset") -> EvaluationRequest:

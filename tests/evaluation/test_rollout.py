@@ -14,7 +14,7 @@ from trajectory_transformer.evaluation import rollout
 from trajectory_transformer.evaluation.environments import make_environments
 from trajectory_transformer.evaluation.records import RolloutOptions, RolloutRecord
 from trajectory_transformer.evaluation.rollout import run_episodes
-from trajectory_transformer.planning.agent import PlanCounts
+from trajectory_transformer.planning.plan import PlanCounts
 
 from .scripted import WALK, ScriptedAgent, environment_spec, maze_spec
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.agent import Agent, PlanCounts
+from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import beam_search
 from trajectory_transformer.planning.deadline import Deadline
+from trajectory_transformer.planning.plan import PlanCounts
 
 from .conftest import BINS, OBSERVATION_DIM, PLANNER
 from .decoders import MakeDecoder, both_decoders

@@ -152,7 +152,8 @@ def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> floa
     Raises:
         UserError: a mistake that only shows at run time.
     """
-    from ..experiment import RunContext, load_trained, run_evaluation
+    from ..experiment import RunContext, run_evaluation
+    from ..trained import load_trained
 
     trained = load_trained(Path(options.checkpoint), options.accelerator, planner)
     text = config_text({**asdict(options), "planner": asdict(trained.agent.settings)})

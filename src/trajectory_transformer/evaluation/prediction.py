@@ -1,16 +1,14 @@
 """Long-horizon prediction (paper §4.1): held-out episodes against what models make of their starts."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..configuration import PlannerConfig, PredictConfig, require
-from ..data.environment import EnvironmentSpec
 from ..data.episodes import Episode
 from ..planning.ensemble_running import ProbabilisticDynamics
 from ..planning.trained_model import TrainedModel
@@ -41,46 +39,6 @@ class PredictionRequest:
     video: int
     facts: RunFacts
     progress: bool = True
-
-
-class RecordedDynamics(Protocol):
-    """A trained dynamics model, and what it was trained on."""
-
-    @property
-    def network(self) -> ProbabilisticDynamics: ...
-
-    @property
-    def environment(self) -> EnvironmentSpec: ...
-
-    @property
-    def dataset(self) -> Mapping[str, Any]: ...
-
-
-def require_same_data(ensemble: RecordedDynamics, environment: EnvironmentSpec, fingerprint: str) -> None:
-    """Refuse an ensemble of other dimensions or other data than the model's.
-
-    Raises:
-        UserError: naming the difference.
-    """
-    theirs, ours = ensemble.environment, environment
-    for what, other, own in (
-        ("observation", theirs.observation_dim, ours.observation_dim),
-        ("action", theirs.action_dim, ours.action_dim),
-    ):
-        require(
-            other == own,
-            f"predict.ensemble has {other} {what} dimensions, the checkpoint's model {own}; train both on one data set",
-        )
-    require(
-        ensemble.dataset["fingerprint"] == fingerprint,
-        f"predict.ensemble was trained on other data ({', '.join(ensemble.dataset['ids'])}) than the checkpoint's "
-        "model; train both on one data set",
-    )
-    require(
-        theirs.observation_indices == ours.observation_indices,
-        f"predict.ensemble sees the observation's dimensions {theirs.observation_indices}, the checkpoint's model "
-        f"{ours.observation_indices}; train both with the same data.observation_indices",
-    )
 
 
 def choose_references(held_out: Sequence[Episode], horizon: int, count: int) -> list[Episode]:

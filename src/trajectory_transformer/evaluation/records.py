@@ -8,7 +8,7 @@ import numpy as np
 
 from ..configuration import PlannerConfig
 from ..data.environment import EnvironmentSpec
-from ..planning.agent import PlanCounts
+from ..planning.plan import PlanCounts
 from ..planning.policy_agent import PolicySettings
 
 

@@ -1,7 +1,7 @@
 """Receding-horizon control: observations in, first actions of the best plans out, for several environments at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,53 +10,17 @@ import torch
 from torch import Tensor
 
 from ..baselines.critic import Critic
+from ..baselines.same_data import require_same_data
 from ..checkpoint import SECTION, read_checkpoint, require_kind
 from ..configuration import PlannerConfig, require
 from ..data.environment import EnvironmentSpec
 from ..data.goals import goal_transitions
 from ..errors import UserError
+from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
-from .trained_model import TrainedModel
+from .trained_model import TrainedModel, recorded_settings
 
 Array = TypeVar("Array", np.ndarray, Tensor)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What each environment's agent means to do and expects to see, in real units.
-
-    What lies beyond a plan that a deadline cut short is NaN.
-
-    Attributes:
-        observations: (environment, horizon, observation_dim); the first one is the present, discretised.
-        actions: (environment, horizon, action_dim).
-        rewards: (environment, horizon) expected rewards; NaN of a plan for likelihood.
-        value: (environment,) expected return-to-go after the last transition; NaN of a plan for likelihood.
-        score: (environment,) what the search maximised; NaN for an environment without a plan.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    value: np.ndarray
-    score: np.ndarray
-
-
-@dataclass(frozen=True)
-class PlanCounts:
-    """How often an agent planned since its last ``reset``, and what ``planner.deadline_ms`` did to it.
-
-    Attributes:
-        plans: made, one for each environment.
-        shortened: planned fewer transitions than ``planner.horizon``.
-        narrowed: kept fewer beams than ``planner.beam_width``.
-        late: were not ready in time all the same.
-    """
-
-    plans: int = 0
-    shortened: int = 0
-    narrowed: int = 0
-    late: int = 0
 
 
 class Agent:
@@ -118,7 +82,8 @@ class Agent:
         critic = None
         if settings.name == "critic" and settings.critic is not None:
             critic = Critic.load(settings.critic, device)
-            _require_same_data(critic, contents[SECTION]["dataset"], trained.environment)
+            fingerprint = contents[SECTION]["dataset"]["fingerprint"]
+            require_same_data("planner.critic", critic, trained.environment, fingerprint)
         return cls(BeamPlanner(trained.model, trained.discretizer, settings, critic), trained.environment)
 
     @property
@@ -290,47 +255,6 @@ class Agent:
 
     def _decode(self, tokens: Tensor, columns: slice) -> Tensor:
         return self._planner.discretizer.decode(tokens.to(self._device), columns).cpu()
-
-
-def recorded_settings(contents: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[PlannerConfig, float]:
-    """How a checkpoint's agent plans: the recorded settings with some fields replaced, and the data's discount.
-
-    Raises:
-        UserError: a name is not a planner option, a value is out of range, or the record is not ours.
-    """
-    known = [field.name for field in fields(PlannerConfig)]
-    unknown = sorted(changes.keys() - set(known))
-    if unknown:
-        raise UserError(f"planner has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    try:
-        recorded = PlannerConfig(**contents[SECTION]["planner"])
-        discount = float(contents[SECTION]["data"]["discount"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"the checkpoint's record of its planner cannot be read: {error}") from error
-    return replace(recorded, **changes), discount
-
-
-def _require_same_data(critic: Critic, dataset: Mapping[str, Any], environment: EnvironmentSpec) -> None:
-    """Refuse a critic that knows other data than the model, or sees other dimensions of it.
-
-    Raises:
-        UserError: saying what both were trained on.
-    """
-    for what, critics, models in (
-        ("data", critic.dataset["fingerprint"], dataset["fingerprint"]),
-        ("observation dimensions", critic.environment.observation_indices, environment.observation_indices),
-    ):
-        if critics != models:
-            named = ", ".join(critic.dataset["ids"]), ", ".join(dataset["ids"])
-            raise UserError(
-                f"planner.critic was trained on other {what} than the model: {named[0]} {_brief(critics)}, the model "
-                f"on {named[1]} {_brief(models)}; train both on the same"
-            )
-
-
-def _brief(value: object) -> str:
-    """A fingerprint's beginning, or a choice of dimensions."""
-    return f"({value[:8]})" if isinstance(value, str) else f"({'all' if value is None else list(value)})"  # type: ignore[call-overload]
 
 
 def _numbers(values: Tensor) -> str:

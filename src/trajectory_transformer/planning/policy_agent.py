@@ -8,7 +8,7 @@ import torch
 
 from ..baselines.critic import Critic
 from ..configuration import require
-from .agent import PlanCounts
+from .plan import PlanCounts
 
 
 @dataclass(frozen=True)

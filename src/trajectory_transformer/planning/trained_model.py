@@ -1,12 +1,13 @@
 """What a checkpoint holds of a trained Trajectory Transformer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from ..checkpoint import SECTION, require_kind
+from ..configuration import PlannerConfig
 from ..data.discretizer import Discretizer
 from ..data.environment import EnvironmentSpec
 from ..errors import UserError
@@ -50,3 +51,21 @@ class TrainedModel:
 def model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The model's entries of a training module's ``state_dict``, without their prefix."""
     return {name.removeprefix("model."): value for name, value in state_dict.items() if name.startswith("model.")}
+
+
+def recorded_settings(contents: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[PlannerConfig, float]:
+    """How a checkpoint's agent plans: the recorded settings with some fields replaced, and the data's discount.
+
+    Raises:
+        UserError: a name is not a planner option, a value is out of range, or the record is not ours.
+    """
+    known = [field.name for field in fields(PlannerConfig)]
+    unknown = sorted(changes.keys() - set(known))
+    if unknown:
+        raise UserError(f"planner has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    try:
+        recorded = PlannerConfig(**contents[SECTION]["planner"])
+        discount = float(contents[SECTION]["data"]["discount"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the checkpoint's record of its planner cannot be read: {error}") from error
+    return replace(recorded, **changes), discount

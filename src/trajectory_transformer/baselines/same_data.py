@@ -1,0 +1,51 @@
+"""Networks that stand beside a transformer must have been trained on what it was trained on."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ..configuration import require
+from ..data.environment import EnvironmentSpec
+
+
+class Recorded(Protocol):
+    """A trained network with what its checkpoint records; :class:`~.critic.Critic` is one."""
+
+    @property
+    def environment(self) -> EnvironmentSpec: ...
+
+    @property
+    def dataset(self) -> Mapping[str, Any]:
+        """With "ids" and "fingerprint"."""
+        ...
+
+
+def require_same_data(option: str, trained: Recorded, environment: EnvironmentSpec, fingerprint: str) -> None:
+    """Refuse a network of other dimensions or other data than the transformer's.
+
+    Args:
+        option: that named the network, such as ``planner.critic``.
+        trained: the network.
+        environment, fingerprint: of the transformer's data.
+
+    Raises:
+        UserError: naming the difference.
+    """
+    theirs = trained.environment
+    for what, other, own in (
+        ("observation", theirs.observation_dim, environment.observation_dim),
+        ("action", theirs.action_dim, environment.action_dim),
+    ):
+        require(
+            other == own,
+            f"{option} has {other} {what} dimensions, the checkpoint's model {own}; train both on one data set",
+        )
+    require(
+        trained.dataset["fingerprint"] == fingerprint,
+        f"{option} was trained on other data ({', '.join(trained.dataset['ids'])}) than the checkpoint's model; "
+        "train both on one data set",
+    )
+    require(
+        theirs.observation_indices == environment.observation_indices,
+        f"{option} sees the observation's dimensions {theirs.observation_indices}, the checkpoint's model "
+        f"{environment.observation_indices}; train both with the same data.observation_indices",
+    )
