@@ -49,3 +49,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"figures cannot be written to .*file/figures\.csv"):
         write_figures(tmp_path / "file" / "figures.csv", RUN, [])
+
+
+def test_imitation_is_measured_by_the_return_of_its_data() -> None:
+    _, figures = planning_figures({**RESULTS, "planner": {"name": "imitation"}})
+    share = next(figure for figure in figures if figure.name == "percent_of_data_return")
+    assert (share.low, share.count) == (0.0, 2)
+    assert (share.value, share.high) == pytest.approx((100 / 3, 200 / 3))
+    losing = {**RESULTS, "planner": {"name": "imitation"}, "behavior": {"return_mean": -1.5, "episodes": 9}}
+    assert "percent_of_data_return" not in {figure.name for figure in planning_figures(losing)[1]}

@@ -63,11 +63,15 @@ class PairMazeEnv(PointMazeEnv):
     Start and goal lie within 0.25 m of their cells' centres in either direction, as there, and a step within 0.45 m of
     the goal succeeds. Letters in the map, which elsewhere say where starts and goals are, mean nothing here.
 
+    An action lasts several simulation steps. With one step (0.01 s, at most 5 cm) nearly all that a model can learn is
+    that an action resembles the one before, and goals drown in it.
+
     Args:
         maze_map: rows of cells; 1 is a wall.
         pairs: "train", "held_out" or "all".
         render_mode, reward_type: of ``PointMazeEnv``.
         continuing_task: go on at the goal, rather than end the episode.
+        action_repeat: simulation steps of 0.01 s that an action lasts, at least 1; fewer where it reaches the goal.
         arguments: further ones of ``PointMazeEnv``, but for ``reset_target``: a new goal would not belong to the start.
 
     Attributes:
@@ -84,13 +88,16 @@ class PairMazeEnv(PointMazeEnv):
         render_mode: str | None = None,
         reward_type: str = "sparse",
         continuing_task: bool = False,
+        action_repeat: int = 5,
         **arguments: Any,
     ) -> None:
+        require(action_repeat >= 1, f"action_repeat={action_repeat} must be at least 1")
+        self.action_repeat = action_repeat
         self.pairs = pairs_of(maze_map, pairs)
         self.candidates, self.pair = self.pairs, self.pairs[0]
         cells = [list(row) for row in maze_map]
         super().__init__(cells, render_mode, reward_type, continuing_task, reset_target=False, **arguments)
-        EzPickle.__init__(self, maze_map, pairs, render_mode, reward_type, continuing_task, **arguments)
+        EzPickle.__init__(self, maze_map, pairs, render_mode, reward_type, continuing_task, action_repeat, **arguments)
 
     def reset(  # type: ignore[override]  (the parent takes any keyword and ignores most)
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -114,6 +121,16 @@ class PairMazeEnv(PointMazeEnv):
             self.candidates = [pair for pair in self.pairs if start in (None, pair[0]) and goal in (None, pair[1])]
         require(bool(self.candidates), f"none of this environment's start-goal pairs has {_words(asked)}")
         return super().reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Repeat the action; the reward is that of the last of its simulation steps."""
+        result = super().step(action)
+        for _ in range(self.action_repeat - 1):
+            _, _, terminated, truncated, _ = result
+            if terminated or truncated:
+                break
+            result = super().step(action)
+        return result
 
     def generate_target_goal(self) -> np.ndarray:
         """Draw the pair; ``PointMazeEnv.reset`` asks for the goal first."""
@@ -139,12 +156,12 @@ def _words(asked: Mapping[str, Cell]) -> str:
     return " and ".join(f"{name}={cell}" for name, cell in asked.items())
 
 
-# Steps of 0.01 s; enough for the scripted controller at 4 m/s from any start to any goal.
+# Steps of 0.05 s; enough for the scripted controller at 4 m/s from any start to any goal.
 for _name, _map, _limit in (
-    ("FourRooms", FOUR_ROOMS, 600),
-    ("UMaze", U_MAZE, 300),
-    ("Medium", MEDIUM_MAZE, 600),
-    ("Large", LARGE_MAZE, 800),
+    ("FourRooms", FOUR_ROOMS, 120),
+    ("UMaze", U_MAZE, 60),
+    ("Medium", MEDIUM_MAZE, 120),
+    ("Large", LARGE_MAZE, 160),
 ):
     gym.register(
         f"trajectory_transformer/PairMaze_{_name}-v0",

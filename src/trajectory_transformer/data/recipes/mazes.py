@@ -68,7 +68,7 @@ def _goal_maze(maze: str, steps: int) -> Recipe:
             "About one in five pairs of start and goal cells never occurs; the evaluation environment draws from those."
         ),
         # Long enough for every walk: one cut short would end somewhere else, maybe where a held-out pair does.
-        arguments={"pairs": "train", "max_episode_steps": 2000},
+        arguments={"pairs": "train", "max_episode_steps": 400},
         evaluation_arguments={"pairs": "held_out"},
     )
 
@@ -77,8 +77,8 @@ MAZE_RECIPES = (
     POINTMAZE_UMAZE,
     _pointmaze("Medium", 600, (6.8, 422.1)),
     _pointmaze("Large", 800, (11.1, 529.8)),
-    _goal_maze("FourRooms", 400_000),
-    _goal_maze("UMaze", 200_000),
-    _goal_maze("Medium", 400_000),
-    _goal_maze("Large", 400_000),
+    _goal_maze("FourRooms", 180_000),
+    _goal_maze("UMaze", 60_000),
+    _goal_maze("Medium", 120_000),
+    _goal_maze("Large", 180_000),
 )
