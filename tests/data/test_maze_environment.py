@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium_robotics.envs.maze.maps import U_MAZE
 
 from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.data.collect import collect
 from trajectory_transformer.data.environment import EnvironmentSpec
 from trajectory_transformer.data.episodes import OfflineData
 from trajectory_transformer.data.recipes import RECIPES
+from trajectory_transformer.data.recipes.maze_environment import PairMazeEnv
 from trajectory_transformer.data.recipes.pointmaze import Cell, MazeMap, Navigator, shortest_path
 from trajectory_transformer.data.recipes.recipe import Environment, make_environment
 from trajectory_transformer.data.sources import load_offline_data
@@ -152,7 +154,7 @@ def test_an_episode_ends_at_the_goal_unless_it_is_to_go_on(continuing_task: bool
             assert info["success"] == (reward == 1.0) == (distance <= 0.45)
         assert terminated == (not continuing_task)
         assert not truncated
-        assert steps < 300
+        assert steps < 60
 
 
 def test_a_copy_has_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +206,33 @@ def test_data_are_evaluated_on_the_pairs_that_they_do_not_hold(u_maze_data: Offl
     environment = u_maze_data.environment
     rebuilt = EnvironmentSpec.from_dict(environment.to_dict())  # as a checkpoint does
     with make_environments(rebuilt, 1) as batch:
-        assert batch.max_episode_steps == 300
+        assert batch.max_episode_steps == 60
         for seed in range(50):
             batch.reset(0, seed)
             assert unwrapped(batch.environments[0]).pair in U_MAZE_HELD_OUT
     assert u_maze_data.reference_scores == (0.0, 1.0)
+
+
+def test_an_action_lasts_its_simulation_steps_and_ends_at_the_goal() -> None:
+    """One step of a repeating environment is as many of one that does not repeat."""
+    once, often = (PairMazeEnv(U_MAZE, action_repeat=repeat) for repeat in (1, 5))
+    options = {"reset_cell": (1, 1), "goal_cell": (1, 2)}
+    once.reset(seed=0, options=options)
+    often.reset(seed=0, options=options)
+    action, steps, ended = np.array([1.0, 0.0]), 0, False
+    while not ended:
+        observation, reward, ended, _, info = often.step(action)
+        for _ in range(5):
+            expected, expected_reward, expected_end, _, expected_info = once.step(action)
+            if expected_end:
+                break
+        np.testing.assert_array_equal(observation["observation"], expected["observation"])
+        assert (reward, ended, info["success"]) == (expected_reward, expected_end, expected_info["success"])
+        steps += 1
+    assert steps < 20
+    assert reward == 1.0
+
+
+def test_an_action_lasts_at_least_a_step() -> None:
+    with pytest.raises(UserError, match="action_repeat=0 must be at least 1"):
+        PairMazeEnv(U_MAZE, action_repeat=0)
