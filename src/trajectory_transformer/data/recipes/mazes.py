@@ -55,9 +55,10 @@ def _goal_maze(maze: str, steps: int) -> Recipe:
         env_id=f"trajectory_transformer/PairMaze_{maze}-v0",
         behaviors=(
             # Little noise and one speed: planned by likelihood, a model does what is most frequent, not what is meant.
-            MazeBehavior("direct", weight=0.65, speed=(4.0, 4.0), noise=0.03),
-            MazeBehavior("detour", weight=0.25, speed=(4.0, 4.0), noise=0.03, detours=(1, 1)),
-            MazeBehavior("shaky", weight=0.1, speed=(4.0, 4.0), noise=0.6),
+            MazeBehavior("direct", weight=0.4, speed=(4.0, 4.0), noise=0.03),
+            MazeBehavior("detour", weight=0.2, speed=(4.0, 4.0), noise=0.03, detours=(1, 1)),
+            # Pushed off course, so that where a walk was going does not tell where it goes.
+            MazeBehavior("shaky", weight=0.4, speed=(4.0, 4.0), noise=0.6),
         ),
         default_steps=steps,
         reference_scores=(0.0, 1.0),
