@@ -14,12 +14,13 @@ from gymnasium_robotics.envs.maze.maps import LARGE_MAZE, MEDIUM_MAZE, U_MAZE
 from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 
 from ...configuration import require, require_choice
-from .pointmaze import WALL, Cell, MazeMap, free_cells
+from .pointmaze import VELOCITY_GAIN, WALL, Cell, MazeMap, free_cells
 
 Pair = tuple[Cell, Cell]
 
 PARTS = ("train", "held_out", "all")
 ONE_IN = 5  # pairs are held out
+MAX_SPEED = 4.0  # metres per second, of an action of 1
 
 # Four rooms of 4 × 4 cells; each shares one door with either neighbour.
 FOUR_ROOMS: MazeMap = [
@@ -63,8 +64,9 @@ class PairMazeEnv(PointMazeEnv):
     Start and goal lie within 0.25 m of their cells' centres in either direction, as there, and a step within 0.45 m of
     the goal succeeds. Letters in the map, which elsewhere say where starts and goals are, mean nothing here.
 
-    An action lasts several simulation steps. With one step (0.01 s, at most 5 cm) nearly all that a model can learn is
-    that an action resembles the one before, and goals drown in it.
+    An action is a velocity, a fraction of 4 m/s in either direction, which forces track for a tenth of a second. With
+    forces for a hundredth, as there, nearly all that a model can learn is that the point moves on as it did, and goals
+    drown in it.
 
     Args:
         maze_map: rows of cells; 1 is a wall.
@@ -76,6 +78,7 @@ class PairMazeEnv(PointMazeEnv):
 
     Attributes:
         pair: start and goal cell of the episode.
+        max_speed: metres per second, of an action of 1.
 
     Raises:
         UserError: the map has no pair of this part.
@@ -88,11 +91,11 @@ class PairMazeEnv(PointMazeEnv):
         render_mode: str | None = None,
         reward_type: str = "sparse",
         continuing_task: bool = False,
-        action_repeat: int = 5,
+        action_repeat: int = 10,
         **arguments: Any,
     ) -> None:
         require(action_repeat >= 1, f"action_repeat={action_repeat} must be at least 1")
-        self.action_repeat = action_repeat
+        self.action_repeat, self.max_speed = action_repeat, MAX_SPEED
         self.pairs = pairs_of(maze_map, pairs)
         self.candidates, self.pair = self.pairs, self.pairs[0]
         cells = [list(row) for row in maze_map]
@@ -123,14 +126,18 @@ class PairMazeEnv(PointMazeEnv):
         return super().reset(seed=seed)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Repeat the action; the reward is that of the last of its simulation steps."""
-        result = super().step(action)
+        """Move at about this velocity; the reward is that of the last simulation step."""
+        result = super().step(self._force(action))
         for _ in range(self.action_repeat - 1):
             _, _, terminated, truncated, _ = result
             if terminated or truncated:
                 break
-            result = super().step(action)
+            result = super().step(self._force(action))
         return result
+
+    def _force(self, action: np.ndarray) -> np.ndarray:
+        velocity = self.point_env.data.qvel[:2]
+        return np.clip(VELOCITY_GAIN * (MAX_SPEED * np.asarray(action) - velocity), -1.0, 1.0)
 
     def generate_target_goal(self) -> np.ndarray:
         """Draw the pair; ``PointMazeEnv.reset`` asks for the goal first."""
@@ -156,12 +163,12 @@ def _words(asked: Mapping[str, Cell]) -> str:
     return " and ".join(f"{name}={cell}" for name, cell in asked.items())
 
 
-# Steps of 0.05 s; enough for the scripted controller at 4 m/s from any start to any goal.
+# Steps of 0.1 s; enough for the scripted controller at 4 m/s from any start to any goal.
 for _name, _map, _limit in (
-    ("FourRooms", FOUR_ROOMS, 120),
-    ("UMaze", U_MAZE, 60),
-    ("Medium", MEDIUM_MAZE, 120),
-    ("Large", LARGE_MAZE, 160),
+    ("FourRooms", FOUR_ROOMS, 100),
+    ("UMaze", U_MAZE, 50),
+    ("Medium", MEDIUM_MAZE, 100),
+    ("Large", LARGE_MAZE, 150),
 ):
     gym.register(
         f"trajectory_transformer/PairMaze_{_name}-v0",

@@ -57,8 +57,7 @@ def _goal_maze(maze: str, steps: int) -> Recipe:
             # Little noise and one speed: planned by likelihood, a model does what is most frequent, not what is meant.
             MazeBehavior("direct", weight=0.4, speed=(4.0, 4.0), noise=0.03),
             MazeBehavior("detour", weight=0.2, speed=(4.0, 4.0), noise=0.03, detours=(1, 1)),
-            # Pushed off course, so that where a walk was going does not tell where it goes.
-            MazeBehavior("shaky", weight=0.4, speed=(4.0, 4.0), noise=0.6),
+            MazeBehavior("shaky", weight=0.4, speed=(4.0, 4.0), noise=0.5),
         ),
         default_steps=steps,
         reference_scores=(0.0, 1.0),
@@ -69,7 +68,7 @@ def _goal_maze(maze: str, steps: int) -> Recipe:
             "About one in five pairs of start and goal cells never occurs; the evaluation environment draws from those."
         ),
         # Long enough for every walk: one cut short would end somewhere else, maybe where a held-out pair does.
-        arguments={"pairs": "train", "max_episode_steps": 400},
+        arguments={"pairs": "train", "max_episode_steps": 300},
         evaluation_arguments={"pairs": "held_out"},
     )
 
@@ -78,8 +77,8 @@ MAZE_RECIPES = (
     POINTMAZE_UMAZE,
     _pointmaze("Medium", 600, (6.8, 422.1)),
     _pointmaze("Large", 800, (11.1, 529.8)),
-    _goal_maze("FourRooms", 180_000),
-    _goal_maze("UMaze", 60_000),
-    _goal_maze("Medium", 120_000),
-    _goal_maze("Large", 180_000),
+    _goal_maze("FourRooms", 120_000),
+    _goal_maze("UMaze", 30_000),
+    _goal_maze("Medium", 80_000),
+    _goal_maze("Large", 120_000),
 )

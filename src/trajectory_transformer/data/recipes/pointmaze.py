@@ -55,10 +55,11 @@ class Navigator:
     Args:
         maze: gymnasium-robotics' ``Maze``: the map, and where its cells are.
         speed: most metres per second.
+        max_speed: where actions are velocities, that of an action of 1; None where they are forces.
     """
 
-    def __init__(self, maze: Any, speed: float) -> None:
-        self.maze, self.speed = maze, speed
+    def __init__(self, maze: Any, speed: float, max_speed: float | None = None) -> None:
+        self.maze, self.speed, self.max_speed = maze, speed, max_speed
         self.target = np.zeros(2)
         self.path: list[Cell] = []
         self.origin: Cell = (0, 0)
@@ -80,6 +81,8 @@ class Navigator:
         waypoint = self._centre(self.path[0]) if len(self.path) > 1 else self.target
         desired = POSITION_GAIN * (waypoint - position)
         desired *= min(1.0, self.speed / max(float(np.linalg.norm(desired)), 1e-9))
+        if self.max_speed is not None:
+            return desired / self.max_speed
         return VELOCITY_GAIN * (desired - velocity)
 
     def _plan(self, position: np.ndarray) -> None:
@@ -115,10 +118,10 @@ class MazeBehavior:
 
     def controller(self, environment: Environment, generator: np.random.Generator) -> Controller:
         maze: Any = getattr(environment.unwrapped, "maze")  # noqa: B009  (Gymnasium's type does not know it)
-        return self._controller(maze, generator)
+        return self._controller(maze, generator, getattr(environment.unwrapped, "max_speed", None))
 
-    def _controller(self, maze: Any, generator: np.random.Generator) -> Controller:
-        navigator = Navigator(maze, float(generator.uniform(*self.speed)))
+    def _controller(self, maze: Any, generator: np.random.Generator, max_speed: float | None) -> Controller:
+        navigator = Navigator(maze, float(generator.uniform(*self.speed)), max_speed)
         detours_left = int(generator.integers(self.detours[0], self.detours[1] + 1))
         choose = _cell_chooser(maze, generator)
         heading: np.ndarray | None = None
