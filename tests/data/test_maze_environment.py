@@ -16,7 +16,7 @@ from trajectory_transformer.data.collect import collect
 from trajectory_transformer.data.environment import EnvironmentSpec
 from trajectory_transformer.data.episodes import OfflineData
 from trajectory_transformer.data.recipes import RECIPES
-from trajectory_transformer.data.recipes.maze_environment import PairMazeEnv
+from trajectory_transformer.data.recipes.maze_environment import FOUR_ROOMS, MAX_SPEED, PairMazeEnv
 from trajectory_transformer.data.recipes.pointmaze import Cell, MazeMap, Navigator, shortest_path
 from trajectory_transformer.data.recipes.recipe import Environment, make_environment
 from trajectory_transformer.data.sources import load_offline_data
@@ -143,7 +143,7 @@ def test_parts_that_cannot_be() -> None:
 def test_an_episode_ends_at_the_goal_unless_it_is_to_go_on(continuing_task: bool) -> None:
     with maze(continuing_task=continuing_task) as environment:
         observation, _ = environment.reset(seed=0)
-        navigator = Navigator(unwrapped(environment).maze, speed=4.0)
+        navigator = Navigator(unwrapped(environment).maze, speed=4.0, max_speed=MAX_SPEED)
         navigator.head_for(observation["desired_goal"], observation["achieved_goal"])
         distance, steps, terminated, truncated = np.inf, 0, False, False
         while distance > 0.45:
@@ -154,7 +154,7 @@ def test_an_episode_ends_at_the_goal_unless_it_is_to_go_on(continuing_task: bool
             assert info["success"] == (reward == 1.0) == (distance <= 0.45)
         assert terminated == (not continuing_task)
         assert not truncated
-        assert steps < 60
+        assert steps < 50
 
 
 def test_a_copy_has_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_data_are_evaluated_on_the_pairs_that_they_do_not_hold(u_maze_data: Offl
     environment = u_maze_data.environment
     rebuilt = EnvironmentSpec.from_dict(environment.to_dict())  # as a checkpoint does
     with make_environments(rebuilt, 1) as batch:
-        assert batch.max_episode_steps == 60
+        assert batch.max_episode_steps == 50
         for seed in range(50):
             batch.reset(0, seed)
             assert unwrapped(batch.environments[0]).pair in U_MAZE_HELD_OUT
@@ -215,22 +215,28 @@ def test_data_are_evaluated_on_the_pairs_that_they_do_not_hold(u_maze_data: Offl
 
 def test_an_action_lasts_its_simulation_steps_and_ends_at_the_goal() -> None:
     """One step of a repeating environment is as many of one that does not repeat."""
-    once, often = (PairMazeEnv(U_MAZE, action_repeat=repeat) for repeat in (1, 5))
+    once, often = (PairMazeEnv(U_MAZE, action_repeat=repeat) for repeat in (1, 7))
     options = {"reset_cell": (1, 1), "goal_cell": (1, 2)}
     once.reset(seed=0, options=options)
     often.reset(seed=0, options=options)
-    action, steps, ended = np.array([1.0, 0.0]), 0, False
-    while not ended:
-        observation, reward, ended, _, info = often.step(action)
-        for _ in range(5):
-            expected, expected_reward, expected_end, _, expected_info = once.step(action)
-            if expected_end:
-                break
-        np.testing.assert_array_equal(observation["observation"], expected["observation"])
-        assert (reward, ended, info["success"]) == (expected_reward, expected_end, expected_info["success"])
-        steps += 1
-    assert steps < 20
-    assert reward == 1.0
+    actions, reached = 0, False
+    while not reached:
+        observation, reward, reached, *_, info = often.step(np.array([0.8, 0.0]))
+        expected = [once.step(np.array([0.8, 0.0]))]
+        while len(expected) < 7 and not expected[-1][2]:
+            expected.append(once.step(np.array([0.8, 0.0])))
+        np.testing.assert_array_equal(observation["observation"], expected[-1][0]["observation"])
+        assert (reward, reached, info["success"]) == (*expected[-1][1:3], expected[-1][4]["success"])
+        assert reward == float(reached)
+        actions += 1
+    assert 1 < actions < 20
+
+
+def test_actions_are_velocities() -> None:
+    environment = PairMazeEnv(FOUR_ROOMS)
+    environment.reset(seed=0, options={"reset_cell": (3, 1), "goal_cell": (9, 9)})
+    observation = [environment.step(np.array([0.5, 0.0]))[0]["observation"] for _ in range(5)][-1]
+    np.testing.assert_allclose(observation[2:], [0.5 * MAX_SPEED, 0.0], atol=0.2)
 
 
 def test_an_action_lasts_at_least_a_step() -> None:
