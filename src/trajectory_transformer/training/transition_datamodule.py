@@ -36,6 +36,7 @@ class TransitionDataModule(OfflineDataModule[TransitionBatch]):
 
     @override
     def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
+        # Differs from the original: IQL trains on all episodes; here, as every learner, on the training part.
         penalty = self.config.termination_penalty
         self.train_set, self.validation_set = (TransitionSet(part, penalty) for part in (train, validation))
         self.train_returns = return_range(train, penalty)

@@ -149,6 +149,7 @@ class EnsembleModule(TransitionModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         weights = [p for name, p in self.network.named_parameters() if name.endswith(".weight")]
         others = [p for name, p in self.network.named_parameters() if not name.endswith(".weight")]
+        # Differs from the original: AdamW's decay, one value, in place of an L2 term with a factor for each layer.
         decay = self.optimizer_config.weight_decay
         return [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 

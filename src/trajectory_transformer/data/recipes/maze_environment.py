@@ -23,6 +23,7 @@ ONE_IN = 5  # pairs are held out
 MAX_SPEED = 4.0  # metres per second, of an action of 1
 
 # Four rooms of 4 × 4 cells; each shares one door with either neighbour.
+# Differs from the paper: its map and data are not published, nor is how a goal counts as reached.
 FOUR_ROOMS: MazeMap = [
     [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
     [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
