@@ -16,6 +16,10 @@ CHOICES = [(file.parent.name, file.stem) for file in sorted(CONFIGS.glob("*/*.ya
 NEEDED = {  # what an option leaves to the user, or needs beside it
     ("data", "minari"): ["data.dataset_id=[one/v0,two/v0]"],
     ("planner", "goal"): ["model.goal_conditioned=true"],
+    **{
+        ("data", f"goal_{maze}"): ["model.goal_conditioned=true", "planner=goal"]
+        for maze in ("fourrooms", "umaze", "medium", "large")
+    },
 }
 
 

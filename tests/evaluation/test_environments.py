@@ -73,7 +73,7 @@ def test_our_mazes_are_registered_when_needed_in_a_fresh_process() -> None:
     )
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, input=json.dumps(spec.to_dict()), capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("((1, 1), (1, 6)) 600\n", "")
+    assert (done.stdout, done.stderr) == ("((1, 1), (1, 6)) 100\n", "")
 
 
 def test_a_part_that_does_not_exist_is_a_user_error() -> None:
