@@ -244,4 +244,4 @@ def test_goals_from_data_to_a_picture(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(aims) == results["episodes"][0]["length"]
     model = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")[SECTION]["model"]
     assert model["goal_conditioned"]
-    assert model["block_size"] == 11 * 8 - 1  # ten transitions and the goal
+    assert model["block_size"] == 5 * 6 - 1  # four transitions and the goal
