@@ -16,6 +16,7 @@ CHOICES = [(file.parent.name, file.stem) for file in sorted(CONFIGS.glob("*/*.ya
 NEEDED = {  # what an option leaves to the user, or needs beside it
     ("data", "minari"): ["data.dataset_id=[one/v0,two/v0]"],
     ("planner", "goal"): ["model.goal_conditioned=true"],
+    ("planner", "critic"): ["planner.critic=critic.ckpt"],
     **{
         ("data", f"goal_{maze}"): ["model.goal_conditioned=true", "planner=goal"]
         for maze in ("fourrooms", "umaze", "medium", "large")
@@ -40,7 +41,11 @@ def test_every_option_of_train_composes(group: str, option: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), [choice for choice in CHOICES if choice[0] in ("planner", "logger")])
 def test_every_option_of_evaluate_composes(group: str, option: str) -> None:
-    overrides = ["checkpoint=best.ckpt", f"{group}={option}"]
+    overrides = [
+        "checkpoint=best.ckpt",
+        f"{group}={option}",
+        *(["planner.critic=c.ckpt"] if option == "critic" else []),
+    ]
     config = schema.typed_evaluate(composed("evaluate", *overrides), overrides, group == "planner")
     assert isinstance(config, EvaluateConfig)
     assert getattr(config, group).name == option
@@ -133,3 +138,11 @@ def test_all_six_antmaze_sets() -> None:
     sets = [schema.typed_train(composed("train", f"data={name}")).data.dataset_id for name in names]
     kinds = ("large-diverse", "large-play", "medium-diverse", "medium-play", "umaze", "umaze-diverse")
     assert sets == [f"D4RL/antmaze/{kind}-v1" for kind in kinds]
+
+
+@pytest.mark.parametrize("command", [("train",), ("evaluate", "checkpoint=best.ckpt")])
+def test_a_critic_is_asked_for_before_anything_is_loaded(command: tuple[str, ...]) -> None:
+    overrides = [*command[1:], "planner=critic"]
+    config = composed(command[0], *overrides)
+    with pytest.raises(UserError, match=r"planner=critic needs planner\.critic=PATH"):
+        schema.typed_train(config) if command[0] == "train" else schema.typed_evaluate(config, overrides, True)

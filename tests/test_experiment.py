@@ -501,3 +501,10 @@ def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]
     model = load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {})
     with pytest.raises(UserError, match="other contents than the one that"):
         held_out_episodes(replace(model, dataset={**model.dataset, "fingerprint": "0"}))
+
+
+def test_a_critic_that_cannot_be_had_is_refused_before_training(tmp_path: Path) -> None:
+    options = replace(config(), planner=PlannerConfig("critic", horizon=2, beam_width=2, context=2, critic="none.ckpt"))
+    with pytest.raises(UserError, match=r"checkpoint 'none\.ckpt' does not exist"):
+        run_training(options, RunContext(tmp_path, ""))
+    assert not (tmp_path / "checkpoints").exists()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from .baselines.critic import Critic
 from .baselines.ensemble import TrainedEnsemble
 from .baselines.same_data import require_same_data
 from .checkpoint import SECTION, read_checkpoint
@@ -97,6 +98,9 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
     datamodule = make_datamodule(config)
     datamodule.setup()
+    if config.planner.critic is not None:  # rather now than after training
+        critic = Critic.load(config.planner.critic)
+        require_same_data("planner.critic", critic, datamodule.data.environment, datamodule.data.fingerprint)
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
     labels = RunLabels(group, "train", tags)

@@ -76,6 +76,17 @@ class PlannerConfig:
         """Rather than reward."""
         return self.name in ("imitation", "goal")
 
+    def require_critic(self) -> None:
+        """Refuse ``planner=critic`` without a file to read one from.
+
+        Raises:
+            UserError: there is none.
+        """
+        require(
+            self.name != "critic" or self.critic is not None,
+            "planner=critic needs planner.critic=PATH, a checkpoint of experiment=iql_…",
+        )
+
     def require_fits(self, sequence_length: int) -> None:
         """Refuse a plan that the model cannot see.
 

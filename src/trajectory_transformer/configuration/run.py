@@ -102,6 +102,7 @@ class TrainConfig:
         if self.learner == "transformer":
             self.planner.require_fits(self.data.sequence_length)
             require_same_purpose(self.model.goal_conditioned, self.planner.name)
+            self.planner.require_critic()
         else:
             require(not self.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.learner}")
 
@@ -125,6 +126,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
+        self.planner.require_critic()
         require_choice("task", self.task, ("plan", "attention", "predict"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
