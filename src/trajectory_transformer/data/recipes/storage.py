@@ -60,10 +60,10 @@ def staging_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
 
 def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: int, staging: Path) -> None:
     """Write the Minari data set below ``staging`` instead of Minari's folder."""
-    buffers = [
+    buffers = [  # arrays, which Minari takes although its annotations know lists only: the ignores below
         EpisodeBuffer(
             seed=episode.seed,
-            observations=episode.observations,  # type: ignore[arg-type]  (Minari's annotations know lists only)
+            observations=episode.observations,  # type: ignore[arg-type]
             actions=episode.actions,  # type: ignore[arg-type]
             rewards=episode.rewards,  # type: ignore[arg-type]
             terminations=_flags(len(episode), episode.terminated),  # type: ignore[arg-type]
