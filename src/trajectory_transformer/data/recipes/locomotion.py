@@ -83,7 +83,7 @@ class Body:
 # a CPU, whose logs results/behavior has. Walker2d's had hardly begun to walk.
 BODIES = (
     Body("hopper", "Hopper", 180_000, ((20_000, 95), (30_000, 211), (90_000, 218), (150_000, 223)), 22),
-    Body("halfcheetah", "HalfCheetah", 140_000, ((20_000, 1000), (40_000, 1000)), 1000),
+    Body("halfcheetah", "HalfCheetah", 140_000, ((20_000, 1000), (40_000, 1000)), 1000, expert_temperature=1.0),
     Body("walker2d", "Walker2d", 100_000, ((20_000, 295), (40_000, 234), (60_000, 235)), 21, expert_temperature=1.0),
 )
 LOCOMOTION = [recipe for body in BODIES for recipe in body.recipes()]

@@ -32,20 +32,32 @@ def load_policy(file: str, snapshot: str) -> Arrays:
 
 
 def action_distribution(policy: Arrays, observation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (action_dim,) of the Gaussian that tanh squashes into [-1, 1]."""
+    """Mean and standard deviation (action_dim,) of the Gaussian that is drawn from, before :func:`bounded`."""
+    rectified = is_soft(policy)
     hidden = observation.astype(np.float32)
     layer = 0
     while f"hidden_{layer}_weight" in policy:
-        hidden = np.maximum(policy[f"hidden_{layer}_weight"] @ hidden + policy[f"hidden_{layer}_bias"], 0.0)
+        hidden = policy[f"hidden_{layer}_weight"] @ hidden + policy[f"hidden_{layer}_bias"]
+        hidden = np.maximum(hidden, 0.0) if rectified else np.tanh(hidden)
         layer += 1
     mean = policy["mean_weight"] @ hidden + policy["mean_bias"]
-    log_std = policy["log_std_weight"] @ hidden + policy["log_std_bias"]
+    log_std = policy["log_std_weight"] @ hidden + policy["log_std_bias"] if rectified else policy["log_std"]
     return mean, np.exp(np.clip(log_std, -20.0, 2.0))
+
+
+def bounded(policy: Arrays, drawn: np.ndarray) -> np.ndarray:
+    """What was drawn, (action_dim,), in [-1, 1]: squashed by tanh (soft actor-critic), or clipped."""
+    return np.tanh(drawn) if is_soft(policy) else np.clip(drawn, -1.0, 1.0)
+
+
+def is_soft(policy: Arrays) -> bool:
+    """Whether it is a soft actor-critic's, whose deviation depends on the observation; else one of proximal optimisation."""
+    return "log_std_weight" in policy
 
 
 @dataclass(frozen=True)
 class PolicyBehavior:
-    """A tanh-Gaussian policy, optionally disturbed.
+    """A Gaussian policy, optionally disturbed.
 
     Attributes:
         file, snapshot: where its arrays are; see :func:`load_policy`.
@@ -72,7 +84,7 @@ class PolicyBehavior:
 
         def act(observation: np.ndarray) -> np.ndarray:
             mean, std = action_distribution(policy, observation)
-            squashed = np.tanh(mean + self.temperature * std * generator.standard_normal(mean.shape))
-            return middle + half_range * (squashed + self.noise * generator.standard_normal(mean.shape))
+            action = bounded(policy, mean + self.temperature * std * generator.standard_normal(mean.shape))
+            return middle + half_range * (action + self.noise * generator.standard_normal(mean.shape))
 
         return act
