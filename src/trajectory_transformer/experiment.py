@@ -1,7 +1,7 @@
 """The two things a user can ask for: train and then plan, or evaluate what was trained."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class RunContext:
         resume: go on from ``checkpoints/last.ckpt``.
         sweep: name of the sweep that it belongs to, or None.
         callbacks: Lightning callbacks that the user added.
+        commit: of the code that runs, taken before it does, or None.
     """
 
     directory: Path
@@ -50,6 +51,7 @@ class RunContext:
     resume: bool = False
     sweep: str | None = None
     callbacks: tuple[Callback, ...] = ()
+    commit: str | None = field(default_factory=current_commit)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
         reference_source=dataset["reference_source"],
         checkpoint=str(trained.checkpoint),
         command=run.command,
+        commit=run.commit,
         progress=rollouts.progress,
     )
     with torch_threads(rollouts.threads):
@@ -207,7 +210,7 @@ def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[
 
 def _facts(config: EvaluateConfig, run: RunContext, trained: Trained) -> RunFacts:
     env_id = environment_title(trained.agent.environment)
-    return RunFacts(",".join(trained.dataset["ids"]), env_id, config.seed, current_commit(), run.command)
+    return RunFacts(",".join(trained.dataset["ids"]), env_id, config.seed, run.commit, run.command)
 
 
 def _keeps_artifacts(config: LoggerConfig) -> bool:

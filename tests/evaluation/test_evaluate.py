@@ -26,6 +26,7 @@ REQUEST = EvaluationRequest(
     reference_source="none",
     checkpoint="best.ckpt",
     command="python evaluate.py checkpoint=best.ckpt",
+    commit=None,
     progress=False,
 )
 

@@ -42,7 +42,7 @@ def untrained_agent(deadline_ms: float | None = None, **arguments: Any) -> Agent
 def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) -> None:
     request = EvaluationRequest(
         episodes=5, num_envs=1, seed=3, video=0, dataset_ids=("tests/walk-v0",), behavior_returns=np.zeros(4),
-        reference_scores=None, reference_source="none", checkpoint="", command="", progress=False,
+        reference_scores=None, reference_source="none", checkpoint="", command="", commit=None, progress=False,
     )  # fmt: skip
     alone = evaluate(untrained_agent(), request, tmp_path / "alone")
     beside = evaluate(untrained_agent(), replace(request, num_envs=3), tmp_path / "beside")
@@ -56,7 +56,7 @@ def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) ->
 def test_what_a_deadline_did_is_recorded(tmp_path: Path) -> None:
     request = EvaluationRequest(
         episodes=3, num_envs=2, seed=3, video=0, dataset_ids=("tests/walk-v0",), behavior_returns=np.zeros(4),
-        reference_scores=None, reference_source="none", checkpoint="", command="", progress=False,
+        reference_scores=None, reference_source="none", checkpoint="", command="", commit=None, progress=False,
     )  # fmt: skip
     evaluate(untrained_agent(deadline_ms=1e-6), request, tmp_path / "hopeless")
     results = read_results(tmp_path / "hopeless" / "results.json")

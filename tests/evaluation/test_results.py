@@ -39,6 +39,7 @@ def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: s
         reference_source=source,
         checkpoint="best.ckpt",
         command="python evaluate.py",
+        commit="a" * 40,
     )
 
 

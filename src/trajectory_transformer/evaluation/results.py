@@ -75,6 +75,7 @@ class EvaluationRequest:
         reference_source: where they come from: "dataset", "d4rl" or "none".
         checkpoint: path, as it is to be recorded.
         command: the command line, as it is to be recorded.
+        commit: of the code that runs, or None.
         progress: show a progress bar.
         first_episode_seed: of its environment and its planning; None: ``seed``.
     """
@@ -89,6 +90,7 @@ class EvaluationRequest:
     reference_source: str
     checkpoint: str
     command: str
+    commit: str | None
     progress: bool = True
     first_episode_seed: int | None = None
 
@@ -108,7 +110,7 @@ def build_results(
     return {
         "schema": SCHEMA_VERSION,
         "command": request.command,
-        "commit": current_commit(),
+        "commit": request.commit,
         "versions": package_versions(),
         "seed": request.seed,
         "dataset": ",".join(request.dataset_ids),
