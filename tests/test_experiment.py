@@ -142,6 +142,22 @@ def test_an_accelerator_that_is_not_there_is_noticed_before_data_are_made(
         run_training(options, RunContext(tmp_path, ""))
 
 
+def test_a_plan_past_the_end_is_noticed_before_training(tmp_path: Path) -> None:
+    options = config()
+    options.data.sequence_length = 8
+    options.planner.horizon = 5
+    with pytest.raises(UserError, match=r"planner\.horizon=5 goes past the environment's end"):
+        run_training(options, RunContext(tmp_path, ""))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_commit_is_taken_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunContext(tmp_path, "", commit="b" * 40)
+    run_training(config(), run)
+    assert results_of(tmp_path)["commit"] == "b" * 40
+    assert {row["commit"] for row in csv.DictReader((tmp_path / "figures.csv").read_text().splitlines())} == {"b" * 40}
+
+
 def test_a_checkpoint_is_read_once(
     trained: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,16 +15,18 @@ from .baselines.ensemble import TrainedEnsemble
 from .baselines.same_data import require_same_data
 from .checkpoint import SECTION, read_checkpoint
 from .configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
+from .data.environment import EnvironmentSpec
 from .data.fetch import dataset_folder
 from .data.transitions import join_episodes
 from .errors import UserError
 from .evaluation.attention import evaluate_attention
-from .evaluation.environments import environment_title
+from .evaluation.environments import environment_title, make_environments
 from .evaluation.evaluate import evaluate
 from .evaluation.figures import Figure, RunFacts
 from .evaluation.plots import plot_training
 from .evaluation.prediction import PredictionRequest, predict
 from .evaluation.results import EvaluationRequest, current_commit
+from .evaluation.rollout import require_possible
 from .planning.trained_model import TrainedModel
 from .run_record import is_first_process
 from .trained import Trained, held_out_episodes, load_trained, torch_device
@@ -100,6 +102,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
     datamodule = make_datamodule(config)
     datamodule.setup()
+    _require_evaluable(config, datamodule.data.environment)
     if config.planner.critic is not None:  # rather now than after training
         critic = Critic.load(config.planner.critic)
         require_same_data("planner.critic", critic, datamodule.data.environment, datamodule.data.fingerprint)
@@ -159,6 +162,19 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.checkpoint, trained.dataset)
         return score
+
+
+def _require_evaluable(config: TrainConfig, environment: EnvironmentSpec) -> None:
+    """Refuse an evaluation that cannot be, rather before training than after.
+
+    Raises:
+        UserError: the environment cannot be made, or the planner is not for it.
+    """
+    if config.evaluation.episodes == 0 or config.learner == "ensemble":
+        return
+    with make_environments(environment, 1) as batch:
+        if config.learner == "transformer":
+            require_possible(config.planner, batch)
 
 
 def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..configuration import PlannerConfig
 from ..data.environment import EnvironmentSpec
 from ..errors import UserError
+from ..planning.policy_agent import PolicySettings
 from .environments import EnvironmentBatch, StepResult, make_environments
 from .records import (
     ActingAgent,
@@ -53,7 +55,7 @@ def run_episodes(
         make_environments(environment, min(num_envs, episodes), render=options.recorder is not None) as batch,
         _progress_bar(options.progress) as progress,
     ):
-        _require_possible(agent, batch)
+        require_possible(agent.settings, batch)
         rollout = _Rollout(agent, batch, episodes, seed, options)
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
@@ -201,13 +203,13 @@ class _Rollout:
         )
 
 
-def _require_possible(agent: ActingAgent, batch: EnvironmentBatch) -> None:
+def require_possible(settings: PlannerConfig | PolicySettings, batch: EnvironmentBatch) -> None:
     """Refuse plans that an episode has no time for, or no goal.
 
     Raises:
         UserError: saying which.
     """
-    limit, settings = batch.max_episode_steps, agent.settings
+    limit = batch.max_episode_steps
     if limit is not None and settings.horizon > limit:
         raise UserError(
             f"planner.horizon={settings.horizon} goes past the environment's end: its episodes have at most {limit} "

@@ -20,6 +20,7 @@ from stable_baselines3 import PPO, SAC  # pyright: ignore[reportMissingImports] 
 from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
 from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
 from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[reportMissingImports]
+
 from .policies import Arrays, action_distribution, bounded
 
 # Those of the RL Baselines3 Zoo for Walker2d, where they reach about 3,500 in a million steps.
