@@ -13,7 +13,7 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from trajectory_transformer.data.recipes import RECIPES, REGISTRY, Recipe, find_recipe
 from trajectory_transformer.data.recipes import policies as policies_module
 from trajectory_transformer.data.recipes.pointmaze import MazeBehavior, shortest_path
-from trajectory_transformer.data.recipes.policies import PolicyBehavior, action_distribution, load_policy
+from trajectory_transformer.data.recipes.policies import PolicyBehavior, action_distribution, bounded, load_policy
 from trajectory_transformer.data.recipes.recipe import Behavior, UniformBehavior, make_environment
 from trajectory_transformer.data.recipes.select_snapshots import select_snapshots
 from trajectory_transformer.data.recipes.simulate import SimulatedEpisode, simulate
@@ -129,6 +129,16 @@ def test_action_distribution_by_hand() -> None:
     mean, std = action_distribution(tiny_policy(), np.array([1.0, 3.0]))
     np.testing.assert_allclose(mean, [1.0])
     np.testing.assert_allclose(std, [np.exp(2.0)], rtol=1e-6)  # log std 29, cut at 2
+
+
+def test_a_policy_of_proximal_optimisation_by_hand() -> None:
+    policy = {name: array for name, array in tiny_policy().items() if not name.startswith("log_std")}
+    policy["log_std"] = np.array([-2.0], np.float32)
+    mean, std = action_distribution(policy, np.array([-1.0, -0.25]))
+    np.testing.assert_allclose(mean, np.tanh(-1.0) + 2.0 * np.tanh(0.25), rtol=1e-6)
+    np.testing.assert_allclose(std, [np.exp(-2.0)], rtol=1e-6)
+    np.testing.assert_array_equal(bounded(policy, np.array([-1.5, 0.25, 3.0])), [-1.0, 0.25, 1.0])
+    np.testing.assert_allclose(bounded(tiny_policy(), np.array([0.25])), np.tanh([0.25]))
 
 
 def test_policy_behavior_scales_to_the_action_range(monkeypatch: pytest.MonkeyPatch) -> None:
