@@ -119,6 +119,17 @@ def require_kind(contents: Mapping[str, Any], kind: str, name: str = "the checkp
         raise UserError(f"{name} holds {KINDS[held][0]}, not {wanted}; train one with {command}")
 
 
+def weights_of(contents: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The ``state_dict`` of one attribute of the training module that wrote the checkpoint.
+
+    Raises:
+        KeyError: there are no weights.
+    """
+    prefix = f"{part}."
+    weights = contents["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
 def remove_partial_files(directory: str | os.PathLike[str]) -> None:
     """Delete what writers that were killed left behind in ``directory``."""
     for leftover in Path(directory).glob(".*.partial"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import SECTION, read_checkpoint, require_kind
+from ..checkpoint import SECTION, read_checkpoint, require_kind, weights_of
 from ..configuration import IqlConfig
 from ..data.environment import EnvironmentSpec
 from ..errors import UserError
@@ -56,14 +56,9 @@ class Critic:
             transform = float(options.pop("reward_scale")), float(options.pop("reward_shift"))
             environment = EnvironmentSpec.from_dict(record["environment"])
             network = ImplicitQ.of_environment(environment, IqlConfig(**options))
-            network.load_state_dict(network_weights(contents["state_dict"]))
+            network.load_state_dict(weights_of(contents, "network"))
             discount, dataset = float(record["data"]["discount"]), record["dataset"]
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
         network.to(device).eval().requires_grad_(False)
         return cls(network, *transform, discount, environment, dataset)
-
-
-def network_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's entries of a training module's ``state_dict``, without their prefix."""
-    return {name.removeprefix("network."): value for name, value in state_dict.items() if name.startswith("network.")}

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import SECTION, read_checkpoint, require_kind
+from ..checkpoint import SECTION, read_checkpoint, require_kind, weights_of
 from ..configuration import EnsembleConfig
 from ..data.environment import EnvironmentSpec
 from ..data.transition_set import TransitionBatch
 from ..errors import UserError
-from .critic import network_weights
 from .mlp import MemberLinear
 
 ALL_MEMBERS = slice(None)
@@ -158,7 +157,7 @@ class TrainedEnsemble:
             environment = EnvironmentSpec.from_dict(record["environment"])
             options = EnsembleConfig(**record["model"])
             network = DynamicsEnsemble(environment.observation_dim, environment.action_dim, options)
-            network.load_state_dict(network_weights(contents["state_dict"]))
+            network.load_state_dict(weights_of(contents, "network"))
             dataset = record["dataset"]
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint's contents do not fit together: {error}") from error

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import Tensor
-
-from ..checkpoint import SECTION, require_kind
+from ..checkpoint import SECTION, require_kind, weights_of
 from ..configuration import PlannerConfig
 from ..data.discretizer import Discretizer
 from ..data.environment import EnvironmentSpec
@@ -40,17 +38,12 @@ class TrainedModel:
         record = contents[SECTION]
         try:
             model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**record["model"]))
-            model.load_state_dict(model_weights(contents["state_dict"]))
+            model.load_state_dict(weights_of(contents, "model"))
             discretizer = Discretizer.from_dict(record["discretizer"]).to(device)
             environment = EnvironmentSpec.from_dict(record["environment"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
         return cls(model.to(device).eval(), discretizer, environment)
-
-
-def model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's entries of a training module's ``state_dict``, without their prefix."""
-    return {name.removeprefix("model."): value for name, value in state_dict.items() if name.startswith("model.")}
 
 
 def recorded_settings(contents: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[PlannerConfig, float]:
