@@ -170,11 +170,15 @@ def test_selected_snapshots_are_read_back(tmp_path: Path) -> None:
         arrays = {layer: values + step for layer, values in tiny_policy().items()}
         np.savez(tmp_path / f"step_{step:07d}.npz", **arrays)  # type: ignore[arg-type]  (numpy's allow_pickle)
     select_snapshots(tmp_path, tmp_path / "tiny.npz", [20])
+    with pytest.raises(KeyError, match="no snapshot step_0000010"):
+        load_policy.__wrapped__(str(tmp_path / "tiny.npz"), "step_0000010")
+    select_snapshots(tmp_path, tmp_path / "tiny.npz", [10])
     policy = load_policy(str(tmp_path / "tiny.npz"), "step_0000020")
     np.testing.assert_array_equal(policy["mean_weight"], [[21.0, 22.0]])
     assert policy["mean_weight"].dtype == np.float32
-    with pytest.raises(KeyError):
-        load_policy(str(tmp_path / "tiny.npz"), "step_0000010")
+    np.testing.assert_array_equal(
+        load_policy(str(tmp_path / "tiny.npz"), "step_0000010")["mean_weight"], [[11.0, 12.0]]
+    )
 
 
 def test_hopper_policies_differ_clearly_in_quality() -> None:
@@ -196,7 +200,7 @@ def test_a_replay_set_has_as_many_steps_of_each_policy_as_a_replay_buffer() -> N
     np.testing.assert_allclose(shares, np.array([5, 15, 10, 60, 60]) / 150, atol=0.06)
 
 
-@pytest.mark.parametrize(("body", "number"), [("hopper", 10), ("walker2d", 10), ("halfcheetah", 2)])
+@pytest.mark.parametrize(("body", "number"), [("hopper", 25), ("walker2d", 10), ("halfcheetah", 2)])
 def test_a_medium_policy_is_a_third_to_two_thirds_as_good_as_the_expert(body: str, number: int) -> None:
     expert, medium = (
         np.mean([episode.rewards.sum() for episode in episodes_of(RECIPES[f"{body}_{stage}"], number)])

@@ -18,7 +18,7 @@ class Body:
     Attributes:
         name: of its data sets and of the file of its snapshots.
         environment: Gymnasium's name, without the version.
-        expert: training steps of the best snapshot.
+        expert: training steps of the best snapshot, which may be of another training than the stages.
         stages: snapshots up to the medium one: training steps, and mean length of the episodes that it acts.
         random_length: mean length of episodes of random actions.
     """
@@ -48,8 +48,8 @@ class Body:
                 "expert",
                 # Never without noise: a model of such data has not seen what follows its own small mistakes.
                 [self._policy(self.expert)],
-                f"The best snapshot of a short soft actor-critic training that had not converged, after "
-                f"{self.expert:,} steps, as stochastic as it was then.",
+                f"The best snapshot of a short training that had not converged, after {self.expert:,} steps, as "
+                "stochastic as it was then.",
             ),
         ]
 
@@ -79,10 +79,10 @@ class Body:
 
 
 # Differs from the paper: D4RL's experts were trained to convergence; these are the best snapshots of short trainings on
-# a CPU, whose logs results/behavior has. Walker2d's had hardly begun to walk.
+# a CPU, whose logs results/behavior has. Walker2d's expert was trained by proximal policy optimisation.
 BODIES = (
     Body("hopper", "Hopper", 180_000, ((20_000, 95), (30_000, 211), (90_000, 218), (150_000, 223)), 22),
     Body("halfcheetah", "HalfCheetah", 140_000, ((20_000, 1000), (40_000, 1000)), 1000),
-    Body("walker2d", "Walker2d", 100_000, ((20_000, 295), (40_000, 234), (60_000, 235)), 21),
+    Body("walker2d", "Walker2d", 450_560, ((20_000, 295), (40_000, 234), (60_000, 235), (100_000, 294)), 21),
 )
 LOCOMOTION = [recipe for body in BODIES for recipe in body.recipes()]

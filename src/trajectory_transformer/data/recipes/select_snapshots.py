@@ -1,4 +1,4 @@
-"""Copy chosen snapshots of ``train_behavior`` into one file of this package, as float16 arrays.
+"""Add chosen snapshots of ``train_behavior`` to one file of this package, as float16 arrays.
 
     python -m trajectory_transformer.data.recipes.select_snapshots logs/behavior/hopper hopper.npz 40000 600000
 
@@ -12,8 +12,14 @@ import numpy as np
 
 
 def select_snapshots(folder: Path, file: Path, steps: list[int]) -> None:
-    """Write ``folder/step_*.npz`` of each of the ``steps`` to ``file`` under keys ``step_NNNNNNN/LAYER``."""
+    """Write ``folder/step_*.npz`` of each of the ``steps`` to ``file`` under keys ``step_NNNNNNN/LAYER``.
+
+    What ``file`` holds of other steps stays.
+    """
     chosen = {}
+    if file.exists():
+        with np.load(file) as arrays:
+            chosen |= {key: arrays[key] for key in arrays}
     for step in steps:
         name = f"step_{step:07d}"
         with np.load(folder / f"{name}.npz") as arrays:
