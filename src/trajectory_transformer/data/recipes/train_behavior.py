@@ -1,7 +1,6 @@
 """Train the behaviour policies that the embedded MuJoCo recipes simulate (Stable-Baselines3).
 
-Soft actor-critic, or proximal policy optimisation, which takes many more steps and yet less time for a policy that
-hardly ever falls.
+Soft actor-critic, or proximal policy optimisation, whose steps are worth less and take less time.
 
 Needs the ``behavior`` extra. Writes one ``.npz`` of plain arrays for each snapshot and a CSV log beside them:
 
@@ -23,7 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[rep
 
 from .policies import Arrays, action_distribution, bounded
 
-# Those of the RL Baselines3 Zoo for Walker2d, where they reach about 3,500 in a million steps.
+# Those of the RL Baselines3 Zoo for Walker2d.
 PPO_SETTINGS = {
     "n_steps": 512, "batch_size": 32, "n_epochs": 20, "learning_rate": 5.05041e-5, "gamma": 0.99, "gae_lambda": 0.95,
     "ent_coef": 0.000585045, "clip_range": 0.1, "max_grad_norm": 1.0, "vf_coef": 0.871923,
@@ -46,6 +45,7 @@ def normalized_actor_arrays(model: PPO) -> Arrays:
     """The Gaussian actor as float32 arrays, with the normalisation of observations in its first layer.
 
     As :func:`actor_arrays`, but ``log_std`` (action_dim,) does not depend on the observation, and nothing is squashed.
+    Normalised observations are not clipped at 10 deviations, as they are in training.
     """
     layers = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)]
     named = {f"hidden_{i}": layer for i, layer in enumerate(layers)} | {"mean": model.policy.action_net}
