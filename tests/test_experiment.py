@@ -33,6 +33,7 @@ from trajectory_transformer.configuration import (
 )
 from trajectory_transformer.data.transitions import join_episodes
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation import results
 from trajectory_transformer.experiment import RunContext, run_evaluation, run_training
 from trajectory_transformer.run_record import RunRecord
 from trajectory_transformer.trained import held_out_episodes, load_trained
@@ -153,6 +154,7 @@ def test_a_plan_past_the_end_is_noticed_before_training(tmp_path: Path) -> None:
 
 def test_the_commit_is_taken_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunContext(tmp_path, "", commit="b" * 40)
+    monkeypatch.setattr(results, "subprocess", None)  # nobody asks git any more
     run_training(config(), run)
     assert results_of(tmp_path)["commit"] == "b" * 40
     assert {row["commit"] for row in csv.DictReader((tmp_path / "figures.csv").read_text().splitlines())} == {"b" * 40}

@@ -201,12 +201,12 @@ def test_a_replay_set_has_as_many_steps_of_each_policy_as_a_replay_buffer() -> N
 
 
 @pytest.mark.parametrize(("body", "number"), [("hopper", 25), ("walker2d", 10), ("halfcheetah", 2)])
-def test_a_medium_policy_is_a_third_to_two_thirds_as_good_as_the_expert(body: str, number: int) -> None:
+def test_a_medium_policy_is_a_third_to_three_fifths_as_good_as_the_expert(body: str, number: int) -> None:
     expert, medium = (
         np.mean([episode.rewards.sum() for episode in episodes_of(RECIPES[f"{body}_{stage}"], number)])
         for stage in ("expert", "medium")
     )
-    assert 0.28 < medium / expert < 0.68
+    assert 0.28 < medium / expert < 0.6
 
 
 # Mazes

@@ -1,4 +1,4 @@
-"""Stages of one training for each body, as D4RL's sets are: an expert, a medium policy, and what led to the latter."""
+"""Stages of training for each body, as D4RL's sets are: an expert, a medium policy, and what led to the latter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -16,9 +16,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import PPO, SAC  # pyright: ignore[reportMissingImports]  (the behavior extra)
-from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
-from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
-from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[reportMissingImports]
+from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]  (as above)
+from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]  (as above)
+from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[reportMissingImports]  (as above)
 
 from .policies import Arrays, action_distribution, bounded
 
