@@ -6,13 +6,15 @@ import pytest
 
 from trajectory_transformer.benchmark import __main__ as command
 from trajectory_transformer.benchmark import planning, training
-from trajectory_transformer.benchmark.machine import forward_operations, peak_memory
+from trajectory_transformer.benchmark.machine import Hardware, forward_operations, peak_memory
 from trajectory_transformer.benchmark.planning import PlanningFigures, PlanningSetting, measure, planning_operations
 from trajectory_transformer.configuration import ModelConfig, PlannerConfig
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transitions import TransitionTable, join_episodes
 from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
+
+ALONE = Hardware("cpu", threads=1)
 
 
 def test_operations_of_the_paper_model() -> None:
@@ -44,7 +46,7 @@ def small(window: str, environments: int) -> PlanningSetting:
 
 @pytest.mark.parametrize(("window", "environments"), [("growing", 2), ("sliding", 1)])
 def test_measured_figures_are_consistent(window: str, environments: int) -> None:
-    figures = measure(small(window, environments), threads=1, seconds=0.05)
+    figures = measure(small(window, environments), ALONE, seconds=0.05)
     p50, p95 = figures.milliseconds
     assert 0 < p50 <= p95
     assert sum(figures.shares) == pytest.approx(1.0)
@@ -65,8 +67,8 @@ def test_the_planning_table_has_a_row_for_each_setting(
 ) -> None:
     monkeypatch.setattr(command, "PLANNING", [small("growing", 2), small("sliding", 1)])
     figures = PlanningFigures((2.0, 3.0), 0.5, (0.7, 0.2, 0.1), 345, 1e11)
-    monkeypatch.setattr(command, "measure_alone", lambda setting, threads: figures)
-    monkeypatch.setattr(command, "matmul_rate", lambda: 1e11)
+    monkeypatch.setattr(command, "measure_alone", lambda setting, hardware: figures)
+    monkeypatch.setattr(Hardware, "matmul_rate", lambda self: 1e11)
     monkeypatch.setattr("sys.argv", ["benchmark", "planning", "--markdown"])
     command.main()
     lines = capsys.readouterr().out.splitlines()
@@ -79,7 +81,7 @@ def test_the_planning_table_has_a_row_for_each_setting(
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     ballast = bytearray(2**30)
     ballast[::4096] = b"x" * len(ballast[::4096])
-    assert planning.measure_alone(small("growing", 1), threads=1).peak_memory < 1024
+    assert planning.measure_alone(small("growing", 1), ALONE).peak_memory < 1024
 
 
 def test_tokenising_begins_with_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +92,24 @@ def test_tokenising_begins_with_episodes(monkeypatch: pytest.MonkeyPatch) -> Non
         return join_episodes(episodes, discount, penalty)
 
     monkeypatch.setattr(training, "join_episodes", join)
-    ((name, seconds, _),) = training.tokenising_rows(episodes=10, steps=30, rounds=1)
+    ((name, seconds, _),) = training.tokenising_rows(ALONE, episodes=10, steps=30, rounds=1)
     assert name == "episodes to windows, 300 transitions of width 25"
     assert seconds.endswith(" s")
     assert joined == [9, 1] * 3  # to count windows, to warm up, to be timed
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_on_the_cpu(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    monkeypatch.setattr(training, "BASE", ModelConfig(1, 1, 8))
+    monkeypatch.setattr(training, "TINY", ModelConfig(1, 1, 8))
+    rows = training.training_rows(Hardware("cpu", threads=1, bf16=bf16), rate=1e11)
+    assert [name.split(",")[1] for name, _, _ in rows] == [" tiny", " base"]
+    assert all(float(speed.removesuffix(" tokens/s").replace(",", "")) > 0 for _, speed, _ in rows)
+
+
+def test_an_accelerator_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["benchmark", "training", "--accelerator", "gpu"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "this machine has none that torch can use" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.decoder import BeamDecoder
+from trajectory_transformer.planning.decoder import BeamDecoder, gather_rows
 from trajectory_transformer.planning.native.library import find_compiler
 from trajectory_transformer.planning.native_decoder import NativeDecoder
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
@@ -36,6 +36,33 @@ def full_logits(model: TrajectoryTransformerModel, sequences: Tensor, limit: int
     window = sequences[:, :, -(-excess // width) * width :]
     with torch.no_grad():
         return model(window.flatten(0, 1), use_cache=False).logits[:, -1].view(*sequences.shape[:2], -1)
+
+
+def compare(
+    decoder: BeamDecoder, model: TrajectoryTransformerModel, limit: int, transitions: int, environments: int = 2
+) -> None:
+    """Plan as the search does, four candidates and two beams, and compare at every token with full forward passes."""
+    device = model.pos_emb.device
+    generator = torch.Generator().manual_seed(1)
+
+    def tokens(*shape: int) -> Tensor:
+        return torch.randint(0, VOCABULARY + 1, shape, generator=generator).to(device)
+
+    sequences = tokens(environments, 1, WIDTH + 2)
+    decoder.prefill(sequences[:, 0])
+    while sequences.shape[2] < transitions * WIDTH - 1:
+        rows, dimension = sequences.shape[1], sequences.shape[2] % WIDTH
+        if dimension == 2:
+            decoder.expand(4 // rows)
+            sequences = sequences.repeat_interleave(4 // rows, dim=1)
+        if dimension == WIDTH - 1:
+            kept = torch.randint(0, rows, (environments, 2), generator=generator).to(device)
+            decoder.keep(kept)
+            sequences = gather_rows(sequences, kept)
+        token = tokens(environments, sequences.shape[1])
+        decoder.step(token)
+        sequences = torch.cat([sequences, token.unsqueeze(2)], dim=2)
+        torch.testing.assert_close(decoder.logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
 
 
 MakeDecoder = Callable[[TrajectoryTransformerModel, int, bool], BeamDecoder]

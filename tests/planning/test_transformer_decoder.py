@@ -5,13 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from tests.planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, full_logits, small_model
+from tests.planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, compare, full_logits, small_model
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.decoder import gather_rows
 from trajectory_transformer.planning.planner import make_decoder
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
 
@@ -22,32 +20,6 @@ needs_cpp = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no
 @pytest.fixture
 def model() -> TrajectoryTransformerModel:
     return small_model(spread=0.1)
-
-
-def compare(
-    decoder: TransformerDecoder, model: TrajectoryTransformerModel, limit: int, transitions: int, environments: int = 2
-) -> None:
-    """Plan as the search does, four candidates and two beams, and compare at every token with full forward passes."""
-    generator = torch.Generator().manual_seed(1)
-
-    def tokens(*shape: int) -> Tensor:
-        return torch.randint(0, VOCABULARY + 1, shape, generator=generator)
-
-    sequences = tokens(environments, 1, WIDTH + 2)
-    decoder.prefill(sequences[:, 0])
-    while sequences.shape[2] < transitions * WIDTH - 1:
-        rows, dimension = sequences.shape[1], sequences.shape[2] % WIDTH
-        if dimension == 2:
-            decoder.expand(4 // rows)
-            sequences = sequences.repeat_interleave(4 // rows, dim=1)
-        if dimension == WIDTH - 1:
-            kept = torch.randint(0, rows, (environments, 2), generator=generator)
-            decoder.keep(kept)
-            sequences = gather_rows(sequences, kept)
-        token = tokens(environments, sequences.shape[1])
-        decoder.step(token)
-        sequences = torch.cat([sequences, token.unsqueeze(2)], dim=2)
-        torch.testing.assert_close(decoder.logits, full_logits(model, sequences, limit), atol=1e-5, rtol=0)
 
 
 def make_compiled(

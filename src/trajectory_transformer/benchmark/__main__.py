@@ -13,15 +13,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .machine import matmul_rate
+from ..errors import UserError
+from ..trained import torch_device
+from .machine import Hardware
 from .planning import COLUMNS, PLANNING, measure_alone, planning_row
 from .training import tokenising_rows, training_rows
 
 PARTS = ("training", "tokenising", "planning")
 
 
-def processor() -> str:
-    """The processor's name, or its kind where the system does not say."""
+def processor(device: str) -> str:
+    """The name of what is measured: a GPU, or the processor, or its kind where the system does not say."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -44,27 +48,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.benchmark", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all if none is named")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="decode in bfloat16, train in mixed precision")
+    parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--markdown", action="store_true", help="tables for a page")
     arguments = parser.parse_args()
+    try:
+        device = torch_device(arguments.accelerator, "--accelerator")
+    except UserError as error:
+        parser.error(str(error))
+    hardware = Hardware(device, arguments.threads, arguments.bf16, arguments.compile)
     torch.set_num_threads(arguments.threads)
-    parts, rate = arguments.parts or PARTS, matmul_rate()
+    parts, rate = arguments.parts or PARTS, hardware.matmul_rate()
     speeds = ("what", "speed", "against this machine")
     if "training" in parts:
-        show("Training, random weights; medians", speeds, training_rows(rate), arguments.markdown)
+        show("Training, random weights; medians", speeds, training_rows(hardware, rate), arguments.markdown)
     if "tokenising" in parts:
-        show("Episodes to windows; median", speeds, tokenising_rows(), arguments.markdown)
+        show("Episodes to windows; median", speeds, tokenising_rows(hardware), arguments.markdown)
     if "planning" in parts:
         rows = []
         with Console(stderr=True).status("planning") as status:
             for setting in PLANNING:
                 status.update(f"planning: {setting.name}, {setting.planner.window}")
-                figures = measure_alone(setting, arguments.threads)
+                figures = measure_alone(setting, hardware)
                 rows.append(planning_row(setting, figures))
                 rate = figures.rate
         show("Planning, random weights; for each environment and action", COLUMNS, rows, arguments.markdown)
+    size = hardware.product_size
     print(
-        f"{processor()}, {os.cpu_count()} cores, {arguments.threads} threads, torch {torch.__version__}, "
-        f"{rate / 1e9:.0f} GFLOP/s in 2048 × 2048 products"
+        f"{processor(device)}, {os.cpu_count()} cores, {arguments.threads} threads, torch {torch.__version__}, "
+        f"{rate / 1e9:.0f} GFLOP/s in {size} × {size} products"
     )
 
 

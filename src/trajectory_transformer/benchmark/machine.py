@@ -4,7 +4,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,21 +20,53 @@ TINY = ModelConfig(n_layer=2, n_head=2, n_embd=64, embd_pdrop=0, resid_pdrop=0, 
 BASE = ModelConfig()
 
 
-def median_seconds(run: Callable[[], object], rounds: int) -> float:
-    """Median wall time of ``run`` over some rounds, after one that does not count."""
-    run()
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+@dataclass(frozen=True)
+class Hardware:
+    """What is measured on, and how.
+
+    Attributes:
+        device: of torch; "cpu" or "cuda".
+        threads: of the CPU.
+        bf16: in bfloat16, else in float32: decoding throughout, training in mixed precision.
+        compiled: training with ``torch.compile``. Planning on a GPU always is.
+    """
+
+    device: str
+    threads: int
+    bf16: bool = False
+    compiled: bool = False
+
+    @property
+    def product_size(self) -> int:
+        """Rows and columns of the matrices whose products say what the hardware can do."""
+        return 2048 if self.device == "cpu" else 8192
+
+    def wait(self) -> None:
+        """Until a GPU has done what so far was only queued."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+
+    def matmul_rate(self) -> float:
+        """Multiply-adds, counted as two operations, per second of large square products in the chosen precision."""
+        size, dtype = self.product_size, torch.bfloat16 if self.bf16 else torch.float32
+        a, b = torch.randn(2, size, size, dtype=dtype, device=self.device)
+        return 2 * size**3 / self.median_seconds(lambda: a @ b, rounds=9)
+
+    def median_seconds(self, run: Callable[[], object], rounds: int) -> float:
+        """Median wall time of ``run`` over some rounds, after one that does not count."""
         run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        seconds = []
+        for _ in range(rounds):
+            self.wait()
+            start = time.perf_counter()
+            run()
+            self.wait()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
 
-
-def matmul_rate() -> float:
-    """Multiply-adds, counted as two operations, per second of 2048 × 2048 products in float32."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return 2 * 2048**3 / median_seconds(lambda: a @ b, rounds=9)
+    def peak_memory(self) -> int:
+        """The most memory that this process has held, in MiB; on a GPU, of the GPU's."""
+        return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_allocated() // 2**20
 
 
 def forward_operations(config: TrajectoryTransformerConfig, keys: float) -> float:

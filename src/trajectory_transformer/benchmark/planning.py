@@ -14,7 +14,7 @@ from ..data.discretizer import make_discretizer
 from ..layout import TransitionLayout
 from ..model.config import TrajectoryTransformerConfig
 from ..planning.planner import BeamPlanner
-from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, forward_operations, make_model, matmul_rate, peak_memory
+from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware, forward_operations, make_model
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PlanningFigures:
         milliseconds: 50th and 95th percentile.
         ideal_milliseconds: the arithmetic that exact caching leaves, at this machine's rate of large matrix products.
         shares: of the time in the model, in sampling, and in the search's own bookkeeping; they sum to 1.
-        peak_memory: MiB of a process that does nothing else.
+        peak_memory: MiB of a process that does nothing else; on a GPU, of the GPU's.
         rate: operations per second of large matrix products.
     """
 
@@ -93,29 +93,32 @@ def planning_operations(setting: PlanningSetting, config: TrajectoryTransformerC
     return total
 
 
-def measure(setting: PlanningSetting, threads: int, seconds: float = 4.0) -> PlanningFigures:
+def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) -> PlanningFigures:
     """Plan with random weights for about so many seconds, at least five times."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(hardware.threads)
     layout, environments = setting.layout, setting.environments
-    model = make_model(layout, setting.model)
+    model = make_model(layout, setting.model).to(hardware.device)
     values = torch.randn(20_000, layout.transition_dim, generator=torch.Generator().manual_seed(0))
     planner = BeamPlanner(
         model,
-        make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(values),
-        replace(setting.planner, discount=0.99),
+        make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(values).to(hardware.device),
+        replace(setting.planner, discount=0.99, precision="bf16" if hardware.bf16 else "32"),
     )
     length = (setting.planner.context - 1) * layout.transition_dim + layout.observation_dim
     prefix = torch.randint(0, NUM_BINS, (environments, length), generator=torch.Generator().manual_seed(0))
-    generators = [torch.Generator().manual_seed(seed) for seed in range(environments)]
-    planner.plan(prefix, generators)
+    prefix, generators = prefix.to(hardware.device), [torch.Generator().manual_seed(n) for n in range(environments)]
+    for _ in range(3):  # a GPU compiles at the first and captures at the second
+        planner.plan(prefix, generators)
     before, taken = planner.decoding_seconds, []
     while len(taken) < 5 or sum(taken) < seconds:
+        hardware.wait()
         start = time.perf_counter()
         planner.plan(prefix, generators)
+        hardware.wait()
         taken.append(time.perf_counter() - start)
-    after, memory = planner.decoding_seconds, peak_memory()
+    after, memory = planner.decoding_seconds, hardware.peak_memory()
     model_share, sampling_share = ((b - a) / sum(taken) for a, b in zip(before, after, strict=True))
-    rate = statistics.median(matmul_rate() for _ in range(3))
+    rate = statistics.median(hardware.matmul_rate() for _ in range(3))
     p50, p95 = np.percentile(taken, [50, 95]) * 1e3 / environments
     return PlanningFigures(
         (float(p50), float(p95)),
@@ -126,10 +129,10 @@ def measure(setting: PlanningSetting, threads: int, seconds: float = 4.0) -> Pla
     )
 
 
-def measure_alone(setting: PlanningSetting, threads: int) -> PlanningFigures:
+def measure_alone(setting: PlanningSetting, hardware: Hardware) -> PlanningFigures:
     """As :func:`measure`, in a process of its own, so that its peak memory is this setting's."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, setting, threads).result()
+        return pool.submit(measure, setting, hardware).result()
 
 
 COLUMNS = (

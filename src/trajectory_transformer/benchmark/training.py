@@ -18,32 +18,40 @@ from .machine import (
     NUM_BINS,
     SEQUENCE_LENGTH,
     TINY,
+    Hardware,
     forward_operations,
     make_model,
-    median_seconds,
 )
 
 
-def training_rows(rate: float) -> list[tuple[str, str, str]]:
-    """Tokens per second of whole updates: forward, backward, clipping, AdamW."""
-    rows = []
+def training_rows(hardware: Hardware, rate: float) -> list[tuple[str, str, str]]:
+    """Tokens per second of whole updates: forward, backward, clipping, AdamW.
+
+    Args:
+        hardware: trains; a GPU in batches as large as the original's.
+        rate: operations per second of its large matrix products.
+    """
+    on_cpu, rows = hardware.device == "cpu", []
     for name, layout, options, batch in (
         ("tiny, hopper", HOPPER, TINY, 64),
-        ("base, halfcheetah", HALFCHEETAH, BASE, 32),
+        ("base, halfcheetah", HALFCHEETAH, BASE, 32 if on_cpu else 256),
     ):
-        model = make_model(layout, options).train()
+        model = make_model(layout, options).train().to(hardware.device)
+        if hardware.compiled:
+            model.compile()
         optimizer = torch.optim.AdamW(model.decay_parameter_groups(0.1), lr=1e-4, fused=True)
-        tokens = torch.randint(0, NUM_BINS, (2, batch, model.config.block_size))
-        mask = torch.ones(tokens.shape[1:])
+        tokens = torch.randint(0, NUM_BINS, (2, batch, model.config.block_size)).to(hardware.device)
+        mask = torch.ones(tokens.shape[1:], device=hardware.device)
 
         def update(model=model, optimizer=optimizer, tokens=tokens, mask=mask) -> None:
             optimizer.zero_grad()
-            output = model(tokens[0], targets=tokens[1], attention_mask=mask, use_cache=False)
+            with torch.autocast(hardware.device, torch.bfloat16, enabled=hardware.bf16):
+                output = model(tokens[0], targets=tokens[1], attention_mask=mask, use_cache=False)
             output.loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
-        per_second = tokens[0].numel() / median_seconds(update, rounds=7)
+        per_second = tokens[0].numel() / hardware.median_seconds(update, rounds=7 if on_cpu else 30)
         needed = 3 * forward_operations(model.config, model.config.block_size)
         dropout = f", dropout {options.attn_pdrop}" if options.attn_pdrop else ""
         rows.append(
@@ -74,8 +82,10 @@ def random_episodes(layout: TransitionLayout, episodes: int, steps: int) -> Offl
     return OfflineData(["benchmark/random-v0"], made, environment, None, "none", "")
 
 
-def tokenising_rows(episodes: int = 1000, steps: int = 1000, rounds: int = 3) -> list[tuple[str, str, str]]:
-    """Seconds from validated episodes to windows that can be gathered: what a run does between reading and updating.
+def tokenising_rows(
+    hardware: Hardware, episodes: int = 1000, steps: int = 1000, rounds: int = 3
+) -> list[tuple[str, str, str]]:
+    """Seconds on the CPU from validated episodes to windows, what a run does between reading and updating.
 
     Split, returns-to-go, bins of the training part, tokens of both parts.
     """
@@ -90,4 +100,4 @@ def tokenising_rows(episodes: int = 1000, steps: int = 1000, rounds: int = 3) ->
 
     windows = sum(map(len, tokenise()))
     name = f"episodes to windows, {windows:,} transitions of width {HALFCHEETAH.transition_dim}"
-    return [(name, f"{median_seconds(tokenise, rounds):.1f} s", "")]
+    return [(name, f"{hardware.median_seconds(tokenise, rounds):.1f} s", "")]

@@ -135,8 +135,8 @@ def beam_search(
         deadline: shortens and narrows the search; it has been started.
         rank: scores candidates instead of reward plus return-to-go.
 
-    Raises:
-        UserError: all that the model predicts in some environment is not finite.
+    Returns:
+        The score is -inf, or NaN, where all that the model predicts in an environment is not finite.
     """
     assert settings.discount is not None
     environments, width, horizon = len(prefix), settings.beam_width, settings.horizon
@@ -170,7 +170,6 @@ def beam_search(
         if deadline is not None:
             kept.cpu()  # waits for a GPU to do what so far may only have been queued
             deadline.planned(t, environments, width)
-    require_finite_scores(scores[:, 0])
     # Kept candidates come best first.
     best = sequences.tokens[:, 0].view(environments, len(steps), layout.transition_dim)
     returns = sequences.returns[:, 0]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..configuration import PlannerConfig
 from ..layout import TransitionLayout
-from .beam_search import SearchResult, require_finite_scores
+from .beam_search import SearchResult
 from .deadline import Deadline
 from .decoder import BeamDecoder, gather_rows
 
@@ -33,10 +33,7 @@ def likelihood_search(
 
     Returns:
         Scores are log-likelihoods, in nats; reward and value tokens of the last transition are stop tokens; estimated
-        rewards and values are NaN.
-
-    Raises:
-        UserError: all that the model predicts in some environment is not finite.
+        rewards and values are NaN. A score is -inf where all that the model predicts is not finite.
     """
     environments, width = len(prefix), settings.beam_width
     decoder.prefill(prefix)
@@ -59,7 +56,6 @@ def likelihood_search(
         if deadline is not None:
             scores.cpu()  # waits for a GPU to do what so far may only have been queued
             deadline.planned(t, environments, width)
-    require_finite_scores(scores[:, 0])
     stop_token = decoder.logits.shape[-1] - 1
     best = F.pad(tokens[:, 0], (0, 2), value=stop_token).view(environments, planned, layout.transition_dim)
     unknown = scores.new_full((environments, planned), torch.nan)

@@ -11,7 +11,8 @@ from ..baselines.critic import Critic
 from ..configuration import PlannerConfig, require, require_same_purpose
 from ..data.discretizer import Discretizer
 from ..model.gpt import TrajectoryTransformerModel
-from .beam_search import SearchResult, beam_search
+from .beam_search import SearchResult, beam_search, require_finite_scores
+from .captured_search import CapturedSearch, Search, cuda_graph
 from .critic_ranking import CriticRanking
 from .deadline import Deadline
 from .decoder import BeamDecoder
@@ -62,6 +63,8 @@ class BeamPlanner:
             self._rank = CriticRanking(critic, discretizer, self.layout, settings)
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
+        captured = settings.decoder == "auto" and self._deadline is None and model.pos_emb.is_cuda
+        self._search: Search = CapturedSearch(self._find, cuda_graph) if captured else self._find
 
     @torch.inference_mode()
     def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
@@ -76,21 +79,34 @@ class BeamPlanner:
         Raises:
             UserError: all that the model predicts in some environment is not finite.
         """
-        settings = self.settings
         if self._deadline is not None:
             self._deadline.start(share)
-        if settings.maximizes_likelihood:
-            return likelihood_search(self._decoder, prefix, self.layout, settings, self._deadline)
-        shape = (settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width)
+        shape = self._draws
         uniforms = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
-        uniforms = uniforms.to(prefix.device)
-        return beam_search(
-            self._decoder, prefix, self.layout, settings, self._estimate, uniforms, self._deadline, self._rank
-        )
+        found = self._search(prefix, uniforms.to(prefix.device))
+        require_finite_scores(found.score)
+        return found
+
+    @property
+    def _draws(self) -> tuple[int, ...]:
+        """Shape of the uniform numbers that decide one environment's search."""
+        settings = self.settings
+        if settings.maximizes_likelihood:
+            return (0,)
+        return settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width
+
+    def _find(self, prefix: Tensor, uniforms: Tensor) -> SearchResult:
+        decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
+        if settings.maximizes_likelihood:
+            return likelihood_search(decoder, prefix, layout, settings, deadline)
+        return beam_search(decoder, prefix, layout, settings, self._estimate, uniforms, deadline, self._rank)
 
     @property
     def decoding_seconds(self) -> tuple[float, float]:
-        """Spent so far in the model and in sampling; the rest of a plan's time is the search's own."""
+        """Spent so far in the model and in sampling; the rest of a plan's time is the search's own.
+
+        Unknown where the whole search is captured: then 0.
+        """
         return self._decoder.seconds
 
     def _estimate(self, reward_probabilities: Tensor, value_probabilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,5 +136,4 @@ def make_decoder(model: TrajectoryTransformerModel, settings: PlannerConfig) -> 
         if reason is None:
             return NativeDecoder(model, window, sliding)
         log.warning("planning in PyTorch, several times slower than natively: %s", reason)
-    compiled = kind == "compiled" or (kind == "auto" and not on_cpu)
-    return TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand, compiled)
+    return TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand, kind == "compiled")
