@@ -29,7 +29,10 @@ CRITIC: dict[str, Any] = {**PLANNER, "name": "critic"}
 
 
 class Sum(ImplicitQ):
-    """Q(s, a) = sum(s) + 10 · sum(a)."""
+    """Q(s, a) = sum(s) + 10 · sum(a), V(s) = 7 · sum(s)."""
+
+    def v(self, observations: Tensor) -> Tensor:
+        return 7.0 * observations.sum(-1)
 
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
         return observations.sum(-1) + 10.0 * actions.sum(-1)
@@ -41,7 +44,7 @@ def critic() -> Critic:
     return Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT, {"ids": ["test/data-v0"], "fingerprint": "abc"})
 
 
-@pytest.mark.parametrize("score", ["return", "q"])
+@pytest.mark.parametrize("score", ["return", "v", "q"])
 def test_scores_by_hand(critic: Critic, discretizer: Discretizer, score: str) -> None:
     settings = PlannerConfig(**CRITIC, critic_score=score)
     rank = CriticRanking(critic, discretizer, LAYOUT, settings)
@@ -55,7 +58,8 @@ def test_scores_by_hand(critic: Critic, discretizer: Discretizer, score: str) ->
             decoded = [float(centers[d, tokens[environment, row, d]]) for d in range(OBSERVATION_DIM + ACTION_DIM)]
             q = sum(decoded[:OBSERVATION_DIM]) + 10.0 * sum(decoded[OBSERVATION_DIM:])
             # Rewards as the critic knows them: 2 · 3 - 1 and 2 · 0.25 - 1, discounted by 0.5.
-            expected = q if score == "q" else 5.0 + 0.5 * -0.5 + 0.25 * q
+            rewards, v = 5.0 + 0.5 * -0.5, 7.0 * sum(decoded[:OBSERVATION_DIM])
+            expected = {"q": q, "return": rewards + 0.25 * q, "v": rewards + 0.25 * v}[score]
             assert found[environment, row].item() == pytest.approx(expected, abs=1e-4)
 
 
@@ -71,6 +75,27 @@ def test_the_plan_takes_the_action_that_the_critic_values_most(
     assert found.tokens[0, 0, LAYOUT.action].tolist() == step.tokens[0, actions.argmax(), :ACTION_DIM].tolist()
     observation = discretizer.decode(torch.tensor([1, 2, 3]), LAYOUT.observation).sum()
     assert found.score.item() == pytest.approx(float(observation + 10 * actions.max()), abs=1e-4)
+
+
+def test_a_plan_s_value_is_that_of_its_last_state(
+    model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
+) -> None:
+    """Without rewards the score is that state's value alone, and continuations of one state tie."""
+    settings = PlannerConfig(**(CRITIC | {"horizon": 2, "beam_width": 20, "critic_score": "v", "k_obs": None}))
+    planner = BeamPlanner(model, discretizer, settings, replace(critic, reward_scale=0.0, reward_shift=0.0))
+    found = planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator().manual_seed(0)])
+    sums = discretizer.decode(found.tokens[0, :, LAYOUT.observation], LAYOUT.observation).sum(-1)
+    assert found.score.item() == pytest.approx(0.5 * 7.0 * float(sums[1]), abs=1e-4)
+    first, second = (discretizer.decode(step.tokens[0, :, :ACTION_DIM], LAYOUT.action) for step in found.steps)
+    assert len(first) == 40  # all of the same score: the first ones drawn are kept
+    assert found.steps[0].kept[0].tolist() == list(range(20))
+    assert found.steps[1].kept[0, 0] % 2 == 0  # the first of two continuations of one state
+    assert len(second) == 40
+
+
+def test_values_of_states_need_a_state_to_lead_to() -> None:
+    with pytest.raises(UserError, match=r"critic_score=v .* planner.horizon must be at least 2"):
+        PlannerConfig(**(CRITIC | {"horizon": 1, "critic_score": "v"}))
 
 
 def test_a_critic_is_needed_and_of_the_same_dimensions(

@@ -28,12 +28,16 @@ class PlannerConfig:
     decoder: str = "auto"  # native: C, on a CPU; eager or compiled: PyTorch; auto: native on a CPU, else compiled
     precision: str = "32"  # 32, or bf16: weights and activations, in PyTorch only
     critic: str | None = None  # planner=critic: checkpoint of experiment=iql_…
-    critic_score: str = "return"  # return: rewards plus the critic's value of the last action; q: that value alone
+    critic_score: str = "return"  # rewards, then the critic's value of the last action; v: of its state; q: Q alone
 
     def __post_init__(self) -> None:
         require_finite("planner", self)
         require_choice("planner.name", self.name, ("return", "imitation", "goal", "critic"))
-        require_choice("planner.critic_score", self.critic_score, ("return", "q"))
+        require_choice("planner.critic_score", self.critic_score, ("return", "v", "q"))
+        require(
+            self.critic_score != "v" or self.horizon >= 2,
+            "planner.critic_score=v ranks by the states that actions lead to: planner.horizon must be at least 2",
+        )
         require(
             self.name != "goal" or self.window == "growing",
             "planner=goal needs planner.window=growing: a sliding window would crop the goal",

@@ -11,10 +11,11 @@ from ..layout import TransitionLayout
 
 # Differs from the paper: it leaves open what exactly is ranked; both readings are here.
 class CriticRanking:
-    """A :data:`~.beam_search.Ranking` by the critic's value of the last action planned, Q(s_t, a_t).
+    """A :data:`~.beam_search.Ranking` by the critic's value of the last action planned, or of the state it is taken in.
 
     The paper leaves open what exactly is ranked. ``critic_score=return`` ranks by the rewards expected before that
-    action, as the critic knows them, plus its discounted value; ``critic_score=q`` by that value alone.
+    action, as the critic knows them, plus the action's discounted value Q(s_t, a_t); ``v`` by the same rewards plus the
+    state's value V(s_t), so that the last action does not matter; ``q`` by Q(s_t, a_t) alone.
 
     Args:
         critic: trained on as many observation and action dimensions.
@@ -37,14 +38,16 @@ class CriticRanking:
             f"{given[0]} and {given[1]}",
         )
         self._critic, self._discretizer, self._layout = critic, discretizer, layout
-        self._adds_rewards = settings.critic_score == "return"
+        self._score = settings.critic_score
 
     def __call__(self, returns: Tensor, t: int, tokens: Tensor) -> Tensor:
         critic, layout = self._critic, self._layout
-        values = self._discretizer.decode(tokens, slice(0, layout.reward)).flatten(0, 1)
-        q = critic.network.q(values[:, layout.observation], values[:, layout.action]).view(tokens.shape[:2])
-        if not self._adds_rewards:
-            return q
+        decoded = self._discretizer.decode(tokens, slice(0, layout.reward)).flatten(0, 1)
+        state, action = decoded[:, layout.observation], decoded[:, layout.action]
+        network = critic.network
+        value = (network.v(state) if self._score == "v" else network.q(state, action)).view(tokens.shape[:2])
+        if self._score == "q":
+            return value
         rewards = critic.reward_scale * returns[:, :, :t] + critic.reward_shift
-        discounts = critic.discount ** torch.arange(t + 1, device=q.device)
-        return (rewards * discounts[:t]).sum(dim=-1) + discounts[t] * q
+        discounts = critic.discount ** torch.arange(t + 1, device=value.device)
+        return (rewards * discounts[:t]).sum(dim=-1) + discounts[t] * value
