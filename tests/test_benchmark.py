@@ -49,10 +49,16 @@ def test_measured_figures_are_consistent(window: str, environments: int) -> None
     figures = measure(small(window, environments), ALONE, seconds=0.05)
     p50, p95 = figures.milliseconds
     assert 0 < p50 <= p95
+    assert figures.shares is not None
     assert sum(figures.shares) == pytest.approx(1.0)
     assert all(share > 0 for share in figures.shares)
     assert 50 < figures.peak_memory < 10_000
     assert figures.ideal_milliseconds < p50
+
+
+def test_a_search_that_runs_as_one_graph_has_no_shares() -> None:
+    row = planning.planning_row(small("growing", 1), PlanningFigures((2.0, 3.0), 0.5, None, 345, 1e11))
+    assert row[-2:] == ("–", "345")
 
 
 def test_peak_memory_grows_with_what_is_held() -> None:

@@ -1,5 +1,6 @@
 """Options that cannot work, and what Lightning would say."""
 
+import logging
 from pathlib import Path
 
 import lightning as L
@@ -12,7 +13,7 @@ from typing_extensions import override
 from trajectory_transformer.checkpoint import read_checkpoint
 from trajectory_transformer.configuration import ModelConfig
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.training.fit import fit, make_trainer
+from trajectory_transformer.training.fit import fit, make_trainer, quiet_lightning
 
 from .small_run import Rows, finish, small_config, small_datamodule, small_fit, start, weights
 
@@ -135,3 +136,16 @@ def test_compiled(tmp_path: Path) -> None:
         config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
         trained.append(weights(small_fit(tmp_path / str(compiled), config).last))
     torch.testing.assert_close(trained[1], trained[0], rtol=1e-3, atol=1e-4)
+
+
+def test_what_lightning_says_of_a_gpu_is_dropped_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    said = {
+        "lightning.pytorch.utilities.rank_zero": "Using bfloat16 Automatic Mixed Precision (AMP)",
+        "lightning.fabric.utilities.rank_zero": "You are using a CUDA device ('NVIDIA H100') that has Tensor Cores.",
+        "lightning.pytorch.accelerators.cuda": "LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES: [0]",
+    }
+    with caplog.at_level(logging.INFO), quiet_lightning():
+        for name, message in said.items():
+            logging.getLogger(name).warning(message)
+            logging.getLogger(name).warning("something new")
+    assert [record.getMessage() for record in caplog.records] == ["something new"] * 3

@@ -51,14 +51,15 @@ class PlanningFigures:
     Attributes:
         milliseconds: 50th and 95th percentile.
         ideal_milliseconds: the arithmetic that exact caching leaves, at this machine's rate of large matrix products.
-        shares: of the time in the model, in sampling, and in the search's own bookkeeping; they sum to 1.
+        shares: of the time in the model, in sampling, and in the search's own bookkeeping; they sum to 1. None on a
+            GPU, where they run as one graph.
         peak_memory: MiB of a process that does nothing else; on a GPU, of the GPU's.
         rate: operations per second of large matrix products.
     """
 
     milliseconds: tuple[float, float]
     ideal_milliseconds: float
-    shares: tuple[float, float, float]
+    shares: tuple[float, float, float] | None
     peak_memory: int
     rate: float
 
@@ -123,7 +124,7 @@ def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) 
     return PlanningFigures(
         (float(p50), float(p95)),
         planning_operations(setting, model.config) / rate * 1e3,
-        (model_share, sampling_share, 1.0 - model_share - sampling_share),
+        (model_share, sampling_share, 1.0 - model_share - sampling_share) if hardware.device == "cpu" else None,
         memory,
         rate,
     )
@@ -144,8 +145,9 @@ COLUMNS = (
 def planning_row(setting: PlanningSetting, figures: PlanningFigures) -> tuple[str, ...]:
     """Cells under :data:`COLUMNS`."""
     planner, (p50, p95) = setting.planner, figures.milliseconds
+    shares = " / ".join(f"{share:.0%}".rstrip("%") for share in figures.shares) if figures.shares else "–"
     return (
         setting.name, planner.window, str(planner.horizon), str(planner.beam_width), str(setting.environments),
         f"{p50:.1f}", f"{p95:.1f}", f"{p50 / figures.ideal_milliseconds:.2f}",
-        " / ".join(f"{share:.0%}".rstrip("%") for share in figures.shares), str(figures.peak_memory),
+        shares, str(figures.peak_memory),
     )  # fmt: skip

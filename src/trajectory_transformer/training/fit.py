@@ -39,6 +39,9 @@ UNWANTED_MESSAGES = (
     "Restoring states from the checkpoint path",
     "Restored all states from the checkpoint",
     "Seed set to",
+    "Using bfloat16 Automatic",
+    "You are using a CUDA device",
+    "LOCAL_RANK: ",
 )
 
 
@@ -165,7 +168,8 @@ def quiet_lightning() -> Iterator[None]:
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(UNWANTED_MESSAGES)
 
-    sources = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+    names = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "pytorch.accelerators.cuda")
+    sources = [logging.getLogger(f"lightning.{name}") for name in names]
     for source in sources:
         source.addFilter(wanted)
     try:
