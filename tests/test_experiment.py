@@ -416,7 +416,8 @@ class TestCommands:
         self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
     ) -> None:
         small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false")
-        for name, more in (("same", ()), ("masked", ("data.observation_indices=[0,2]",))):
+        masked = ("seed=7", "data.observation_indices=[0,2]")
+        for name, more in (("same", ("seed=7",)), ("masked", masked), ("seen", ("seed=1",))):
             data = ("data=minari", f"data.dataset_id={DATASET}", "data.batch_size=8", "ensemble.hidden_width=8")
             assert call("train", "learner=ensemble", *data, *small, *more, f"hydra.run.dir={name}") == 0
         best = trained[0] / "checkpoints" / "best.ckpt"
@@ -426,6 +427,8 @@ class TestCommands:
         capsys.readouterr()
         assert call("evaluate", *options, "predict.ensemble=masked/checkpoints/best.ckpt", "hydra.run.dir=no") == 1
         assert "predict.ensemble has 2 observation dimensions" in capsys.readouterr().err
+        assert call("evaluate", *options, "predict.ensemble=seen/checkpoints/best.ckpt", "hydra.run.dir=never") == 1
+        assert "predict.ensemble was trained with seed=1, the checkpoint's model with 7" in capsys.readouterr().err
         assert call("evaluate", *options, f"predict.ensemble={best}", "hydra.run.dir=neither") == 1
         assert "holds a trajectory transformer, not an ensemble" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from .baselines.critic import Critic
 from .baselines.ensemble import TrainedEnsemble
 from .baselines.same_data import require_same_data
 from .checkpoint import SECTION, read_checkpoint
-from .configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
+from .configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig, require
 from .data.environment import EnvironmentSpec
 from .data.fetch import dataset_folder
 from .data.transitions import join_episodes
@@ -217,6 +217,16 @@ def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[
     if config.predict.ensemble is not None:
         ensemble = TrainedEnsemble.load(config.predict.ensemble)
         require_same_data("predict.ensemble", ensemble, model.environment, trained.dataset["fingerprint"])
+        section = trained.contents[SECTION]
+        for name, theirs, ours in (
+            ("seed", ensemble.seed, section["seed"]),
+            ("data.validation_fraction", ensemble.validation_fraction, section["data"]["validation_fraction"]),
+        ):
+            require(
+                theirs == ours,
+                f"predict.ensemble was trained with {name}={theirs}, the checkpoint's model with {ours}: it has seen "
+                "episodes that were held out from the model; train both alike",
+            )
         network = ensemble.network
     request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
     planner = trained.agent.settings

@@ -137,11 +137,14 @@ class TrainedEnsemble:
         network: in evaluation mode, without gradients.
         environment: the spaces of its data.
         dataset: what the checkpoint records of the data: "ids", "fingerprint", "returns" and more.
+        seed, validation_fraction: which episodes it has not seen.
     """
 
     network: DynamicsEnsemble
     environment: EnvironmentSpec
     dataset: Mapping[str, Any]
+    seed: int
+    validation_fraction: float
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "TrainedEnsemble":
@@ -158,7 +161,8 @@ class TrainedEnsemble:
             options = EnsembleConfig(**record["model"])
             network = DynamicsEnsemble(environment.observation_dim, environment.action_dim, options)
             network.load_state_dict(weights_of(contents, "network"))
+            split = int(record["seed"]), float(record["data"]["validation_fraction"])
             dataset = record["dataset"]
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
-        return cls(network.to(device).eval().requires_grad_(False), environment, dataset)
+        return cls(network.to(device).eval().requires_grad_(False), environment, dataset, *split)
