@@ -6,6 +6,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -37,6 +38,29 @@ def test_arguments_and_time_limit_come_from_the_stored_spec() -> None:
 def test_the_stored_render_mode_is_not_ours(render: bool, mode: str | None) -> None:
     with make_environments(with_json(environment_spec(WALK), kwargs={"render_mode": "human"}), 1, render) as batch:
         assert batch.environments[0].render_mode == mode
+
+
+@pytest.mark.parametrize(("env_id", "camera"), [("HalfCheetah-v5", "track"), ("Hopper-v5", None)])
+def test_the_camera_follows_a_running_body(env_id: str, camera: str | None) -> None:
+    """HalfCheetah's free camera would stay where it starts; Hopper's follows its torso as Gymnasium configures it."""
+    with gymnasium.make(env_id) as made:
+        spec = EnvironmentSpec(env_id, None, space_spec(made.observation_space), space_spec(made.action_space))
+    with make_environments(spec, 1, render=True) as batch:
+        simulation: Any = batch.environments[0].unwrapped
+        chosen, model, data = simulation.mujoco_renderer.camera_id, simulation.model, simulation.data
+        if camera is None:
+            assert chosen == -1
+            assert simulation.mujoco_renderer.default_cam_config["trackbodyid"] > 0
+            return
+        assert model.camera(chosen).name == camera
+        batch.reset(0, seed=0)
+        position, velocity = data.qpos.copy(), data.qvel.copy()
+        seen = []
+        for place in (0.0, 7.0):
+            position[0] = place
+            simulation.set_state(position, velocity)
+            seen.append(data.subtree_com[1][0] - data.cam_xpos[chosen][0])
+        assert seen[0] == pytest.approx(seen[1], abs=1e-9)
 
 
 def test_stored_wrappers_are_applied() -> None:

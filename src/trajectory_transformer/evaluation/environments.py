@@ -152,11 +152,23 @@ def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
         environment = make_environment(env_id, max_episode_steps=limit, disable_env_checker=True, **arguments, **mode)
         for wrapper in () if stored is None else stored.additional_wrappers:
             environment = _wrap(environment, wrapper.entry_point, wrapper.kwargs or {})
+        if render:
+            _follow(environment.unwrapped)
     except UserError:
         raise
     except Exception as error:  # whatever a third party's constructor raises
         raise UserError(f"environment '{env_id}' cannot be made: {error} {_advice(stored)}") from error
     return environment
+
+
+def _follow(simulation: Any) -> None:
+    """Film a running body with its model's own camera where Gymnasium's stays behind, as HalfCheetah's and Ant's do."""
+    if not type(simulation).__module__.startswith("gymnasium.envs.mujoco."):
+        return
+    renderer = simulation.mujoco_renderer
+    cameras = [simulation.model.camera(index).name for index in range(simulation.model.ncam)]
+    if "track" in cameras and "trackbodyid" not in (renderer.default_cam_config or {}):
+        renderer.camera_id = cameras.index("track")
 
 
 def _stored_spec(spec: EnvironmentSpec) -> EnvSpec | None:
