@@ -417,7 +417,8 @@ class TestCommands:
     ) -> None:
         small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false")
         masked = ("seed=7", "data.observation_indices=[0,2]")
-        for name, more in (("same", ("seed=7",)), ("masked", masked), ("seen", ("seed=1",))):
+        less = ("seed=7", "data.validation_fraction=0.3")
+        for name, more in (("same", ("seed=7",)), ("masked", masked), ("seen", ("seed=1",)), ("less", less)):
             data = ("data=minari", f"data.dataset_id={DATASET}", "data.batch_size=8", "ensemble.hidden_width=8")
             assert call("train", "learner=ensemble", *data, *small, *more, f"hydra.run.dir={name}") == 0
         best = trained[0] / "checkpoints" / "best.ckpt"
@@ -429,6 +430,8 @@ class TestCommands:
         assert "predict.ensemble has 2 observation dimensions" in capsys.readouterr().err
         assert call("evaluate", *options, "predict.ensemble=seen/checkpoints/best.ckpt", "hydra.run.dir=never") == 1
         assert "predict.ensemble was trained with seed=1, the checkpoint's model with 7" in capsys.readouterr().err
+        assert call("evaluate", *options, "predict.ensemble=less/checkpoints/best.ckpt", "hydra.run.dir=nor") == 1
+        assert "predict.ensemble was trained with data.validation_fraction=0.3, the" in capsys.readouterr().err
         assert call("evaluate", *options, f"predict.ensemble={best}", "hydra.run.dir=neither") == 1
         assert "holds a trajectory transformer, not an ensemble" in capsys.readouterr().err
 

@@ -50,10 +50,10 @@ def test_a_table_by_hand(tmp_path: Path) -> None:
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| alone, critic | 0.667 (0.25 to 1) | – | 7 | maze/rooms-v0 | 0 | 0123456 |",
         "| wide, behaviour | – | 12.2 | 351 | maze/rooms-v0 | 0, 10 | 0123456 |",
-        "| wide, goal | 0.75 (0.6 to 0.9) | 1117 (1000 to 1234) | 2 × 20 | maze/rooms-v0 | 0, 10 | 0123456 |",
+        "| wide, goal | 0.75 [0.6, 0.9] | 1117 [1000, 1234] | 2 × 20 | maze/rooms-v0 | 0, 10 | 0123456 |",
         "",
-        "In brackets: 95 % intervals. Where a row has several seeds: the mean of their values, in brackets the least "
-        "and the greatest.",
+        "In brackets: 95 % intervals. Where a row has several seeds: the mean of their values, in square brackets the "
+        "least and the greatest.",
         "",
         "- alone: `python evaluate.py seed=0`",
         "- wide_seed0: `python evaluate.py seed=0`",
@@ -72,14 +72,14 @@ def test_figures_of_the_data_that_differ_are_averaged_like_any_other(tmp_path: P
     put(tmp_path, "a_seed0.csv", BEHAVIOR)
     put(tmp_path, "a_seed1.csv", Figure("behaviour", "return_mean", 14.25, None, None, 100), seed=1)
     text = filled(tmp_path, page(tmp_path, "<!-- table: results/maze/*.csv | return_mean -->", END))
-    assert "| a, behaviour | 13.2 (12.2 to 14.2) | 351 + 100 | maze/rooms-v0 | 0, 1 | 0123456 |" in text
+    assert "| a, behaviour | 13.2 [12.2, 14.2] | 351 + 100 | maze/rooms-v0 | 0, 1 | 0123456 |" in text
 
 
 def test_equal_figures_of_a_method_stay_figures_of_their_seeds(tmp_path: Path) -> None:
     for seed in (0, 1):
         put(tmp_path, f"a_seed{seed}.csv", Figure("goal", "success_rate", 1.0, 0.9, 1.0, 5), seed=seed)
     text = filled(tmp_path, page(tmp_path, "<!-- table: results/maze/*.csv | success_rate -->", END))
-    assert "| a, goal | 1 (1 to 1) | 2 × 5 | maze/rooms-v0 | 0, 1 | 0123456 |" in text
+    assert "| a, goal | 1 [1, 1] | 2 × 5 | maze/rooms-v0 | 0, 1 | 0123456 |" in text
     assert "95 %" not in text
 
 

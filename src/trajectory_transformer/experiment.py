@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import Logger
 
 from .baselines.critic import Critic
 from .baselines.ensemble import TrainedEnsemble
-from .baselines.same_data import require_same_data
+from .baselines.same_data import require_same_data, require_same_split
 from .checkpoint import SECTION, read_checkpoint
-from .configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig, require
+from .configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from .data.environment import EnvironmentSpec
 from .data.fetch import dataset_folder
 from .data.transitions import join_episodes
@@ -218,15 +218,9 @@ def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[
         ensemble = TrainedEnsemble.load(config.predict.ensemble)
         require_same_data("predict.ensemble", ensemble, model.environment, trained.dataset["fingerprint"])
         section = trained.contents[SECTION]
-        for name, theirs, ours in (
-            ("seed", ensemble.seed, section["seed"]),
-            ("data.validation_fraction", ensemble.validation_fraction, section["data"]["validation_fraction"]),
-        ):
-            require(
-                theirs == ours,
-                f"predict.ensemble was trained with {name}={theirs}, the checkpoint's model with {ours}: it has seen "
-                "episodes that were held out from the model; train both alike",
-            )
+        require_same_split(
+            "predict.ensemble", ensemble.split, (section["seed"], section["data"]["validation_fraction"])
+        )
         network = ensemble.network
     request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
     planner = trained.agent.settings

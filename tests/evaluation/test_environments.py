@@ -43,8 +43,9 @@ def test_the_stored_render_mode_is_not_ours(render: bool, mode: str | None) -> N
 @pytest.mark.parametrize(("env_id", "camera"), [("HalfCheetah-v5", "track"), ("Hopper-v5", None)])
 def test_the_camera_follows_a_running_body(env_id: str, camera: str | None) -> None:
     """HalfCheetah's free camera would stay where it starts; Hopper's follows its torso as Gymnasium configures it."""
-    with gymnasium.make(env_id) as made:
-        spec = EnvironmentSpec(env_id, None, space_spec(made.observation_space), space_spec(made.action_space))
+    made = gymnasium.make(env_id)
+    spec = EnvironmentSpec(env_id, None, space_spec(made.observation_space), space_spec(made.action_space))
+    made.close()
     with make_environments(spec, 1, render=True) as batch:
         simulation: Any = batch.environments[0].unwrapped
         chosen, model, data = simulation.mujoco_renderer.camera_id, simulation.model, simulation.data

@@ -1,12 +1,24 @@
 """What is replayed, and when anew; with a stand-in for the graph, that like one reads and writes the same tensors."""
 
+import copy
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import SearchResult, SearchStep
 from trajectory_transformer.planning.captured_search import CapturedSearch, Search
+from trajectory_transformer.planning.planner import BeamPlanner, is_captured
+
+from .conftest import OBSERVATION_DIM
 
 
 def search(prefix: Tensor, uniforms: Tensor) -> SearchResult:
@@ -17,8 +29,8 @@ def search(prefix: Tensor, uniforms: Tensor) -> SearchResult:
 
 
 def tensors(result: SearchResult) -> list[Tensor]:
-    (step,) = result.steps
-    return [result.tokens, result.rewards, result.value, result.score, *vars(step).values()]
+    steps = [values for step in result.steps for values in vars(step).values()]
+    return [result.tokens, result.rewards, result.value, result.score, *steps]
 
 
 class Graph:
@@ -30,8 +42,13 @@ class Graph:
     def __call__(self, search: Search, prefix: Tensor, uniforms: Tensor) -> tuple[Callable[[], None], SearchResult]:
         self.captured.append(prefix.shape)
         result = search(prefix, uniforms)
-        for values in tensors(result):
-            values.fill_(-1)  # capturing computes nothing
+        result = replace(
+            result,
+            steps=[
+                replace(step, **{name: -torch.ones_like(v) for name, v in vars(step).items()}) for step in result.steps
+            ],
+            **{name: -torch.ones_like(getattr(result, name)) for name in ("tokens", "rewards", "value", "score")},
+        )  # capturing computes nothing
 
         def replay() -> None:
             for place, values in zip(tensors(result), tensors(search(prefix, uniforms)), strict=True):
@@ -47,25 +64,76 @@ def inputs(environments: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def test_every_call_gives_what_the_search_gives() -> None:
     graph = Graph()
-    captured = CapturedSearch(search, graph)
+    captured = CapturedSearch(graph)
     found, wanted = [], []
     for seed, (environments, length) in enumerate([(3, 4), (3, 4), (1, 4), (3, 6), (2, 6), (3, 4), (5, 6), (5, 4)]):
         given = inputs(environments, length, seed)
-        found.append(tensors(captured(*given)))
+        found.append(tensors(captured(search, *given)))
         wanted.append(tensors(search(*given)))
     for ours, expected in zip(found, wanted, strict=True):  # at the end: nothing was overwritten by a later replay
         for one, other in zip(ours, expected, strict=True):
             torch.testing.assert_close(one, other, atol=0, rtol=0)
     # Once for each length; anew, all of them, when there are more environments than before.
     assert graph.captured == [(3, 4), (3, 6), (5, 6), (5, 4)]
-    assert captured(*inputs(1, 4, 9)).beam_width == 7
+    assert captured(search, *inputs(1, 4, 9)).beam_width == 7
 
 
 def test_what_was_given_stays_as_it_was() -> None:
-    captured = CapturedSearch(search, Graph())
+    captured = CapturedSearch(Graph())
     first, second = inputs(2, 4, 0), inputs(2, 4, 1)
     copies = [values.clone() for values in first]
-    captured(*first)
-    captured(*second)
+    captured(search, *first)
+    captured(search, *second)
     for ours, expected in zip(first, copies, strict=True):
         torch.testing.assert_close(ours, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "expected"),
+    [
+        ("cuda", {}, True),
+        ("cpu", {}, False),
+        ("mps", {}, False),
+        ("cuda", {"decoder": "eager"}, False),
+        ("cuda", {"decoder": "compiled"}, False),
+        ("cuda", {"deadline_ms": 20.0}, False),
+    ],
+)
+def test_where_searches_are_captured(device: str, options: dict[str, Any], expected: bool) -> None:
+    assert is_captured(PlannerConfig(**options), device) is expected
+
+
+@pytest.mark.parametrize("name", ["return", "imitation"])
+def test_a_planner_hands_its_searches_over(make_agent: Callable[..., Agent], name: str) -> None:
+    """With the stand-in, as on a GPU: the same plans, and one that has no finite prediction is refused."""
+    plain, captured = make_agent(name=name, decoder="eager"), make_agent(name=name, decoder="eager")
+    graph = Graph()
+    captured._planner._captured = CapturedSearch(graph)
+    for agent in (plain, captured):
+        agent.reset(2)
+    observations = np.zeros((2, OBSERVATION_DIM), dtype=np.float32)
+    for step in range(4):
+        actions = plain.act(observations + step)
+        np.testing.assert_array_equal(captured.act(observations + step), actions)
+        np.testing.assert_array_equal(captured.last_plan.score, plain.last_plan.score)
+        for agent in (plain, captured):
+            agent.observe(actions, np.ones(2), np.zeros(2, dtype=bool))
+    assert len(graph.captured) == 3  # pasts of none, one and two transitions
+    planner = captured._planner
+    broken = copy.deepcopy(planner.model)
+    broken.head.weight.data[:] = torch.nan
+    refusing = BeamPlanner(broken, planner.discretizer, planner.settings)
+    refusing._captured = CapturedSearch(Graph())
+    with pytest.raises(UserError, match=r"environment \[0\] is finite"):
+        refusing.plan(torch.tensor([[1, 2, 3]]), [torch.Generator()])
+
+
+def test_a_planner_goes_when_it_is_dropped(make_agent: Callable[..., Agent]) -> None:
+    """Not when Python next looks for cycles: it holds a GPU's memory."""
+    planner = make_agent(decoder="eager")._planner
+    planner._captured = CapturedSearch(Graph())
+    planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator()])
+    planner._captured = None  # the stand-in keeps the search, which a graph does not
+    alive = weakref.ref(planner)
+    del planner
+    assert alive() is None

@@ -81,7 +81,7 @@ def test_a_plan_s_value_is_that_of_its_last_state(
     model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
 ) -> None:
     """Without rewards the score is that state's value alone, and continuations of one state tie."""
-    settings = PlannerConfig(**(CRITIC | {"horizon": 2, "beam_width": 20, "critic_score": "v", "k_obs": None}))
+    settings = PlannerConfig(**{**CRITIC, "horizon": 2, "beam_width": 20, "critic_score": "v", "k_obs": None})
     planner = BeamPlanner(model, discretizer, settings, replace(critic, reward_scale=0.0, reward_shift=0.0))
     found = planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator().manual_seed(0)])
     sums = discretizer.decode(found.tokens[0, :, LAYOUT.observation], LAYOUT.observation).sum(-1)
@@ -93,9 +93,12 @@ def test_a_plan_s_value_is_that_of_its_last_state(
     assert len(second) == 40
 
 
-def test_values_of_states_need_a_state_to_lead_to() -> None:
-    with pytest.raises(UserError, match=r"critic_score=v .* planner.horizon must be at least 2"):
-        PlannerConfig(**(CRITIC | {"horizon": 1, "critic_score": "v"}))
+@pytest.mark.parametrize("options", [{"horizon": 1}, {"plan_freq": 3}, {"deadline_ms": 20.0}])
+def test_values_of_states_leave_the_last_action_open(options: dict[str, Any]) -> None:
+    """So it must never be one that is acted on."""
+    with pytest.raises(UserError, match=r"critic_score=v .* above planner.plan_freq, and no planner.deadline_ms"):
+        PlannerConfig(**{**CRITIC, "critic_score": "v", **options})
+    PlannerConfig(**{**CRITIC, "critic_score": "q", **options})
 
 
 def test_a_critic_is_needed_and_of_the_same_dimensions(

@@ -137,14 +137,13 @@ class TrainedEnsemble:
         network: in evaluation mode, without gradients.
         environment: the spaces of its data.
         dataset: what the checkpoint records of the data: "ids", "fingerprint", "returns" and more.
-        seed, validation_fraction: which episodes it has not seen.
+        split: seed and validation fraction, which say what episodes it has not seen.
     """
 
     network: DynamicsEnsemble
     environment: EnvironmentSpec
     dataset: Mapping[str, Any]
-    seed: int
-    validation_fraction: float
+    split: tuple[int, float]
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "TrainedEnsemble":
@@ -165,4 +164,4 @@ class TrainedEnsemble:
             dataset = record["dataset"]
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
-        return cls(network.to(device).eval().requires_grad_(False), environment, dataset, *split)
+        return cls(network.to(device).eval().requires_grad_(False), environment, dataset, split)

@@ -49,3 +49,21 @@ def require_same_data(option: str, trained: Recorded, environment: EnvironmentSp
         f"{option} sees the observation's dimensions {theirs.observation_indices}, the checkpoint's model "
         f"{environment.observation_indices}; train both with the same data.observation_indices",
     )
+
+
+def require_same_split(option: str, theirs: tuple[int, float], ours: tuple[int, float]) -> None:
+    """Refuse a network that other episodes were held out from than from the transformer.
+
+    Args:
+        option: that named the network.
+        theirs, ours: seed and validation fraction of each.
+
+    Raises:
+        UserError: naming the difference.
+    """
+    for name, other, own in zip(("seed", "data.validation_fraction"), theirs, ours, strict=True):
+        require(
+            other == own,
+            f"{option} was trained with {name}={other}, the checkpoint's model with {own}: it may have seen episodes "
+            "that were held out from the model; train both alike",
+        )

@@ -28,7 +28,7 @@ class Hardware:
         device: of torch; "cpu" or "cuda".
         threads: of the CPU.
         bf16: in bfloat16, else in float32: decoding throughout, training in mixed precision.
-        compiled: training with ``torch.compile``. Planning on a GPU always is.
+        compiled: training with ``torch.compile``; planning has nothing to do with it.
     """
 
     device: str
@@ -66,7 +66,7 @@ class Hardware:
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in MiB; on a GPU, of the GPU's."""
-        return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_allocated() // 2**20
+        return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_reserved() // 2**20
 
 
 def forward_operations(config: TrajectoryTransformerConfig, keys: float) -> float:

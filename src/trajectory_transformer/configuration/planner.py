@@ -25,7 +25,7 @@ class PlannerConfig:
     percentile: Any = "mean"  # of the predicted reward and value: "mean", or a fraction in (0, 1)
     plan_freq: int = 1  # environment steps between plans
     deadline_ms: float | None = None  # for a plan, in all environments together; null: none
-    decoder: str = "auto"  # native: C, on a CPU; eager or compiled: PyTorch; auto: native on a CPU, else compiled
+    decoder: str = "auto"  # native: C, on a CPU; eager, compiled: PyTorch; auto: the fastest, docs/planning.md
     precision: str = "32"  # 32, or bf16: weights and activations, in PyTorch only
     critic: str | None = None  # planner=critic: checkpoint of experiment=iql_…
     critic_score: str = "return"  # rewards, then the critic's value of the last action; v: of its state; q: Q alone
@@ -35,8 +35,11 @@ class PlannerConfig:
         require_choice("planner.name", self.name, ("return", "imitation", "goal", "critic"))
         require_choice("planner.critic_score", self.critic_score, ("return", "v", "q"))
         require(
-            self.critic_score != "v" or self.horizon >= 2,
-            "planner.critic_score=v ranks by the states that actions lead to: planner.horizon must be at least 2",
+            self.name != "critic"
+            or self.critic_score != "v"
+            or (self.plan_freq < self.horizon and self.deadline_ms is None),
+            "planner.critic_score=v ranks by states that actions lead to, so that a plan's last action is any one: it "
+            "needs planner.horizon above planner.plan_freq, and no planner.deadline_ms, which shortens plans",
         )
         require(
             self.name != "goal" or self.window == "growing",
@@ -72,7 +75,7 @@ class PlannerConfig:
         require_choice("planner.precision", self.precision, ("32", "bf16"))
         require(
             self.precision == "32" or self.decoder != "native",
-            "planner.precision=bf16 needs planner.decoder=eager or compiled: the native decoder computes in float32",
+            "planner.precision=bf16 needs planner.decoder=auto, eager or compiled: the native one computes in float32",
         )
 
     @property

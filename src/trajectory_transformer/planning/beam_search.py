@@ -136,7 +136,7 @@ def beam_search(
         rank: scores candidates instead of reward plus return-to-go.
 
     Returns:
-        The score is -inf, or NaN, where all that the model predicts in an environment is not finite.
+        A score is -inf where all that the model predicts in that environment is not finite.
     """
     assert settings.discount is not None
     environments, width, horizon = len(prefix), settings.beam_width, settings.horizon

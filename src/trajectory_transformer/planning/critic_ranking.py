@@ -9,7 +9,7 @@ from ..data.discretizer import Discretizer
 from ..layout import TransitionLayout
 
 
-# Differs from the paper: it leaves open what exactly is ranked; both readings are here.
+# Differs from the paper: it leaves open what exactly is ranked; three readings are here.
 class CriticRanking:
     """A :data:`~.beam_search.Ranking` by the critic's value of the last action planned, or of the state it is taken in.
 

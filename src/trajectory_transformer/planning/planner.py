@@ -12,7 +12,7 @@ from ..configuration import PlannerConfig, require, require_same_purpose
 from ..data.discretizer import Discretizer
 from ..model.gpt import TrajectoryTransformerModel
 from .beam_search import SearchResult, beam_search, require_finite_scores
-from .captured_search import CapturedSearch, Search, cuda_graph
+from .captured_search import CapturedSearch, cuda_graph
 from .critic_ranking import CriticRanking
 from .deadline import Deadline
 from .decoder import BeamDecoder
@@ -63,8 +63,8 @@ class BeamPlanner:
             self._rank = CriticRanking(critic, discretizer, self.layout, settings)
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
-        captured = settings.decoder == "auto" and self._deadline is None and model.pos_emb.is_cuda
-        self._search: Search = CapturedSearch(self._find, cuda_graph) if captured else self._find
+        captured = is_captured(settings, model.pos_emb.device.type)
+        self._captured = CapturedSearch(cuda_graph) if captured else None
 
     @torch.inference_mode()
     def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
@@ -81,9 +81,9 @@ class BeamPlanner:
         """
         if self._deadline is not None:
             self._deadline.start(share)
-        shape = self._draws
-        uniforms = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
-        found = self._search(prefix, uniforms.to(prefix.device))
+        uniforms = torch.stack([torch.rand(self._draws, generator=generator) for generator in generators])
+        uniforms, captured = uniforms.to(prefix.device), self._captured
+        found = captured(self._find, prefix, uniforms) if captured else self._find(prefix, uniforms)
         require_finite_scores(found.score)
         return found
 
@@ -105,7 +105,7 @@ class BeamPlanner:
     def decoding_seconds(self) -> tuple[float, float]:
         """Spent so far in the model and in sampling; the rest of a plan's time is the search's own.
 
-        Unknown where the whole search is captured: then 0.
+        Of a search that is captured only what capturing took is known.
         """
         return self._decoder.seconds
 
@@ -117,6 +117,11 @@ class BeamPlanner:
         else:
             estimates = self.discretizer.percentile(both, float(self.settings.percentile), columns)
         return estimates[..., 0], estimates[..., 1]
+
+
+def is_captured(settings: PlannerConfig, device: str) -> bool:
+    """Whether whole searches are captured. One with a deadline looks at the clock, which a graph cannot."""
+    return device == "cuda" and settings.decoder == "auto" and settings.deadline_ms is None
 
 
 def make_decoder(model: TrajectoryTransformerModel, settings: PlannerConfig) -> BeamDecoder:
@@ -136,4 +141,5 @@ def make_decoder(model: TrajectoryTransformerModel, settings: PlannerConfig) -> 
         if reason is None:
             return NativeDecoder(model, window, sliding)
         log.warning("planning in PyTorch, several times slower than natively: %s", reason)
-    return TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand, kind == "compiled")
+    compiled = kind == "compiled" or (kind == "auto" and not on_cpu and settings.deadline_ms is not None)
+    return TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand, compiled)

@@ -11,7 +11,9 @@ from .runs import SEED, RunFile
 
 BEHAVIOR = "behaviour"  # the method of figures of the data, which are the same whatever the run's seed
 INTERVALS = "In brackets: 95 % intervals."
-SEVERAL_SEEDS = "Where a row has several seeds: the mean of their values, in brackets the least and the greatest."
+SEVERAL_SEEDS = (
+    "Where a row has several seeds: the mean of their values, in square brackets the least and the greatest."
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ def _value(figures: Sequence[Figure]) -> str:
     if not figures:
         return "–"
     values = [figure.value for figure in figures]
-    low, high = (min(values), max(values)) if len(figures) > 1 else (figures[0].low, figures[0].high)
+    if len(values) > 1:
+        return f"{_number(fmean(values))} [{_number(min(values))}, {_number(max(values))}]"
+    low, high = figures[0].low, figures[0].high
     interval = "" if low is None or high is None else f" ({_number(low)} to {_number(high)})"
-    return _number(fmean(values)) + interval
+    return _number(values[0]) + interval
 
 
 def _number(value: float) -> str:
