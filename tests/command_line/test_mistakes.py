@@ -41,8 +41,16 @@ MISTAKES = [
     (["planner.deadline_ms=soon"], ["planner.deadline_ms", "'soon'"]),
     (["planner.decoder=natve"], ["planner.decoder", "'native'"]),
     (["planner.precision=16"], ["planner.precision='16'", "32, bf16"]),
-    (["planner.precision=bf16", "planner.decoder=native"], ["planner.precision=bf16", "planner.decoder=eager"]),
+    (
+        ["planner.precision=bf16", "planner.decoder=native"],
+        ["planner.precision=bf16", "planner.decoder=auto, eager or compiled"],
+    ),
     (["data=minari"], ["data.dataset_id"]),
+    (
+        ["experiment=hopper_medium", "data=hopper_medium"],
+        ["data=hopper_medium has no effect", "experiment=hopper_medium", "data.dataset_id=embedded/hopper/medium-v0"],
+    ),
+    (["data=walker2d_medium_expert", "experiment=ant_medium"], ["[embedded/walker2d/medium-v0,embedded/walker2d/ex"]),
     (["+foo=1"], ["foo"]),
     (["+seeed=1"], ["seeed", "'seed'"]),
     (["++model.n_layr=1"], ["'model.n_layer'"]),

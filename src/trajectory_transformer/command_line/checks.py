@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from .. import sweep
-from ..configuration import EvaluateConfig, TrainConfig, TuneConfig
+from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..run_record import is_first_process, require_file, why_taken
 from . import mistakes
@@ -45,10 +45,26 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
         options = typed_train(config)
     except mistakes.EXPECTED as error:
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
+    _require_effect(options, hydra)
     check_targets(options.trainer.callbacks, "trainer.callbacks")
     if options.tune is not None:
         _check_search(config, options.tune)
     return options
+
+
+def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
+    """Refuse ``data=NAME`` beside an experiment that names a data set itself, and so would win without a word."""
+    given = {override.partition("=")[0] for override in hydra.overrides.task}
+    if "data" not in given or "data.dataset_id" in given:
+        return
+    name = hydra.runtime.choices["data"]
+    chosen = OmegaConf.load(config_folder(hydra) / "data" / f"{name}.yaml").get("dataset_id")
+    ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
+    require(
+        ids in ([], options.data.dataset_ids),
+        f"data={name} has no effect beside experiment={options.experiment_name}, which names its own data; give "
+        f"data.dataset_id={ids[0] if len(ids) == 1 else '[' + ','.join(ids) + ']'}",
+    )
 
 
 def _check_search(config: DictConfig, tune: TuneConfig) -> None:
