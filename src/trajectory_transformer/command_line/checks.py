@@ -58,7 +58,7 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     if "data" not in given or "data.dataset_id" in given:
         return
     name = hydra.runtime.choices["data"]
-    chosen = OmegaConf.load(config_folder(hydra) / "data" / f"{name}.yaml").get("dataset_id")
+    chosen = OmegaConf.select(OmegaConf.load(config_folder(hydra) / "data" / f"{name}.yaml"), "dataset_id")
     ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
     require(
         ids in ([], options.data.dataset_ids),
