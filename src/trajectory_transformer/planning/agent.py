@@ -1,5 +1,6 @@
 """Receding-horizon control: observations in, first actions of the best plans out, for several environments at once."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ class Agent:
     def __init__(self, planner: BeamPlanner, environment: EnvironmentSpec) -> None:
         self._planner, self.environment = planner, environment
         self._layout = planner.layout
+        self._discretizer = copy.deepcopy(planner.discretizer).cpu()  # a few values are not worth a GPU's round trip
         given = (environment.observation_dim, environment.action_dim)
         expected = (self._layout.observation_dim, self._layout.action_dim)
         require(
@@ -136,7 +138,7 @@ class Agent:
         values = torch.as_tensor(goals, dtype=torch.float32).cpu()
         expected = (len(self._generators), len(dimensions))
         require(tuple(values.shape) == expected, f"goals have shape {tuple(values.shape)}, expected {expected}")
-        edges = self._planner.discretizer.edges[dimensions].cpu()
+        edges = self._discretizer.edges[dimensions]
         low, high = edges[:, 0], edges[:, -1]
         margin = 0.05 * (high - low)
         inside = ((values >= low - margin) & (values <= high + margin)).all(dim=1)  # not where NaN
@@ -145,7 +147,7 @@ class Agent:
                 f"the goal {_numbers(values[row])} of environment {row} lies outside the map: the data reach from "
                 f"{_numbers(low)} to {_numbers(high)}"
             )
-        self._goals = goal_transitions(values, dimensions, self._layout, self._planner.discretizer).cpu()
+        self._goals = goal_transitions(values, dimensions, self._layout, self._discretizer)
         self._aimed[:] = True
 
     def act(self, observations: Array, active: np.ndarray | None = None) -> Array:
@@ -172,7 +174,7 @@ class Agent:
         aimless = self._active & ~self._aimed & bool(self._goal_dimensions)
         require(not aimless.any(), f"environment {np.flatnonzero(aimless).tolist()} has no goal: call aim before act")
         rows = torch.from_numpy(np.flatnonzero(self._active))
-        self._observation_tokens[rows] = self._encode(values[rows], self._layout.observation)
+        self._observation_tokens[rows] = self._discretizer.encode(values[rows], self._layout.observation)
         due = self._active & ((self._plan_age % self.settings.plan_freq == 0) | (self._plan_age >= self._plan_length))
         self.planned = due
         for length in np.unique(self._past_length[due]):
@@ -180,7 +182,7 @@ class Agent:
             self._replan(np.flatnonzero(group), int(length), share=float(group.sum() / due.sum()))
         actions = torch.zeros(expected[0], self._layout.action_dim)
         chosen = self._plan_tokens[rows, torch.from_numpy(self._plan_age)[rows]][:, self._layout.action]
-        actions[rows] = self._decode(chosen, self._layout.action)
+        actions[rows] = self._discretizer.decode(chosen, self._layout.action)
         if isinstance(observations, np.ndarray):
             return actions.numpy()
         return actions.to(observations.device)
@@ -221,10 +223,10 @@ class Agent:
             transition = torch.cat(
                 [
                     self._observation_tokens[rows],
-                    self._encode(taken, layout.action),
-                    self._encode(received, slice(layout.reward, layout.reward + 1)),
+                    self._discretizer.encode(taken, layout.action),
+                    self._discretizer.encode(received, slice(layout.reward, layout.reward + 1)),
                     # The true return-to-go is unknown: a placeholder, hidden from all later positions by the mask.
-                    torch.full((len(rows), 1), self._planner.discretizer.num_bins - 1),
+                    torch.full((len(rows), 1), self._discretizer.num_bins - 1),
                 ],
                 dim=1,
             )
@@ -240,7 +242,7 @@ class Agent:
     def last_plan(self) -> Plan:
         """The most recent plan of each environment."""
         layout, returns = self._layout, self._plan_returns.numpy().copy()
-        decoded = self._decode(self._plan_tokens, slice(0, layout.transition_dim)).numpy()
+        decoded = self._discretizer.decode(self._plan_tokens, slice(0, layout.transition_dim)).numpy()
         decoded[np.arange(self.settings.horizon) >= self._plan_length[:, None]] = np.nan
         return Plan(
             observations=decoded[..., layout.observation],
@@ -249,12 +251,6 @@ class Agent:
             value=returns[:, -2],
             score=returns[:, -1],
         )
-
-    def _encode(self, values: Tensor, columns: slice) -> Tensor:
-        return self._planner.discretizer.encode(values.to(self._device), columns).cpu()
-
-    def _decode(self, tokens: Tensor, columns: slice) -> Tensor:
-        return self._planner.discretizer.decode(tokens.to(self._device), columns).cpu()
 
 
 def _numbers(values: Tensor) -> str:
