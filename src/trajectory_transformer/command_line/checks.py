@@ -54,7 +54,7 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
 
 def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     """Refuse ``data=NAME`` beside an experiment that names a data set itself, and so would win without a word."""
-    given = {override.partition("=")[0] for override in hydra.overrides.task}
+    given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
     if "data" not in given or "data.dataset_id" in given:
         return
     name = hydra.runtime.choices["data"]
