@@ -11,6 +11,7 @@ The same arithmetic as :class:`~.transformer_decoder.TransformerDecoder`, organi
 """
 
 import ctypes
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -164,7 +165,7 @@ class NativeDecoder(BeamDecoder):
 
 
 def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:
-    """What ``tt_create`` asks for. Norms are folded into the products behind them, and 1/√head_dim into the queries."""
+    """What ``tt_create`` asks for. Norms are folded into the products behind them, and log₂ e/√head_dim into the queries."""
     config = model.config
     embeddings = model.tok_emb.weight[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)
     stop = model.tok_emb.weight[-1].expand(config.transition_dim, 1, -1)
@@ -173,7 +174,7 @@ def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:
     for block in model.blocks:
         assert isinstance(block, Block)
         attention = block.attn
-        scale = (config.n_embd // config.n_head) ** -0.5
+        scale = math.log2(math.e) * (config.n_embd // config.n_head) ** -0.5
         for linear, factor in ((attention.query, scale), (attention.key, 1.0), (attention.value, 1.0)):
             weights += [
                 linear.weight * block.ln1.weight * factor,

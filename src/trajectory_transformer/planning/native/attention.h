@@ -66,24 +66,20 @@ static inline __attribute__((always_inline)) void combine(const float *restrict 
     }
 }
 
-/* Scores to weights, not yet divided by their sum, which is returned; slots that the row does not see get weight 0. */
+/* Scores, in powers of 2, to weights, not yet divided by their sum, which is returned; slots that the row does not see
+ * get weight 0. */
 static inline float soften(const Row *row, float *scores) {
     vec top = all(-INFINITY), mass = {0};
     ivec lane;
     for (int l = 0; l < LANES; l++) lane[l] = l;
-    const int last = row->num_pages - 1;
-    for (int p = 0; p <= last; p++) {
-        const int n = p == last ? row->last_filled : row->filled[p];
-        const vec s = choose(lane < ((ivec){0} + n), load(scores + p * LANES), all(-INFINITY));
-        top = larger(s, top); /* a NaN among the scores makes all weights NaN */
-    }
+    float *const last = scores + (pages_for(row->seen) - 1) * LANES;
+    store(last, choose(lane < ((ivec){0} + (row->seen - (int)(last - scores))), load(last), all(-INFINITY)));
+    for (const float *s = scores; s <= last; s += LANES) top = larger(load(s), top); /* a NaN makes all weights NaN */
     const vec max = all(largest(top));
-    for (int p = 0; p <= last; p++) {
-        const int n = p == last ? row->last_filled : row->filled[p];
-        const vec e = exponential(load(scores + p * LANES) - max);
-        const vec seen = choose(lane < ((ivec){0} + n), e, all(0.0f));
-        store(scores + p * LANES, seen);
-        mass += seen;
+    for (float *s = scores; s <= last; s += LANES) {
+        const vec e = power_of_two(load(s) - max);
+        store(s, e);
+        mass += e;
     }
     return total(mass);
 }
@@ -130,6 +126,13 @@ static void poison(float *keys, float *values, int slot, int size) {
     for (int i = 0; i < size; i++) keys[key_at(slot, i)] = NAN, values[i] = 0.0f;
 }
 
+/* Copy the first slots of a page. */
+static void copy_slots(float *to, const float *from, int slots, int size) {
+    const int quarters = (slots + QUARTER - 1) / QUARTER;
+    for (int i = 0; i < size; i += 4) memcpy(to + i * LANES, from + i * LANES, sizeof(float) * quarters * LANES);
+    memcpy(to + size * LANES, from + size * LANES, sizeof(float) * slots * size);
+}
+
 /* Store the keys and values of rows that later ones may see. */
 static void remember(const Decoder *d, const Share *share, int layer, const Row *rows, int n) {
     const int size = d->head_size, columns = share->heads * size, ldp = share->layers[layer].project.n;
@@ -138,15 +141,17 @@ static void remember(const Decoder *d, const Share *share, int layer, const Row 
             if (rows[r].page < 0) continue;
             const float *key = share->projected + (size_t)r * ldp + columns + h * size, *value = key + columns;
             float *page = page_of(d, layer, share->first_head + h, rows[r].page);
-            for (int i = 0; i < size; i += 4) memcpy(page + key_at(rows[r].lane, i), key + i, sizeof(float) * 4);
-            float *kept = page + (LANES + rows[r].lane) * size;
+            if (rows[r].copied >= 0)
+                copy_slots(page, page_of(d, layer, share->first_head + h, rows[r].copied), rows[r].slot, size);
+            for (int i = 0; i < size; i += 4) memcpy(page + key_at(rows[r].slot, i), key + i, sizeof(float) * 4);
+            float *kept = page + (LANES + rows[r].slot) * size;
             ivec finite = (vec){0} == (vec){0};
             for (int i = 0; i < size; i += LANES) {
                 const vec v = load(value + i);
                 store(kept + i, v);
                 finite &= v - v == (vec){0};
             }
-            if (!every(finite)) poison(page, kept, rows[r].lane, size);
+            if (!every(finite)) poison(page, kept, rows[r].slot, size);
         }
 }
 

@@ -16,11 +16,9 @@ int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens)
     int32_t *old_of_row = d->sequence_of_row;
     Sequence *old = d->sequences;
     int32_t *old_pages = d->page_lists;
-    uint8_t *old_filled = d->filled_lists;
     const int old_capacity = d->sequence_capacity;
-    d->sequences = d->previous, d->page_lists = d->previous_lists, d->filled_lists = d->previous_filled;
-    d->sequence_capacity = d->previous_capacity;
-    d->previous = old, d->previous_lists = old_pages, d->previous_filled = old_filled, d->previous_capacity = old_capacity;
+    d->sequences = d->previous, d->page_lists = d->previous_lists, d->sequence_capacity = d->previous_capacity;
+    d->previous = old, d->previous_lists = old_pages, d->previous_capacity = old_capacity;
     for (int s = 0; s < d->num_sequences; s++) old[s].child = -1;
     int32_t *siblings = malloc(sizeof(int32_t) * rows), *new_of_row = malloc(sizeof(int32_t) * rows);
     int32_t *order = malloc(sizeof(int32_t) * rows), *count = calloc(d->num_sequences + 1, sizeof(int32_t));
@@ -40,10 +38,11 @@ int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens)
             s = n++;
             Sequence *child = &d->sequences[s];
             siblings[s] = parent->child, parent->child = s;
-            copy(child, parent, d->page_lists + (size_t)s * d->block_size, d->filled_lists + (size_t)s * d->block_size);
+            int32_t copied = -1;
+            copy(child, parent, d->page_lists + (size_t)s * d->block_size);
             parent->extended = 1; /* by this child, or to be by its children */
-            if (stored) status = add_slot(d, child, dimension == d->observation_dim);
-            work[s] = make_row(child, tokens[r], d->position, stored, s);
+            if (stored) status = add_slot(d, child, &copied);
+            work[s] = make_row(child, tokens[r], d->position, stored, copied, s);
         }
         new_of_row[r] = s;
     }
@@ -94,15 +93,14 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     Node *nodes = malloc(sizeof(Node) * most);
     Sequence *paths = malloc(sizeof(Sequence) * most);
     int32_t *pages = malloc(sizeof(int32_t) * most * d->block_size);
-    uint8_t *filled = malloc((size_t)most * d->block_size);
     Row *work = malloc(sizeof(Row) * (size_t)rows * time);
-    int status = nodes && paths && pages && filled && work ? OK : NO_MEMORY;
+    int status = nodes && paths && pages && work ? OK : NO_MEMORY;
     if (status == OK) status = reserve_sequences(d, rows);
     free(d->sequence_of_row);
     d->sequence_of_row = malloc(sizeof(int32_t) * rows);
     d->used_pages = 0;
     int num_nodes = 1, num_rows = 0, leaves = 0;
-    if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, 0}, paths[0] = (Sequence){pages, filled, 0, 0, -1};
+    if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, 0}, paths[0] = (Sequence){pages, 0, 0, -1};
     for (int r = 0; r < rows && status == OK; r++) {
         int at = 0;
         for (int level = 0; level < levels && status == OK; level++) {
@@ -113,11 +111,12 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
             if (next < 0) {
                 next = num_nodes++;
                 Sequence *path = &paths[next];
-                copy(path, &paths[at], pages + (size_t)next * d->block_size, filled + (size_t)next * d->block_size);
+                copy(path, &paths[at], pages + (size_t)next * d->block_size);
                 paths[at].extended = 1;
                 for (int i = 0; i < length && status == OK; i++) {
-                    if (i < dim - 1) status = add_slot(d, path, i == 0);
-                    work[num_rows++] = make_row(path, part[i], level * dim + i, i < dim - 1, -1);
+                    int32_t copied = -1;
+                    if (i < dim - 1) status = add_slot(d, path, &copied);
+                    work[num_rows++] = make_row(path, part[i], level * dim + i, i < dim - 1, copied, -1);
                 }
                 nodes[next] = (Node){part, length, -1, nodes[at].first_child, -1, num_rows - 1};
                 nodes[at].first_child = next;
@@ -126,8 +125,7 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
         }
         if (nodes[at].sequence < 0) {
             nodes[at].sequence = work[nodes[at].last_row].logits = leaves;
-            copy(&d->sequences[leaves], &paths[at], d->page_lists + (size_t)leaves * d->block_size,
-                 d->filled_lists + (size_t)leaves * d->block_size);
+            copy(&d->sequences[leaves], &paths[at], d->page_lists + (size_t)leaves * d->block_size);
             leaves++;
         }
         d->sequence_of_row[r] = nodes[at].sequence;
@@ -136,7 +134,7 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
         status = run(d, work, num_rows, leaves);
         d->position = time, d->num_sequences = leaves;
     }
-    free(nodes), free(paths), free(pages), free(filled), free(work);
+    free(nodes), free(paths), free(pages), free(work);
     return status;
 }
 
@@ -226,5 +224,5 @@ void tt_destroy(Decoder *d) {
     for (int i = 0; i < d->num_chunks; i++) free(d->chunks[i]);
     free(d->chunks), free(d->partial[0]), free(d->partial[1]), free(d->shares);
     free(d->embeddings), free(d->positions), free(d->sequences), free(d->previous), free(d->page_lists);
-    free(d->previous_lists), free(d->filled_lists), free(d->previous_filled), free(d->logits), free(d->sequence_of_row), free(d);
+    free(d->previous_lists), free(d->logits), free(d->sequence_of_row), free(d);
 }

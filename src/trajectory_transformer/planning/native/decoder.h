@@ -21,11 +21,10 @@ typedef struct {
     float *x, *normed, *projected, *seen, *hidden, *scores, *out;
 } Share;
 
-/* Slots come in pages of LANES. A sequence sees the first few slots of each of its pages. */
+/* Slots come in pages of LANES, and a sequence's tokens fill its pages one after another. */
 typedef struct {
     int32_t *pages;
-    uint8_t *filled; /* slots of each page that this sequence sees */
-    int num_pages;
+    int stored;   /* tokens in them */
     int extended; /* whether some child has gone on in the last page */
     int child;    /* first of its children among the newest sequences, while those are made */
 } Sequence;
@@ -47,7 +46,6 @@ typedef struct {
     int position, num_sequences;
     Sequence *sequences, *previous;
     int32_t *page_lists, *previous_lists;
-    uint8_t *filled_lists, *previous_filled;
     int sequence_capacity, previous_capacity, logits_capacity;
     float *logits; /* (sequences, vocab) after the newest sequences */
     int32_t *sequence_of_row;
@@ -55,22 +53,40 @@ typedef struct {
 
 typedef struct {
     int32_t token, position;
-    int32_t page, lane; /* where it is stored; page -1 if later tokens may not see it */
+    int32_t page, slot; /* where it is stored; page -1 if later tokens may not see it */
+    int32_t copied;     /* the page that what comes before it on its own is to be copied from, or -1 */
     int32_t logits;     /* which row of the result, or -1 */
+    int32_t seen;       /* slots of these pages */
     const int32_t *pages;
-    const uint8_t *filled;
-    int32_t num_pages, last_filled; /* last_filled stands for filled[num_pages - 1] */
 } Row;
 
 typedef struct {
     int32_t page, place; /* which page, and the how-manyth it is of each of these rows */
     int16_t first, rows; /* rows of a band that see it */
-    int32_t filled;      /* the most that one of them sees */
+    int32_t filled;      /* the most that one of them sees of it */
 } Run;
+
+/* Rows that pass through all layers together. */
+typedef struct {
+    const Row *rows;
+    int n;
+    const int *band_runs; /* where the runs of each band begin, and the last ones end */
+    float **pages;        /* that they see, as of the first layer's first head */
+    int num_pages;
+} Block;
 
 enum { OK, NO_MEMORY, TOO_LONG };
 
+static inline int pages_for(int slots) { return (slots + LANES - 1) / LANES; }
+
+/* Slots of its page number p that a row sees. */
+static inline int seen_of_page(const Row *row, int p) {
+    const int left = row->seen - p * LANES;
+    return left < LANES ? left : LANES;
+}
+
+static inline size_t page_floats(const Decoder *d) { return 2 * (size_t)d->head_size * LANES; }
+
 static inline float *page_of(const Decoder *d, int layer, int head, int page) {
-    const size_t floats = 2 * (size_t)d->head_size * LANES;
-    return d->chunks[page / CHUNK] + ((size_t)(layer * d->heads + head) * CHUNK + page % CHUNK) * floats;
+    return d->chunks[page / CHUNK] + ((size_t)(layer * d->heads + head) * CHUNK + page % CHUNK) * page_floats(d);
 }

@@ -24,26 +24,61 @@ static Matrix pack(const float *weight, const float *bias, int stride, const int
     return m;
 }
 
+#define LINE 64 /* bytes that come from memory together */
+
+/* What will be wanted soon: the same part of some pages, then the next part of them, and so on. */
+typedef struct {
+    float *const *pages;
+    size_t part, lines; /* where the part begins, in floats; how long each is, in lines */
+    size_t stride;      /* from part to part, in floats */
+    int num_pages, num_parts, page;
+    size_t line;
+} Stream;
+
+/* So many lines of it, or NULL at its end. */
+static inline const char *take(Stream *s, int lines) {
+    if (s->num_parts == 0) return NULL;
+    const char *at = (const char *)(s->pages[s->page] + s->part) + s->line * LINE;
+    s->line += lines;
+    if (s->line >= s->lines) {
+        s->line = 0;
+        if (++s->page == s->num_pages) s->page = 0, s->part += s->stride, s->num_parts--;
+    }
+    return at;
+}
+
+/* A tile of the product; lines of what will be wanted come nearer meanwhile, one for each of its steps. */
+static inline __attribute__((always_inline)) void multiply_tile(const float *restrict w, const float *restrict a, int ldx, int k,
+                                                                vec sum[MR][2], const char *soon, const int ahead) {
+#pragma GCC unroll 2
+    for (int i = 0; i < k; i++) {
+        const vec w0 = load(w + i * NR), w1 = load(w + i * NR + LANES);
+        if (ahead) __builtin_prefetch(soon + (size_t)i * LINE, 0, 2);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; r++) {
+            const vec b = all(a[r * ldx + i]);
+            sum[r][0] += b * w0;
+            sum[r][1] += b * w1;
+        }
+    }
+}
+
+#define STEPS 64
+
 /* out (rows, m.n) = x (rows, m.k) @ m + bias for rows rounded up to MR */
-static void multiply(const Matrix *m, const float *restrict x, int ldx, int rows, float *restrict out, int ldo) {
-    const int k = m->k;
+static void multiply(const Matrix *m, const float *restrict x, int ldx, int rows, float *restrict out, int ldo, Stream *stream) {
     for (int panel = 0; panel < m->n / NR; panel++) {
-        const float *w = m->panels + (size_t)panel * k * NR;
         const vec bias0 = load(m->bias + panel * NR), bias1 = load(m->bias + panel * NR + LANES);
         for (int row = 0; row < rows; row += MR) {
-            const float *a = x + (size_t)row * ldx;
             vec sum[MR][2];
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) sum[r][0] = bias0, sum[r][1] = bias1;
-#pragma GCC unroll 2
-            for (int i = 0; i < k; i++) {
-                const vec w0 = load(w + i * NR), w1 = load(w + i * NR + LANES);
-#pragma GCC unroll 8
-                for (int r = 0; r < MR; r++) {
-                    const vec b = all(a[r * ldx + i]);
-                    sum[r][0] += b * w0;
-                    sum[r][1] += b * w1;
-                }
+            for (int i = 0; i < m->k; i += STEPS) {
+                const int steps = m->k - i < STEPS ? m->k - i : STEPS;
+                const char *soon = take(stream, steps);
+                const float *w = m->panels + ((size_t)panel * m->k + i) * NR, *a = x + (size_t)row * ldx + i;
+                if (soon) multiply_tile(w, a, ldx, steps, sum, soon, 1);
+                else multiply_tile(w, a, ldx, steps, sum, soon, 0);
             }
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) {

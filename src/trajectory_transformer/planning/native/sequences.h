@@ -5,11 +5,10 @@
 
 static int reserve_sequences(Decoder *d, int n) {
     if (n <= d->sequence_capacity) return OK;
-    free(d->sequences), free(d->page_lists), free(d->filled_lists);
-    d->sequences = malloc(sizeof(Sequence) * n);
-    d->page_lists = malloc(sizeof(int32_t) * n * d->block_size), d->filled_lists = malloc((size_t)n * d->block_size);
+    free(d->sequences), free(d->page_lists);
+    d->sequences = malloc(sizeof(Sequence) * n), d->page_lists = malloc(sizeof(int32_t) * n * d->block_size);
     d->sequence_capacity = n;
-    return d->sequences && d->page_lists && d->filled_lists ? OK : NO_MEMORY;
+    return d->sequences && d->page_lists ? OK : NO_MEMORY;
 }
 
 /* Room for one more page. */
@@ -26,43 +25,28 @@ static int add_page(Decoder *d) {
     return OK;
 }
 
-/* A sequence that begins as a copy of another; its lists have room for a whole window. */
-static void copy(Sequence *to, const Sequence *from, int32_t *pages, uint8_t *filled) {
+/* A sequence that begins as a copy of another; its list has room for a whole window. */
+static void copy(Sequence *to, const Sequence *from, int32_t *pages) {
     *to = *from;
-    to->pages = memcpy(pages, from->pages, sizeof(int32_t) * from->num_pages);
-    to->filled = memcpy(filled, from->filled, from->num_pages);
+    to->pages = memcpy(pages, from->pages, sizeof(int32_t) * pages_for(from->stored));
     to->child = -1;
 }
 
-/* A page of its own for a sequence, with what it sees of the last one. */
-static int copy_last_page(Decoder *d, Sequence *s) {
-    const int last = s->num_pages - 1, old = s->pages[last];
-    if (add_page(d) != OK) return NO_MEMORY;
-    s->pages[last] = d->used_pages - 1;
-    for (int l = 0; l < d->layers; l++)
-        for (int h = 0; h < d->heads; h++)
-            memcpy(page_of(d, l, h, s->pages[last]), page_of(d, l, h, old), sizeof(float) * 2 * LANES * d->head_size);
+/* Give a sequence one more slot. Where it lies depends on the token's position alone, so that the order of all sums,
+ * and with it the last bit of every result, is the same whatever other sequences there are. Where a relative has gone
+ * on in the last page, this one goes on in a copy, which is made when its token is computed. */
+static int add_slot(Decoder *d, Sequence *s, int32_t *copied) {
+    const int last = s->stored / LANES, begins = s->stored % LANES == 0;
+    *copied = begins || !s->extended ? -1 : s->pages[last];
+    if (begins || s->extended) {
+        if (add_page(d) != OK) return NO_MEMORY;
+        s->pages[last] = d->used_pages - 1;
+    }
+    s->stored++, s->extended = 0;
     return OK;
 }
 
-/* Give a sequence one more slot, on a new page if the last one is full, or the token begins something that sequences
- * are likely to part at. Where it lies on its page depends on nothing else, so that the order of all sums, and with it
- * the last bit of every result, is the same whatever other sequences there are. */
-static int add_slot(Decoder *d, Sequence *s, int begins) {
-    int status = OK;
-    if (s->num_pages == 0 || begins || s->filled[s->num_pages - 1] == LANES) {
-        status = add_page(d);
-        s->pages[s->num_pages] = d->used_pages - 1, s->filled[s->num_pages++] = 1;
-    } else {
-        if (s->extended) status = copy_last_page(d, s);
-        s->filled[s->num_pages - 1]++;
-    }
-    s->extended = 0;
-    return status;
+static Row make_row(const Sequence *s, int token, int position, int stored, int copied, int logits) {
+    const int last = s->stored - 1;
+    return (Row){token, position, stored ? s->pages[last / LANES] : -1, last % LANES, copied, logits, s->stored, s->pages};
 }
-
-static Row make_row(const Sequence *s, int token, int position, int stored, int logits) {
-    const int last = s->num_pages - 1, filled = s->num_pages ? s->filled[last] : 0;
-    return (Row){token, position, stored ? s->pages[last] : -1, filled - 1, logits, s->pages, s->filled, s->num_pages, filled};
-}
-

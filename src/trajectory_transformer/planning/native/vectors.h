@@ -50,7 +50,12 @@ static inline vec choose(ivec mask, vec a, vec b) {
 static inline vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)b, (__m512)a); } /* a NaN in a stays one */
 static inline vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)b, (__m512)a); }
 static inline vec times_two_to(vec x, vec n) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)n); }
+static inline vec reciprocal(vec x) {
+    const vec y = (vec)_mm512_rcp14_ps((__m512)x);
+    return y * (all(2.0f) - x * y);
+}
 #else
+static inline vec reciprocal(vec x) { return all(1.0f) / x; }
 static inline vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 static inline vec larger(vec a, vec b) { return choose(b > a, b, a); } /* a NaN in a stays one */
 static inline vec smaller(vec a, vec b) { return choose(b < a, b, a); }
@@ -120,7 +125,7 @@ static inline vec sums_of_four(vec a, vec b, vec c, vec d) {
 #endif
 }
 
-/* Elementary functions: relative error of exp 2e-7, absolute error of erf 2e-7 (Abramowitz & Stegun 7.1.26) */
+/* Elementary functions: relative error of exponential and power_of_two 2e-7, absolute error of gelu 1e-7 |x| */
 
 static inline vec exponential(vec x) { /* of at least -87: less would be slow to compute, and is as good as nothing */
     const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
@@ -137,17 +142,32 @@ static inline vec exponential(vec x) { /* of at least -87: less would be slow to
     return times_two_to(p, n);
 }
 
+/* 2^x for x up to 0; of at least -125: less would be slow to compute, and is as good as nothing. */
+static inline vec power_of_two(vec x) {
+    x = larger(x, all(-125.0f));
+#if LANES == 16
+    const vec r = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), n = x; /* scaling takes its floor */
+#else
+    const vec magic = all(12582912.0f), n = (x - all(0.5f) + magic) - magic, r = x - n;
+#endif
+    vec p = all(1.8775767e-3f);
+    p = p * r + all(8.9893406e-3f);
+    p = p * r + all(5.5826318e-2f);
+    p = p * r + all(2.4015361e-1f);
+    p = p * r + all(6.9315308e-1f);
+    p = p * r + all(9.9999994e-1f);
+    return times_two_to(p, n);
+}
+
+/* What is positive of x, less |x| times the tail of the normal distribution beyond it (A & S 26.2.17's polynomial). */
 static inline vec gelu(vec x) {
-    vec a = (vec)((ivec)(x * all(0.70710678f)) & 0x7fffffff);
-    vec t = all(1.0f) / (all(1.0f) + all(0.3275911f) * a);
-    vec p = all(1.061405429f);
-    p = p * t + all(-1.453152027f);
-    p = p * t + all(1.421413741f);
-    p = p * t + all(-0.284496736f);
-    p = p * t + all(0.254829592f);
-    vec erf = all(1.0f) - p * t * exponential(-a * a);
-    erf = (vec)((ivec)erf | ((ivec)x & (int32_t)0x80000000));
-    return all(0.5f) * x * (all(1.0f) + erf);
+    const vec u = (vec)((ivec)x & 0x7fffffff), t = reciprocal(all(1.0f) + all(0.2316419f) * u);
+    vec p = all(0.5307027145f);
+    p = p * t + all(-0.7265760135f);
+    p = p * t + all(0.7107068705f);
+    p = p * t + all(-0.142248368f);
+    p = p * t + all(0.127414796f);
+    return larger(x, all(0.0f)) - u * t * p * power_of_two(x * x * all(-0.72134752f));
 }
 
 static inline vec gelu_new(vec x) { /* tanh(y) = 1 - 2 / (exp(2y) + 1) */
