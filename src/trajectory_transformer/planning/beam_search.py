@@ -16,8 +16,8 @@ from .deadline import Deadline
 from .decoder import BeamDecoder, gather_rows
 from .sampling import Choice
 
-RewardEstimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(…, vocabulary) probabilities of the reward and of the value token -> (…) reward and (…) return-to-go."""
+RewardEstimate = Callable[[Tensor], Tensor]
+"""(…, 2, vocabulary) probabilities of the reward and of the value token -> (…, 2) reward and return-to-go."""
 
 Ranking = Callable[[Tensor, int, Tensor], Tensor]
 """What the search maximises, in place of the paper's discounted sum of rewards and return-to-go.
@@ -95,20 +95,20 @@ class _Sequences:
         """Sample as many tokens as there are uniforms (environment, tokens, rows)."""
         self.tokens = torch.cat([self.tokens, self.decoder.extend(uniforms, choice)], dim=2)
 
-    def reward_and_value(self, estimate: RewardEstimate) -> tuple[Tensor, Tensor, Tensor]:
+    def reward_and_value(self, estimate: RewardEstimate) -> tuple[Tensor, Tensor]:
         """Append reward and value tokens, greedily as the original does (its k_rew = 1).
 
         Returns:
-            estimated rewards and returns-to-go, and the value tokens, which the decoder has not seen; each
-            (environment, rows).
+            estimated rewards and returns-to-go (environment, rows, 2), and the value tokens (environment, rows), which
+            the decoder has not seen.
         """
         reward_logits = self.decoder.logits
         reward_tokens = reward_logits.argmax(dim=-1)
         self.decoder.step(reward_tokens)
         value_logits = self.decoder.logits
         value_tokens = value_logits.argmax(dim=-1)
-        self.tokens = torch.cat([self.tokens, torch.stack([reward_tokens, value_tokens], dim=2)], dim=2)
-        return *estimate(reward_logits.softmax(dim=-1), value_logits.softmax(dim=-1)), value_tokens
+        self.tokens = torch.cat([self.tokens, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
+        return estimate(torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1)), value_tokens
 
 
 def beam_search(
@@ -152,20 +152,20 @@ def beam_search(
                 break
             width = affordable
         if t > 0:
-            decoder.step(gather_rows(value_tokens, kept))
+            decoder.step(value_tokens.gather(1, kept))
             sequences.extend(uniforms[:, t, layout.observation, :width], observations)
         sequences.expand(settings.n_expand * (width if t == 0 else 1))
         sequences.extend(uniforms[:, t, layout.action, : settings.n_expand * width], actions)
-        rewards, values, value_tokens = sequences.reward_and_value(estimate)
-        sequences.returns[:, :, t], sequences.returns[:, :, t + 1] = rewards, values
+        estimates, value_tokens = sequences.reward_and_value(estimate)
+        sequences.returns[:, :, t : t + 2] = estimates
         if rank is None:
             scores = (sequences.returns * discounts).sum(dim=-1)
         else:
             scores = rank(sequences.returns, t, sequences.tokens[:, :, -layout.transition_dim : -2])
-        scores = scores.masked_fill(~scores.isfinite(), -torch.inf)
+        scores = scores.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
-        steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], rewards, values, kept))
+        steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], *estimates.unbind(dim=2), kept))
         sequences.keep(kept)
         if deadline is not None:
             kept.cpu()  # waits for a GPU to do what so far may only have been queued

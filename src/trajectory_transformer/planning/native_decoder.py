@@ -11,6 +11,7 @@ The same arithmetic as :class:`~.transformer_decoder.TransformerDecoder`, organi
 """
 
 import ctypes
+import functools
 import math
 import weakref
 from collections.abc import Callable
@@ -113,7 +114,7 @@ class NativeDecoder(BeamDecoder):
         environments, rows, time = window.shape
         self._call(self._library.tt_encode, window, environments * rows, time)
         self._window = window  # grows in the sliding mode only
-        self._length, self._rows = time, torch.arange(environments * rows).view(environments, rows)
+        self._length, self._rows = time, _numbered(environments, rows)
 
     def expand(self, candidates: int) -> None:
         self._rows = self._rows.repeat_interleave(candidates, dim=1)
@@ -137,18 +138,18 @@ class NativeDecoder(BeamDecoder):
         environments, count, rows = uniforms.shape
         if self._sliding and self._length + count >= self._limit:
             return super().extend(uniforms, choice)
-        tokens = self._rows.new_empty(count, environments * rows)
+        tokens = torch.empty(environments, rows, count, dtype=torch.int64)
         self._call(
-            self._library.tt_extend, self._rows, environments * rows, uniforms.transpose(1, 2).contiguous(), count,
-            choice.temperature, choice.k or 0, -1.0 if choice.cdf is None else choice.cdf, tokens,
+            self._library.tt_extend, self._rows, environments * rows, environments, uniforms,
+            (ctypes.c_int64 * 3)(*uniforms.stride()), count, choice.temperature, choice.k or 0,
+            -1.0 if choice.cdf is None else choice.cdf, tokens,
         )  # fmt: skip
-        drawn = tokens.T.view(environments, rows, count)
-        self._appended(drawn)
-        return drawn
+        self._appended(tokens)
+        return tokens
 
     def _appended(self, tokens: Tensor) -> None:
         self._length += tokens.shape[2]
-        self._rows = torch.arange(self._rows.numel()).view(self._rows.shape)
+        self._rows = _numbered(*self._rows.shape)
         self._window = torch.cat([self._window, tokens], dim=2) if self._sliding else self._window
 
     @property
@@ -162,6 +163,12 @@ class NativeDecoder(BeamDecoder):
         out = torch.empty(*self._rows.shape, self._config.vocab_size + 1)
         self._library.tt_logits(self._handle, self._rows.data_ptr(), self._rows.numel(), out.data_ptr())
         return out
+
+
+@functools.lru_cache(maxsize=16)
+def _numbered(environments: int, rows: int) -> Tensor:
+    """(environment, rows) numbers of all rows, not to be written to."""
+    return torch.arange(environments * rows).view(environments, rows)
 
 
 def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:

@@ -109,14 +109,11 @@ class BeamPlanner:
         """
         return self._decoder.seconds
 
-    def _estimate(self, reward_probabilities: Tensor, value_probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    def _estimate(self, probabilities: Tensor) -> Tensor:
         columns = slice(self.layout.reward, self.layout.value + 1)
-        both = torch.stack([reward_probabilities, value_probabilities], dim=-2)
         if self.settings.percentile == "mean":
-            estimates = self.discretizer.expectation(both, columns)
-        else:
-            estimates = self.discretizer.percentile(both, float(self.settings.percentile), columns)
-        return estimates[..., 0], estimates[..., 1]
+            return self.discretizer.expectation(probabilities, columns)
+        return self.discretizer.percentile(probabilities, float(self.settings.percentile), columns)
 
 
 def is_captured(settings: PlannerConfig, device: str) -> bool:

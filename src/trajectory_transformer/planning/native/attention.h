@@ -70,10 +70,8 @@ static inline __attribute__((always_inline)) void combine(const float *restrict 
  * get weight 0. */
 static inline float soften(const Row *row, float *scores) {
     vec top = all(-INFINITY), mass = {0};
-    ivec lane;
-    for (int l = 0; l < LANES; l++) lane[l] = l;
     float *const last = scores + (pages_for(row->seen) - 1) * LANES;
-    store(last, choose(lane < ((ivec){0} + (row->seen - (int)(last - scores))), load(last), all(-INFINITY)));
+    store(last, choose(first_lanes(row->seen - (int)(last - scores)), load(last), all(-INFINITY)));
     for (const float *s = scores; s <= last; s += LANES) top = larger(load(s), top); /* a NaN makes all weights NaN */
     const vec max = all(largest(top));
     for (float *s = scores; s <= last; s += LANES) {

@@ -59,24 +59,29 @@ int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens)
 /* Logits (rows, vocab) after row parents[r] of the last call. */
 void tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
     for (int r = 0; r < rows; r++)
-        memcpy(out + (size_t)r * d->vocab, d->logits + (size_t)d->sequence_of_row[parents[r]] * d->vocab, sizeof(float) * d->vocab);
+        memcpy(out + (size_t)r * d->vocab, d->logits + (size_t)d->sequence_of_row[parents[r]] * d->logit_width, sizeof(float) * d->vocab);
 }
 
 /* Seconds spent in the model and in sampling so far. */
 void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(d->seconds)); }
 
-/* Sample count tokens (count, rows) behind row parents[r] of the last call; uniforms: (rows, count). */
-int tt_extend(Decoder *d, const int64_t *parents, int rows, const float *uniforms, int count, float temperature, int k, float cdf,
-              int64_t *tokens) {
-    int64_t *same = malloc(sizeof(int64_t) * rows);
-    int status = same ? OK : NO_MEMORY;
+/* Sample tokens (rows, count) behind rows parents[r] of the last call, which belong to so many environments in turn;
+ * uniforms (environments, count, rows of each) lie strides apart. */
+int tt_extend(Decoder *d, const int64_t *parents, int rows, int environments, const float *uniforms, const int64_t *strides, int count,
+              float temperature, int k, float cdf, int64_t *tokens) {
+    int64_t *same = malloc(sizeof(int64_t) * rows), *drawn = malloc(sizeof(int64_t) * rows);
+    float *u = malloc(sizeof(float) * rows);
+    int status = same && drawn && u ? OK : NO_MEMORY;
     for (int r = 0; r < rows && status == OK; r++) same[r] = r;
-    for (int i = 0; i < count && status == OK; i++, tokens += rows) {
+    for (int i = 0; i < count && status == OK; i++) {
         const int64_t *from = i ? same : parents;
-        status = sample(d, from, rows, uniforms + i, count, temperature, k, cdf, tokens);
-        if (status == OK) status = tt_step(d, from, rows, tokens);
+        const int own = rows / environments;
+        for (int r = 0; r < rows; r++) u[r] = uniforms[r / own * strides[0] + i * strides[1] + r % own * strides[2]];
+        status = sample(d, from, rows, u, temperature, k, cdf, drawn);
+        if (status == OK) status = tt_step(d, from, rows, drawn);
+        for (int r = 0; r < rows; r++) tokens[(size_t)r * count + i] = drawn[r];
     }
-    free(same);
+    free(same), free(drawn), free(u);
     return status;
 }
 
@@ -149,6 +154,7 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
     d->observation_dim = shape[5], d->transition_dim = shape[6], d->block_size = shape[7], d->activation = shape[8];
     d->threads = shape[9] < d->heads ? shape[9] : d->heads;
     d->eps = eps, d->head_dim = d->embd / d->heads;
+    d->logit_width = round_up(d->vocab, LANES);
     d->head_size = round_up(d->head_dim, LANES > 8 ? LANES : 8), d->width = round_up(d->embd, NR);
     const int size = d->head_size, rows = BLOCK;
     d->embeddings = allocate_zeros(sizeof(float) * d->transition_dim * d->vocab * d->width);

@@ -31,7 +31,7 @@ typedef struct {
 
 typedef struct {
     int layers, heads, head_dim, embd, hidden, vocab, observation_dim, transition_dim, block_size, activation, threads;
-    int head_size, width; /* head_dim and embd rounded up */
+    int head_size, width, logit_width; /* head_dim, embd and vocab rounded up */
     float eps;
     float *embeddings, *positions; /* (transition_dim, vocab, width), (block_size, width) */
     Share *shares; /* as many as threads: of heads, hidden units and logits; x and normed are the threads' own */
@@ -47,7 +47,7 @@ typedef struct {
     Sequence *sequences, *previous;
     int32_t *page_lists, *previous_lists;
     int sequence_capacity, previous_capacity, logits_capacity;
-    float *logits; /* (sequences, vocab) after the newest sequences */
+    float *logits; /* (sequences, padded vocab) after the newest sequences */
     int32_t *sequence_of_row;
 } Decoder;
 

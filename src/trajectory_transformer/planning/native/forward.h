@@ -179,7 +179,7 @@ static void run_block(Decoder *d, int thread, int team, const Block *block, cons
         const Matrix *head = &share->heads_out[rows[0].position % d->transition_dim];
         multiply(head, normed, width, n, share->out, head->n, &stream);
         for (int r = 0; r < n; r++)
-            memcpy(d->logits + (size_t)rows[r].logits * d->vocab + share->first_logit, share->out + (size_t)r * head->n,
+            memcpy(d->logits + (size_t)rows[r].logits * d->logit_width + share->first_logit, share->out + (size_t)r * head->n,
                    sizeof(float) * share->logits);
     }
     free(wanted.runs);
@@ -199,8 +199,9 @@ static void find_pages(const Decoder *d, Block *block, const Run *runs, int32_t 
 
 static int run(Decoder *d, const Row *rows, int n, int sequences) {
     if (sequences > d->logits_capacity) {
-        free(d->logits), d->logits = malloc(sizeof(float) * sequences * d->vocab), d->logits_capacity = sequences;
+        free(d->logits), d->logits = allocate(sizeof(float) * sequences * d->logit_width), d->logits_capacity = sequences;
         if (!d->logits) return NO_MEMORY;
+        for (size_t i = 0; i < (size_t)sequences * d->logit_width; i++) d->logits[i] = -INFINITY;
     }
     const int most = (n + BLOCK - 1) / BLOCK, size = round_up((n + most - 1) / most, BAND), bands = BLOCK / BAND;
     const int num_blocks = (n + size - 1) / size;

@@ -3,11 +3,14 @@
 
 #include "decoder.h"
 
+/* The first of the largest of some logits, which are padded. */
 static int most_likely(const float *x, int n) {
-    int best = 0;
-    for (int i = 1; i < n; i++)
-        if (x[i] > x[best]) best = i;
-    return best;
+    vec top = all(-INFINITY);
+    for (int i = 0; i < n; i += LANES) top = larger(top, load(x + i));
+    const float max = largest(top);
+    for (int i = 0; i < n; i++)
+        if (x[i] == max) return i;
+    return 0;
 }
 
 /* x (padded to LANES) to probabilities; what is e^87 times less likely than the likeliest gets none. */
@@ -24,27 +27,40 @@ static void softmax(float *x, int n) {
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale);
 }
 
-/* out[j]: the sum of weights[i] (1 if there are none) over all i with x[i] < x[j] */
-static void sums_below(const float *x, const float *weights, int n, float *out) {
-    for (int j = 0; j < n; j += LANES) {
-        const vec xj = load(x + j);
-        vec sum = {0};
-        for (int i = 0; i < n; i++) sum += (vec)((ivec)all(weights ? weights[i] : 1.0f) & (all(x[i]) < xj));
-        store(out + j, sum);
+/* out[j]: the sum of weights[i] (1 if there are none) over all i with x[i] < x[j], for so many vectors of j */
+static inline __attribute__((always_inline)) void sums_below_some(const float *x, const float *weights, int n, const float *some,
+                                                                  float *out, const int vectors) {
+    vec sum[4] = {{0}};
+    for (int i = 0; i < n; i++) {
+        const vec xi = all(x[i]), weight = all(weights ? weights[i] : 1.0f);
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) sum[j] += (vec)((ivec)weight & (xi < load(some + j * LANES)));
     }
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; j++) store(out + j * LANES, sum[j]);
+}
+
+static void sums_below(const float *x, const float *weights, int n, float *out) {
+    int j = 0;
+    for (; j + 3 * LANES < n; j += 4 * LANES) sums_below_some(x, weights, n, x + j, out + j, 4);
+    for (; j < n; j += LANES) sums_below_some(x, weights, n, x + j, out + j, 1);
 }
 
 /* Logits (padded) to the cumulative distribution of what the filters leave. k 0 and cdf below 0 stand for none. */
 static void filter(float *x, int n, int k, float cdf, float *scratch) {
     float *p = scratch, *below = scratch + round_up(n, LANES);
     if (cdf >= 0) {
-        float cutoff = INFINITY; /* at least the least likely is dropped */
         memcpy(p, x, sizeof(float) * n);
         softmax(p, n);
         sums_below(p, p, n, below);
-        for (int i = 0; i < n; i++) cutoff = p[i] < cutoff ? p[i] : cutoff;
-        for (int i = 0; i < n; i++)
-            if (below[i] + p[i] < cdf && p[i] > cutoff) cutoff = p[i];
+        vec least = all(INFINITY), most = all(-INFINITY); /* of all, which is dropped at least; of those below the cutoff */
+        for (int i = 0; i < n; i += LANES) {
+            const ivec mine = first_lanes(n - i);
+            const vec v = load(p + i);
+            least = smaller(least, choose(mine, v, all(INFINITY)));
+            most = larger(most, choose(mine & (load(below + i) + v < all(cdf)), v, all(-INFINITY)));
+        }
+        const float lowest = -largest(-least), highest = largest(most), cutoff = lowest > highest ? lowest : highest;
         for (int i = 0; i < n; i++)
             if (p[i] <= cutoff) x[i] = -1000.0f;
     }
@@ -67,29 +83,29 @@ static int draw(const float *cumulative, int n, float uniform) {
     return token;
 }
 
-static int sample(Decoder *d, const int64_t *parents, int rows, const float *uniforms, int stride, float temperature, int k,
-                  float cdf, int64_t *tokens) {
-    const int n = d->vocab, padded = round_up(n, LANES);
+static int sample(Decoder *d, const int64_t *parents, int rows, const float *uniforms, float temperature, int k, float cdf,
+                  int64_t *tokens) {
+    const int n = d->vocab, padded = d->logit_width;
     const double start = omp_get_wtime();
     float *cumulative = NULL;
     if (k != 1) {
         cumulative = allocate(sizeof(float) * d->num_sequences * padded);
         if (!cumulative) return NO_MEMORY;
         const int team = d->alone ? 1 : d->threads;
-#pragma omp parallel num_threads(team) if (team > 1 && d->num_sequences > 32)
+#pragma omp parallel num_threads(team) if (team > 1 && d->num_sequences > 8)
         {
             float scratch[2 * padded];
 #pragma omp for
             for (int s = 0; s < d->num_sequences; s++) {
                 float *x = cumulative + (size_t)s * padded;
-                for (int i = 0; i < n; i++) x[i] = d->logits[(size_t)s * n + i] / temperature;
+                for (int i = 0; i < n; i++) x[i] = d->logits[(size_t)s * padded + i] / temperature;
                 filter(x, n, k, cdf, scratch);
             }
         }
     }
     for (int r = 0; r < rows; r++) {
         const int s = d->sequence_of_row[parents[r]];
-        tokens[r] = k == 1 ? most_likely(d->logits + (size_t)s * n, n) : draw(cumulative + (size_t)s * padded, n, uniforms[(size_t)r * stride]);
+        tokens[r] = k == 1 ? most_likely(d->logits + (size_t)s * padded, n) : draw(cumulative + (size_t)s * padded, n, uniforms[r]);
     }
     free(cumulative);
     d->seconds[1] += omp_get_wtime() - start;

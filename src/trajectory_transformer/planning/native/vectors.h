@@ -29,6 +29,11 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec x) { *(vec *)p = x; }
 static inline vec all(float x) { return x - (vec){0}; }
+static inline ivec first_lanes(int n) { /* true in so many */
+    ivec lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return lane < ((ivec){0} + n);
+}
 static inline int every(ivec mask) { /* whether all of a comparison is true */
     int32_t both = -1;
     for (int i = 0; i < LANES; i++) both &= mask[i];
