@@ -65,8 +65,8 @@ class TableDecoder(BeamDecoder):
 CENTERS = torch.tensor([[-1.0, 0.5, 2.0], [-3.0, 0.0, 4.0]])  # of reward and return-to-go bins
 
 
-def estimate(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    return rewards[..., :-1] @ CENTERS[0], values[..., :-1] @ CENTERS[1]
+def estimate(probabilities: Tensor) -> Tensor:
+    return (probabilities[..., :-1] * CENTERS).sum(dim=-1)
 
 
 def score_of(table: TableDecoder, observation: int, actions: tuple[int, ...], discount: float) -> float:
@@ -145,8 +145,8 @@ def test_batched_cached_search_equals_the_oracle(
     sliding = settings.window == "sliding"
     decoder = make_decoder(model, settings.context if sliding else 8, sliding)
 
-    def expected(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return rewards[..., :-1] @ centers[layout.reward], values[..., :-1] @ centers[layout.value]
+    def expected(probabilities: Tensor) -> Tensor:
+        return (probabilities[..., :-1] * centers[layout.reward : layout.value + 1]).sum(dim=-1)
 
     found = beam_search(decoder, prefix, layout, settings, expected, uniforms)
     oracle = ReferencePlanner(model, settings, centers)

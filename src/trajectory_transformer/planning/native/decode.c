@@ -177,7 +177,10 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
         s->first_logit = t * logit_panels / d->threads * NR, end = (t + 1) * logit_panels / d->threads * NR;
         s->logits = (end < d->vocab ? end : d->vocab) - s->first_logit;
         s->layers = calloc(d->layers, sizeof(Layer));
-        const int own = s->heads * size;
+        const int own = s->heads * size, units = round_up(hidden, NR);
+        const size_t of_layer = (size_t)d->width * (round_up(3 * own, NR) + own + 2 * units);
+        const size_t of_heads = (size_t)d->width * d->transition_dim * round_up(s->logits, NR);
+        float *panels = s->weights = allocate_zeros(sizeof(float) * (d->layers * of_layer + of_heads));
         for (int l = 0; l < d->layers; l++) {
             const float **w = weights + 4 + 12 * l;
             /* query, key and value of this thread's heads, behind each other; one matrix from three */
@@ -190,21 +193,21 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
                 const int part = j / own, head = s->first_head + j % own / size, i = j % size;
                 columns[j] = i < d->head_dim ? part * d->embd + head * d->head_dim + i : -1;
             }
-            s->layers[l].project = pack(joined, bias, d->embd, columns, 3 * own, residual, d->width);
+            s->layers[l].project = pack(joined, bias, d->embd, columns, 3 * own, residual, d->width, &panels);
             free(joined), free(bias);
             for (int j = 0; j < own; j++)
                 columns[j] = j % size < d->head_dim ? (s->first_head + j / size) * d->head_dim + j % size : -1;
-            s->layers[l].output = pack(w[6], t ? NULL : w[7], d->embd, residual, d->width, columns, own);
+            s->layers[l].output = pack(w[6], t ? NULL : w[7], d->embd, residual, d->width, columns, own, &panels);
             for (int j = 0; j < hidden; j++) columns[j] = first_hidden + j;
-            s->layers[l].up = pack(w[8], w[9], d->embd, columns, hidden, residual, d->width);
+            s->layers[l].up = pack(w[8], w[9], d->embd, columns, hidden, residual, d->width, &panels);
             for (int j = hidden; j < s->layers[l].up.n; j++) columns[j] = -1;
-            s->layers[l].down = pack(w[10], t ? NULL : w[11], d->hidden, residual, d->width, columns, s->layers[l].up.n);
+            s->layers[l].down = pack(w[10], t ? NULL : w[11], d->hidden, residual, d->width, columns, s->layers[l].up.n, &panels);
         }
         s->heads_out = calloc(d->transition_dim, sizeof(Matrix));
         for (int j = 0; j < s->logits; j++) columns[j] = s->first_logit + j;
         for (int i = 0; i < d->transition_dim && s->logits; i++)
             s->heads_out[i] = pack(weights[2] + (size_t)i * d->vocab * d->embd, weights[3] + i * d->vocab, d->embd, columns,
-                                   s->logits, residual, d->width);
+                                   s->logits, residual, d->width, &panels);
         s->x = allocate_zeros(sizeof(float) * rows * d->width), s->normed = allocate_zeros(sizeof(float) * rows * d->width);
         s->projected = allocate_zeros(sizeof(float) * rows * round_up(3 * own, NR));
         s->seen = allocate_zeros(sizeof(float) * rows * own);
@@ -221,10 +224,10 @@ void tt_destroy(Decoder *d) {
         Share *s = &d->shares[t];
         for (int l = 0; l < d->layers; l++) {
             Matrix *all_of[] = {&s->layers[l].project, &s->layers[l].output, &s->layers[l].up, &s->layers[l].down};
-            for (int i = 0; i < 4; i++) free(all_of[i]->panels), free(all_of[i]->bias);
+            for (int i = 0; i < 4; i++) free(all_of[i]->bias);
         }
-        for (int i = 0; i < d->transition_dim; i++) free(s->heads_out[i].panels), free(s->heads_out[i].bias);
-        free(s->layers), free(s->heads_out), free(s->x), free(s->normed), free(s->projected), free(s->seen);
+        for (int i = 0; i < d->transition_dim; i++) free(s->heads_out[i].bias);
+        free(s->weights), free(s->layers), free(s->heads_out), free(s->x), free(s->normed), free(s->projected), free(s->seen);
         free(s->hidden), free(s->scores), free(s->out);
     }
     for (int i = 0; i < d->num_chunks; i++) free(d->chunks[i]);

@@ -15,6 +15,7 @@ typedef struct {
 
 typedef struct {
     int first_head, heads;
+    float *weights; /* of all its matrices, in the order that they are used in */
     Layer *layers;
     Matrix *heads_out; /* for each dimension, this share's columns of the logits */
     int first_logit, logits;

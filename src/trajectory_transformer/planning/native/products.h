@@ -9,11 +9,11 @@ typedef struct {
     float *panels, *bias;
 } Matrix;
 
-/* weight is [n][k], as torch keeps it; columns from[j] of the result are taken in order; -1 is a column of zeros. */
-static Matrix pack(const float *weight, const float *bias, int stride, const int *columns, int n, const int *inputs, int k) {
-    Matrix m = {k, round_up(n, NR), NULL, NULL};
-    m.panels = allocate_zeros(sizeof(float) * m.n * k);
-    m.bias = allocate_zeros(sizeof(float) * m.n);
+/* weight is [n][k], as torch keeps it; columns[j] of the result are taken in order; -1 is a column of zeros. The panels
+ * go where *panels points to, which moves on behind them. */
+static Matrix pack(const float *weight, const float *bias, int stride, const int *columns, int n, const int *inputs, int k, float **panels) {
+    Matrix m = {k, round_up(n, NR), *panels, allocate_zeros(sizeof(float) * round_up(n, NR))};
+    *panels += (size_t)m.n * k;
     for (int j = 0; j < n; j++) {
         if (columns[j] < 0) continue;
         float *to = m.panels + (size_t)(j / NR) * k * NR + j % NR;
@@ -47,38 +47,43 @@ static inline const char *take(Stream *s, int lines) {
     return at;
 }
 
-/* A tile of the product; lines of what will be wanted come nearer meanwhile, one for each of its steps. */
-static inline __attribute__((always_inline)) void multiply_tile(const float *restrict w, const float *restrict a, int ldx, int k,
-                                                                vec sum[MR][2], const char *soon, const int ahead) {
+/* A tile of the product. Meanwhile lines of the weights that come next, and of the stream, come nearer, half as many as
+ * it has steps: as long as a core has to wait for one line, it can well compute two steps. */
+static inline __attribute__((always_inline)) void multiply_tile(const float *restrict w, const float *restrict x, int ldx, int steps,
+                                                                vec sum[MR][2], const char *weights, const char *soon, const int ahead) {
 #pragma GCC unroll 2
-    for (int i = 0; i < k; i++) {
+    for (int i = 0; i < steps; i++) {
         const vec w0 = load(w + i * NR), w1 = load(w + i * NR + LANES);
-        if (ahead) __builtin_prefetch(soon + (size_t)i * LINE, 0, 2);
+        if (i % 2 == 0) __builtin_prefetch(weights + (size_t)i / 2 * LINE, 0, 2);
+        else if (ahead) __builtin_prefetch(soon + (size_t)i / 2 * LINE, 0, 2);
 #pragma GCC unroll 8
         for (int r = 0; r < MR; r++) {
-            const vec b = all(a[r * ldx + i]);
+            const vec b = all(x[r * ldx + i]);
             sum[r][0] += b * w0;
             sum[r][1] += b * w1;
         }
     }
 }
 
-#define STEPS 64
+#define STEPS 64 /* of a tile at once */
 
 /* out (rows, m.n) = x (rows, m.k) @ m + bias for rows rounded up to MR */
 static void multiply(const Matrix *m, const float *restrict x, int ldx, int rows, float *restrict out, int ldo, Stream *stream) {
+    if (rows == 0) return;
+    const size_t panel_floats = (size_t)m->k * NR, share = panel_floats * MR / round_up(rows, MR);
     for (int panel = 0; panel < m->n / NR; panel++) {
+        const float *w = m->panels + panel * panel_floats, *next = w + panel_floats;
         const vec bias0 = load(m->bias + panel * NR), bias1 = load(m->bias + panel * NR + LANES);
-        for (int row = 0; row < rows; row += MR) {
+        for (int row = 0; row < rows; row += MR, next += share) {
             vec sum[MR][2];
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) sum[r][0] = bias0, sum[r][1] = bias1;
             for (int i = 0; i < m->k; i += STEPS) {
                 const int steps = m->k - i < STEPS ? m->k - i : STEPS;
-                const char *soon = take(stream, steps);
-                const float *w = m->panels + ((size_t)panel * m->k + i) * NR, *a = x + (size_t)row * ldx + i;
-                if (soon) multiply_tile(w, a, ldx, steps, sum, soon, 1);
-                else multiply_tile(w, a, ldx, steps, sum, soon, 0);
+                const float *a = x + (size_t)row * ldx + i;
+                const char *weights = (const char *)next + i / 2 * LINE, *soon = take(stream, steps / 2);
+                if (soon) multiply_tile(w + i * NR, a, ldx, steps, sum, weights, soon, 1);
+                else multiply_tile(w + i * NR, a, ldx, steps, sum, weights, soon, 0);
             }
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) {
