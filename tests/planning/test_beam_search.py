@@ -161,8 +161,8 @@ def test_batched_cached_search_equals_the_oracle(
 def test_scores_that_are_not_finite_are_refused(model: TrajectoryTransformerModel) -> None:
     settings = PlannerConfig(horizon=1, beam_width=2, discount=0.9)
 
-    def broken(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return rewards[..., 0] * torch.nan, values[..., 0]
+    def broken(probabilities: Tensor) -> Tensor:
+        return probabilities[..., 0] * torch.tensor([torch.nan, 1.0])
 
     found = beam_search(
         make_eager(model, 8, False), torch.zeros(1, 3, dtype=torch.int64), model.layout, settings, broken,
