@@ -100,7 +100,7 @@ def replay(search: Search, make_decoder: MakeDecoder, device: str = "cpu") -> Se
         torch.from_numpy(search.prefix()).unsqueeze(0).to(device),
         model.layout,
         settings,
-        lambda rewards, values: (rewards[..., :-1] @ centers[0], values[..., :-1] @ centers[1]),
+        lambda probabilities: (probabilities[..., :-1] * centers).sum(dim=-1),
         torch.zeros(shape, device=device),
     )
     assert not draws
