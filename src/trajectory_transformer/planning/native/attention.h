@@ -82,37 +82,38 @@ static inline float soften(const Row *row, float *scores) {
     return total(mass);
 }
 
-#define FOR_ROWS(run, call)                                                        \
-    for (int r = (run)->first, end = r + (run)->rows; r < end;) {                  \
-        if (end - r >= 4) { enum { ROWS = 4 }; call; r += 4; }                     \
-        else if (end - r >= 2) { enum { ROWS = 2 }; call; r += 2; }                \
-        else { enum { ROWS = 1 }; call; r += 1; }                                  \
-    }
+#define OF_TILE(tile, call)                                 \
+    do {                                                    \
+        if ((tile)->rows == 4) { enum { ROWS = 4 }; call; } \
+        else if ((tile)->rows == 2) { enum { ROWS = 2 }; call; } \
+        else { enum { ROWS = 1 }; call; }                   \
+    } while (0)
 
-/* One head of one layer. */
-static inline __attribute__((always_inline)) void attend(const Decoder *d, int layer, int head, const Row *rows, int n, const Run *runs,
-                                                         int num_runs, const float *q, int ldq, float *scores, float *out, int ldo,
+/* One head of one layer, for a band of rows. */
+static inline __attribute__((always_inline)) void attend(const Decoder *d, size_t part, const Row *rows, int n, const Tile *tiles,
+                                                         int num_tiles, const float *q, int ldq, float *scores, float *out, int ldo,
                                                          const int size) {
     float scale[BAND];
     const int ld = d->score_width;
-    for (const Run *run = runs; run < runs + num_runs; run++) {
-        const float *keys = page_of(d, layer, head, run->page);
-#define SCORE(quarters) \
-    FOR_ROWS(run, score(q + (size_t)r * ldq, ldq, keys, size, scores + (size_t)r * ld + run->place * LANES, ld, ROWS, quarters))
-        if (run->filled <= QUARTER) SCORE(1)
-        else if (run->filled <= 2 * QUARTER) SCORE(2)
-        else if (run->filled <= 3 * QUARTER) SCORE(3)
-        else SCORE(4)
-#undef SCORE
+    for (const Tile *tile = tiles; tile < tiles + num_tiles; tile++) {
+        const int r = tile->first, quarters = (tile->filled + QUARTER - 1) / QUARTER;
+        const float *keys = tile->page + part;
+        float *to = scores + (size_t)r * ld + tile->place * LANES;
+        if (quarters == 4) OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 4));
+        else if (quarters == 3) OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 3));
+        else if (quarters == 2) OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 2));
+        else OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 1));
     }
     for (int r = 0; r < n; r++) {
         scale[r] = 1.0f / soften(&rows[r], scores + (size_t)r * ld);
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, (vec){0});
     }
-    for (const Run *run = runs; run < runs + num_runs; run++) {
-        const float *values = page_of(d, layer, head, run->page) + size * LANES;
-        FOR_ROWS(run,
-                 combine(scores + (size_t)r * ld + run->place * LANES, ld, values, run->filled, size, out + (size_t)r * ldo, ldo, ROWS))
+    for (const Tile *tile = tiles; tile < tiles + num_tiles; tile++) {
+        const int r = tile->first;
+        const float *weights = scores + (size_t)r * ld + tile->place * LANES, *values = tile->page + part + size * LANES;
+        float *to = out + (size_t)r * ldo;
+        if (tile->filled == LANES) OF_TILE(tile, combine(weights, ld, values, LANES, size, to, ldo, ROWS));
+        else OF_TILE(tile, combine(weights, ld, values, tile->filled, size, to, ldo, ROWS));
     }
     for (int r = 0; r < n; r++)
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, load(out + (size_t)r * ldo + i) * all(scale[r]));
@@ -154,15 +155,17 @@ static void remember(const Decoder *d, const Share *share, int layer, const Row 
 }
 
 /* What rows see, into share->seen; their queries are the first columns of share->projected. */
-static void attention(const Decoder *d, const Share *share, int layer, const Row *rows, int n, const Run *runs, const int *band_runs) {
+static void attention(const Decoder *d, const Share *share, int layer, const Block *block) {
     const int size = d->head_size, columns = share->heads * size, ldp = share->layers[layer].project.n;
     for (int h = 0; h < share->heads; h++)
-        for (int r = 0; r < n; r += BAND) {
-            const int head = share->first_head + h, m = n - r < BAND ? n - r : BAND;
-            const int first = band_runs[r / BAND], num = band_runs[r / BAND + 1] - first;
+        for (int r = 0; r < block->n; r += BAND) {
+            const size_t part = part_of_page(d, layer, share->first_head + h);
+            const int m = block->n - r < BAND ? block->n - r : BAND;
+            const int first = block->band_tiles[r / BAND], num = block->band_tiles[r / BAND + 1] - first;
+            const Tile *tiles = block->tiles + first;
             const float *q = share->projected + (size_t)r * ldp + h * size;
             float *out = share->seen + (size_t)r * columns + h * size;
-            if (size == 32) attend(d, layer, head, rows + r, m, runs + first, num, q, ldp, share->scores, out, columns, 32);
-            else attend(d, layer, head, rows + r, m, runs + first, num, q, ldp, share->scores, out, columns, size);
+            if (size == 32) attend(d, part, block->rows + r, m, tiles, num, q, ldp, share->scores, out, columns, 32);
+            else attend(d, part, block->rows + r, m, tiles, num, q, ldp, share->scores, out, columns, size);
         }
 }

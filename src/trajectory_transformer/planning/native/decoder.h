@@ -61,18 +61,21 @@ typedef struct {
     const int32_t *pages;
 } Row;
 
+/* Rows of a band that stand side by side and see the same page. */
 typedef struct {
-    int32_t page, place; /* which page, and the how-manyth it is of each of these rows */
-    int16_t first, rows; /* rows of a band that see it */
-    int32_t filled;      /* the most that one of them sees of it */
-} Run;
+    float *page;         /* as of the first layer's first head */
+    int32_t place;       /* the how-manyth it is of each of these rows */
+    int32_t filled;      /* slots, the most that one of them sees */
+    int16_t first, rows; /* 1, 2 or 4 of them */
+} Tile;
 
 /* Rows that pass through all layers together. */
 typedef struct {
     const Row *rows;
     int n;
-    const int *band_runs; /* where the runs of each band begin, and the last ones end */
-    float **pages;        /* that they see, as of the first layer's first head */
+    const Tile *tiles;
+    const int *band_tiles; /* where the tiles of each band begin, and the last ones end */
+    float **pages;         /* that they see, as of the first layer's first head */
     int num_pages;
 } Block;
 
@@ -88,6 +91,11 @@ static inline int seen_of_page(const Row *row, int p) {
 
 static inline size_t page_floats(const Decoder *d) { return 2 * (size_t)d->head_size * LANES; }
 
+/* Where a page's keys and values in some layer and head begin, behind those in the first layer's first head. */
+static inline size_t part_of_page(const Decoder *d, int layer, int head) {
+    return (size_t)(layer * d->heads + head) * CHUNK * page_floats(d);
+}
+
 static inline float *page_of(const Decoder *d, int layer, int head, int page) {
-    return d->chunks[page / CHUNK] + ((size_t)(layer * d->heads + head) * CHUNK + page % CHUNK) * page_floats(d);
+    return d->chunks[page / CHUNK] + page % CHUNK * page_floats(d) + part_of_page(d, layer, head);
 }

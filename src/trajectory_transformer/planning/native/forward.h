@@ -73,90 +73,106 @@ static void meet(Decoder *d, int team) {
     }
 }
 
-/* Which pages the rows of a band see, and which of them together. Relatives stand side by side. */
-static int find_runs(const Row *rows, int n, Run *runs) {
+/* Which pages the rows of a band see, and which of them together: first page first, and of each the larger tiles first,
+ * so that what is done next is easily guessed. Relatives stand side by side. */
+static int find_tiles(const Decoder *d, const Row *rows, int n, Tile *tiles) {
     int found = 0;
     for (int p = 0, more = 1; more; p++) {
+        Tile ones[BAND], twos[BAND / 2];
+        int num_ones = 0, num_twos = 0;
         more = 0;
-        Run *run = NULL;
-        for (int r = 0; r < n; r++) {
-            const Row *row = &rows[r];
-            if (p * LANES >= row->seen) { run = NULL; continue; }
-            const int filled = seen_of_page(row, p);
+        for (int r = 0, end; r < n; r = end) {
+            end = r + 1;
+            if (p * LANES >= rows[r].seen) continue;
             more = 1;
-            if (!run || run->page != row->pages[p]) {
-                run = &runs[found++];
-                *run = (Run){row->pages[p], p, r, 0, 0};
+            while (end < n && p * LANES < rows[end].seen && rows[end].pages[p] == rows[r].pages[p]) end++;
+            for (int first = r, size; first < end; first += size) {
+                size = end - first >= 4 ? 4 : end - first >= 2 ? 2 : 1;
+                Tile *tile = size == 4 ? &tiles[found++] : size == 2 ? &twos[num_twos++] : &ones[num_ones++];
+                *tile = (Tile){page_of(d, 0, 0, rows[r].pages[p]), p, 0, first, size};
+                for (int i = first; i < first + size; i++)
+                    if (seen_of_page(&rows[i], p) > tile->filled) tile->filled = seen_of_page(&rows[i], p);
             }
-            run->rows++;
-            if (filled > run->filled) run->filled = filled;
         }
+        memcpy(tiles + found, twos, sizeof(Tile) * num_twos), found += num_twos;
+        memcpy(tiles + found, ones, sizeof(Tile) * num_ones), found += num_ones;
     }
     return found;
 }
 
-/* Rows of a block whose logits are wanted. In the last layer the others have nothing to do but to be remembered. */
-typedef struct {
-    int n, which[BLOCK], band_runs[BLOCK / BAND + 1];
-    Row rows[BLOCK];
-    Run *runs;
-} Wanted;
-
-static int find_wanted(const Row *rows, int n, Wanted *wanted) {
-    wanted->n = 0, wanted->runs = NULL;
-    for (int r = 0; r < n; r++)
-        if (rows[r].logits >= 0) wanted->which[wanted->n] = r, wanted->rows[wanted->n++] = rows[r];
-    return wanted->n;
+/* The tiles of all bands of a block, from the first one's place on; returns where the next block's go. */
+static int find_band_tiles(const Decoder *d, Block *block, Tile *tiles, int *band_tiles, int at) {
+    block->tiles = tiles, block->band_tiles = band_tiles;
+    band_tiles[0] = at;
+    for (int r = 0; r < block->n; r += BAND) {
+        at += find_tiles(d, block->rows + r, block->n - r < BAND ? block->n - r : BAND, tiles + at);
+        *++band_tiles = at;
+    }
+    return at;
 }
 
-static int find_wanted_runs(Wanted *wanted) {
+/* Rows of a block whose logits are wanted. In the last layer the others have nothing to do but to be remembered. */
+typedef struct {
+    int which[BLOCK], band_tiles[BLOCK / BAND + 1];
+    Row rows[BLOCK];
+    Tile *tiles;
+    Block block;
+} Wanted;
+
+static int find_wanted(const Block *block, Wanted *wanted) {
+    int n = 0;
+    wanted->tiles = NULL;
+    for (int r = 0; r < block->n; r++)
+        if (block->rows[r].logits >= 0) wanted->which[n] = r, wanted->rows[n++] = block->rows[r];
+    wanted->block = (Block){wanted->rows, n};
+    return n;
+}
+
+static int find_wanted_tiles(const Decoder *d, Wanted *wanted) {
     int pages = 0;
-    for (int w = 0; w < wanted->n; w++) pages += pages_for(wanted->rows[w].seen);
-    wanted->runs = malloc(sizeof(Run) * (pages + 1));
-    wanted->band_runs[0] = 0;
-    for (int i = 0; i < BLOCK / BAND && wanted->runs; i++) {
-        const int first = i * BAND, m = wanted->n - first < BAND ? wanted->n - first : BAND, at = wanted->band_runs[i];
-        wanted->band_runs[i + 1] = at + (m > 0 ? find_runs(wanted->rows + first, m, wanted->runs + at) : 0);
-    }
-    return wanted->runs ? OK : NO_MEMORY;
+    for (int w = 0; w < wanted->block.n; w++) pages += pages_for(wanted->rows[w].seen);
+    wanted->tiles = malloc(sizeof(Tile) * (pages + 1));
+    if (!wanted->tiles) return NO_MEMORY;
+    find_band_tiles(d, &wanted->block, wanted->tiles, wanted->band_tiles, 0);
+    return OK;
 }
 
 /* The wanted ones among some rows of floats come first. */
 static void compact(const Wanted *wanted, float *values, int width) {
-    for (int w = 0; w < wanted->n; w++)
+    for (int w = 0; w < wanted->block.n; w++)
         if (wanted->which[w] > w) memcpy(values + (size_t)w * width, values + (size_t)wanted->which[w] * width, sizeof(float) * width);
 }
 
 /* A share's keys and values in one layer, unless all of them are so few that they stay near by themselves. */
 static Stream stream_of(const Decoder *d, const Share *share, int layer, const Block *block) {
-    const size_t page = page_floats(d), head = CHUNK * page;
-    const int far = sizeof(float) * page * block->num_pages * share->heads * d->layers > STAYS;
-    return (Stream){block->pages, (layer * d->heads + share->first_head) * head, sizeof(float) * page / LINE, head,
-                    block->num_pages, far ? share->heads : 0, 0, 0};
+    const size_t page = sizeof(float) * page_floats(d);
+    const int far = page * block->num_pages * share->heads * d->layers > STAYS;
+    return (Stream){block->pages, part_of_page(d, layer, share->first_head), page / LINE, part_of_page(d, 0, 1), block->num_pages,
+                    far ? share->heads : 0, 0, 0};
 }
 
 /* All layers for rows of which each sees only slots of earlier rows, its own block's included. */
-static void run_block(Decoder *d, int thread, int team, const Block *block, const Run *runs, const Block *next) {
+static void run_block(Decoder *d, int thread, int team, const Block *all, const Block *next) {
     float *x = d->shares[thread].x, *normed = d->shares[thread].normed;
-    const int width = d->width, *band_runs = block->band_runs;
-    const Row *rows = block->rows;
-    int n = block->n;
+    const int width = d->width;
+    const Block *block = all;
+    int n = all->n;
     Wanted wanted;
     Stream stream = {0};
-    const int all_wanted = find_wanted(rows, n, &wanted) == n;
-    if (!all_wanted && find_wanted_runs(&wanted) != OK) atomic_store(&d->failed, 1), wanted.n = 0;
-    embed(d, rows, n, x);
+    const int all_wanted = find_wanted(all, &wanted) == n;
+    if (!all_wanted && find_wanted_tiles(d, &wanted) != OK) atomic_store(&d->failed, 1), wanted.block.n = 0;
+    embed(d, all->rows, n, x);
     add_and_normalize(d, NULL, x, n, normed);
     for (int l = 0; l < d->layers; l++) {
         const int last = l == d->layers - 1;
-        if (last && !all_wanted) rows = wanted.rows, n = wanted.n, runs = wanted.runs, band_runs = wanted.band_runs;
+        if (last && !all_wanted) block = &wanted.block, n = block->n;
         for (int t = thread; t < d->threads; t += team) {
             const Share *share = &d->shares[t];
             const Layer *layer = &share->layers[l];
-            multiply(&layer->project, normed, width, block->n, share->projected, layer->project.n, &stream);
-            remember(d, share, l, block->rows, block->n);
+            multiply(&layer->project, normed, width, all->n, share->projected, layer->project.n, &stream);
+            remember(d, share, l, all->rows, all->n);
             if (last && !all_wanted) compact(&wanted, share->projected, layer->project.n);
-            attention(d, share, l, rows, n, runs, band_runs);
+            attention(d, share, l, block);
             multiply(&layer->output, share->seen, layer->output.k, n, d->partial[0] + (size_t)t * BLOCK * width, width, &stream);
         }
         if (last && !all_wanted) compact(&wanted, x, width);
@@ -165,7 +181,7 @@ static void run_block(Decoder *d, int thread, int team, const Block *block, cons
         for (int t = thread; t < d->threads; t += team) {
             const Share *share = &d->shares[t];
             const Layer *layer = &share->layers[l];
-            stream = last ? stream_of(d, share, 0, next) : stream_of(d, share, l + 1, block);
+            stream = last ? stream_of(d, share, 0, next) : stream_of(d, share, l + 1, all);
             multiply(&layer->up, normed, width, n, share->hidden, layer->up.n, &stream);
             activate(d->activation, share->hidden, n * layer->up.n);
             multiply(&layer->down, share->hidden, layer->up.n, n, d->partial[1] + (size_t)t * BLOCK * width, width, &stream);
@@ -176,25 +192,21 @@ static void run_block(Decoder *d, int thread, int team, const Block *block, cons
     for (int t = thread; t < d->threads && n; t += team) {
         const Share *share = &d->shares[t];
         if (!share->logits) continue;
-        const Matrix *head = &share->heads_out[rows[0].position % d->transition_dim];
+        const Matrix *head = &share->heads_out[block->rows[0].position % d->transition_dim];
         multiply(head, normed, width, n, share->out, head->n, &stream);
         for (int r = 0; r < n; r++)
-            memcpy(d->logits + (size_t)rows[r].logits * d->logit_width + share->first_logit, share->out + (size_t)r * head->n,
+            memcpy(d->logits + (size_t)block->rows[r].logits * d->logit_width + share->first_logit, share->out + (size_t)r * head->n,
                    sizeof(float) * share->logits);
     }
-    free(wanted.runs);
+    free(wanted.tiles);
 }
 
 /* The pages that the rows of a block see; the same page of neighbouring bands is taken once. */
-static void find_pages(const Decoder *d, Block *block, const Run *runs, int32_t *seen) {
-    const int bands = (block->n + BAND - 1) / BAND;
-    block->num_pages = 0;
-    for (int i = 0; i < d->score_width / LANES; i++) seen[i] = -1;
-    for (const Run *run = runs + block->band_runs[0]; run < runs + block->band_runs[bands]; run++)
-        if (seen[run->place] != run->page) {
-            seen[run->place] = run->page;
-            block->pages[block->num_pages++] = page_of(d, 0, 0, run->page);
-        }
+static void find_pages(const Decoder *d, Block *block, float **seen) {
+    const Tile *end = block->tiles + block->band_tiles[(block->n + BAND - 1) / BAND];
+    for (int i = 0; i < d->score_width / LANES; i++) seen[i] = NULL;
+    for (const Tile *tile = block->tiles + block->band_tiles[0]; tile < end; tile++)
+        if (seen[tile->place] != tile->page) block->pages[block->num_pages++] = seen[tile->place] = tile->page;
 }
 
 static int run(Decoder *d, const Row *rows, int n, int sequences) {
@@ -211,23 +223,18 @@ static int run(Decoder *d, const Row *rows, int n, int sequences) {
         pages += own;
         if (own > widest) widest = own;
     }
-    Run *runs = malloc(sizeof(Run) * (pages + 1));
-    int *band_runs = malloc(sizeof(int) * (num_blocks * bands + 1));
+    Tile *tiles = malloc(sizeof(Tile) * (pages + 1));
+    int *band_tiles = malloc(sizeof(int) * num_blocks * (bands + 1));
     Block *blocks = malloc(sizeof(Block) * num_blocks);
-    float **addresses = malloc(sizeof(float *) * (pages + 1));
-    int32_t *seen = malloc(sizeof(int32_t) * (widest + 1));
-    const int ready = runs && band_runs && blocks && addresses && seen;
-    if (ready) d->score_width = widest * LANES, band_runs[0] = 0;
-    for (int b = 0, found = 0; b < num_blocks && ready; b++) {
+    float **addresses = malloc(sizeof(float *) * (pages + 1)), **seen = malloc(sizeof(float *) * (widest + 1));
+    const int ready = tiles && band_tiles && blocks && addresses && seen;
+    if (ready) d->score_width = widest * LANES;
+    for (int b = 0, at = 0, found = 0; b < num_blocks && ready; b++) {
         const int first = b * size;
-        Block *block = &blocks[b];
-        *block = (Block){rows + first, n - first < size ? n - first : size, band_runs + b * bands, addresses + found, 0};
-        for (int i = 0; i < bands; i++) {
-            const int left = block->n - i * BAND, at = band_runs[b * bands + i];
-            band_runs[b * bands + i + 1] = at + (left > 0 ? find_runs(block->rows + i * BAND, left < BAND ? left : BAND, runs + at) : 0);
-        }
-        find_pages(d, block, runs, seen);
-        found += block->num_pages;
+        blocks[b] = (Block){rows + first, n - first < size ? n - first : size, .pages = addresses + found};
+        at = find_band_tiles(d, &blocks[b], tiles, band_tiles + b * (bands + 1), at);
+        find_pages(d, &blocks[b], seen);
+        found += blocks[b].num_pages;
     }
     const double start = omp_get_wtime();
     /* Threads that meet so often need a core each. Where they have to share them with others, one does better. */
@@ -236,7 +243,7 @@ static int run(Decoder *d, const Row *rows, int n, int sequences) {
     {
         const int team = omp_get_num_threads();
         for (int b = 0; b < num_blocks && ready; b++)
-            run_block(d, omp_get_thread_num(), team, &blocks[b], runs, &blocks[b + 1 < num_blocks ? b + 1 : 0]);
+            run_block(d, omp_get_thread_num(), team, &blocks[b], &blocks[b + 1 < num_blocks ? b + 1 : 0]);
     }
     d->seconds[0] += omp_get_wtime() - start;
     /* Now and then a thread has to wait; again and again it does where others want its core. */
@@ -244,6 +251,6 @@ static int run(Decoder *d, const Row *rows, int n, int sequences) {
     else if (atomic_exchange(&d->stalls, 0)) d->strain += 16;
     else if (d->strain) d->strain--;
     if (d->strain > 64) d->strain = 48, d->alone = 256;
-    free(runs), free(band_runs), free(blocks), free(addresses), free(seen);
+    free(tiles), free(band_tiles), free(blocks), free(addresses), free(seen);
     return !ready || atomic_exchange(&d->failed, 0) ? NO_MEMORY : OK;
 }

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -71,9 +72,15 @@ static inline vec times_two_to(vec x, vec n) { /* whole n from -126 to 127 */
 #endif
 static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
+#define HUGE_PAGE (1 << 21)
+
 static void *allocate(size_t bytes) {
     void *p = NULL;
-    return posix_memalign(&p, 64, bytes ? bytes : 64) ? NULL : p;
+    if (posix_memalign(&p, bytes < HUGE_PAGE ? 64 : HUGE_PAGE, bytes ? bytes : 64)) return NULL;
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE); /* so that few addresses have to be translated */
+#endif
+    return p;
 }
 static void *allocate_zeros(size_t bytes) {
     void *p = allocate(bytes);
