@@ -1,4 +1,4 @@
-/* Attention of a band of rows to the pages that they see, alone or together. */
+/* Attention of rows to the pages that they see, alone or together. */
 #pragma once
 
 #include "decoder.h"
@@ -89,13 +89,13 @@ static inline float soften(const Row *row, float *scores) {
         else { enum { ROWS = 1 }; call; }                   \
     } while (0)
 
-/* One head of one layer, for a band of rows. */
-static inline __attribute__((always_inline)) void attend(const Decoder *d, size_t part, const Row *rows, int n, const Tile *tiles,
-                                                         int num_tiles, const float *q, int ldq, float *scores, float *out, int ldo,
+/* One head of one layer. */
+static inline __attribute__((always_inline)) void attend(const Decoder *d, size_t part, const Block *block, const float *q, int ldq, float *scores, float *out, int ldo,
                                                          const int size) {
-    float scale[BAND];
-    const int ld = d->score_width;
-    for (const Tile *tile = tiles; tile < tiles + num_tiles; tile++) {
+    float scale[BLOCK];
+    const int ld = d->score_width, n = block->n;
+    const Tile *const end = block->tiles + block->num_tiles;
+    for (const Tile *tile = block->tiles; tile < end; tile++) {
         const int r = tile->first, quarters = (tile->filled + QUARTER - 1) / QUARTER;
         const float *keys = tile->page + part;
         float *to = scores + (size_t)r * ld + tile->place * LANES;
@@ -105,10 +105,10 @@ static inline __attribute__((always_inline)) void attend(const Decoder *d, size_
         else OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 1));
     }
     for (int r = 0; r < n; r++) {
-        scale[r] = 1.0f / soften(&rows[r], scores + (size_t)r * ld);
+        scale[r] = 1.0f / soften(&block->rows[r], scores + (size_t)r * ld);
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, (vec){0});
     }
-    for (const Tile *tile = tiles; tile < tiles + num_tiles; tile++) {
+    for (const Tile *tile = block->tiles; tile < end; tile++) {
         const int r = tile->first;
         const float *weights = scores + (size_t)r * ld + tile->place * LANES, *values = tile->page + part + size * LANES;
         float *to = out + (size_t)r * ldo;
@@ -125,47 +125,49 @@ static void poison(float *keys, float *values, int slot, int size) {
     for (int i = 0; i < size; i++) keys[key_at(slot, i)] = NAN, values[i] = 0.0f;
 }
 
-/* Copy the first slots of a page. */
+/* Copy the first slots of a page; others may be written to meanwhile. */
 static void copy_slots(float *to, const float *from, int slots, int size) {
-    const int quarters = (slots + QUARTER - 1) / QUARTER;
-    for (int i = 0; i < size; i += 4) memcpy(to + i * LANES, from + i * LANES, sizeof(float) * quarters * LANES);
+    const int whole = slots / QUARTER * LANES, rest = slots % QUARTER * 4;
+    for (int i = 0; i < size * LANES; i += 4 * LANES) memcpy(to + i, from + i, sizeof(float) * (whole + rest));
     memcpy(to + size * LANES, from + size * LANES, sizeof(float) * slots * size);
 }
 
+static void store_token(float *page, int slot, const float *key, const float *value, int size) {
+    float *kept = page + (LANES + slot) * size;
+    ivec finite = (vec){0} == (vec){0};
+    for (int i = 0; i < size; i += 4) memcpy(page + key_at(slot, i), key + i, sizeof(float) * 4);
+    for (int i = 0; i < size; i += LANES) {
+        const vec v = load(value + i);
+        store(kept + i, v);
+        finite &= v - v == (vec){0};
+    }
+    if (!every(finite)) poison(page, kept, slot, size);
+}
+
 /* Store the keys and values of rows that later ones may see. */
-static void remember(const Decoder *d, const Share *share, int layer, const Row *rows, int n) {
-    const int size = d->head_size, columns = share->heads * size, ldp = share->layers[layer].project.n;
-    for (int h = 0; h < share->heads; h++)
-        for (int r = 0; r < n; r++) {
-            if (rows[r].page < 0) continue;
-            const float *key = share->projected + (size_t)r * ldp + columns + h * size, *value = key + columns;
-            float *page = page_of(d, layer, share->first_head + h, rows[r].page);
-            if (rows[r].copied >= 0)
-                copy_slots(page, page_of(d, layer, share->first_head + h, rows[r].copied), rows[r].slot, size);
-            for (int i = 0; i < size; i += 4) memcpy(page + key_at(rows[r].slot, i), key + i, sizeof(float) * 4);
-            float *kept = page + (LANES + rows[r].slot) * size;
-            ivec finite = (vec){0} == (vec){0};
-            for (int i = 0; i < size; i += LANES) {
-                const vec v = load(value + i);
-                store(kept + i, v);
-                finite &= v - v == (vec){0};
-            }
-            if (!every(finite)) poison(page, kept, rows[r].slot, size);
+static void remember(const Decoder *d, const Scratch *scratch, int layer, const Block *block) {
+    const int size = d->head_size, columns = d->heads * size, ldp = d->layers[layer].project.n;
+    for (int h = 0; h < d->heads; h++)
+        for (int r = 0; r < block->n; r++) {
+            const Row *row = &block->rows[r];
+            if (row->page < 0) continue;
+            const float *key = scratch->projected + (size_t)r * ldp + columns + h * size, *value = key + columns;
+            float *page = page_of(d, layer, h, row->page);
+            if (row->copied >= 0) copy_slots(page, page_of(d, layer, h, row->copied), row->slot, size);
+            store_token(page, row->slot, key, value, size);
+            for (int f = row->further; f >= 0; f = d->further[f].next)
+                store_token(page_of(d, layer, h, d->further[f].page), row->slot, key, value, size);
         }
 }
 
-/* What rows see, into share->seen; their queries are the first columns of share->projected. */
-static void attention(const Decoder *d, const Share *share, int layer, const Block *block) {
-    const int size = d->head_size, columns = share->heads * size, ldp = share->layers[layer].project.n;
-    for (int h = 0; h < share->heads; h++)
-        for (int r = 0; r < block->n; r += BAND) {
-            const size_t part = part_of_page(d, layer, share->first_head + h);
-            const int m = block->n - r < BAND ? block->n - r : BAND;
-            const int first = block->band_tiles[r / BAND], num = block->band_tiles[r / BAND + 1] - first;
-            const Tile *tiles = block->tiles + first;
-            const float *q = share->projected + (size_t)r * ldp + h * size;
-            float *out = share->seen + (size_t)r * columns + h * size;
-            if (size == 32) attend(d, part, block->rows + r, m, tiles, num, q, ldp, share->scores, out, columns, 32);
-            else attend(d, part, block->rows + r, m, tiles, num, q, ldp, share->scores, out, columns, size);
-        }
+/* What rows see, into scratch->seen; their queries are the first columns of scratch->projected. */
+static void attention(const Decoder *d, const Scratch *scratch, int layer, const Block *block) {
+    const int size = d->head_size, columns = d->heads * size, ldp = d->layers[layer].project.n;
+    for (int h = 0; h < d->heads; h++) {
+        const size_t part = part_of_page(d, layer, h);
+        const float *q = scratch->projected + h * size;
+        float *out = scratch->seen + h * size;
+        if (size == 32) attend(d, part, block, q, ldp, scratch->scores, out, columns, 32);
+        else attend(d, part, block, q, ldp, scratch->scores, out, columns, size);
+    }
 }

@@ -1,9 +1,8 @@
 /* Decoding many beams of a Trajectory Transformer on a CPU: see ../native_decoder.py.
  *
  * Rows are tokens that are computed together. What a row may attend to is a list of pages in one pool of keys and
- * values, so beams share what they have in common; a page is copied only where sequences part in its middle. Threads divide heads and hidden units
- * among them, not rows: each keeps its share of all weights in its own cache, and partial sums meet twice a layer.
- * A row's numbers do not depend on the rows beside it.
+ * values, so beams share what they have in common; a page is copied only where sequences part in its middle. Threads
+ * divide the rows among them, and a row's numbers depend neither on the rows beside it nor on the number of threads.
  */
 #include "forward.h"
 #include "sampling.h"
@@ -47,7 +46,7 @@ int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens)
         new_of_row[r] = s;
     }
     if (status == OK) {
-        status = run(d, work, n, n);
+        status = run(d, work, n, n, 1);
         d->position++;
         d->num_sequences = n;
     }
@@ -87,8 +86,21 @@ int tt_extend(Decoder *d, const int64_t *parents, int rows, int environments, co
 
 typedef struct {
     const int64_t *tokens; /* of this transition */
-    int length, first_child, next_sibling, sequence, last_row;
+    int length, parent, first_child, next_sibling, sequence, first_row;
 } Node;
+
+/* Where a path of transitions begins a page of its own with a copy of its parent's last one: the tokens on that are to be
+ * stored in both. */
+static void store_further(Decoder *d, const Node *nodes, int parent, int level, const Row *row, Row *work, int *num_further) {
+    const int stored = d->transition_dim - 1, end = row->seen - 1;
+    for (int i = end - row->slot; i < end; i++) {
+        int node = parent;
+        for (int up = level - 1 - i / stored; up > 0; up--) node = nodes[node].parent;
+        Row *before = &work[nodes[node].first_row + i % stored];
+        d->further[*num_further] = (Further){row->page, before->further};
+        before->further = (*num_further)++;
+    }
+}
 
 /* Begin anew with whole sequences (rows, time) from position 0. Transitions that several of them begin with are computed
  * once. */
@@ -99,13 +111,14 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     Sequence *paths = malloc(sizeof(Sequence) * most);
     int32_t *pages = malloc(sizeof(int32_t) * most * d->block_size);
     Row *work = malloc(sizeof(Row) * (size_t)rows * time);
-    int status = nodes && paths && pages && work ? OK : NO_MEMORY;
+    d->further = malloc(sizeof(Further) * most * LANES);
+    int status = nodes && paths && pages && work && d->further ? OK : NO_MEMORY;
     if (status == OK) status = reserve_sequences(d, rows);
     free(d->sequence_of_row);
     d->sequence_of_row = malloc(sizeof(int32_t) * rows);
     d->used_pages = 0;
-    int num_nodes = 1, num_rows = 0, leaves = 0;
-    if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, 0}, paths[0] = (Sequence){pages, 0, 0, -1};
+    int num_nodes = 1, num_rows = 0, num_further = 0, leaves = 0;
+    if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, -1, 0}, paths[0] = (Sequence){pages, 0, 0, -1};
     for (int r = 0; r < rows && status == OK; r++) {
         int at = 0;
         for (int level = 0; level < levels && status == OK; level++) {
@@ -118,28 +131,31 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
                 Sequence *path = &paths[next];
                 copy(path, &paths[at], pages + (size_t)next * d->block_size);
                 paths[at].extended = 1;
+                nodes[next] = (Node){part, length, at, -1, nodes[at].first_child, -1, num_rows};
                 for (int i = 0; i < length && status == OK; i++) {
                     int32_t copied = -1;
                     if (i < dim - 1) status = add_slot(d, path, &copied);
-                    work[num_rows++] = make_row(path, part[i], level * dim + i, i < dim - 1, copied, -1);
+                    work[num_rows] = make_row(path, part[i], level * dim + i, i < dim - 1, -1, -1);
+                    if (copied >= 0) store_further(d, nodes, at, level, &work[num_rows], work, &num_further);
+                    num_rows++;
                 }
-                nodes[next] = (Node){part, length, -1, nodes[at].first_child, -1, num_rows - 1};
                 nodes[at].first_child = next;
             }
             at = next;
         }
         if (nodes[at].sequence < 0) {
-            nodes[at].sequence = work[nodes[at].last_row].logits = leaves;
+            nodes[at].sequence = work[nodes[at].first_row + nodes[at].length - 1].logits = leaves;
             copy(&d->sequences[leaves], &paths[at], d->page_lists + (size_t)leaves * d->block_size);
             leaves++;
         }
         d->sequence_of_row[r] = nodes[at].sequence;
     }
     if (status == OK) {
-        status = run(d, work, num_rows, leaves);
+        status = run(d, work, num_rows, leaves, 0);
         d->position = time, d->num_sequences = leaves;
     }
-    free(nodes), free(paths), free(pages), free(work);
+    free(nodes), free(paths), free(pages), free(work), free(d->further);
+    d->further = NULL;
     return status;
 }
 
@@ -150,88 +166,71 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
  * shape: layers, heads, embd, hidden, vocab, observation_dim, transition_dim, block_size, activation, threads. */
 Decoder *tt_create(const int *shape, float eps, const float **weights) {
     Decoder *d = calloc(1, sizeof(Decoder));
-    d->layers = shape[0], d->heads = shape[1], d->embd = shape[2], d->hidden = shape[3], d->vocab = shape[4];
+    d->num_layers = shape[0], d->heads = shape[1], d->embd = shape[2], d->hidden = shape[3], d->vocab = shape[4];
     d->observation_dim = shape[5], d->transition_dim = shape[6], d->block_size = shape[7], d->activation = shape[8];
-    d->threads = shape[9] < d->heads ? shape[9] : d->heads;
+    d->threads = shape[9];
     d->eps = eps, d->head_dim = d->embd / d->heads;
     d->logit_width = round_up(d->vocab, LANES);
     d->head_size = round_up(d->head_dim, LANES > 8 ? LANES : 8), d->width = round_up(d->embd, NR);
-    const int size = d->head_size, rows = BLOCK;
+    const int size = d->head_size;
     d->embeddings = allocate_zeros(sizeof(float) * d->transition_dim * d->vocab * d->width);
     d->positions = allocate_zeros(sizeof(float) * d->block_size * d->width);
     for (int i = 0; i < d->transition_dim * d->vocab; i++)
         memcpy(d->embeddings + (size_t)i * d->width, weights[0] + (size_t)i * d->embd, sizeof(float) * d->embd);
     for (int i = 0; i < d->block_size; i++)
         memcpy(d->positions + (size_t)i * d->width, weights[1] + (size_t)i * d->embd, sizeof(float) * d->embd);
-    for (int i = 0; i < 2; i++) d->partial[i] = allocate_zeros(sizeof(float) * d->threads * rows * d->width);
-    d->shares = calloc(d->threads, sizeof(Share));
-    int *residual = malloc(sizeof(int) * d->width), *columns = malloc(sizeof(int) * (3 * d->heads * size + d->hidden + d->vocab + NR));
+    const int own = d->heads * size, units = round_up(d->hidden, NR), most = own > d->hidden ? own : d->hidden;
+    int *columns = malloc(sizeof(int) * (3 * most + d->vocab + d->width + NR)), *residual = malloc(sizeof(int) * d->width);
     for (int i = 0; i < d->width; i++) residual[i] = i < d->embd ? i : -1;
-    const int hidden_panels = (d->hidden + NR - 1) / NR, logit_panels = (d->vocab + NR - 1) / NR;
-    for (int t = 0; t < d->threads; t++) {
-        Share *s = &d->shares[t];
-        s->first_head = t * d->heads / d->threads, s->heads = (t + 1) * d->heads / d->threads - s->first_head;
-        const int first_hidden = t * hidden_panels / d->threads * NR;
-        int end = (t + 1) * hidden_panels / d->threads * NR;
-        const int hidden = (end < d->hidden ? end : d->hidden) - first_hidden;
-        s->first_logit = t * logit_panels / d->threads * NR, end = (t + 1) * logit_panels / d->threads * NR;
-        s->logits = (end < d->vocab ? end : d->vocab) - s->first_logit;
-        s->layers = calloc(d->layers, sizeof(Layer));
-        const int own = s->heads * size, units = round_up(hidden, NR);
-        const size_t of_layer = (size_t)d->width * (round_up(3 * own, NR) + own + 2 * units);
-        const size_t of_heads = (size_t)d->width * d->transition_dim * round_up(s->logits, NR);
-        float *panels = s->weights = allocate_zeros(sizeof(float) * (d->layers * of_layer + of_heads));
-        for (int l = 0; l < d->layers; l++) {
-            const float **w = weights + 4 + 12 * l;
-            /* query, key and value of this thread's heads, behind each other; one matrix from three */
-            float *joined = allocate_zeros(sizeof(float) * 3 * d->embd * d->embd), *bias = allocate(sizeof(float) * 3 * d->embd);
-            for (int part = 0; part < 3; part++) {
-                memcpy(joined + (size_t)part * d->embd * d->embd, w[2 * part], sizeof(float) * d->embd * d->embd);
-                memcpy(bias + part * d->embd, w[2 * part + 1], sizeof(float) * d->embd);
-            }
-            for (int j = 0; j < 3 * own; j++) {
-                const int part = j / own, head = s->first_head + j % own / size, i = j % size;
-                columns[j] = i < d->head_dim ? part * d->embd + head * d->head_dim + i : -1;
-            }
-            s->layers[l].project = pack(joined, bias, d->embd, columns, 3 * own, residual, d->width, &panels);
-            free(joined), free(bias);
-            for (int j = 0; j < own; j++)
-                columns[j] = j % size < d->head_dim ? (s->first_head + j / size) * d->head_dim + j % size : -1;
-            s->layers[l].output = pack(w[6], t ? NULL : w[7], d->embd, residual, d->width, columns, own, &panels);
-            for (int j = 0; j < hidden; j++) columns[j] = first_hidden + j;
-            s->layers[l].up = pack(w[8], w[9], d->embd, columns, hidden, residual, d->width, &panels);
-            for (int j = hidden; j < s->layers[l].up.n; j++) columns[j] = -1;
-            s->layers[l].down = pack(w[10], t ? NULL : w[11], d->hidden, residual, d->width, columns, s->layers[l].up.n, &panels);
+    const size_t of_layer = (size_t)d->width * (round_up(3 * own, NR) + own + 2 * units);
+    const size_t of_heads = (size_t)d->width * d->transition_dim * round_up(d->vocab, NR);
+    float *panels = d->weights = allocate_zeros(sizeof(float) * (d->num_layers * of_layer + of_heads));
+    float *joined = allocate_zeros(sizeof(float) * 3 * d->embd * d->embd), *bias = allocate(sizeof(float) * 3 * d->embd);
+    d->layers = calloc(d->num_layers, sizeof(Layer)), d->heads_out = calloc(d->transition_dim, sizeof(Matrix));
+    for (int l = 0; l < d->num_layers; l++) {
+        const float **w = weights + 4 + 12 * l;
+        for (int part = 0; part < 3; part++) { /* one matrix from query, key and value, behind each other */
+            memcpy(joined + (size_t)part * d->embd * d->embd, w[2 * part], sizeof(float) * d->embd * d->embd);
+            memcpy(bias + part * d->embd, w[2 * part + 1], sizeof(float) * d->embd);
         }
-        s->heads_out = calloc(d->transition_dim, sizeof(Matrix));
-        for (int j = 0; j < s->logits; j++) columns[j] = s->first_logit + j;
-        for (int i = 0; i < d->transition_dim && s->logits; i++)
-            s->heads_out[i] = pack(weights[2] + (size_t)i * d->vocab * d->embd, weights[3] + i * d->vocab, d->embd, columns,
-                                   s->logits, residual, d->width, &panels);
-        s->x = allocate_zeros(sizeof(float) * rows * d->width), s->normed = allocate_zeros(sizeof(float) * rows * d->width);
-        s->projected = allocate_zeros(sizeof(float) * rows * round_up(3 * own, NR));
-        s->seen = allocate_zeros(sizeof(float) * rows * own);
-        s->hidden = allocate_zeros(sizeof(float) * rows * round_up(hidden, NR));
-        s->scores = allocate_zeros(sizeof(float) * BAND * d->block_size * LANES);
-        s->out = allocate_zeros(sizeof(float) * rows * round_up(s->logits, NR));
+        for (int j = 0; j < 3 * own; j++) {
+            const int part = j / own, head = j % own / size, i = j % size;
+            columns[j] = i < d->head_dim ? part * d->embd + head * d->head_dim + i : -1;
+        }
+        d->layers[l].project = pack(joined, bias, d->embd, columns, 3 * own, residual, d->width, &panels);
+        d->layers[l].output = pack(w[6], w[7], d->embd, residual, d->width, columns, own, &panels); /* of queries' columns */
+        for (int j = 0; j < units; j++) columns[j] = j < d->hidden ? j : -1;
+        d->layers[l].up = pack(w[8], w[9], d->embd, columns, d->hidden, residual, d->width, &panels);
+        d->layers[l].down = pack(w[10], w[11], d->hidden, residual, d->width, columns, units, &panels);
     }
-    free(residual), free(columns);
+    for (int j = 0; j < d->vocab; j++) columns[j] = j;
+    for (int i = 0; i < d->transition_dim; i++)
+        d->heads_out[i] = pack(weights[2] + (size_t)i * d->vocab * d->embd, weights[3] + i * d->vocab, d->embd, columns, d->vocab,
+                               residual, d->width, &panels);
+    free(residual), free(columns), free(joined), free(bias);
+    d->scratch = calloc(d->threads, sizeof(Scratch));
+    const int pages = pages_for(d->block_size), out = d->width > d->heads_out[0].n ? d->width : d->heads_out[0].n;
+    for (int t = 0; t < d->threads; t++) {
+        Scratch *s = &d->scratch[t];
+        s->x = allocate_zeros(sizeof(float) * BLOCK * d->width), s->normed = allocate_zeros(sizeof(float) * BLOCK * d->width);
+        s->projected = allocate_zeros(sizeof(float) * BLOCK * d->layers[0].project.n);
+        s->seen = allocate_zeros(sizeof(float) * BLOCK * own), s->hidden = allocate_zeros(sizeof(float) * BLOCK * units);
+        s->scores = allocate_zeros(sizeof(float) * BLOCK * pages * LANES), s->out = allocate_zeros(sizeof(float) * BLOCK * out);
+        s->wanted = malloc(sizeof(Tile) * BLOCK * pages);
+    }
     return d;
 }
 
 void tt_destroy(Decoder *d) {
+    for (int l = 0; l < d->num_layers; l++)
+        free(d->layers[l].project.bias), free(d->layers[l].output.bias), free(d->layers[l].up.bias), free(d->layers[l].down.bias);
+    for (int i = 0; i < d->transition_dim; i++) free(d->heads_out[i].bias);
     for (int t = 0; t < d->threads; t++) {
-        Share *s = &d->shares[t];
-        for (int l = 0; l < d->layers; l++) {
-            Matrix *all_of[] = {&s->layers[l].project, &s->layers[l].output, &s->layers[l].up, &s->layers[l].down};
-            for (int i = 0; i < 4; i++) free(all_of[i]->bias);
-        }
-        for (int i = 0; i < d->transition_dim; i++) free(s->heads_out[i].bias);
-        free(s->weights), free(s->layers), free(s->heads_out), free(s->x), free(s->normed), free(s->projected), free(s->seen);
-        free(s->hidden), free(s->scores), free(s->out);
+        Scratch *s = &d->scratch[t];
+        free(s->x), free(s->normed), free(s->projected), free(s->seen), free(s->hidden), free(s->scores), free(s->out), free(s->wanted);
     }
     for (int i = 0; i < d->num_chunks; i++) free(d->chunks[i]);
-    free(d->chunks), free(d->partial[0]), free(d->partial[1]), free(d->shares);
+    free(d->chunks), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
     free(d->embeddings), free(d->positions), free(d->sequences), free(d->previous), free(d->page_lists);
     free(d->previous_lists), free(d->logits), free(d->sequence_of_row), free(d);
 }

@@ -5,22 +5,26 @@
 
 #include "products.h"
 
-#define BLOCK 64 /* rows that pass through all layers together */
-#define BAND 16 /* rows whose attention is computed together */
+#define BLOCK 32 /* rows that pass through all layers together */
 #define CHUNK 64 /* pages that the pool grows by */
 
 typedef struct {
-    Matrix project, output, up, down; /* one share of them */
+    Matrix project, output, up, down;
 } Layer;
 
+/* Rows that stand side by side and see the same page. */
 typedef struct {
-    int first_head, heads;
-    float *weights; /* of all its matrices, in the order that they are used in */
-    Layer *layers;
-    Matrix *heads_out; /* for each dimension, this share's columns of the logits */
-    int first_logit, logits;
+    float *page;         /* as of the first layer's first head */
+    int32_t place;       /* the how-manyth it is of each of these rows */
+    int32_t filled;      /* slots, the most that one of them sees */
+    int16_t first, rows; /* 1, 2 or 4 of them */
+} Tile;
+
+/* A thread's own, for a block of rows. */
+typedef struct {
     float *x, *normed, *projected, *seen, *hidden, *scores, *out;
-} Share;
+    Tile *wanted; /* of the rows whose logits are wanted */
+} Scratch;
 
 /* Slots come in pages of LANES, and a sequence's tokens fill its pages one after another. */
 typedef struct {
@@ -30,52 +34,52 @@ typedef struct {
     int child;    /* first of its children among the newest sequences, while those are made */
 } Sequence;
 
+/* A further page that a token is stored in, and where the next one stands, or -1. */
 typedef struct {
-    int layers, heads, head_dim, embd, hidden, vocab, observation_dim, transition_dim, block_size, activation, threads;
+    int32_t page, next;
+} Further;
+
+typedef struct {
+    int num_layers, heads, head_dim, embd, hidden, vocab, observation_dim, transition_dim, block_size, activation, threads;
     int head_size, width, logit_width; /* head_dim, embd and vocab rounded up */
     float eps;
     float *embeddings, *positions; /* (transition_dim, vocab, width), (block_size, width) */
-    Share *shares; /* as many as threads: of heads, hidden units and logits; x and normed are the threads' own */
-    float *partial[2]; /* (shares, BLOCK, width), used in turn */
+    float *weights;    /* of all matrices, in the order that they are used in */
+    Layer *layers;
+    Matrix *heads_out; /* for each dimension */
+    Scratch *scratch;  /* for each thread */
     atomic_int waiting, phase, stalls; /* of the threads' meetings */
-    atomic_int failed;                 /* a thread had no memory */
     double seconds[2];  /* spent in the model, and in sampling */
     int alone, strain; /* calls for which one thread does everything, and how much waiting there was */
     float **chunks; /* each (layer, head, CHUNK, 2, …): keys (key_at) and values (LANES, head_size) of a page */
     int num_chunks, used_pages, score_width;
+    Further *further;
     /* the newest distinct sequences, and which of them each row of the last call is */
     int position, num_sequences;
     Sequence *sequences, *previous;
     int32_t *page_lists, *previous_lists;
     int sequence_capacity, previous_capacity, logits_capacity;
-    float *logits; /* (sequences, padded vocab) after the newest sequences */
+    float *logits; /* (sequences, logit_width) after the newest sequences */
     int32_t *sequence_of_row;
 } Decoder;
 
 typedef struct {
     int32_t token, position;
     int32_t page, slot; /* where it is stored; page -1 if later tokens may not see it */
+    int32_t further;    /* the first of further pages that it is stored in, or -1 */
     int32_t copied;     /* the page that what comes before it on its own is to be copied from, or -1 */
     int32_t logits;     /* which row of the result, or -1 */
     int32_t seen;       /* slots of these pages */
     const int32_t *pages;
 } Row;
 
-/* Rows of a band that stand side by side and see the same page. */
-typedef struct {
-    float *page;         /* as of the first layer's first head */
-    int32_t place;       /* the how-manyth it is of each of these rows */
-    int32_t filled;      /* slots, the most that one of them sees */
-    int16_t first, rows; /* 1, 2 or 4 of them */
-} Tile;
-
 /* Rows that pass through all layers together. */
 typedef struct {
     const Row *rows;
     int n;
-    const Tile *tiles;
-    const int *band_tiles; /* where the tiles of each band begin, and the last ones end */
-    float **pages;         /* that they see, as of the first layer's first head */
+    Tile *tiles;
+    int num_tiles;
+    float **pages; /* that they see, as of the first layer's first head */
     int num_pages;
 } Block;
 

@@ -15,18 +15,17 @@ static void embed(const Decoder *d, const Row *rows, int n, float *x) {
     }
 }
 
-/* x += the sum of all partial results, if there are any; then out = x without its mean, of unit variance. The norms'
- * weights and biases are part of the products that follow. */
-static inline __attribute__((always_inline)) void normalize_rows(const Decoder *d, const float *partial, float *x, int n, float *out,
+/* x += more, if there is any; then out = x without its mean, of unit variance. The norms' weights and biases are part
+ * of the products that follow. */
+static inline __attribute__((always_inline)) void normalize_rows(const Decoder *d, const float *more, float *x, int n, float *out,
                                                                  const int width) {
     const int padding = width - d->embd;
     const float inverse = 1.0f / d->embd;
-    for (int r = 0; r < n; r++, x += width, out += width) {
+    for (int r = 0; r < n; r++, x += width, out += width, more += more ? width : 0) {
         vec sum = {0}, squares = {0};
 #pragma GCC unroll 8
         for (int i = 0; i < width; i += LANES) {
-            vec v = load(x + i);
-            for (int t = 0; partial && t < d->threads; t++) v += load(partial + ((size_t)t * BLOCK + r) * width + i);
+            const vec v = more ? load(x + i) + load(more + i) : load(x + i);
             store(x + i, v);
             sum += v;
         }
@@ -43,9 +42,9 @@ static inline __attribute__((always_inline)) void normalize_rows(const Decoder *
     }
 }
 
-static void add_and_normalize(const Decoder *d, const float *partial, float *x, int n, float *out) {
-    if (d->width == 128) normalize_rows(d, partial, x, n, out, 128);
-    else normalize_rows(d, partial, x, n, out, d->width);
+static void add_and_normalize(const Decoder *d, const float *more, float *x, int n, float *out) {
+    if (d->width == 128) normalize_rows(d, more, x, n, out, 128);
+    else normalize_rows(d, more, x, n, out, d->width);
 }
 
 #if defined(__x86_64__)
@@ -54,10 +53,10 @@ static void add_and_normalize(const Decoder *d, const float *partial, float *x, 
 #define PAUSE() ((void)0)
 #endif
 #define STAYS (1 << 20) /* bytes that stay in a core's own cache by themselves */
-#define PATIENCE 1e-3 /* seconds: who has not come by then is not running */
+#define PATIENCE 1e-3 /* seconds, and half as long as all has taken: who has not come by then is not running */
 
-/* Wait until the whole team is here. */
-static void meet(Decoder *d, int team) {
+/* Wait until the whole team is here, which began its work at some time. */
+static void meet(Decoder *d, int team, double began) {
     if (team == 1) return;
     const int phase = atomic_load(&d->phase);
     if (atomic_fetch_add(&d->waiting, 1) == team - 1) {
@@ -69,16 +68,16 @@ static void meet(Decoder *d, int team) {
     for (int i = 1, late = 0; atomic_load(&d->phase) == phase; i++) {
         if (late) sched_yield();
         else PAUSE();
-        if (!late && i % 256 == 0 && omp_get_wtime() - start > PATIENCE) late = 1, atomic_fetch_add(&d->stalls, 1);
+        if (!late && i % 256 == 0 && omp_get_wtime() - start > PATIENCE + (start - began) / 2) late = 1, atomic_fetch_add(&d->stalls, 1);
     }
 }
 
-/* Which pages the rows of a band see, and which of them together: first page first, and of each the larger tiles first,
- * so that what is done next is easily guessed. Relatives stand side by side. */
+/* Which pages rows see, and which of them together: first page first, and of each the larger tiles first, so that what
+ * is done next is easily guessed. Relatives stand side by side. */
 static int find_tiles(const Decoder *d, const Row *rows, int n, Tile *tiles) {
     int found = 0;
     for (int p = 0, more = 1; more; p++) {
-        Tile ones[BAND], twos[BAND / 2];
+        Tile ones[BLOCK], twos[BLOCK / 2];
         int num_ones = 0, num_twos = 0;
         more = 0;
         for (int r = 0, end; r < n; r = end) {
@@ -100,41 +99,26 @@ static int find_tiles(const Decoder *d, const Row *rows, int n, Tile *tiles) {
     return found;
 }
 
-/* The tiles of all bands of a block, from the first one's place on; returns where the next block's go. */
-static int find_band_tiles(const Decoder *d, Block *block, Tile *tiles, int *band_tiles, int at) {
-    block->tiles = tiles, block->band_tiles = band_tiles;
-    band_tiles[0] = at;
-    for (int r = 0; r < block->n; r += BAND) {
-        at += find_tiles(d, block->rows + r, block->n - r < BAND ? block->n - r : BAND, tiles + at);
-        *++band_tiles = at;
-    }
-    return at;
+/* A block's tiles and pages. */
+static void look(const Decoder *d, Block *block) {
+    block->num_tiles = find_tiles(d, block->rows, block->n, block->tiles), block->num_pages = 0;
+    for (const Tile *tile = block->tiles; tile < block->tiles + block->num_tiles; tile++)
+        if (block->num_pages == 0 || block->pages[block->num_pages - 1] != tile->page) block->pages[block->num_pages++] = tile->page;
 }
 
 /* Rows of a block whose logits are wanted. In the last layer the others have nothing to do but to be remembered. */
 typedef struct {
-    int which[BLOCK], band_tiles[BLOCK / BAND + 1];
+    int which[BLOCK];
     Row rows[BLOCK];
-    Tile *tiles;
     Block block;
 } Wanted;
 
-static int find_wanted(const Block *block, Wanted *wanted) {
+static void find_wanted(const Decoder *d, const Block *block, Tile *tiles, Wanted *wanted) {
     int n = 0;
-    wanted->tiles = NULL;
     for (int r = 0; r < block->n; r++)
         if (block->rows[r].logits >= 0) wanted->which[n] = r, wanted->rows[n++] = block->rows[r];
-    wanted->block = (Block){wanted->rows, n};
-    return n;
-}
-
-static int find_wanted_tiles(const Decoder *d, Wanted *wanted) {
-    int pages = 0;
-    for (int w = 0; w < wanted->block.n; w++) pages += pages_for(wanted->rows[w].seen);
-    wanted->tiles = malloc(sizeof(Tile) * (pages + 1));
-    if (!wanted->tiles) return NO_MEMORY;
-    find_band_tiles(d, &wanted->block, wanted->tiles, wanted->band_tiles, 0);
-    return OK;
+    wanted->block = (Block){.rows = wanted->rows, .n = n, .tiles = tiles};
+    if (n < block->n) wanted->block.num_tiles = find_tiles(d, wanted->rows, n, tiles);
 }
 
 /* The wanted ones among some rows of floats come first. */
@@ -143,107 +127,89 @@ static void compact(const Wanted *wanted, float *values, int width) {
         if (wanted->which[w] > w) memcpy(values + (size_t)w * width, values + (size_t)wanted->which[w] * width, sizeof(float) * width);
 }
 
-/* A share's keys and values in one layer, unless all of them are so few that they stay near by themselves. */
-static Stream stream_of(const Decoder *d, const Share *share, int layer, const Block *block) {
+/* A block's keys and values in one layer, unless all that is stored is so little that it stays near by itself. */
+static Stream stream_of(const Decoder *d, int layer, const Block *block) {
     const size_t page = sizeof(float) * page_floats(d);
-    const int far = page * block->num_pages * share->heads * d->layers > STAYS;
-    return (Stream){block->pages, part_of_page(d, layer, share->first_head), page / LINE, part_of_page(d, 0, 1), block->num_pages,
-                    far ? share->heads : 0, 0, 0};
+    const int far = page * d->used_pages * d->heads * d->num_layers > STAYS;
+    return (Stream){block->pages, part_of_page(d, layer, 0), page / LINE, part_of_page(d, 0, 1), block->num_pages,
+                    far && block->num_pages ? d->heads : 0, 0, 0};
 }
 
-/* All layers for rows of which each sees only slots of earlier rows, its own block's included. */
-static void run_block(Decoder *d, int thread, int team, const Block *all, const Block *next) {
-    float *x = d->shares[thread].x, *normed = d->shares[thread].normed;
+/* All layers for rows of which each sees only slots of earlier rows, its own block's included. A team that computes
+ * rows which see each other's slots meets once they are stored. */
+static void run_block(Decoder *d, const Scratch *s, const Block *all, const Block *next, int team, double began) {
     const int width = d->width;
     const Block *block = all;
-    int n = all->n;
     Wanted wanted;
     Stream stream = {0};
-    const int all_wanted = find_wanted(all, &wanted) == n;
-    if (!all_wanted && find_wanted_tiles(d, &wanted) != OK) atomic_store(&d->failed, 1), wanted.block.n = 0;
-    embed(d, all->rows, n, x);
-    add_and_normalize(d, NULL, x, n, normed);
-    for (int l = 0; l < d->layers; l++) {
-        const int last = l == d->layers - 1;
-        if (last && !all_wanted) block = &wanted.block, n = block->n;
-        for (int t = thread; t < d->threads; t += team) {
-            const Share *share = &d->shares[t];
-            const Layer *layer = &share->layers[l];
-            multiply(&layer->project, normed, width, all->n, share->projected, layer->project.n, &stream);
-            remember(d, share, l, all->rows, all->n);
-            if (last && !all_wanted) compact(&wanted, share->projected, layer->project.n);
-            attention(d, share, l, block);
-            multiply(&layer->output, share->seen, layer->output.k, n, d->partial[0] + (size_t)t * BLOCK * width, width, &stream);
+    find_wanted(d, all, s->wanted, &wanted);
+    embed(d, all->rows, all->n, s->x);
+    add_and_normalize(d, NULL, s->x, all->n, s->normed);
+    for (int l = 0; l < d->num_layers; l++) {
+        const Layer *layer = &d->layers[l];
+        const int last = l == d->num_layers - 1;
+        multiply(&layer->project, s->normed, width, all->n, s->projected, layer->project.n, &stream);
+        remember(d, s, l, all);
+        meet(d, team, began);
+        if (last && wanted.block.n < all->n) {
+            block = &wanted.block;
+            compact(&wanted, s->projected, layer->project.n), compact(&wanted, s->x, width);
         }
-        if (last && !all_wanted) compact(&wanted, x, width);
-        meet(d, team);
-        add_and_normalize(d, d->partial[0], x, n, normed);
-        for (int t = thread; t < d->threads; t += team) {
-            const Share *share = &d->shares[t];
-            const Layer *layer = &share->layers[l];
-            stream = last ? stream_of(d, share, 0, next) : stream_of(d, share, l + 1, all);
-            multiply(&layer->up, normed, width, n, share->hidden, layer->up.n, &stream);
-            activate(d->activation, share->hidden, n * layer->up.n);
-            multiply(&layer->down, share->hidden, layer->up.n, n, d->partial[1] + (size_t)t * BLOCK * width, width, &stream);
-        }
-        meet(d, team);
-        add_and_normalize(d, d->partial[1], x, n, normed);
+        attention(d, s, l, block);
+        multiply(&layer->output, s->seen, layer->output.k, block->n, s->out, width, &stream);
+        add_and_normalize(d, s->out, s->x, block->n, s->normed);
+        stream = last ? stream_of(d, 0, next) : stream_of(d, l + 1, all);
+        multiply(&layer->up, s->normed, width, block->n, s->hidden, layer->up.n, &stream);
+        activate(d->activation, s->hidden, block->n * layer->up.n);
+        multiply(&layer->down, s->hidden, layer->up.n, block->n, s->out, width, &stream);
+        add_and_normalize(d, s->out, s->x, block->n, s->normed);
     }
-    for (int t = thread; t < d->threads && n; t += team) {
-        const Share *share = &d->shares[t];
-        if (!share->logits) continue;
-        const Matrix *head = &share->heads_out[block->rows[0].position % d->transition_dim];
-        multiply(head, normed, width, n, share->out, head->n, &stream);
-        for (int r = 0; r < n; r++)
-            memcpy(d->logits + (size_t)block->rows[r].logits * d->logit_width + share->first_logit, share->out + (size_t)r * head->n,
-                   sizeof(float) * share->logits);
-    }
-    free(wanted.tiles);
+    if (block->n == 0) return;
+    const Matrix *head = &d->heads_out[block->rows[0].position % d->transition_dim];
+    multiply(head, s->normed, width, block->n, s->out, head->n, &stream);
+    for (int r = 0; r < block->n; r++)
+        memcpy(d->logits + (size_t)block->rows[r].logits * d->logit_width, s->out + (size_t)r * head->n, sizeof(float) * d->vocab);
 }
 
-/* The pages that the rows of a block see; the same page of neighbouring bands is taken once. */
-static void find_pages(const Decoder *d, Block *block, float **seen) {
-    const Tile *end = block->tiles + block->band_tiles[(block->n + BAND - 1) / BAND];
-    for (int i = 0; i < d->score_width / LANES; i++) seen[i] = NULL;
-    for (const Tile *tile = block->tiles + block->band_tiles[0]; tile < end; tile++)
-        if (seen[tile->place] != tile->page) block->pages[block->num_pages++] = seen[tile->place] = tile->page;
-}
-
-static int run(Decoder *d, const Row *rows, int n, int sequences) {
+/* All layers for rows, of which so many sequences' logits are wanted; apart: none sees another one's slot. */
+static int run(Decoder *d, const Row *rows, int n, int sequences, int apart) {
     if (sequences > d->logits_capacity) {
         free(d->logits), d->logits = allocate(sizeof(float) * sequences * d->logit_width), d->logits_capacity = sequences;
         if (!d->logits) return NO_MEMORY;
         for (size_t i = 0; i < (size_t)sequences * d->logit_width; i++) d->logits[i] = -INFINITY;
     }
-    const int most = (n + BLOCK - 1) / BLOCK, size = round_up((n + most - 1) / most, BAND), bands = BLOCK / BAND;
-    const int num_blocks = (n + size - 1) / size;
+    /* Threads take blocks in turn, as many each. */
+    const int turns = (n + d->threads * BLOCK - 1) / (d->threads * BLOCK), num_blocks = turns * d->threads;
+    const int size = round_up((n + num_blocks - 1) / num_blocks, MR);
     int pages = 0, widest = 0; /* of all rows together, of one row */
     for (int r = 0; r < n; r++) {
         const int own = pages_for(rows[r].seen);
         pages += own;
         if (own > widest) widest = own;
     }
-    Tile *tiles = malloc(sizeof(Tile) * (pages + 1));
-    int *band_tiles = malloc(sizeof(int) * num_blocks * (bands + 1));
     Block *blocks = malloc(sizeof(Block) * num_blocks);
-    float **addresses = malloc(sizeof(float *) * (pages + 1)), **seen = malloc(sizeof(float *) * (widest + 1));
-    const int ready = tiles && band_tiles && blocks && addresses && seen;
-    if (ready) d->score_width = widest * LANES;
-    for (int b = 0, at = 0, found = 0; b < num_blocks && ready; b++) {
-        const int first = b * size;
-        blocks[b] = (Block){rows + first, n - first < size ? n - first : size, .pages = addresses + found};
-        at = find_band_tiles(d, &blocks[b], tiles, band_tiles + b * (bands + 1), at);
-        find_pages(d, &blocks[b], seen);
-        found += blocks[b].num_pages;
+    Tile *tiles = malloc(sizeof(Tile) * (pages + 1));
+    float **addresses = malloc(sizeof(float *) * (pages + 1));
+    const int ready = blocks && tiles && addresses;
+    for (int b = 0, at = 0; b < num_blocks && ready; b++) {
+        const int first = b * size < n ? b * size : n;
+        blocks[b] = (Block){rows + first, n - first < size ? n - first : size, tiles + at, 0, addresses + at, 0};
+        for (int r = first; r < first + blocks[b].n; r++) at += pages_for(rows[r].seen);
     }
+    d->score_width = widest * LANES;
     const double start = omp_get_wtime();
     /* Threads that meet so often need a core each. Where they have to share them with others, one does better. */
-    const int wanted = !ready ? 0 : d->alone ? 1 : d->threads;
+    const int wanted = !ready ? 0 : d->alone || n <= size ? 1 : d->threads;
 #pragma omp parallel num_threads(wanted) if (wanted > 1)
     {
-        const int team = omp_get_num_threads();
-        for (int b = 0; b < num_blocks && ready; b++)
-            run_block(d, omp_get_thread_num(), team, &blocks[b], &blocks[b + 1 < num_blocks ? b + 1 : 0]);
+        const int team = omp_get_num_threads(), thread = omp_get_thread_num();
+        for (int b = thread; b < num_blocks && ready; b += team) look(d, &blocks[b]);
+        for (int turn = 0; turn * team < num_blocks && ready; turn++) {
+            const int b = turn * team + thread;
+            const Block none = {.rows = rows}, *block = b < num_blocks ? &blocks[b] : &none;
+            run_block(d, &d->scratch[thread], block, b + team < num_blocks ? block + team : &blocks[thread], apart ? 1 : team, start);
+        }
+        meet(d, team, start);
     }
     d->seconds[0] += omp_get_wtime() - start;
     /* Now and then a thread has to wait; again and again it does where others want its core. */
@@ -251,6 +217,6 @@ static int run(Decoder *d, const Row *rows, int n, int sequences) {
     else if (atomic_exchange(&d->stalls, 0)) d->strain += 16;
     else if (d->strain) d->strain--;
     if (d->strain > 64) d->strain = 48, d->alone = 256;
-    free(tiles), free(band_tiles), free(blocks), free(addresses), free(seen);
-    return !ready || atomic_exchange(&d->failed, 0) ? NO_MEMORY : OK;
+    free(blocks), free(tiles), free(addresses);
+    return ready ? OK : NO_MEMORY;
 }

@@ -17,7 +17,7 @@ static int add_page(Decoder *d) {
         float **chunks = realloc(d->chunks, sizeof(float *) * (d->num_chunks + 1));
         if (!chunks) return NO_MEMORY;
         d->chunks = chunks;
-        chunks[d->num_chunks] = allocate_zeros(sizeof(float) * 2 * CHUNK * d->layers * d->heads * d->head_size * LANES);
+        chunks[d->num_chunks] = allocate_zeros(sizeof(float) * 2 * CHUNK * d->num_layers * d->heads * d->head_size * LANES);
         if (!chunks[d->num_chunks]) return NO_MEMORY;
         d->num_chunks++;
     }
@@ -48,5 +48,5 @@ static int add_slot(Decoder *d, Sequence *s, int32_t *copied) {
 
 static Row make_row(const Sequence *s, int token, int position, int stored, int copied, int logits) {
     const int last = s->stored - 1;
-    return (Row){token, position, stored ? s->pages[last / LANES] : -1, last % LANES, copied, logits, s->stored, s->pages};
+    return (Row){token, position, stored ? s->pages[last / LANES] : -1, last % LANES, -1, copied, logits, s->stored, s->pages};
 }
