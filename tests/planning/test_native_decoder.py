@@ -277,7 +277,19 @@ def test_other_rows_change_no_bit(rows: int) -> None:
     assert torch.equal(decode(model, prefix, tokens[:, -rows:]), together[:, -rows:])
 
 
-def test_fewer_threads_than_shares_change_no_bit() -> None:
+@pytest.mark.parametrize("sliding", [False, True])
+def test_the_number_of_threads_changes_no_bit(sliding: bool) -> None:
+    model = MODELS["transition of four, head of five"]
+    prefix, tokens = draw_tokens(3, 11, below=7), draw_tokens(3, 30, 12, below=7, seed=1)
+    results = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        results.append(decode(model, prefix, tokens, sliding))
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
+
+
+def test_fewer_threads_than_asked_for_change_no_bit() -> None:
     """Where OpenMP, or a busy machine, leaves one thread to do the work of two."""
     script = (
         "import torch; torch.set_num_threads(2)\n"

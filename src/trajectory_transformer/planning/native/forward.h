@@ -178,8 +178,9 @@ static int run(Decoder *d, const Row *rows, int n, int sequences, int apart) {
         if (!d->logits) return NO_MEMORY;
         for (size_t i = 0; i < (size_t)sequences * d->logit_width; i++) d->logits[i] = -INFINITY;
     }
-    /* Threads take blocks in turn, as many each. */
-    const int turns = (n + d->threads * BLOCK - 1) / (d->threads * BLOCK), num_blocks = turns * d->threads;
+    /* Threads, each of which has something to do, take blocks in turn, as many each. */
+    const int threads = d->threads * MR < n ? d->threads : (n + MR - 1) / MR;
+    const int turns = (n + threads * BLOCK - 1) / (threads * BLOCK), num_blocks = turns * threads;
     const int size = round_up((n + num_blocks - 1) / num_blocks, MR);
     int pages = 0, widest = 0; /* of all rows together, of one row */
     for (int r = 0; r < n; r++) {
@@ -199,7 +200,7 @@ static int run(Decoder *d, const Row *rows, int n, int sequences, int apart) {
     d->score_width = widest * LANES;
     const double start = omp_get_wtime();
     /* Threads that meet so often need a core each. Where they have to share them with others, one does better. */
-    const int wanted = !ready ? 0 : d->alone || n <= size ? 1 : d->threads;
+    const int wanted = !ready || d->alone ? 1 : threads;
 #pragma omp parallel num_threads(wanted) if (wanted > 1)
     {
         const int team = omp_get_num_threads(), thread = omp_get_thread_num();
