@@ -172,7 +172,11 @@ def _numbered(environments: int, rows: int) -> Tensor:
 
 
 def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:
-    """What ``tt_create`` asks for. Norms are folded into the products behind them, and log₂ e/√head_dim into the queries."""
+    """What ``tt_create`` asks for.
+
+    Norms are folded into the products behind them. Queries are divided by √head_dim, and by ln 2: the kernel takes
+    scores as powers of 2.
+    """
     config = model.config
     embeddings = model.tok_emb.weight[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)
     stop = model.tok_emb.weight[-1].expand(config.transition_dim, 1, -1)
