@@ -162,7 +162,7 @@ def beam_search(
             scores = (sequences.returns * discounts).sum(dim=-1)
         else:
             scores = rank(sequences.returns, t, sequences.tokens[:, :, -layout.transition_dim : -2])
-        scores = scores.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+        scores = scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
         steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], *estimates.unbind(dim=2), kept))
