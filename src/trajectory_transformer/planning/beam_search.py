@@ -165,7 +165,8 @@ def beam_search(
         scores = scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
-        steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], *estimates.unbind(dim=2), kept))
+        rewards, values = estimates.unbind(dim=2)
+        steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], rewards, values, kept))
         sequences.keep(kept)
         if deadline is not None:
             kept.cpu()  # waits for a GPU to do what so far may only have been queued
