@@ -17,7 +17,7 @@ static int add_page(Decoder *d) {
         float **chunks = realloc(d->chunks, sizeof(float *) * (d->num_chunks + 1));
         if (!chunks) return NO_MEMORY;
         d->chunks = chunks;
-        chunks[d->num_chunks] = allocate_zeros(sizeof(float) * 2 * CHUNK * d->num_layers * d->heads * d->head_size * LANES);
+        chunks[d->num_chunks] = allocate(sizeof(float) * 2 * CHUNK * d->num_layers * d->heads * d->head_size * LANES);
         if (!chunks[d->num_chunks]) return NO_MEMORY;
         d->num_chunks++;
     }
