@@ -75,15 +75,14 @@ class NativeDecoder(BeamDecoder):
         self._use_threads(torch.get_num_threads())
 
     def _use_threads(self, threads: int) -> None:
-        """Lay the weights out for that many threads."""
+        """Begin anew with room for that many threads."""
         if threads == self._threads:
             return
         config = self._config
         assert isinstance(config.hidden_act, str)
         shape = (
             config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd, config.vocab_size + 1,
-            config.observation_dim, config.transition_dim, config.block_size, ACTIVATIONS.index(config.hidden_act),
-            threads,
+            config.transition_dim, config.block_size, ACTIVATIONS.index(config.hidden_act), threads,
         )  # fmt: skip
         addresses = [weight.data_ptr() for weight in self._weights]
         if self._handle is not None:

@@ -71,15 +71,18 @@ static inline __attribute__((always_inline)) void combine(const float *restrict 
 static inline float soften(const Row *row, float *scores) {
     vec top = all(-INFINITY), mass = {0};
     float *const last = scores + (pages_for(row->seen) - 1) * LANES;
-    store(last, choose(first_lanes(row->seen - (int)(last - scores)), load(last), all(-INFINITY)));
-    for (const float *s = scores; s <= last; s += LANES) top = larger(load(s), top); /* a NaN makes all weights NaN */
+    const ivec seen_of_last = first_lanes(row->seen - (int)(last - scores));
+    for (const float *s = scores; s < last; s += LANES) top = larger(load(s), top); /* a NaN makes all weights NaN */
+    top = larger(choose(seen_of_last, load(last), all(-INFINITY)), top);
     const vec max = all(largest(top));
-    for (float *s = scores; s <= last; s += LANES) {
+    for (float *s = scores; s < last; s += LANES) {
         const vec e = power_of_two(load(s) - max);
         store(s, e);
         mass += e;
     }
-    return total(mass);
+    const vec e = choose(seen_of_last, power_of_two(load(last) - max), all(0.0f));
+    store(last, e);
+    return total(mass + e);
 }
 
 #define OF_TILE(tile, call)                                 \
@@ -90,8 +93,8 @@ static inline float soften(const Row *row, float *scores) {
     } while (0)
 
 /* One head of one layer. */
-static inline __attribute__((always_inline)) void attend(const Decoder *d, size_t part, const Block *block, const float *q, int ldq, float *scores, float *out, int ldo,
-                                                         const int size) {
+static inline __attribute__((always_inline)) void attend(const Decoder *d, size_t part, const Block *block, const float *q, int ldq,
+                                                         float *scores, float *out, int ldo, const int size) {
     float scale[BLOCK];
     const int ld = d->score_width, n = block->n;
     const Tile *const end = block->tiles + block->num_tiles;
@@ -119,8 +122,8 @@ static inline __attribute__((always_inline)) void attend(const Decoder *d, size_
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, load(out + (size_t)r * ldo + i) * all(scale[r]));
 }
 
-/* Rows that do not see a slot may still multiply its values by 0, so they have to be finite. The key, which only those
- * read who see it, says instead that something is wrong. */
+/* Rows that do not see a slot may still multiply its values by 0, so they have to be finite. The key,
+ * whose score only those keep who see it, says instead that something is wrong. */
 static void poison(float *keys, float *values, int slot, int size) {
     for (int i = 0; i < size; i++) keys[key_at(slot, i)] = NAN, values[i] = 0.0f;
 }

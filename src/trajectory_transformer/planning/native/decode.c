@@ -163,12 +163,11 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
 
 /* weights: embeddings (transition_dim, vocab, embd), positions (block_size, embd), heads (transition_dim, vocab, embd),
  * their biases (transition_dim, vocab); then for each layer weight and bias of query, key, value, output, up, down.
- * shape: layers, heads, embd, hidden, vocab, observation_dim, transition_dim, block_size, activation, threads. */
+ * shape: layers, heads, embd, hidden, vocab, transition_dim, block_size, activation, threads. */
 Decoder *tt_create(const int *shape, float eps, const float **weights) {
     Decoder *d = calloc(1, sizeof(Decoder));
     d->num_layers = shape[0], d->heads = shape[1], d->embd = shape[2], d->hidden = shape[3], d->vocab = shape[4];
-    d->observation_dim = shape[5], d->transition_dim = shape[6], d->block_size = shape[7], d->activation = shape[8];
-    d->threads = shape[9];
+    d->transition_dim = shape[5], d->block_size = shape[6], d->activation = shape[7], d->threads = shape[8];
     d->eps = eps, d->head_dim = d->embd / d->heads;
     d->logit_width = round_up(d->vocab, LANES);
     d->head_size = round_up(d->head_dim, LANES > 8 ? LANES : 8), d->width = round_up(d->embd, NR);

@@ -40,7 +40,7 @@ typedef struct {
 } Further;
 
 typedef struct {
-    int num_layers, heads, head_dim, embd, hidden, vocab, observation_dim, transition_dim, block_size, activation, threads;
+    int num_layers, heads, head_dim, embd, hidden, vocab, transition_dim, block_size, activation, threads;
     int head_size, width, logit_width; /* head_dim, embd and vocab rounded up */
     float eps;
     float *embeddings, *positions; /* (transition_dim, vocab, width), (block_size, width) */

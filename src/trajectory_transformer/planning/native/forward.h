@@ -137,28 +137,28 @@ static Stream stream_of(const Decoder *d, int layer, const Block *block) {
 
 /* All layers for rows of which each sees only slots of earlier rows, its own block's included. A team that computes
  * rows which see each other's slots meets once they are stored. */
-static void run_block(Decoder *d, const Scratch *s, const Block *all, const Block *next, int team, double began) {
+static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Block *next, int team, double began) {
     const int width = d->width;
-    const Block *block = all;
+    const Block *block = whole;
     Wanted wanted;
     Stream stream = {0};
-    find_wanted(d, all, s->wanted, &wanted);
-    embed(d, all->rows, all->n, s->x);
-    add_and_normalize(d, NULL, s->x, all->n, s->normed);
+    find_wanted(d, whole, s->wanted, &wanted);
+    embed(d, whole->rows, whole->n, s->x);
+    add_and_normalize(d, NULL, s->x, whole->n, s->normed);
     for (int l = 0; l < d->num_layers; l++) {
         const Layer *layer = &d->layers[l];
         const int last = l == d->num_layers - 1;
-        multiply(&layer->project, s->normed, width, all->n, s->projected, layer->project.n, &stream);
-        remember(d, s, l, all);
+        multiply(&layer->project, s->normed, width, whole->n, s->projected, layer->project.n, &stream);
+        remember(d, s, l, whole);
         meet(d, team, began);
-        if (last && wanted.block.n < all->n) {
+        if (last && wanted.block.n < whole->n) {
             block = &wanted.block;
             compact(&wanted, s->projected, layer->project.n), compact(&wanted, s->x, width);
         }
         attention(d, s, l, block);
         multiply(&layer->output, s->seen, layer->output.k, block->n, s->out, width, &stream);
         add_and_normalize(d, s->out, s->x, block->n, s->normed);
-        stream = last ? stream_of(d, 0, next) : stream_of(d, l + 1, all);
+        stream = last ? stream_of(d, 0, next) : stream_of(d, l + 1, whole);
         multiply(&layer->up, s->normed, width, block->n, s->hidden, layer->up.n, &stream);
         activate(d->activation, s->hidden, block->n * layer->up.n);
         multiply(&layer->down, s->hidden, layer->up.n, block->n, s->out, width, &stream);
@@ -174,12 +174,13 @@ static void run_block(Decoder *d, const Scratch *s, const Block *all, const Bloc
 /* All layers for rows, of which so many sequences' logits are wanted; apart: none sees another one's slot. */
 static int run(Decoder *d, const Row *rows, int n, int sequences, int apart) {
     if (sequences > d->logits_capacity) {
-        free(d->logits), d->logits = allocate(sizeof(float) * sequences * d->logit_width), d->logits_capacity = sequences;
+        free(d->logits), d->logits = allocate(sizeof(float) * sequences * d->logit_width);
+        d->logits_capacity = d->logits ? sequences : 0;
         if (!d->logits) return NO_MEMORY;
         for (size_t i = 0; i < (size_t)sequences * d->logit_width; i++) d->logits[i] = -INFINITY;
     }
-    /* Threads, each of which has something to do, take blocks in turn, as many each. */
-    const int threads = d->threads * MR < n ? d->threads : (n + MR - 1) / MR;
+    /* Threads take blocks in turn, as many each; some of the last ones may be empty. */
+    const int threads = n > MR ? d->threads : 1;
     const int turns = (n + threads * BLOCK - 1) / (threads * BLOCK), num_blocks = turns * threads;
     const int size = round_up((n + num_blocks - 1) / num_blocks, MR);
     int pages = 0, widest = 0; /* of all rows together, of one row */
@@ -199,7 +200,7 @@ static int run(Decoder *d, const Row *rows, int n, int sequences, int apart) {
     }
     d->score_width = widest * LANES;
     const double start = omp_get_wtime();
-    /* Threads that meet so often need a core each. Where they have to share them with others, one does better. */
+    /* Threads that wait for each other so often need a core each. Where they have to share them with others, one does better. */
     const int wanted = !ready || d->alone ? 1 : threads;
 #pragma omp parallel num_threads(wanted) if (wanted > 1)
     {

@@ -7,8 +7,8 @@ static int reserve_sequences(Decoder *d, int n) {
     if (n <= d->sequence_capacity) return OK;
     free(d->sequences), free(d->page_lists);
     d->sequences = malloc(sizeof(Sequence) * n), d->page_lists = malloc(sizeof(int32_t) * n * d->block_size);
-    d->sequence_capacity = n;
-    return d->sequences && d->page_lists ? OK : NO_MEMORY;
+    d->sequence_capacity = d->sequences && d->page_lists ? n : 0;
+    return d->sequence_capacity ? OK : NO_MEMORY;
 }
 
 /* Room for one more page. */
@@ -34,7 +34,8 @@ static void copy(Sequence *to, const Sequence *from, int32_t *pages) {
 
 /* Give a sequence one more slot. Where it lies depends on the token's position alone, so that the order of all sums,
  * and with it the last bit of every result, is the same whatever other sequences there are. Where a relative has gone
- * on in the last page, this one goes on in a copy, which is made when its token is computed. */
+ * on in the last page, this one goes on in a copy, which is made when its token is computed, or, where the tokens
+ * before it are computed in the same call, together with them. */
 static int add_slot(Decoder *d, Sequence *s, int32_t *copied) {
     const int last = s->stored / LANES, begins = s->stored % LANES == 0;
     *copied = begins || !s->extended ? -1 : s->pages[last];
