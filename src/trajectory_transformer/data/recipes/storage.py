@@ -60,14 +60,14 @@ def staging_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
 
 def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: int, staging: Path) -> None:
     """Write the Minari data set below ``staging`` instead of Minari's folder."""
-    buffers = [  # arrays, which Minari takes although its annotations know lists only: the ignores below
+    buffers = [  # arrays: Minari takes them, although its annotations know lists only
         EpisodeBuffer(
             seed=episode.seed,
-            observations=episode.observations,  # type: ignore[arg-type]
-            actions=episode.actions,  # type: ignore[arg-type]
-            rewards=episode.rewards,  # type: ignore[arg-type]
-            terminations=_flags(len(episode), episode.terminated),  # type: ignore[arg-type]
-            truncations=_flags(len(episode), not episode.terminated),  # type: ignore[arg-type]
+            observations=episode.observations,  # type: ignore[arg-type]  (an array)
+            actions=episode.actions,  # type: ignore[arg-type]  (an array)
+            rewards=episode.rewards,  # type: ignore[arg-type]  (an array)
+            terminations=_flags(len(episode), episode.terminated),  # type: ignore[arg-type]  (an array)
+            truncations=_flags(len(episode), not episode.terminated),  # type: ignore[arg-type]  (an array)
         )
         for episode in episodes
     ]
