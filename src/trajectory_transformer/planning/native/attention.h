@@ -122,8 +122,8 @@ static inline __attribute__((always_inline)) void attend(const Decoder *d, size_
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, load(out + (size_t)r * ldo + i) * all(scale[r]));
 }
 
-/* Rows that do not see a slot may still multiply its values by 0, so they have to be finite. The key,
- * whose score only those keep who see it, says instead that something is wrong. */
+/* Rows that do not see a slot may still multiply its values by 0, so they have to be finite. The key, whose score only
+ * those keep who see it, says instead that something is wrong. */
 static void poison(float *keys, float *values, int slot, int size) {
     for (int i = 0; i < size; i++) keys[key_at(slot, i)] = NAN, values[i] = 0.0f;
 }

@@ -47,8 +47,8 @@ static inline const char *take(Stream *s, int lines) {
     return at;
 }
 
-/* A tile of the product. Meanwhile lines of the weights that come next, and of the stream, come nearer, half as many as
- * it has steps: as long as a core has to wait for one line, it can well compute two steps. */
+/* A tile of the product. Meanwhile lines of the weights that come next, and of the stream, come nearer, of each half as
+ * many as it has steps: more or fewer were slower when measured. */
 static inline __attribute__((always_inline)) void multiply_tile(const float *restrict w, const float *restrict x, int ldx, int steps,
                                                                 vec sum[MR][2], const char *weights, const char *soon, const int ahead) {
 #pragma GCC unroll 2
