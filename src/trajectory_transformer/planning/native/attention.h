@@ -66,21 +66,30 @@ static inline __attribute__((always_inline)) void combine(const float *restrict 
     }
 }
 
+/* The last page's scores of a row, of which it sees the first few. */
+static inline float *last_scores(const Row *row, float *scores) { return scores + (pages_for(row->seen) - 1) * LANES; }
+static inline ivec seen_of_last(const Row *row) { return first_lanes((row->seen - 1) % LANES + 1); }
+
+/* The largest of a row's scores; NaN if there is one. */
+static inline float top_score(const Row *row, float *scores) {
+    vec top = all(-INFINITY);
+    float *const last = last_scores(row, scores);
+    for (const float *s = scores; s < last; s += LANES) top = larger(load(s), top);
+    return largest(larger(choose(seen_of_last(row), load(last), all(-INFINITY)), top));
+}
+
 /* Scores, in powers of 2, to weights, not yet divided by their sum, which is returned; slots that the row does not see
  * get weight 0. */
-static inline float soften(const Row *row, float *scores) {
-    vec top = all(-INFINITY), mass = {0};
-    float *const last = scores + (pages_for(row->seen) - 1) * LANES;
-    const ivec seen_of_last = first_lanes(row->seen - (int)(last - scores));
-    for (const float *s = scores; s < last; s += LANES) top = larger(load(s), top); /* a NaN makes all weights NaN */
-    top = larger(choose(seen_of_last, load(last), all(-INFINITY)), top);
-    const vec max = all(largest(top));
+static inline float soften(const Row *row, float *scores, float top) {
+    vec mass = {0};
+    const vec max = all(top);
+    float *const last = last_scores(row, scores);
     for (float *s = scores; s < last; s += LANES) {
         const vec e = power_of_two(load(s) - max);
         store(s, e);
         mass += e;
     }
-    const vec e = choose(seen_of_last, power_of_two(load(last) - max), all(0.0f));
+    const vec e = choose(seen_of_last(row), power_of_two(load(last) - max), all(0.0f));
     store(last, e);
     return total(mass + e);
 }
@@ -95,7 +104,7 @@ static inline float soften(const Row *row, float *scores) {
 /* One head of one layer. */
 static inline __attribute__((always_inline)) void attend(const Decoder *d, size_t part, const Block *block, const float *q, int ldq,
                                                          float *scores, float *out, int ldo, const int size) {
-    float scale[BLOCK];
+    float top[BLOCK], scale[BLOCK];
     const int ld = d->score_width, n = block->n;
     const Tile *const end = block->tiles + block->num_tiles;
     for (const Tile *tile = block->tiles; tile < end; tile++) {
@@ -107,8 +116,9 @@ static inline __attribute__((always_inline)) void attend(const Decoder *d, size_
         else if (quarters == 2) OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 2));
         else OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 1));
     }
+    for (int r = 0; r < n; r++) top[r] = top_score(&block->rows[r], scores + (size_t)r * ld); /* all first: so nobody waits */
     for (int r = 0; r < n; r++) {
-        scale[r] = 1.0f / soften(&block->rows[r], scores + (size_t)r * ld);
+        scale[r] = 1.0f / soften(&block->rows[r], scores + (size_t)r * ld, top[r]);
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, (vec){0});
     }
     for (const Tile *tile = block->tiles; tile < end; tile++) {

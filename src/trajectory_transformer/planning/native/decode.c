@@ -217,6 +217,7 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
         s->scores = allocate_zeros(sizeof(float) * BLOCK * pages * LANES), s->out = allocate_zeros(sizeof(float) * BLOCK * out);
         s->wanted = malloc(sizeof(Tile) * BLOCK * pages);
     }
+    know(d);
     return d;
 }
 
@@ -229,7 +230,7 @@ void tt_destroy(Decoder *d) {
         free(s->x), free(s->normed), free(s->projected), free(s->seen), free(s->hidden), free(s->scores), free(s->out), free(s->wanted);
     }
     for (int i = 0; i < d->num_chunks; i++) free(d->chunks[i]);
-    free(d->chunks), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
+    free(d->chunks), free(d->known), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
     free(d->embeddings), free(d->positions), free(d->sequences), free(d->previous), free(d->page_lists);
     free(d->previous_lists), free(d->logits), free(d->sequence_of_row), free(d);
 }

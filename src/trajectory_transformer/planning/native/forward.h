@@ -6,13 +6,10 @@
 
 #include "attention.h"
 
-static void embed(const Decoder *d, const Row *rows, int n, float *x) {
-    for (int r = 0; r < n; r++) {
-        const int dimension = rows[r].position % d->transition_dim;
-        const float *e = d->embeddings + ((size_t)dimension * d->vocab + rows[r].token) * d->width;
-        const float *p = d->positions + (size_t)rows[r].position * d->width;
-        for (int i = 0; i < d->width; i += LANES) store(x + r * d->width + i, load(e + i) + load(p + i));
-    }
+static void embed(const Decoder *d, int token, int position, float *x) {
+    const float *e = d->embeddings + ((size_t)(position % d->transition_dim) * d->vocab + token) * d->width;
+    const float *p = d->positions + (size_t)position * d->width;
+    for (int i = 0; i < d->width; i += LANES) store(x + i, load(e + i) + load(p + i));
 }
 
 /* x += more, if there is any; then out = x without its mean, of unit variance. The norms' weights and biases are part
@@ -127,6 +124,42 @@ static void compact(const Wanted *wanted, float *values, int width) {
         if (wanted->which[w] > w) memcpy(values + (size_t)w * width, values + (size_t)wanted->which[w] * width, sizeof(float) * width);
 }
 
+/* Queries, keys and values in the first layer. */
+static void begin(const Decoder *d, const Scratch *s, const Block *block, Stream *stream) {
+    const Matrix *project = &d->layers[0].project;
+    for (int r = 0; r < block->n; r++) {
+        const Row *row = &block->rows[r];
+        embed(d, row->token, row->position, s->x + r * d->width);
+        if (d->known)
+            memcpy(s->projected + (size_t)r * project->n, d->known + ((size_t)row->position * d->vocab + row->token) * project->n,
+                   sizeof(float) * project->n);
+    }
+    if (d->known) return;
+    add_and_normalize(d, NULL, s->x, block->n, s->normed);
+    multiply(project, s->normed, d->width, block->n, s->projected, project->n, stream);
+}
+
+/* Fill d->known, if there is room for all that it would hold. */
+static void know(Decoder *d) {
+    const Matrix *project = &d->layers[0].project;
+    const size_t bytes = sizeof(float) * d->block_size * d->vocab * project->n;
+    float *known = bytes <= KNOWN ? allocate(bytes) : NULL;
+    if (!known) return;
+#pragma omp parallel for num_threads(d->threads)
+    for (int position = 0; position < d->block_size; position++) {
+        const Scratch *s = &d->scratch[omp_get_thread_num()];
+        for (int first = 0; first < d->vocab; first += BLOCK) {
+            const int n = d->vocab - first < BLOCK ? d->vocab - first : BLOCK;
+            Stream none = {0};
+            for (int r = 0; r < n; r++) embed(d, first + r, position, s->x + r * d->width);
+            add_and_normalize(d, NULL, s->x, n, s->normed);
+            multiply(project, s->normed, d->width, n, s->projected, project->n, &none);
+            memcpy(known + ((size_t)position * d->vocab + first) * project->n, s->projected, sizeof(float) * n * project->n);
+        }
+    }
+    d->known = known;
+}
+
 /* A block's keys and values in one layer, unless all that is stored is so little that it stays near by itself. */
 static Stream stream_of(const Decoder *d, int layer, const Block *block) {
     const size_t page = sizeof(float) * page_floats(d);
@@ -143,12 +176,11 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
     Wanted wanted;
     Stream stream = {0};
     find_wanted(d, whole, s->wanted, &wanted);
-    embed(d, whole->rows, whole->n, s->x);
-    add_and_normalize(d, NULL, s->x, whole->n, s->normed);
+    begin(d, s, whole, &stream);
     for (int l = 0; l < d->num_layers; l++) {
         const Layer *layer = &d->layers[l];
         const int last = l == d->num_layers - 1;
-        multiply(&layer->project, s->normed, width, whole->n, s->projected, layer->project.n, &stream);
+        if (l > 0) multiply(&layer->project, s->normed, width, whole->n, s->projected, layer->project.n, &stream);
         remember(d, s, l, whole);
         meet(d, team, began);
         if (last && wanted.block.n < whole->n) {

@@ -43,7 +43,9 @@ static inline __attribute__((always_inline)) void sums_below_some(const float *x
 static void sums_below(const float *x, const float *weights, int n, float *out) {
     int j = 0;
     for (; j + 3 * LANES < n; j += 4 * LANES) sums_below_some(x, weights, n, x + j, out + j, 4);
-    for (; j < n; j += LANES) sums_below_some(x, weights, n, x + j, out + j, 1);
+    if (j + 2 * LANES < n) sums_below_some(x, weights, n, x + j, out + j, 3);
+    else if (j + LANES < n) sums_below_some(x, weights, n, x + j, out + j, 2);
+    else if (j < n) sums_below_some(x, weights, n, x + j, out + j, 1);
 }
 
 /* Logits (padded) to the cumulative distribution of what the filters leave. k 0 and cdf below 0 stand for none. */
@@ -87,27 +89,29 @@ static int sample(Decoder *d, const int64_t *parents, int rows, const float *uni
                   int64_t *tokens) {
     const int n = d->vocab, padded = d->logit_width;
     const double start = omp_get_wtime();
-    float *cumulative = NULL;
-    if (k != 1) {
-        cumulative = allocate(sizeof(float) * d->num_sequences * padded);
-        if (!cumulative) return NO_MEMORY;
-        const int team = d->alone ? 1 : d->threads;
+    const int team = d->alone ? 1 : d->threads;
+    float *cumulative = k == 1 ? NULL : allocate(sizeof(float) * d->num_sequences * padded);
+    int *likeliest = k == 1 ? malloc(sizeof(int) * d->num_sequences) : NULL;
+    const int ready = cumulative || likeliest;
 #pragma omp parallel num_threads(team) if (team > 1 && d->num_sequences > 8)
-        {
-            float scratch[2 * padded];
+    {
+        float scratch[2 * padded];
 #pragma omp for
-            for (int s = 0; s < d->num_sequences; s++) {
+        for (int s = 0; s < (ready ? d->num_sequences : 0); s++) {
+            const float *logits = d->logits + (size_t)s * padded;
+            if (k == 1) likeliest[s] = most_likely(logits, n);
+            else {
                 float *x = cumulative + (size_t)s * padded;
-                for (int i = 0; i < n; i++) x[i] = d->logits[(size_t)s * padded + i] / temperature;
+                for (int i = 0; i < n; i++) x[i] = logits[i] / temperature;
                 filter(x, n, k, cdf, scratch);
             }
         }
     }
-    for (int r = 0; r < rows; r++) {
+    for (int r = 0; r < rows && ready; r++) {
         const int s = d->sequence_of_row[parents[r]];
-        tokens[r] = k == 1 ? most_likely(d->logits + (size_t)s * padded, n) : draw(cumulative + (size_t)s * padded, n, uniforms[r]);
+        tokens[r] = k == 1 ? likeliest[s] : draw(cumulative + (size_t)s * padded, n, uniforms[r]);
     }
-    free(cumulative);
+    free(cumulative), free(likeliest);
     d->seconds[1] += omp_get_wtime() - start;
-    return OK;
+    return ready ? OK : NO_MEMORY;
 }
