@@ -69,48 +69,6 @@ class SearchResult:
     late: bool = False
 
 
-class _Sequences:
-    """The planned part of all sequences, beside the decoder that knows their past.
-
-    Attributes:
-        tokens: (environment, rows, time so far).
-        returns: (environment, rows, horizon + 1) estimated rewards, then the return-to-go after the last of them.
-    """
-
-    def __init__(self, decoder: BeamDecoder, prefix: Tensor, settings: PlannerConfig, layout: TransitionLayout) -> None:
-        self.decoder = decoder
-        decoder.prefill(prefix)
-        self.tokens = prefix[:, None, -layout.observation_dim :]
-        self.returns = torch.zeros(len(prefix), 1, settings.horizon + 1, device=prefix.device)
-
-    def expand(self, candidates: int) -> None:
-        self.decoder.expand(candidates)
-        self.tokens, self.returns = (x.repeat_interleave(candidates, dim=1) for x in (self.tokens, self.returns))
-
-    def keep(self, rows: Tensor) -> None:
-        self.decoder.keep(rows)
-        self.tokens, self.returns = gather_rows(self.tokens, rows), gather_rows(self.returns, rows)
-
-    def extend(self, uniforms: Tensor, choice: Choice) -> None:
-        """Sample as many tokens as there are uniforms (environment, tokens, rows)."""
-        self.tokens = torch.cat([self.tokens, self.decoder.extend(uniforms, choice)], dim=2)
-
-    def reward_and_value(self, estimate: RewardEstimate) -> tuple[Tensor, Tensor]:
-        """Append reward and value tokens, greedily as the original does (its k_rew = 1).
-
-        Returns:
-            estimated rewards and returns-to-go (environment, rows, 2), and the value tokens (environment, rows), which
-            the decoder has not seen.
-        """
-        reward_logits = self.decoder.logits
-        reward_tokens = reward_logits.argmax(dim=-1)
-        self.decoder.step(reward_tokens)
-        value_logits = self.decoder.logits
-        value_tokens = value_logits.argmax(dim=-1)
-        self.tokens = torch.cat([self.tokens, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
-        return estimate(torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1)), value_tokens
-
-
 def beam_search(
     decoder: BeamDecoder,
     prefix: Tensor,
@@ -140,42 +98,66 @@ def beam_search(
     """
     assert settings.discount is not None
     environments, width, horizon = len(prefix), settings.beam_width, settings.horizon
-    actions = Choice(settings.k_act, settings.cdf_act, settings.temperature)
-    observations = Choice(settings.k_obs, None, settings.temperature)
+    for_actions = Choice(settings.k_act, settings.cdf_act, settings.temperature)
+    for_observations = Choice(settings.k_obs, None, settings.temperature)
     discounts = settings.discount ** torch.arange(horizon + 1, dtype=torch.float32, device=prefix.device)
-    sequences = _Sequences(decoder, prefix, settings, layout)
-    scores, steps, value_tokens, kept = discounts.new_zeros(environments, 1), [], prefix, prefix
+    decoder.prefill(prefix)
+    observations = prefix[:, None, -layout.observation_dim :]
+    returns = discounts.new_zeros(environments, 1, horizon + 1)  # estimated rewards, then the return-to-go after them
+    scores, steps, seen = returns, [], []
     for t in range(horizon):
         if deadline is not None:
             affordable = deadline.width(t, environments, width)
             if affordable == 0:
                 break
             width = affordable
-        if t > 0:
-            decoder.step(value_tokens.gather(1, kept))
-            sequences.extend(uniforms[:, t, layout.observation, :width], observations)
-        sequences.expand(settings.n_expand * (width if t == 0 else 1))
-        sequences.extend(uniforms[:, t, layout.action, : settings.n_expand * width], actions)
-        estimates, value_tokens = sequences.reward_and_value(estimate)
-        sequences.returns[:, :, t : t + 2] = estimates
+        if steps:
+            decoder.step(steps[-1].tokens[:, :, -1].gather(1, steps[-1].kept))
+            observations = decoder.extend(uniforms[:, t, layout.observation, :width], for_observations)
+        candidates = settings.n_expand * (width if t == 0 else 1)
+        decoder.expand(candidates)
+        returns = returns.repeat_interleave(candidates, dim=1)
+        actions = decoder.extend(uniforms[:, t, layout.action, : settings.n_expand * width], for_actions)
+        # Reward and value greedily, as the original does (its k_rew = 1).
+        reward_logits = decoder.logits
+        reward_tokens = reward_logits.argmax(dim=-1)
+        decoder.step(reward_tokens)
+        value_logits = decoder.logits
+        value_tokens = value_logits.argmax(dim=-1)
+        estimates = estimate(torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1))
+        returns[:, :, t : t + 2] = estimates
         if rank is None:
-            scores = (sequences.returns * discounts).sum(dim=-1)
+            scores = (returns * discounts).sum(dim=-1)
         else:
-            scores = rank(sequences.returns, t, sequences.tokens[:, :, -layout.transition_dim : -2])
+            scores = rank(returns, t, torch.cat([observations.repeat_interleave(candidates, dim=1), actions], dim=2))
         scores = scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
-        rewards, values = estimates.unbind(dim=2)
-        steps.append(SearchStep(sequences.tokens[:, :, -layout.action_dim - 2 :], rewards, values, kept))
-        sequences.keep(kept)
+        tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
+        steps.append(SearchStep(tokens, estimates[:, :, 0], estimates[:, :, 1], kept))
+        seen.append(observations)
+        decoder.keep(kept)
+        returns = gather_rows(returns, kept)
         if deadline is not None:
             kept.cpu()  # waits for a GPU to do what so far may only have been queued
             deadline.planned(t, environments, width)
-    # Kept candidates come best first.
-    best = sequences.tokens[:, 0].view(environments, len(steps), layout.transition_dim)
-    returns = sequences.returns[:, 0]
     late = deadline is not None and deadline.late
-    return SearchResult(best, returns[:, : len(steps)], returns[:, len(steps)], scores[:, 0], steps, width, late)
+    rewards, value = returns[:, 0, : len(steps)], returns[:, 0, len(steps)]
+    return SearchResult(_best(steps, seen), rewards, value, scores[:, 0], steps, width, late)
+
+
+def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:
+    """Tokens (environment, horizon, transition_dim) of the sequence that came first in the end, found backwards.
+
+    Args:
+        observations: (environment, rows, observation_dim) tokens that each step's candidates follow.
+    """
+    row, found = torch.zeros_like(steps[-1].kept[:, :1]), []
+    for step, observation in zip(reversed(steps), reversed(observations), strict=True):
+        candidate = step.kept.gather(1, row)
+        row = candidate // (step.tokens.shape[1] // observation.shape[1])
+        found.append(torch.cat([gather_rows(observation, row), gather_rows(step.tokens, candidate)], dim=2))
+    return torch.cat(found[::-1], dim=1)
 
 
 def require_finite_scores(scores: Tensor) -> None:
