@@ -7,7 +7,7 @@
 
 #define BLOCK 32 /* rows that pass through all layers together */
 #define CHUNK 64 /* pages that the pool grows by */
-#define KNOWN (64 << 20) /* bytes, the most that the first layer's projections of all tokens at all positions may take */
+#define KNOWN (64 << 20) /* bytes that looking up the first layer may take */
 
 typedef struct {
     Matrix project, output, up, down;
@@ -48,7 +48,7 @@ typedef struct {
     float *weights;    /* of all matrices, in the order that they are used in */
     Layer *layers;
     Matrix *heads_out; /* for each dimension */
-    float *known; 
+    float *known; /* (block_size, vocab, 3 heads head_size): queries, keys and values in the first layer; NULL if too many */
     Scratch *scratch;  /* for each thread */
     atomic_int waiting, phase, stalls; /* of the threads' meetings */
     double seconds[2];  /* spent in the model, and in sampling */

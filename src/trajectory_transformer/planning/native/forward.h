@@ -124,37 +124,36 @@ static void compact(const Wanted *wanted, float *values, int width) {
         if (wanted->which[w] > w) memcpy(values + (size_t)w * width, values + (size_t)wanted->which[w] * width, sizeof(float) * width);
 }
 
-/* Queries, keys and values in the first layer. */
-static void begin(const Decoder *d, const Scratch *s, const Block *block, Stream *stream) {
+/* What some rows bring into the first layer. */
+static void begin(const Decoder *d, const Scratch *s, const Row *rows, int n) {
     const Matrix *project = &d->layers[0].project;
-    for (int r = 0; r < block->n; r++) {
-        const Row *row = &block->rows[r];
-        embed(d, row->token, row->position, s->x + r * d->width);
-        if (d->known)
-            memcpy(s->projected + (size_t)r * project->n, d->known + ((size_t)row->position * d->vocab + row->token) * project->n,
-                   sizeof(float) * project->n);
+    Stream none = {0};
+    for (int r = 0; r < n; r++) {
+        embed(d, rows[r].token, rows[r].position, s->x + r * d->width);
+        if (!d->known) continue;
+        const float *known = d->known + ((size_t)rows[r].position * d->vocab + rows[r].token) * project->n;
+        memcpy(s->projected + (size_t)r * project->n, known, sizeof(float) * project->n);
     }
     if (d->known) return;
-    add_and_normalize(d, NULL, s->x, block->n, s->normed);
-    multiply(project, s->normed, d->width, block->n, s->projected, project->n, stream);
+    add_and_normalize(d, NULL, s->x, n, s->normed);
+    multiply(project, s->normed, d->width, n, s->projected, project->n, &none);
 }
 
-/* Fill d->known, if there is room for all that it would hold. */
+/* Queries, keys and values in the first layer depend on token and position alone. All are computed once, if there is
+ * room for them. */
 static void know(Decoder *d) {
-    const Matrix *project = &d->layers[0].project;
-    const size_t bytes = sizeof(float) * d->block_size * d->vocab * project->n;
+    const int width = d->layers[0].project.n;
+    const size_t bytes = sizeof(float) * d->block_size * d->vocab * width;
     float *known = bytes <= KNOWN ? allocate(bytes) : NULL;
     if (!known) return;
 #pragma omp parallel for num_threads(d->threads)
     for (int position = 0; position < d->block_size; position++) {
         const Scratch *s = &d->scratch[omp_get_thread_num()];
-        for (int first = 0; first < d->vocab; first += BLOCK) {
-            const int n = d->vocab - first < BLOCK ? d->vocab - first : BLOCK;
-            Stream none = {0};
-            for (int r = 0; r < n; r++) embed(d, first + r, position, s->x + r * d->width);
-            add_and_normalize(d, NULL, s->x, n, s->normed);
-            multiply(project, s->normed, d->width, n, s->projected, project->n, &none);
-            memcpy(known + ((size_t)position * d->vocab + first) * project->n, s->projected, sizeof(float) * n * project->n);
+        Row rows[BLOCK];
+        for (int token = 0, n; token < d->vocab; token += n) {
+            for (n = 0; n < BLOCK && token + n < d->vocab; n++) rows[n] = (Row){.token = token + n, .position = position};
+            begin(d, s, rows, n);
+            memcpy(known + ((size_t)position * d->vocab + token) * width, s->projected, sizeof(float) * n * width);
         }
     }
     d->known = known;
@@ -176,7 +175,7 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
     Wanted wanted;
     Stream stream = {0};
     find_wanted(d, whole, s->wanted, &wanted);
-    begin(d, s, whole, &stream);
+    begin(d, s, whole->rows, whole->n);
     for (int l = 0; l < d->num_layers; l++) {
         const Layer *layer = &d->layers[l];
         const int last = l == d->num_layers - 1;
