@@ -89,11 +89,11 @@ static int sample(Decoder *d, const int64_t *parents, int rows, const float *uni
                   int64_t *tokens) {
     const int n = d->vocab, padded = d->logit_width;
     const double start = omp_get_wtime();
-    const int team = d->alone ? 1 : d->threads;
+    const int team = d->alone ? 1 : d->threads, few = k == 1 ? 128 : 8; /* sequences, for which nobody else is called */
     float *cumulative = k == 1 ? NULL : allocate(sizeof(float) * d->num_sequences * padded);
     int *likeliest = k == 1 ? malloc(sizeof(int) * d->num_sequences) : NULL;
     const int ready = cumulative || likeliest;
-#pragma omp parallel num_threads(team) if (team > 1 && d->num_sequences > 8)
+#pragma omp parallel num_threads(team) if (team > 1 && d->num_sequences > few)
     {
         float scratch[2 * padded];
 #pragma omp for
