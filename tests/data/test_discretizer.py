@@ -340,3 +340,38 @@ def test_make_discretizer_follows_the_configuration():
     assert (type(uniform), uniform.num_bins) == (UniformDiscretizer, 8)
     with pytest.raises(ValueError, match="num_bins"):
         QuantileDiscretizer(1)
+
+
+@BOTH
+@pytest.mark.parametrize("change", ["fit", "assign", "in place", "load", "move"])
+def test_follows_its_edges_however_they_change(kind: type[Discretizer], change: str):
+    before, after, values = normal(500), 10.0 * normal(500, seed=1), 10.0 * normal(50, seed=2)
+    fresh, changed = kind(10).fit(after), kind(10).fit(before)
+    probabilities = torch.rand(4, 3, 10).softmax(-1)
+    with torch.inference_mode():
+        changed.decode(changed.encode(values))
+        changed.expectation(probabilities)
+    if change == "fit":
+        changed.fit(after)
+    elif change == "assign":
+        changed.edges = fresh.edges.clone()
+    elif change == "in place":
+        changed.edges.copy_(fresh.edges)
+    elif change == "load":
+        changed.load_state_dict(fresh.state_dict())
+    else:
+        fresh, changed = fresh.double(), changed.fit(after).double()
+    tokens = changed.encode(values)
+    assert torch.equal(tokens, fresh.encode(values))
+    assert torch.equal(changed.decode(tokens), fresh.decode(tokens))
+    assert torch.equal(changed.expectation(probabilities), fresh.expectation(probabilities))
+
+
+def test_gradients_pass_through_an_expectation_that_a_search_asked_for_first():
+    discretizer = QuantileDiscretizer(10).fit(normal(100))
+    probabilities = torch.full((1, 3, 10), 0.1)
+    with torch.inference_mode():
+        discretizer.expectation(probabilities)
+    (gradient,) = torch.autograd.grad(discretizer.expectation(probabilities.requires_grad_()).sum(), probabilities)
+    centers = (discretizer.edges[:, 1:] + discretizer.edges[:, :-1]) / 2
+    torch.testing.assert_close(gradient[0], centers)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,15 @@ from ..configuration import DiscretizerConfig
 
 ALL_COLUMNS = slice(None)
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
+
+class _Derived(NamedTuple):
+    """What follows from edges: it costs more than to look a few values up, so it is kept until they change."""
+
+    edges: Tensor
+    version: int
+    boundaries: Tensor
+    centers: Tensor
 
 
 class Discretizer(nn.Module, ABC):
@@ -33,6 +42,7 @@ class Discretizer(nn.Module, ABC):
 
     edges: Tensor
     strategy: str = ""
+    _derived: _Derived | None = None
 
     def __init__(self, num_bins: int = 100) -> None:
         super().__init__()
@@ -88,13 +98,14 @@ class Discretizer(nn.Module, ABC):
         Raises:
             ValueError: NaN among the values, or another d.
         """
-        edges = self._columns(columns, values.shape[-1])
+        edges = self._columns(self.edges, columns, values.shape[-1])
         flat = values.to(edges).reshape(-1, len(edges)).T.contiguous()  # (d, n)
-        bad = torch.isnan(flat).any(dim=1).nonzero()[:, 0].tolist()
-        if bad:
-            raise ValueError(f"cannot encode NaN, found in columns {bad} of the given values")
+        bad = torch.isnan(flat)
+        if bad.any():
+            found = bad.any(dim=1).nonzero()[:, 0].tolist()
+            raise ValueError(f"cannot encode NaN, found in columns {found} of the given values")
         flat = flat.clamp(edges[:, :1], edges[:, -1:])
-        tokens = torch.searchsorted(_boundaries(edges), flat, right=True, out_int32=True) - 1
+        tokens = torch.searchsorted(self._from_edges().boundaries[columns], flat, right=True, out_int32=True) - 1
         return tokens.clamp_(0, self.num_bins - 1).T.reshape(values.shape).to(torch.int64)
 
     def decode(self, tokens: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
@@ -161,15 +172,23 @@ class Discretizer(nn.Module, ABC):
         discretizer.edges = edges.detach().to(torch.float32, copy=True)
         return discretizer
 
-    def _columns(self, columns: slice, width: int) -> Tensor:
-        edges = self.edges[columns]
-        if len(edges) == 0 or width != len(edges):
-            raise ValueError(f"the discretiser has {len(edges)} such columns, the values {width}")
-        return edges
+    def _columns(self, of_all: Tensor, columns: slice, width: int) -> Tensor:
+        rows = of_all[columns]
+        if len(rows) == 0 or width != len(rows):
+            raise ValueError(f"the discretiser has {len(rows)} such columns, the values {width}")
+        return rows
 
     def _centers(self, columns: slice, width: int) -> Tensor:
-        edges = self._columns(columns, width)
-        return (edges[:, :-1] + edges[:, 1:]) / 2
+        return self._columns(self._from_edges().centers, columns, width)
+
+    def _from_edges(self) -> _Derived:
+        edges = self.edges
+        version = 0 if edges.is_inference() else edges._version
+        if self._derived is None or self._derived.edges is not edges or self._derived.version != version:
+            with torch.inference_mode(False):  # so that gradients may pass through them, whoever asks first
+                centers = (edges[:, :-1] + edges[:, 1:]) / 2
+                self._derived = _Derived(edges, version, _boundaries(edges), centers)
+        return self._derived
 
     def _bin_probabilities(self, probabilities: Tensor) -> Tensor:
         if probabilities.shape[-1] not in (self.num_bins, self.num_bins + 1):
