@@ -160,10 +160,9 @@ static void store_token(float *page, int slot, const float *key, const float *va
 /* Store the keys and values of rows that later ones may see. */
 static void remember(const Decoder *d, const Scratch *scratch, int layer, const Block *block) {
     const int size = d->head_size, columns = d->heads * size, ldp = d->layers[layer].project.n;
-    for (int h = 0; h < d->heads; h++)
-        for (int r = 0; r < block->n; r++) {
-            const Row *row = &block->rows[r];
-            if (row->page < 0) continue;
+    for (int r = 0; r < block->n; r++) {
+        const Row *row = &block->rows[r];
+        for (int h = 0; h < (row->page < 0 ? 0 : d->heads); h++) {
             const float *key = scratch->projected + (size_t)r * ldp + columns + h * size, *value = key + columns;
             float *page = page_of(d, layer, h, row->page);
             if (row->copied >= 0) copy_slots(page, page_of(d, layer, h, row->copied), row->slot, size);
@@ -171,6 +170,7 @@ static void remember(const Decoder *d, const Scratch *scratch, int layer, const 
             for (int f = row->further; f >= 0; f = d->further[f].next)
                 store_token(page_of(d, layer, h, d->further[f].page), row->slot, key, value, size);
         }
+    }
 }
 
 /* What rows see, into scratch->seen; their queries are the first columns of scratch->projected. */

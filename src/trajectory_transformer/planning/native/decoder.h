@@ -53,7 +53,7 @@ typedef struct {
     atomic_int waiting, phase, stalls; /* of the threads' meetings */
     double seconds[2];  /* spent in the model, and in sampling */
     int alone, strain; /* calls for which one thread does everything, and how much waiting there was */
-    float **chunks; /* each (layer, head, CHUNK, 2, …): keys (key_at) and values (LANES, head_size) of a page */
+    float **chunks; /* each (layer, CHUNK, head, 2, …): keys (key_at) and values (LANES, head_size) of a page */
     int num_chunks, used_pages, score_width;
     Further *further;
     /* the newest distinct sequences, and which of them each row of the last call is */
@@ -81,7 +81,7 @@ typedef struct {
     int n;
     Tile *tiles;
     int num_tiles;
-    float **pages; /* that they see, as of the first layer's first head */
+    float **pages; /* that they see, the newest first, as of the first layer's first head */
     int num_pages;
 } Block;
 
@@ -97,11 +97,12 @@ static inline int seen_of_page(const Row *row, int p) {
 
 static inline size_t page_floats(const Decoder *d) { return 2 * (size_t)d->head_size * LANES; }
 
-/* Where a page's keys and values in some layer and head begin, behind those in the first layer's first head. */
+/* Where a page's keys and values in some layer and head begin, behind those in the first layer's first head. A page's
+ * heads lie together: what is read from far is read in long pieces. */
 static inline size_t part_of_page(const Decoder *d, int layer, int head) {
-    return (size_t)(layer * d->heads + head) * CHUNK * page_floats(d);
+    return ((size_t)layer * CHUNK * d->heads + head) * page_floats(d);
 }
 
 static inline float *page_of(const Decoder *d, int layer, int head, int page) {
-    return d->chunks[page / CHUNK] + page % CHUNK * page_floats(d) + part_of_page(d, layer, head);
+    return d->chunks[page / CHUNK] + (size_t)(page % CHUNK) * d->heads * page_floats(d) + part_of_page(d, layer, head);
 }

@@ -96,10 +96,10 @@ static int find_tiles(const Decoder *d, const Row *rows, int n, Tile *tiles) {
     return found;
 }
 
-/* A block's tiles and pages. */
+/* A block's tiles and pages; the newest pages first, as what is stored in them is stored before anything is read. */
 static void look(const Decoder *d, Block *block) {
     block->num_tiles = find_tiles(d, block->rows, block->n, block->tiles), block->num_pages = 0;
-    for (const Tile *tile = block->tiles; tile < block->tiles + block->num_tiles; tile++)
+    for (const Tile *tile = block->tiles + block->num_tiles - 1; tile >= block->tiles; tile--)
         if (block->num_pages == 0 || block->pages[block->num_pages - 1] != tile->page) block->pages[block->num_pages++] = tile->page;
 }
 
@@ -161,10 +161,9 @@ static void know(Decoder *d) {
 
 /* A block's keys and values in one layer, unless all that is stored is so little that it stays near by itself. */
 static Stream stream_of(const Decoder *d, int layer, const Block *block) {
-    const size_t page = sizeof(float) * page_floats(d);
-    const int far = page * d->used_pages * d->heads * d->num_layers > STAYS;
-    return (Stream){block->pages, part_of_page(d, layer, 0), page / LINE, part_of_page(d, 0, 1), block->num_pages,
-                    far && block->num_pages ? d->heads : 0, 0, 0};
+    const size_t page = sizeof(float) * page_floats(d) * d->heads; /* in one layer */
+    const int far = page * d->used_pages * d->num_layers > STAYS;
+    return (Stream){block->pages, part_of_page(d, layer, 0), page / LINE, far ? block->num_pages : 0, 0, 0};
 }
 
 /* All layers for rows of which each sees only slots of earlier rows, its own block's included. A team that computes
@@ -187,9 +186,9 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
             compact(&wanted, s->projected, layer->project.n), compact(&wanted, s->x, width);
         }
         attention(d, s, l, block);
+        stream = last ? stream_of(d, 0, next) : stream_of(d, l + 1, whole);
         multiply(&layer->output, s->seen, layer->output.k, block->n, s->out, width, &stream);
         add_and_normalize(d, s->out, s->x, block->n, s->normed);
-        stream = last ? stream_of(d, 0, next) : stream_of(d, l + 1, whole);
         multiply(&layer->up, s->normed, width, block->n, s->hidden, layer->up.n, &stream);
         activate(d->activation, s->hidden, block->n * layer->up.n);
         multiply(&layer->down, s->hidden, layer->up.n, block->n, s->out, width, &stream);

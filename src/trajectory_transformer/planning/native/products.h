@@ -26,24 +26,20 @@ static Matrix pack(const float *weight, const float *bias, int stride, const int
 
 #define LINE 64 /* bytes that come from memory together */
 
-/* What will be wanted soon: the same part of some pages, then the next part of them, and so on. */
+/* What will be wanted soon: the same part of some pages. */
 typedef struct {
     float *const *pages;
-    size_t part, lines; /* where the part begins, in floats; how long each is, in lines */
-    size_t stride;      /* from part to part, in floats */
-    int num_pages, num_parts, page;
+    size_t part, lines; /* where the part begins, in floats; how long it is, in lines */
+    int num_pages, page;
     size_t line;
 } Stream;
 
 /* So many lines of it, or NULL at its end. */
 static inline const char *take(Stream *s, int lines) {
-    if (s->num_parts == 0) return NULL;
+    if (s->page == s->num_pages) return NULL;
     const char *at = (const char *)(s->pages[s->page] + s->part) + s->line * LINE;
     s->line += lines;
-    if (s->line >= s->lines) {
-        s->line = 0;
-        if (++s->page == s->num_pages) s->page = 0, s->part += s->stride, s->num_parts--;
-    }
+    if (s->line >= s->lines) s->line = 0, s->page++;
     return at;
 }
 
