@@ -360,7 +360,8 @@ def test_follows_its_edges_however_they_change(kind: type[Discretizer], change: 
     elif change == "load":
         changed.load_state_dict(fresh.state_dict())
     else:
-        fresh, changed = fresh.double(), changed.fit(after).double()
+        changed.fit(after).encode(values)
+        fresh, changed = fresh.double(), changed.double()
     tokens = changed.encode(values)
     assert torch.equal(tokens, fresh.encode(values))
     assert torch.equal(changed.decode(tokens), fresh.decode(tokens))

@@ -98,7 +98,7 @@ class Discretizer(nn.Module, ABC):
         Raises:
             ValueError: NaN among the values, or another d.
         """
-        edges = self._columns(self.edges, columns, values.shape[-1])
+        edges = _some(self.edges, columns, values.shape[-1])
         flat = values.to(edges).reshape(-1, len(edges)).T.contiguous()  # (d, n)
         bad = torch.isnan(flat)
         if bad.any():
@@ -172,14 +172,8 @@ class Discretizer(nn.Module, ABC):
         discretizer.edges = edges.detach().to(torch.float32, copy=True)
         return discretizer
 
-    def _columns(self, of_all: Tensor, columns: slice, width: int) -> Tensor:
-        rows = of_all[columns]
-        if len(rows) == 0 or width != len(rows):
-            raise ValueError(f"the discretiser has {len(rows)} such columns, the values {width}")
-        return rows
-
     def _centers(self, columns: slice, width: int) -> Tensor:
-        return self._columns(self._from_edges().centers, columns, width)
+        return _some(self._from_edges().centers, columns, width)
 
     def _from_edges(self) -> _Derived:
         edges = self.edges
@@ -239,6 +233,14 @@ STRATEGIES: dict[str, type[Discretizer]] = {"quantile": QuantileDiscretizer, "un
 def make_discretizer(config: DiscretizerConfig) -> Discretizer:
     """The discretiser of a configuration, not yet fitted."""
     return STRATEGIES[config.strategy](config.num_bins)
+
+
+def _some(of_all: Tensor, columns: slice, width: int) -> Tensor:
+    """Some dimensions' rows, as many as the values are wide."""
+    rows = of_all[columns]
+    if len(rows) == 0 or width != len(rows):
+        raise ValueError(f"the discretiser has {len(rows)} such columns, the values {width}")
+    return rows
 
 
 def _take_stored_shape(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
