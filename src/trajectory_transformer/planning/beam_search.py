@@ -104,7 +104,7 @@ def beam_search(
     decoder.prefill(prefix)
     observations = prefix[:, None, -layout.observation_dim :]
     returns = discounts.new_zeros(environments, 1, horizon + 1)  # estimated rewards, then the return-to-go after them
-    scores, steps, seen = returns, [], []
+    scores, steps, seen = returns[:, :, 0], [], []
     for t in range(horizon):
         if deadline is not None:
             affordable = deadline.width(t, environments, width)

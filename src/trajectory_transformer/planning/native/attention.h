@@ -162,7 +162,8 @@ static void remember(const Decoder *d, const Scratch *scratch, int layer, const 
     const int size = d->head_size, columns = d->heads * size, ldp = d->layers[layer].project.n;
     for (int r = 0; r < block->n; r++) {
         const Row *row = &block->rows[r];
-        for (int h = 0; h < (row->page < 0 ? 0 : d->heads); h++) {
+        if (row->page < 0) continue;
+        for (int h = 0; h < d->heads; h++) {
             const float *key = scratch->projected + (size_t)r * ldp + columns + h * size, *value = key + columns;
             float *page = page_of(d, layer, h, row->page);
             if (row->copied >= 0) copy_slots(page, page_of(d, layer, h, row->copied), row->slot, size);
