@@ -3,11 +3,16 @@
 
 #include "vectors.h"
 
-/* Packed weights are panels of NR columns, each [k][NR]. */
+#define DEPTH 128 /* rows of a matrix that are multiplied by at once: of more, and of as many inputs, not all stay near */
+
+/* Packed weights are panels of NR columns, each [DEPTH][NR]; those of the first rows come first. */
 typedef struct {
     int k, n; /* rows, and columns rounded up to NR */
     float *panels, *bias;
 } Matrix;
+
+/* How many rows the panels that begin with some row have. */
+static inline int depth_of(const Matrix *m, int row) { return m->k - row < DEPTH ? m->k - row : DEPTH; }
 
 /* weight is [n][k], as torch keeps it; columns[j] of the result are taken in order; -1 is a column of zeros. The panels
  * go where *panels points to, which moves on behind them. */
@@ -16,9 +21,11 @@ static Matrix pack(const float *weight, const float *bias, int stride, const int
     *panels += (size_t)m.n * k;
     for (int j = 0; j < n; j++) {
         if (columns[j] < 0) continue;
-        float *to = m.panels + (size_t)(j / NR) * k * NR + j % NR;
-        for (int i = 0; i < k; i++)
-            if (inputs[i] >= 0) to[i * NR] = weight[(size_t)columns[j] * stride + inputs[i]];
+        for (int i = 0; i < k; i++) {
+            const int first = i / DEPTH * DEPTH;
+            float *panel = m.panels + (size_t)first * m.n + (size_t)(j / NR) * depth_of(&m, first) * NR;
+            if (inputs[i] >= 0) panel[(i - first) * NR + j % NR] = weight[(size_t)columns[j] * stride + inputs[i]];
+        }
         if (bias) m.bias[j] = bias[columns[j]];
     }
     return m;
@@ -43,49 +50,57 @@ static inline const char *take(Stream *s, int lines) {
     return at;
 }
 
-/* A tile of the product. Meanwhile lines of the weights that come next, and of the stream, come nearer, of each half as
- * many as it has steps: more or fewer were slower when measured. */
-static inline __attribute__((always_inline)) void multiply_tile(const float *restrict w, const float *restrict x, int ldx, int steps,
-                                                                vec sum[MR][2], const char *weights, const char *soon, const int ahead) {
+/* Some steps of a tile. Meanwhile lines of the weights that come next, and of the stream, come nearer, of each half as
+ * many as it has steps, which are even: more or fewer were slower when measured. */
+static inline __attribute__((always_inline)) void multiply_steps(const float *restrict w, const float *restrict x, int ldx, int steps,
+                                                                 vec sum[MR][2], const char *weights, const char *soon, const int ahead) {
+    for (int i = 0; i < steps; i += 2, w += 2 * NR, x += 2, weights += LINE, soon += LINE) {
+        __builtin_prefetch(weights, 0, 2);
+        if (ahead) __builtin_prefetch(soon, 0, 2);
 #pragma GCC unroll 2
-    for (int i = 0; i < steps; i++) {
-        const vec w0 = load(w + i * NR), w1 = load(w + i * NR + LANES);
-        if (i % 2 == 0) __builtin_prefetch(weights + (size_t)i / 2 * LINE, 0, 2);
-        else if (ahead) __builtin_prefetch(soon + (size_t)i / 2 * LINE, 0, 2);
+        for (int j = 0; j < 2; j++) {
+            const vec w0 = load(w + j * NR), w1 = load(w + j * NR + LANES);
 #pragma GCC unroll 8
-        for (int r = 0; r < MR; r++) {
-            const vec b = all(x[r * ldx + i]);
-            sum[r][0] += b * w0;
-            sum[r][1] += b * w1;
+            for (int r = 0; r < MR; r++) {
+                const vec b = all(x[r * ldx + j]);
+                sum[r][0] += b * w0;
+                sum[r][1] += b * w1;
+            }
         }
     }
 }
 
 #define STEPS 64 /* of a tile at once */
 
+/* A tile of a product, of MR rows with a panel, added to what stands in rows of from, ldf apart. */
+static inline __attribute__((always_inline)) void multiply_tile(const float *w, const float *x, int ldx, int depth, const float *from,
+                                                                int ldf, float *out, int ldo, const char *next, Stream *stream) {
+    vec sum[MR][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; r++) sum[r][0] = load(from + (size_t)r * ldf), sum[r][1] = load(from + (size_t)r * ldf + LANES);
+    for (int i = 0; i < depth; i += STEPS, next += STEPS / 2 * LINE) {
+        const int steps = depth - i < STEPS ? depth - i : STEPS;
+        const char *soon = take(stream, steps / 2);
+        if (soon) multiply_steps(w + i * NR, x + i, ldx, steps, sum, next, soon, 1);
+        else multiply_steps(w + i * NR, x + i, ldx, steps, sum, next, next, 0);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; r++) store(out + (size_t)r * ldo, sum[r][0]), store(out + (size_t)r * ldo + LANES, sum[r][1]);
+}
+
 /* out (rows, m.n) = x (rows, m.k) @ m + bias for rows rounded up to MR */
-static void multiply(const Matrix *m, const float *restrict x, int ldx, int rows, float *restrict out, int ldo, Stream *stream) {
+static void multiply(const Matrix *m, const float *x, int ldx, int rows, float *out, int ldo, Stream *stream) {
     if (rows == 0) return;
-    const size_t panel_floats = (size_t)m->k * NR, share = panel_floats * MR / round_up(rows, MR);
-    for (int panel = 0; panel < m->n / NR; panel++) {
-        const float *w = m->panels + panel * panel_floats, *next = w + panel_floats;
-        const vec bias0 = load(m->bias + panel * NR), bias1 = load(m->bias + panel * NR + LANES);
-        for (int row = 0; row < rows; row += MR, next += share) {
-            vec sum[MR][2];
-#pragma GCC unroll 8
-            for (int r = 0; r < MR; r++) sum[r][0] = bias0, sum[r][1] = bias1;
-            for (int i = 0; i < m->k; i += STEPS) {
-                const int steps = m->k - i < STEPS ? m->k - i : STEPS;
-                const float *a = x + (size_t)row * ldx + i;
-                const char *weights = (const char *)next + i / 2 * LINE, *soon = take(stream, steps / 2);
-                if (soon) multiply_tile(w + i * NR, a, ldx, steps, sum, weights, soon, 1);
-                else multiply_tile(w + i * NR, a, ldx, steps, sum, weights, soon, 0);
-            }
-#pragma GCC unroll 8
-            for (int r = 0; r < MR; r++) {
-                float *o = out + (size_t)(row + r) * ldo + panel * NR;
-                store(o, sum[r][0]);
-                store(o + LANES, sum[r][1]);
+    const float *w = m->panels;
+    for (int first = 0, depth; first < m->k; first += depth) {
+        depth = depth_of(m, first);
+        const size_t panel_floats = (size_t)depth * NR, share = panel_floats * MR / round_up(rows, MR);
+        for (int column = 0; column < m->n; column += NR, w += panel_floats) {
+            const float *next = w + panel_floats; /* of the panel after this one, a tile's share */
+            for (int row = 0; row < rows; row += MR, next += share) {
+                float *o = out + (size_t)row * ldo + column;
+                const float *a = x + (size_t)row * ldx + first;
+                multiply_tile(w, a, ldx, depth, first ? o : m->bias + column, first ? ldo : 0, o, ldo, (const char *)next, stream);
             }
         }
     }
