@@ -34,7 +34,7 @@ static inline __attribute__((always_inline)) void sums_below_some(const float *x
     for (int i = 0; i < n; i++) {
         const vec xi = all(x[i]), weight = all(weights ? weights[i] : 1.0f);
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) sum[j] += (vec)((ivec)weight & (xi < load(some + j * LANES)));
+        for (int j = 0; j < vectors; j++) sum[j] = add_where_less(sum[j], xi, load(some + j * LANES), weight);
     }
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; j++) store(out + j * LANES, sum[j]);
@@ -79,9 +79,13 @@ static void filter(float *x, int n, int k, float cdf, float *scratch) {
     for (int i = 1; i < n; i++) x[i] += x[i - 1];
 }
 
+/* How many of the others a number passes. */
 static int draw(const float *cumulative, int n, float uniform) {
+    const vec at = all(uniform * cumulative[n - 1]);
+    ivec passed = {0};
+    for (int i = 0; i < n - 1; i += LANES) passed -= first_lanes(n - 1 - i) & (load(cumulative + i) <= at);
     int token = 0;
-    while (token < n - 1 && cumulative[token] <= uniform * cumulative[n - 1]) token++;
+    for (int i = 0; i < LANES; i++) token += passed[i];
     return token;
 }
 

@@ -55,6 +55,9 @@ static inline vec choose(ivec mask, vec a, vec b) {
 }
 static inline vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)b, (__m512)a); } /* a NaN in a stays one */
 static inline vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)b, (__m512)a); }
+static inline vec add_where_less(vec sum, vec x, vec y, vec more) { /* where x < y */
+    return (vec)_mm512_mask_add_ps((__m512)sum, _mm512_cmp_ps_mask((__m512)x, (__m512)y, _CMP_LT_OQ), (__m512)sum, (__m512)more);
+}
 static inline vec times_two_to(vec x, vec n) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)n); }
 static inline vec reciprocal(vec x) {
     const vec y = (vec)_mm512_rcp14_ps((__m512)x);
@@ -65,6 +68,7 @@ static inline vec reciprocal(vec x) { return all(1.0f) / x; }
 static inline vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 static inline vec larger(vec a, vec b) { return choose(b > a, b, a); } /* a NaN in a stays one */
 static inline vec smaller(vec a, vec b) { return choose(b < a, b, a); }
+static inline vec add_where_less(vec sum, vec x, vec y, vec more) { return sum + (vec)((ivec)more & (x < y)); }
 static inline vec times_two_to(vec x, vec n) { /* whole n from -126 to 127 */
     const vec shifted = n + all(12582912.0f + 127.0f);
     return x * (vec)((ivec)shifted << 23);
