@@ -101,13 +101,40 @@ static inline float soften(const Row *row, float *scores, float top) {
         else { enum { ROWS = 1 }; call; }                   \
     } while (0)
 
+/* How far the keys, or the values, of a head have been fetched: up to some floats of a tile's page. */
+typedef struct {
+    const Tile *tile;
+    int floats;
+} Fetched;
+
+static inline const Tile *next_page(const Tile *tile, const Tile *end) {
+    const Tile *next = tile;
+    while (next < end && next->page == tile->page) next++;
+    return next;
+}
+
+/* Fetch some lines of the pages behind a tile's: two for each of its rows, with which the time grows that it takes. */
+static inline __attribute__((always_inline)) void fetch_ahead(Fetched *fetched, const Tile *tile, const Tile *end, size_t part,
+                                                              const int size, const int rows) {
+    const int line = LINE / sizeof(float);
+    if (fetched->tile <= tile) *fetched = (Fetched){next_page(tile, end), 0};
+    if (fetched->tile == end) return;
+    const float *from = fetched->tile->page + part + fetched->floats;
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * rows; i++) __builtin_prefetch(from + i * line, 0, 3);
+    fetched->floats += 2 * rows * line;
+    if (fetched->floats >= size * LANES) *fetched = (Fetched){next_page(fetched->tile, end), 0};
+}
+
 /* One head of one layer. */
 static inline __attribute__((always_inline)) void attend(const Decoder *d, size_t part, const Block *block, const float *q, int ldq,
                                                          float *scores, float *out, int ldo, const int size) {
     float top[BLOCK], scale[BLOCK];
     const int ld = d->score_width, n = block->n;
     const Tile *const end = block->tiles + block->num_tiles;
+    Fetched keys_to = {block->tiles, 0}, values_to = keys_to;
     for (const Tile *tile = block->tiles; tile < end; tile++) {
+        OF_TILE(tile, fetch_ahead(&keys_to, tile, end, part, size, ROWS));
         const int r = tile->first, quarters = (tile->filled + QUARTER - 1) / QUARTER;
         const float *keys = tile->page + part;
         float *to = scores + (size_t)r * ld + tile->place * LANES;
@@ -122,6 +149,7 @@ static inline __attribute__((always_inline)) void attend(const Decoder *d, size_
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, (vec){0});
     }
     for (const Tile *tile = block->tiles; tile < end; tile++) {
+        OF_TILE(tile, fetch_ahead(&values_to, tile, end, part + size * LANES, size, ROWS));
         const int r = tile->first;
         const float *weights = scores + (size_t)r * ld + tile->place * LANES, *values = tile->page + part + size * LANES;
         float *to = out + (size_t)r * ldo;

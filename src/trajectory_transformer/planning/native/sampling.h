@@ -79,7 +79,7 @@ static void filter(float *x, int n, int k, float cdf, float *scratch) {
     for (int i = 1; i < n; i++) x[i] += x[i - 1];
 }
 
-/* How many of the others a number passes. */
+/* The token whose share of a cumulative distribution (padded) a number in [0, 1) falls into. */
 static int draw(const float *cumulative, int n, float uniform) {
     const vec at = all(uniform * cumulative[n - 1]);
     ivec passed = {0};
