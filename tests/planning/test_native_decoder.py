@@ -102,7 +102,9 @@ class Comparison:
 MODELS = {
     "transition of four, head of five": make_model(1, 1, 6, vocab_size=7, n_layer=1, n_head=3, n_embd=15),
     "head of eight": make_model(2, 1, 6, vocab_size=7, n_head=3, n_embd=24, hidden_act="relu", layer_norm_eps=0.3),
-    "head of sixteen": make_model(3, 2, 5, vocab_size=100, n_embd=32, hidden_act="gelu_new", layer_norm_eps=1e-12),
+    "head of sixteen": make_model(
+        3, 2, 5, vocab_size=100, n_head=3, n_embd=48, hidden_act="gelu_new", layer_norm_eps=1e-12
+    ),
     "one head of 64": make_model(2, 2, 5, vocab_size=130, n_layer=1, n_head=1, n_embd=64, hidden_act="selu"),
     "transition of forty": make_model(30, 8, 3, vocab_size=100, n_layer=1, n_head=4, n_embd=12),
     "heads of one": make_model(1, 2, 6, vocab_size=1, n_layer=3, n_head=7, n_embd=7, hidden_act="gelu_new"),
