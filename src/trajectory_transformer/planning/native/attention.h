@@ -7,24 +7,50 @@
  * written in few pieces, and a page that is not full is not read whole. */
 static inline int key_at(int slot, int i) { return (i / 4 * 4 + slot / QUARTER) * LANES + slot % QUARTER * 4 + i % 4; }
 
+#define AT_ONCE (REGISTERS / 8) /* rows whose scores are computed together */
+#define CHAINS (REGISTERS / 16) /* sums, of every so-manyth slot each, that a row's result is computed in */
+
 /* Scores of some rows against the keys in some quarters of a page. */
 static inline __attribute__((always_inline)) void score(const float *restrict q, int ldq, const float *restrict page, int size,
                                                         float *restrict scores, int ld, const int rows, const int quarters) {
-    vec sum[4][4];
+    const int some = rows < AT_ONCE ? rows : AT_ONCE;
+    for (int first = 0; first < rows; first += some, q += some * ldq, scores += (size_t)some * ld) {
+        vec sum[AT_ONCE][4];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
+        for (int r = 0; r < some; r++)
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; g++) sum[r][g] = (vec){0};
-    for (int i = 0; i < size; i += 4)
+            for (int g = 0; g < 4; g++) sum[r][g] = (vec){0};
+        for (int i = 0; i < size; i += 4) {
+            vec keys[4];
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            const vec b = repeat4(q + r * ldq + i);
+            for (int g = 0; g < quarters; g++) {
+                keys[g] = load(page + (i + g) * LANES);
+                KEEP(keys[g]);
+            }
 #pragma GCC unroll 4
-            for (int g = 0; g < quarters; g++) sum[r][g] += b * load(page + (i + g) * LANES);
+            for (int r = 0; r < some; r++) {
+                const vec b = repeat4(q + r * ldq + i);
+#pragma GCC unroll 4
+                for (int g = 0; g < quarters; g++) sum[r][g] += b * keys[g];
+            }
         }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-        store(scores + (size_t)r * ld, sums_of_four(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+        for (int r = 0; r < some; r++)
+            store(scores + (size_t)r * ld, sums_of_four(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+    }
+}
+
+/* Add a slot's values, times the rows' weights for it, to pairs of vectors. */
+static inline __attribute__((always_inline)) void add_values(const float *restrict weights, int ld, const float *value, int second,
+                                                             vec (*sum)[2], const int rows) {
+    vec v0 = load(value), v1 = load(value + second);
+    KEEP(v0);
+    KEEP(v1);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        const vec a = all(weights[r * ld]);
+        sum[r][0] += a * v0, sum[r][1] += a * v1;
+    }
 }
 
 /* Add to some rows' results their weights times a page's values; columns come in pairs of vectors. */
@@ -33,35 +59,25 @@ static inline __attribute__((always_inline)) void combine(const float *restrict 
     for (int part = 0; part < size; part += NR) {
         const int second = part + LANES < size ? LANES : 0;
         const float *value = page + part;
-        vec sum[4][2], other[4][2];
+        vec sum[CHAINS][4][2] = {0};
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            sum[r][0] = load(out + (size_t)r * ldo + part), sum[r][1] = load(out + (size_t)r * ldo + part + second);
-            other[r][0] = other[r][1] = (vec){0};
+            const float *o = out + (size_t)r * ldo + part;
+            sum[0][r][0] = load(o), sum[0][r][1] = load(o + second);
         }
         int l = 0;
-        for (; l + 2 <= filled; l += 2, value += 2 * size) {
-            const vec v0 = load(value), v1 = load(value + second), v2 = load(value + size), v3 = load(value + size + second);
 #pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                const vec a = all(weights[r * ld + l]), b = all(weights[r * ld + l + 1]);
-                sum[r][0] += a * v0, sum[r][1] += a * v1;
-                other[r][0] += b * v2, other[r][1] += b * v3;
-            }
-        }
-        if (l < filled) {
-            const vec v0 = load(value), v1 = load(value + second);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                const vec a = all(weights[r * ld + l]);
-                sum[r][0] += a * v0, sum[r][1] += a * v1;
-            }
-        }
+        for (; l + CHAINS <= filled; l += CHAINS)
+#pragma GCC unroll 2
+            for (int c = 0; c < CHAINS; c++, value += size) add_values(weights + l + c, ld, value, second, sum[c], rows);
+        if (l < filled) add_values(weights + l, ld, value, second, sum[0], rows);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             float *o = out + (size_t)r * ldo + part;
-            store(o, sum[r][0] + other[r][0]);
-            if (second) store(o + LANES, sum[r][1] + other[r][1]);
+#pragma GCC unroll 2
+            for (int c = 1; c < CHAINS; c++) sum[0][r][0] += sum[c][r][0], sum[0][r][1] += sum[c][r][1];
+            store(o, sum[0][r][0]);
+            if (second) store(o + LANES, sum[0][r][1]);
         }
     }
 }

@@ -54,15 +54,19 @@ static inline const char *take(Stream *s, int lines) {
  * many as it has steps, which are even: more or fewer were slower when measured. */
 static inline __attribute__((always_inline)) void multiply_steps(const float *restrict w, const float *restrict x, int ldx, int steps,
                                                                  vec sum[MR][2], const char *weights, const char *soon, const int ahead) {
-    for (int i = 0; i < steps; i += 2, w += 2 * NR, x += 2, weights += LINE, soon += LINE) {
+    const size_t ld = ldx;
+    const float *restrict later = x + 3 * ld; /* rows from the third on: so few addresses are told apart by index alone */
+    for (int i = 0; i < steps; i += 2, w += 2 * NR, x += 2, later += 2, weights += LINE, soon += LINE) {
         __builtin_prefetch(weights, 0, 2);
         if (ahead) __builtin_prefetch(soon, 0, 2);
 #pragma GCC unroll 2
         for (int j = 0; j < 2; j++) {
-            const vec w0 = load(w + j * NR), w1 = load(w + j * NR + LANES);
+            vec w0 = load(w + j * NR), w1 = load(w + j * NR + LANES);
+            KEEP(w0);
+            KEEP(w1);
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) {
-                const vec b = all(x[r * ldx + j]);
+                const vec b = all(r < 3 ? x[r * ld + j] : later[(r - 3) * ld + j]);
                 sum[r][0] += b * w0;
                 sum[r][1] += b * w1;
             }

@@ -13,14 +13,17 @@
 
 #if defined(__AVX512F__)
 #define LANES 16
-#define MR 8 /* rows of a register tile; its columns are two vectors */
 #elif defined(__AVX__)
 #define LANES 8
-#define MR 4
 #else
 #define LANES 4
-#define MR 8
 #endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define REGISTERS 32 /* vectors: half of them are for sums */
+#else
+#define REGISTERS 16
+#endif
+#define MR (REGISTERS / 4) /* rows of a register tile; its columns are two vectors */
 #define NR (2 * LANES)
 #define QUARTER (LANES / 4) /* slots of a page whose keys lie together */
 
@@ -73,6 +76,11 @@ static inline vec times_two_to(vec x, vec n) { /* whole n from -126 to 127 */
     const vec shifted = n + all(12582912.0f + 127.0f);
     return x * (vec)((ivec)shifted << 23);
 }
+#endif
+#if defined(__x86_64__)
+#define KEEP(x) __asm__("" : "+v"(x)) /* in a register: compilers would rather read it anew for each use, which takes longer */
+#else
+#define KEEP(x) ((void)0)
 #endif
 static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
