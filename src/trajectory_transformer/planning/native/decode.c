@@ -8,80 +8,96 @@
 #include "sampling.h"
 #include "sequences.h"
 
-/* Continue row parents[r] of the last call by tokens[r]; rows that do the same are computed once. */
-int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) {
-    if (d->position >= d->block_size) return TOO_LONG;
-    const int dimension = d->position % d->transition_dim, stored = dimension != d->transition_dim - 1;
-    int32_t *old_of_row = d->sequence_of_row;
-    Sequence *old = d->sequences;
-    int32_t *old_pages = d->page_lists;
-    const int old_capacity = d->sequence_capacity;
-    d->sequences = d->previous, d->page_lists = d->previous_lists, d->sequence_capacity = d->previous_capacity;
-    d->previous = old, d->previous_lists = old_pages, d->previous_capacity = old_capacity;
-    for (int s = 0; s < d->num_sequences; s++) old[s].child = -1;
-    int32_t *siblings = malloc(sizeof(int32_t) * rows), *new_of_row = malloc(sizeof(int32_t) * rows);
-    int32_t *order = malloc(sizeof(int32_t) * rows), *count = calloc(d->num_sequences + 1, sizeof(int32_t));
+/* Continue some rows of a generation, each by a token, behind what another one has; rows that do the same are computed once. */
+static int step(Decoder *d, Generation *from, const int64_t *parents, int rows, const int64_t *tokens, Generation *to) {
+    if (from->position >= d->block_size) return TOO_LONG;
+    const int stored = from->position % d->transition_dim != d->transition_dim - 1, already = to->num_sequences;
+    int32_t *siblings = malloc(sizeof(int32_t) * rows), *order = malloc(sizeof(int32_t) * rows);
+    int32_t *count = calloc(from->num_sequences + 1, sizeof(int32_t)), *new_of_row = to->sequence_of_row + to->num_rows;
     Row *work = malloc(sizeof(Row) * rows);
-    int status = siblings && new_of_row && order && count && work ? reserve_sequences(d, rows) : NO_MEMORY, n = 0;
+    int status = siblings && order && count && work ? OK : NO_MEMORY, n = 0;
     if (status == OK) { /* relatives side by side: they share most of what they attend to */
-        for (int r = 0; r < rows; r++) count[old_of_row[parents[r]] + 1]++;
-        for (int s = 0; s < d->num_sequences; s++) count[s + 1] += count[s];
-        for (int r = 0; r < rows; r++) order[count[old_of_row[parents[r]]]++] = r;
+        for (int r = 0; r < rows; r++) count[from->sequence_of_row[parents[r]] + 1]++;
+        for (int s = 0; s < from->num_sequences; s++) count[s + 1] += count[s], from->sequences[s].child = -1;
+        for (int r = 0; r < rows; r++) order[count[from->sequence_of_row[parents[r]]]++] = r;
     }
     for (int i = 0; i < rows && status == OK; i++) {
         const int r = order[i];
-        Sequence *parent = &old[old_of_row[parents[r]]];
+        Sequence *parent = &from->sequences[from->sequence_of_row[parents[r]]];
         int s = parent->child;
         while (s >= 0 && work[s].token != tokens[r]) s = siblings[s];
         if (s < 0) {
             s = n++;
-            Sequence *child = &d->sequences[s];
+            Sequence *child = &to->sequences[already + s];
             siblings[s] = parent->child, parent->child = s;
             int32_t copied = -1;
-            copy(child, parent, d->page_lists + (size_t)s * d->block_size);
+            copy(child, parent, to->page_lists + (size_t)(already + s) * list_length(d));
             parent->extended = 1; /* by this child, or to be by its children */
             if (stored) status = add_slot(d, child, &copied);
-            work[s] = make_row(child, tokens[r], d->position, stored, copied, s);
+            work[s] = make_row(child, tokens[r], from->position, stored, copied, already + s);
         }
-        new_of_row[r] = s;
+        new_of_row[r] = already + s;
     }
     if (status == OK) {
-        status = run(d, work, n, n, 1);
-        d->position++;
-        d->num_sequences = n;
+        status = run(d, work, n, to->logits, 1);
+        to->position = from->position + 1, to->num_sequences += n, to->num_rows += rows;
     }
-    free(siblings), free(old_of_row), free(order), free(count), free(work);
-    d->sequence_of_row = new_of_row;
+    free(siblings), free(order), free(count), free(work);
     return status;
+}
+
+static int swap_newest(Decoder *d, int status) {
+    const Generation newest = d->newest;
+    if (status == OK) d->newest = d->next, d->next = newest;
+    return status;
+}
+
+/* Continue row parents[r] of the last call by tokens[r]. */
+int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) {
+    int status = sweep(d, &d->newest, parents, rows);
+    if (status == OK) status = make_room(d, &d->next, rows);
+    if (status == OK) status = step(d, &d->newest, parents, rows, tokens, &d->next);
+    return swap_newest(d, status);
 }
 
 /* Logits (rows, vocab) after row parents[r] of the last call. */
 void tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
-    for (int r = 0; r < rows; r++)
-        memcpy(out + (size_t)r * d->vocab, d->logits + (size_t)d->sequence_of_row[parents[r]] * d->logit_width, sizeof(float) * d->vocab);
+    for (int r = 0; r < rows; r++) {
+        const float *logits = d->newest.logits + (size_t)d->newest.sequence_of_row[parents[r]] * d->logit_width;
+        memcpy(out + (size_t)r * d->vocab, logits, sizeof(float) * d->vocab);
+    }
 }
 
 /* Seconds spent in the model and in sampling so far. */
 void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(d->seconds)); }
 
 /* Sample tokens (rows, count) behind rows parents[r] of the last call, which belong to so many environments in turn;
- * uniforms (environments, count, rows of each) lie strides apart. */
+ * uniforms (environments, count, rows of each) lie strides apart. Environments that fill the team's blocks get all their
+ * tokens before the next ones: what they attend to stays nearer. */
 int tt_extend(Decoder *d, const int64_t *parents, int rows, int environments, const float *uniforms, const int64_t *strides, int count,
               float temperature, int k, float cdf, int64_t *tokens) {
-    int64_t *same = malloc(sizeof(int64_t) * rows), *drawn = malloc(sizeof(int64_t) * rows);
-    float *u = malloc(sizeof(float) * rows);
+    const int own = rows / environments, filling = (d->threads * BLOCK + own - 1) / own, most = filling * own < rows ? filling * own : rows;
+    int64_t *same = malloc(sizeof(int64_t) * most), *drawn = malloc(sizeof(int64_t) * most);
+    float *u = malloc(sizeof(float) * most);
     int status = same && drawn && u ? OK : NO_MEMORY;
-    for (int r = 0; r < rows && status == OK; r++) same[r] = r;
-    for (int i = 0; i < count && status == OK; i++) {
-        const int64_t *from = i ? same : parents;
-        const int own = rows / environments;
-        for (int r = 0; r < rows; r++) u[r] = uniforms[r / own * strides[0] + i * strides[1] + r % own * strides[2]];
-        status = sample(d, from, rows, u, temperature, k, cdf, drawn);
-        if (status == OK) status = tt_step(d, from, rows, drawn);
-        for (int r = 0; r < rows; r++) tokens[(size_t)r * count + i] = drawn[r];
+    if (status == OK) status = sweep(d, &d->newest, parents, rows);
+    if (status == OK) status = make_room(d, &d->next, rows);
+    for (int r = 0; r < most && status == OK; r++) same[r] = r;
+    for (int first = 0; first < rows && status == OK; first += most) {
+        const int n = rows - first < most ? rows - first : most;
+        Generation *from = &d->newest, *to;
+        for (int i = 0; i < count && status == OK; i++, from = to) {
+            const int64_t *continued = i ? same : parents + first;
+            to = i == count - 1 ? &d->next : &d->between[i % 2];
+            for (int r = 0; r < n; r++) u[r] = uniforms[(first + r) / own * strides[0] + i * strides[1] + (first + r) % own * strides[2]];
+            status = to == &d->next ? OK : make_room(d, to, n);
+            if (status == OK) status = sample(d, from, continued, n, u, temperature, k, cdf, drawn);
+            if (status == OK) status = step(d, from, continued, n, drawn, to);
+            for (int r = 0; r < n; r++) tokens[(size_t)(first + r) * count + i] = drawn[r];
+        }
     }
     free(same), free(drawn), free(u);
-    return status;
+    return swap_newest(d, status);
 }
 
 typedef struct {
@@ -109,14 +125,13 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     const int dim = d->transition_dim, levels = (time + dim - 1) / dim, most = rows * levels + 1;
     Node *nodes = malloc(sizeof(Node) * most);
     Sequence *paths = malloc(sizeof(Sequence) * most);
-    int32_t *pages = malloc(sizeof(int32_t) * most * d->block_size);
+    int32_t *pages = malloc(sizeof(int32_t) * most * list_length(d));
     Row *work = malloc(sizeof(Row) * (size_t)rows * time);
     d->further = malloc(sizeof(Further) * most * LANES);
     int status = nodes && paths && pages && work && d->further ? OK : NO_MEMORY;
-    if (status == OK) status = reserve_sequences(d, rows);
-    free(d->sequence_of_row);
-    d->sequence_of_row = malloc(sizeof(int32_t) * rows);
-    d->used_pages = 0;
+    Generation *newest = &d->newest;
+    if (status == OK) status = make_room(d, newest, rows);
+    d->used_pages = d->num_free = 0;
     int num_nodes = 1, num_rows = 0, num_further = 0, leaves = 0;
     if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, -1, 0}, paths[0] = (Sequence){pages, 0, 0, -1};
     for (int r = 0; r < rows && status == OK; r++) {
@@ -129,7 +144,7 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
             if (next < 0) {
                 next = num_nodes++;
                 Sequence *path = &paths[next];
-                copy(path, &paths[at], pages + (size_t)next * d->block_size);
+                copy(path, &paths[at], pages + (size_t)next * list_length(d));
                 paths[at].extended = 1;
                 nodes[next] = (Node){part, length, at, -1, nodes[at].first_child, -1, num_rows};
                 for (int i = 0; i < length && status == OK; i++) {
@@ -145,14 +160,14 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
         }
         if (nodes[at].sequence < 0) {
             nodes[at].sequence = work[nodes[at].first_row + nodes[at].length - 1].logits = leaves;
-            copy(&d->sequences[leaves], &paths[at], d->page_lists + (size_t)leaves * d->block_size);
+            copy(&newest->sequences[leaves], &paths[at], newest->page_lists + (size_t)leaves * list_length(d));
             leaves++;
         }
-        d->sequence_of_row[r] = nodes[at].sequence;
+        newest->sequence_of_row[r] = nodes[at].sequence;
     }
     if (status == OK) {
-        status = run(d, work, num_rows, leaves, 0);
-        d->position = time, d->num_sequences = leaves;
+        status = run(d, work, num_rows, newest->logits, 0);
+        newest->position = time, newest->num_sequences = leaves, newest->num_rows = rows;
     }
     free(nodes), free(paths), free(pages), free(work), free(d->further);
     d->further = NULL;
@@ -230,7 +245,7 @@ void tt_destroy(Decoder *d) {
         free(s->x), free(s->normed), free(s->projected), free(s->seen), free(s->hidden), free(s->scores), free(s->out), free(s->wanted);
     }
     for (int i = 0; i < d->num_chunks; i++) free(d->chunks[i]);
-    free(d->chunks), free(d->known), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
-    free(d->embeddings), free(d->positions), free(d->sequences), free(d->previous), free(d->page_lists);
-    free(d->previous_lists), free(d->logits), free(d->sequence_of_row), free(d);
+    free_generation(&d->newest), free_generation(&d->next), free_generation(&d->between[0]), free_generation(&d->between[1]);
+    free(d->chunks), free(d->free_pages), free(d->known), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
+    free(d->embeddings), free(d->positions), free(d);
 }

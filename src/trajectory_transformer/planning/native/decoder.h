@@ -32,8 +32,16 @@ typedef struct {
     int32_t *pages;
     int stored;   /* tokens in them */
     int extended; /* whether some child has gone on in the last page */
-    int child;    /* first of its children among the newest sequences, while those are made */
+    int child;    /* first of its children in the next generation, while that is made */
 } Sequence;
+
+/* The distinct sequences that some rows belong to, and what may come next. */
+typedef struct {
+    int position, num_sequences, num_rows, capacity; /* capacity: of rows */
+    Sequence *sequences;
+    int32_t *page_lists, *sequence_of_row;
+    float *logits; /* (sequences, logit_width) */
+} Generation;
 
 /* A further page that a token is stored in, and where the next one stands, or -1. */
 typedef struct {
@@ -54,15 +62,10 @@ typedef struct {
     double seconds[2];  /* spent in the model, and in sampling */
     int alone, strain; /* calls for which one thread does everything, and how much waiting there was */
     float **chunks; /* each (layer, CHUNK, head, 2, …): keys (key_at) and values (LANES, head_size) of a page */
-    int num_chunks, used_pages, score_width;
+    int num_chunks, used_pages, num_free, score_width;
+    int32_t *free_pages; /* among those that were used: no sequence has them any more */
     Further *further;
-    /* the newest distinct sequences, and which of them each row of the last call is */
-    int position, num_sequences;
-    Sequence *sequences, *previous;
-    int32_t *page_lists, *previous_lists;
-    int sequence_capacity, previous_capacity, logits_capacity;
-    float *logits; /* (sequences, logit_width) after the newest sequences */
-    int32_t *sequence_of_row;
+    Generation newest, next, between[2]; /* of the last call; what is made of them, and on the way there */
 } Decoder;
 
 typedef struct {

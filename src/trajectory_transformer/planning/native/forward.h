@@ -162,13 +162,13 @@ static void know(Decoder *d) {
 /* A block's keys and values in one layer, unless all that is stored is so little that it stays near by itself. */
 static Stream stream_of(const Decoder *d, int layer, const Block *block) {
     const size_t page = sizeof(float) * page_floats(d) * d->heads; /* in one layer */
-    const int far = page * d->used_pages * d->num_layers > STAYS;
+    const int far = page * (d->used_pages - d->num_free) * d->num_layers > STAYS;
     return (Stream){block->pages, part_of_page(d, layer, 0), page / LINE, far ? block->num_pages : 0, 0, 0};
 }
 
 /* All layers for rows of which each sees only slots of earlier rows, its own block's included. A team that computes
  * rows which see each other's slots meets once they are stored. */
-static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Block *next, int team, double began) {
+static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Block *next, float *logits, int team, double began) {
     const int width = d->width;
     const Block *block = whole;
     Wanted wanted;
@@ -198,17 +198,11 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
     const Matrix *head = &d->heads_out[block->rows[0].position % d->transition_dim];
     multiply(head, s->normed, width, block->n, s->out, head->n, &stream);
     for (int r = 0; r < block->n; r++)
-        memcpy(d->logits + (size_t)block->rows[r].logits * d->logit_width, s->out + (size_t)r * head->n, sizeof(float) * d->vocab);
+        memcpy(logits + (size_t)block->rows[r].logits * d->logit_width, s->out + (size_t)r * head->n, sizeof(float) * d->vocab);
 }
 
-/* All layers for rows, of which so many sequences' logits are wanted; apart: none sees another one's slot. */
-static int run(Decoder *d, const Row *rows, int n, int sequences, int apart) {
-    if (sequences > d->logits_capacity) {
-        free(d->logits), d->logits = allocate(sizeof(float) * sequences * d->logit_width);
-        d->logits_capacity = d->logits ? sequences : 0;
-        if (!d->logits) return NO_MEMORY;
-        for (size_t i = 0; i < (size_t)sequences * d->logit_width; i++) d->logits[i] = -INFINITY;
-    }
+/* All layers for rows, some of which want logits; apart: none sees another one's slot. */
+static int run(Decoder *d, const Row *rows, int n, float *logits, int apart) {
     /* Threads take blocks in turn, as many each; some of the last ones may be empty. */
     const int threads = n > MR ? d->threads : 1;
     const int turns = (n + threads * BLOCK - 1) / (threads * BLOCK), num_blocks = turns * threads;
@@ -239,7 +233,7 @@ static int run(Decoder *d, const Row *rows, int n, int sequences, int apart) {
         for (int turn = 0; turn * team < num_blocks && ready; turn++) {
             const int b = turn * team + thread;
             const Block none = {.rows = rows}, *block = b < num_blocks ? &blocks[b] : &none;
-            run_block(d, &d->scratch[thread], block, b + team < num_blocks ? block + team : &blocks[thread], apart ? 1 : team, start);
+            run_block(d, &d->scratch[thread], block, b + team < num_blocks ? block + team : &blocks[thread], logits, apart ? 1 : team, start);
         }
         meet(d, team, start);
     }

@@ -89,33 +89,40 @@ static int draw(const float *cumulative, int n, float uniform) {
     return token;
 }
 
-static int sample(Decoder *d, const int64_t *parents, int rows, const float *uniforms, float temperature, int k, float cdf,
-                  int64_t *tokens) {
+/* Draw what comes after some rows of a generation. */
+static int sample(Decoder *d, const Generation *g, const int64_t *parents, int rows, const float *uniforms, float temperature, int k,
+                  float cdf, int64_t *tokens) {
     const int n = d->vocab, padded = d->logit_width;
     const double start = omp_get_wtime();
+    int *wanted = malloc(sizeof(int) * rows), *place = malloc(sizeof(int) * g->num_sequences), num_wanted = 0;
+    int *likeliest = malloc(sizeof(int) * rows);
+    float *cumulative = k == 1 ? NULL : allocate(sizeof(float) * rows * padded);
+    const int ready = wanted && place && likeliest && (cumulative || k == 1);
+    for (int s = 0; s < g->num_sequences && ready; s++) place[s] = -1;
+    for (int r = 0; r < rows && ready; r++) {
+        const int s = g->sequence_of_row[parents[r]];
+        if (place[s] < 0) wanted[num_wanted] = s, place[s] = num_wanted++;
+    }
     const int team = d->alone ? 1 : d->threads, few = k == 1 ? 128 : 8; /* sequences, for which nobody else is called */
-    float *cumulative = k == 1 ? NULL : allocate(sizeof(float) * d->num_sequences * padded);
-    int *likeliest = k == 1 ? malloc(sizeof(int) * d->num_sequences) : NULL;
-    const int ready = cumulative || likeliest;
-#pragma omp parallel num_threads(team) if (team > 1 && d->num_sequences > few)
+#pragma omp parallel num_threads(team) if (team > 1 && num_wanted > few)
     {
         float scratch[2 * padded];
 #pragma omp for
-        for (int s = 0; s < (ready ? d->num_sequences : 0); s++) {
-            const float *logits = d->logits + (size_t)s * padded;
-            if (k == 1) likeliest[s] = most_likely(logits, n);
+        for (int w = 0; w < num_wanted; w++) {
+            const float *logits = g->logits + (size_t)wanted[w] * padded;
+            if (k == 1) likeliest[w] = most_likely(logits, n);
             else {
-                float *x = cumulative + (size_t)s * padded;
+                float *x = cumulative + (size_t)w * padded;
                 for (int i = 0; i < n; i++) x[i] = logits[i] / temperature;
                 filter(x, n, k, cdf, scratch);
             }
         }
     }
     for (int r = 0; r < rows && ready; r++) {
-        const int s = d->sequence_of_row[parents[r]];
-        tokens[r] = k == 1 ? likeliest[s] : draw(cumulative + (size_t)s * padded, n, uniforms[r]);
+        const int w = place[g->sequence_of_row[parents[r]]];
+        tokens[r] = k == 1 ? likeliest[w] : draw(cumulative + (size_t)w * padded, n, uniforms[r]);
     }
-    free(cumulative), free(likeliest);
+    free(wanted), free(place), free(likeliest), free(cumulative);
     d->seconds[1] += omp_get_wtime() - start;
     return ready ? OK : NO_MEMORY;
 }

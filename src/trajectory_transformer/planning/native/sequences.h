@@ -3,26 +3,54 @@
 
 #include "decoder.h"
 
-static int reserve_sequences(Decoder *d, int n) {
-    if (n <= d->sequence_capacity) return OK;
-    free(d->sequences), free(d->page_lists);
-    d->sequences = malloc(sizeof(Sequence) * n), d->page_lists = malloc(sizeof(int32_t) * n * d->block_size);
-    d->sequence_capacity = d->sequences && d->page_lists ? n : 0;
-    return d->sequence_capacity ? OK : NO_MEMORY;
+static inline int list_length(const Decoder *d) { return pages_for(d->block_size); }
+
+static void free_generation(Generation *g) { free(g->sequences), free(g->page_lists), free(g->sequence_of_row), free(g->logits); }
+
+/* An empty generation with room for so many rows. */
+static int make_room(const Decoder *d, Generation *g, int rows) {
+    g->num_sequences = g->num_rows = 0;
+    if (rows <= g->capacity) return OK;
+    free_generation(g);
+    const size_t n = rows, floats = n * d->logit_width;
+    *g = (Generation){.sequences = malloc(sizeof(Sequence) * n), .page_lists = malloc(sizeof(int32_t) * n * list_length(d)),
+                      .sequence_of_row = malloc(sizeof(int32_t) * n), .logits = allocate(sizeof(float) * floats)};
+    if (!g->sequences || !g->page_lists || !g->sequence_of_row || !g->logits) return NO_MEMORY;
+    for (size_t i = 0; i < floats; i++) g->logits[i] = -INFINITY;
+    g->capacity = rows;
+    return OK;
 }
 
-/* Room for one more page. */
-static int add_page(Decoder *d) {
+/* Leave no page to any sequence but those of some rows. */
+static int sweep(Decoder *d, const Generation *g, const int64_t *rows, int n) {
+    char *had = calloc(d->used_pages + 1, 1);
+    if (!had) return NO_MEMORY;
+    for (int r = 0; r < n; r++) {
+        const Sequence *s = &g->sequences[g->sequence_of_row[rows[r]]];
+        for (int p = 0; p < pages_for(s->stored); p++) had[s->pages[p]] = 1;
+    }
+    d->num_free = 0;
+    for (int page = d->used_pages - 1; page >= 0; page--)
+        if (!had[page]) d->free_pages[d->num_free++] = page;
+    free(had);
+    return OK;
+}
+
+/* A page, or -1 if there is no memory for it. */
+static int find_page(Decoder *d) {
+    if (d->num_free) return d->free_pages[--d->num_free];
     if (d->used_pages == d->num_chunks * CHUNK) {
         float **chunks = realloc(d->chunks, sizeof(float *) * (d->num_chunks + 1));
-        if (!chunks) return NO_MEMORY;
+        if (!chunks) return -1;
         d->chunks = chunks;
+        int32_t *free_pages = realloc(d->free_pages, sizeof(int32_t) * CHUNK * (d->num_chunks + 1));
+        if (!free_pages) return -1;
+        d->free_pages = free_pages;
         chunks[d->num_chunks] = allocate(sizeof(float) * 2 * CHUNK * d->num_layers * d->heads * d->head_size * LANES);
-        if (!chunks[d->num_chunks]) return NO_MEMORY;
+        if (!chunks[d->num_chunks]) return -1;
         d->num_chunks++;
     }
-    d->used_pages++;
-    return OK;
+    return d->used_pages++;
 }
 
 /* A sequence that begins as a copy of another; its list has room for a whole window. */
@@ -40,8 +68,9 @@ static int add_slot(Decoder *d, Sequence *s, int32_t *copied) {
     const int last = s->stored / LANES, begins = s->stored % LANES == 0;
     *copied = begins || !s->extended ? -1 : s->pages[last];
     if (begins || s->extended) {
-        if (add_page(d) != OK) return NO_MEMORY;
-        s->pages[last] = d->used_pages - 1;
+        const int page = find_page(d);
+        if (page < 0) return NO_MEMORY;
+        s->pages[last] = page;
     }
     s->stored++, s->extended = 0;
     return OK;
