@@ -143,10 +143,10 @@ static inline __attribute__((always_inline)) void fetch_ahead(Fetched *fetched, 
 }
 
 /* One head of one layer. */
-static inline __attribute__((always_inline)) void attend(const Decoder *d, size_t part, const Block *block, const float *q, int ldq,
+static inline __attribute__((always_inline)) void attend(size_t part, const Block *block, const float *q, int ldq,
                                                          float *scores, float *out, int ldo, const int size) {
     float top[BLOCK], scale[BLOCK];
-    const int ld = d->score_width, n = block->n;
+    const int ld = block->score_width, n = block->n;
     const Tile *const end = block->tiles + block->num_tiles;
     Fetched keys_to = {block->tiles, 0}, values_to = keys_to;
     for (const Tile *tile = block->tiles; tile < end; tile++) {
@@ -225,7 +225,7 @@ static void attention(const Decoder *d, const Scratch *scratch, int layer, const
         const size_t part = part_of_page(d, layer, h);
         const float *q = scratch->projected + h * size;
         float *out = scratch->seen + h * size;
-        if (size == 32) attend(d, part, block, q, ldp, scratch->scores, out, columns, 32);
-        else attend(d, part, block, q, ldp, scratch->scores, out, columns, size);
+        if (size == 32) attend(part, block, q, ldp, scratch->scores, out, columns, 32);
+        else attend(part, block, q, ldp, scratch->scores, out, columns, size);
     }
 }

@@ -8,56 +8,141 @@
 #include "sampling.h"
 #include "sequences.h"
 
-/* Continue some rows of a generation, each by a token, behind what another one has; rows that do the same are computed once. */
-static int step(Decoder *d, Generation *from, const int64_t *parents, int rows, const int64_t *tokens, Generation *to) {
-    if (from->position >= d->block_size) return TOO_LONG;
-    const int stored = from->position % d->transition_dim != d->transition_dim - 1, already = to->num_sequences;
-    int32_t *siblings = malloc(sizeof(int32_t) * rows), *order = malloc(sizeof(int32_t) * rows);
-    int32_t *count = calloc(from->num_sequences + 1, sizeof(int32_t)), *new_of_row = to->sequence_of_row + to->num_rows;
-    Row *work = malloc(sizeof(Row) * rows);
-    int status = siblings && order && count && work ? OK : NO_MEMORY, n = 0;
-    if (status == OK) { /* relatives side by side: they share most of what they attend to */
-        for (int r = 0; r < rows; r++) count[from->sequence_of_row[parents[r]] + 1]++;
-        for (int s = 0; s < from->num_sequences; s++) count[s + 1] += count[s], from->sequences[s].child = -1;
-        for (int r = 0; r < rows; r++) order[count[from->sequence_of_row[parents[r]]]++] = r;
+/* Sequences that continue some rows of a generation by a token each, equal ones as one, and the work that makes them. They
+ * stand in another generation behind base others, and belong to its rows places[r]. Returns how many they are, or -1. */
+static int branch(Decoder *d, Generation *from, const int64_t *parents, int n, const int64_t *tokens, Generation *to, int base,
+                  const int64_t *places, Row *work) {
+    const int stored = from->position % d->transition_dim != d->transition_dim - 1;
+    int32_t *siblings = malloc(sizeof(int32_t) * n), *order = malloc(sizeof(int32_t) * n);
+    int32_t *count = calloc(from->num_sequences + 1, sizeof(int32_t));
+    int found = 0, ready = siblings && order && count;
+    if (ready) { /* relatives side by side: they share most of what they attend to */
+        for (int r = 0; r < n; r++) count[from->sequence_of_row[parents[r]] + 1]++;
+        for (int s = 0; s < from->num_sequences; s++) count[s + 1] += count[s];
+        for (int r = 0; r < n; r++) order[count[from->sequence_of_row[parents[r]]]++] = r;
     }
-    for (int i = 0; i < rows && status == OK; i++) {
+    for (int i = 0; i < n && ready; i++) from->sequences[from->sequence_of_row[parents[i]]].child = -1;
+    for (int i = 0; i < n && ready; i++) {
         const int r = order[i];
         Sequence *parent = &from->sequences[from->sequence_of_row[parents[r]]];
         int s = parent->child;
         while (s >= 0 && work[s].token != tokens[r]) s = siblings[s];
         if (s < 0) {
-            s = n++;
-            Sequence *child = &to->sequences[already + s];
+            s = found++;
+            Sequence *child = &to->sequences[base + s];
             siblings[s] = parent->child, parent->child = s;
             int32_t copied = -1;
-            copy(child, parent, to->page_lists + (size_t)(already + s) * list_length(d));
+            copy(child, parent, to->page_lists + (size_t)(base + s) * list_length(d));
             parent->extended = 1; /* by this child, or to be by its children */
-            if (stored) status = add_slot(d, child, &copied);
-            work[s] = make_row(child, tokens[r], from->position, stored, copied, already + s);
+            if (stored) ready = add_slot(d, child, &copied) == OK;
+            work[s] = make_row(child, tokens[r], from->position, stored, copied, base + s);
         }
-        new_of_row[r] = already + s;
+        to->sequence_of_row[places[r]] = base + s;
     }
-    if (status == OK) {
-        status = run(d, work, n, to->logits, 1);
-        to->position = from->position + 1, to->num_sequences += n, to->num_rows += rows;
+    free(siblings), free(order), free(count);
+    return ready ? found : -1;
+}
+
+/* Rows that one thread decodes, and their sequences after the first token: rows that share one are in the same group. */
+typedef struct {
+    int first_row, rows, first_sequence, sequences;
+} Group;
+
+/* All tokens of a group, of which the first are chosen. */
+static int decode_group(Decoder *d, Scratch *s, const Group *group, const int64_t *rows, const Row *work, const Drawing *drawing,
+                        double *sampling) {
+    const int n = group->rows;
+    run_alone(d, s, work + group->first_sequence, group->sequences, drawing ? d->first.logits : d->next.logits);
+    if (!drawing) return OK;
+    int64_t *local = malloc(sizeof(int64_t) * n), *drawn = malloc(sizeof(int64_t) * n);
+    Row *own = malloc(sizeof(Row) * n);
+    int status = local && drawn && own ? OK : NO_MEMORY;
+    for (int r = 0; r < n && status == OK; r++) local[r] = r;
+    Generation *from = &d->first;
+    for (int i = 1; i < drawing->count && status == OK; i++) {
+        const int last = i == drawing->count - 1;
+        Generation *to = last ? &d->next : &s->between[i % 2];
+        const int64_t *parents = i == 1 ? rows : local;
+        const double began = omp_get_wtime();
+        if (!last) status = make_room(d, to, n);
+        if (status == OK) status = draw_tokens(d, from, parents, rows, n, drawing, i, 1, drawn);
+        *sampling += omp_get_wtime() - began;
+        if (status != OK) break;
+        const int found = branch(d, from, parents, n, drawn, to, last ? group->first_row : 0, last ? rows : local, own);
+        if (found < 0) status = NO_MEMORY;
+        else run_alone(d, s, own, found, to->logits);
+        if (!last) to->num_sequences = found, to->position = from->position + 1;
+        from = to;
     }
-    free(siblings), free(order), free(count), free(work);
+    free(local), free(drawn), free(own);
     return status;
 }
 
-static int swap_newest(Decoder *d, int status) {
+/* Groups of about as many rows, in which sequences are not divided; order: all rows, those of a sequence side by side. */
+static int make_groups(const Generation *g, int num_sequences, int n, int groups, Group *group, int64_t *order) {
+    int32_t *ends = calloc(num_sequences + 1, sizeof(int32_t));
+    if (!ends) return 0;
+    for (int r = 0; r < n; r++) ends[g->sequence_of_row[r] + 1]++;
+    for (int s = 0; s < num_sequences; s++) ends[s + 1] += ends[s];
+    int made = 0;
+    for (int s = 0, begins = 0, row = 0; s < num_sequences; s++) {
+        if (ends[s + 1] < (int64_t)n * (made + 1) / groups) continue;
+        group[made++] = (Group){row, ends[s + 1] - row, begins, s + 1 - begins};
+        row = ends[s + 1], begins = s + 1;
+    }
+    for (int r = 0; r < n; r++) order[ends[g->sequence_of_row[r]]++] = r;
+    free(ends);
+    return made;
+}
+
+/* Continue all rows of the last call: by a token each, and by what is drawn behind it. */
+static int go_on(Decoder *d, const int64_t *parents, int n, const int64_t *tokens, const Drawing *drawing, int team) {
+    const int turns = (n + team * GROUP - 1) / (team * GROUP), most = n > MR ? turns * team : 1;
+    Generation *to = drawing ? &d->first : &d->next;
+    Row *work = malloc(sizeof(Row) * n);
+    Group *groups = malloc(sizeof(Group) * most);
+    int64_t *all = malloc(sizeof(int64_t) * n), *order = malloc(sizeof(int64_t) * n);
+    int ready = work && groups && all && order, num_groups = 0;
+    for (int r = 0; r < n && ready; r++) all[r] = r;
+    const int found = ready ? branch(d, &d->newest, parents, n, tokens, to, 0, all, work) : -1;
+    if (found >= 0) num_groups = make_groups(to, found, n, most, groups, order);
+    to->num_sequences = found, to->position = d->newest.position + 1;
+    const double began = omp_get_wtime();
+    double sampling = 0, used = 0;
+    atomic_int taken = 0, failed = !num_groups;
+    team = num_groups > 1 ? team : 1;
+#pragma omp parallel num_threads(team) if (team > 1) reduction(+ : sampling, used)
+    {
+        used -= time_used();
+        for (int g; (g = atomic_fetch_add(&taken, 1)) < num_groups;)
+            if (decode_group(d, &d->scratch[omp_get_thread_num()], &groups[g], order + groups[g].first_row, work, drawing, &sampling) != OK)
+                failed = 1;
+        used += time_used();
+        meet(d, omp_get_num_threads());
+    }
+    const double took = omp_get_wtime() - began;
+    d->seconds[0] += took - sampling / team, d->seconds[1] += sampling / team;
+    if (team > 1) judge(d, took, used);
+    free(work), free(groups), free(all), free(order);
+    if (failed) return NO_MEMORY;
     const Generation newest = d->newest;
-    if (status == OK) d->newest = d->next, d->next = newest;
-    return status;
+    d->next.position = newest.position + (drawing ? drawing->count : 1), d->next.num_sequences = drawing ? n : found;
+    d->newest = d->next, d->next = newest;
+    return OK;
+}
+
+/* Room for some rows of the last call and what comes behind them, and for nothing else. */
+static int prepare(Decoder *d, const int64_t *parents, int rows, int count) {
+    if (d->newest.position + count > d->block_size) return TOO_LONG;
+    int status = sweep(d, &d->newest, parents, rows, rows * (count / LANES + 3)); /* each may begin pages, and part from others twice */
+    if (status == OK) status = make_room(d, &d->next, rows);
+    return status == OK && count > 1 ? make_room(d, &d->first, rows) : status;
 }
 
 /* Continue row parents[r] of the last call by tokens[r]. */
 int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) {
-    int status = sweep(d, &d->newest, parents, rows);
-    if (status == OK) status = make_room(d, &d->next, rows);
-    if (status == OK) status = step(d, &d->newest, parents, rows, tokens, &d->next);
-    return swap_newest(d, status);
+    const int status = prepare(d, parents, rows, 1);
+    return status == OK ? go_on(d, parents, rows, tokens, NULL, team_size(d)) : status;
 }
 
 /* Logits (rows, vocab) after row parents[r] of the last call. */
@@ -71,33 +156,20 @@ void tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
 /* Seconds spent in the model and in sampling so far. */
 void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(d->seconds)); }
 
-/* Sample tokens (rows, count) behind rows parents[r] of the last call, which belong to so many environments in turn;
- * uniforms (environments, count, rows of each) lie strides apart. Environments that fill the team's blocks get all their
- * tokens before the next ones: what they attend to stays nearer. */
+/* Sample tokens (rows, count) behind rows parents[r] of the last call, which belong to so many environments in turn. */
 int tt_extend(Decoder *d, const int64_t *parents, int rows, int environments, const float *uniforms, const int64_t *strides, int count,
               float temperature, int k, float cdf, int64_t *tokens) {
-    const int own = rows / environments, filling = (d->threads * BLOCK + own - 1) / own, most = filling * own < rows ? filling * own : rows;
-    int64_t *same = malloc(sizeof(int64_t) * most), *drawn = malloc(sizeof(int64_t) * most);
-    float *u = malloc(sizeof(float) * most);
-    int status = same && drawn && u ? OK : NO_MEMORY;
-    if (status == OK) status = sweep(d, &d->newest, parents, rows);
-    if (status == OK) status = make_room(d, &d->next, rows);
-    for (int r = 0; r < most && status == OK; r++) same[r] = r;
-    for (int first = 0; first < rows && status == OK; first += most) {
-        const int n = rows - first < most ? rows - first : most;
-        Generation *from = &d->newest, *to;
-        for (int i = 0; i < count && status == OK; i++, from = to) {
-            const int64_t *continued = i ? same : parents + first;
-            to = i == count - 1 ? &d->next : &d->between[i % 2];
-            for (int r = 0; r < n; r++) u[r] = uniforms[(first + r) / own * strides[0] + i * strides[1] + (first + r) % own * strides[2]];
-            status = to == &d->next ? OK : make_room(d, to, n);
-            if (status == OK) status = sample(d, from, continued, n, u, temperature, k, cdf, drawn);
-            if (status == OK) status = step(d, from, continued, n, drawn, to);
-            for (int r = 0; r < n; r++) tokens[(size_t)(first + r) * count + i] = drawn[r];
-        }
-    }
-    free(same), free(drawn), free(u);
-    return swap_newest(d, status);
+    const Drawing drawing = {uniforms, strides, rows / environments, count, k, temperature, cdf, tokens};
+    int64_t *all = malloc(sizeof(int64_t) * rows), *drawn = malloc(sizeof(int64_t) * rows);
+    int status = all && drawn ? prepare(d, parents, rows, count) : NO_MEMORY;
+    const int team = team_size(d);
+    const double began = omp_get_wtime();
+    for (int r = 0; r < rows && status == OK; r++) all[r] = r;
+    if (status == OK) status = draw_tokens(d, &d->newest, parents, all, rows, &drawing, 0, team, drawn);
+    d->seconds[1] += omp_get_wtime() - began;
+    if (status == OK) status = go_on(d, parents, rows, drawn, count > 1 ? &drawing : NULL, team);
+    free(all), free(drawn);
+    return status;
 }
 
 typedef struct {
@@ -131,7 +203,7 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     int status = nodes && paths && pages && work && d->further ? OK : NO_MEMORY;
     Generation *newest = &d->newest;
     if (status == OK) status = make_room(d, newest, rows);
-    d->used_pages = d->num_free = 0;
+    if (status == OK) status = sweep(d, newest, NULL, 0, 0);
     int num_nodes = 1, num_rows = 0, num_further = 0, leaves = 0;
     if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, -1, 0}, paths[0] = (Sequence){pages, 0, 0, -1};
     for (int r = 0; r < rows && status == OK; r++) {
@@ -166,8 +238,8 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
         newest->sequence_of_row[r] = nodes[at].sequence;
     }
     if (status == OK) {
-        status = run(d, work, num_rows, newest->logits, 0);
-        newest->position = time, newest->num_sequences = leaves, newest->num_rows = rows;
+        status = run_together(d, work, num_rows, newest->logits);
+        newest->position = time, newest->num_sequences = leaves;
     }
     free(nodes), free(paths), free(pages), free(work), free(d->further);
     d->further = NULL;
@@ -230,7 +302,8 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
         s->projected = allocate_zeros(sizeof(float) * BLOCK * d->layers[0].project.n);
         s->seen = allocate_zeros(sizeof(float) * BLOCK * own), s->hidden = allocate_zeros(sizeof(float) * BLOCK * units);
         s->scores = allocate_zeros(sizeof(float) * BLOCK * pages * LANES), s->out = allocate_zeros(sizeof(float) * BLOCK * out);
-        s->wanted = malloc(sizeof(Tile) * BLOCK * pages);
+        s->wanted = malloc(sizeof(Tile) * BLOCK * pages), s->tiles = malloc(sizeof(Tile) * BLOCK * pages);
+        s->pages = malloc(sizeof(float *) * BLOCK * pages);
     }
     know(d);
     return d;
@@ -243,9 +316,10 @@ void tt_destroy(Decoder *d) {
     for (int t = 0; t < d->threads; t++) {
         Scratch *s = &d->scratch[t];
         free(s->x), free(s->normed), free(s->projected), free(s->seen), free(s->hidden), free(s->scores), free(s->out), free(s->wanted);
+        free(s->tiles), free(s->pages), free_generation(&s->between[0]), free_generation(&s->between[1]);
     }
     for (int i = 0; i < d->num_chunks; i++) free(d->chunks[i]);
-    free_generation(&d->newest), free_generation(&d->next), free_generation(&d->between[0]), free_generation(&d->between[1]);
+    free_generation(&d->newest), free_generation(&d->first), free_generation(&d->next);
     free(d->chunks), free(d->free_pages), free(d->known), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
     free(d->embeddings), free(d->positions), free(d);
 }

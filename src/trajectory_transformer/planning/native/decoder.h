@@ -5,7 +5,8 @@
 
 #include "products.h"
 
-#define BLOCK 32 /* rows that pass through all layers together */
+#define GROUP 32 /* rows that a thread decodes together */
+#define BLOCK 48 /* rows that can pass through all layers together: a group may be somewhat larger */
 #define CHUNK 64 /* pages that the pool grows by */
 #define KNOWN (64 << 20) /* bytes that looking up the first layer may take */
 
@@ -21,12 +22,6 @@ typedef struct {
     int16_t first, rows; /* 1, 2 or 4 of them */
 } Tile;
 
-/* A thread's own, for a block of rows. */
-typedef struct {
-    float *x, *normed, *projected, *seen, *hidden, *scores, *out;
-    Tile *wanted; /* of the rows whose logits are wanted */
-} Scratch;
-
 /* Slots come in pages of LANES, and a sequence's tokens fill its pages one after another. */
 typedef struct {
     int32_t *pages;
@@ -37,11 +32,19 @@ typedef struct {
 
 /* The distinct sequences that some rows belong to, and what may come next. */
 typedef struct {
-    int position, num_sequences, num_rows, capacity; /* capacity: of rows */
+    int position, num_sequences, capacity; /* capacity: of rows, and so of sequences, not all of which need be there */
     Sequence *sequences;
     int32_t *page_lists, *sequence_of_row;
     float *logits; /* (sequences, logit_width) */
 } Generation;
+
+/* A thread's own. */
+typedef struct {
+    float *x, *normed, *projected, *seen, *hidden, *scores, *out; /* for a block of rows */
+    Tile *tiles, *wanted; /* of a block; of its rows whose logits are wanted */
+    float **pages;
+    Generation between[2]; /* what a group passes through */
+} Scratch;
 
 /* A further page that a token is stored in, and where the next one stands, or -1. */
 typedef struct {
@@ -58,14 +61,16 @@ typedef struct {
     Matrix *heads_out; /* for each dimension */
     float *known; /* (block_size, vocab, 3 heads head_size): queries, keys and values in the first layer; NULL if too many */
     Scratch *scratch;  /* for each thread */
-    atomic_int waiting, phase, stalls; /* of the threads' meetings */
+    atomic_int waiting, phase; /* of the threads' meetings */
     double seconds[2];  /* spent in the model, and in sampling */
-    int alone, strain; /* calls for which one thread does everything, and how much waiting there was */
+    int alone;   /* calls for which one thread does everything */
+    double loss; /* seconds that teams have lost of late, against one thread */
     float **chunks; /* each (layer, CHUNK, head, 2, …): keys (key_at) and values (LANES, head_size) of a page */
-    int num_chunks, used_pages, num_free, score_width;
-    int32_t *free_pages; /* among those that were used: no sequence has them any more */
+    int num_chunks;
+    int32_t *free_pages;
+    atomic_int num_free;
     Further *further;
-    Generation newest, next, between[2]; /* of the last call; what is made of them, and on the way there */
+    Generation newest, first, next; /* of the last call; what it becomes, by one token and by all */
 } Decoder;
 
 typedef struct {
@@ -86,11 +91,14 @@ typedef struct {
     int num_tiles;
     float **pages; /* that they see, the newest first, as of the first layer's first head */
     int num_pages;
+    int score_width; /* floats from one row's scores to the next one's */
 } Block;
 
 enum { OK, NO_MEMORY, TOO_LONG };
 
 static inline int pages_for(int slots) { return (slots + LANES - 1) / LANES; }
+
+static inline int num_pages(const Decoder *d) { return d->num_chunks * CHUNK; } /* free ones included */
 
 /* Slots of its page number p that a row sees. */
 static inline int seen_of_page(const Row *row, int p) {

@@ -3,6 +3,7 @@
 
 #include <omp.h>
 #include <sched.h>
+#include <time.h>
 
 #include "attention.h"
 
@@ -50,10 +51,18 @@ static void add_and_normalize(const Decoder *d, const float *more, float *x, int
 #define PAUSE() ((void)0)
 #endif
 #define STAYS (1 << 20) /* bytes that stay in a core's own cache by themselves */
-#define PATIENCE 1e-3 /* seconds, and half as long as all has taken: who has not come by then is not running */
+#define PATIENCE 1e-3 /* seconds that a thread which has a core is late at most */
+#define LOSS 2e-2 /* seconds of it that a team is forgiven */
 
-/* Wait until the whole team is here, which began its work at some time. */
-static void meet(Decoder *d, int team, double began) {
+/* Seconds that this thread has had a core. */
+static double time_used(void) {
+    struct timespec used = {0};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return used.tv_sec + 1e-9 * used.tv_nsec;
+}
+
+/* Wait until the whole team is here. */
+static void meet(Decoder *d, int team) {
     if (team == 1) return;
     const int phase = atomic_load(&d->phase);
     if (atomic_fetch_add(&d->waiting, 1) == team - 1) {
@@ -61,12 +70,25 @@ static void meet(Decoder *d, int team, double began) {
         atomic_store(&d->phase, phase + 1);
         return;
     }
-    const double start = omp_get_wtime();
+    const double began = omp_get_wtime();
     for (int i = 1, late = 0; atomic_load(&d->phase) == phase; i++) {
         if (late) sched_yield();
         else PAUSE();
-        if (!late && i % 256 == 0 && omp_get_wtime() - start > PATIENCE + (start - began) / 2) late = 1, atomic_fetch_add(&d->stalls, 1);
+        if (!late && i % 256 == 0) late = omp_get_wtime() - began > PATIENCE;
     }
+}
+
+/* How many threads may work. A team needs a core for each: where others want them, one thread does better by itself. */
+static int team_size(Decoder *d) {
+    if (d->alone) d->alone--;
+    return d->alone ? 1 : d->threads;
+}
+
+/* What a team has done took so long, and so much time of its cores: had one thread done it, that would be how long. */
+static void judge(Decoder *d, double took, double used) {
+    d->loss += took - used;
+    if (d->loss < 0) d->loss = 0;
+    if (d->loss > LOSS) d->loss = LOSS / 2, d->alone = 64;
 }
 
 /* Which pages rows see, and which of them together: first page first, and of each the larger tiles first, so that what
@@ -114,7 +136,7 @@ static void find_wanted(const Decoder *d, const Block *block, Tile *tiles, Wante
     int n = 0;
     for (int r = 0; r < block->n; r++)
         if (block->rows[r].logits >= 0) wanted->which[n] = r, wanted->rows[n++] = block->rows[r];
-    wanted->block = (Block){.rows = wanted->rows, .n = n, .tiles = tiles};
+    wanted->block = (Block){.rows = wanted->rows, .n = n, .tiles = tiles, .score_width = block->score_width};
     if (n < block->n) wanted->block.num_tiles = find_tiles(d, wanted->rows, n, tiles);
 }
 
@@ -162,13 +184,13 @@ static void know(Decoder *d) {
 /* A block's keys and values in one layer, unless all that is stored is so little that it stays near by itself. */
 static Stream stream_of(const Decoder *d, int layer, const Block *block) {
     const size_t page = sizeof(float) * page_floats(d) * d->heads; /* in one layer */
-    const int far = page * (d->used_pages - d->num_free) * d->num_layers > STAYS;
+    const int far = page * (num_pages(d) - d->num_free) * d->num_layers > STAYS;
     return (Stream){block->pages, part_of_page(d, layer, 0), page / LINE, far ? block->num_pages : 0, 0, 0};
 }
 
 /* All layers for rows of which each sees only slots of earlier rows, its own block's included. A team that computes
  * rows which see each other's slots meets once they are stored. */
-static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Block *next, float *logits, int team, double began) {
+static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Block *next, float *logits, int team) {
     const int width = d->width;
     const Block *block = whole;
     Wanted wanted;
@@ -180,7 +202,7 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
         const int last = l == d->num_layers - 1;
         if (l > 0) multiply(&layer->project, s->normed, width, whole->n, s->projected, layer->project.n, &stream);
         remember(d, s, l, whole);
-        meet(d, team, began);
+        meet(d, team);
         if (last && wanted.block.n < whole->n) {
             block = &wanted.block;
             compact(&wanted, s->projected, layer->project.n), compact(&wanted, s->x, width);
@@ -201,11 +223,11 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
         memcpy(logits + (size_t)block->rows[r].logits * d->logit_width, s->out + (size_t)r * head->n, sizeof(float) * d->vocab);
 }
 
-/* All layers for rows, some of which want logits; apart: none sees another one's slot. */
-static int run(Decoder *d, const Row *rows, int n, float *logits, int apart) {
+/* All layers for rows, some of which want logits, by the whole team: rows see each other's slots. */
+static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
     /* Threads take blocks in turn, as many each; some of the last ones may be empty. */
-    const int threads = n > MR ? d->threads : 1;
-    const int turns = (n + threads * BLOCK - 1) / (threads * BLOCK), num_blocks = turns * threads;
+    const int threads = n > MR ? team_size(d) : 1;
+    const int turns = (n + threads * GROUP - 1) / (threads * GROUP), num_blocks = turns * threads;
     const int size = round_up((n + num_blocks - 1) / num_blocks, MR);
     int pages = 0, widest = 0; /* of all rows together, of one row */
     for (int r = 0; r < n; r++) {
@@ -219,30 +241,37 @@ static int run(Decoder *d, const Row *rows, int n, float *logits, int apart) {
     const int ready = blocks && tiles && addresses;
     for (int b = 0, at = 0; b < num_blocks && ready; b++) {
         const int first = b * size < n ? b * size : n;
-        blocks[b] = (Block){rows + first, n - first < size ? n - first : size, tiles + at, 0, addresses + at, 0};
+        blocks[b] = (Block){rows + first, n - first < size ? n - first : size, tiles + at, 0, addresses + at, 0, widest * LANES};
         for (int r = first; r < first + blocks[b].n; r++) at += pages_for(rows[r].seen);
     }
-    d->score_width = widest * LANES;
-    const double start = omp_get_wtime();
-    /* Threads that wait for each other so often need a core each. Where they have to share them with others, one does better. */
-    const int wanted = !ready || d->alone ? 1 : threads;
-#pragma omp parallel num_threads(wanted) if (wanted > 1)
+    const double began = omp_get_wtime();
+    double used = 0;
+#pragma omp parallel num_threads(threads) if (ready && threads > 1) reduction(+ : used)
     {
         const int team = omp_get_num_threads(), thread = omp_get_thread_num();
+        used -= time_used();
         for (int b = thread; b < num_blocks && ready; b += team) look(d, &blocks[b]);
         for (int turn = 0; turn * team < num_blocks && ready; turn++) {
             const int b = turn * team + thread;
             const Block none = {.rows = rows}, *block = b < num_blocks ? &blocks[b] : &none;
-            run_block(d, &d->scratch[thread], block, b + team < num_blocks ? block + team : &blocks[thread], logits, apart ? 1 : team, start);
+            run_block(d, &d->scratch[thread], block, b + team < num_blocks ? block + team : &blocks[thread], logits, team);
         }
-        meet(d, team, start);
+        used += time_used();
+        meet(d, team);
     }
-    d->seconds[0] += omp_get_wtime() - start;
-    /* Now and then a thread has to wait; again and again it does where others want its core. */
-    if (d->alone) d->alone--;
-    else if (atomic_exchange(&d->stalls, 0)) d->strain += 16;
-    else if (d->strain) d->strain--;
-    if (d->strain > 64) d->strain = 48, d->alone = 256;
+    const double took = omp_get_wtime() - began;
+    d->seconds[0] += took;
+    if (threads > 1) judge(d, took, used);
     free(blocks), free(tiles), free(addresses);
     return ready ? OK : NO_MEMORY;
+}
+
+/* All layers for rows that want logits and see as many slots each, none of them another one's, by one thread. */
+static void run_alone(Decoder *d, const Scratch *s, const Row *rows, int n, float *logits) {
+    for (int first = 0, size; first < n; first += size) {
+        size = n - first <= BLOCK ? n - first : GROUP;
+        Block block = {rows + first, size, s->tiles, 0, s->pages, 0, pages_for(rows->seen) * LANES};
+        look(d, &block);
+        run_block(d, s, &block, &block, logits, 1); /* the next token's rows will see the same pages */
+    }
 }

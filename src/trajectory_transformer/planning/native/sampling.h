@@ -89,40 +89,49 @@ static int draw(const float *cumulative, int n, float uniform) {
     return token;
 }
 
-/* Draw what comes after some rows of a generation. */
-static int sample(Decoder *d, const Generation *g, const int64_t *parents, int rows, const float *uniforms, float temperature, int k,
-                  float cdf, int64_t *tokens) {
-    const int n = d->vocab, padded = d->logit_width;
-    const double start = omp_get_wtime();
-    int *wanted = malloc(sizeof(int) * rows), *place = malloc(sizeof(int) * g->num_sequences), num_wanted = 0;
-    int *likeliest = malloc(sizeof(int) * rows);
-    float *cumulative = k == 1 ? NULL : allocate(sizeof(float) * rows * padded);
-    const int ready = wanted && place && likeliest && (cumulative || k == 1);
+/* How tokens (rows, count) are drawn, and where they go; uniforms (environments, count, own rows of each) lie strides apart. */
+typedef struct {
+    const float *uniforms;
+    const int64_t *strides;
+    int own, count, k;
+    float temperature, cdf;
+    int64_t *tokens;
+} Drawing;
+
+/* Draw the i-th token of some rows, by a team of threads; parents are these rows' numbers in a generation. */
+static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *parents, const int64_t *rows, int n, const Drawing *drawing,
+                       int i, int team, int64_t *drawn) {
+    const int vocab = d->vocab, padded = d->logit_width, likeliest = drawing->k == 1;
+    int *place = malloc(sizeof(int) * g->num_sequences), *wanted = malloc(sizeof(int) * n), *top = malloc(sizeof(int) * n), num_wanted = 0;
+    float *cumulative = likeliest ? NULL : allocate(sizeof(float) * n * padded);
+    const int ready = place && wanted && top && (likeliest || cumulative);
     for (int s = 0; s < g->num_sequences && ready; s++) place[s] = -1;
-    for (int r = 0; r < rows && ready; r++) {
+    for (int r = 0; r < n && ready; r++) {
         const int s = g->sequence_of_row[parents[r]];
         if (place[s] < 0) wanted[num_wanted] = s, place[s] = num_wanted++;
     }
-    const int team = d->alone ? 1 : d->threads, few = k == 1 ? 128 : 8; /* sequences, for which nobody else is called */
+    const int few = likeliest ? 128 : 8; /* sequences, for which nobody else is called */
 #pragma omp parallel num_threads(team) if (team > 1 && num_wanted > few)
     {
         float scratch[2 * padded];
 #pragma omp for
         for (int w = 0; w < num_wanted; w++) {
             const float *logits = g->logits + (size_t)wanted[w] * padded;
-            if (k == 1) likeliest[w] = most_likely(logits, n);
+            if (likeliest) top[w] = most_likely(logits, vocab);
             else {
                 float *x = cumulative + (size_t)w * padded;
-                for (int i = 0; i < n; i++) x[i] = logits[i] / temperature;
-                filter(x, n, k, cdf, scratch);
+                for (int j = 0; j < vocab; j++) x[j] = logits[j] / drawing->temperature;
+                filter(x, vocab, drawing->k, drawing->cdf, scratch);
             }
         }
     }
-    for (int r = 0; r < rows && ready; r++) {
+    const int64_t *strides = drawing->strides;
+    for (int r = 0; r < n && ready; r++) {
         const int w = place[g->sequence_of_row[parents[r]]];
-        tokens[r] = k == 1 ? likeliest[w] : draw(cumulative + (size_t)w * padded, n, uniforms[r]);
+        const float uniform = drawing->uniforms[rows[r] / drawing->own * strides[0] + i * strides[1] + rows[r] % drawing->own * strides[2]];
+        drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, uniform);
+        drawing->tokens[rows[r] * drawing->count + i] = drawn[r];
     }
-    free(wanted), free(place), free(likeliest), free(cumulative);
-    d->seconds[1] += omp_get_wtime() - start;
+    free(place), free(wanted), free(top), free(cumulative);
     return ready ? OK : NO_MEMORY;
 }

@@ -9,7 +9,7 @@ static void free_generation(Generation *g) { free(g->sequences), free(g->page_li
 
 /* An empty generation with room for so many rows. */
 static int make_room(const Decoder *d, Generation *g, int rows) {
-    g->num_sequences = g->num_rows = 0;
+    g->num_sequences = 0;
     if (rows <= g->capacity) return OK;
     free_generation(g);
     const size_t n = rows, floats = n * d->logit_width;
@@ -21,36 +21,45 @@ static int make_room(const Decoder *d, Generation *g, int rows) {
     return OK;
 }
 
-/* Leave no page to any sequence but those of some rows. */
-static int sweep(Decoder *d, const Generation *g, const int64_t *rows, int n) {
-    char *had = calloc(d->used_pages + 1, 1);
+/* More pages, all free. */
+static int grow(Decoder *d) {
+    float **chunks = realloc(d->chunks, sizeof(float *) * (d->num_chunks + 1));
+    if (!chunks) return NO_MEMORY;
+    d->chunks = chunks;
+    int32_t *free_pages = realloc(d->free_pages, sizeof(int32_t) * CHUNK * (d->num_chunks + 1));
+    if (!free_pages) return NO_MEMORY;
+    d->free_pages = free_pages;
+    chunks[d->num_chunks] = allocate(sizeof(float) * CHUNK * d->num_layers * d->heads * page_floats(d));
+    if (!chunks[d->num_chunks]) return NO_MEMORY;
+    d->num_chunks++;
+    for (int page = num_pages(d) - 1; page >= num_pages(d) - CHUNK; page--) d->free_pages[d->num_free++] = page;
+    return OK;
+}
+
+/* Leave no page to any sequence but those of some rows; then so many pages can be found without another look for memory.
+ * The lowest pages are found first: those that were used before. */
+static int sweep(Decoder *d, const Generation *g, const int64_t *rows, int n, int needed) {
+    char *had = calloc(num_pages(d) + 1, 1);
     if (!had) return NO_MEMORY;
     for (int r = 0; r < n; r++) {
         const Sequence *s = &g->sequences[g->sequence_of_row[rows[r]]];
         for (int p = 0; p < pages_for(s->stored); p++) had[s->pages[p]] = 1;
     }
+    const int pages = num_pages(d);
+    int status = OK, free_now = 0;
+    for (int page = 0; page < pages; page++) free_now += !had[page];
     d->num_free = 0;
-    for (int page = d->used_pages - 1; page >= 0; page--)
+    while (status == OK && d->num_free + free_now < needed) status = grow(d);
+    for (int page = pages - 1; page >= 0; page--)
         if (!had[page]) d->free_pages[d->num_free++] = page;
     free(had);
-    return OK;
+    return status;
 }
 
-/* A page, or -1 if there is no memory for it. */
+/* A page, or -1 if there is no memory for it. Several threads may look for one where enough of them are free. */
 static int find_page(Decoder *d) {
-    if (d->num_free) return d->free_pages[--d->num_free];
-    if (d->used_pages == d->num_chunks * CHUNK) {
-        float **chunks = realloc(d->chunks, sizeof(float *) * (d->num_chunks + 1));
-        if (!chunks) return -1;
-        d->chunks = chunks;
-        int32_t *free_pages = realloc(d->free_pages, sizeof(int32_t) * CHUNK * (d->num_chunks + 1));
-        if (!free_pages) return -1;
-        d->free_pages = free_pages;
-        chunks[d->num_chunks] = allocate(sizeof(float) * 2 * CHUNK * d->num_layers * d->heads * d->head_size * LANES);
-        if (!chunks[d->num_chunks]) return -1;
-        d->num_chunks++;
-    }
-    return d->used_pages++;
+    if (d->num_free == 0 && grow(d) != OK) return -1;
+    return d->free_pages[atomic_fetch_sub(&d->num_free, 1) - 1];
 }
 
 /* A sequence that begins as a copy of another; its list has room for a whole window. */
