@@ -360,17 +360,25 @@ def test_draws_equal_choose_on_the_same_logits(scale: float, distinct: int) -> N
         assert (drawn == exact).float().mean() > 0.99
 
 
-def test_several_tokens_drawn_at_once_are_those_drawn_one_by_one() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("rows", "choice"),
+    [(6, Choice(cdf=0.2)), pytest.param(150, Choice(k=2), id="a group that grows beyond a block")],
+)
+def test_several_tokens_drawn_at_once_are_those_drawn_one_by_one(rows: int, choice: Choice, threads: int) -> None:
+    torch.set_num_threads(threads)
     model = MODELS["head of sixteen"]
-    choice, uniforms = Choice(cdf=0.2), torch.rand(3, 9, 6, generator=torch.Generator().manual_seed(0))
-    drawn = []
+    uniforms = torch.rand(3, 9, rows, generator=torch.Generator().manual_seed(0))
+    drawn, logits = [], []
     for parts in (9, 4, 1):
         decoder = NativeDecoder(model, 5, False)
         decoder.prefill(draw_tokens(3, 10, below=101))
-        decoder.expand(6)
+        decoder.expand(rows)
         drawn.append(torch.cat([decoder.extend(part, choice) for part in uniforms.split(parts, dim=1)], dim=2))
-    assert torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn[0], drawn[2])
+        logits.append(decoder.logits)
+    for others, other_logits in zip(drawn[1:], logits[1:], strict=True):
+        assert torch.equal(drawn[0], others)
+        assert torch.equal(logits[0], other_logits)
 
 
 # ---- weights that are not finite ----

@@ -21,7 +21,6 @@ static int branch(Decoder *d, Generation *from, const int64_t *parents, int n, c
         for (int s = 0; s < from->num_sequences; s++) count[s + 1] += count[s];
         for (int r = 0; r < n; r++) order[count[from->sequence_of_row[parents[r]]]++] = r;
     }
-    for (int i = 0; i < n && ready; i++) from->sequences[from->sequence_of_row[parents[i]]].child = -1;
     for (int i = 0; i < n && ready; i++) {
         const int r = order[i];
         Sequence *parent = &from->sequences[from->sequence_of_row[parents[r]]];

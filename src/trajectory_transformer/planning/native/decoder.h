@@ -27,7 +27,7 @@ typedef struct {
     int32_t *pages;
     int stored;   /* tokens in them */
     int extended; /* whether some child has gone on in the last page */
-    int child;    /* first of its children in the next generation, while that is made */
+    int child;    /* the last of its children in the next generation so far, or -1 */
 } Sequence;
 
 /* The distinct sequences that some rows belong to, and what may come next. */
