@@ -67,10 +67,20 @@ static inline vec reciprocal(vec x) {
     return y * (all(2.0f) - x * y);
 }
 #else
-static inline vec reciprocal(vec x) { return all(1.0f) / x; }
+#if LANES == 8
+static inline vec choose(ivec mask, vec a, vec b) { return (vec)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask); }
+static inline vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)b, (__m256)a); } /* a NaN in a stays one */
+static inline vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)b, (__m256)a); }
+static inline vec reciprocal(vec x) {
+    const vec y = (vec)_mm256_rcp_ps((__m256)x);
+    return y * (all(2.0f) - x * y);
+}
+#else
 static inline vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 static inline vec larger(vec a, vec b) { return choose(b > a, b, a); } /* a NaN in a stays one */
 static inline vec smaller(vec a, vec b) { return choose(b < a, b, a); }
+static inline vec reciprocal(vec x) { return all(1.0f) / x; }
+#endif
 static inline vec add_where_less(vec sum, vec x, vec y, vec more) { return sum + (vec)((ivec)more & (x < y)); }
 static inline vec times_two_to(vec x, vec n) { /* whole n from -126 to 127 */
     const vec shifted = n + all(12582912.0f + 127.0f);
