@@ -381,6 +381,24 @@ def test_several_tokens_drawn_at_once_are_those_drawn_one_by_one(rows: int, choi
         assert torch.equal(logits[0], other_logits)
 
 
+@pytest.mark.parametrize("sliding", [False, True])
+def test_tokens_drawn_behind_given_ones_are_those_drawn_after_a_step(sliding: bool) -> None:
+    model = MODELS["transition of four, head of five"]
+    uniforms, given = torch.rand(3, 2, 6, generator=torch.Generator().manual_seed(0)), draw_tokens(3, 6, below=8)
+    for length in (8, 9, 10, 11):  # a window of twelve tokens slides not at all, behind the given token, at it
+        drawn, logits = [], []
+        for at_once in (True, False):
+            decoder = NativeDecoder(model, 3, sliding)
+            decoder.prefill(draw_tokens(3, length, below=8))
+            decoder.expand(6)
+            if not at_once:
+                decoder.step(given)
+            drawn.append(decoder.extend(uniforms, Choice(), given if at_once else None))
+            logits.append(decoder.logits)
+        assert torch.equal(drawn[0], drawn[1])
+        assert torch.equal(logits[0], logits[1])
+
+
 # ---- weights that are not finite ----
 
 BROKEN = 5  # a token of the first observation

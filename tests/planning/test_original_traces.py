@@ -74,7 +74,9 @@ class Replay(BeamDecoder):
     def logits(self) -> Tensor:
         return self.decoder.logits
 
-    def extend(self, uniforms: Tensor, choice: Choice) -> Tensor:
+    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
+        if given is not None:
+            self.step(given)
         drawn = self.draws.pop(0).unsqueeze(0)
         assert drawn.shape == uniforms.transpose(1, 2).shape
         for tokens in drawn.unbind(2):

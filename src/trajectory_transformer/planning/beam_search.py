@@ -112,8 +112,8 @@ def beam_search(
                 break
             width = affordable
         if steps:
-            decoder.step(steps[-1].tokens[:, :, -1].gather(1, steps[-1].kept))
-            observations = decoder.extend(uniforms[:, t, layout.observation, :width], for_observations)
+            values = steps[-1].tokens[:, :, -1].gather(1, steps[-1].kept)
+            observations = decoder.extend(uniforms[:, t, layout.observation, :width], for_observations, values)
         candidates = settings.n_expand * (width if t == 0 else 1)
         decoder.expand(candidates)
         returns = returns.repeat_interleave(candidates, dim=1)

@@ -56,17 +56,20 @@ class BeamDecoder(ABC):
     def logits(self) -> Tensor:
         """(environment, rows, vocabulary) logits of the token that comes next."""
 
-    def extend(self, uniforms: Tensor, choice: Choice) -> Tensor:
+    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
         """Sample tokens and append them, one after the other.
 
         Args:
             uniforms: (environment, tokens, rows) numbers in [0, 1) that decide the draws.
             choice: how they are drawn.
+            given: (environment, rows) tokens to append before them.
 
         Returns:
             (environment, rows, tokens) int64.
         """
         drawn = []
+        if given is not None:
+            self.step(given)
         for u in uniforms.unbind(1):
             start = time.perf_counter()
             drawn.append(choose(self.logits, u, choice))

@@ -133,17 +133,21 @@ class NativeDecoder(BeamDecoder):
         self._call(self._library.tt_step, self._rows, tokens.numel(), tokens)
         self._appended(tokens.unsqueeze(2))
 
-    def extend(self, uniforms: Tensor, choice: Choice) -> Tensor:
+    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
         environments, count, rows = uniforms.shape
-        if self._sliding and self._length + count >= self._limit:
-            return super().extend(uniforms, choice)
+        if self._sliding and self._length + (given is not None) + count >= self._limit:
+            if given is None:
+                return super().extend(uniforms, choice)
+            self.step(given)
+            return self.extend(uniforms, choice)
+        given = None if given is None else given.to(torch.int64).contiguous()
         tokens = torch.empty(environments, rows, count, dtype=torch.int64)
         self._call(
-            self._library.tt_extend, self._rows, environments * rows, environments, uniforms,
+            self._library.tt_extend, self._rows, environments * rows, given, environments, uniforms,
             (ctypes.c_int64 * 3)(*uniforms.stride()), count, choice.temperature, choice.k or 0,
             -1.0 if choice.cdf is None else choice.cdf, tokens,
         )  # fmt: skip
-        self._appended(tokens)
+        self._appended(tokens if given is None else torch.cat([given.unsqueeze(2), tokens], dim=2))
         return tokens
 
     def _appended(self, tokens: Tensor) -> None:

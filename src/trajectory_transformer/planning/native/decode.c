@@ -58,13 +58,13 @@ static int decode_group(Decoder *d, Scratch *s, const Group *group, const int64_
     int status = local && drawn && own ? OK : NO_MEMORY;
     for (int r = 0; r < n && status == OK; r++) local[r] = r;
     Generation *from = &d->first;
-    for (int i = 1; i < drawing->count && status == OK; i++) {
-        const int last = i == drawing->count - 1;
+    for (int i = 1, all = drawing->given + drawing->count; i < all && status == OK; i++) {
+        const int last = i == all - 1;
         Generation *to = last ? &d->next : &s->between[i % 2];
         const int64_t *parents = i == 1 ? rows : local;
         const double began = omp_get_wtime();
         if (!last) status = make_room(d, to, n);
-        if (status == OK) status = draw_tokens(d, from, parents, rows, n, drawing, i, 1, drawn);
+        if (status == OK) status = draw_tokens(d, from, parents, rows, n, drawing, i - drawing->given, 1, drawn);
         *sampling += omp_get_wtime() - began;
         if (status != OK) break;
         const int found = branch(d, from, parents, n, drawn, to, last ? group->first_row : 0, last ? rows : local, own);
@@ -125,7 +125,7 @@ static int go_on(Decoder *d, const int64_t *parents, int n, const int64_t *token
     free(work), free(groups), free(all), free(order);
     if (failed) return NO_MEMORY;
     const Generation newest = d->newest;
-    d->next.position = newest.position + (drawing ? drawing->count : 1), d->next.num_sequences = drawing ? n : found;
+    d->next.position = newest.position + (drawing ? drawing->given + drawing->count : 1), d->next.num_sequences = drawing ? n : found;
     d->newest = d->next, d->next = newest;
     return OK;
 }
@@ -155,18 +155,19 @@ void tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
 /* Seconds spent in the model and in sampling so far. */
 void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(d->seconds)); }
 
-/* Sample tokens (rows, count) behind rows parents[r] of the last call, which belong to so many environments in turn. */
-int tt_extend(Decoder *d, const int64_t *parents, int rows, int environments, const float *uniforms, const int64_t *strides, int count,
-              float temperature, int k, float cdf, int64_t *tokens) {
-    const Drawing drawing = {uniforms, strides, rows / environments, count, k, temperature, cdf, tokens};
+/* Sample tokens (rows, count) behind rows parents[r] of the last call, which belong to so many environments in turn; where
+ * there are such, behind given tokens of theirs. */
+int tt_extend(Decoder *d, const int64_t *parents, int rows, const int64_t *given, int environments, const float *uniforms,
+              const int64_t *strides, int count, float temperature, int k, float cdf, int64_t *tokens) {
+    const Drawing drawing = {uniforms, strides, rows / environments, given ? 1 : 0, count, k, temperature, cdf, tokens};
+    const int length = drawing.given + count, team = team_size(d);
     int64_t *all = malloc(sizeof(int64_t) * rows), *drawn = malloc(sizeof(int64_t) * rows);
-    int status = all && drawn ? prepare(d, parents, rows, count) : NO_MEMORY;
-    const int team = team_size(d);
+    int status = all && drawn ? prepare(d, parents, rows, length) : NO_MEMORY;
     const double began = omp_get_wtime();
     for (int r = 0; r < rows && status == OK; r++) all[r] = r;
-    if (status == OK) status = draw_tokens(d, &d->newest, parents, all, rows, &drawing, 0, team, drawn);
+    if (status == OK && !given) status = draw_tokens(d, &d->newest, parents, all, rows, &drawing, 0, team, drawn);
     d->seconds[1] += omp_get_wtime() - began;
-    if (status == OK) status = go_on(d, parents, rows, drawn, count > 1 ? &drawing : NULL, team);
+    if (status == OK) status = go_on(d, parents, rows, given ? given : drawn, length > 1 ? &drawing : NULL, team);
     free(all), free(drawn);
     return status;
 }

@@ -52,7 +52,7 @@ static void add_and_normalize(const Decoder *d, const float *more, float *x, int
 #endif
 #define STAYS (1 << 20) /* bytes that stay in a core's own cache by themselves */
 #define PATIENCE 1e-3 /* seconds that a thread which has a core is late at most */
-#define LOSS 2e-2 /* seconds of it that a team is forgiven */
+#define LOSS 2e-2 /* seconds that a team may lose against one thread */
 
 /* Seconds that this thread has had a core. */
 static double time_used(void) {
@@ -84,9 +84,10 @@ static int team_size(Decoder *d) {
     return d->alone ? 1 : d->threads;
 }
 
-/* What a team has done took so long, and so much time of its cores: had one thread done it, that would be how long. */
+/* What a team has done took so long, and so much time of its cores: had one thread done it, that would be how long. Only
+ * losing again and again counts. */
 static void judge(Decoder *d, double took, double used) {
-    d->loss += took - used;
+    d->loss += took - used < LOSS / 4 ? took - used : LOSS / 4;
     if (d->loss < 0) d->loss = 0;
     if (d->loss > LOSS) d->loss = LOSS / 2, d->alone = 64;
 }

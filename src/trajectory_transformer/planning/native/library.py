@@ -22,7 +22,10 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tt_destroy": (None, [_ADDRESS]),
     "tt_encode": (_INT, [_ADDRESS, _ADDRESS, _INT, _INT]),
     "tt_step": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
-    "tt_extend": (_INT, [_ADDRESS, _ADDRESS, _INT, _INT, _ADDRESS, _ADDRESS, _INT, _FLOAT, _INT, _FLOAT, _ADDRESS]),
+    "tt_extend": (
+        _INT,
+        [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _FLOAT, _INT, _FLOAT, _ADDRESS],
+    ),
     "tt_logits": (None, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
     "tt_seconds": (None, [_ADDRESS, _ADDRESS]),
 }

@@ -159,7 +159,7 @@ static inline vec sums_of_four(vec a, vec b, vec c, vec d) {
 #endif
 }
 
-/* Elementary functions: relative error of exponential and power_of_two 2e-7, absolute error of gelu 1e-7 |x| */
+/* Elementary functions: relative error of exponential and power_of_two 2e-7, absolute error of gelu 3e-7 |x| */
 
 static inline vec exponential(vec x) { /* of at least -87: less would be slow to compute, and is as good as nothing */
     const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
