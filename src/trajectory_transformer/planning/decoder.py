@@ -67,9 +67,10 @@ class BeamDecoder(ABC):
         Returns:
             (environment, rows, tokens) int64.
         """
-        drawn = []
         if given is not None:
             self.step(given)
+            return self.extend(uniforms, choice)
+        drawn = []
         for u in uniforms.unbind(1):
             start = time.perf_counter()
             drawn.append(choose(self.logits, u, choice))

@@ -136,10 +136,7 @@ class NativeDecoder(BeamDecoder):
     def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
         environments, count, rows = uniforms.shape
         if self._sliding and self._length + (given is not None) + count >= self._limit:
-            if given is None:
-                return super().extend(uniforms, choice)
-            self.step(given)
-            return self.extend(uniforms, choice)
+            return super().extend(uniforms, choice, given)
         given = None if given is None else given.to(torch.int64).contiguous()
         tokens = torch.empty(environments, rows, count, dtype=torch.int64)
         self._call(

@@ -47,24 +47,24 @@ typedef struct {
     int first_row, rows, first_sequence, sequences;
 } Group;
 
-/* All tokens of a group, of which the first are chosen. */
-static int decode_group(Decoder *d, Scratch *s, const Group *group, const int64_t *rows, const Row *work, const Drawing *drawing,
-                        double *sampling) {
+/* So many tokens of a group: first what is in work, then what is drawn. */
+static int decode_group(Decoder *d, Scratch *s, const Group *group, const int64_t *rows, const Row *work, int length,
+                        const Drawing *drawing, double *sampling) {
     const int n = group->rows;
-    run_alone(d, s, work + group->first_sequence, group->sequences, drawing ? d->first.logits : d->next.logits);
-    if (!drawing) return OK;
+    run_alone(d, s, work + group->first_sequence, group->sequences, length > 1 ? d->first.logits : d->next.logits);
+    if (length == 1) return OK;
     int64_t *local = malloc(sizeof(int64_t) * n), *drawn = malloc(sizeof(int64_t) * n);
     Row *own = malloc(sizeof(Row) * n);
     int status = local && drawn && own ? OK : NO_MEMORY;
     for (int r = 0; r < n && status == OK; r++) local[r] = r;
     Generation *from = &d->first;
-    for (int i = 1, all = drawing->given + drawing->count; i < all && status == OK; i++) {
-        const int last = i == all - 1;
+    for (int i = 1; i < length && status == OK; i++) {
+        const int last = i == length - 1;
         Generation *to = last ? &d->next : &s->between[i % 2];
         const int64_t *parents = i == 1 ? rows : local;
         const double began = omp_get_wtime();
         if (!last) status = make_room(d, to, n);
-        if (status == OK) status = draw_tokens(d, from, parents, rows, n, drawing, i - drawing->given, 1, drawn);
+        if (status == OK) status = draw_tokens(d, from, parents, rows, n, drawing, i - length + drawing->count, 1, drawn);
         *sampling += omp_get_wtime() - began;
         if (status != OK) break;
         const int found = branch(d, from, parents, n, drawn, to, last ? group->first_row : 0, last ? rows : local, own);
@@ -78,7 +78,8 @@ static int decode_group(Decoder *d, Scratch *s, const Group *group, const int64_
 }
 
 /* Groups of about as many rows, in which sequences are not divided; order: all rows, those of a sequence side by side. */
-static int make_groups(const Generation *g, int num_sequences, int n, int groups, Group *group, int64_t *order) {
+static int make_groups(const Generation *g, int n, int groups, Group *group, int64_t *order) {
+    const int num_sequences = g->num_sequences;
     int32_t *ends = calloc(num_sequences + 1, sizeof(int32_t));
     if (!ends) return 0;
     for (int r = 0; r < n; r++) ends[g->sequence_of_row[r] + 1]++;
@@ -94,55 +95,60 @@ static int make_groups(const Generation *g, int num_sequences, int n, int groups
     return made;
 }
 
-/* Continue all rows of the last call: by a token each, and by what is drawn behind it. */
-static int go_on(Decoder *d, const int64_t *parents, int n, const int64_t *tokens, const Drawing *drawing, int team) {
+/* Room for some rows of the last call and what comes behind them, and for nothing else. */
+static int prepare(Decoder *d, const int64_t *parents, int rows, int length) {
+    if (d->newest.position + length > d->block_size) return TOO_LONG;
+    int status = sweep(d, &d->newest, parents, rows, rows * (length / LANES + 3)); /* each may begin pages, and part from others twice */
+    if (status == OK) status = make_room(d, &d->next, rows);
+    return status == OK && length > 1 ? make_room(d, &d->first, rows) : status;
+}
+
+/* Continue n rows of the last call, by a given token each or none, then by what is drawn or nothing. */
+static int go_on(Decoder *d, const int64_t *parents, int n, const int64_t *given, const Drawing *drawing) {
+    const int length = (given ? 1 : 0) + (drawing ? drawing->count : 0), prepared = prepare(d, parents, n, length);
+    if (prepared != OK) return prepared;
+    int team = team_size(d);
     const int turns = (n + team * GROUP - 1) / (team * GROUP), most = n > MR ? turns * team : 1;
-    Generation *to = drawing ? &d->first : &d->next;
+    Generation *to = length > 1 ? &d->first : &d->next;
     Row *work = malloc(sizeof(Row) * n);
     Group *groups = malloc(sizeof(Group) * most);
-    int64_t *all = malloc(sizeof(int64_t) * n), *order = malloc(sizeof(int64_t) * n);
-    int ready = work && groups && all && order, num_groups = 0;
+    int64_t *all = malloc(sizeof(int64_t) * n), *order = malloc(sizeof(int64_t) * n), *drawn = malloc(sizeof(int64_t) * n);
+    int ready = work && groups && all && order && drawn, num_groups = 0;
     for (int r = 0; r < n && ready; r++) all[r] = r;
-    const int found = ready ? branch(d, &d->newest, parents, n, tokens, to, 0, all, work) : -1;
-    if (found >= 0) num_groups = make_groups(to, found, n, most, groups, order);
-    to->num_sequences = found, to->position = d->newest.position + 1;
-    const double began = omp_get_wtime();
+    double began = omp_get_wtime();
+    if (ready && !given) ready = draw_tokens(d, &d->newest, parents, all, n, drawing, 0, team, drawn) == OK;
+    d->seconds[1] += omp_get_wtime() - began;
+    const int found = ready ? branch(d, &d->newest, parents, n, given ? given : drawn, to, 0, all, work) : -1;
+    if (found >= 0) {
+        to->num_sequences = found, to->position = d->newest.position + 1;
+        num_groups = make_groups(to, n, most, groups, order);
+    }
+    began = omp_get_wtime();
     double sampling = 0, used = 0;
     atomic_int taken = 0, failed = !num_groups;
     team = num_groups > 1 ? team : 1;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(+ : sampling, used)
     {
+        Scratch *own = &d->scratch[omp_get_thread_num()];
         used -= time_used();
         for (int g; (g = atomic_fetch_add(&taken, 1)) < num_groups;)
-            if (decode_group(d, &d->scratch[omp_get_thread_num()], &groups[g], order + groups[g].first_row, work, drawing, &sampling) != OK)
-                failed = 1;
+            if (decode_group(d, own, &groups[g], order + groups[g].first_row, work, length, drawing, &sampling) != OK) failed = 1;
         used += time_used();
         meet(d, omp_get_num_threads());
     }
     const double took = omp_get_wtime() - began;
     d->seconds[0] += took - sampling / team, d->seconds[1] += sampling / team;
     if (team > 1) judge(d, took, used);
-    free(work), free(groups), free(all), free(order);
+    free(work), free(groups), free(all), free(order), free(drawn);
     if (failed) return NO_MEMORY;
     const Generation newest = d->newest;
-    d->next.position = newest.position + (drawing ? drawing->given + drawing->count : 1), d->next.num_sequences = drawing ? n : found;
+    d->next.position = newest.position + length, d->next.num_sequences = length > 1 ? n : found;
     d->newest = d->next, d->next = newest;
     return OK;
 }
 
-/* Room for some rows of the last call and what comes behind them, and for nothing else. */
-static int prepare(Decoder *d, const int64_t *parents, int rows, int count) {
-    if (d->newest.position + count > d->block_size) return TOO_LONG;
-    int status = sweep(d, &d->newest, parents, rows, rows * (count / LANES + 3)); /* each may begin pages, and part from others twice */
-    if (status == OK) status = make_room(d, &d->next, rows);
-    return status == OK && count > 1 ? make_room(d, &d->first, rows) : status;
-}
-
 /* Continue row parents[r] of the last call by tokens[r]. */
-int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) {
-    const int status = prepare(d, parents, rows, 1);
-    return status == OK ? go_on(d, parents, rows, tokens, NULL, team_size(d)) : status;
-}
+int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) { return go_on(d, parents, rows, tokens, NULL); }
 
 /* Logits (rows, vocab) after row parents[r] of the last call. */
 void tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
@@ -159,17 +165,8 @@ void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(
  * there are such, behind given tokens of theirs. */
 int tt_extend(Decoder *d, const int64_t *parents, int rows, const int64_t *given, int environments, const float *uniforms,
               const int64_t *strides, int count, float temperature, int k, float cdf, int64_t *tokens) {
-    const Drawing drawing = {uniforms, strides, rows / environments, given ? 1 : 0, count, k, temperature, cdf, tokens};
-    const int length = drawing.given + count, team = team_size(d);
-    int64_t *all = malloc(sizeof(int64_t) * rows), *drawn = malloc(sizeof(int64_t) * rows);
-    int status = all && drawn ? prepare(d, parents, rows, length) : NO_MEMORY;
-    const double began = omp_get_wtime();
-    for (int r = 0; r < rows && status == OK; r++) all[r] = r;
-    if (status == OK && !given) status = draw_tokens(d, &d->newest, parents, all, rows, &drawing, 0, team, drawn);
-    d->seconds[1] += omp_get_wtime() - began;
-    if (status == OK) status = go_on(d, parents, rows, given ? given : drawn, length > 1 ? &drawing : NULL, team);
-    free(all), free(drawn);
-    return status;
+    const Drawing drawing = {uniforms, strides, rows / environments, count, k, temperature, cdf, tokens};
+    return go_on(d, parents, rows, given, &drawing);
 }
 
 typedef struct {

@@ -63,8 +63,7 @@ typedef struct {
     Scratch *scratch;  /* for each thread */
     atomic_int waiting, phase; /* of the threads' meetings */
     double seconds[2];  /* spent in the model, and in sampling */
-    int alone;   /* calls for which one thread does everything */
-    double loss; /* seconds that teams have lost of late, against one thread */
+    double loss, alone_until; /* seconds that teams have lost of late, against one thread; when it ends that one does everything */
     float **chunks; /* each (layer, CHUNK, head, 2, …): keys (key_at) and values (LANES, head_size) of a page */
     int num_chunks;
     int32_t *free_pages;

@@ -79,17 +79,14 @@ static void meet(Decoder *d, int team) {
 }
 
 /* How many threads may work. A team needs a core for each: where others want them, one thread does better by itself. */
-static int team_size(Decoder *d) {
-    if (d->alone) d->alone--;
-    return d->alone ? 1 : d->threads;
-}
+static int team_size(const Decoder *d) { return omp_get_wtime() < d->alone_until ? 1 : d->threads; }
 
 /* What a team has done took so long, and so much time of its cores: had one thread done it, that would be how long. Only
  * losing again and again counts. */
 static void judge(Decoder *d, double took, double used) {
     d->loss += took - used < LOSS / 4 ? took - used : LOSS / 4;
     if (d->loss < 0) d->loss = 0;
-    if (d->loss > LOSS) d->loss = LOSS / 2, d->alone = 64;
+    if (d->loss > LOSS) d->loss = LOSS / 2, d->alone_until = omp_get_wtime() + 10 * LOSS;
 }
 
 /* Which pages rows see, and which of them together: first page first, and of each the larger tiles first, so that what

@@ -55,7 +55,7 @@ static inline const char *take(Stream *s, int lines) {
 static inline __attribute__((always_inline)) void multiply_steps(const float *restrict w, const float *restrict x, int ldx, int steps,
                                                                  vec sum[MR][2], const char *weights, const char *soon, const int ahead) {
     const size_t ld = ldx;
-    const float *restrict later = x + 3 * ld; /* rows from the third on: so few addresses are told apart by index alone */
+    const float *restrict later = x + 3 * ld; /* rows from the fourth on: so few addresses need a register each */
     for (int i = 0; i < steps; i += 2, w += 2 * NR, x += 2, later += 2, weights += LINE, soon += LINE) {
         __builtin_prefetch(weights, 0, 2);
         if (ahead) __builtin_prefetch(soon, 0, 2);

@@ -89,12 +89,11 @@ static int draw(const float *cumulative, int n, float uniform) {
     return token;
 }
 
-/* How tokens (rows, count) are drawn, behind one that is given or none, and where they go; uniforms (environments, count,
- * own rows of each) lie strides apart. */
+/* How tokens (rows, count) are drawn, and where they go; uniforms (environments, count, own rows of each) lie strides apart. */
 typedef struct {
     const float *uniforms;
     const int64_t *strides;
-    int own, given, count, k;
+    int own, count, k;
     float temperature, cdf;
     int64_t *tokens;
 } Drawing;
