@@ -23,11 +23,14 @@ $(VENV)/.installed: requirements.lock
 train: setup ## train and plan; options in ARGS
 	$(BIN)/python train.py $(ARGS)
 
-test: setup ## the default test suite; options in ARGS
-	$(BIN)/python -m pytest $(ARGS)
+# A process for each core, with one thread: two threads in each would wait for cores, not for work.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test: setup ## the default test suite, a process for each core; options in ARGS
+	$(PYTEST) $(ARGS)
 
 test-all: setup ## every test, the slow ones included
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(PYTEST) -m "not gpu" $(ARGS)
 
 check: setup ## format, lint, types and import rules; the same as pre-commit and CI
 	$(BIN)/ruff format --check .
