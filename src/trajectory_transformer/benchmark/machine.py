@@ -46,11 +46,11 @@ class Hardware:
         if self.device != "cpu":
             torch.cuda.synchronize()
 
-    def matmul_rate(self) -> float:
+    def matmul_rate(self, rounds: int = 9) -> float:
         """Multiply-adds, counted as two operations, per second of large square products in the chosen precision."""
         size, dtype = self.product_size, torch.bfloat16 if self.bf16 else torch.float32
         a, b = torch.randn(2, size, size, dtype=dtype, device=self.device)
-        return 2 * size**3 / self.median_seconds(lambda: a @ b, rounds=9)
+        return 2 * size**3 / self.median_seconds(lambda: a @ b, rounds)
 
     def median_seconds(self, run: Callable[[], object], rounds: int) -> float:
         """Median wall time of ``run`` over some rounds, after one that does not count."""

@@ -95,7 +95,10 @@ def planning_operations(setting: PlanningSetting, config: TrajectoryTransformerC
 
 
 def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) -> PlanningFigures:
-    """Plan with random weights for about so many seconds, at least five times."""
+    """Plan with random weights for about so many seconds, at least five times, and multiply matrices in between.
+
+    On a shared machine the rate of products changes within seconds; so plans are held against those beside them.
+    """
     torch.set_num_threads(hardware.threads)
     layout, environments = setting.layout, setting.environments
     model = make_model(layout, setting.model).to(hardware.device)
@@ -109,16 +112,18 @@ def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) 
     prefix = torch.randint(0, NUM_BINS, (environments, length), generator=torch.Generator().manual_seed(0))
     prefix, generators = prefix.to(hardware.device), [torch.Generator().manual_seed(n) for n in range(environments)]
     planner.plan(prefix, generators)  # a GPU captures it
-    before, taken = planner.decoding_seconds, []
+    before, taken, rates, memory = planner.decoding_seconds, [], [], 0
     while len(taken) < 5 or sum(taken) < seconds:
         hardware.wait()
         start = time.perf_counter()
         planner.plan(prefix, generators)
         hardware.wait()
         taken.append(time.perf_counter() - start)
-    after, memory = planner.decoding_seconds, hardware.peak_memory()
+        if sum(taken) >= len(rates) * seconds / 10:
+            memory = memory or hardware.peak_memory()  # the planner's, without what the products need
+            rates.append(hardware.matmul_rate(rounds=3))
+    after, rate = planner.decoding_seconds, statistics.median(rates)
     model_share, sampling_share = ((b - a) / sum(taken) for a, b in zip(before, after, strict=True))
-    rate = statistics.median(hardware.matmul_rate() for _ in range(3))
     p50, p95 = np.percentile(taken, [50, 95]) * 1e3 / environments
     return PlanningFigures(
         (float(p50), float(p95)),
