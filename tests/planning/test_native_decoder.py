@@ -21,6 +21,7 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import Block, SelfAttention, TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, gather_rows
+from trajectory_transformer.planning.decoder import BeamDecoder
 from trajectory_transformer.planning.native import library
 from trajectory_transformer.planning.native_decoder import NativeDecoder, unavailable_reason
 from trajectory_transformer.planning.planner import BeamPlanner
@@ -397,6 +398,30 @@ def test_tokens_drawn_behind_given_ones_are_those_drawn_after_a_step(sliding: bo
             logits.append(decoder.logits)
         assert torch.equal(drawn[0], drawn[1])
         assert torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("choice", [Choice(), Choice(k=1)])
+def test_a_predicted_token_is_the_likeliest_of_the_logits_beside_it(
+    choice: Choice, sliding: bool, threads: int
+) -> None:
+    """Against the search's other decoders' way: draw, look at the logits, append, look again."""
+    torch.set_num_threads(threads)
+    model = MODELS["transition of four, head of five"]
+    uniforms = torch.rand(3, 2, 20, generator=torch.Generator().manual_seed(0))
+    for length in (8, 9, 10, 11):  # a window of twelve tokens slides not at all, at the last token, before it
+        tokens, predicted, after = [], [], []
+        for way in (NativeDecoder.extend_and_predict, BeamDecoder.extend_and_predict):
+            decoder = NativeDecoder(model, 3, sliding)
+            decoder.prefill(draw_tokens(3, length, below=8))
+            decoder.expand(20)
+            found = way(decoder, uniforms, choice)
+            tokens.append(found[0]), predicted.append(found[1]), after.append(decoder.logits)
+        assert tokens[0].shape == (3, 20, 3)
+        for of_both in (tokens, predicted, after):
+            assert torch.equal(of_both[0], of_both[1])
+        assert torch.equal(predicted[0][:, :, 1], after[0])
 
 
 # ---- weights that are not finite ----

@@ -101,7 +101,8 @@ class NativeDecoder(BeamDecoder):
             raise _FAILURES[status]()
 
     def prefill(self, tokens: Tensor) -> None:
-        if tokens.min() < 0 or tokens.max() > self._config.vocab_size:
+        smallest, largest = tokens.aminmax()
+        if smallest < 0 or largest > self._config.vocab_size:
             raise ValueError(f"tokens must lie in [0, {self._config.vocab_size}]")
         self._use_threads(torch.get_num_threads())
         excess, width = max(0, tokens.shape[1] - (self._limit - 1)), self._config.transition_dim
@@ -125,7 +126,7 @@ class NativeDecoder(BeamDecoder):
             self._window = gather_rows(self._window, rows)
 
     def step(self, tokens: Tensor) -> None:
-        if self._sliding and self._length + 1 == self._limit:
+        if self._slides_within(1):
             window = torch.cat([self._window, tokens.unsqueeze(2)], dim=2)
             self._encode(window[:, :, self._config.transition_dim :])
             return
@@ -134,23 +135,36 @@ class NativeDecoder(BeamDecoder):
         self._appended(tokens.unsqueeze(2))
 
     def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
-        environments, count, rows = uniforms.shape
-        if self._sliding and self._length + (given is not None) + count >= self._limit:
+        if self._slides_within((given is not None) + uniforms.shape[1]):
             return super().extend(uniforms, choice, given)
+        return self._extend(uniforms, choice, given, None)
+
+    def extend_and_predict(self, uniforms: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        environments, count, rows = uniforms.shape
+        if self._slides_within(count + 1):
+            return super().extend_and_predict(uniforms, choice)
+        logits = torch.empty(environments, rows, 2, self._config.vocab_size + 1)
+        return self._extend(uniforms, choice, None, logits), logits
+
+    def _slides_within(self, tokens: int) -> bool:
+        return self._sliding and self._length + tokens >= self._limit
+
+    def _extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None, predicted: Tensor | None) -> Tensor:
+        environments, count, rows = uniforms.shape
         given = None if given is None else given.to(torch.int64).contiguous()
-        tokens = torch.empty(environments, rows, count, dtype=torch.int64)
+        tokens = torch.empty(environments, rows, count + (predicted is not None), dtype=torch.int64)
         self._call(
             self._library.tt_extend, self._rows, environments * rows, given, environments, uniforms,
             (ctypes.c_int64 * 3)(*uniforms.stride()), count, choice.temperature, choice.k or 0,
-            -1.0 if choice.cdf is None else choice.cdf, tokens,
+            -1.0 if choice.cdf is None else choice.cdf, tokens, predicted,
         )  # fmt: skip
-        self._appended(tokens if given is None else torch.cat([given.unsqueeze(2), tokens], dim=2))
+        self._appended(*([] if given is None else [given.unsqueeze(2)]), tokens)
         return tokens
 
-    def _appended(self, tokens: Tensor) -> None:
-        self._length += tokens.shape[2]
+    def _appended(self, *tokens: Tensor) -> None:
+        self._length += sum(some.shape[2] for some in tokens)
         self._rows = _numbered(*self._rows.shape)
-        self._window = torch.cat([self._window, tokens], dim=2) if self._sliding else self._window
+        self._window = torch.cat([self._window, *tokens], dim=2) if self._sliding else self._window
 
     @property
     def seconds(self) -> tuple[float, float]:

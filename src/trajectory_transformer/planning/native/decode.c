@@ -150,23 +150,28 @@ static int go_on(Decoder *d, const int64_t *parents, int n, const int64_t *given
 /* Continue row parents[r] of the last call by tokens[r]. */
 int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) { return go_on(d, parents, rows, tokens, NULL); }
 
+/* Logits after a row of the last call. */
+static void copy_logits(const Decoder *d, int64_t row, float *out) {
+    memcpy(out, d->newest.logits + (size_t)d->newest.sequence_of_row[row] * d->logit_width, sizeof(float) * d->vocab);
+}
+
 /* Logits (rows, vocab) after row parents[r] of the last call. */
 void tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
-    for (int r = 0; r < rows; r++) {
-        const float *logits = d->newest.logits + (size_t)d->newest.sequence_of_row[parents[r]] * d->logit_width;
-        memcpy(out + (size_t)r * d->vocab, logits, sizeof(float) * d->vocab);
-    }
+    for (int r = 0; r < rows; r++) copy_logits(d, parents[r], out + (size_t)r * d->vocab);
 }
 
 /* Seconds spent in the model and in sampling so far. */
 void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(d->seconds)); }
 
 /* Sample tokens (rows, count) behind rows parents[r] of the last call, which belong to so many environments in turn; where
- * there are such, behind given tokens of theirs. */
+ * there are such, behind given tokens of theirs. Where predicted (rows, 2, vocab) is wanted, one more token follows, which is
+ * the likeliest: it gets the logits that say so, and those behind it. */
 int tt_extend(Decoder *d, const int64_t *parents, int rows, const int64_t *given, int environments, const float *uniforms,
-              const int64_t *strides, int count, float temperature, int k, float cdf, int64_t *tokens) {
-    const Drawing drawing = {uniforms, strides, rows / environments, count, k, temperature, cdf, tokens};
-    return go_on(d, parents, rows, given, &drawing);
+              const int64_t *strides, int count, float temperature, int k, float cdf, int64_t *tokens, float *predicted) {
+    const Drawing drawing = {uniforms, strides, rows / environments, count + !!predicted, k, temperature, cdf, tokens, predicted};
+    const int status = go_on(d, parents, rows, given, &drawing);
+    for (int r = 0; r < rows && predicted && status == OK; r++) copy_logits(d, r, predicted + (2 * (size_t)r + 1) * d->vocab);
+    return status;
 }
 
 typedef struct {

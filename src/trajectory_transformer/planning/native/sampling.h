@@ -89,19 +89,22 @@ static int draw(const float *cumulative, int n, float uniform) {
     return token;
 }
 
-/* How tokens (rows, count) are drawn, and where they go; uniforms (environments, count, own rows of each) lie strides apart. */
+/* How tokens (rows, count) are drawn, and where they go; uniforms (environments, count, own rows of each) lie strides apart.
+ * Where predicted (rows, 2, vocab) is wanted, the last token is the likeliest without a draw, by logits that go there. */
 typedef struct {
     const float *uniforms;
     const int64_t *strides;
     int own, count, k;
     float temperature, cdf;
     int64_t *tokens;
+    float *predicted;
 } Drawing;
 
 /* Draw the i-th token of some rows, by a team of threads; parents are these rows' numbers in a generation. */
 static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *parents, const int64_t *rows, int n, const Drawing *drawing,
                        int i, int team, int64_t *drawn) {
-    const int vocab = d->vocab, padded = d->logit_width, likeliest = drawing->k == 1;
+    const int vocab = d->vocab, padded = d->logit_width, predicted = drawing->predicted && i == drawing->count - 1;
+    const int likeliest = drawing->k == 1 || predicted;
     int *place = malloc(sizeof(int) * g->num_sequences), *wanted = malloc(sizeof(int) * n), *top = malloc(sizeof(int) * n), num_wanted = 0;
     float *cumulative = likeliest ? NULL : allocate(sizeof(float) * n * padded);
     const int ready = place && wanted && top && (likeliest || cumulative);
@@ -127,10 +130,11 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
     }
     const int64_t *strides = drawing->strides;
     for (int r = 0; r < n && ready; r++) {
-        const int w = place[g->sequence_of_row[parents[r]]];
-        const float uniform = drawing->uniforms[rows[r] / drawing->own * strides[0] + i * strides[1] + rows[r] % drawing->own * strides[2]];
-        drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, uniform);
-        drawing->tokens[rows[r] * drawing->count + i] = drawn[r];
+        const int s = g->sequence_of_row[parents[r]], w = place[s];
+        const int64_t row = rows[r], at = row / drawing->own * strides[0] + i * strides[1] + row % drawing->own * strides[2];
+        drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, drawing->uniforms[at]);
+        drawing->tokens[row * drawing->count + i] = drawn[r];
+        if (predicted) memcpy(drawing->predicted + 2 * row * vocab, g->logits + (size_t)s * padded, sizeof(float) * vocab);
     }
     free(place), free(wanted), free(top), free(cumulative);
     return ready ? OK : NO_MEMORY;
