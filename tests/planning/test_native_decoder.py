@@ -411,17 +411,17 @@ def test_a_predicted_token_is_the_likeliest_of_the_logits_beside_it(
     model = MODELS["transition of four, head of five"]
     uniforms = torch.rand(3, 2, 20, generator=torch.Generator().manual_seed(0))
     for length in (8, 9, 10, 11):  # a window of twelve tokens slides not at all, at the last token, before it
-        tokens, predicted, after = [], [], []
+        found = []
         for way in (NativeDecoder.extend_and_predict, BeamDecoder.extend_and_predict):
             decoder = NativeDecoder(model, 3, sliding)
             decoder.prefill(draw_tokens(3, length, below=8))
             decoder.expand(20)
-            found = way(decoder, uniforms, choice)
-            tokens.append(found[0]), predicted.append(found[1]), after.append(decoder.logits)
-        assert tokens[0].shape == (3, 20, 3)
-        for of_both in (tokens, predicted, after):
-            assert torch.equal(of_both[0], of_both[1])
-        assert torch.equal(predicted[0][:, :, 1], after[0])
+            found.append((*way(decoder, uniforms, choice), decoder.logits))
+        tokens, predicted, after = found[0]
+        assert tokens.shape == (3, 20, 3)
+        assert torch.equal(predicted[:, :, 1], after)
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one, other)
 
 
 # ---- weights that are not finite ----
