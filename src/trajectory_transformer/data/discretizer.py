@@ -62,6 +62,11 @@ class Discretizer(nn.Module, ABC):
         """Dimensions it was fitted on; 0 before ``fit``."""
         return len(self.edges)
 
+    @property
+    def centers(self) -> Tensor:
+        """(transition_dim, num_bins) float32: the middle of each bin."""
+        return self._from_edges().centers
+
     def fit(self, values: Tensor | np.ndarray) -> Self:
         """Choose the edges; returns itself.
 
@@ -115,7 +120,7 @@ class Discretizer(nn.Module, ABC):
             tokens: (..., d) integers; the stop token counts as the last bin.
             columns: which transition dimensions they are.
         """
-        centers = self._centers(columns, tokens.shape[-1])
+        centers = _some(self.centers, columns, tokens.shape[-1])
         flat = tokens.reshape(-1, len(centers)).to(centers.device, torch.int64).clamp(0, self.num_bins - 1)
         return centers.T.gather(0, flat).reshape(tokens.shape)
 
@@ -128,7 +133,7 @@ class Discretizer(nn.Module, ABC):
             columns: which transition dimensions they are about.
         """
         bins = self._bin_probabilities(probabilities)
-        return (bins * self._centers(columns, bins.shape[-2]).to(bins)).sum(dim=-1)
+        return (bins * _some(self.centers, columns, bins.shape[-2]).to(bins)).sum(dim=-1)
 
     def percentile(self, probabilities: Tensor, fraction: float, columns: slice = ALL_COLUMNS) -> Tensor:
         """Centre of the first bin at which the cumulative probability reaches ``fraction``, (..., d).
@@ -171,9 +176,6 @@ class Discretizer(nn.Module, ABC):
         discretizer = STRATEGIES[str(strategy)](edges.shape[1] - 1)
         discretizer.edges = edges.detach().to(torch.float32, copy=True)
         return discretizer
-
-    def _centers(self, columns: slice, width: int) -> Tensor:
-        return _some(self._from_edges().centers, columns, width)
 
     def _from_edges(self) -> _Derived:
         edges = self.edges

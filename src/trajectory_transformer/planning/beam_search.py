@@ -117,20 +117,23 @@ def beam_search(
         candidates = settings.n_expand * (width if t == 0 else 1)
         decoder.expand(candidates)
         returns = returns.repeat_interleave(candidates, dim=1)
+        actions = decoder.extend(uniforms[:, t, layout.action, : settings.n_expand * width], for_actions)
         # Reward and value greedily, as the original does (its k_rew = 1).
-        draws = uniforms[:, t, layout.action, : settings.n_expand * width]
-        tokens, predicted = decoder.extend_and_predict(draws, for_actions)
-        tokens = torch.cat([tokens, predicted[:, :, 1:].argmax(dim=-1)], dim=2)
-        estimates = estimate(predicted.softmax(dim=-1))
+        reward_logits = decoder.logits
+        reward_tokens = reward_logits.argmax(dim=-1)
+        decoder.step(reward_tokens)
+        value_logits = decoder.logits
+        value_tokens = value_logits.argmax(dim=-1)
+        estimates = estimate(torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1))
         returns[:, :, t : t + 2] = estimates
         if rank is None:
             scores = (returns * discounts).sum(dim=-1)
         else:
-            actions = tokens[:, :, : layout.action_dim]
             scores = rank(returns, t, torch.cat([observations.repeat_interleave(candidates, dim=1), actions], dim=2))
         scores = scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
+        tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
         steps.append(SearchStep(tokens, estimates[:, :, 0], estimates[:, :, 1], kept))
         seen.append(observations)
         decoder.keep(kept)

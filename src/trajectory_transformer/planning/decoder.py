@@ -78,18 +78,6 @@ class BeamDecoder(ABC):
             self.step(drawn[-1])
         return torch.stack(drawn, dim=2)
 
-    def extend_and_predict(self, uniforms: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-        """As :meth:`extend`, and append the likeliest token behind what is drawn.
-
-        Returns:
-            (environment, rows, tokens + 1) int64, and (environment, rows, 2, vocabulary) logits: those that the last
-            token was the likeliest by, and those behind it.
-        """
-        drawn, logits = self.extend(uniforms, choice), self.logits
-        likeliest = logits.argmax(dim=-1)
-        self.step(likeliest)
-        return torch.cat([drawn, likeliest.unsqueeze(2)], dim=2), torch.stack([logits, self.logits], dim=2)
-
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
     """(environment, old rows, …) values and (environment, new rows) indices -> (environment, new rows, …)."""

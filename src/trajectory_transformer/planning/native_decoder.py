@@ -100,11 +100,19 @@ class NativeDecoder(BeamDecoder):
         if status != 0:
             raise _FAILURES[status]()
 
-    def prefill(self, tokens: Tensor) -> None:
+    def _ready_for(self, tokens: Tensor) -> None:
         smallest, largest = tokens.aminmax()
         if smallest < 0 or largest > self._config.vocab_size:
             raise ValueError(f"tokens must lie in [0, {self._config.vocab_size}]")
         self._use_threads(torch.get_num_threads())
+
+    def search(self, prefix: Tensor, search: ctypes.Structure) -> None:
+        """Run what :mod:`.native_search` has laid out for whole sequences of tokens; of what was decoded nothing stays."""
+        self._ready_for(prefix)
+        self._call(self._library.tt_search, ctypes.addressof(search))
+
+    def prefill(self, tokens: Tensor) -> None:
+        self._ready_for(tokens)
         excess, width = max(0, tokens.shape[1] - (self._limit - 1)), self._config.transition_dim
         self._encode(tokens[:, -(-excess // width) * width :].unsqueeze(1))
 
@@ -135,31 +143,21 @@ class NativeDecoder(BeamDecoder):
         self._appended(tokens.unsqueeze(2))
 
     def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
-        if self._slides_within((given is not None) + uniforms.shape[1]):
+        environments, count, rows = uniforms.shape
+        if self._slides_within((given is not None) + count):
             return super().extend(uniforms, choice, given)
-        return self._extend(uniforms, choice, given, None)
-
-    def extend_and_predict(self, uniforms: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-        environments, count, rows = uniforms.shape
-        if self._slides_within(count + 1):
-            return super().extend_and_predict(uniforms, choice)
-        logits = torch.empty(environments, rows, 2, self._config.vocab_size + 1)
-        return self._extend(uniforms, choice, None, logits), logits
-
-    def _slides_within(self, tokens: int) -> bool:
-        return self._sliding and self._length + tokens >= self._limit
-
-    def _extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None, predicted: Tensor | None) -> Tensor:
-        environments, count, rows = uniforms.shape
         given = None if given is None else given.to(torch.int64).contiguous()
-        tokens = torch.empty(environments, rows, count + (predicted is not None), dtype=torch.int64)
+        tokens = torch.empty(environments, rows, count, dtype=torch.int64)
         self._call(
             self._library.tt_extend, self._rows, environments * rows, given, environments, uniforms,
             (ctypes.c_int64 * 3)(*uniforms.stride()), count, choice.temperature, choice.k or 0,
-            -1.0 if choice.cdf is None else choice.cdf, tokens, predicted,
+            -1.0 if choice.cdf is None else choice.cdf, tokens,
         )  # fmt: skip
         self._appended(*([] if given is None else [given.unsqueeze(2)]), tokens)
         return tokens
+
+    def _slides_within(self, tokens: int) -> bool:
+        return self._sliding and self._length + tokens >= self._limit
 
     def _appended(self, *tokens: Tensor) -> None:
         self._length += sum(some.shape[2] for some in tokens)

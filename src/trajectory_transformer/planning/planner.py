@@ -18,6 +18,7 @@ from .deadline import Deadline
 from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search
 from .native_decoder import NativeDecoder, unavailable_reason
+from .native_search import native_search
 from .transformer_decoder import TransformerDecoder
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,9 @@ class BeamPlanner:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
         if settings.maximizes_likelihood:
             return likelihood_search(decoder, prefix, layout, settings, deadline)
+        if isinstance(decoder, NativeDecoder) and settings.window == "growing" and deadline is None and self._rank is None:
+            centers = self.discretizer.centers[layout.reward : layout.value + 1]
+            return native_search(decoder, prefix, layout, settings, centers, uniforms)
         return beam_search(decoder, prefix, layout, settings, self._estimate, uniforms, deadline, self._rank)
 
     @property

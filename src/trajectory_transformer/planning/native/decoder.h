@@ -43,7 +43,7 @@ typedef struct {
     float *x, *normed, *projected, *seen, *hidden, *scores, *out; /* for a block of rows */
     Tile *tiles, *wanted; /* of a block; of its rows whose logits are wanted */
     float **pages;
-    Generation between[2]; /* what a group passes through */
+    Generation between[3]; /* what rows pass through */
 } Scratch;
 
 /* A further page that a token is stored in, and where the next one stands, or -1. */

@@ -24,8 +24,9 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tt_step": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
     "tt_extend": (
         _INT,
-        [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _FLOAT, _INT, _FLOAT, _ADDRESS, _ADDRESS],
+        [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _FLOAT, _INT, _FLOAT, _ADDRESS],
     ),
+    "tt_search": (_INT, [_ADDRESS, _ADDRESS]),
     "tt_logits": (None, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
     "tt_seconds": (None, [_ADDRESS, _ADDRESS]),
 }

@@ -89,25 +89,52 @@ static int draw(const float *cumulative, int n, float uniform) {
     return token;
 }
 
+/* What is expected of a token whose distribution these logits are, given what its bins stand for: their mean, or where the
+ * cumulative probability reaches a fraction, if that is not negative. The stop token, the last one, stands for nothing. NaN if
+ * they are no distribution. */
+static float expect(const float *logits, int n, const float *centers, float fraction, float *probabilities) {
+    float sum = 0, mass = 0, top = -INFINITY;
+    for (int i = 0; i < n; i++) {
+        if (isnan(logits[i])) return NAN;
+        if (logits[i] > top) top = logits[i];
+    }
+    if (isinf(top)) return NAN;
+    memcpy(probabilities, logits, sizeof(float) * n);
+    softmax(probabilities, n);
+    for (int i = 0; i < n - 1; i++) sum += probabilities[i] * centers[i], mass += probabilities[i];
+    if (fraction < 0) return sum;
+    int bin = 0;
+    for (float reached = probabilities[0]; bin < n - 2 && reached < fraction * mass; reached += probabilities[bin]) bin++;
+    return centers[bin];
+}
+
+/* Estimates (rows, 2) of what two tokens stand for, from what their bins (2, vocab - 1) do: see expect. */
+typedef struct {
+    const float *centers;
+    float fraction;
+    float *found;
+} Estimates;
+
 /* How tokens (rows, count) are drawn, and where they go; uniforms (environments, count, own rows of each) lie strides apart.
- * Where predicted (rows, 2, vocab) is wanted, the last token is the likeliest without a draw, by logits that go there. */
+ * Where estimates are wanted, the last two tokens are the likeliest without a draw, and the estimates are of them. */
 typedef struct {
     const float *uniforms;
-    const int64_t *strides;
+    int64_t strides[3];
     int own, count, k;
     float temperature, cdf;
     int64_t *tokens;
-    float *predicted;
+    const Estimates *estimates;
 } Drawing;
 
 /* Draw the i-th token of some rows, by a team of threads; parents are these rows' numbers in a generation. */
 static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *parents, const int64_t *rows, int n, const Drawing *drawing,
                        int i, int team, int64_t *drawn) {
-    const int vocab = d->vocab, padded = d->logit_width, predicted = drawing->predicted && i == drawing->count - 1;
-    const int likeliest = drawing->k == 1 || predicted;
+    const int vocab = d->vocab, padded = d->logit_width, estimated = drawing->estimates ? i - (drawing->count - 2) : -1;
+    const int likeliest = drawing->k == 1 || estimated >= 0;
+    const Estimates *estimates = estimated >= 0 ? drawing->estimates : NULL;
     int *place = malloc(sizeof(int) * g->num_sequences), *wanted = malloc(sizeof(int) * n), *top = malloc(sizeof(int) * n), num_wanted = 0;
-    float *cumulative = likeliest ? NULL : allocate(sizeof(float) * n * padded);
-    const int ready = place && wanted && top && (likeliest || cumulative);
+    float *cumulative = likeliest ? NULL : allocate(sizeof(float) * n * padded), *expected = malloc(sizeof(float) * n);
+    const int ready = place && wanted && top && expected && (likeliest || cumulative);
     for (int s = 0; s < g->num_sequences && ready; s++) place[s] = -1;
     for (int r = 0; r < n && ready; r++) {
         const int s = g->sequence_of_row[parents[r]];
@@ -116,7 +143,7 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
     const int few = likeliest ? 128 : 8; /* sequences, for which nobody else is called */
 #pragma omp parallel num_threads(team) if (team > 1 && num_wanted > few)
     {
-        float scratch[2 * padded];
+        float scratch[2 * padded] __attribute__((aligned(64)));
 #pragma omp for
         for (int w = 0; w < num_wanted; w++) {
             const float *logits = g->logits + (size_t)wanted[w] * padded;
@@ -126,16 +153,17 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
                 for (int j = 0; j < vocab; j++) x[j] = logits[j] / drawing->temperature;
                 filter(x, vocab, drawing->k, drawing->cdf, scratch);
             }
+            if (estimates) expected[w] = expect(logits, vocab, estimates->centers + estimated * (vocab - 1), estimates->fraction, scratch);
         }
     }
     const int64_t *strides = drawing->strides;
     for (int r = 0; r < n && ready; r++) {
-        const int s = g->sequence_of_row[parents[r]], w = place[s];
+        const int w = place[g->sequence_of_row[parents[r]]];
         const int64_t row = rows[r], at = row / drawing->own * strides[0] + i * strides[1] + row % drawing->own * strides[2];
         drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, drawing->uniforms[at]);
         drawing->tokens[row * drawing->count + i] = drawn[r];
-        if (predicted) memcpy(drawing->predicted + 2 * row * vocab, g->logits + (size_t)s * padded, sizeof(float) * vocab);
+        if (estimates) estimates->found[2 * row + estimated] = expected[w];
     }
-    free(place), free(wanted), free(top), free(cumulative);
+    free(place), free(wanted), free(top), free(cumulative), free(expected);
     return ready ? OK : NO_MEMORY;
 }

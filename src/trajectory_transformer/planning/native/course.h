@@ -1,0 +1,212 @@
+/* Continuing rows by a course of tokens. */
+#pragma once
+
+#include "forward.h"
+#include "sampling.h"
+#include "sequences.h"
+
+/* Sequences that continue some rows of a generation by a token each, equal ones as one, and the work that makes them. They
+ * stand in another generation behind base others, and belong to its rows places[r]. Returns how many they are, or -1. */
+static int branch(Decoder *d, Generation *from, const int64_t *parents, int n, const int64_t *tokens, Generation *to, int base,
+                  const int64_t *places, Row *work) {
+    const int stored = from->position % d->transition_dim != d->transition_dim - 1;
+    int32_t *siblings = malloc(sizeof(int32_t) * n), *order = malloc(sizeof(int32_t) * n);
+    int32_t *count = calloc(from->num_sequences + 1, sizeof(int32_t));
+    int found = 0, ready = siblings && order && count;
+    if (ready) { /* relatives side by side: they share most of what they attend to */
+        for (int r = 0; r < n; r++) count[from->sequence_of_row[parents[r]] + 1]++;
+        for (int s = 0; s < from->num_sequences; s++) count[s + 1] += count[s];
+        for (int r = 0; r < n; r++) order[count[from->sequence_of_row[parents[r]]]++] = r;
+    }
+    for (int i = 0; i < n && ready; i++) {
+        const int r = order[i];
+        Sequence *parent = &from->sequences[from->sequence_of_row[parents[r]]];
+        int s = parent->child;
+        while (s >= 0 && work[s].token != tokens[r]) s = siblings[s];
+        if (s < 0) {
+            s = found++;
+            Sequence *child = &to->sequences[base + s];
+            siblings[s] = parent->child, parent->child = s;
+            int32_t copied = -1;
+            copy(child, parent, to->page_lists + (size_t)(base + s) * list_length(d));
+            parent->extended = 1; /* by this child, or to be by its children */
+            if (stored) ready = add_slot(d, child, &copied) == OK;
+            work[s] = make_row(child, tokens[r], from->position, stored, copied, base + s);
+        }
+        to->sequence_of_row[places[r]] = base + s;
+    }
+    free(siblings), free(order), free(count);
+    return ready ? found : -1;
+}
+
+/* What rows are continued by: a given token each, or none; then what is drawn of them; then, of so many candidates for each
+ * of them, what is drawn of those. Candidates come only behind tokens that are given and drawn. */
+typedef struct {
+    const int64_t *given;
+    const Drawing *drawn, *of_candidates; /* or NULL */
+    int candidates; /* 1 if there are none */
+} Course;
+
+/* Tokens of a drawing that the model sees: of the last one that is estimated nobody asks what comes next. */
+static inline int appended(const Drawing *drawing) { return drawing ? drawing->count - !!drawing->estimates : 0; }
+static inline int length_of(const Course *course) { return !!course->given + appended(course->drawn) + appended(course->of_candidates); }
+
+/* Rows that are decoded together, and their sequences so far: rows that share one are in the same group. */
+typedef struct {
+    int first_row, rows, first_sequence, sequences;
+} Group;
+
+/* Groups of about as many rows, in which sequences are not divided; order: all rows, those of a sequence side by side. */
+static int make_groups(const Generation *g, int n, int groups, Group *group, int64_t *order) {
+    const int num_sequences = g->num_sequences;
+    int32_t *ends = calloc(num_sequences + 1, sizeof(int32_t));
+    if (!ends) return 0;
+    for (int r = 0; r < n; r++) ends[g->sequence_of_row[r] + 1]++;
+    for (int s = 0; s < num_sequences; s++) ends[s + 1] += ends[s];
+    int made = 0;
+    for (int s = 0, begins = 0, row = 0; s < num_sequences; s++) {
+        if (ends[s + 1] < (int64_t)n * (made + 1) / groups) continue;
+        group[made++] = (Group){row, ends[s + 1] - row, begins, s + 1 - begins};
+        row = ends[s + 1], begins = s + 1;
+    }
+    for (int r = 0; r < n; r++) order[ends[g->sequence_of_row[r]]++] = r;
+    free(ends);
+    return made;
+}
+
+/* Rows of the call that a thread continues, and their places in the generation that they have come to. */
+typedef struct {
+    int n;
+    int64_t *rows, *places;
+    Generation *in;
+} Party;
+
+static Party make_party(int n, Generation *in) { return (Party){n, malloc(sizeof(int64_t) * n), malloc(sizeof(int64_t) * n), in}; }
+static void free_party(Party *party) { free(party->rows), free(party->places); }
+
+/* Draw a party's tokens from some on. It passes through two generations, and stays in one of them or ends in another, where
+ * sequences from base on are its own. */
+static int draw_on(Decoder *d, Scratch *s, Party *party, const Drawing *drawing, int at, Generation *const through[2], Generation *end,
+                   int base, double *sampling) {
+    const int n = party->n, last = appended(drawing) - 1;
+    int64_t *drawn = malloc(sizeof(int64_t) * n), *own = malloc(sizeof(int64_t) * n);
+    Row *work = malloc(sizeof(Row) * n);
+    int status = drawn && own && work ? OK : NO_MEMORY;
+    for (int r = 0; r < n && status == OK; r++) own[r] = r;
+    for (; at < drawing->count && status == OK; at++) {
+        const double began = omp_get_wtime();
+        Generation *to = end && at == last ? end : through[at % 2];
+        status = draw_tokens(d, party->in, party->places, party->rows, n, drawing, at, 1, drawn);
+        if (status == OK && at <= last && to != end) status = make_room(d, to, n);
+        *sampling += omp_get_wtime() - began;
+        if (status != OK || at > last) break;
+        const int64_t *places = to == end ? party->rows : own;
+        const int found = branch(d, party->in, party->places, n, drawn, to, to == end ? base : 0, places, work);
+        if (found < 0) status = NO_MEMORY;
+        else run_alone(d, s, work, found, to->logits);
+        if (to != end) to->num_sequences = found, to->position = party->in->position + 1;
+        memcpy(party->places, places, sizeof(int64_t) * n);
+        party->in = to;
+    }
+    free(drawn), free(own), free(work);
+    return status;
+}
+
+/* Draw the tokens of a party's candidates, of not too many at once, so that what they see stays near. */
+static int draw_candidates(Decoder *d, Scratch *s, const Party *beams, const Course *course, int base, double *sampling) {
+    const int n = beams->n, candidates = course->candidates, most = (n * candidates + BLOCK - 1) / BLOCK;
+    Generation *through[2];
+    for (int i = 0, found = 0; i < 3 && found < 2; i++)
+        if (&s->between[i] != beams->in) through[found++] = &s->between[i];
+    Group *groups = malloc(sizeof(Group) * most);
+    int64_t *order = malloc(sizeof(int64_t) * n);
+    const int num_groups = groups && order ? make_groups(beams->in, n, most, groups, order) : 0;
+    int status = num_groups ? OK : NO_MEMORY;
+    for (const Group *group = groups; group < groups + num_groups && status == OK; group++) {
+        Party party = make_party(group->rows * candidates, beams->in);
+        status = party.rows && party.places ? OK : NO_MEMORY;
+        for (int r = 0; r < party.n && status == OK; r++) {
+            const int64_t beam = order[group->first_row + r / candidates];
+            party.rows[r] = beams->rows[beam] * candidates + r % candidates, party.places[r] = beam;
+        }
+        const int first = (base + group->first_row) * candidates;
+        if (status == OK) status = draw_on(d, s, &party, course->of_candidates, 0, through, &d->next, first, sampling);
+        free_party(&party);
+    }
+    free(groups), free(order);
+    return status;
+}
+
+/* All tokens of a group: first what is in work, then what is drawn. */
+static int decode_group(Decoder *d, Scratch *s, const Group *group, const int64_t *rows, const Row *work, const Course *course,
+                        double *sampling) {
+    Generation *first = length_of(course) > 1 ? &d->first : &d->next, *end = course->of_candidates ? NULL : &d->next;
+    Generation *const through[2] = {&s->between[0], &s->between[1]};
+    run_alone(d, s, work + group->first_sequence, group->sequences, first->logits);
+    if (!course->drawn) return OK;
+    Party party = make_party(group->rows, first);
+    int status = party.rows && party.places ? OK : NO_MEMORY;
+    if (status == OK) {
+        memcpy(party.rows, rows, sizeof(int64_t) * party.n), memcpy(party.places, rows, sizeof(int64_t) * party.n);
+        status = draw_on(d, s, &party, course->drawn, !course->given, through, end, group->first_row, sampling);
+    }
+    if (status == OK && course->of_candidates) status = draw_candidates(d, s, &party, course, group->first_row, sampling);
+    free_party(&party);
+    return status;
+}
+
+/* Room for some rows of the last call and what comes behind them, and for nothing else. */
+static int prepare(Decoder *d, const int64_t *parents, int rows, const Course *course) {
+    const int length = length_of(course), own = length - appended(course->of_candidates), candidates = rows * course->candidates;
+    if (d->newest.position + length > d->block_size) return TOO_LONG;
+    /* Each may begin pages, and part from others twice. */
+    const int needed = rows * (own / LANES + 3) + (course->of_candidates ? candidates * (appended(course->of_candidates) / LANES + 3) : 0);
+    int status = sweep(d, &d->newest, parents, rows, needed);
+    if (status == OK) status = make_room(d, &d->next, candidates);
+    return status == OK && length > 1 ? make_room(d, &d->first, rows) : status;
+}
+
+/* Continue n rows of the last call; their candidates are the rows of this one. */
+static int go_on(Decoder *d, const int64_t *parents, int n, const Course *course) {
+    const int length = length_of(course), prepared = prepare(d, parents, n, course), candidates = n * course->candidates;
+    if (prepared != OK) return prepared;
+    int team = team_size(d);
+    const int turns = (n + team * GROUP - 1) / (team * GROUP), most = n > MR ? turns * team : 1;
+    Generation *to = length > 1 ? &d->first : &d->next;
+    Row *work = malloc(sizeof(Row) * n);
+    Group *groups = malloc(sizeof(Group) * most);
+    int64_t *all = malloc(sizeof(int64_t) * n), *order = malloc(sizeof(int64_t) * n), *drawn = malloc(sizeof(int64_t) * n);
+    int ready = work && groups && all && order && drawn, num_groups = 0;
+    for (int r = 0; r < n && ready; r++) all[r] = r;
+    double began = omp_get_wtime();
+    if (ready && !course->given) ready = draw_tokens(d, &d->newest, parents, all, n, course->drawn, 0, team, drawn) == OK;
+    d->seconds[1] += omp_get_wtime() - began;
+    const int found = ready ? branch(d, &d->newest, parents, n, course->given ? course->given : drawn, to, 0, all, work) : -1;
+    if (found >= 0) {
+        d->next.num_sequences = candidates; /* more than there are: each group has as many places as rows */
+        to->num_sequences = found, to->position = d->newest.position + 1;
+        num_groups = make_groups(to, n, most, groups, order);
+    }
+    began = omp_get_wtime();
+    double sampling = 0, used = 0;
+    atomic_int taken = 0, failed = !num_groups;
+    team = num_groups > 1 ? team : 1;
+#pragma omp parallel num_threads(team) if (team > 1) reduction(+ : sampling, used)
+    {
+        Scratch *own = &d->scratch[omp_get_thread_num()];
+        used -= time_used();
+        for (int g; (g = atomic_fetch_add(&taken, 1)) < num_groups;)
+            if (decode_group(d, own, &groups[g], order + groups[g].first_row, work, course, &sampling) != OK) failed = 1;
+        used += time_used();
+        meet(d, omp_get_num_threads());
+    }
+    const double took = omp_get_wtime() - began;
+    d->seconds[0] += took - sampling / team, d->seconds[1] += sampling / team;
+    if (team > 1) judge(d, took, used);
+    free(work), free(groups), free(all), free(order), free(drawn);
+    if (failed) return NO_MEMORY;
+    const Generation newest = d->newest;
+    d->next.position = newest.position + length;
+    d->newest = d->next, d->next = newest;
+    return OK;
+}

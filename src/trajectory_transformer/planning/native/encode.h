@@ -1,0 +1,79 @@
+/* Whole sequences from their beginning. */
+#pragma once
+
+#include "forward.h"
+#include "sequences.h"
+
+typedef struct {
+    const int64_t *tokens; /* of this transition */
+    int length, parent, first_child, next_sibling, sequence, first_row;
+} Node;
+
+/* Where a path of transitions begins a page of its own with a copy of its parent's last one: the tokens on that are to be
+ * stored in both. */
+static void store_further(Decoder *d, const Node *nodes, int parent, int level, const Row *row, Row *work, int *num_further) {
+    const int stored = d->transition_dim - 1, end = row->seen - 1;
+    for (int i = end - row->slot; i < end; i++) {
+        int node = parent;
+        for (int up = level - 1 - i / stored; up > 0; up--) node = nodes[node].parent;
+        Row *before = &work[nodes[node].first_row + i % stored];
+        d->further[*num_further] = (Further){row->page, before->further};
+        before->further = (*num_further)++;
+    }
+}
+
+/* Begin anew with whole sequences (rows, time) from position 0. Transitions that several of them begin with are computed
+ * once. */
+static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
+    if (time > d->block_size) return TOO_LONG;
+    const int dim = d->transition_dim, levels = (time + dim - 1) / dim, most = rows * levels + 1;
+    Node *nodes = malloc(sizeof(Node) * most);
+    Sequence *paths = malloc(sizeof(Sequence) * most);
+    int32_t *pages = malloc(sizeof(int32_t) * most * list_length(d));
+    Row *work = malloc(sizeof(Row) * (size_t)rows * time);
+    d->further = malloc(sizeof(Further) * most * LANES);
+    int status = nodes && paths && pages && work && d->further ? OK : NO_MEMORY;
+    Generation *newest = &d->newest;
+    if (status == OK) status = make_room(d, newest, rows);
+    if (status == OK) status = sweep(d, newest, NULL, 0, 0);
+    int num_nodes = 1, num_rows = 0, num_further = 0, leaves = 0;
+    if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, -1, 0}, paths[0] = (Sequence){pages, 0, 0, -1};
+    for (int r = 0; r < rows && status == OK; r++) {
+        int at = 0;
+        for (int level = 0; level < levels && status == OK; level++) {
+            const int length = time - level * dim < dim ? time - level * dim : dim;
+            const int64_t *part = tokens + (size_t)r * time + level * dim;
+            int next = nodes[at].first_child;
+            while (next >= 0 && memcmp(nodes[next].tokens, part, sizeof(int64_t) * length)) next = nodes[next].next_sibling;
+            if (next < 0) {
+                next = num_nodes++;
+                Sequence *path = &paths[next];
+                copy(path, &paths[at], pages + (size_t)next * list_length(d));
+                paths[at].extended = 1;
+                nodes[next] = (Node){part, length, at, -1, nodes[at].first_child, -1, num_rows};
+                for (int i = 0; i < length && status == OK; i++) {
+                    int32_t copied = -1;
+                    if (i < dim - 1) status = add_slot(d, path, &copied);
+                    work[num_rows] = make_row(path, part[i], level * dim + i, i < dim - 1, -1, -1);
+                    if (copied >= 0) store_further(d, nodes, at, level, &work[num_rows], work, &num_further);
+                    num_rows++;
+                }
+                nodes[at].first_child = next;
+            }
+            at = next;
+        }
+        if (nodes[at].sequence < 0) {
+            nodes[at].sequence = work[nodes[at].first_row + nodes[at].length - 1].logits = leaves;
+            copy(&newest->sequences[leaves], &paths[at], newest->page_lists + (size_t)leaves * list_length(d));
+            leaves++;
+        }
+        newest->sequence_of_row[r] = nodes[at].sequence;
+    }
+    if (status == OK) {
+        status = run_together(d, work, num_rows, newest->logits);
+        newest->position = time, newest->num_sequences = leaves;
+    }
+    free(nodes), free(paths), free(pages), free(work), free(d->further);
+    d->further = NULL;
+    return status;
+}

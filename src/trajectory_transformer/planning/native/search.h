@@ -1,0 +1,105 @@
+/* The whole search of ../beam_search.py, where the window does not slide: nothing but plans leaves the kernel. */
+#pragma once
+
+#include "course.h"
+#include "encode.h"
+
+/* What is asked for, and what is found; transition_dim = observation_dim + rest, candidates = expand * width. */
+typedef struct {
+    int32_t environments, time, horizon, width, expand, observation_dim, k_observation, k_action; /* k 0: no limit */
+    float temperature, cdf, fraction; /* cdf below 0: no filter of actions; fraction: as in Estimates */
+    const int64_t *prefix;            /* (environments, time) */
+    const float *uniforms;            /* (environments, horizon, transition_dim, candidates) */
+    const float *centers;             /* (2, vocab - 1): what bins of reward and value stand for */
+    const float *discounts;           /* (horizon + 1) */
+    int64_t *observations;            /* (horizon - 1, environments, width, observation_dim): what transition t + 1 begins with */
+    int64_t *tokens;                  /* (horizon, environments, candidates, rest) */
+    float *estimates;                 /* (horizon, environments, candidates, 2): reward, value */
+    int64_t *kept;                    /* (horizon, environments, width): candidates, best first */
+    int64_t *best;                    /* (environments, horizon, transition_dim) */
+    float *returns;                   /* (environments, horizon + 1): of the best, the rewards and then the value */
+    float *scores;                    /* (environments, width): of those kept in the end */
+} Search;
+
+typedef struct {
+    float score, rewards; /* rewards: the discounted sum */
+    int candidate;
+} Ranked;
+
+/* Higher scores first, and of equal ones (copies of one sequence) the first candidate. */
+static int compare(const void *one, const void *other) {
+    const Ranked *a = one, *b = other;
+    if (a->score != b->score) return a->score > b->score ? -1 : 1;
+    return a->candidate - b->candidate;
+}
+
+/* Keep the best candidates of transition t by discounted rewards and value; what is not finite is worse than all else. rewards:
+ * (environments, width) discounted sums of those kept before, then of those kept now. */
+static void keep_best(const Search *s, int t, int candidates_of_each, float *rewards, Ranked *ranked) {
+    const int candidates = s->expand * s->width;
+    const float now = s->discounts[t], then = s->discounts[t + 1];
+    for (int e = 0; e < s->environments; e++) {
+        const float *estimates = s->estimates + ((size_t)t * s->environments + e) * candidates * 2;
+        int64_t *kept = s->kept + ((size_t)t * s->environments + e) * s->width;
+        float *so_far = rewards + (size_t)e * s->width, *scores = s->scores + (size_t)e * s->width;
+        for (int c = 0; c < candidates; c++) {
+            const float sum = so_far[c / candidates_of_each] + now * estimates[2 * c], score = sum + then * estimates[2 * c + 1];
+            ranked[c] = (Ranked){isfinite(score) ? score : -INFINITY, sum, c};
+        }
+        qsort(ranked, candidates, sizeof(Ranked), compare);
+        for (int b = 0; b < s->width; b++) kept[b] = ranked[b].candidate, scores[b] = ranked[b].score, so_far[b] = ranked[b].rewards;
+    }
+}
+
+/* The sequence that came first in the end, found backwards. */
+static void trace_back(const Search *s, int e, int rest) {
+    const int candidates = s->expand * s->width, dim = s->observation_dim + rest;
+    int64_t beam = 0;
+    for (int t = s->horizon - 1; t >= 0; t--) {
+        const size_t at = (size_t)t * s->environments + e;
+        const int64_t candidate = s->kept[at * s->width + beam];
+        const float *estimates = s->estimates + (at * candidates + candidate) * 2;
+        int64_t *best = s->best + ((size_t)e * s->horizon + t) * dim;
+        beam = candidate / s->expand;
+        const int64_t *seen = t > 0 ? s->observations + ((at - s->environments) * s->width + beam) * s->observation_dim
+                                    : s->prefix + (size_t)(e + 1) * s->time - s->observation_dim;
+        memcpy(best, seen, sizeof(int64_t) * s->observation_dim);
+        memcpy(best + s->observation_dim, s->tokens + (at * candidates + candidate) * rest, sizeof(int64_t) * rest);
+        s->returns[(size_t)e * (s->horizon + 1) + t] = estimates[0];
+        if (t == s->horizon - 1) s->returns[(size_t)e * (s->horizon + 1) + s->horizon] = estimates[1];
+    }
+}
+
+/* All transitions: candidates of the first one all continue the prefix; those of the others continue what was kept. */
+static int find(Decoder *d, const Search *s) {
+    const int environments = s->environments, candidates = s->expand * s->width, dim = d->transition_dim;
+    const int rest = dim - s->observation_dim, beams = environments * s->width, rows = environments * candidates;
+    const int64_t strides[3] = {(int64_t)s->horizon * dim * candidates, candidates, 1};
+    int64_t *parents = malloc(sizeof(int64_t) * rows), *values = malloc(sizeof(int64_t) * beams);
+    float *rewards = calloc(beams, sizeof(float));
+    Ranked *ranked = malloc(sizeof(Ranked) * candidates);
+    int status = parents && values && rewards && ranked ? encode(d, s->prefix, environments, s->time) : NO_MEMORY;
+    for (int r = 0; r < rows && status == OK; r++) parents[r] = r / candidates;
+    for (int t = 0; t < s->horizon && status == OK; t++) {
+        const size_t at = (size_t)t * environments;
+        const float *uniforms = s->uniforms + (size_t)t * dim * candidates;
+        const Estimates estimates = {s->centers, s->fraction, s->estimates + at * candidates * 2};
+        const Drawing actions = {uniforms + s->observation_dim * candidates, {strides[0], strides[1], strides[2]}, candidates, rest,
+                                 s->k_action, s->temperature, s->cdf, s->tokens + at * candidates * rest, &estimates};
+        if (t == 0) status = go_on(d, parents, rows, &(Course){NULL, &actions, NULL, 1});
+        else {
+            const Drawing observations = {uniforms, {strides[0], strides[1], strides[2]}, s->width, s->observation_dim, s->k_observation,
+                                          s->temperature, -1.0f, s->observations + (at - environments) * s->width * s->observation_dim, NULL};
+            status = go_on(d, parents, beams, &(Course){values, &observations, &actions, s->expand});
+        }
+        if (status != OK) break;
+        keep_best(s, t, t == 0 ? candidates : s->expand, rewards, ranked);
+        for (int b = 0; b < beams; b++) {
+            parents[b] = (int64_t)(b / s->width) * candidates + s->kept[at * s->width + b];
+            values[b] = s->tokens[(at * candidates + parents[b]) * rest + rest - 1];
+        }
+    }
+    for (int e = 0; e < environments && status == OK; e++) trace_back(s, e, rest);
+    free(parents), free(values), free(rewards), free(ranked);
+    return status;
+}

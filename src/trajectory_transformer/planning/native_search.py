@@ -1,0 +1,84 @@
+"""A whole search in the native kernel (``native/search.h``): Python is called for no transition of it.
+
+What :func:`~.beam_search.beam_search` does with a :class:`~.native_decoder.NativeDecoder` whose window does not slide,
+where the clock is not looked at and nothing but rewards and return-to-go counts. Of small models' plans a third was
+PyTorch's small calls; and a thread goes on to a beam's next actions without waiting for other beams' observations.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ..configuration import PlannerConfig
+from ..layout import TransitionLayout
+from .beam_search import SearchResult, SearchStep
+from .native_decoder import NativeDecoder
+
+_INTEGERS = ("environments", "time", "horizon", "width", "expand", "observation_dim", "k_observation", "k_action")
+_FLOATS = ("temperature", "cdf", "fraction")
+_ARRAYS = (
+    "prefix", "uniforms", "centers", "discounts", "observations", "tokens", "estimates", "kept", "best", "returns", "scores",
+)  # fmt: skip
+
+
+class _Search(ctypes.Structure):
+    """``Search`` of ``native/search.h``, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in _INTEGERS),
+        *((name, ctypes.c_float) for name in _FLOATS),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
+    )
+
+
+def native_search(
+    decoder: NativeDecoder,
+    prefix: Tensor,
+    layout: TransitionLayout,
+    settings: PlannerConfig,
+    centers: Tensor,
+    uniforms: Tensor,
+) -> SearchResult:
+    """Plan ``settings.horizon`` transitions, as :func:`~.beam_search.beam_search` does.
+
+    Args:
+        decoder: its window does not slide.
+        prefix, uniforms: as there.
+        settings: as there; ``percentile`` says how bins are weighed.
+        centers: (2, vocab_size) what bins of the reward and of the return-to-go stand for.
+    """
+    assert settings.discount is not None
+    environments, horizon, width = len(prefix), settings.horizon, settings.beam_width
+    candidates, observation_dim = width * settings.n_expand, layout.observation_dim
+    whole = torch.int64
+    arrays = {
+        "prefix": prefix.to(whole).contiguous(),
+        "uniforms": uniforms.contiguous(),
+        "centers": centers.to(torch.float32).contiguous(),
+        "discounts": settings.discount ** torch.arange(horizon + 1, dtype=torch.float32),
+        "observations": torch.empty(horizon - 1, environments, width, observation_dim, dtype=whole),
+        "tokens": torch.empty(horizon, environments, candidates, layout.transition_dim - observation_dim, dtype=whole),
+        "estimates": torch.empty(horizon, environments, candidates, 2),
+        "kept": torch.empty(horizon, environments, width, dtype=whole),
+        "best": torch.empty(environments, horizon, layout.transition_dim, dtype=whole),
+        "returns": torch.empty(environments, horizon + 1),
+        "scores": torch.empty(environments, width),
+    }
+    numbers = (
+        environments, prefix.shape[1], horizon, width, settings.n_expand, observation_dim,
+        settings.k_obs or 0, settings.k_act or 0, settings.temperature,
+        -1.0 if settings.cdf_act is None else settings.cdf_act,
+        -1.0 if settings.percentile == "mean" else float(settings.percentile),
+    )  # fmt: skip
+    decoder.search(arrays["prefix"], _Search(*numbers, *(arrays[name].data_ptr() for name in _ARRAYS)))
+    rewards, values = arrays["estimates"].unbind(-1)
+    of_steps = (part.unbind(0) for part in (arrays["tokens"], rewards, values, arrays["kept"]))
+    return SearchResult(
+        tokens=arrays["best"],
+        rewards=arrays["returns"][:, :-1],
+        value=arrays["returns"][:, -1],
+        score=arrays["scores"][:, 0],
+        steps=[SearchStep(*step) for step in zip(*of_steps, strict=True)],
+        beam_width=width,
+    )
