@@ -96,10 +96,23 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
         s->pages = malloc(sizeof(float *) * BLOCK * pages);
     }
     know(d);
+    d->workers = calloc(d->threads, sizeof(Decoder));
+    for (int t = 0; t < d->threads; t++) {
+        memcpy(&d->workers[t], d, sizeof(Decoder));
+        d->workers[t].threads = 1, d->workers[t].scratch = &d->scratch[t];
+    }
     return d;
 }
 
+static void free_state(Decoder *d) {
+    for (int i = 0; i < d->num_chunks; i++) free(d->chunks[i]);
+    free(d->chunks), free(d->free_pages);
+    free_generation(&d->newest), free_generation(&d->first), free_generation(&d->next);
+}
+
 void tt_destroy(Decoder *d) {
+    for (int t = 0; t < d->threads; t++) free_state(&d->workers[t]);
+    free_state(d);
     for (int l = 0; l < d->num_layers; l++)
         free(d->layers[l].project.bias), free(d->layers[l].output.bias), free(d->layers[l].up.bias), free(d->layers[l].down.bias);
     for (int i = 0; i < d->transition_dim; i++) free(d->heads_out[i].bias);
@@ -109,8 +122,6 @@ void tt_destroy(Decoder *d) {
         free(s->tiles), free(s->pages);
         for (int i = 0; i < 3; i++) free_generation(&s->between[i]);
     }
-    for (int i = 0; i < d->num_chunks; i++) free(d->chunks[i]);
-    free_generation(&d->newest), free_generation(&d->first), free_generation(&d->next);
-    free(d->chunks), free(d->free_pages), free(d->known), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
+    free(d->workers), free(d->known), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
     free(d->embeddings), free(d->positions), free(d);
 }

@@ -51,7 +51,7 @@ typedef struct {
     int32_t page, next;
 } Further;
 
-typedef struct {
+typedef struct Decoder {
     int num_layers, heads, head_dim, embd, hidden, vocab, transition_dim, block_size, activation, threads;
     int head_size, width, logit_width; /* head_dim, embd and vocab rounded up */
     float eps;
@@ -70,6 +70,7 @@ typedef struct {
     atomic_int num_free;
     Further *further;
     Generation newest, first, next; /* of the last call; what it becomes, by one token and by all */
+    struct Decoder *workers; /* for each thread, of one thread: all that changes is their own */
 } Decoder;
 
 typedef struct {

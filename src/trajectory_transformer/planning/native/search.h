@@ -33,22 +33,20 @@ static int compare(const void *one, const void *other) {
     return a->candidate - b->candidate;
 }
 
-/* Keep the best candidates of transition t by discounted rewards and value; what is not finite is worse than all else. rewards:
- * (environments, width) discounted sums of those kept before, then of those kept now. */
-static void keep_best(const Search *s, int t, int candidates_of_each, float *rewards, Ranked *ranked) {
+/* Keep an environment's best candidates of transition t by discounted rewards and value; what is not finite is worse than all
+ * else. rewards: (width) discounted sums of those kept before, then of those kept now. */
+static void keep_best(const Search *s, int t, int environment, int candidates_of_each, float *rewards, Ranked *ranked) {
     const int candidates = s->expand * s->width;
-    const float now = s->discounts[t], then = s->discounts[t + 1];
-    for (int e = 0; e < s->environments; e++) {
-        const float *estimates = s->estimates + ((size_t)t * s->environments + e) * candidates * 2;
-        int64_t *kept = s->kept + ((size_t)t * s->environments + e) * s->width;
-        float *so_far = rewards + (size_t)e * s->width, *scores = s->scores + (size_t)e * s->width;
-        for (int c = 0; c < candidates; c++) {
-            const float sum = so_far[c / candidates_of_each] + now * estimates[2 * c], score = sum + then * estimates[2 * c + 1];
-            ranked[c] = (Ranked){isfinite(score) ? score : -INFINITY, sum, c};
-        }
-        qsort(ranked, candidates, sizeof(Ranked), compare);
-        for (int b = 0; b < s->width; b++) kept[b] = ranked[b].candidate, scores[b] = ranked[b].score, so_far[b] = ranked[b].rewards;
+    const size_t at = (size_t)t * s->environments + environment;
+    const float now = s->discounts[t], then = s->discounts[t + 1], *estimates = s->estimates + at * candidates * 2;
+    int64_t *kept = s->kept + at * s->width;
+    float *scores = s->scores + (size_t)environment * s->width;
+    for (int c = 0; c < candidates; c++) {
+        const float sum = rewards[c / candidates_of_each] + now * estimates[2 * c], score = sum + then * estimates[2 * c + 1];
+        ranked[c] = (Ranked){isfinite(score) ? score : -INFINITY, sum, c};
     }
+    qsort(ranked, candidates, sizeof(Ranked), compare);
+    for (int b = 0; b < s->width; b++) kept[b] = ranked[b].candidate, scores[b] = ranked[b].score, rewards[b] = ranked[b].rewards;
 }
 
 /* The sequence that came first in the end, found backwards. */
@@ -70,36 +68,65 @@ static void trace_back(const Search *s, int e, int rest) {
     }
 }
 
-/* All transitions: candidates of the first one all continue the prefix; those of the others continue what was kept. */
-static int find(Decoder *d, const Search *s) {
-    const int environments = s->environments, candidates = s->expand * s->width, dim = d->transition_dim;
-    const int rest = dim - s->observation_dim, beams = environments * s->width, rows = environments * candidates;
-    const int64_t strides[3] = {(int64_t)s->horizon * dim * candidates, candidates, 1};
+/* The plans of so many environments from the first on. Candidates of the first transition all continue the prefix; those of the
+ * others continue what was kept. */
+static int find_together(Decoder *d, const Search *s, int first, int environments) {
+    const int candidates = s->expand * s->width, dim = d->transition_dim, rest = dim - s->observation_dim;
+    const int beams = environments * s->width, rows = environments * candidates;
+    const int64_t of_environment = (int64_t)s->horizon * dim * candidates;
     int64_t *parents = malloc(sizeof(int64_t) * rows), *values = malloc(sizeof(int64_t) * beams);
     float *rewards = calloc(beams, sizeof(float));
     Ranked *ranked = malloc(sizeof(Ranked) * candidates);
-    int status = parents && values && rewards && ranked ? encode(d, s->prefix, environments, s->time) : NO_MEMORY;
+    int status = parents && values && rewards && ranked ? OK : NO_MEMORY;
+    if (status == OK) status = encode(d, s->prefix + (size_t)first * s->time, environments, s->time);
     for (int r = 0; r < rows && status == OK; r++) parents[r] = r / candidates;
     for (int t = 0; t < s->horizon && status == OK; t++) {
-        const size_t at = (size_t)t * environments;
-        const float *uniforms = s->uniforms + (size_t)t * dim * candidates;
+        const size_t at = (size_t)t * s->environments + first;
+        const float *uniforms = s->uniforms + first * of_environment + (size_t)t * dim * candidates;
+        int64_t *tokens = s->tokens + at * candidates * rest, *kept = s->kept + at * s->width;
         const Estimates estimates = {s->centers, s->fraction, s->estimates + at * candidates * 2};
-        const Drawing actions = {uniforms + s->observation_dim * candidates, {strides[0], strides[1], strides[2]}, candidates, rest,
-                                 s->k_action, s->temperature, s->cdf, s->tokens + at * candidates * rest, &estimates};
+        const Drawing actions = {uniforms + s->observation_dim * candidates, {of_environment, candidates, 1}, candidates, rest,
+                                 s->k_action, s->temperature, s->cdf, tokens, &estimates};
         if (t == 0) status = go_on(d, parents, rows, &(Course){NULL, &actions, NULL, 1});
         else {
-            const Drawing observations = {uniforms, {strides[0], strides[1], strides[2]}, s->width, s->observation_dim, s->k_observation,
-                                          s->temperature, -1.0f, s->observations + (at - environments) * s->width * s->observation_dim, NULL};
+            int64_t *seen = s->observations + (at - s->environments) * s->width * s->observation_dim;
+            const Drawing observations = {uniforms, {of_environment, candidates, 1}, s->width, s->observation_dim,
+                                          s->k_observation, s->temperature, -1.0f, seen, NULL};
             status = go_on(d, parents, beams, &(Course){values, &observations, &actions, s->expand});
         }
-        if (status != OK) break;
-        keep_best(s, t, t == 0 ? candidates : s->expand, rewards, ranked);
-        for (int b = 0; b < beams; b++) {
-            parents[b] = (int64_t)(b / s->width) * candidates + s->kept[at * s->width + b];
-            values[b] = s->tokens[(at * candidates + parents[b]) * rest + rest - 1];
+        for (int e = 0; e < environments && status == OK; e++)
+            keep_best(s, t, first + e, t == 0 ? candidates : s->expand, rewards + (size_t)e * s->width, ranked);
+        for (int b = 0; b < beams && status == OK; b++) {
+            parents[b] = (int64_t)(b / s->width) * candidates + kept[b];
+            values[b] = tokens[parents[b] * rest + rest - 1];
         }
     }
-    for (int e = 0; e < environments && status == OK; e++) trace_back(s, e, rest);
+    for (int e = 0; e < environments && status == OK; e++) trace_back(s, first + e, rest);
     free(parents), free(values), free(rewards), free(ranked);
     return status;
+}
+
+/* The plans of all environments: as many as fill a block each go to threads that need not wait for each other, and whose keys and
+ * values stay nearer; the team finds together what would leave some of them without work. */
+static int find(Decoder *d, const Search *s) {
+    const int team = team_size(d), each = s->width < GROUP ? GROUP / s->width : 1;
+    const int parts = team > 1 ? s->environments / each / team * team : 0, left = s->environments - parts * each;
+    double model = 0, sampling = 0, used = 0;
+    atomic_int taken = 0, worst = OK;
+    const double began = omp_get_wtime();
+#pragma omp parallel num_threads(team) if (parts) reduction(+ : model, sampling, used)
+    {
+        Decoder *worker = &d->workers[omp_get_thread_num()];
+        worker->seconds[0] = worker->seconds[1] = 0;
+        used -= time_used();
+        for (int part; (part = atomic_fetch_add(&taken, 1)) < parts;) {
+            const int status = find_together(worker, s, part * each, each);
+            if (status != OK) worst = status;
+        }
+        used += time_used(), model += worker->seconds[0], sampling += worker->seconds[1];
+        meet(d, omp_get_num_threads());
+    }
+    d->seconds[0] += model / team, d->seconds[1] += sampling / team;
+    if (parts) judge(d, omp_get_wtime() - began, used);
+    return worst != OK || !left ? worst : find_together(d, s, parts * each, left);
 }
