@@ -254,6 +254,15 @@ def test_percentile_is_of_what_a_likely_stop_token_leaves():
     assert discretizer.percentile(probabilities, 0.7).tolist() == [3.0]
 
 
+def test_percentile_of_what_is_not_a_number_is_none():
+    """A search then knows that a prediction is broken, as it does from the mean."""
+    discretizer = QuantileDiscretizer(4).fit(torch.randn(50, 1, generator=torch.Generator().manual_seed(0)))
+    probabilities = torch.tensor([[[0.1, 0.2, 0.3, 0.4]], [[torch.nan, 0.2, 0.3, 0.4]]])
+    found = discretizer.percentile(probabilities, 0.5)
+    assert found.isnan().tolist() == [[False], [True]]
+    assert discretizer.expectation(probabilities).isnan().tolist() == [[False], [True]]
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
 def test_percentile_refuses_other_fractions(fraction: float):
     discretizer = UniformDiscretizer(2).fit(torch.tensor([[0.0], [4.0]]))

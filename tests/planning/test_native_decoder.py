@@ -21,22 +21,12 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import Block, SelfAttention, TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, gather_rows
-from trajectory_transformer.planning.decoder import BeamDecoder
 from trajectory_transformer.planning.native import library
 from trajectory_transformer.planning.native_decoder import NativeDecoder, unavailable_reason
 from trajectory_transformer.planning.planner import BeamPlanner
 from trajectory_transformer.planning.sampling import Choice, choose
 
-pytestmark = needs_compiler
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads are a matter of the tests that set them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 
 
 def make_model(
@@ -398,30 +388,6 @@ def test_tokens_drawn_behind_given_ones_are_those_drawn_after_a_step(sliding: bo
             logits.append(decoder.logits)
         assert torch.equal(drawn[0], drawn[1])
         assert torch.equal(logits[0], logits[1])
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("sliding", [False, True])
-@pytest.mark.parametrize("choice", [Choice(), Choice(k=1)])
-def test_a_predicted_token_is_the_likeliest_of_the_logits_beside_it(
-    choice: Choice, sliding: bool, threads: int
-) -> None:
-    """Against the search's other decoders' way: draw, look at the logits, append, look again."""
-    torch.set_num_threads(threads)
-    model = MODELS["transition of four, head of five"]
-    uniforms = torch.rand(3, 2, 20, generator=torch.Generator().manual_seed(0))
-    for length in (8, 9, 10, 11):  # a window of twelve tokens slides not at all, at the last token, before it
-        found = []
-        for way in (NativeDecoder.extend_and_predict, BeamDecoder.extend_and_predict):
-            decoder = NativeDecoder(model, 3, sliding)
-            decoder.prefill(draw_tokens(3, length, below=8))
-            decoder.expand(20)
-            found.append((*way(decoder, uniforms, choice), decoder.logits))
-        tokens, predicted, after = found[0]
-        assert tokens.shape == (3, 20, 3)
-        assert torch.equal(predicted[:, :, 1], after)
-        for one, other in zip(*found, strict=True):
-            assert torch.equal(one, other)
 
 
 # ---- weights that are not finite ----

@@ -84,7 +84,18 @@ class Replay(BeamDecoder):
         return drawn
 
 
-def replay(search: Search, make_decoder: MakeDecoder, device: str = "cpu") -> SearchResult:
+def shape_of_uniforms(search: Search) -> tuple[int, ...]:
+    settings = search.settings
+    return 1, settings.horizon, search.model.transition_dim, settings.n_expand * settings.beam_width
+
+
+def replay(
+    search: Search,
+    make_decoder: MakeDecoder,
+    device: str = "cpu",
+    kind: type[Replay] = Replay,
+    uniforms: Tensor | None = None,
+) -> SearchResult:
     """Our search, where the original's tokens stand in for the draws; its result is on the CPU."""
     actions, observations = (recorded(search, name).to(device) for name in ("actions", "observations"))
     draws: list[Tensor] = []
@@ -92,18 +103,18 @@ def replay(search: Search, make_decoder: MakeDecoder, device: str = "cpu") -> Se
         draws.append(ours(search, t, actions[t]))
         if t < search.settings.horizon - 1:
             draws.append(observations[t])
-    settings, layout = search.settings, search.model
+    settings = search.settings
     centers = torch.from_numpy(search.centers()).to(device)
     sliding = settings.window == "sliding"
     model = load_model(search).to(device)
-    shape = (1, settings.horizon, layout.transition_dim, settings.n_expand * settings.beam_width)
+    uniforms = torch.zeros(shape_of_uniforms(search), device=device) if uniforms is None else uniforms
     found = beam_search(
-        Replay(make_decoder(model, settings.context if sliding else 10, sliding), draws),
+        kind(make_decoder(model, settings.context if sliding else 10, sliding), draws),
         torch.from_numpy(search.prefix()).unsqueeze(0).to(device),
         model.layout,
         settings,
         lambda probabilities: (probabilities[..., :-1] * centers).sum(dim=-1),
-        torch.zeros(shape, device=device),
+        uniforms,
     )
     assert not draws
     steps = [SearchStep(*(value.cpu() for value in vars(step).values())) for step in found.steps]

@@ -140,7 +140,7 @@ class Discretizer(nn.Module, ABC):
 
         Args:
             probabilities: (..., d, num_bins) or (..., d, num_bins + 1). A stop column is dropped; the fraction is of
-                the probability that is left.
+                the probability that is left. Where they are NaN, the result is.
             fraction: in (0, 1).
             columns: which transition dimensions they are about.
 
@@ -152,8 +152,9 @@ class Discretizer(nn.Module, ABC):
             raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
         bins = self._bin_probabilities(probabilities)
         cumulative = bins.cumsum(dim=-1)
-        tokens = (cumulative < fraction * cumulative[..., -1:]).sum(dim=-1)
-        return self.decode(tokens, columns).to(bins)
+        mass = cumulative[..., -1:]
+        tokens = (cumulative < fraction * mass).sum(dim=-1)
+        return self.decode(tokens, columns).to(bins).masked_fill(mass.squeeze(-1).isnan(), torch.nan)
 
     def to_dict(self) -> dict[str, str | Tensor]:
         """The strategy's name and the edges on the CPU; :meth:`from_dict` restores it."""

@@ -4,6 +4,7 @@ The search knows a model only as a :class:`~.decoder.BeamDecoder`, and rewards o
 predicted distributions.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -166,7 +167,7 @@ def require_finite_scores(scores: Tensor) -> None:
     Raises:
         UserError: naming the environments.
     """
-    broken = (~scores.isfinite()).nonzero().flatten().tolist()
+    broken = [environment for environment, score in enumerate(scores.tolist()) if not math.isfinite(score)]
     require(
         not broken,
         f"nothing that the model predicts in environment {broken} is finite: its weights or the bins' edges are broken",

@@ -30,9 +30,10 @@ _PARTS = (
     TrajectoryTransformerModel, Block, SelfAttention, DimensionHeads, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout,
     nn.ModuleList,
 )  # fmt: skip
-_FAILURES: dict[int, Callable[[], Exception]] = {
-    1: lambda: MemoryError("not enough memory for the beams' keys and values"),
-    2: lambda: ValueError("more tokens than the model's block_size"),
+_FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c returns
+    1: (MemoryError, "not enough memory for the beams' keys and values"),
+    2: (ValueError, "more tokens than the model's block_size, {block_size}"),
+    3: (ValueError, "tokens must lie in [0, {vocab_size}]"),
 }
 
 
@@ -98,21 +99,16 @@ class NativeDecoder(BeamDecoder):
     def _call(self, function: Callable[..., int], *arguments: Any) -> None:
         status = function(self._handle, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
         if status != 0:
-            raise _FAILURES[status]()
+            kind, message = _FAILURES[status]
+            raise kind(message.format(**vars(self._config)))
 
-    def _ready_for(self, tokens: Tensor) -> None:
-        smallest, largest = tokens.aminmax()
-        if smallest < 0 or largest > self._config.vocab_size:
-            raise ValueError(f"tokens must lie in [0, {self._config.vocab_size}]")
+    def search(self, search: ctypes.Structure) -> None:
+        """Run what :mod:`.native_search` has laid out. Of what was decoded before nothing stays."""
         self._use_threads(torch.get_num_threads())
-
-    def search(self, prefix: Tensor, search: ctypes.Structure) -> None:
-        """Run what :mod:`.native_search` has laid out for whole sequences of tokens; of what was decoded nothing stays."""
-        self._ready_for(prefix)
         self._call(self._library.tt_search, ctypes.addressof(search))
 
     def prefill(self, tokens: Tensor) -> None:
-        self._ready_for(tokens)
+        self._use_threads(torch.get_num_threads())
         excess, width = max(0, tokens.shape[1] - (self._limit - 1)), self._config.transition_dim
         self._encode(tokens[:, -(-excess // width) * width :].unsqueeze(1))
 

@@ -16,9 +16,9 @@ from .beam_search import SearchResult, SearchStep
 from .native_decoder import NativeDecoder
 
 _INTEGERS = ("environments", "time", "horizon", "width", "expand", "observation_dim", "k_observation", "k_action")
-_FLOATS = ("temperature", "cdf", "fraction")
+_FLOATS = ("temperature", "cdf", "fraction", "discount")
 _ARRAYS = (
-    "prefix", "uniforms", "centers", "discounts", "observations", "tokens", "estimates", "kept", "best", "returns", "scores",
+    "prefix", "uniforms", "centers", "observations", "tokens", "rewards", "values", "kept", "best", "returns", "scores",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def native_search(
         decoder: its window does not slide.
         prefix, uniforms: as there.
         settings: as there; ``percentile`` says how bins are weighed.
-        centers: (2, vocab_size) what bins of the reward and of the return-to-go stand for.
+        centers: (transition_dim, vocab_size) float32, what bins stand for.
     """
     assert settings.discount is not None
     environments, horizon, width = len(prefix), settings.horizon, settings.beam_width
@@ -55,11 +55,11 @@ def native_search(
     arrays = {
         "prefix": prefix.to(whole).contiguous(),
         "uniforms": uniforms.contiguous(),
-        "centers": centers.to(torch.float32).contiguous(),
-        "discounts": settings.discount ** torch.arange(horizon + 1, dtype=torch.float32),
+        "centers": centers.contiguous(),
         "observations": torch.empty(horizon - 1, environments, width, observation_dim, dtype=whole),
         "tokens": torch.empty(horizon, environments, candidates, layout.transition_dim - observation_dim, dtype=whole),
-        "estimates": torch.empty(horizon, environments, candidates, 2),
+        "rewards": torch.empty(horizon, environments, candidates),
+        "values": torch.empty(horizon, environments, candidates),
         "kept": torch.empty(horizon, environments, width, dtype=whole),
         "best": torch.empty(environments, horizon, layout.transition_dim, dtype=whole),
         "returns": torch.empty(environments, horizon + 1),
@@ -69,11 +69,10 @@ def native_search(
         environments, prefix.shape[1], horizon, width, settings.n_expand, observation_dim,
         settings.k_obs or 0, settings.k_act or 0, settings.temperature,
         -1.0 if settings.cdf_act is None else settings.cdf_act,
-        -1.0 if settings.percentile == "mean" else float(settings.percentile),
+        -1.0 if settings.percentile == "mean" else float(settings.percentile), settings.discount,
     )  # fmt: skip
-    decoder.search(arrays["prefix"], _Search(*numbers, *(arrays[name].data_ptr() for name in _ARRAYS)))
-    rewards, values = arrays["estimates"].unbind(-1)
-    of_steps = (part.unbind(0) for part in (arrays["tokens"], rewards, values, arrays["kept"]))
+    decoder.search(_Search(*numbers, *(arrays[name].data_ptr() for name in _ARRAYS)))
+    of_steps = (arrays[name].unbind(0) for name in ("tokens", "rewards", "values", "kept"))
     return SearchResult(
         tokens=arrays["best"],
         rewards=arrays["returns"][:, :-1],

@@ -100,9 +100,9 @@ class BeamPlanner:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
         if settings.maximizes_likelihood:
             return likelihood_search(decoder, prefix, layout, settings, deadline)
-        if isinstance(decoder, NativeDecoder) and settings.window == "growing" and deadline is None and self._rank is None:
-            centers = self.discretizer.centers[layout.reward : layout.value + 1]
-            return native_search(decoder, prefix, layout, settings, centers, uniforms)
+        whole = settings.window == "growing" and deadline is None and self._rank is None
+        if whole and isinstance(decoder, NativeDecoder):
+            return native_search(decoder, prefix, layout, settings, self.discretizer.centers, uniforms)
         return beam_search(decoder, prefix, layout, settings, self._estimate, uniforms, deadline, self._rank)
 
     @property

@@ -94,7 +94,7 @@ typedef struct {
     int score_width; /* floats from one row's scores to the next one's */
 } Block;
 
-enum { OK, NO_MEMORY, TOO_LONG };
+enum { OK, NO_MEMORY, TOO_LONG, NO_TOKEN };
 
 static inline int pages_for(int slots) { return (slots + LANES - 1) / LANES; }
 

@@ -26,6 +26,8 @@ static void store_further(Decoder *d, const Node *nodes, int parent, int level, 
  * once. */
 static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     if (time > d->block_size) return TOO_LONG;
+    for (size_t i = 0; i < (size_t)rows * time; i++)
+        if (tokens[i] < 0 || tokens[i] >= d->vocab) return NO_TOKEN;
     const int dim = d->transition_dim, levels = (time + dim - 1) / dim, most = rows * levels + 1;
     Node *nodes = malloc(sizeof(Node) * most);
     Sequence *paths = malloc(sizeof(Sequence) * most);

@@ -93,26 +93,29 @@ static int draw(const float *cumulative, int n, float uniform) {
  * cumulative probability reaches a fraction, if that is not negative. The stop token, the last one, stands for nothing. NaN if
  * they are no distribution. */
 static float expect(const float *logits, int n, const float *centers, float fraction, float *probabilities) {
-    float sum = 0, mass = 0, top = -INFINITY;
-    for (int i = 0; i < n; i++) {
-        if (isnan(logits[i])) return NAN;
-        if (logits[i] > top) top = logits[i];
-    }
-    if (isinf(top)) return NAN;
+    const int bins = n - 1;
     memcpy(probabilities, logits, sizeof(float) * n);
     softmax(probabilities, n);
-    for (int i = 0; i < n - 1; i++) sum += probabilities[i] * centers[i], mass += probabilities[i];
-    if (fraction < 0) return sum;
+    if (fraction < 0) {
+        vec sums = {0};
+        int i = 0;
+        for (; i + LANES <= bins; i += LANES) sums += load(probabilities + i) * load(centers + i);
+        float sum = total(sums);
+        for (; i < bins; i++) sum += probabilities[i] * centers[i];
+        return sum;
+    }
+    float mass = 0, reached = probabilities[0];
     int bin = 0;
-    for (float reached = probabilities[0]; bin < n - 2 && reached < fraction * mass; reached += probabilities[bin]) bin++;
-    return centers[bin];
+    for (int i = 0; i < bins; i++) mass += probabilities[i];
+    while (bin < bins - 1 && reached < fraction * mass) reached += probabilities[++bin];
+    return isnan(mass) ? NAN : centers[bin];
 }
 
-/* Estimates (rows, 2) of what two tokens stand for, from what their bins (2, vocab - 1) do: see expect. */
+/* Estimates (rows) of what each of two tokens stands for, from what their bins (2, vocab - 1) do: see expect. */
 typedef struct {
     const float *centers;
     float fraction;
-    float *found;
+    float *found[2];
 } Estimates;
 
 /* How tokens (rows, count) are drawn, and where they go; uniforms (environments, count, own rows of each) lie strides apart.
@@ -143,7 +146,7 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
     const int few = likeliest ? 128 : 8; /* sequences, for which nobody else is called */
 #pragma omp parallel num_threads(team) if (team > 1 && num_wanted > few)
     {
-        float scratch[2 * padded] __attribute__((aligned(64)));
+        float scratch[2 * padded];
 #pragma omp for
         for (int w = 0; w < num_wanted; w++) {
             const float *logits = g->logits + (size_t)wanted[w] * padded;
@@ -162,7 +165,7 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
         const int64_t row = rows[r], at = row / drawing->own * strides[0] + i * strides[1] + row % drawing->own * strides[2];
         drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, drawing->uniforms[at]);
         drawing->tokens[row * drawing->count + i] = drawn[r];
-        if (estimates) estimates->found[2 * row + estimated] = expected[w];
+        if (estimates) estimates->found[estimated][row] = expected[w];
     }
     free(place), free(wanted), free(top), free(cumulative), free(expected);
     return ready ? OK : NO_MEMORY;

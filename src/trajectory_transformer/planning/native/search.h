@@ -8,13 +8,13 @@
 typedef struct {
     int32_t environments, time, horizon, width, expand, observation_dim, k_observation, k_action; /* k 0: no limit */
     float temperature, cdf, fraction; /* cdf below 0: no filter of actions; fraction: as in Estimates */
+    float discount;
     const int64_t *prefix;            /* (environments, time) */
     const float *uniforms;            /* (environments, horizon, transition_dim, candidates) */
-    const float *centers;             /* (2, vocab - 1): what bins of reward and value stand for */
-    const float *discounts;           /* (horizon + 1) */
+    const float *centers;             /* (transition_dim, vocab - 1): what bins stand for */
     int64_t *observations;            /* (horizon - 1, environments, width, observation_dim): what transition t + 1 begins with */
     int64_t *tokens;                  /* (horizon, environments, candidates, rest) */
-    float *estimates;                 /* (horizon, environments, candidates, 2): reward, value */
+    float *rewards, *values;          /* (horizon, environments, candidates) estimates */
     int64_t *kept;                    /* (horizon, environments, width): candidates, best first */
     int64_t *best;                    /* (environments, horizon, transition_dim) */
     float *returns;                   /* (environments, horizon + 1): of the best, the rewards and then the value */
@@ -38,11 +38,12 @@ static int compare(const void *one, const void *other) {
 static void keep_best(const Search *s, int t, int environment, int candidates_of_each, float *rewards, Ranked *ranked) {
     const int candidates = s->expand * s->width;
     const size_t at = (size_t)t * s->environments + environment;
-    const float now = s->discounts[t], then = s->discounts[t + 1], *estimates = s->estimates + at * candidates * 2;
+    const float now = powf(s->discount, t), then = now * s->discount;
     int64_t *kept = s->kept + at * s->width;
     float *scores = s->scores + (size_t)environment * s->width;
     for (int c = 0; c < candidates; c++) {
-        const float sum = rewards[c / candidates_of_each] + now * estimates[2 * c], score = sum + then * estimates[2 * c + 1];
+        const size_t i = at * candidates + c;
+        const float sum = rewards[c / candidates_of_each] + now * s->rewards[i], score = sum + then * s->values[i];
         ranked[c] = (Ranked){isfinite(score) ? score : -INFINITY, sum, c};
     }
     qsort(ranked, candidates, sizeof(Ranked), compare);
@@ -56,15 +57,15 @@ static void trace_back(const Search *s, int e, int rest) {
     for (int t = s->horizon - 1; t >= 0; t--) {
         const size_t at = (size_t)t * s->environments + e;
         const int64_t candidate = s->kept[at * s->width + beam];
-        const float *estimates = s->estimates + (at * candidates + candidate) * 2;
         int64_t *best = s->best + ((size_t)e * s->horizon + t) * dim;
         beam = candidate / s->expand;
         const int64_t *seen = t > 0 ? s->observations + ((at - s->environments) * s->width + beam) * s->observation_dim
                                     : s->prefix + (size_t)(e + 1) * s->time - s->observation_dim;
         memcpy(best, seen, sizeof(int64_t) * s->observation_dim);
         memcpy(best + s->observation_dim, s->tokens + (at * candidates + candidate) * rest, sizeof(int64_t) * rest);
-        s->returns[(size_t)e * (s->horizon + 1) + t] = estimates[0];
-        if (t == s->horizon - 1) s->returns[(size_t)e * (s->horizon + 1) + s->horizon] = estimates[1];
+        float *returns = s->returns + (size_t)e * (s->horizon + 1);
+        returns[t] = s->rewards[at * candidates + candidate];
+        if (t == s->horizon - 1) returns[s->horizon] = s->values[at * candidates + candidate];
     }
 }
 
@@ -84,7 +85,8 @@ static int find_together(Decoder *d, const Search *s, int first, int environment
         const size_t at = (size_t)t * s->environments + first;
         const float *uniforms = s->uniforms + first * of_environment + (size_t)t * dim * candidates;
         int64_t *tokens = s->tokens + at * candidates * rest, *kept = s->kept + at * s->width;
-        const Estimates estimates = {s->centers, s->fraction, s->estimates + at * candidates * 2};
+        const float *centers = s->centers + (size_t)(dim - 2) * (d->vocab - 1);
+        const Estimates estimates = {centers, s->fraction, {s->rewards + at * candidates, s->values + at * candidates}};
         const Drawing actions = {uniforms + s->observation_dim * candidates, {of_environment, candidates, 1}, candidates, rest,
                                  s->k_action, s->temperature, s->cdf, tokens, &estimates};
         if (t == 0) status = go_on(d, parents, rows, &(Course){NULL, &actions, NULL, 1});

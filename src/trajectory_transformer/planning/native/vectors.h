@@ -193,15 +193,22 @@ static inline vec power_of_two(vec x) {
     return times_two_to(p, n);
 }
 
-/* What is positive of x, less |x| times the tail of the normal distribution beyond it (A & S 26.2.17's polynomial). */
+/* x times the normal distribution up to x, which is 1/2 + x p(x²) / q(x²) here: of all such quotients up to |x| = 5.2 the one whose
+ * largest error, 1e-8, is smallest; its coefficients were found by reweighted least squares (Lawson). */
 static inline vec gelu(vec x) {
-    const vec u = (vec)((ivec)x & 0x7fffffff), t = reciprocal(all(1.0f) + all(0.2316419f) * u);
-    vec p = all(0.5307027145f);
-    p = p * t + all(-0.7265760135f);
-    p = p * t + all(0.7107068705f);
-    p = p * t + all(-0.142248368f);
-    p = p * t + all(0.127414796f);
-    return larger(x, all(0.0f)) - u * t * p * power_of_two(x * x * all(-0.72134752f));
+    const vec y = smaller(larger(x, all(-5.2f)), all(5.2f)), t = y * y;
+    vec p = all(1.267963930e-10f), q = all(5.211033890e-5f);
+    p = p * t + all(-2.287771403e-8f);
+    q = q * t + all(1.639691696e-3f);
+    p = p * t + all(2.954100866e-6f);
+    q = q * t + all(2.719494579e-2f);
+    p = p * t + all(1.379413485e-4f);
+    q = q * t + all(2.485095504e-1f);
+    p = p * t + all(4.298390481e-3f);
+    q = q * t + all(1.0f);
+    p = p * t + all(3.265103355e-2f);
+    p = p * t + all(3.989422156e-1f);
+    return x * (y * p * reciprocal(q) + all(0.5f));
 }
 
 static inline vec gelu_new(vec x) { /* tanh(y) = 1 - 2 / (exp(2y) + 1) */
