@@ -18,7 +18,8 @@ from .native_decoder import NativeDecoder
 _INTEGERS = ("environments", "time", "horizon", "width", "expand", "observation_dim", "k_observation", "k_action")
 _FLOATS = ("temperature", "cdf", "fraction", "discount")
 _ARRAYS = (
-    "prefix", "uniforms", "centers", "observations", "tokens", "rewards", "values", "kept", "best", "returns", "scores",
+    "prefix", "uniforms", "centers", "observations", "tokens", "rewards", "values", "kept",
+    "best", "best_rewards", "best_value", "best_score",
 )  # fmt: skip
 
 
@@ -62,8 +63,9 @@ def native_search(
         "values": torch.empty(horizon, environments, candidates),
         "kept": torch.empty(horizon, environments, width, dtype=whole),
         "best": torch.empty(environments, horizon, layout.transition_dim, dtype=whole),
-        "returns": torch.empty(environments, horizon + 1),
-        "scores": torch.empty(environments, width),
+        "best_rewards": torch.empty(environments, horizon),
+        "best_value": torch.empty(environments),
+        "best_score": torch.empty(environments),
     }
     numbers = (
         environments, prefix.shape[1], horizon, width, settings.n_expand, observation_dim,
@@ -75,9 +77,9 @@ def native_search(
     of_steps = (arrays[name].unbind(0) for name in ("tokens", "rewards", "values", "kept"))
     return SearchResult(
         tokens=arrays["best"],
-        rewards=arrays["returns"][:, :-1],
-        value=arrays["returns"][:, -1],
-        score=arrays["scores"][:, 0],
+        rewards=arrays["best_rewards"],
+        value=arrays["best_value"],
+        score=arrays["best_score"],
         steps=[SearchStep(*step) for step in zip(*of_steps, strict=True)],
         beam_width=width,
     )

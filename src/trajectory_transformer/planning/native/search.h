@@ -16,9 +16,9 @@ typedef struct {
     int64_t *tokens;                  /* (horizon, environments, candidates, rest) */
     float *rewards, *values;          /* (horizon, environments, candidates) estimates */
     int64_t *kept;                    /* (horizon, environments, width): candidates, best first */
-    int64_t *best;                    /* (environments, horizon, transition_dim) */
-    float *returns;                   /* (environments, horizon + 1): of the best, the rewards and then the value */
-    float *scores;                    /* (environments, width): of those kept in the end */
+    int64_t *best;                    /* (environments, horizon, transition_dim): what came first in the end */
+    float *best_rewards;              /* (environments, horizon) */
+    float *best_value, *best_score;   /* (environments) */
 } Search;
 
 typedef struct {
@@ -33,21 +33,21 @@ static int compare(const void *one, const void *other) {
     return a->candidate - b->candidate;
 }
 
-/* Keep an environment's best candidates of transition t by discounted rewards and value; what is not finite is worse than all
- * else. rewards: (width) discounted sums of those kept before, then of those kept now. */
-static void keep_best(const Search *s, int t, int environment, int candidates_of_each, float *rewards, Ranked *ranked) {
-    const int candidates = s->expand * s->width;
+/* Keep an environment's best candidates of transition t by rewards and value, of which the reward counts now; what is not finite is
+ * worse than all else. rewards: (width) discounted sums of those kept before, then of those kept now. */
+static void keep_best(const Search *s, int t, int environment, float now, float *rewards, Ranked *ranked) {
+    const int candidates = s->expand * s->width, candidates_of_each = t == 0 ? candidates : s->expand;
     const size_t at = (size_t)t * s->environments + environment;
-    const float now = powf(s->discount, t), then = now * s->discount;
+    const float then = now * s->discount;
     int64_t *kept = s->kept + at * s->width;
-    float *scores = s->scores + (size_t)environment * s->width;
     for (int c = 0; c < candidates; c++) {
         const size_t i = at * candidates + c;
         const float sum = rewards[c / candidates_of_each] + now * s->rewards[i], score = sum + then * s->values[i];
         ranked[c] = (Ranked){isfinite(score) ? score : -INFINITY, sum, c};
     }
     qsort(ranked, candidates, sizeof(Ranked), compare);
-    for (int b = 0; b < s->width; b++) kept[b] = ranked[b].candidate, scores[b] = ranked[b].score, rewards[b] = ranked[b].rewards;
+    for (int b = 0; b < s->width; b++) kept[b] = ranked[b].candidate, rewards[b] = ranked[b].rewards;
+    s->best_score[environment] = ranked[0].score;
 }
 
 /* The sequence that came first in the end, found backwards. */
@@ -63,9 +63,8 @@ static void trace_back(const Search *s, int e, int rest) {
                                     : s->prefix + (size_t)(e + 1) * s->time - s->observation_dim;
         memcpy(best, seen, sizeof(int64_t) * s->observation_dim);
         memcpy(best + s->observation_dim, s->tokens + (at * candidates + candidate) * rest, sizeof(int64_t) * rest);
-        float *returns = s->returns + (size_t)e * (s->horizon + 1);
-        returns[t] = s->rewards[at * candidates + candidate];
-        if (t == s->horizon - 1) returns[s->horizon] = s->values[at * candidates + candidate];
+        s->best_rewards[(size_t)e * s->horizon + t] = s->rewards[at * candidates + candidate];
+        if (t == s->horizon - 1) s->best_value[e] = s->values[at * candidates + candidate];
     }
 }
 
@@ -78,10 +77,11 @@ static int find_together(Decoder *d, const Search *s, int first, int environment
     int64_t *parents = malloc(sizeof(int64_t) * rows), *values = malloc(sizeof(int64_t) * beams);
     float *rewards = calloc(beams, sizeof(float));
     Ranked *ranked = malloc(sizeof(Ranked) * candidates);
+    float discount = 1.0f;
     int status = parents && values && rewards && ranked ? OK : NO_MEMORY;
     if (status == OK) status = encode(d, s->prefix + (size_t)first * s->time, environments, s->time);
     for (int r = 0; r < rows && status == OK; r++) parents[r] = r / candidates;
-    for (int t = 0; t < s->horizon && status == OK; t++) {
+    for (int t = 0; t < s->horizon && status == OK; t++, discount *= s->discount) {
         const size_t at = (size_t)t * s->environments + first;
         const float *uniforms = s->uniforms + first * of_environment + (size_t)t * dim * candidates;
         int64_t *tokens = s->tokens + at * candidates * rest, *kept = s->kept + at * s->width;
@@ -97,7 +97,7 @@ static int find_together(Decoder *d, const Search *s, int first, int environment
             status = go_on(d, parents, beams, &(Course){values, &observations, &actions, s->expand});
         }
         for (int e = 0; e < environments && status == OK; e++)
-            keep_best(s, t, first + e, t == 0 ? candidates : s->expand, rewards + (size_t)e * s->width, ranked);
+            keep_best(s, t, first + e, discount, rewards + (size_t)e * s->width, ranked);
         for (int b = 0; b < beams && status == OK; b++) {
             parents[b] = (int64_t)(b / s->width) * candidates + kept[b];
             values[b] = tokens[parents[b] * rest + rest - 1];
