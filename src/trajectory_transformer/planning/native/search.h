@@ -34,15 +34,16 @@ static int compare(const void *one, const void *other) {
 }
 
 /* Keep an environment's best candidates of transition t by rewards and value, of which the reward counts now; what is not finite is
- * worse than all else. rewards: (width) discounted sums of those kept before, then of those kept now. */
+ * worse than all else. rewards: (width) discounted sums of those kept before (0 of the first transition), then of those
+ * kept now. */
 static void keep_best(const Search *s, int t, int environment, float now, float *rewards, Ranked *ranked) {
-    const int candidates = s->expand * s->width, candidates_of_each = t == 0 ? candidates : s->expand;
+    const int candidates = s->expand * s->width;
     const size_t at = (size_t)t * s->environments + environment;
     const float then = now * s->discount;
     int64_t *kept = s->kept + at * s->width;
     for (int c = 0; c < candidates; c++) {
         const size_t i = at * candidates + c;
-        const float sum = rewards[c / candidates_of_each] + now * s->rewards[i], score = sum + then * s->values[i];
+        const float sum = rewards[c / s->expand] + now * s->rewards[i], score = sum + then * s->values[i];
         ranked[c] = (Ranked){isfinite(score) ? score : -INFINITY, sum, c};
     }
     qsort(ranked, candidates, sizeof(Ranked), compare);
