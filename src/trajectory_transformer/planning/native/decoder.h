@@ -5,8 +5,8 @@
 
 #include "products.h"
 
-#define GROUP 32 /* rows that a thread decodes together */
-#define BLOCK 48 /* rows that can pass through all layers together: a group may be somewhat larger */
+#define GROUP (4 * MR) /* rows that a thread decodes together: so few that what they see stays near */
+#define BLOCK 48 /* rows that can pass through all layers together */
 #define CHUNK 64 /* pages that the pool grows by */
 #define KNOWN (64 << 20) /* bytes that looking up the first layer may take */
 

@@ -221,11 +221,13 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
         memcpy(logits + (size_t)block->rows[r].logits * d->logit_width, s->out + (size_t)r * head->n, sizeof(float) * d->vocab);
 }
 
+#define TOGETHER 32 /* rows that a thread computes at once where they see each other's slots */
+
 /* All layers for rows, some of which want logits, by the whole team: rows see each other's slots. */
 static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
     /* Threads take blocks in turn, as many each; some of the last ones may be empty. */
     const int threads = n > MR ? team_size(d) : 1;
-    const int turns = (n + threads * GROUP - 1) / (threads * GROUP), num_blocks = turns * threads;
+    const int turns = (n + threads * TOGETHER - 1) / (threads * TOGETHER), num_blocks = turns * threads;
     const int size = round_up((n + num_blocks - 1) / num_blocks, MR);
     int pages = 0, widest = 0; /* of all rows together, of one row */
     for (int r = 0; r < n; r++) {

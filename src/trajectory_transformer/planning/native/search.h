@@ -113,7 +113,7 @@ static int find_together(Decoder *d, const Search *s, int first, int environment
  * values stay nearer; the team finds together what would leave some of them without work. */
 static int find(Decoder *d, const Search *s) {
     const int team = team_size(d), each = s->width < GROUP ? GROUP / s->width : 1;
-    const int parts = team > 1 ? s->environments / each / team * team : 0, left = s->environments - parts * each;
+    const int parts = s->environments / each / team * team, left = s->environments - parts * each;
     double model = 0, sampling = 0, used = 0;
     atomic_int taken = 0, worst = OK;
     const double began = omp_get_wtime();
@@ -130,6 +130,6 @@ static int find(Decoder *d, const Search *s) {
         meet(d, omp_get_num_threads());
     }
     d->seconds[0] += model / team, d->seconds[1] += sampling / team;
-    if (parts) judge(d, omp_get_wtime() - began, used);
+    if (parts && team > 1) judge(d, omp_get_wtime() - began, used);
     return worst != OK || !left ? worst : find_together(d, s, parts * each, left);
 }
