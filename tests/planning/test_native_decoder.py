@@ -390,6 +390,18 @@ def test_tokens_drawn_behind_given_ones_are_those_drawn_after_a_step(sliding: bo
         assert torch.equal(logits[0], logits[1])
 
 
+@pytest.mark.parametrize("hidden_act", ["gelu", "relu", "selu", "gelu_new"])
+def test_activations_of_large_and_small_numbers(hidden_act: str) -> None:
+    """Far beyond where they are all but straight, too; nothing else adds to what is compared."""
+    model = make_model(2, 1, 3, n_embd=64, n_layer=1, hidden_act=hidden_act)
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    block.l1.weight.data.mul_(0.1)
+    block.l1.bias.data.copy_(torch.linspace(-60.0, 60.0, 256))
+    block.l2.weight.data.mul_(0.01)
+    Comparison(model, draw_tokens(2, 7, below=9))
+
+
 # ---- weights that are not finite ----
 
 BROKEN = 5  # a token of the first observation

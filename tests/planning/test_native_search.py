@@ -74,7 +74,8 @@ def parts_of(found: SearchResult) -> list[Tensor]:
         (2, {"k_obs": None, "n_expand": 3}),
         (3, {"beam_width": 20, "n_expand": 5}),  # a part for each thread, or candidates in several groups
         (5, {"beam_width": 40, "horizon": 2, "cdf_act": 0.3, "k_obs": 2}),
-        (9, {"beam_width": 9, "temperature": 1.7, "k_act": 2, "cdf_act": None}),  # three environments to a part
+        (9, {"beam_width": 9, "temperature": 1.7, "k_act": 2, "cdf_act": None}),
+        (13, {"horizon": 2}),  # several environments to a part, whatever the processor, and some left over
         (2, {"beam_width": 1, "n_expand": 1, "horizon": 4, "context": 1}),
         (2, {"horizon": 1, "beam_width": 70, "n_expand": 1}),
     ],
@@ -176,16 +177,17 @@ def test_every_step_is_the_original_s(search: Search, threads: int) -> None:
 # ---- threads, company and what is broken ----
 
 
+@pytest.mark.parametrize("width", [5, 20], ids=["several environments to a part", "one to a part"])
 @every_model
-def test_neither_threads_nor_other_environments_change_a_bit(model: TrajectoryTransformerModel) -> None:
+def test_neither_threads_nor_other_environments_change_a_bit(model: TrajectoryTransformerModel, width: int) -> None:
     """Environments go to threads in parts, or threads share one; the same numbers come of it."""
-    settings = make_settings(beam_width=20, n_expand=3)  # two environments would fill a block; one is a part
-    prefix, centers, uniforms = make_inputs(model, settings, 7)
+    settings = make_settings(beam_width=width, n_expand=3)
+    prefix, centers, uniforms = make_inputs(model, settings, 13)
     torch.set_num_threads(1)
-    alone = [search_natively(model, settings, prefix[e : e + 1], centers, uniforms[e : e + 1]) for e in range(7)]
+    alone = [search_natively(model, settings, prefix[e : e + 1], centers, uniforms[e : e + 1]) for e in range(13)]
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        for count in (1, 2, 3, 7):
+        for count in (1, 2, 3, 7, 13):
             together = parts_of(search_natively(model, settings, prefix[:count], centers, uniforms[:count]))
             for i, of_all in enumerate(together):
                 assert torch.equal(of_all, torch.cat([parts_of(found)[i] for found in alone[:count]]))

@@ -7,7 +7,8 @@ The same arithmetic as :class:`~.transformer_decoder.TransformerDecoder`, organi
   in its middle. Value tokens, which nobody sees, are not stored.
 - Sequences that are equal are computed once, whatever rows they stand in.
 - A window that slides is encoded as a tree: transitions that several beams begin with are computed once.
-- Tokens are sampled where their logits are; Python is called a few times for each transition, not for each token.
+- Tokens are sampled where their logits are; Python is called a few times for each transition, not for each token, or
+  once for a plan (:mod:`.native_search`).
 """
 
 import ctypes

@@ -193,8 +193,8 @@ static inline vec power_of_two(vec x) {
     return times_two_to(p, n);
 }
 
-/* x times the normal distribution up to x, which is 1/2 + x p(x²) / q(x²) here: of all such quotients up to |x| = 5.2 the one whose
- * largest error, 1e-8, is smallest; its coefficients were found by reweighted least squares (Lawson). */
+/* x times the normal distribution up to x, which is 1/2 + x p(x²) / q(x²) here, to 1e-8 before rounding up to |x| = 5.2, where it
+ * stays; the coefficients were fitted by reweighted least squares (Lawson). */
 static inline vec gelu(vec x) {
     const vec y = smaller(larger(x, all(-5.2f)), all(5.2f)), t = y * y;
     vec p = all(1.267963930e-10f), q = all(5.211033890e-5f);
