@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trajectory_transformer.command_line import entry_point
+from trajectory_transformer.app import entry_point
 
 if __name__ == "__main__":
     entry_point("train", Path(__file__).parent / "configs")

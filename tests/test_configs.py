@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from trajectory_transformer.command_line import schema
+from trajectory_transformer.app import schema
 from trajectory_transformer.configuration import DataConfig, EvaluateConfig, TrainConfig
 from trajectory_transformer.errors import UserError
 

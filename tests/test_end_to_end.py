@@ -9,8 +9,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from trajectory_transformer.app import schema
+from trajectory_transformer.app.experiment import RunContext, run_training
 from trajectory_transformer.checkpoint import SECTION, read_checkpoint
-from trajectory_transformer.command_line import schema
 from trajectory_transformer.configuration import (
     DataConfig,
     DiscretizerConfig,
@@ -20,12 +21,11 @@ from trajectory_transformer.configuration import (
     TrainConfig,
     TrainerConfig,
 )
-from trajectory_transformer.data.collect import collect
-from trajectory_transformer.data.environment import EnvironmentSpec
-from trajectory_transformer.data.recipes import find_recipe
+from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.evaluation import plots
-from trajectory_transformer.experiment import RunContext, run_training
 from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.simulation import find_recipe
+from trajectory_transformer.simulation.collect import collect
 
 from .minari_sets import RawEpisode, random_episode, write_dataset
 from .test_configs import CONFIGS, composed

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from trajectory_transformer.command_line import schema
+from trajectory_transformer.app import schema
 from trajectory_transformer.configuration import TrainConfig
 
 from .test_configs import composed

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from trajectory_transformer.evaluation.environments import make_environments
 
 from tests.golden.make_figures import load
 from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.data.sources import load_offline_data
-from trajectory_transformer.evaluation.environments import make_environments
 
 DATA = DataConfig("embedded/pointmaze/umaze-v0", observation_indices=[2, 3, 4, 5, 6, 7])
 DISCOUNT, BINS, TRANSITIONS = 0.99, 100, 5

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .configuration import PlannerConfig
     from .data.discretizer import QuantileDiscretizer, UniformDiscretizer
+    from .interop.pretrained import TrajectoryTransformerPreTrainedModel
     from .model.config import TrajectoryTransformerConfig
     from .model.gpt import TrajectoryTransformerModel
     from .model.output import TrajectoryTransformerOutput
-    from .model.pretrained import TrajectoryTransformerPreTrainedModel
     from .planning.agent import Agent
     from .planning.planner import BeamPlanner
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
-from .run_record import checkpoints_near
+from .files import checkpoints_near
 
 FORMAT = 1
 SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trajectory_transformer.data.discretizer import UniformDiscretizer
-from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.data.goals import goal_transitions
+from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
 

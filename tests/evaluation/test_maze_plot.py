@@ -10,7 +10,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from trajectory_transformer.data.recipes.recipe import make_environment
+from trajectory_transformer.environments.make import make_environment
 from trajectory_transformer.evaluation import maze_plot, plots
 from trajectory_transformer.evaluation.maze_plot import MazeWalls, plot_trajectories, read_walls
 from trajectory_transformer.evaluation.plots import BLUE, ORANGE

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from trajectory_transformer.configuration import PlannerConfig
-from trajectory_transformer.data.recipes.recipe import make_environment
+from trajectory_transformer.environments.batch import make_environments
+from trajectory_transformer.environments.make import make_environment
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import rollout
-from trajectory_transformer.evaluation.environments import make_environments
 from trajectory_transformer.evaluation.records import RolloutOptions, RolloutRecord
 from trajectory_transformer.evaluation.rollout import run_episodes
 from trajectory_transformer.planning.plan import PlanCounts

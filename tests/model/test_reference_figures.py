@@ -8,7 +8,7 @@ import torch
 
 from tests.golden.make_figures import WEIGHTS
 from tests.golden.seeded import CASES, SIZES, Case, original_weights, rewrite_weights, sampled, tokens
-from trajectory_transformer.model.convert import load
+from trajectory_transformer.interop.convert import load
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 
 FIGURES = Path(__file__).parents[1] / "golden" / "figures.npz"

@@ -8,7 +8,7 @@ import torch
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
-from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from trajectory_transformer.baselines.critic import Critic
-from trajectory_transformer.baselines.iql import ImplicitQ
 from trajectory_transformer.checkpoint import write_checkpoint
 from trajectory_transformer.configuration import IqlConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
+from trajectory_transformer.learners.critic import Critic
+from trajectory_transformer.learners.critic_ranking import CriticRanking
+from trajectory_transformer.learners.iql import ImplicitQ
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
-from trajectory_transformer.planning.critic_ranking import CriticRanking
 from trajectory_transformer.planning.planner import BeamPlanner
 
-from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, box
+from ..planning.conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, box
 
 LAYOUT = TransitionLayout(OBSERVATION_DIM, ACTION_DIM)
 CRITIC: dict[str, Any] = {**PLANNER, "name": "critic"}

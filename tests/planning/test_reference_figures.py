@@ -9,7 +9,7 @@ import torch
 from tests.golden.seeded import PLAN_CASE, PLAN_CONTEXT, PLAN_HORIZON, original_weights, plan_prefixes
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import UniformDiscretizer
-from trajectory_transformer.model.convert import load
+from trajectory_transformer.interop.convert import load
 from trajectory_transformer.planning.agent import BeamPlanner
 
 FIGURES = Path(__file__).parents[1] / "golden" / "figures.npz"

@@ -23,8 +23,8 @@ from trajectory_transformer.configuration import (
     TrainConfig,
     TrainerConfig,
 )
-from trajectory_transformer.data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.data.episodes import Episode, OfflineData
+from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.datamodule import TrainingBatches, TrajectoryDataModule
 from trajectory_transformer.training.fit import FitReport, fit

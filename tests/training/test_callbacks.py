@@ -13,11 +13,11 @@ from typing_extensions import override
 
 from trajectory_transformer.checkpoint import read_checkpoint
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.transformer_module import TrajectoryModule
 from trajectory_transformer.training import callbacks as callbacks_file
 from trajectory_transformer.training.callbacks import KeepCheckpoints, RunProgress, Throughput
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.metrics import TokenMetrics
-from trajectory_transformer.training.module import TrajectoryModule
 
 from .small_run import Rows, small_config, small_datamodule, small_fit
 

@@ -7,7 +7,7 @@ import torch
 
 from trajectory_transformer.checkpoint import read_checkpoint
 from trajectory_transformer.data.discretizer import Discretizer
-from trajectory_transformer.data.environment import EnvironmentSpec
+from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.training.checkpoint_io import VerifiedCheckpointIO

@@ -9,8 +9,8 @@ from torch import nn
 
 from trajectory_transformer.configuration import ModelConfig, OptimizerConfig
 from trajectory_transformer.layout import TransitionLayout
+from trajectory_transformer.learners.transformer_module import make_model_config
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.training.module import make_model_config
 from trajectory_transformer.training.optimization import (
     CosineSchedule,
     TrainingPlan,

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..app.trained import torch_device
 from ..errors import UserError
-from ..trained import torch_device
 from .machine import Hardware
 from .planning import COLUMNS, PLANNING, measure_alone, planning_row
 from .training import tokenising_rows, training_rows

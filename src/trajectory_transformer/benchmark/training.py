@@ -5,10 +5,10 @@ import torch
 
 from ..configuration import DataConfig, DiscretizerConfig
 from ..data.discretizer import make_discretizer
-from ..data.environment import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from ..data.episodes import Episode, OfflineData
 from ..data.transitions import join_episodes
 from ..data.windows import TokenWindows
+from ..environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from ..layout import TransitionLayout
 from ..training.datamodule import split_episodes
 from .machine import (

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .environment import EnvironmentSpec
+from ..environments.spec import EnvironmentSpec
 
 
 @dataclass(frozen=True)

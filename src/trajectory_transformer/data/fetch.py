@@ -2,46 +2,16 @@
 
 import difflib
 import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
-from .. import network
+from .. import reachability
 from ..configuration import DataConfig
+from ..dataset_folders import dataset_root, is_on_disk
 from ..errors import UserError
-from .recipes import REGISTRY
+from ..simulation import REGISTRY
 
-DATASET_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
 EMBEDDED_NAMESPACE = "embedded/"
 COLLECT_COMMAND = "python -m trajectory_transformer.data.collect recipe="
-
-
-def dataset_root() -> Path:
-    """The folder of all data sets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
-    chosen = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(chosen) if chosen else Path.home() / ".minari" / "datasets"
-
-
-def dataset_folder(dataset_id: str) -> Path:
-    """Where a data set lies if it is on disk.
-
-    Raises:
-        UserError: the id is not one.
-    """
-    if not DATASET_ID.fullmatch(dataset_id):
-        raise UserError(
-            f"data.dataset_id='{dataset_id}' is not a Minari id such as mujoco/hopper/medium-v0{_near(dataset_id)}"
-        )
-    return dataset_root() / dataset_id
-
-
-def is_on_disk(dataset_id: str) -> bool:
-    """Whether there is such a data set, whole or damaged; a damaged one is refused when it is opened, not replaced.
-
-    Raises:
-        UserError: the id is not one.
-    """
-    return (dataset_folder(dataset_id) / "data").exists()
 
 
 def require_distinct(dataset_ids: Sequence[str]) -> None:
@@ -85,7 +55,7 @@ def obtain(dataset_id: str, download: bool, progress: bool) -> None:
         _require_download(dataset_id, download)
         _download(dataset_id)
         return
-    from .collect import collect
+    from ..simulation.collect import collect
 
     try:
         collect(recipe, progress=progress)
@@ -119,7 +89,7 @@ def unreachable() -> str | None:
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/api/datasets?limit=1"
     if os.environ.get("MINARI_REMOTE", "").startswith("gcp://"):
         url = "https://storage.googleapis.com"
-    return network.unreachable(url)
+    return reachability.unreachable(url)
 
 
 def _download(dataset_id: str) -> None:

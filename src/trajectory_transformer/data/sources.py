@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..configuration import DataConfig
+from ..dataset_folders import dataset_folder
+from ..environments.reference_scores import reference_scores
+from ..environments.spaces import space_spec
+from ..environments.spec import EnvironmentSpec, SpaceSpec
 from ..errors import UserError
-from .environment import EnvironmentSpec, SpaceSpec
 from .episodes import Episode, OfflineData
-from .fetch import dataset_folder, obtain, require_distinct
-from .reference_scores import reference_scores
-from .spaces import space_spec
+from .fetch import obtain, require_distinct
 from .stored_episodes import iterate_episodes, stored_indices
 from .validation import DatasetTotals, check_stored_episodes, check_total_steps, read_totals, validate_episode
 

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 from minari.dataset.minari_storage import MinariStorage
 
-from .environment import SpaceLeaf, SpaceSpec
+from ..environments.spec import SpaceLeaf, SpaceSpec
 from .validation import StoredEpisode
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..environments.spec import SpaceSpec
 from ..errors import UserError
-from .environment import SpaceSpec
 from .episodes import Episode
 
 

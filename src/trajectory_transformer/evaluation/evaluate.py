@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ..data.environment import EnvironmentSpec
-from .environments import environment_title, make_environments
+from ..environments.batch import environment_title, make_environments
+from ..environments.spec import EnvironmentSpec
 from .figures import planning_figures, write_figures
 from .maze_plot import plot_trajectories, read_walls
 from .plots import plot_plan, plot_returns, plot_training

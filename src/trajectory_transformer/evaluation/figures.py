@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..run_record import write_whole
+from ..files import write_whole
 
 
 @dataclass(frozen=True)

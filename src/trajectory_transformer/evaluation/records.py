@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 
 from ..configuration import PlannerConfig
-from ..data.environment import EnvironmentSpec
+from ..environments.spec import EnvironmentSpec
+from ..learners.policy_agent import PolicySettings
 from ..planning.plan import PlanCounts
-from ..planning.policy_agent import PolicySettings
 
 
 class PredictedPlan(Protocol):

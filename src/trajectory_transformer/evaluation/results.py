@@ -16,7 +16,7 @@ import numpy as np
 
 from ..configuration import PlannerConfig
 from ..errors import UserError
-from ..planning.policy_agent import PolicySettings
+from ..learners.policy_agent import PolicySettings
 from .records import RolloutRecord
 from .scores import normalized_scores, summarize_returns, wilson_interval
 

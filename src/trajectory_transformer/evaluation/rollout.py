@@ -9,10 +9,10 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..configuration import PlannerConfig
-from ..data.environment import EnvironmentSpec
+from ..environments.batch import EnvironmentBatch, StepResult, make_environments
+from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from ..planning.policy_agent import PolicySettings
-from .environments import EnvironmentBatch, StepResult, make_environments
+from ..learners.policy_agent import PolicySettings
 from .records import (
     ActingAgent,
     EpisodePath,

@@ -11,8 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from ..errors import UserError
-from ..layout import TransitionLayout
-from .config_file import (
+from ..interop.config_file import (
     ARCHITECTURE,
     CONFIG_FILE,
     MODEL_TYPE,
@@ -21,6 +20,7 @@ from .config_file import (
     read_json,
     require_known_names,
 )
+from ..layout import TransitionLayout
 
 HIDDEN_ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 WHOLE_NUMBERS = ("vocab_size", "block_size", "action_dim", "observation_dim", "transition_dim", "n_layer", "n_head",

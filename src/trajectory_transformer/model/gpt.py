@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
+from ..interop.pretrained import TrajectoryTransformerPreTrainedModel
 from .config import TrajectoryTransformerConfig
 from .loss import token_weights, weighted_cross_entropy
 from .memory import AttentionMemory, CausalMemory, KeyValueCache
 from .output import TrajectoryTransformerOutput
-from .pretrained import TrajectoryTransformerPreTrainedModel
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..baselines.critic import Critic
-from ..baselines.same_data import require_same_data
 from ..checkpoint import SECTION, read_checkpoint, require_kind
 from ..configuration import PlannerConfig, require
-from ..data.environment import EnvironmentSpec
 from ..data.goals import goal_transitions
+from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
+from ..learners.critic import Critic
+from ..learners.same_data import require_same_data
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
 from .trained_model import TrainedModel, recorded_settings

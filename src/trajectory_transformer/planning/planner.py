@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..baselines.critic import Critic
 from ..configuration import PlannerConfig, require, require_same_purpose
 from ..data.discretizer import Discretizer
+from ..learners.critic import Critic
+from ..learners.critic_ranking import CriticRanking
 from ..model.gpt import TrajectoryTransformerModel
 from .beam_search import SearchResult, beam_search, require_finite_scores
 from .captured_search import CapturedSearch, cuda_graph
-from .critic_ranking import CriticRanking
 from .deadline import Deadline
 from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search

@@ -7,7 +7,7 @@ from typing import Any
 from ..checkpoint import SECTION, require_kind, weights_of
 from ..configuration import PlannerConfig
 from ..data.discretizer import Discretizer
-from ..data.environment import EnvironmentSpec
+from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..model.config import TrajectoryTransformerConfig
 from ..model.gpt import TrajectoryTransformerModel

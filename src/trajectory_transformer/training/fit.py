@@ -21,13 +21,13 @@ from lightning.pytorch.loggers import Logger
 from ..checkpoint import remove_partial_files
 from ..configuration import TrainConfig
 from ..errors import UserError
+from ..learners.make import make_module
+from ..learners.transformer_module import TrajectoryModule
 from .callbacks import KeepCheckpoints, RunProgress, Throughput
 from .checkpoint_io import VerifiedCheckpointIO, require_same_run
 from .datamodule import OfflineDataModule
 from .interruption import SignalWatch
 from .learner_module import LearnerModule
-from .learners import make_module
-from .module import TrajectoryModule
 
 # Messages of Lightning that say nothing to somebody who did not write this file.
 UNWANTED_MESSAGES = (

@@ -14,11 +14,11 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from .. import network
+from .. import reachability
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..evaluation.figures import Figure
-from ..run_record import is_first_process
+from ..processes import is_first_process
 from .metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _wandb_mode(config: LoggerConfig) -> str:
     if not wandb_key_is_configured():
         log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
         return "offline"
-    reason = network.unreachable(_wandb_url()) if is_first_process() else None
+    reason = reachability.unreachable(_wandb_url()) if is_first_process() else None
     if reason is not None:
         log.warning("W&B cannot be reached (%s): this run is logged offline; `wandb sync` uploads it later", reason)
         return "offline"

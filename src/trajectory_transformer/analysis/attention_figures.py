@@ -1,0 +1,101 @@
+"""Figures of a model's attention: masses of each head and layer, their ratio to uniform attention, their intervals."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..evaluation.figures import Figure
+
+UNIFORM = "uniform attention"
+ALL_LAYERS = "all layers"
+_RESAMPLES = 10_000
+_ACTIONS, _OBSERVATIONS = "action_mass_past_actions", "action_mass_past_observations"
+
+
+@dataclass(frozen=True)
+class MeasuredAttention:
+    """What a model attended to in some windows.
+
+    Attributes:
+        names: of the masses.
+        uniform: (masses,) under uniform attention.
+        masses: (window, layer, head, mass) float64.
+        episodes: (window,) int, the episode that each is from.
+    """
+
+    names: list[str]
+    uniform: np.ndarray
+    masses: np.ndarray
+    episodes: np.ndarray
+
+    def mean(self, name: str) -> np.ndarray:
+        """(layer, head) mean over windows of a mass."""
+        return self.masses[..., self.names.index(name)].mean(axis=0)
+
+    def baseline(self, name: str) -> float:
+        """The mass under uniform attention."""
+        return float(self.uniform[self.names.index(name)])
+
+
+def head_name(layer: int, head: int) -> str:
+    """Layers and heads are counted from 1, as in the paper."""
+    return f"layer {layer + 1} head {head + 1}"
+
+
+def attention_figures(measured: MeasuredAttention) -> list[Figure]:
+    """Figures of uniform attention, of every head, of every layer (the mean of its heads) and of the whole model.
+
+    Each has the masses, and under names with ``ratio`` for ``mass`` their ratio to those of uniform attention. Whether
+    actions attend to past actions more than to past observations is in two differences: of the masses, and of the
+    ratios, which compare one action token with one observation token.
+    """
+    count = len(np.unique(measured.episodes))
+    figures = [
+        Figure(UNIFORM, name, float(value), None, None, count)
+        for name, value in zip(measured.names, measured.uniform, strict=True)
+    ]
+    masses, ratios = measured.masses, measured.masses / measured.uniform
+    actions, observations = measured.names.index(_ACTIONS), measured.names.index(_OBSERVATIONS)
+    differences = [part[..., actions] - part[..., observations] for part in (masses, ratios)]
+    values = np.concatenate([masses, ratios, np.stack(differences, axis=-1)], axis=-1)
+    names = [*measured.names, *(name.replace("mass_", "ratio_") for name in measured.names)]
+    names += ["action_mass_past_actions_minus_observations", "action_ratio_past_actions_minus_observations"]
+    for method, columns in _methods(values):
+        intervals = episode_intervals(columns, measured.episodes)
+        for index, name in enumerate(names):
+            low, high = (None, None) if intervals is None else map(float, intervals[:, index])
+            figures.append(Figure(method, name, float(columns[:, index].mean()), low, high, count))
+    return figures
+
+
+def _methods(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Heads, layers, and all of them, by name: (window, number) of each, from (window, layer, head, number)."""
+    _, layers, heads, _ = values.shape
+    for layer in range(layers):
+        for head in range(heads):
+            yield head_name(layer, head), values[:, layer, head]
+        yield f"layer {layer + 1}", values[:, layer].mean(axis=1)
+    yield ALL_LAYERS, values.mean(axis=(1, 2))
+
+
+def episode_intervals(values: np.ndarray, episodes: np.ndarray) -> np.ndarray | None:
+    """95 % percentile bootstrap intervals of means over windows, whole episodes being drawn.
+
+    Windows of one episode resemble each other; to draw them one by one would make the intervals too narrow.
+
+    Args:
+        values: (window, number).
+        episodes: (window,) int, the episode that each window is from.
+
+    Returns:
+        (2, number), lower and upper ends; the draws are always the same. None with a single episode.
+    """
+    _, index, sizes = np.unique(episodes, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return None
+    sums = np.zeros((len(sizes), values.shape[1]))
+    np.add.at(sums, index, values)
+    share = np.full(len(sizes), 1.0 / len(sizes))
+    drawn = np.random.default_rng(0).multinomial(len(sizes), share, size=_RESAMPLES)
+    return np.percentile((drawn @ sums) / (drawn @ sizes)[:, None], [2.5, 97.5], axis=0)

@@ -1,0 +1,174 @@
+"""Pictures of attention: a map for each head, and what the maps amount to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, _save, _tidy
+from ..layout import TOKEN_KINDS, TransitionLayout
+from .attention_figures import MeasuredAttention, head_name
+from .attention_masses import REGIONS
+
+_KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, ORANGE, SERIES[2], GREY), strict=True))
+_UNSEEN = "#E4E4E4"
+_COLUMNS = {
+    "mass_present_transition": "present\ntransition",
+    "mass_previous_transition": "previous\ntransition",
+    "mass_earlier_transitions": "earlier\ntransitions",
+    "mass_same_dimension_as_predicted": "same dim.\nas predicted",
+    "mass_same_dimension_as_query": "same dim.\nas the query",
+    "action_mass_past_actions": "actions: past\nactions",
+    "action_mass_past_observations": "actions: past\nobservations",
+}
+_BAND = 0.035  # width of the coloured bands, as a share of the map's side
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention weights to be drawn.
+
+    Attributes:
+        weights: (layer, head, query, key).
+        mask: (query, key) bool, True where the query may attend to the key.
+        layout: of a transition.
+    """
+
+    weights: np.ndarray
+    mask: np.ndarray
+    layout: TransitionLayout
+
+
+# Differs from the paper: rewards and values are drawn too, where its figure leaves rewards out.
+
+
+def plot_attention_maps(maps: AttentionMaps, title: str, path: Path) -> None:
+    """A map for each head, layers downwards, all on one scale; what may not be seen is grey.
+
+    Rows are tokens that are predicted, columns tokens that are attended to. Coloured bands along both say of what kind
+    they are, lines part the transitions.
+
+    Args:
+        maps: what to draw.
+        title: of the picture.
+        path: of the picture.
+    """
+    layers, heads = maps.weights.shape[:2]
+    side = 3.5 if heads <= 4 else 2.4
+    figure = Figure(figsize=(side * heads + 1.0, side * layers + 1.1), layout="constrained")
+    grid = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
+    # The first tokens have little else to attend to, and would set the scale for all.
+    highest = float(np.quantile(maps.weights[:, :, maps.mask], 0.995))
+    norm = PowerNorm(0.5, vmin=0.0, vmax=highest)
+    image = None
+    for layer in range(layers):
+        for head in range(heads):
+            axes = grid[layer, head]
+            image = _draw_map(axes, maps, maps.weights[layer, head], norm)
+            axes.set_title(head_name(layer, head), fontsize=10, loc="left")
+        grid[layer, 0].set_ylabel("token predicted, by its transition")
+    for axes in grid[-1]:
+        axes.set_xlabel("token attended to, by its transition")
+    assert image is not None
+    bar = figure.colorbar(image, ax=grid, extend="max", shrink=0.7, pad=0.01, aspect=30)
+    bar.set_label("attention weight")
+    handles = [Patch(color=color, label=kind) for kind, color in _KIND_COLORS.items()]
+    handles.append(Patch(color=_UNSEEN, label="may not be seen"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _draw_map(axes: Axes, maps: AttentionMaps, weights: np.ndarray, norm: PowerNorm) -> AxesImage:
+    """One head's map, over a grid of all tokens of the context; returns the image."""
+    width = maps.layout.transition_dim
+    tokens = len(weights) + 1
+    whole = np.full((tokens, tokens), np.nan)  # nothing predicts the first token, and the last one is not attended to
+    whole[1:, :-1] = np.where(maps.mask, weights, np.nan)
+    image = axes.imshow(
+        whole, cmap=colormaps["magma"].with_extremes(bad=_UNSEEN), norm=norm, extent=(0, tokens, tokens, 0)
+    )
+    kinds = np.zeros(tokens, dtype=int)
+    for index, columns in enumerate(maps.layout.kind_slices().values()):
+        for begin in range(0, tokens, width):
+            kinds[begin + columns.start : begin + columns.stop] = index
+    colors = ListedColormap(list(_KIND_COLORS.values()))
+    band = _BAND * tokens
+    beside, below = (-band, 0, tokens, 0), (0, tokens, tokens + band, tokens)
+    for picture, extent in ((kinds[:, None], beside), (kinds[None, :], below)):
+        axes.imshow(picture, cmap=colors, vmin=0, vmax=len(TOKEN_KINDS) - 1, extent=extent, interpolation="nearest")
+    for border in range(width, tokens, width):
+        axes.axhline(border, color=GREY, linewidth=0.4, alpha=0.7)
+        axes.axvline(border, color=GREY, linewidth=0.4, alpha=0.7)
+    axes.set_xlim(-band, tokens)
+    axes.set_ylim(tokens + band, 0)
+    middles = np.arange(width / 2, tokens, width)
+    labels = [str(number + 1) for number in range(len(middles))]
+    axes.set_xticks(middles, labels, fontsize=7)
+    axes.set_yticks(middles, labels, fontsize=7)
+    axes.tick_params(length=0)
+    return image
+
+
+def plot_attention_summary(measured: MeasuredAttention, title: str, path: Path) -> None:
+    """Bars of how attention divides among transitions, and a chart of how it compares with uniform attention.
+
+    Args:
+        measured: what to draw.
+        title: of the picture.
+        path: of the picture.
+    """
+    _, layers, heads, _ = measured.masses.shape
+    rows = [head_name(layer, head) for layer in range(layers) for head in range(heads)]
+    figure = Figure(figsize=(12.0, 0.36 * (len(rows) + 1) + 2.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
+    _draw_shares(left, measured, [*rows, "uniform"])
+    _draw_ratios(right, measured, len(rows))
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _draw_shares(axes: Axes, measured: MeasuredAttention, rows: list[str]) -> None:
+    """Bars that add up to all of a head's attention; the last one is uniform attention's."""
+    places = [*range(len(rows) - 1), len(rows) - 0.5]
+    begin = np.zeros(len(rows))
+    for region, color in zip(REGIONS, (BLUE, ORANGE, GREY), strict=True):
+        name = f"mass_{region}"
+        share = np.append(measured.mean(name).ravel(), measured.baseline(name))
+        axes.barh(places, share, left=begin, height=0.75, color=color, label=_COLUMNS[name].replace("\n", " "))
+        begin += share
+    axes.set_yticks(places, rows, fontsize=8)
+    axes.set_ylim(len(rows), -0.6)
+    axes.set_xlim(0.0, 1.0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("share of attention")
+    _tidy(axes)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8, columnspacing=1.0)
+
+
+def _draw_ratios(axes: Axes, measured: MeasuredAttention, rows: int) -> None:
+    """A cell for each head and mass: coloured by its ratio to uniform attention, with ratio and mass written in it."""
+    names = [name for name in _COLUMNS if name in measured.names]
+    masses = np.stack([measured.mean(name).ravel() for name in names], axis=1)
+    ratios = masses / [measured.baseline(name) for name in names]
+    doublings = np.log2(np.maximum(ratios, 2.0**-4))
+    image = axes.imshow(doublings, cmap="RdBu_r", vmin=-4, vmax=4, aspect="auto")
+    for (row, column), doubling in np.ndenumerate(doublings):
+        text = f"×{ratios[row, column]:.2g}  {100 * masses[row, column]:.0f} %"
+        color = "white" if abs(doubling) > 2.2 else BLACK
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    for column, name in enumerate(names):
+        axes.text(column, rows + 0.5, f"{100 * measured.baseline(name):.0f} %", ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(len(names)), [_COLUMNS[name] for name in names], fontsize=7)
+    axes.tick_params(length=0, labelleft=False)
+    axes.spines[:].set_visible(False)
+    bar = axes.figure.colorbar(image, ax=axes, ticks=[-4, -2, 0, 2, 4], extend="both", pad=0.01, aspect=30)
+    bar.ax.set_yticklabels(["1/16", "1/4", "1", "4", "16"])
+    bar.set_label("times uniform attention", fontsize=8)

@@ -1,0 +1,142 @@
+"""Checks before a run or a sweep gets a directory, and the table after a sweep."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ValidationError
+
+from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
+from ..errors import UserError
+from ..files import require_file
+from ..processes import is_first_process
+from . import mistakes, sweep
+from .instantiation import check_targets
+from .run_folder import why_taken
+from .schema import option_names, plain_options, refuse_additions, schema_of, typed_evaluate, typed_train
+
+
+def config_folder(hydra: DictConfig) -> Path:
+    """Folder of the YAML files in use."""
+    return next(Path(source.path) for source in hydra.runtime.config_sources if source.provider == "main")
+
+
+def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateConfig:
+    """The typed options of either command.
+
+    Args:
+        config: composed options, with or without Hydra's node.
+        hydra: Hydra's node.
+
+    Raises:
+        UserError: one clear sentence about a wrong name, type, value or target.
+    """
+    schema = schema_of(config)
+    try:
+        if schema is EvaluateConfig:
+            chosen = hydra.runtime.choices.get("planner") is not None
+            evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
+            require_file(evaluation.checkpoint)
+            if evaluation.predict.ensemble is not None:
+                require_file(evaluation.predict.ensemble)
+            return evaluation
+        options = typed_train(config)
+    except mistakes.EXPECTED as error:
+        raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
+    _require_effect(options, hydra)
+    check_targets(options.trainer.callbacks, "trainer.callbacks")
+    if options.tune is not None:
+        _check_search(config, options.tune)
+    return options
+
+
+def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
+    """Refuse ``data=NAME`` beside an experiment that names a data set itself, and so would win without a word."""
+    given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
+    if "data" not in given or "data.dataset_id" in given:
+        return
+    name = hydra.runtime.choices["data"]
+    chosen = OmegaConf.select(OmegaConf.load(config_folder(hydra) / "data" / f"{name}.yaml"), "dataset_id")
+    ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
+    require(
+        ids in ([], options.data.dataset_ids),
+        f"data={name} has no effect beside experiment={options.experiment_name}, which names its own data; give "
+        f"data.dataset_id={ids[0] if len(ids) == 1 else '[' + ','.join(ids) + ']'}",
+    )
+
+
+def _check_search(config: DictConfig, tune: TuneConfig) -> None:
+    """Refuse a search over an option that does not exist, or with a value of a wrong type, before the first trial."""
+    names = [name for name in option_names(TrainConfig) if not name.startswith(("tune", "resume"))]
+    options = OmegaConf.merge(OmegaConf.structured(TrainConfig), plain_options(config))
+    for name, parameter in tune.parameters.items():
+        if name not in names:
+            raise UserError(f"tune.parameters: there is no option '{name}'{mistakes.did_you_mean(name, names)}")
+        for value in parameter.choices or (parameter.low, parameter.high):
+            try:
+                OmegaConf.update(options, name, value)
+            except ValidationError as error:
+                raise UserError(f"tune.parameters.{name}: {str(error).splitlines()[0]}") from None
+
+
+class RunChecks(Callback):
+    """Hydra's hooks around a run and a sweep.
+
+    Hydra turns an exception in a hook into a warning, so that these exit instead: 2 for a mistake, 1 for failed jobs.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
+            options = validated(config, config.hydra)
+        except UserError as error:
+            leave(str(error), 2)
+        directory = Path(config.hydra.run.dir)
+        goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
+        if not is_first_process():
+            return
+        if not goes_on and (taken := why_taken(directory, isinstance(options, EvaluateConfig))):
+            leave(taken, 2)
+        _reserve(directory)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
+        except UserError as error:
+            leave(str(error), 2)
+        if is_first_process():
+            _reserve(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if not is_first_process():
+            return
+        jobs = sweep.report(Path(config.hydra.sweep.dir))
+        if any(job.status != "finished" for job in jobs):
+            sys.exit(1)
+
+
+def _reserve(directory: Path) -> None:
+    """Make ``directory``, or exit with one sentence where it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        leave(
+            f"the output directory '{directory}' cannot be written ({error.strerror}); choose another with "
+            "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep",
+            2,
+        )
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """Print one message and exit.
+
+    Raises:
+        SystemExit: always.
+    """
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,155 @@
+"""Objects built from ``_target_`` options, and who may choose what is imported for them.
+
+- What a user types on the command line, or writes in a YAML file of their own, may name any importable class.
+- What is read from a file (a checkpoint, a data set, a run folder) imports and builds nothing but classes of this
+  package, and of packages that the user names in ``allow``.
+
+Either way the class must be of the kind that the place is for. There is no other way from a name to code.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from .errors import UserError
+
+PACKAGE = "trajectory_transformer"
+TYPED_BY_USER = None  # in place of ``allow``: the user's own words, which may name anything
+
+Kind = TypeVar("Kind")
+
+
+def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | None) -> Kind:
+    """The object that ``spec`` describes.
+
+    Args:
+        spec: a mapping with the class's dotted name under ``_target_``; the other keys are its arguments, among which
+            further such mappings are built first. The options of a dataclass are checked against its types. An object
+            of the right kind is returned as it is.
+        kind: what the class must be, or inherit from.
+        place: the option's name, for messages.
+        allow: packages besides this one that ``spec``, which comes from a file, may name; :data:`TYPED_BY_USER`: any.
+
+    Raises:
+        UserError: there is no such class, it is not of that kind or not allowed, or an argument is unknown or of the
+            wrong type.
+    """
+    if isinstance(spec, kind):
+        return spec
+    if not isinstance(spec, Mapping) or "_target_" not in spec:
+        raise UserError(f"{place} needs a class, as in {place}._target_=my_package.{kind.__name__}")
+    found = locate(str(spec["_target_"]), kind, place, allow)
+    nested = kind if allow is not TYPED_BY_USER else object
+    arguments = {
+        str(name): _build_nested(value, nested, f"{place}.{name}", allow)
+        for name, value in spec.items()
+        if name != "_target_"
+    }
+    _require_parameters(found, arguments, place)
+    if dataclasses.is_dataclass(found):
+        return cast(Kind, _typed_dataclass(found, arguments, place))
+    return found(**arguments)
+
+
+def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None) -> type[Kind]:
+    """The class named ``path``; arguments and errors as of :func:`build`."""
+    if allow is not TYPED_BY_USER:
+        _require_allowed(path, path, place, allow)
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{place}._target_={path}: there is no module '{error.name}' on Python's path") from None
+    except (AttributeError, ValueError):
+        raise UserError(f"{place}._target_={path}: there is no such class") from None
+    if not inspect.isclass(found) or not issubclass(found, kind):
+        raise UserError(f"{place}._target_={path} is not a {kind.__name__}")
+    if allow is not TYPED_BY_USER:  # a name can lead to what another package defines
+        _require_allowed(f"{found.__module__}.{name}", path, place, allow)
+    return found
+
+
+def targets_in(spec: object) -> list[str]:
+    """All values of ``_target_`` in nested mappings and lists, in order."""
+    if isinstance(spec, Mapping):
+        own = [str(spec["_target_"])] if "_target_" in spec else []
+        return own + [target for value in spec.values() for target in targets_in(value)]
+    if isinstance(spec, (list, tuple)):
+        return [target for value in spec for target in targets_in(value)]
+    return []
+
+
+def is_allowed(path: str, allow: Sequence[str]) -> bool:
+    """Whether a file may name the class ``path``."""
+    return path.startswith(tuple(f"{package}." for package in (PACKAGE, *allow)))
+
+
+def spec_of(built: object) -> dict[str, Any]:
+    """What :func:`build` makes an equal object from, for a dataclass of plain values."""
+    cls = type(built)
+    options = dataclasses.asdict(cast(Any, built))
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **options}
+
+
+def _require_allowed(path: str, named: str, place: str, allow: Sequence[str]) -> None:
+    if not is_allowed(path, allow):
+        package = path.partition(".")[0]
+        raise UserError(
+            f"{place} names the class {named}, and a file must not choose what is imported; if you trust that package, "
+            f"add allow=[{package}]"
+        )
+
+
+def _build_nested(value: object, kind: type, place: str, allow: Sequence[str] | None) -> object:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, kind, place, allow)
+        return {key: _build_nested(entry, kind, f"{place}.{key}", allow) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_build_nested(entry, kind, f"{place}[{index}]", allow) for index, entry in enumerate(value)]
+    return value
+
+
+def _require_parameters(found: type, arguments: Mapping[str, object], place: str) -> None:
+    signature = inspect.signature(found)
+    known = [parameter.name for parameter in signature.parameters.values()]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    for name in arguments if not takes_any else ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{place}.{near[0]}'?" if near else f"it has {', '.join(known) or 'no options'}"
+            raise UserError(f"there is no option '{place}.{name}'; {hint}")
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{place}: {found.__module__}.{found.__qualname__}: {error}") from None
+
+
+def _typed_dataclass(found: type, arguments: Mapping[str, object], place: str) -> object:
+    """An instance whose plain options have the types of its fields, as the command line's own options have."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+    plain = {name: value for name, value in arguments.items() if OmegaConf.is_config(value) or _is_plain(value)}
+    try:
+        schema = OmegaConf.structured(found)
+    except (OmegaConfBaseException, ValueError):  # it has fields that are no plain options
+        return found(**arguments)
+    try:
+        typed = OmegaConf.to_container(OmegaConf.merge(schema, plain))
+    except ValidationError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{place}.{error.full_key}: {reason[0].lower()}{reason[1:]}") from None
+    assert isinstance(typed, dict)
+    return found(**{name: typed[name] if name in plain else value for name, value in arguments.items()})
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(entry) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -1,0 +1,250 @@
+"""Environments rebuilt from what a checkpoint says of them, and stepped side by side."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from ..errors import UserError
+from .make import REGISTERING_PACKAGES, make_environment
+from .spaces import space_spec
+from .spec import EnvironmentSpec, SpaceSpec
+
+# Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
+_WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of the active rows gave; rows that were not active hold 0 and False.
+
+    Attributes:
+        actions: (env, action_dim) float32, as executed: clipped to the bounds, or an index.
+        rewards: (env,) float64.
+        terminated, truncated: (env,) bool.
+        infos: one mapping for each row.
+    """
+
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    infos: list[Mapping[str, Any]]
+
+
+class EnvironmentBatch:
+    """Environments of one kind stepped one after the other, each row reset with its own seed when the caller says so.
+
+    Not Gymnasium's ``SyncVectorEnv``: its autoreset draws its own seeds, and without autoreset it refuses to step while
+    a finished row has no further episode. Here a row that is not active is left alone, and no step is wasted.
+
+    Attributes:
+        observations: (env, observation_dim) float32, the latest of each row; 0 before a row's first reset.
+        desired_goals: (env, goal_dim) float32, the goal of each row as of its latest reset or step, whether the model
+            sees it or not; None where observations hold none.
+        achieved_goals: the same of what each row has achieved, such as its position.
+    """
+
+    def __init__(self, environments: list[gymnasium.Env], spec: EnvironmentSpec) -> None:
+        self.environments = environments
+        self.spec = spec
+        self.observations = np.zeros((len(environments), spec.observation_dim), dtype=np.float32)
+        self.desired_goals, self.achieved_goals = self._goals("desired_goal"), self._goals("achieved_goal")
+
+    def __enter__(self) -> "EnvironmentBatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        """Steps after which an episode is truncated, or None where no limit is declared."""
+        spec = self.environments[0].spec
+        return None if spec is None else spec.max_episode_steps
+
+    def reset(self, row: int, seed: int) -> None:
+        """Begin an episode in ``row``, wholly determined by ``seed``."""
+        observation, _ = self.environments[row].reset(seed=seed)
+        self._look(row, observation)
+
+    def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
+        """Step the active rows.
+
+        Args:
+            actions: (env, action_dim) flat actions; rows that are not active are not looked at.
+            active: (env,) bool.
+        """
+        count = len(self.environments)
+        executed = self.spec.action.to_environment(actions)
+        result = StepResult(
+            np.where(active[:, None], executed.reshape(count, -1), 0).astype(np.float32),
+            np.zeros(count),
+            np.zeros(count, dtype=bool),
+            np.zeros(count, dtype=bool),
+            [{} for _ in range(count)],
+        )
+        for row in np.flatnonzero(active):
+            observation, reward, terminated, truncated, info = self.environments[row].step(executed[row])
+            self._look(int(row), observation)
+            result.rewards[row] = float(reward)
+            result.terminated[row], result.truncated[row] = terminated, truncated
+            result.infos[row] = info
+        return result
+
+    def close(self) -> None:
+        for environment in self.environments:
+            environment.close()
+
+    def _goals(self, key: str) -> np.ndarray | None:
+        """Zeros (env, goal_dim) for the goals that observations hold under ``key``."""
+        leaf = next((leaf for leaf in self.spec.observation.leaves if leaf.path == (key,)), None)
+        return None if leaf is None else np.zeros((len(self.environments), leaf.size), dtype=np.float32)
+
+    def _look(self, row: int, observation: Any) -> None:
+        self.observations[row] = self.spec.observations(_batch_of_one(observation))[0]
+        for key, goals in (("desired_goal", self.desired_goals), ("achieved_goal", self.achieved_goals)):
+            if goals is not None:
+                goals[row] = np.ravel(observation[key])
+
+
+def make_environments(spec: EnvironmentSpec, num_envs: int, render: bool = False) -> EnvironmentBatch:
+    """Make ``num_envs`` environments of the checkpoint's kind.
+
+    Args:
+        spec: which environment, and the spaces that the model was trained on.
+        num_envs: how many rows.
+        render: so that ``render()`` gives (height, width, 3) uint8 frames.
+
+    Raises:
+        UserError: the environment cannot be made, or its spaces are not the checkpoint's.
+    """
+    environments: list[gymnasium.Env] = []
+    try:
+        for _ in range(num_envs):
+            environments.append(_make(spec, render))
+        _require_same_spaces(spec, environments[0])
+    except BaseException:
+        for environment in environments:
+            environment.close()
+        raise
+    return EnvironmentBatch(environments, spec)
+
+
+def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
+    """One environment. Its class comes from Gymnasium's registry; the stored spec gives arguments and time limit only.
+
+    ``gymnasium.make(EnvSpec.from_json(…))`` would call whatever entry point the text names, so that a checkpoint of
+    unknown origin could run any function.
+    """
+    stored = _stored_spec(spec)
+    env_id = spec.env_id or (stored.id if stored is not None else "")
+    if not env_id:
+        raise UserError("the checkpoint's data set names no environment, so there is nothing to plan in")
+    arguments = {} if stored is None else {k: v for k, v in stored.kwargs.items() if k != "render_mode"}
+    limit = None if stored is None else stored.max_episode_steps
+    mode = {"render_mode": "rgb_array"} if render else {}
+    try:
+        environment = make_environment(env_id, max_episode_steps=limit, disable_env_checker=True, **arguments, **mode)
+        for wrapper in () if stored is None else stored.additional_wrappers:
+            environment = _wrap(environment, wrapper.entry_point, wrapper.kwargs or {})
+        if render:
+            _follow(environment.unwrapped)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a third party's constructor raises
+        raise UserError(f"environment '{env_id}' cannot be made: {error} {_advice(stored)}") from error
+    return environment
+
+
+def _follow(simulation: Any) -> None:
+    """Film a running body with its model's own camera where Gymnasium's stays behind, as HalfCheetah's and Ant's do."""
+    if not type(simulation).__module__.startswith("gymnasium.envs.mujoco."):
+        return
+    renderer = simulation.mujoco_renderer
+    cameras = [simulation.model.camera(index).name for index in range(simulation.model.ncam)]
+    if "track" in cameras and "trackbodyid" not in (renderer.default_cam_config or {}):
+        renderer.camera_id = cameras.index("track")
+
+
+def _stored_spec(spec: EnvironmentSpec) -> EnvSpec | None:
+    if spec.spec_json is None:
+        return None
+    try:
+        return EnvSpec.from_json(spec.spec_json)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the stored spec of environment '{spec.env_id}' cannot be read: {error}") from error
+
+
+def _wrap(environment: gymnasium.Env, entry_point: str, arguments: dict[str, Any]) -> gymnasium.Env:
+    wrapper = load_env_creator(entry_point) if entry_point.startswith(_WRAPPER_PACKAGES) else None
+    if not (isinstance(wrapper, type) and issubclass(wrapper, gymnasium.Wrapper)):
+        raise UserError(f"the environment's wrapper '{entry_point}' is not one of Gymnasium's, and is not loaded")
+    return wrapper(env=environment, **arguments)
+
+
+def _advice(stored: EnvSpec | None) -> str:
+    """Which package to install."""
+    entry_point = stored.entry_point if stored is not None else None
+    package = entry_point.split(":")[0].split(".")[0] if isinstance(entry_point, str) else ""
+    if package == "gymnasium":
+        return "(pip install 'gymnasium[mujoco]')"
+    if package:
+        return f"(pip install {REGISTERING_PACKAGES.get(package, package)})"
+    return "(install the package that registers it, such as gymnasium-robotics)"
+
+
+def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> None:
+    pairs = (
+        ("observation", spec.observation, space_spec(environment.observation_space)),
+        ("action", spec.action, space_spec(environment.action_space)),
+    )
+    for name, expected, actual in pairs:
+        same_bounds = name == "observation" or (
+            actual.size == expected.size
+            and np.allclose(actual.low, expected.low)
+            and np.allclose(actual.high, expected.high)
+        )
+        if _structure(actual) != _structure(expected):
+            raise UserError(
+                f"the {name} space of environment '{spec.env_id}' does not fit the checkpoint: "
+                f"it has {_describe(actual)}, the model was trained on {_describe(expected)}"
+            )
+        if not same_bounds:
+            raise UserError(
+                f"the {name} space of environment '{spec.env_id}' does not fit the checkpoint: its bounds are "
+                f"{actual.low} to {actual.high}, the model was trained on {expected.low} to {expected.high}"
+            )
+
+
+def _structure(space: SpaceSpec) -> list[object]:
+    return [
+        (leaf.path, leaf.kind, leaf.shape, (leaf.low, leaf.high) if leaf.kind == "discrete" else None)
+        for leaf in space.leaves
+    ]
+
+
+def _describe(space: SpaceSpec) -> str:
+    parts = [
+        f"{'.'.join(leaf.path) + ' ' if leaf.path else ''}"
+        + (f"Box{leaf.shape}" if leaf.kind == "box" else f"Discrete({leaf.low[0]:.0f} to {leaf.high[0]:.0f})")
+        for leaf in space.leaves
+    ]
+    return f"{', '.join(parts)} ({space.size} dimensions)"
+
+
+def _batch_of_one(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _batch_of_one(entry) for key, entry in value.items()}
+    return np.asarray(value)[None]
+
+
+def environment_title(spec: EnvironmentSpec) -> str:
+    """The id to show: the data set's, else the one in its stored spec, else "unknown"."""
+    if spec.env_id or spec.spec_json is None:
+        return spec.env_id or "unknown"
+    return str(json.loads(spec.spec_json).get("id", "unknown"))

@@ -1,0 +1,58 @@
+"""Make environments by their Gymnasium id, those of gymnasium-robotics and of this package included."""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+
+# Packages that register environments when they are imported, and what to install for them.
+REGISTERING_PACKAGES = {"gymnasium_robotics": "gymnasium-robotics"}
+OWN_ENVIRONMENTS = "trajectory_transformer.simulation.maze_environment"
+
+
+def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
+    """``gymnasium.make`` with the robotics environments and ours registered, and without what they leave behind.
+
+    Importing gymnasium-robotics prints a notice on stderr, and each of its mazes leaves an XML file in the temporary
+    folder, which nothing reads again once MuJoCo has loaded it. Gymnasium's model of HalfCheetah has an attribute that
+    MuJoCo calls deprecated, on stderr and in a file ``MUJOCO_LOG.TXT``.
+
+    Args:
+        env_id: Gymnasium id.
+        arguments: of ``gymnasium.make``.
+    """
+    if env_id not in gym.registry:
+        with contextlib.redirect_stderr(io.StringIO()):
+            for module in filter(importlib.util.find_spec, (*REGISTERING_PACKAGES, OWN_ENVIRONMENTS)):
+                gym.register_envs(importlib.import_module(module))
+    with _deprecations_dropped():
+        environment = gym.make(env_id, **arguments)
+    leftover = getattr(environment.unwrapped, "tmp_xml_file_path", None)
+    if leftover is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(leftover)
+    return environment
+
+
+@contextlib.contextmanager
+def _deprecations_dropped() -> Iterator[None]:
+    """Let MuJoCo say anything about a model but that it is of an older style, which its user cannot mend."""
+
+    def tell(message: str) -> None:
+        if "deprecated" not in message:
+            print(f"WARNING: {message}", file=sys.stderr)
+
+    library: Any = mujoco  # whose stubs leave these functions out
+    previous = library.get_mju_user_warning()
+    library.set_mju_user_warning(tell)
+    try:
+        yield
+    finally:
+        library.set_mju_user_warning(previous)

@@ -1,0 +1,47 @@
+"""Files written whole or not at all, and checkpoints named wrongly."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from .errors import UserError
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace ``file`` at once: another process reads all of it, or what was there before.
+
+    Raises:
+        OSError: it cannot be written; nothing partial is left behind.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def require_file(checkpoint: str) -> None:
+    """Refuse a checkpoint that is not there, before torch is imported to read it.
+
+    Raises:
+        UserError: naming those nearby.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint '{path}' {what}{checkpoints_near(path)}")
+
+
+def checkpoints_near(path: Path) -> str:
+    """Other checkpoints near a missing one, as the end of a sentence."""
+    folder = path if path.is_dir() else path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    nearby = {*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt"), *folder.glob("*/checkpoints/*.ckpt")}
+    newest = sorted((file for file in nearby if file.is_file()), key=lambda file: file.stat().st_mtime, reverse=True)
+    if not newest:
+        return f"; there is no *.ckpt near '{folder}' either"
+    return "; nearby there is " + ", ".join(f"'{file}'" for file in newest[:5])

@@ -1,0 +1,209 @@
+"""Plan with weights from elsewhere.
+
+``python -m trajectory_transformer.interop.adopt SOURCE CHECKPOINT --dataset-id ID`` joins a model, of any source that
+``trajectory_transformer.interop.convert`` reads, and a data set to a checkpoint that ``evaluate.py`` plans with. Nobody
+published the bins that the weights were trained with, so they are fitted again, with the settings of the code that
+trained the weights; how well the model predicts the data through them tells whether they are the right ones.
+"""
+
+import argparse
+import math
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoint import FORMAT, SECTION, write_checkpoint
+from ..configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig
+from ..data.discretizer import Discretizer, make_discretizer
+from ..data.episodes import Episode
+from ..data.original_bins import original_quantiles, with_original_rule
+from ..data.sources import load_offline_data
+from ..data.transitions import join_episodes
+from ..data.windows import TokenWindows
+from ..errors import UserError
+from ..model.gpt import TrajectoryTransformerModel
+from ..training.checkpoint_io import standalone_facts
+from .adoption import Adoption, reconstruction, summary, token_nats
+from .config_file import read_json
+from .convert import RECORD_FILE, load
+from .foreign import REWRITE
+
+# How each code base turned data into tokens: strategy of the bins, reward of a terminating step.
+ORIGINAL_SETTINGS: tuple[str, float | None] = ("quantile", -100.0)
+REWRITE_SETTINGS: tuple[str, float | None] = ("uniform", None)
+
+
+def adopt(
+    source: str | Path,
+    checkpoint: str | Path,
+    data: Mapping[str, Any],
+    chosen: Mapping[str, int] | None = None,
+    edges: str | Path | None = None,
+) -> Adoption:
+    """Write a checkpoint that :meth:`Agent.from_checkpoint` and ``evaluate.py`` read.
+
+    Args:
+        source: as for :func:`trajectory_transformer.interop.convert.convert`.
+        checkpoint: the ``.ckpt`` file to write.
+        data: fields of :class:`DataConfig`, ``dataset_id`` at least; ``discretizer`` may be the name of a strategy.
+            What is left out is what the code that trained the weights did.
+        chosen: ``n_head``, where it is not 4 and nothing beside the weights says so.
+        edges: ``.npy`` file of the bins' edges, (transition_dim, V + 1) or the other way round; None: fit them again.
+
+    Returns:
+        What was done, and how well model and data go together.
+
+    Raises:
+        UserError: the weights, the data set or the edges cannot be had, or do not fit each other.
+    """
+    source = Path(source)
+    offline = load_offline_data(DataConfig(**{**data, "discretizer": DiscretizerConfig()}))
+    dimensions = {"observation_dim": offline.environment.observation_dim, "action_dim": offline.environment.action_dim}
+    try:
+        model, found = load(source, {**(chosen or {}), **dimensions})
+    except UserError as error:
+        ids = ", ".join(offline.dataset_ids)
+        raise UserError(
+            f"{error} (data set {ids} has {', '.join(f'{n}={d}' for n, d in dimensions.items())})"
+        ) from None
+    origin = _origin(source, found.origin)
+    config = _configuration(data, model, origin)
+    table = join_episodes(_as_loaded(offline.episodes), config.data.discount, config.data.termination_penalty)
+    discretizer = _bins(table.values, config, model, None if edges is None else Path(edges))
+    adoption = Adoption(
+        source=source.name,
+        origin=origin,
+        bins="refitted" if edges is None else Path(edges).name,
+        transitions=len(table.values),
+        reconstruction=reconstruction(table, discretizer),
+        nats=token_nats(model, TokenWindows(table, discretizer, config.data.sequence_length)),
+        uniform_nats=math.log(model.config.vocab_size + 1),
+    )
+    _write(Path(checkpoint), model, standalone_facts(config, offline, discretizer), adoption)
+    return adoption
+
+
+def _origin(source: Path, found: str) -> str:
+    """Whose code trained the weights: a converted directory says so."""
+    record = source / RECORD_FILE
+    return str(read_json(record).get("origin", found)) if record.is_file() else found
+
+
+def _configuration(data: Mapping[str, Any], model: TrajectoryTransformerModel, origin: str) -> TrainConfig:
+    """The options of a run that would have made such a model."""
+    strategy, penalty = REWRITE_SETTINGS if origin == REWRITE else ORIGINAL_SETTINGS
+    length = (model.config.block_size + 1) // model.config.transition_dim
+    bins = DiscretizerConfig(data.get("discretizer", strategy), model.config.vocab_size)
+    fields = {"termination_penalty": penalty, **data, "discretizer": bins, "sequence_length": length}
+    planner = PlannerConfig()
+    horizon = min(planner.horizon, length)
+    return TrainConfig(
+        data=DataConfig(**fields),
+        planner=replace(planner, horizon=horizon, context=min(planner.context, length - horizon + 1)),
+    )
+
+
+def _as_loaded(episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes as the original's and the rewrite's loaders see them: both drop the last row of the file."""
+    last = episodes[-1]
+    shorter = Episode(last.observations[:-1], last.actions[:-1], last.rewards[:-1], terminated=False)
+    return [*episodes[:-1], *([shorter] if len(shorter) else [])]
+
+
+def _bins(
+    values: np.ndarray, config: TrainConfig, model: TrajectoryTransformerModel, edges: Path | None
+) -> Discretizer:
+    """The bins that the weights were trained with, from the data or from a file."""
+    options = config.data.discretizer
+    read = None if edges is None else _read_edges(edges, model)
+    if options.strategy == "quantile":
+        return original_quantiles(values, options.num_bins) if read is None else with_original_rule(read)
+    if read is None:
+        return make_discretizer(options).fit(values)
+    return Discretizer.from_dict({"strategy": options.strategy, "edges": torch.from_numpy(read)})
+
+
+def _read_edges(path: Path, model: TrajectoryTransformerModel) -> np.ndarray:
+    """(transition_dim, num_bins + 1) float32 edges from a file of plain numbers."""
+    try:
+        edges = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist") from None
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"'{path}' is no .npy file of plain numbers; nothing in it was executed") from None
+    wanted = (model.config.transition_dim, model.config.vocab_size + 1)
+    if not isinstance(edges, np.ndarray) or edges.dtype.kind != "f" or edges.shape not in (wanted, wanted[::-1]):
+        raise UserError(f"'{path}' must hold real numbers of shape {wanted} or {wanted[::-1]}")
+    rows = np.ascontiguousarray(edges if edges.shape == wanted else edges.T, dtype=np.float32)
+    if not np.isfinite(rows).all() or (np.diff(rows, axis=1) < 0).any():
+        raise UserError(f"'{path}' must hold finite edges in ascending order for each dimension")
+    return rows
+
+
+def _write(path: Path, model: TrajectoryTransformerModel, facts: Mapping[str, Any], adoption: Adoption) -> None:
+    worse = [kind for kind, nats in adoption.nats.items() if nats > adoption.uniform_nats + 0.01]
+    if worse:
+        warnings.warn(
+            f"the model predicts {' and '.join(worse)} tokens of this data worse than chance: these are not the data, "
+            "or not the bins, that it was trained with",
+            stacklevel=3,
+        )
+    contents = {
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        SECTION: {"format": FORMAT, "model": model.config.to_dict(), **facts, "adoption": asdict(adoption)},
+    }
+    write_checkpoint(path, contents)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    data: dict[str, Any] = {"dataset_id": options.dataset_id}
+    for name in ("observation_indices", "discount", "discretizer"):
+        if getattr(options, name) is not None:
+            data[name] = getattr(options, name)
+    try:
+        if options.termination_penalty is not None:
+            data["termination_penalty"] = _penalty(options.termination_penalty)
+        chosen = {} if options.n_head is None else {"n_head": options.n_head}
+        with warnings.catch_warnings(record=True) as caught:
+            adoption = adopt(options.source, options.checkpoint, data, chosen, options.edges)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    print(f"'{options.checkpoint}': {summary(adoption)}; `python evaluate.py checkpoint=…` plans with it")
+    return 0
+
+
+def _penalty(text: str) -> float | None:
+    try:
+        return None if text.lower() in ("none", "null") else float(text)
+    except ValueError:
+        raise UserError(f"--termination-penalty={text} is neither a number nor none") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.interop.adopt", description=__doc__)
+    parser.add_argument("source", help="state_N.pt, model_last.pt, a directory with one, a converted one, or a hub id")
+    parser.add_argument("checkpoint", help="the .ckpt file to write")
+    parser.add_argument("--dataset-id", action="append", required=True, help="Minari id; again for more to be joined")
+    parser.add_argument("--observation-indices", type=int, nargs="+", help="observation dimensions that the model sees")
+    parser.add_argument("--discretizer", choices=("quantile", "uniform"), help="kind of bins; as the weights' code had")
+    parser.add_argument("--termination-penalty", help="reward of a terminating step, or none; as the weights' code had")
+    parser.add_argument("--discount", type=float, help="of the return-to-go; 0.99")
+    parser.add_argument("--edges", help=".npy file of the bins' edges, instead of fitting them again")
+    parser.add_argument("--n-head", type=int, help="attention heads, which no tensor shows; 4 unless noted beside them")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""A critic's policy as an agent: it acts without planning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..configuration import require
+from ..planning.plan import PlanCounts
+from .critic import Critic
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """What stands in place of planner options where a policy acts: one step, one candidate, no deadline."""
+
+    name: str = "iql_policy"
+    horizon: int = 1
+    beam_width: int = 1
+    deadline_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class PolicyStep:
+    """What stands in place of a plan.
+
+    Attributes:
+        observations: (environment, 1, observation_dim): the present; a policy predicts nothing.
+    """
+
+    observations: np.ndarray
+
+
+class PolicyAgent:
+    """Takes the policy's most likely action in each environment; its past and random numbers play no part.
+
+    Args:
+        critic: whose policy acts.
+
+    Attributes:
+        environment: what observations and actions look like.
+        settings: what is recorded of the planner.
+        planned: (environment,) bool: which rows the last :meth:`act` chose an action for.
+        counts: actions chosen since the last :meth:`reset`, as plans of one step.
+    """
+
+    settings = PolicySettings()
+    planned: np.ndarray
+    counts: PlanCounts
+
+    def __init__(self, critic: Critic) -> None:
+        self._network, self.environment = critic.network, critic.environment
+        self._device = self._network.action_middle.device
+        self.reset(1)
+
+    def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
+        """Begin ``num_envs`` episodes."""
+        self.planned = np.zeros(num_envs, dtype=bool)
+        self.counts = PlanCounts()
+        self._observations = np.zeros((num_envs, self.environment.observation_dim), dtype=np.float32)
+
+    def begin_episode(self, env_index: int, seed: int) -> None:
+        """Nothing: there is no past to forget."""
+
+    def aim(self, goals: np.ndarray) -> None:
+        """Nothing: a goal reaches a policy as a part of the observation."""
+
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+        """The next action of each environment.
+
+        Args:
+            observations: (environment, observation_dim) real values.
+            active: (environment,) bool; other rows get 0. None: all are active.
+
+        Returns:
+            (environment, action_dim) float32.
+
+        Raises:
+            UserError: an active row has another width or is not finite.
+        """
+        expected = self._observations.shape
+        require(observations.shape == expected, f"observations have shape {observations.shape}, expected {expected}")
+        self.planned = np.ones(len(observations), dtype=bool) if active is None else np.array(active, dtype=bool)
+        bad = self.planned & ~np.isfinite(observations).all(axis=1)
+        require(
+            not bad.any(), f"the observation of environment {np.flatnonzero(bad).tolist()} has NaN or infinite values"
+        )
+        self._observations = np.array(observations, dtype=np.float32)
+        self.counts = PlanCounts(self.counts.plans + int(self.planned.sum()))
+        actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)
+        values = torch.from_numpy(self._observations).to(self._device)
+        for row in np.flatnonzero(self.planned):  # one by one: in a batch, rounding depends on the rows beside
+            actions[row] = self._network.policy_mean(values[row : row + 1])[0].cpu().numpy()
+        return actions
+
+    def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None:
+        """Nothing: the next action depends on the next observation alone."""
+
+    @property
+    def last_plan(self) -> PolicyStep:
+        return PolicyStep(self._observations[:, None])

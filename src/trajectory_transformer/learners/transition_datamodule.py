@@ -1,0 +1,54 @@
+"""Single transitions for learners that need no windows, of the same split as the transformer's."""
+
+from collections.abc import Sequence
+
+import torch
+from typing_extensions import override
+
+from ..configuration import DataConfig
+from ..data.episodes import Episode
+from ..data.transition_set import BootstrappedTransitions, TransitionBatch, TransitionSet, return_range
+from ..training.batches import BOOTSTRAP, Examples, random_stream
+from ..training.datamodule import OfflineDataModule
+
+
+class TransitionDataModule(OfflineDataModule[TransitionBatch]):
+    """Transitions of the two parts, as recorded but for ``data.termination_penalty``.
+
+    Args:
+        config: which data.
+        seed: of the split, of the order of batches, and of the members' samples.
+        num_members: of an ensemble: batches get a leading axis, along which each member has its own bootstrap sample
+            of the training transitions and the same validation transitions; None: no such axis.
+
+    Attributes:
+        train_set, validation_set: on the CPU.
+        train_returns: worst and best undiscounted return of the training episodes.
+    """
+
+    train_set: TransitionSet
+    validation_set: TransitionSet
+    train_returns: tuple[float, float]
+
+    def __init__(self, config: DataConfig, seed: int, num_members: int | None = None) -> None:
+        super().__init__(config, seed)
+        self.num_members = num_members
+
+    @override
+    def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
+        # Differs from the original: IQL trains on all episodes; here, as every learner, on the training part.
+        penalty = self.config.termination_penalty
+        self.train_set, self.validation_set = (TransitionSet(part, penalty) for part in (train, validation))
+        self.train_returns = return_range(train, penalty)
+
+    @override
+    def make_examples(self, part: str) -> Examples[TransitionBatch]:
+        transitions = (self.train_set if part == "train" else self.validation_set).to(self.device)
+        if self.num_members is None:
+            return transitions
+        count = len(transitions)
+        if part == "validation":
+            return BootstrappedTransitions(transitions, torch.arange(count).expand(self.num_members, count))
+        streams = [random_stream(self.seed, BOOTSTRAP, member) for member in range(self.num_members)]
+        samples = [torch.randint(count, (count,), generator=stream) for stream in streams]
+        return BootstrappedTransitions(transitions, torch.stack(samples))

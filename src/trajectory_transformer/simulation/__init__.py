@@ -1,0 +1,48 @@
+"""Embedded data sets: simulated on this machine with behaviours of our own, so that nothing has to be downloaded.
+
+To add one, add a :class:`Recipe` here; a MuJoCo recipe also needs its policies, one ``.npz`` written by
+``train_behavior`` and ``select_snapshots``.
+"""
+
+from ..configuration import require_choice
+from .locomotion import LOCOMOTION
+from .mazes import MAZE_RECIPES
+from .policies import PolicyBehavior
+from .recipe import Recipe
+
+HOPPER_MIXED = Recipe(
+    name="hopper_mixed",
+    dataset_id="embedded/hopper/mixed-v0",
+    env_id="Hopper-v5",
+    behaviors=(
+        PolicyBehavior("hopper.npz", "step_0020000", weight=0.05, noise=0.3),
+        PolicyBehavior("hopper.npz", "step_0030000", weight=0.10, noise=0.15),
+        PolicyBehavior("hopper.npz", "step_0090000", weight=0.20, noise=0.15),
+        PolicyBehavior("hopper.npz", "step_0150000", weight=0.20),
+        PolicyBehavior("hopper.npz", "step_0180000", weight=0.20),
+        PolicyBehavior("hopper.npz", "step_0180000", weight=0.15, noise=0.15),
+        PolicyBehavior("hopper.npz", "step_0180000", weight=0.10, temperature=0.0),
+    ),
+    default_steps=100_000,
+    reference_scores=(-20.272305, 3234.3),
+    reference_note="D4RL's constants for Hopper, so that scores compare with published tables",
+    description="Soft actor-critic policies from several stages of their training, with and without exploration noise.",
+)
+
+RECIPES = {recipe.name: recipe for recipe in (HOPPER_MIXED, *MAZE_RECIPES, *LOCOMOTION)}
+REGISTRY = {recipe.dataset_id: recipe for recipe in RECIPES.values()}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name or data set id.
+
+    Raises:
+        UserError: there is none; the message offers the nearest.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    require_choice("recipe", name, tuple(RECIPES))
+    return RECIPES[name]
+
+
+__all__ = ["RECIPES", "REGISTRY", "Recipe", "find_recipe"]

@@ -1,0 +1,179 @@
+"""Point mazes whose start-goal pairs are split in two, so that an agent can be tested on pairs that no data show.
+
+Importing this module registers them; ``make_environment`` does so when one is asked for.
+"""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils.ezpickle import EzPickle
+from gymnasium_robotics.envs.maze.maps import LARGE_MAZE, MEDIUM_MAZE, U_MAZE
+from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+
+from ..configuration import require, require_choice
+from .pointmaze import VELOCITY_GAIN, WALL, Cell, MazeMap, free_cells
+
+Pair = tuple[Cell, Cell]
+
+PARTS = ("train", "held_out", "all")
+ONE_IN = 5  # pairs are held out
+MAX_SPEED = 4.0  # metres per second, of an action of 1
+
+# Four rooms of 4 × 4 cells; each shares one door with either neighbour.
+# Differs from the paper: its map and data are not published, nor is how a goal counts as reached.
+FOUR_ROOMS: MazeMap = [
+    [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+    [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+    [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+    [1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1],
+    [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+    [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+    [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+    [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+]
+
+
+def is_held_out(start: Cell, goal: Cell) -> bool:
+    """Whether this ordered pair is one of those held out, about one in five: a fixed function of the four numbers."""
+    return zlib.crc32(f"{start[0]},{start[1]} to {goal[0]},{goal[1]}".encode()) % ONE_IN == 0
+
+
+def pairs_of(maze_map: MazeMap, part: str) -> list[Pair]:
+    """The ordered pairs (start, goal) of different free cells that belong to ``part``.
+
+    Raises:
+        UserError: there is no such part, or it is empty.
+    """
+    require_choice("pairs", part, PARTS)
+    cells = free_cells(maze_map)
+    pairs = [(start, goal) for start in cells for goal in cells if start != goal]
+    if part != "all":
+        pairs = [pair for pair in pairs if is_held_out(*pair) == (part == "held_out")]
+    require(bool(pairs), f"pairs={part}: none of the start-goal pairs of this maze_map ({len(cells)} free cells) is")
+    return pairs
+
+
+class PairMazeEnv(PointMazeEnv):
+    """gymnasium-robotics' point maze with a start and a goal drawn together, among the pairs of one part.
+
+    Start and goal lie within 0.25 m of their cells' centres in either direction, as there, and a step within 0.45 m of
+    the goal succeeds. Letters in the map, which elsewhere say where starts and goals are, mean nothing here.
+
+    An action is a velocity, a fraction of 4 m/s in either direction, which forces track for a tenth of a second. With
+    forces for a hundredth, as there, nearly all that a model can learn is that the point moves on as it did, and goals
+    drown in it.
+
+    Args:
+        maze_map: rows of cells; 1 is a wall.
+        pairs: "train", "held_out" or "all".
+        render_mode, reward_type: of ``PointMazeEnv``.
+        continuing_task: go on at the goal, rather than end the episode.
+        action_repeat: simulation steps of 0.01 s that an action lasts, at least 1; fewer where it reaches the goal.
+        arguments: further ones of ``PointMazeEnv``, but for ``reset_target``: a new goal would not belong to the start.
+
+    Attributes:
+        pair: start and goal cell of the episode.
+        max_speed: metres per second, of an action of 1.
+
+    Raises:
+        UserError: the map has no pair of this part.
+    """
+
+    def __init__(
+        self,
+        maze_map: MazeMap,
+        pairs: str = "all",
+        render_mode: str | None = None,
+        reward_type: str = "sparse",
+        continuing_task: bool = False,
+        action_repeat: int = 10,
+        **arguments: Any,
+    ) -> None:
+        require(action_repeat >= 1, f"action_repeat={action_repeat} must be at least 1")
+        self.action_repeat, self.max_speed = action_repeat, MAX_SPEED
+        self.pairs = pairs_of(maze_map, pairs)
+        self.candidates, self.pair = self.pairs, self.pairs[0]
+        cells = [list(row) for row in maze_map]
+        super().__init__(cells, render_mode, reward_type, continuing_task, reset_target=False, **arguments)
+        EzPickle.__init__(self, maze_map, pairs, render_mode, reward_type, continuing_task, action_repeat, **arguments)
+
+    def reset(  # type: ignore[override]  (the parent takes any keyword and ignores most)
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: decides the pair and the positions in its cells.
+            options: ``reset_cell`` and ``goal_cell``, (row, column). With one of them the other is drawn among the
+                pairs of the part; two are taken as they are, whatever part they belong to.
+
+        Raises:
+            UserError: a cell is a wall or outside the map, both are the same, or the part has no pair with this one.
+        """
+        asked = {name: self._cell(name, cell) for name, cell in (options or {}).items() if cell is not None}
+        start, goal = asked.get("reset_cell"), asked.get("goal_cell")
+        require(start is None or start != goal, f"reset_cell and goal_cell are both {start}; they must differ")
+        if start is not None and goal is not None:
+            self.candidates = [(start, goal)]
+        else:
+            self.candidates = [pair for pair in self.pairs if start in (None, pair[0]) and goal in (None, pair[1])]
+        require(bool(self.candidates), f"none of this environment's start-goal pairs has {_words(asked)}")
+        return super().reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Move at about this velocity; the reward is that of the last simulation step."""
+        result = super().step(self._force(action))
+        for _ in range(self.action_repeat - 1):
+            _, _, terminated, truncated, _ = result
+            if terminated or truncated:
+                break
+            result = super().step(self._force(action))
+        return result
+
+    def _force(self, action: np.ndarray) -> np.ndarray:
+        velocity = self.point_env.data.qvel[:2]
+        return np.clip(VELOCITY_GAIN * (MAX_SPEED * np.asarray(action) - velocity), -1.0, 1.0)
+
+    def generate_target_goal(self) -> np.ndarray:
+        """Draw the pair; ``PointMazeEnv.reset`` asks for the goal first."""
+        self.pair = self.candidates[int(self.np_random.integers(len(self.candidates)))]
+        return self.maze.cell_rowcol_to_xy(np.array(self.pair[1]))
+
+    def generate_reset_pos(self) -> np.ndarray:
+        return self.maze.cell_rowcol_to_xy(np.array(self.pair[0]))
+
+    def _cell(self, name: str, cell: Any) -> Cell:
+        require_choice("option", name, ("reset_cell", "goal_cell"))
+        row, column = (int(index) for index in cell)
+        rows, columns = self.maze.map_length, self.maze.map_width
+        require(
+            0 <= row < rows and 0 <= column < columns,
+            f"{name}=({row}, {column}) lies outside the map, which has {rows} rows and {columns} columns",
+        )
+        require(self.maze.maze_map[row][column] != WALL, f"{name}=({row}, {column}) is a wall; choose a free cell")
+        return row, column
+
+
+def _words(asked: Mapping[str, Cell]) -> str:
+    return " and ".join(f"{name}={cell}" for name, cell in asked.items())
+
+
+# Steps of 0.1 s; enough for the scripted controller at 4 m/s from any start to any goal.
+for _name, _map, _limit in (
+    ("FourRooms", FOUR_ROOMS, 100),
+    ("UMaze", U_MAZE, 50),
+    ("Medium", MEDIUM_MAZE, 100),
+    ("Large", LARGE_MAZE, 150),
+):
+    gym.register(
+        f"trajectory_transformer/PairMaze_{_name}-v0",
+        entry_point=f"{__name__}:{PairMazeEnv.__name__}",
+        kwargs={"maze_map": _map},
+        max_episode_steps=_limit,
+    )

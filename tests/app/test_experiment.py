@@ -1,0 +1,533 @@
+"""Train, plan, write results; on Gymnasium's pendulum, with a model of a few hundred weights."""
+
+import csv
+import json
+import math
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import pytest
+import torch
+import yaml
+
+from trajectory_transformer.app import entry_point, experiment
+from trajectory_transformer.app.experiment import RunContext, run_evaluation, run_training
+from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.trained import held_out_episodes, load_trained
+from trajectory_transformer.checkpoint import read_checkpoint, write_checkpoint
+from trajectory_transformer.configuration import (
+    DataConfig,
+    DiscretizerConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    LoggerConfig,
+    ModelConfig,
+    PlannerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from trajectory_transformer.data.transitions import join_episodes
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation import results
+from trajectory_transformer.training.datamodule import TrajectoryDataModule
+from trajectory_transformer.training.loggers import RunLabels
+
+from ..minari_sets import random_episode, write_dataset
+
+DATASET = "tests/pendulum-v0"
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Minari root with random pendulum episodes whose environment ends after four steps."""
+    root = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch, gym.make("Pendulum-v1", max_episode_steps=4) as environment:
+        patch.setenv("MINARI_DATASETS_PATH", str(root))
+        write_dataset(DATASET, [random_episode(12, seed, action_dim=1) for seed in range(6)], env=environment)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def use_datasets(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(datasets))
+
+
+def config(**evaluation: int) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(DATASET, discretizer=DiscretizerConfig(num_bins=8), sequence_length=4, batch_size=8),
+        model=ModelConfig(n_layer=1, n_head=1, n_embd=8),
+        trainer=TrainerConfig(max_steps=2, validate_every=2, checkpoint_every=2, log_every=1, progress_bar=False),
+        planner=PlannerConfig(horizon=2, beam_width=2, context=2),
+        evaluation=EvaluationConfig(**({"episodes": 2, "num_envs": 4} | evaluation)),
+        seed=7,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(datasets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """Directory and score of a run."""
+    directory = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(datasets))
+        return directory, run_training(config(), RunContext(directory, "python train.py seed=7"))
+
+
+def plan(checkpoint: Path, directory: Path, **overrides: int) -> float:
+    """Evaluate one episode of seed 7000."""
+    options = EvaluateConfig(str(checkpoint), episodes=1, seed=7000)
+    return run_evaluation(options, RunContext(directory, "command"), load_trained(checkpoint, "cpu", overrides))
+
+
+def results_of(directory: Path) -> dict:
+    return json.loads((directory / "results.json").read_text())
+
+
+def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) -> None:
+    directory, score = trained
+    files = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "results.json", "plots/returns.png")
+    for name in (*files, "plots/training.png"):
+        assert (directory / name).stat().st_size > 0, name
+    results = results_of(directory)
+    assert score == results["summary"]["return_mean"]
+    assert results["command"] == "python train.py seed=7"
+    assert results["dataset"] == DATASET
+    assert results["seed"] == 7  # the run's; its episodes have their own, which no other seed of a sweep has
+    assert [episode["seed"] for episode in results["episodes"]] == [7000, 7001]
+    assert [episode["length"] for episode in results["episodes"]] == [4, 4]
+    assert results["planner"]["horizon"] == 2
+    assert results["behavior"]["episodes"] == 6
+
+
+def test_without_episodes_the_score_is_the_negative_loss(tmp_path: Path) -> None:
+    score = run_training(config(episodes=0), RunContext(tmp_path, ""))
+    assert -10.0 < score < 0.0
+    assert not (tmp_path / "results.json").exists()
+    assert (tmp_path / "plots" / "training.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("sweep", "name", "group"), [(None, None, DATASET), (None, "mine", "mine"), ("sweep", "mine", "sweep")]
+)
+def test_runs_that_belong_together_share_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweep: str | None, name: str | None, group: str
+) -> None:
+    def stop(config: LoggerConfig, directory: Path, resolved: object, labels: RunLabels) -> NoReturn:
+        assert labels.group == group
+        raise UserError("enough")
+
+    monkeypatch.setattr(experiment, "make_loggers", stop)
+    options = config()
+    options.experiment_name = name
+    with pytest.raises(UserError, match="enough"):
+        run_training(options, RunContext(tmp_path, "", sweep=sweep))
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "mps"])
+def test_an_accelerator_that_is_not_there_is_noticed_before_data_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    options = config()
+    options.data.dataset_id = "tests/nowhere-v0"
+    options.trainer.accelerator = accelerator
+    with pytest.raises(UserError, match=f"trainer.accelerator={accelerator}"):
+        run_training(options, RunContext(tmp_path, ""))
+
+
+def test_a_plan_past_the_end_is_noticed_before_training(tmp_path: Path) -> None:
+    options = config()
+    options.data.sequence_length = 8
+    options.planner.horizon = 5
+    with pytest.raises(UserError, match=r"planner\.horizon=5 goes past the environment's end"):
+        run_training(options, RunContext(tmp_path, ""))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_commit_is_taken_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunContext(tmp_path, "", commit="b" * 40)
+    monkeypatch.setattr(results, "subprocess", None)  # nobody asks git any more
+    run_training(config(), run)
+    assert results_of(tmp_path)["commit"] == "b" * 40
+    assert {row["commit"] for row in csv.DictReader((tmp_path / "figures.csv").read_text().splitlines())} == {"b" * 40}
+
+
+def test_a_checkpoint_is_read_once(
+    trained: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+
+    def counted(path: Path) -> bytes:
+        if path.suffix == ".ckpt":
+            reads.append(path)
+        return read_bytes(path)
+
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    plan(trained[0] / "checkpoints" / "best.ckpt", tmp_path)
+    assert len(reads) == 1
+
+
+def test_a_finished_run_that_lacks_results_is_only_evaluated(tmp_path: Path) -> None:
+    run_training(config(episodes=0), RunContext(tmp_path, ""))
+    before = (tmp_path / "checkpoints" / "best.ckpt").read_bytes()
+    score = run_training(config(), RunContext(tmp_path, "", resume=True))
+    assert score == results_of(tmp_path)["summary"]["return_mean"]
+    assert (tmp_path / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+class TestEvaluation:
+    def test_it_plans_as_the_training_run_did(self, trained: tuple[Path, float], tmp_path: Path) -> None:
+        directory, score = trained
+        checkpoint = directory / "checkpoints" / "best.ckpt"
+        options = EvaluateConfig(str(checkpoint), episodes=2, num_envs=1, seed=7000)
+        trained_model = load_trained(checkpoint, "cpu", {})
+        assert run_evaluation(options, RunContext(tmp_path, "command"), trained_model) == score
+        assert results_of(tmp_path)["seed"] == 7000
+        assert results_of(tmp_path)["episodes"] == results_of(directory)["episodes"]
+        assert results_of(tmp_path)["planner"] == results_of(directory)["planner"]
+
+    def test_planner_options_replace_the_recorded_ones(self, trained: tuple[Path, float], tmp_path: Path) -> None:
+        plan(trained[0] / "checkpoints" / "best.ckpt", tmp_path, horizon=3)
+        planner = results_of(tmp_path)["planner"]
+        assert (planner["horizon"], planner["beam_width"]) == (3, 2)
+
+    def test_threads_hold_while_planning_and_no_longer(
+        self, trained: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[int] = []
+        evaluate = experiment.evaluate
+
+        def listening(*arguments: Any) -> dict[str, Any]:
+            seen.append(torch.get_num_threads())
+            return evaluate(*arguments)
+
+        monkeypatch.setattr(experiment, "evaluate", listening)
+        checkpoint, before = trained[0] / "checkpoints" / "best.ckpt", torch.get_num_threads()
+        options = EvaluateConfig(str(checkpoint), episodes=1, num_envs=1, threads=before + 1)
+        run_evaluation(options, RunContext(tmp_path, ""), load_trained(checkpoint, "cpu", {}))
+        assert (seen, torch.get_num_threads()) == ([before + 1], before)
+
+    def test_a_plan_longer_than_the_model_sees_is_refused(self, trained: tuple[Path, float]) -> None:
+        with pytest.raises(UserError, match=r"planner\.horizon=9"):
+            load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {"horizon": 9})
+
+    def test_an_environment_that_does_not_fit_is_refused(self, trained: tuple[Path, float], tmp_path: Path) -> None:
+        contents = read_checkpoint(trained[0] / "checkpoints" / "best.ckpt")
+        specification = gym.spec("CartPole-v1").to_json()
+        contents["trajectory_transformer"]["environment"] |= {"env_id": "CartPole-v1", "spec_json": specification}
+        write_checkpoint(tmp_path / "other.ckpt", contents)
+        with pytest.raises(UserError, match="space"):
+            plan(tmp_path / "other.ckpt", tmp_path)
+
+    def test_an_accelerator_that_is_not_there_is_refused(
+        self, trained: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(UserError, match="accelerator=gpu"):
+            load_trained(trained[0] / "checkpoints" / "best.ckpt", "gpu", {})
+
+
+class TestAttention:
+    def test_it_is_measured_on_held_out_episodes(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int]
+    ) -> None:
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "task=attention", "hydra.run.dir=run")
+        assert call("evaluate", *options, "attention.transitions=3") == 0
+        with (tmp_path / "run" / "figures.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        (windows,) = [row for row in rows if row["name"] == "num_windows"]
+        assert (windows["value"], windows["count"]) == ("10", "1")  # of one held-out episode of twelve steps
+        assert {(row["dataset"], row["env_id"], row["seed"]) for row in rows} == {(DATASET, "Pendulum-v1", "0")}
+        assert all("task=attention" in row["command"] for row in rows)
+        assert not (tmp_path / "run" / "results.json").exists()
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert (record.status, record.score) == ("finished", None)
+
+    def test_a_repeated_sweep_skips_it_though_it_has_no_score(
+        self,
+        trained: tuple[Path, float],
+        call: Callable[..., int],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        checkpoint = trained[0] / "checkpoints" / "best.ckpt"
+        sweep = ("-m", "hydra.sweep.dir=sweep", f"checkpoint={checkpoint}", "task=attention", "attention.windows=2,3")
+        assert call("evaluate", *sweep) == 0
+        monkeypatch.delattr(experiment, "evaluate_attention")  # so that calling it fails
+        capsys.readouterr()
+        assert call("evaluate", *sweep) == 0
+        assert capsys.readouterr().out.count("is finished already") == 2
+
+    @pytest.mark.parametrize(
+        ("option", "code", "words"),
+        [
+            ("task=atention", 2, "did you mean 'attention'?"),
+            ("attention.transitions=2", 2, "must be at least 3"),
+            ("attention.transitions=5", 1, "attention.transitions=5 is more than the 4 transitions"),
+            ("attention.shown=9", 1, "only 9 windows"),
+        ],
+    )
+    def test_a_mistake_is_one_sentence(
+        self,
+        trained: tuple[Path, float],
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        option: str,
+        code: int,
+        words: str,
+    ) -> None:
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "hydra.run.dir=run")
+        task = () if option.startswith("task") else ("task=attention",)
+        assert call("evaluate", *options, *task, option) == code
+        message = capsys.readouterr().err
+        assert words in message
+        assert len(message.strip().splitlines()) == 1
+
+
+class TestOtherLearners:
+    def test_a_critics_policy_acts_as_after_its_training(self, tmp_path: Path) -> None:
+        score = run_training(replace(config(), learner="iql"), RunContext(tmp_path / "run", "command"))
+        checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        plan(checkpoint, tmp_path / "again")
+        first, again = results_of(tmp_path / "run"), results_of(tmp_path / "again")
+        assert first["summary"]["return_mean"] == score
+        assert first["planner"] == {"name": "iql_policy", "horizon": 1, "beam_width": 1, "deadline_ms": None}
+        assert again["episodes"] == first["episodes"][:1]
+        assert again["planner"] == first["planner"]
+        pictures = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
+        assert pictures == {"returns.png", "training.png"}  # a policy predicts nothing that could be drawn
+        with pytest.raises(UserError, match=r"best\.ckpt' holds a critic, .*leave out planner and planner\.horizon$"):
+            load_trained(checkpoint, "cpu", {"horizon": 3})
+
+    def test_an_ensemble_does_not_act(self, tmp_path: Path) -> None:
+        score = run_training(replace(config(), learner="ensemble"), RunContext(tmp_path, "command"))
+        assert math.isfinite(score)
+        assert not (tmp_path / "results.json").exists()
+        with pytest.raises(
+            UserError, match=r"holds an ensemble of dynamics models, .* predict\.ensemble=.*best\.ckpt$"
+        ):
+            load_trained(tmp_path / "checkpoints" / "best.ckpt", "cpu", {})
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Calls an entry point within this process and an empty working directory; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def entry(name: str, *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        try:
+            entry_point(name, Path(__file__).parents[2] / "configs")
+        except SystemExit as exit:
+            return int(exit.code or 0)
+        return 0
+
+    return entry
+
+
+def flip(data: bytes) -> bytes:
+    """``data`` with one bit of its middle changed."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES = [
+    (lambda data: b"", "is empty"),
+    (lambda data: data[: len(data) // 2], "cut short"),
+    (flip, "damaged"),
+    (lambda data: pickle.dumps({"weights": 1}), "not a checkpoint of this project"),
+]
+
+
+class TestCommands:
+    @pytest.mark.parametrize(("damage", "words"), DAMAGES, ids=["empty", "truncated", "bit", "pickle"])
+    def test_a_damaged_checkpoint_is_one_sentence(
+        self,
+        trained: tuple[Path, float],
+        tmp_path: Path,
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        damage: Callable[[bytes], bytes],
+        words: str,
+    ) -> None:
+        data = (trained[0] / "checkpoints" / "best.ckpt").read_bytes()
+        (tmp_path / "bad.ckpt").write_bytes(damage(data))
+        assert call("evaluate", "checkpoint=bad.ckpt", "hydra.run.dir=run") == 1
+        message = capsys.readouterr().err
+        assert "bad.ckpt" in message
+        assert words in message
+        assert len(message.strip().splitlines()) == 1
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert record.status == "failed"
+
+    @pytest.mark.parametrize(("damage", "words"), DAMAGES, ids=["empty", "truncated", "bit", "pickle"])
+    def test_a_damaged_last_checkpoint_is_not_resumed(
+        self,
+        trained: tuple[Path, float],
+        tmp_path: Path,
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        damage: Callable[[bytes], bytes],
+        words: str,
+    ) -> None:
+        data = (trained[0] / "checkpoints" / "last.ckpt").read_bytes()
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(damage(data))
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(asdict(config())))
+        assert call("train", "resume=run") == 1
+        message = capsys.readouterr().err
+        assert "last.ckpt" in message
+        assert words in message
+        assert "Traceback" not in message
+        assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == damage(data)
+
+    def test_predict_continues_held_out_episodes(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "task=predict", "predict.samples=10")
+        assert call("evaluate", *options, "predict.horizon=12", "episodes=1", "seed=3", "hydra.run.dir=run") == 0
+        with (tmp_path / "run" / "figures.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {(row["dataset"], row["env_id"], row["seed"], row["count"]) for row in rows} == {
+            (DATASET, "Pendulum-v1", "3", "1")
+        }
+        (mean,) = (r for r in rows if (r["method"], r["name"]) == ("transformer", "log_likelihood_mean"))
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert record.score == pytest.approx(float(mean["value"]), rel=1e-5)
+        assert not (tmp_path / "run" / "results.json").exists()
+        assert call("evaluate", *options, "predict.horizon=13", "hydra.run.dir=longer") == 1
+        assert "predict.horizon=13: no held-out episode" in capsys.readouterr().err
+        assert call("evaluate", *options, "predict.ensemble=none.ckpt", "hydra.run.dir=missing") == 2
+        assert "none.ckpt" in capsys.readouterr().err
+
+    def test_an_ensemble_is_compared_where_it_was_trained_on_the_same_data(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false")
+        masked = ("seed=7", "data.observation_indices=[0,2]")
+        less = ("seed=7", "data.validation_fraction=0.3")
+        for name, more in (("same", ("seed=7",)), ("masked", masked), ("seen", ("seed=1",)), ("less", less)):
+            data = ("data=minari", f"data.dataset_id={DATASET}", "data.batch_size=8", "ensemble.hidden_width=8")
+            assert call("train", "learner=ensemble", *data, *small, *more, f"hydra.run.dir={name}") == 0
+        best = trained[0] / "checkpoints" / "best.ckpt"
+        options = (f"checkpoint={best}", "task=predict", "predict.samples=5", "predict.horizon=3", "episodes=1")
+        assert call("evaluate", *options, "predict.ensemble=same/checkpoints/best.ckpt", "hydra.run.dir=run") == 0
+        assert "\nensemble,log_likelihood_step_3," in (tmp_path / "run" / "figures.csv").read_text()
+        capsys.readouterr()
+        assert call("evaluate", *options, "predict.ensemble=masked/checkpoints/best.ckpt", "hydra.run.dir=no") == 1
+        assert "predict.ensemble has 2 observation dimensions" in capsys.readouterr().err
+        assert call("evaluate", *options, "predict.ensemble=seen/checkpoints/best.ckpt", "hydra.run.dir=never") == 1
+        assert "predict.ensemble was trained with seed=1, the checkpoint's model with 7" in capsys.readouterr().err
+        assert call("evaluate", *options, "predict.ensemble=less/checkpoints/best.ckpt", "hydra.run.dir=nor") == 1
+        assert "predict.ensemble was trained with data.validation_fraction=0.3, the" in capsys.readouterr().err
+        assert call("evaluate", *options, f"predict.ensemble={best}", "hydra.run.dir=neither") == 1
+        assert "holds a trajectory transformer, not an ensemble" in capsys.readouterr().err
+
+    def test_an_evaluations_config_holds_the_planner_that_it_used(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int]
+    ) -> None:
+        checkpoint = trained[0] / "checkpoints" / "best.ckpt"
+        options = (f"checkpoint={checkpoint}", "episodes=1", "num_envs=1", "planner.beam_width=3", "hydra.run.dir=run")
+        assert call("evaluate", *options) == 0
+        saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+        assert saved["planner"] == results_of(tmp_path / "run")["planner"]
+        assert (saved["planner"]["horizon"], saved["planner"]["beam_width"]) == (2, 3)
+        assert saved["planner"]["discount"] == config().data.discount
+
+    def test_a_directory_is_used_again_only_after_a_failure(
+        self,
+        trained: tuple[Path, float],
+        tmp_path: Path,
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*_: object) -> float:
+            raise UserError("no display")
+
+        options = (f"checkpoint={trained[0] / 'checkpoints' / 'best.ckpt'}", "episodes=1", "hydra.run.dir=run")
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment, "evaluate", fail)
+            assert call("evaluate", *options) == 1
+        assert (tmp_path / "run" / "config.yaml").exists()
+        assert call("evaluate", *options, "seed=1") == 0
+        capsys.readouterr()
+        assert call("evaluate", *options) == 2
+        message = capsys.readouterr().err
+        assert "already holds a run" in message
+        assert "resume=" not in message
+        assert results_of(tmp_path / "run")["seed"] == 1
+
+    def test_sigterm_while_planning_after_training_leaves_no_running_run(
+        self, tmp_path: Path, call: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stopped(*_: object) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(experiment, "evaluate", stopped)
+        options = ("data=minari", f"data.dataset_id={DATASET}", "data.sequence_length=4", "planner.context=2")
+        small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false", "planner.horizon=2")
+        assert call("train", "hydra.run.dir=run", *options, *small) == 143
+        record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert record.status == "interrupted"
+
+    @pytest.mark.slow
+    def test_a_sweeps_wandb_runs_share_its_group(
+        self, tmp_path: Path, call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, datasets: Path
+    ) -> None:
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+        options = ("data=minari", f"data.dataset_id={DATASET}", "data.sequence_length=4", "data.batch_size=8")
+        small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false", "trainer.log_every=1")
+        plans = ("evaluation.episodes=1", "planner.horizon=2", "planner.beam_width=2", "planner.context=2")
+        sweep = ("-m", "hydra.sweep.dir=mysweep", "logger=wandb", "logger.project=tests", "seed=0,1")
+        assert call("train", *sweep, *options, *small, *plans) == 0
+        for job in "01":
+            (file,) = (tmp_path / "mysweep" / job).glob("wandb/offline-run-*/run-*.wandb")
+            inspect = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
+            read = [
+                subprocess.run([*inspect, *more, str(file)], capture_output=True, text=True).stdout
+                for more in ((), ("--summary",))
+            ]
+            summary = json.loads(read[1])
+            assert '"run_group":"mysweep"' in read[0]
+            assert '"job_type":"train"' in read[0]
+            assert summary["config"]["seed"] == int(job)
+            returns = results_of(tmp_path / "mysweep" / job)["summary"]
+            assert summary["summary"]["evaluation/return_mean"] == returns["return_mean"]
+            assert summary["summary"]["val/loss"]["min"] > 0.0
+            assert f'"ref":"{(datasets / DATASET).as_uri()}/data/' in read[0]
+            assert f"model-{(tmp_path / 'mysweep' / job / 'wandb' / 'run_id.txt').read_text()}" in read[0]
+
+
+def test_held_out_episodes_are_those_that_training_validated_on(trained: tuple[Path, float]) -> None:
+    datamodule = TrajectoryDataModule(config().data, seed=7)
+    datamodule.setup()
+    (episode,) = held_out_episodes(load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {}))
+    table = join_episodes([episode], config().data.discount, config().data.termination_penalty)
+    assert (table.values == datamodule.validation_table.values).all()
+
+
+def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]) -> None:
+    model = load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {})
+    with pytest.raises(UserError, match="other contents than the one that"):
+        held_out_episodes(replace(model, dataset={**model.dataset, "fingerprint": "0"}))
+
+
+def test_a_critic_that_cannot_be_had_is_refused_before_training(tmp_path: Path) -> None:
+    options = replace(config(), planner=PlannerConfig("critic", horizon=2, beam_width=2, context=2, critic="none.ckpt"))
+    with pytest.raises(UserError, match=r"checkpoint 'none\.ckpt' does not exist"):
+        run_training(options, RunContext(tmp_path, ""))
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,164 @@
+"""A run's directory, record, exit code and environment."""
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trajectory_transformer.app import jobs
+from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.schema import run_name
+from trajectory_transformer.errors import UserError
+
+from .conftest import Runs
+
+
+def test_a_run_gets_its_directory_its_config_and_a_record(
+    train: Callable[..., int], runs: Runs, tmp_path: Path
+) -> None:
+    assert train("seed=3", "model=base", "hydra.run.dir=here") == 0
+    (config, run) = runs.calls[0]
+    assert run.directory.absolute() == tmp_path / "here"
+    assert not run.resume
+    saved = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
+    assert saved["seed"] == config.seed == 3
+    assert saved["model"]["n_embd"] == 128
+    assert RunRecord.read(tmp_path / "here") == RunRecord("finished", {"seed": "3", "model": "base"}, 3.0)
+
+
+def test_runs_are_kept_below_logs(train: Callable[..., int], runs: Runs, tmp_path: Path) -> None:
+    assert train() == 0
+    assert [path.parts[:3] for path in [runs.calls[0][1].directory.relative_to(tmp_path)]] == [
+        ("logs", "train", "runs")
+    ]
+
+
+def test_a_directory_that_holds_a_run_is_not_used_again(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert train("hydra.run.dir=here") == 0
+    assert train("hydra.run.dir=here") == 2
+    assert "resume=here" in capsys.readouterr().err
+    assert len(runs.calls) == 1
+
+
+@pytest.mark.parametrize("argument", ["hydra.run.dir=file/run", "hydra.sweep.dir=file/sweep"])
+def test_a_directory_that_cannot_be_written_is_one_sentence(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, argument: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert train(*(["-m", "seed=0,1"] if "sweep" in argument else []), argument) == 2
+    message = capsys.readouterr().err
+    assert "cannot be written" in message
+    assert len(message.strip().splitlines()) == 1
+    assert not runs.calls
+
+
+def test_a_users_mistake_within_a_run_is_one_sentence(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    runs.error = UserError("the data set is not there")
+    assert train("hydra.run.dir=here") == 1
+    assert capsys.readouterr().err.strip() == "error: the data set is not there"
+    assert RunRecord.read(tmp_path / "here") == RunRecord("failed", {}, None, "the data set is not there")
+
+
+@pytest.mark.parametrize("code", [130, 143, 128 + signal.SIGUSR1])
+def test_an_interruption_keeps_its_exit_code(train: Callable[..., int], runs: Runs, tmp_path: Path, code: int) -> None:
+    runs.error = SystemExit(code)
+    assert train("hydra.run.dir=here") == code
+    record = RunRecord.read(tmp_path / "here")
+    assert record is not None
+    assert record.status == "interrupted"
+
+
+def test_sigterm_outside_of_training_leaves_no_running_run(
+    train: Callable[..., int], runs: Runs, tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    runs.signal = signal.SIGTERM
+    assert train("hydra.run.dir=here") == 143
+    record = RunRecord.read(tmp_path / "here")
+    assert record is not None
+    assert record.status == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_config_that_cannot_be_written_is_one_sentence(
+    train: Callable[..., int],
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(file: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(jobs, "write_whole", full)
+    assert train("hydra.run.dir=here") == 1
+    assert capsys.readouterr().err.strip().endswith("config.yaml cannot be written: No space left on device")
+    assert not runs.calls
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    "arguments", [("+trainer.callbacks.x._target_=torch.nn.Identity",), ("+trainer.callbacks.x=3",)]
+)
+def test_a_callback_that_is_none_is_named(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert train("hydra.run.dir=here", *arguments) == 1
+    assert "trainer.callbacks.x is a" in capsys.readouterr().err
+
+
+class TestRanks:
+    """SLURM or torchrun start every process of a run with the same command."""
+
+    @pytest.mark.parametrize("launcher", ["slurm", "torchrun"])
+    def test_they_share_the_first_ones_folder_and_leave_it_alone(
+        self, train: Callable[..., int], runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launcher: str
+    ) -> None:
+        shared = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2"}
+        if launcher == "torchrun":
+            shared = {"TORCHELASTIC_RUN_ID": "abc", "WORLD_SIZE": "2"}
+        rank = {"slurm": "SLURM_PROCID", "torchrun": "RANK"}[launcher]
+        for name, value in shared.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(rank, "0")
+        assert train() == 0
+        directory = tmp_path / "logs" / "train" / "runs" / {"slurm": "slurm-4711", "torchrun": "torchrun-abc"}[launcher]
+        RunRecord("running").write(directory)  # the first process is still at it
+        before = {path: path.stat().st_mtime_ns for path in (directory / "config.yaml", directory / "status.json")}
+        monkeypatch.setenv(rank, "1")
+        assert train() == 0
+        assert [run.directory.absolute() for _, run in runs.calls] == [directory, directory]
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    def test_a_finished_run_is_finished_for_all(
+        self, train: Callable[..., int], runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")
+        assert train("trainer=slurm") == 0
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        assert train("trainer=slurm") == 0
+        assert len(runs.calls) == 1
+
+    def test_torchrun_without_a_name_goes_by_its_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert run_name(False) == f"torchrun-{os.getppid()}"
+
+    def test_a_single_process_in_a_shell_goes_by_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")
+        monkeypatch.setenv("SLURM_NTASKS", "2")
+        monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+        assert run_name(False).startswith("20")
+
+
+def test_the_environment_is_as_before_a_run(train: Callable[..., int], runs: Runs) -> None:
+    before = dict(os.environ)
+    assert train() == 0
+    assert {**os.environ, "HYDRA_FULL_ERROR": "1"} == {**before, "HYDRA_FULL_ERROR": "1"}

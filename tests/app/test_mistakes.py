@@ -1,0 +1,210 @@
+"""Mistakes on the command line and in YAML files stop early and are named."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from .conftest import CONFIGS, Runs
+
+NO_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "lightning", "wandb", "minari", "gymnasium", "optuna"):
+            raise ImportError(f"{name} was imported")
+sys.meta_path.insert(0, Refuse())
+from pathlib import Path
+from trajectory_transformer.app import entry_point
+entry_point(sys.argv.pop(1), Path(sys.argv.pop(1)))
+"""
+
+
+MISTAKES = [
+    (["model.n_layr=3"], ["model.n_layr", "'model.n_layer'"]),
+    (["planr.horizon=3"], ["planr.horizon", "'planner.horizon'"]),
+    (["horizon=3"], ["'planner.horizon'"]),
+    (["modle=tiny"], ["modle", "'model'"]),
+    (["experimnt=hopper_quick"], ["'experiment'"]),
+    (["model=tny"], ["model=tny", "base, large, tiny", "'model=tiny'"]),
+    (["model.n_layer=three"], ["model.n_layer", "'three'"]),
+    (["seed=1.5"], ["seed", "1.5"]),
+    (["model.n_head=3"], ["model.n_embd=64", "model.n_head=3"]),
+    (["planner.horizon=60"], ["planner.horizon=60", "data.sequence_length"]),
+    (["planner.window=slidng"], ["'sliding'"]),
+    (["planner.deadline_ms=-1"], ["planner.deadline_ms=-1", "positive"]),
+    (["planner.deadline_ms=soon"], ["planner.deadline_ms", "'soon'"]),
+    (["planner.decoder=natve"], ["planner.decoder", "'native'"]),
+    (["planner.precision=16"], ["planner.precision='16'", "32, bf16"]),
+    (
+        ["planner.precision=bf16", "planner.decoder=native"],
+        ["planner.precision=bf16", "planner.decoder=auto, eager or compiled"],
+    ),
+    (["data=minari"], ["data.dataset_id"]),
+    (
+        ["experiment=hopper_medium", "data=hopper_medium"],
+        ["data=hopper_medium has no effect", "experiment=hopper_medium", "data.dataset_id=embedded/hopper/medium-v0"],
+    ),
+    (["data=walker2d_medium_expert", "experiment=ant_medium"], ["[embedded/walker2d/medium-v0,embedded/walker2d/ex"]),
+    (["+foo=1"], ["foo"]),
+    (["+seeed=1"], ["seeed", "'seed'"]),
+    (["++model.n_layr=1"], ["'model.n_layer'"]),
+    (["hydra.run.dri=x"], ["'hydra.run.dir'"]),
+    (["seed=[1"], ["seed=[1"]),
+    (["+trainer.callbacks.x._target_=os.system"], ["trainer.callbacks.x", "os.system"]),
+    (["-m", "model=tiny,bsae"], ["model=bsae", "'model=base'"]),
+    (["-m", "model.n_layr=1,2"], ["'model.n_layer'"]),
+    (["-m", "+foo=1,2"], ["foo"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda value: " ".join(value))
+def test_a_mistake_is_named_and_starts_nothing(
+    train: Callable[..., int],
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    assert train(*arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    assert not runs.calls
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+class Typo(NamedTuple):
+    file: str
+    right: str
+    wrong: str
+    arguments: list[str]
+    words: list[str]
+
+
+YAML_MISTAKES = [
+    Typo("model/tiny.yaml", "n_layer", "n_layr", [], ["tiny.yaml", "model.n_layr", "'model.n_layer'"]),
+    Typo("model/tiny.yaml", "n_layer: 2", "n_layer: three", [], ["tiny.yaml", "model.n_layer", "'three'"]),
+    Typo("model/tiny.yaml", "n_layer: 2", "n_layer 2", [], ["tiny.yaml", "line"]),
+    Typo(
+        "experiment/hopper_quick.yaml", "beam_width", "beam_widht", ["experiment=hopper_quick"], ["hopper_quick.yaml"]
+    ),
+    Typo("experiment/hopper_quick.yaml", "\ntrainer:", "\ntrainr:", ["experiment=hopper_quick"], ["'trainer'"]),
+    Typo(
+        "experiment/hopper_medium.yaml",
+        "model: base",
+        "model: bsae",
+        ["experiment=hopper_medium"],
+        ["hopper_medium.yaml"],
+    ),
+    Typo(
+        "experiment/hopper_medium.yaml",
+        "/model:",
+        "/modl:",
+        ["experiment=hopper_medium"],
+        ["hopper_medium.yaml", "'model'"],
+    ),
+    Typo("tune/optimizer.yaml", "low: 1.0e-4", "lwo: 1.0e-4", ["tune=optimizer"], ["optimizer.yaml", "lwo"]),
+    Typo("tune/optimizer.yaml", "learning_rate:", "learning_rat:", ["tune=optimizer"], ["'optimizer.learning_rate'"]),
+    Typo("tune/optimizer.yaml", "[0.0, 0.1]", "[0.0, none]", ["tune=optimizer"], ["model.attn_pdrop", "'none'"]),
+    Typo("train.yaml", "- model: tiny", "- modl: tiny", [], ["train.yaml", "modl", "'model'"]),
+    Typo("train.yaml", "- model: tiny", "- model: tinny", [], ["train.yaml", "'model=tiny'"]),
+    Typo("train.yaml", "\nhydra:", "\nsed: 1\nhydra:", [], ["train.yaml", "'seed'"]),
+]
+
+
+@pytest.mark.parametrize("typo", YAML_MISTAKES, ids=lambda typo: f"{typo.file} {typo.wrong.strip()}")
+def test_a_typo_in_a_yaml_file_is_named_with_its_file(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, typo: Typo
+) -> None:
+    configs = tmp_path / "own"
+    shutil.copytree(CONFIGS, configs)
+    text = (configs / typo.file).read_text()
+    assert typo.right in text
+    (configs / typo.file).write_text(text.replace(typo.right, typo.wrong, 1))
+    assert train(*typo.arguments, configs=configs) == 2
+    message = capsys.readouterr().err
+    for word in typo.words:
+        assert word in message
+    assert not runs.calls
+
+
+EVALUATE_MISTAKES = [
+    ([], ["checkpoint=PATH is needed"]),
+    (["checkpoint=near/b.ckpt"], ["'near/b.ckpt' does not exist", "'near/a.ckpt'"]),
+    (["checkpoint=near"], ["'near' is a folder", "'near/a.ckpt'"]),
+    (["checkpoint=near/a.ckpt", "episods=3"], ["'episods'", "'episodes'"]),
+    (["checkpoint=near/a.ckpt", "episodes=0"], ["episodes=0"]),
+    (["checkpoint=near/a.ckpt", "planner.horizn=3"], ["'planner.horizon'"]),
+    (["checkpoint=near/a.ckpt", "planer=return"], ["'planner'"]),
+    (["checkpoint=near/a.ckpt", "planner.deadline_ms=-1"], ["planner.deadline_ms=-1", "positive"]),
+    (["checkpoint=near/a.ckpt", "planner.decoder=natve"], ["planner.decoder", "'native'"]),
+    (["checkpoint=near/a.ckpt", "planner.precision=bf16", "planner.decoder=native"], ["planner.precision=bf16"]),
+    (["checkpoint=near/a.ckpt", "accelerator=tpu"], ["accelerator"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), EVALUATE_MISTAKES, ids=lambda value: " ".join(value))
+def test_a_mistake_of_an_evaluation_is_named(
+    evaluate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "a.ckpt").touch()
+    assert evaluate(*arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    for word in words:
+        assert word in line
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "argument", ["model=tiny", "modl=tiny", "trainer=cpu", "+experiment=hopper_quick", "trainr=cpu"]
+)
+def test_an_evaluation_offers_no_groups_of_training(
+    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str], argument: str
+) -> None:
+    assert evaluate("checkpoint=a.ckpt", argument) == 2
+    message = capsys.readouterr().err
+    assert argument.lstrip("+").partition("=")[0] in message
+    assert not {"'model'", "'trainer'", "'experiment'"} & set(
+        message.partition("did you mean")[2].rstrip("?\n").split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("train", ["model.n_layr=3"]),
+        ("train", ["seed=a"]),
+        ("train", ["planner.horizon=0"]),
+        ("train", ["-m", "model=tiny,bs"]),
+        ("train", ["resume=nowhere"]),
+        ("evaluate", ["checkpoint=nowhere.ckpt"]),
+    ],
+)
+def test_a_mistake_stops_within_two_seconds_and_without_torch(
+    tmp_path: Path, command: str, arguments: list[str]
+) -> None:
+    begin = time.perf_counter()
+    call = [sys.executable, "-c", NO_TORCH, command, str(CONFIGS), *arguments]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert time.perf_counter() - begin < 2.0
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, trajectory_transformer; assert 'torch' not in sys.modules; trajectory_transformer.Agent"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

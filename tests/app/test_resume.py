@@ -1,0 +1,113 @@
+"""resume=DIR and requeued jobs."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.errors import UserError
+
+from .conftest import Runs
+
+
+class TestResume:
+    def test_it_goes_on_in_the_same_folder_with_the_same_options(
+        self, train: Callable[..., int], runs: Runs, tmp_path: Path
+    ) -> None:
+        runs.error = SystemExit(143)
+        assert train("seed=5", "hydra.run.dir=here") == 143
+        (tmp_path / "here" / "checkpoints").mkdir()
+        (tmp_path / "here" / "checkpoints" / "last.ckpt").touch()
+        runs.error = None
+        assert train("resume=here") == 0
+        first, second = runs.calls
+        assert second[0] == first[0]
+        assert second[1].resume
+        assert not (tmp_path / "logs").exists()
+        assert RunRecord.read(tmp_path / "here") == RunRecord("finished", {"seed": "5"}, 5.0)
+
+    def test_it_starts_anew_where_nothing_was_saved(self, train: Callable[..., int], runs: Runs) -> None:
+        runs.error = SystemExit(143)
+        train("hydra.run.dir=here")
+        runs.error = None
+        assert train("resume=here") == 0
+        assert not runs.calls[1][1].resume
+
+    def test_a_finished_run_is_left_alone(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        train("hydra.run.dir=here")
+        (tmp_path / "here" / "results.json").touch()
+        assert train("resume=here") == 0
+        assert "finished" in capsys.readouterr().out
+        assert len(runs.calls) == 1
+
+    def test_a_missing_evaluation_is_made_up_for(self, train: Callable[..., int], runs: Runs) -> None:
+        train("hydra.run.dir=here")
+        assert train("resume=here") == 0
+        assert len(runs.calls) == 2
+
+    @pytest.mark.parametrize("other", ["seed=1", "hydra.run.dir=there", "-m", "resume=there"])
+    def test_it_refuses_other_options_by_name(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], other: str
+    ) -> None:
+        train("hydra.run.dir=here")
+        assert train("resume=here", other) == 2
+        assert other in capsys.readouterr().err
+        assert len(runs.calls) == 1
+
+    @pytest.mark.usefixtures("runs")
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (None, "no here/config.yaml"),
+            ("seed: [", "cannot be read"),
+            ("just text", "not the config"),
+            ("checkpoint: a.ckpt", "not the config"),
+            ("model: {n_layr: 3}", "'model.n_layer'"),
+            ("model: {n_head: 3}", "divisible"),
+            ("trainer: {callbacks: {x: {_target_: os.system}}}", "os.system"),
+        ],
+    )
+    def test_a_config_that_is_no_good_is_refused(
+        self,
+        train: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        content: str | None,
+        words: str,
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        if content is not None:
+            (tmp_path / "here" / "config.yaml").write_text(content)
+        assert train("resume=here") == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "here" / "status.json").exists()
+
+    def test_a_sweeps_job_that_fails_again_in_the_same_way_is_a_failure(
+        self, train: Callable[..., int], runs: Runs
+    ) -> None:
+        runs.error = UserError("broken")
+        assert train("-m", "seed=0,1", "hydra.sweep.dir=sweep") == 1
+        assert train("resume=sweep/0") == 1
+        runs.error = None
+        assert train("resume=sweep/0") == 0
+
+
+def test_a_requeued_slurm_job_goes_on_by_itself(
+    train: Callable[..., int], runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    runs.error = SystemExit(128 + signal.SIGUSR1)  # as SignalWatch.stop ends it
+    assert train("trainer=slurm") == 138
+    record = RunRecord.read(tmp_path / "logs" / "train" / "runs" / "slurm-4711")
+    assert record is not None
+    assert record.status == "interrupted"
+    directory = tmp_path / "logs" / "train" / "runs" / "slurm-4711"
+    (directory / "checkpoints").mkdir()
+    (directory / "checkpoints" / "last.ckpt").touch()
+    runs.error = None
+    assert train("trainer=slurm") == 0
+    assert [(run.directory.absolute(), run.resume) for _, run in runs.calls] == [(directory, False), (directory, True)]

@@ -1,0 +1,246 @@
+"""The table of a sweep, and sweeps through the command line with training replaced or real."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.test_results import make_results
+from trajectory_transformer.app import entry_point, experiment
+from trajectory_transformer.app.run_folder import claim
+from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.sweep import Job, confidence, group_by_settings, read_jobs, report, t_quantile
+from trajectory_transformer.configuration import TrainConfig
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation import plots
+from trajectory_transformer.evaluation.plots import PlannerFigures
+from trajectory_transformer.evaluation.results import write_results
+
+ROOT = Path(__file__).parents[2]
+QUICK = (
+    "experiment=hopper_quick",
+    "trainer.max_steps=2",
+    "trainer.validate_every=2",
+    "trainer.progress_bar=false",
+    "evaluation.episodes=1",
+    "planner.beam_width=2",
+)
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    with (directory / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (5, 2.5706), (9, 2.2622), (30, 2.0423)]
+)
+def test_t_quantiles_are_the_published_ones(degrees: int, expected: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_interval_of_three_scores_worked_out_by_hand() -> None:
+    mean, half_width = confidence([1.0, 2.0, 3.0])  # standard deviation 1, so 4.3027 / sqrt(3)
+    assert mean == 2.0
+    assert half_width == pytest.approx(2.4841, abs=1e-3)
+    assert confidence([5.0]) == (5.0, None)
+    assert confidence([]) == (None, None)
+
+
+def test_jobs_that_differ_only_in_the_seed_belong_together() -> None:
+    jobs = [
+        Job("0", RunRecord("finished", {"model": "tiny", "seed": "0"}, 1.0)),
+        Job("1", RunRecord("finished", {"model": "base", "seed": "0"}, 9.0)),
+        Job("2", RunRecord("finished", {"model": "tiny", "seed": "1"}, 3.0)),
+        Job("3", RunRecord("failed", {"model": "tiny", "seed": "2"}, None, "no")),
+    ]
+    tiny, base = group_by_settings(jobs)
+    assert [job.name for job in tiny.jobs] == ["0", "2", "3"]
+    assert (tiny.mean, tiny.seeds) == (2.0, 2)
+    assert tiny.half_width == pytest.approx(12.7062, abs=1e-3)  # standard deviation √2, by √2
+    assert (base.mean, base.half_width) == (9.0, None)
+
+
+def test_the_table_names_every_job_and_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(11):
+        (tmp_path / str(number)).mkdir()
+        RunRecord("finished", {"seed": str(number), "model": "tiny"}, float(number)).write(tmp_path / str(number))
+    RunRecord("failed", {"seed": "3", "model": "tiny"}, None, "[disk] full").write(tmp_path / "3")
+    (tmp_path / "5" / "status.json").write_text("{half")
+    report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "job 3 failed: [disk] full" in printed
+    assert "job 5 failed: it left no record" in printed
+    table = rows(tmp_path)
+    assert {row["job"] for row in table} == {str(number) for number in range(11)}
+    assert next(row for row in table if row["job"] == "10")["score"] == "10"
+
+
+def test_a_sweep_over_planners_shows_what_their_time_buys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters: dict[str, str] = {}
+    for number, (horizon, width) in enumerate([(1, 4), (1, 16), (5, 4)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        parameters = {"checkpoint": "c", "planner.horizon": str(horizon), "planner.beam_width": str(width)}
+        RunRecord("finished", parameters, 10.0 * number).write(folder)
+        results = make_results()
+        results["summary"] |= {"return_mean": 10.0 * number, "return_ci95": [10.0 * number - 3, 10.0 * number + 1]}
+        results["summary"]["plan_latency_ms"] = {"p50": 2.0 + number, "p95": 9.0}
+        write_results(results, folder / "results.json")
+    RunRecord("finished", parameters | {"planner.horizon": "7"}, 1.0).write(_made(tmp_path / "3"))
+    (tmp_path / "3" / "results.json").write_text("{half")  # has no place in the picture, and breaks nothing
+    seen: list[PlannerFigures] = []
+    plot = plots.plot_tradeoff
+    monkeypatch.setattr(plots, "plot_tradeoff", lambda points, *rest: (seen.extend(points), plot(points, *rest)))
+    report(tmp_path)
+    assert seen == [
+        PlannerFigures("horizon=1", "4", 2.0, (0.0, -3.0, 1.0)),
+        PlannerFigures("horizon=1", "16", 3.0, (10.0, 7.0, 11.0)),
+        PlannerFigures("horizon=5", "4", 4.0, (20.0, 17.0, 21.0)),
+    ]
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["ms per plan"] for row in rows(tmp_path)] == ["2", "3", "4", ""]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_a_claim_never_takes_another_runs_folder(tmp_path: Path) -> None:
+    assert claim(tmp_path / "new", "a: 1", go_on=True) == "start"
+    (tmp_path / "config.yaml").write_text("a: 1")
+    with pytest.raises(UserError, match="already holds a run"):
+        claim(tmp_path, "a: 1", go_on=False)
+    with pytest.raises(UserError, match="other options"):
+        claim(tmp_path, "a: 2", go_on=True)
+    assert claim(tmp_path, "a: 1", go_on=True) == "start"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert claim(tmp_path, "a: 1", go_on=True) == "continue"
+    RunRecord("finished", {}, 1.0).write(tmp_path)
+    assert claim(tmp_path, "a: 1", go_on=True) == "skip"
+
+
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Calls train.py -m within this process; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", "hydra.sweep.dir=sweep", *arguments])
+        try:
+            entry_point("train", ROOT / "configs")
+        except SystemExit as exit:
+            return int(exit.code or 0)
+        return 0
+
+    return call
+
+
+@pytest.mark.parametrize("error", [UserError("broken"), RuntimeError("broken"), SystemExit(1)])
+def test_whatever_ends_a_job_the_next_one_runs(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+) -> None:
+    def run_training(config: TrainConfig, run: experiment.RunContext) -> float:
+        if config.seed == 0:
+            raise error
+        return 1.0
+
+    monkeypatch.setattr(experiment, "run_training", run_training)
+    assert sweep("seed=0,1") == 1
+    assert [row["status"] for row in rows(tmp_path / "sweep")] == ["failed", "finished"]
+
+
+def test_one_failing_job_loses_nothing_of_the_others(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[tuple[int, int]] = []
+    broken = True
+
+    def run_training(config: TrainConfig, run: experiment.RunContext) -> float:
+        trained.append((config.model.n_layer, config.seed))
+        if config.seed == 1 and broken:
+            raise UserError("broken")
+        return float(config.model.n_layer + config.seed)
+
+    monkeypatch.setattr(experiment, "run_training", run_training)
+    assert sweep("model=tiny,base", "seed=0,1,2") == 1
+    assert trained == [(layers, seed) for layers in (2, 4) for seed in range(3)]
+    table = {(row["model"], row["seed"]): row for row in rows(tmp_path / "sweep")}
+    assert [table["tiny", seed]["status"] for seed in "012"] == ["finished", "failed", "finished"]
+    assert table["base", "2"]["score"] == "6"
+    assert table["base", "2"]["mean over seeds"] == "5"
+    assert table["base", "2"]["seeds"] == "2"
+    assert table["base", "1"]["reason"] == "broken"
+
+    broken = False
+    trained.clear()
+    assert sweep("model=tiny,base", "seed=0,1,2") == 0  # only what failed is done again
+    assert trained == [(2, 1), (4, 1)]
+    assert {row["status"] for row in rows(tmp_path / "sweep")} == {"finished"}
+
+
+def test_a_sweep_in_the_folder_of_another_leaves_its_records_alone(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: float(config.seed))
+    assert sweep("seed=1,2") == 0
+    files = [tmp_path / "sweep" / job / name for job in "01" for name in ("status.json", "config.yaml")]
+    before = [file.read_text() for file in files]
+    assert sweep("seed=1,2", "model.n_embd=64,33", "model=base") == 1
+    assert [file.read_text() for file in files] == before
+    table = rows(tmp_path / "sweep")
+    assert {row["status"] for row in table} >= {"failed"}
+    refused = next(row for row in table if row["job"] == "0")
+    assert (refused["status"], refused["score"]) == ("failed", "")
+    assert "other options" in refused["reason"]
+    assert sweep("seed=1,2") == 1  # jobs 2 and 3 of the other sweep are still there
+    assert [(row["status"], row["score"]) for row in rows(tmp_path / "sweep") if row["job"] in "01"] == [
+        ("finished", "1"),
+        ("finished", "2"),
+    ]
+
+
+def test_a_job_with_a_value_out_of_range_is_reported(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: 1.0)
+    assert sweep("model.n_embd=32,33") == 1
+    good, bad = rows(tmp_path / "sweep")
+    assert good["status"] == "finished"
+    assert "model.n_embd=33" in bad["reason"]
+
+
+def test_an_interruption_ends_the_sweep(sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_training(config: TrainConfig, run: experiment.RunContext) -> float:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(experiment, "run_training", run_training)
+    assert sweep("seed=0,1") == 143
+    assert [job.status for job in read_jobs(Path("sweep"))] == ["interrupted"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")])
+def test_a_real_sweep_with_a_failing_job(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    options = ("-m", *QUICK, *launcher, f"hydra.sweep.dir={tmp_path}/sweep", "model.n_embd=32,33", "seed=0,1")
+    done = subprocess.run([sys.executable, "train.py", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert [row["status"] for row in rows(tmp_path / "sweep")] == ["finished", "finished", "failed", "failed"]
+    results = json.loads((tmp_path / "sweep" / "0" / "results.json").read_text())
+    score = float(rows(tmp_path / "sweep")[0]["score"])
+    assert score == pytest.approx(results["summary"]["return_mean"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_real_sweep_over_two_processes_each(tmp_path: Path) -> None:
+    options = ("-m", *QUICK, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1")
+    done = subprocess.run([sys.executable, "train.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
+    assert [row["status"] for row in rows(tmp_path / "sweep")] == ["finished", "finished"]

@@ -1,0 +1,66 @@
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from trajectory_transformer.environments.spaces import space_spec
+from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceSpec
+
+
+def maze_like(indices: tuple[int, ...] | None = None) -> EnvironmentSpec:
+    goal = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    body = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+    observation = gym.spaces.Dict({"observation": body, "achieved_goal": goal, "desired_goal": goal})
+    action = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    return EnvironmentSpec("PointMaze_UMaze-v3", "{}", space_spec(observation), space_spec(action), indices)
+
+
+def test_survives_json_with_infinite_bounds():
+    spec = maze_like((0, 3))
+    assert EnvironmentSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert SpaceSpec.from_dict(spec.observation.to_dict()) == spec.observation
+
+
+def test_observations_are_flattened_in_the_documented_order_then_selected():
+    values = {
+        "observation": np.array([[5, 6, 7, 8]]),
+        "achieved_goal": np.array([[1, 2]]),
+        "desired_goal": np.array([[3, 4]]),
+    }
+    full, selected = maze_like(), maze_like((7, 2))
+    assert (full.observation_dim, selected.observation_dim, full.action_dim) == (8, 2, 2)
+    np.testing.assert_array_equal(full.observations(values), [[1, 2, 3, 4, 5, 6, 7, 8]])
+    np.testing.assert_array_equal(selected.observations(values), [[8, 3]])
+    assert full.observations(values).dtype == np.float32
+
+
+def test_names_each_dimension_once():
+    names = maze_like().observation.names()
+    assert names[:4] == ["achieved_goal[0]", "achieved_goal[1]", "desired_goal[0]", "desired_goal[1]"]
+    assert len(set(names)) == 8
+
+
+def test_flatten_refuses_a_missing_key_and_a_wrong_shape():
+    spec = maze_like().observation
+    with pytest.raises(KeyError, match="achieved_goal"):
+        spec.flatten({"observation": np.zeros((1, 4)), "desired_goal": np.zeros((1, 2))})
+    with pytest.raises(ValueError, match=r"desired_goal has shape \(3,\), expected \(2,\)"):
+        spec.flatten(
+            {"observation": np.zeros((1, 4)), "achieved_goal": np.zeros((1, 2)), "desired_goal": np.zeros((1, 3))}
+        )
+
+
+def test_box_actions_are_clipped_and_reshaped():
+    low, high = (np.array(bound, dtype=np.float32) for bound in ([[-1], [0]], [[1], [2]]))
+    spec = space_spec(gym.spaces.Box(low, high))
+    actions = spec.to_environment(np.array([[-3.0, 1.5], [0.5, 9.0]]))
+    np.testing.assert_array_equal(actions, [[[-1.0], [1.5]], [[0.5], [2.0]]])
+    assert actions.dtype == np.float32
+
+
+def test_discrete_actions_are_rounded_to_indices_of_the_space():
+    spec = space_spec(gym.spaces.Discrete(3, start=1))
+    actions = spec.to_environment(np.array([[0.2], [1.6], [7.0]]))
+    assert actions.tolist() == [1, 2, 3]
+    assert actions.dtype == np.int64

@@ -1,0 +1,89 @@
+"""What an update does, and what stops it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from typing_extensions import override
+
+from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.training.fit import fit
+from trajectory_transformer.training.learner_module import NonFiniteLossError
+
+from ..training.small_run import Rows, small_config, small_datamodule, small_fit, weights
+
+
+class Poison(Callback):
+    """Makes the model's output NaN or infinite for one update."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.step, self.value = step, value
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step - 1:
+
+            def spoil(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+                return output * self.value
+
+            pl_module.get_submodule("model.head").register_forward_hook(spoil)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_loss_stops_before_the_update(tmp_path: Path, value: float) -> None:
+    kept: dict[str, Tensor] = {}
+
+    class Keep(Callback):
+        @override
+        def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+            kept.update(pl_module.state_dict())
+
+    with pytest.raises(NonFiniteLossError, match=r"in update 9 .*last\.ckpt keeps the last good state"):
+        small_fit(tmp_path, small_config(checkpoint_every=4), [Poison(9, value), Keep()])
+    saved = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] == 8
+    assert all(torch.equal(kept[name], value) for name, value in saved["state_dict"].items())
+    assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+
+
+def test_gradient_is_clipped(tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Watch(Callback):
+        @override
+        def on_before_zero_grad(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    config = small_config(max_steps=3)
+    config.optimizer.gradient_clip_norm = 0.5
+    small_fit(tmp_path, config, [Watch()])
+    assert norms == pytest.approx([0.5] * len(norms), rel=1e-4)
+    assert norms
+
+
+def test_logged_metrics(tmp_path: Path) -> None:
+    rows = Rows()
+    config = small_config(max_steps=12)
+    fit(config, tmp_path, small_datamodule(config), [rows], [], False)
+    kinds = ("observation", "action", "reward", "value")
+    both = {"loss", "perplexity"} | {f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")}
+    expected = {f"train/{name}" for name in (*both, "learning_rate", "gradient_norm", "tokens_per_second")}
+    assert {name for step, name in rows.rows if step == 9} == expected | {"epoch"}
+    assert {step for step, name in rows.rows if name == "train/loss"} == {3, 6, 9, 12}
+    assert {name for step, name in rows.rows if step == 12} == expected | {f"val/{name}" for name in both} | {"epoch"}
+    assert rows.rows[9, "epoch"] == 1.0
+    assert rows.rows[12, "train/learning_rate"] == pytest.approx(0.1 * config.optimizer.learning_rate)
+    assert rows.rows[3, "train/reward_loss"] > rows.rows[12, "train/reward_loss"]
+    assert rows.rows[9, "train/tokens_per_second"] > 0
+
+
+def test_weights_begin_with_model(tmp_path: Path) -> None:
+    report = small_fit(tmp_path, small_config(max_steps=1))
+    assert all(name.startswith("model.") for name in weights(report.last))

@@ -1,0 +1,238 @@
+"""Implicit Q-learning and ensembles under Lightning: their data, exact resume, checkpoints."""
+
+import math
+from pathlib import Path
+from typing import cast
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from trajectory_transformer.checkpoint import SECTION, read_checkpoint, write_checkpoint
+from trajectory_transformer.configuration import EnsembleConfig, IqlConfig, OptimizerConfig, TrainConfig
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.critic import Critic
+from trajectory_transformer.learners.ensemble import DynamicsEnsemble, TrainedEnsemble
+from trajectory_transformer.learners.make import make_datamodule
+from trajectory_transformer.learners.transition_datamodule import TransitionDataModule
+from trajectory_transformer.learners.transition_module import TransitionModule
+from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.trained_model import TrainedModel
+from trajectory_transformer.training import datamodule as datamodule_file
+from trajectory_transformer.training.datamodule import split_episodes
+from trajectory_transformer.training.fit import FitReport, fit
+
+from ..training.small_run import Rows, small_config, small_data, small_fit, weights
+
+LEARNERS = ("iql", "ensemble")
+
+
+def config(learner: str, **trainer: object) -> TrainConfig:
+    """Batches of 9 of about 88 transitions; a validation every 6 updates, a save every 5."""
+    options = small_config(**trainer)
+    options.learner = learner
+    options.iql = IqlConfig(hidden_layers=1, hidden_width=8)
+    options.ensemble = EnsembleConfig(num_members=2, hidden_layers=1, hidden_width=8)
+    options.optimizer = OptimizerConfig(learning_rate=1e-2, gradient_clip_norm=None, final_learning_rate_fraction=0.0)
+    return options
+
+
+def made_datamodule(options: TrainConfig) -> TransitionDataModule:
+    """Set up on made-up episodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datamodule_file, "load_offline_data", lambda _: small_data())
+        module = make_datamodule(options)
+        module.setup()
+    assert isinstance(module, TransitionDataModule)
+    return module
+
+
+def run(directory: Path, options: TrainConfig, *callbacks: Callback, resume: bool = False) -> FitReport:
+    return fit(options, directory, made_datamodule(options), [], callbacks, resume)
+
+
+class StopAt(Callback):
+    """Ends the process's training as an exception would, without a save."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object, **__: object) -> None:
+        if trainer.global_step == self.step:
+            raise KeyError("stopped")
+
+
+def test_the_split_is_the_transformers() -> None:
+    options = config("iql")
+    train, validation = split_episodes(small_data(), options.data.validation_fraction, options.seed)
+    module = made_datamodule(options)
+    for part, episodes in ((module.train_set, train), (module.validation_set, validation)):
+        expected = torch.cat([torch.from_numpy(episode.observations[:-1]) for episode in episodes])
+        assert torch.equal(part.all.observations, expected)
+    assert (module.num_train, module.num_validation) == (len(module.train_set), len(module.validation_set))
+
+
+def test_bootstrap_samples_are_drawn_with_replacement_once_for_each_member() -> None:
+    module = made_datamodule(config("ensemble"))
+    everything = torch.arange(module.num_train)
+    first, second = module.train_examples.gather(everything).observations[..., 0]
+    assert not torch.equal(first, second)
+    share = len(torch.unique(first)) / len(torch.unique(module.train_set.all.observations))
+    assert 0.45 < share < 0.8  # 1 − 1/e of the transitions are expected in a sample
+    again = made_datamodule(config("ensemble")).train_examples.gather(everything)
+    assert torch.equal(again.observations[0, :, 0], first)
+    same = module.validation_examples.gather(torch.arange(3)).observations
+    assert torch.equal(same[0], same[1])
+    assert torch.equal(same[0], module.validation_set.all.observations[:3])
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("step", [12, 17])
+def test_resume_gives_identical_weights(tmp_path: Path, learner: str, step: int) -> None:
+    run(tmp_path / "whole", config(learner))
+    with pytest.raises(KeyError, match="stopped"):
+        run(tmp_path / "parts", config(learner), StopAt(step))
+    report = run(tmp_path / "parts", config(learner), resume=True)
+    assert report.steps == 24
+    for name in ("last", "best"):
+        whole, parts = (weights(tmp_path / part / "checkpoints" / f"{name}.ckpt") for part in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+def test_best_is_the_latest_critic_but_the_likeliest_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation losses are made to fall, then to rise."""
+    losses = iter([3.0, 1.0, 2.0, 4.0] * 2)
+    mean = TransitionModule._mean
+
+    class Fixed:
+        def compute(self) -> torch.Tensor:
+            return torch.tensor(next(losses))
+
+        def reset(self) -> None: ...
+        def update(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(TransitionModule, "_mean", lambda self, name: Fixed() if name == "loss" else mean(self, name))
+    reports = {learner: run(tmp_path / learner, config(learner)) for learner in LEARNERS}
+    steps = {learner: read_checkpoint(report.best)["global_step"] for learner, report in reports.items()}
+    assert steps == {"iql": 24, "ensemble": 12}
+    assert (reports["iql"].validation_loss, reports["ensemble"].validation_loss) == (4.0, 1.0)
+
+
+def test_rates_decay_and_metrics_of_a_critic(tmp_path: Path) -> None:
+    class Rates(Callback):
+        @override
+        def on_train_batch_end(self, trainer: L.Trainer, *_: object, **__: object) -> None:
+            groups.append([(group["lr"], group["weight_decay"]) for group in trainer.optimizers[0].param_groups])
+
+    groups: list[list[tuple[float, float]]] = []
+    options = config("iql")
+    options.optimizer.warmup_tokens = 0
+    rows = Rows()
+    fit(options, tmp_path, made_datamodule(options), [rows], [Rates()], False)
+    for step, row in enumerate(groups, start=1):
+        cosine = 1e-2 * 0.5 * (1.0 + math.cos(math.pi * step / 24))
+        assert [rate for rate, _ in row] == pytest.approx(
+            [cosine, cosine, 1e-2, 1e-2]
+        )  # the policy's, then V's and Q's
+        assert [decay for _, decay in row] == [0.1, 0.0, 0.1, 0.0]
+    assert rows.rows[24, "train/loss"] == pytest.approx(
+        sum(rows.rows[24, f"train/{part}_loss"] for part in ("v", "q", "policy")), rel=1e-5
+    )
+    assert rows.rows[24, "train/transitions_per_second"] > 0
+    assert math.isfinite(rows.rows[24, "val/q_loss"])
+
+
+def test_a_critic_is_what_was_trained(tmp_path: Path) -> None:
+    class Keep(Callback):
+        @override
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            network = cast(TransitionModule, pl_module).network
+            with torch.no_grad():
+                kept.append((network.q(*pair), network.v(pair[0]), network.policy_mean(pair[0])))  # pyright: ignore
+
+    kept: list[tuple[torch.Tensor, ...]] = []
+    pair = torch.tensor([[0.5], [-2.0]]), torch.tensor([[1.0], [-1.0]])
+    report = run(tmp_path, config("iql"), Keep())
+    critic = Critic.load(report.best)
+    outputs = critic.network.q(*pair), critic.network.v(pair[0]), critic.network.policy_mean(pair[0])
+    for output, expected in zip(outputs, kept[0], strict=True):
+        assert torch.equal(output, expected)
+    penalized = [e.rewards.sum() if not e.terminated else e.rewards[:-1].sum() - 100 for e in split_training()]
+    assert critic.reward_scale == pytest.approx(1000 / (max(penalized) - min(penalized)), rel=1e-5)
+    assert (critic.reward_shift, critic.discount) == (0.0, 0.99)
+    assert critic.environment == small_data().environment
+    assert (critic.dataset["ids"], critic.dataset["fingerprint"]) == (["small/walk-v0"], "0" * 64)
+    assert not any(parameter.requires_grad for parameter in critic.network.parameters())
+    contents = torch.load(report.best, weights_only=True)
+    assert contents[SECTION]["kind"] == "iql"
+
+
+def split_training() -> list:
+    options = config("iql")
+    return split_episodes(small_data(), options.data.validation_fraction, options.seed)[0]
+
+
+def test_an_ensemble_is_what_was_trained(tmp_path: Path) -> None:
+    report = run(tmp_path, config("ensemble"))
+    trained = TrainedEnsemble.load(report.best)
+    assert trained.network.num_members == 2
+    assert trained.environment == small_data().environment
+    assert trained.dataset["ids"] == ["small/walk-v0"]
+    assert torch.load(report.best, weights_only=True)[SECTION]["kind"] == "ensemble"
+    module = made_datamodule(config("ensemble"))
+    batch = module.validation_examples.gather(torch.arange(module.num_validation))
+    nats = DynamicsEnsemble.load(report.best).nats(batch).mean().item()
+    assert report.validation_loss == pytest.approx(nats, rel=1e-5)
+
+
+def test_checkpoints_of_another_kind(tmp_path: Path) -> None:
+    paths = {learner: run(tmp_path / learner, config(learner, max_steps=1)).best for learner in LEARNERS}
+    transformer = small_fit(tmp_path / "transformer", small_config(max_steps=1)).best
+    assert read_checkpoint(transformer)[SECTION].pop("kind") == "transformer"
+    older = read_checkpoint(transformer)
+    del older[SECTION]["kind"]
+    write_checkpoint(tmp_path / "older.ckpt", older)
+    for path in (transformer, tmp_path / "older.ckpt"):
+        Agent.from_checkpoint(path)
+        with pytest.raises(UserError, match=r"^'.*ckpt' holds a trajectory transformer, not a critic; .*=iql_…$"):
+            Critic.load(path)
+        with pytest.raises(UserError, match=r"^'.*ckpt' holds a trajectory transformer, not an ensemble of dynamics"):
+            DynamicsEnsemble.load(path)
+    with pytest.raises(UserError, match=r"^'.*' holds an ensemble of dynamics models, not a critic; "):
+        Critic.load(paths["ensemble"])
+    for learner, name in (("iql", "a critic"), ("ensemble", "an ensemble of dynamics models")):
+        for load in (Agent.from_contents, TrainedModel.from_contents):
+            with pytest.raises(
+                UserError, match=rf"^the checkpoint holds {name}, not a trajectory transformer; .*python train\.py$"
+            ):
+                load(read_checkpoint(paths[learner]))
+    unknown = read_checkpoint(transformer)
+    unknown[SECTION]["kind"] = "oracle"
+    with pytest.raises(UserError, match=r"^the checkpoint holds 'oracle', which this version does not know"):
+        Agent.from_contents(unknown)
+
+
+def test_resume_with_another_learner_or_other_options(tmp_path: Path) -> None:
+    run(tmp_path, config("iql", max_steps=2))
+    with pytest.raises(UserError, match=r"last\.ckpt' holds a critic, not an ensemble of dynamics models"):
+        run(tmp_path, config("ensemble"), resume=True)
+    other = config("iql")
+    other.iql.expectile = 0.9
+    with pytest.raises(UserError, match=r"last\.ckpt' has expectile=0\.7, but now it would be 0\.9; resume with"):
+        run(tmp_path, other, resume=True)
+
+
+def test_options_that_make_no_sense() -> None:
+    with pytest.raises(UserError, match=r"^learner='ensmble' is not one of .*; did you mean 'ensemble'\?$"):
+        TrainConfig(learner="ensmble")
+    options = small_config(compile=True)
+    with pytest.raises(UserError, match=r"^trainer\.compile=true is for learner=transformer, not iql$"):
+        TrainConfig(learner="iql", trainer=options.trainer)
+    with pytest.raises(UserError, match=r"^iql\.expectile=1\.0 must lie in \(0, 1\)$"):
+        IqlConfig(expectile=1.0)
+    with pytest.raises(UserError, match=r"^ensemble\.num_members=0 must be at least 1$"):
+        EnsembleConfig(num_members=0)
