@@ -38,7 +38,7 @@ _MODULES = {
     "TrajectoryTransformerConfig": "model.config",
     "TrajectoryTransformerModel": "model.gpt",
     "TrajectoryTransformerOutput": "model.output",
-    "TrajectoryTransformerPreTrainedModel": "model.pretrained",
+    "TrajectoryTransformerPreTrainedModel": "interop.pretrained",
     "UniformDiscretizer": "data.discretizer",
 }
 
