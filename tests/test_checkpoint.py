@@ -1,230 +1,86 @@
-"""A checkpoint is either whole and ours, or refused in one sentence."""
+"""The typed record of a checkpoint, and what may stand beside it."""
 
-import contextlib
-import hashlib
-import io
-import os
-import pickle
-import random
-import resource
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 
-from trajectory_transformer.checkpoint import read_checkpoint, remove_partial_files, write_checkpoint
+from trajectory_transformer.checkpoint import Checkpoint, DatasetRecord, TrainingRecord
+from trajectory_transformer.configuration import DataConfig, DiscretizerConfig, PlannerConfig
+from trajectory_transformer.data.discretizer import UniformDiscretizer
+from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 
 
-def contents(scale: float = 1.0) -> dict[str, Any]:
-    return {
-        "trajectory_transformer": {"format": 1, "environment": {"env_id": "Hopper-v5"}},
-        "state_dict": {"model.weight": scale * torch.arange(600.0).reshape(20, 30)},
-        "counts": [1, 2, (3, None)],
-    }
+def box(size: int) -> SpaceSpec:
+    return SpaceSpec((SpaceLeaf((), "box", (size,), (-1.0,) * size, (1.0,) * size),))
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "folder" / "last.ckpt"
-    write_checkpoint(path, contents())
-    return path
+ENVIRONMENT = EnvironmentSpec("Walk-v0", None, box(3), box(2))
+DATASET = DatasetRecord(("tests/walk-v0",), "same", torch.tensor([1.5, -2.0], dtype=torch.float64), (0.0, 9.0), "d4rl")
+DATA = DataConfig("tests/walk-v0", discretizer=DiscretizerConfig("uniform", 7), discount=0.9)
+RECORD = TrainingRecord("iql", {"_target_": "my_package.Mine", "width": 3}, ENVIRONMENT, DATASET, DATA, seed=4)
 
 
-def refusal(path: Path) -> str:
-    """The one sentence with which ``path`` is refused."""
-    with pytest.raises(UserError) as caught:
-        read_checkpoint(path)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    return message
+def checkpoint(record: TrainingRecord) -> Checkpoint:
+    return Checkpoint("ensemble.ckpt", record, {}, {"network.a.weight": torch.ones(1), "other": torch.zeros(1)})
 
 
-def test_what_was_written_is_read(checkpoint: Path) -> None:
-    restored = read_checkpoint(checkpoint)
-    assert torch.equal(restored["state_dict"]["model.weight"], contents()["state_dict"]["model.weight"])
-    assert restored["counts"] == [1, 2, (3, None)]
-    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+def test_a_record_survives_its_plain_values() -> None:
+    discretizer = UniformDiscretizer(7).fit(torch.tensor([[-1.0] * 7, [1.0] * 7]))
+    full = replace(RECORD, planner=PlannerConfig(horizon=3), discretizer=discretizer)
+    for record in (RECORD, full):
+        restored = TrainingRecord.from_dict(record.to_dict())
+        assert restored.to_dict().keys() == record.to_dict().keys()
+        for name in ("kind", "learner", "environment", "data", "seed", "planner"):
+            assert getattr(restored, name) == getattr(record, name)
+        assert replace(restored.dataset, returns=DATASET.returns) == DATASET
+        assert torch.equal(restored.dataset.returns, DATASET.returns)
+    restored = TrainingRecord.from_dict(full.to_dict()).discretizer
+    assert restored is not None
+    assert torch.equal(restored.edges, discretizer.edges)
 
 
-def test_plain_torch_load_reads_it(checkpoint: Path) -> None:
-    restored = torch.load(checkpoint, weights_only=True)
-    assert restored["trajectory_transformer"] == contents()["trajectory_transformer"]
-    assert torch.equal(restored["state_dict"]["model.weight"], contents()["state_dict"]["model.weight"])
+def test_weights_of_one_part() -> None:
+    assert checkpoint(RECORD).weights("network").keys() == {"a.weight"}
 
 
-def test_missing_file_lists_its_neighbours(checkpoint: Path) -> None:
-    assert "'" + str(checkpoint) + "'" in refusal(checkpoint.with_name("best.ckpt"))
-    assert str(checkpoint) in refusal(checkpoint.parent / "checkpoints" / "last.ckpt")
-    assert "no *.ckpt" in refusal(checkpoint.parent.parent / "elsewhere.ckpt")
+def test_what_was_trained_on_the_same_data_is_taken() -> None:
+    checkpoint(RECORD).require_same_data("predict.ensemble", ENVIRONMENT, DATASET)
+    checkpoint(RECORD).require_same_split("predict.ensemble", DATA, 4)
+    checkpoint(RECORD).require_kind("iql")
 
 
-def test_folder_is_no_checkpoint(checkpoint: Path) -> None:
-    assert "directory" in refusal(checkpoint.parent)
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            replace(RECORD, environment=replace(ENVIRONMENT, observation=box(5))),
+            "has 5 observation dimensions, the checkpoint's model 3",
+        ),
+        (
+            replace(RECORD, environment=replace(ENVIRONMENT, action=box(1))),
+            "has 1 action dimensions, the checkpoint's model 2",
+        ),
+        (
+            replace(RECORD, dataset=replace(DATASET, ids=("tests/other-v0",), fingerprint="other")),
+            r"other data \(tests/other-v0\)",
+        ),
+        (
+            replace(RECORD, environment=replace(ENVIRONMENT, observation=box(4), observation_indices=(0, 1, 3))),
+            r"\(0, 1, 3\).* None",
+        ),
+    ],
+)
+def test_what_was_trained_on_other_data_is_refused(record: TrainingRecord, message: str) -> None:
+    with pytest.raises(UserError, match=rf"predict\.ensemble .*{message}"):
+        checkpoint(record).require_same_data("predict.ensemble", ENVIRONMENT, DATASET)
 
 
-def test_empty_file(checkpoint: Path) -> None:
-    checkpoint.write_bytes(b"")
-    assert "empty" in refusal(checkpoint)
-
-
-def test_truncated_anywhere(checkpoint: Path) -> None:
-    whole = checkpoint.read_bytes()
-    for length in (1, 3, 4, 100, len(whole) // 2, len(whole) - 100, len(whole) - 1):
-        checkpoint.write_bytes(whole[:length])
-        assert "cut short" in refusal(checkpoint) or length < 4
-
-
-def test_random_bytes(checkpoint: Path) -> None:
-    for seed in range(5):
-        checkpoint.write_bytes(random.Random(seed).randbytes(5_000))
-        assert "not a checkpoint of this project" in refusal(checkpoint)
-
-
-def test_one_flipped_bit_anywhere(checkpoint: Path) -> None:
-    whole = checkpoint.read_bytes()
-    bits = len(whole) * 8
-    everywhere = range(0, bits, 499)
-    ends = (*range(0, 240), *range(bits - 940, bits))  # the first header, the end record, the comment and the digest
-    for bit in (*everywhere, *ends):
-        damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
-        checkpoint.write_bytes(damaged)
-        assert "damaged" in refusal(checkpoint)
-
-
-def test_appended_bytes(checkpoint: Path) -> None:
-    checkpoint.write_bytes(checkpoint.read_bytes() + b"\0")
-    assert "damaged" in refusal(checkpoint)
-
-
-class Payload:
-    """Makes a folder when unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.folder),)
-
-
-def test_pickle_payload_never_executes(checkpoint: Path, tmp_path: Path) -> None:
-    witness = tmp_path / "witness"
-    plain = pickle.dumps(Payload(witness))
-    buffer = io.BytesIO()
-    torch.save(contents() | {"extra": Payload(witness)}, buffer)
-    archive = buffer.getvalue()
-    body = archive[:-2] + (94).to_bytes(2, "little") + b"trajectory-transformer sha256:"
-    signed = body + hashlib.sha256(body).hexdigest().encode()
-    for data, reason in [(plain, "not loaded"), (archive, "not loaded"), (signed, "nothing in it was executed")]:
-        checkpoint.write_bytes(data)
-        assert reason in refusal(checkpoint)
-        assert not witness.exists()
-    pickle.loads(plain)
-    assert witness.exists()  # the payload would have worked
-
-
-def test_valid_torch_file_of_somebody_else(checkpoint: Path) -> None:
-    torch.save({"state_dict": {}}, checkpoint)
-    assert "did not write" in refusal(checkpoint)
-    write_checkpoint(checkpoint, {"state_dict": {}})
-    assert "no 'trajectory_transformer' section" in refusal(checkpoint)
-    write_checkpoint(checkpoint, {"trajectory_transformer": {"format": 2}})
-    assert "format 2" in refusal(checkpoint)
-
-
-@contextlib.contextmanager
-def small_files_only() -> Iterator[None]:
-    """Writes past 8 kB fail, as on a full disk, after some bytes were written.
-
-    Not a fixture: pytest reports a test before its fixtures end, and its own output may be going to a file.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_full_disk_keeps_the_previous_file(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    write_checkpoint(path, contents())
-    before = path.read_bytes()
-    message = r"last\.ckpt' could not be saved: .*needs 4\d,\d+ bytes; the previous file is kept"
-    with pytest.raises(UserError, match=message), small_files_only():
-        write_checkpoint(path, contents() | {"large": torch.zeros(10_000)})
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UserError, match=r"bytes$"), small_files_only():
-        write_checkpoint(tmp_path / "new.ckpt", {"large": torch.zeros(10_000)})
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_full_disk_names_the_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=r"No space left on device; it needs [\d,]+ bytes and [\d,]+ are free"):
-        write_checkpoint(tmp_path / "last.ckpt", contents())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_unwritable_place(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="could not be saved"):
-        write_checkpoint(tmp_path / "file" / "last.ckpt", contents())
-
-
-def test_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(tmp_path / "last.ckpt", contents())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_remove_partial_files(checkpoint: Path) -> None:
-    (checkpoint.parent / ".last.ckpt.123.partial").write_bytes(b"half")
-    remove_partial_files(checkpoint.parent)
-    assert list(checkpoint.parent.iterdir()) == [checkpoint]
-
-
-KILLS = """
-import os, random, signal, sys, time
-import torch
-from trajectory_transformer.checkpoint import read_checkpoint, remove_partial_files, write_checkpoint
-
-torch.set_num_threads(1)
-path, chance, steps = sys.argv[1], random.Random(0), set()
-for attempt in range(100):
-    child = os.fork()
-    if child == 0:
-        for step in range(attempt * 1000, (attempt + 1) * 1000):
-            write_checkpoint(path, {"trajectory_transformer": {"format": 1}, "step": step, "x": torch.zeros(300_000)})
-    time.sleep(0.02 + chance.random() * 0.03)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    if os.path.exists(path):
-        steps.add(read_checkpoint(path)["step"])
-remove_partial_files(os.path.dirname(path))
-assert len(steps) > 20, steps
-assert os.listdir(os.path.dirname(path)) == ["last.ckpt"]
-"""
-
-
-@pytest.mark.slow
-def test_a_hundred_kills_while_saving(tmp_path: Path) -> None:
-    """The file is good after every one, and what they left behind goes."""
-    result = subprocess.run(
-        [sys.executable, "-c", KILLS, str(tmp_path / "last.ckpt")], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+def test_another_split_or_kind_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^predict\.ensemble was trained with seed=4, the checkpoint's model with 5"):
+        checkpoint(RECORD).require_same_split("predict.ensemble", DATA, 5)
+    with pytest.raises(UserError, match=r"data\.validation_fraction=0\.1, the checkpoint's model with 0\.2"):
+        checkpoint(RECORD).require_same_split("predict.ensemble", replace(DATA, validation_fraction=0.2), 4)
+    with pytest.raises(UserError, match=r"^checkpoint 'ensemble\.ckpt' was trained with learner=iql, and one of"):
+        checkpoint(RECORD).require_kind("transformer")

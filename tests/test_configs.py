@@ -8,8 +8,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from trajectory_transformer.app import schema
+from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.configuration import DataConfig, EvaluateConfig, TrainConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.iql import ImplicitQLearning
+from trajectory_transformer.training.learner import make_learner
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CHOICES = [(file.parent.name, file.stem) for file in sorted(CONFIGS.glob("*/*.yaml"))]
@@ -125,8 +128,10 @@ def test_critics_have_their_papers_settings() -> None:
         "iql_pointmaze_medium": (0.9, 10.0, "minus_one"),
     }.items():
         config = schema.typed_train(composed("train", f"experiment={name}"))
-        assert (config.iql.expectile, config.iql.inverse_temperature, config.iql.rewards) == expected
-        assert (config.iql.hidden_layers, config.iql.hidden_width, config.iql.target_rate) == (2, 256, 0.005)
+        learner = make_learner(config.learner, TYPED_BY_USER)
+        assert isinstance(learner, ImplicitQLearning)
+        assert (learner.expectile, learner.inverse_temperature, learner.rewards) == expected
+        assert (learner.hidden_layers, learner.hidden_width, learner.target_rate) == (2, 256, 0.005)
         assert (config.data.batch_size, config.data.discount, config.data.termination_penalty) == (256, 0.99, None)
         optimizer = config.optimizer
         assert (optimizer.learning_rate, optimizer.beta1, optimizer.beta2) == (3e-4, 0.9, 0.999)

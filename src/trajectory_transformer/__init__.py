@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .configuration import PlannerConfig
     from .data.discretizer import QuantileDiscretizer, UniformDiscretizer
-    from .interop.pretrained import TrajectoryTransformerPreTrainedModel
+    from .interop.pretrained import TrajectoryTransformerPreTrainedTransformer
     from .model.config import TrajectoryTransformerConfig
     from .model.gpt import TrajectoryTransformerModel
     from .model.output import TrajectoryTransformerOutput
@@ -26,7 +26,7 @@ __all__ = [
     "TrajectoryTransformerConfig",
     "TrajectoryTransformerModel",
     "TrajectoryTransformerOutput",
-    "TrajectoryTransformerPreTrainedModel",
+    "TrajectoryTransformerPreTrainedTransformer",
     "UniformDiscretizer",
 ]
 
@@ -38,7 +38,7 @@ _MODULES = {
     "TrajectoryTransformerConfig": "model.config",
     "TrajectoryTransformerModel": "model.gpt",
     "TrajectoryTransformerOutput": "model.output",
-    "TrajectoryTransformerPreTrainedModel": "interop.pretrained",
+    "TrajectoryTransformerPreTrainedTransformer": "interop.pretrained",
     "UniformDiscretizer": "data.discretizer",
 }
 

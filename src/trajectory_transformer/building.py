@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from .errors import UserError
 
 PACKAGE = "trajectory_transformer"
-TYPED_BY_USER = None  # in place of ``allow``: the user's own words, which may name anything
+TYPED_BY_USER: None = None  # in place of ``allow``: the user's own words, which may name anything
 
 Kind = TypeVar("Kind")
 
@@ -37,12 +37,12 @@ def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | Non
         UserError: there is no such class, it is not of that kind or not allowed, or an argument is unknown or of the
             wrong type.
     """
-    if isinstance(spec, kind):
+    if isinstance(spec, kind) and not isinstance(spec, Mapping):
         return spec
     if not isinstance(spec, Mapping) or "_target_" not in spec:
         raise UserError(f"{place} needs a class, as in {place}._target_=my_package.{kind.__name__}")
     found = locate(str(spec["_target_"]), kind, place, allow)
-    nested = kind if allow is not TYPED_BY_USER else object
+    nested = object if allow is None else kind
     arguments = {
         str(name): _build_nested(value, nested, f"{place}.{name}", allow)
         for name, value in spec.items()
@@ -56,7 +56,7 @@ def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | Non
 
 def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None) -> type[Kind]:
     """The class named ``path``; arguments and errors as of :func:`build`."""
-    if allow is not TYPED_BY_USER:
+    if allow is not None:
         _require_allowed(path, path, place, allow)
     module, _, name = path.rpartition(".")
     try:
@@ -66,8 +66,8 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
     except (AttributeError, ValueError):
         raise UserError(f"{place}._target_={path}: there is no such class") from None
     if not inspect.isclass(found) or not issubclass(found, kind):
-        raise UserError(f"{place}._target_={path} is not a {kind.__name__}")
-    if allow is not TYPED_BY_USER:  # a name can lead to what another package defines
+        raise UserError(f"{place}._target_={path} is not a {'class' if kind is object else kind.__name__}")
+    if allow is not None:  # a name can lead to what another package defines
         _require_allowed(f"{found.__module__}.{name}", path, place, allow)
     return found
 
@@ -80,6 +80,21 @@ def targets_in(spec: object) -> list[str]:
     if isinstance(spec, (list, tuple)):
         return [target for value in spec for target in targets_in(value)]
     return []
+
+
+def packages_in(spec: object) -> tuple[str, ...]:
+    """The packages of all targets in ``spec``: what may be named by a file that was made from it."""
+    return tuple(dict.fromkeys(target.partition(".")[0] for target in targets_in(spec)))
+
+
+def require_allowed(spec: object, place: str, allow: Sequence[str]) -> None:
+    """Refuse what a file names, anywhere in ``spec``, outside this package and ``allow``.
+
+    Raises:
+        UserError: naming the first such class.
+    """
+    for target in targets_in(spec):
+        _require_allowed(target, target, place, allow)
 
 
 def is_allowed(path: str, allow: Sequence[str]) -> bool:

@@ -1,220 +1,248 @@
-"""One file that stands alone: written whole or not at all, and verified to the last bit before it is read.
+"""A trained network with all that gives its numbers a meaning, as one typed record.
 
-::
-
-    [ zip archive as torch.save makes it | "trajectory-transformer sha256:" | 64 hexadecimal digits ]
-                                           \\______________ the archive's comment ______________/
-
-The digest covers every byte before itself. A zip archive may carry a comment, so plain ``torch.load(path,
-weights_only=True)`` reads the file too.
+``checkpoint_file.py`` knows how the file is kept whole; this module knows what is in it. Reading builds and imports
+nothing that the file names.
 """
 
-import contextlib
-import errno
-import hashlib
-import io
-import os
-import pickle
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .checkpoint_file import FORMAT, SECTION, read_checkpoint
+from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig
+from .data.discretizer import Discretizer
+from .data.episodes import OfflineData
+from .environments.spec import EnvironmentSpec
 from .errors import UserError
-from .files import checkpoints_near
 
-FORMAT = 1
-SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
-KINDS = {  # what a checkpoint may hold, by the learner that trained it: its name, and how to get one
-    "transformer": ("a trajectory transformer", "python train.py"),
-    "iql": ("a critic", "python train.py experiment=iql_…"),
-    "ensemble": ("an ensemble of dynamics models", "python train.py experiment=ensemble_…"),
+# Checkpoints from before learners had options of their own say the kind alone.
+_LEARNERS_BY_KIND = {
+    "transformer": "trajectory_transformer.learners.transformer.TransformerLearner",
+    "iql": "trajectory_transformer.learners.iql.ImplicitQLearning",
+    "ensemble": "trajectory_transformer.learners.ensemble.EnsembleLearner",
 }
 
-_COMMENT = b"trajectory-transformer sha256:"
-_DIGEST_LENGTH = 64
-_ZIP_START, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
-_ZIP_END_LENGTH = 22  # the end record without a comment; its last two bytes are the comment's length
 
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A data set as a checkpoint remembers it.
 
-def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) -> None:
-    """Save ``contents`` so that ``path`` holds either the whole new file or what it held before.
-
-    Args:
-        path: the final name; missing folders are made.
-        contents: tensors and plain values in dicts, lists and tuples; tensors on another device are copied to the CPU.
-            ``contents["trajectory_transformer"]["format"]`` must be 1 for :func:`read_checkpoint` to accept it.
-
-    Raises:
-        UserError: it cannot be written (full disk, no permission); nothing partial is left behind.
+    Attributes:
+        ids: of the sets that were joined.
+        fingerprint: SHA-256 of all arrays, in hexadecimal.
+        returns: (episodes,) float64 undiscounted returns of the behaviour.
+        reference_scores: (minimum, maximum) return for normalised scores, or None.
+        reference_source: "dataset", "d4rl" or "none".
     """
-    path = Path(path)
-    data = _serialize(contents)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _removed_on_failure(temporary), open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise UserError(_write_failure(path, len(data), error)) from error
+
+    ids: tuple[str, ...]
+    fingerprint: str
+    returns: Tensor
+    reference_scores: tuple[float, float] | None
+    reference_source: str
+
+    @classmethod
+    def of(cls, data: OfflineData) -> "DatasetRecord":
+        returns = torch.from_numpy(data.returns)
+        return cls(tuple(data.dataset_ids), data.fingerprint, returns, data.reference_scores, data.reference_source)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DatasetRecord":
+        scores = values.get("reference_scores")
+        return cls(
+            tuple(values["ids"]),
+            str(values["fingerprint"]),
+            torch.as_tensor(values.get("returns", ())),
+            None if scores is None else (float(scores[0]), float(scores[1])),
+            str(values.get("reference_source", "none")),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and a tensor; :meth:`from_dict` restores it."""
+        scores = self.reference_scores
+        return {**vars(self), "ids": list(self.ids), "reference_scores": None if scores is None else list(scores)}
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file of :func:`write_checkpoint`, tensors on the CPU. Nothing in it is ever executed.
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a network was trained on and for.
 
-    Raises:
-        UserError: the file is missing, empty, cut short, altered by as much as one bit, or not one of ours.
+    Attributes:
+        kind: short name of the learner, such as "transformer".
+        learner: the learner's ``_target_`` and options, as :func:`~.building.build` takes them.
+        environment: its spaces, and the environment to act in.
+        dataset: what it was trained on.
+        data: how the data were cut.
+        seed: of the run.
+        planner: how its agent plans; None where it does not.
+        discretizer: of a model of tokens; else None.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"checkpoint '{path}' does not exist{checkpoints_near(path)}") from None
-    except OSError as error:
-        raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from error
-    _verify(path, data)
-    try:
-        contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(
-            f"checkpoint '{path}' holds something other than tensors and plain values; it was refused and nothing in "
-            "it was executed"
-        ) from error
-    _require_format(path, contents)
-    return contents
 
+    kind: str
+    learner: Mapping[str, Any]
+    environment: EnvironmentSpec
+    dataset: DatasetRecord
+    data: DataConfig
+    seed: int
+    planner: PlannerConfig | None = None
+    discretizer: Discretizer | None = None
 
-def kind_of(contents: Mapping[str, Any]) -> str:
-    """Which of :data:`KINDS` a checkpoint holds; one that does not say is a transformer.
+    @classmethod
+    def of(
+        cls, kind: str, config: TrainConfig, data: OfflineData, discretizer: Discretizer | None = None
+    ) -> "TrainingRecord":
+        """The record of a run; with a discretiser, of one that plans."""
+        planner = None if discretizer is None else config.planner
+        dataset = DatasetRecord.of(data)
+        return cls(
+            kind, config.learner, data.environment, dataset, config.data, config.seed, planner, discretizer
+        )  # fmt: skip
 
-    Raises:
-        UserError: one that this version does not know.
-    """
-    kind = contents[SECTION].get("kind", "transformer")
-    if kind not in KINDS:
-        raise UserError(f"the checkpoint holds '{kind}', which this version does not know; use the one that wrote it")
-    return kind
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and tensors: the checkpoint's own section, without the network's sizes."""
+        parts: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "learner": dict(self.learner),
+            "environment": self.environment.to_dict(),
+            "dataset": self.dataset.to_dict(),
+            "data": asdict(self.data),
+            "seed": self.seed,
+        }
+        if self.planner is not None:
+            parts["planner"] = asdict(self.planner)
+        if self.discretizer is not None:
+            parts["discretizer"] = self.discretizer.to_dict()
+        return parts
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingRecord":
+        """From :meth:`to_dict`, or what earlier versions wrote.
 
-def require_kind(contents: Mapping[str, Any], kind: str, name: str = "the checkpoint") -> None:
-    """Refuse a checkpoint that holds something other than ``kind``.
-
-    Args:
-        contents: as :func:`read_checkpoint` returned them.
-        kind: one of :data:`KINDS`.
-        name: of the file, for the message.
-
-    Raises:
-        UserError: saying what it holds, and how to get what is needed.
-    """
-    held = kind_of(contents)
-    if held != kind:
-        wanted, command = KINDS[kind]
-        raise UserError(f"{name} holds {KINDS[held][0]}, not {wanted}; train one with {command}")
-
-
-def weights_of(contents: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The ``state_dict`` of one attribute of the training module that wrote the checkpoint.
-
-    Raises:
-        KeyError: there are no weights.
-    """
-    prefix = f"{part}."
-    weights = contents["state_dict"]
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def remove_partial_files(directory: str | os.PathLike[str]) -> None:
-    """Delete what writers that were killed left behind in ``directory``."""
-    for leftover in Path(directory).glob(".*.partial"):
-        leftover.unlink(missing_ok=True)
-
-
-def _serialize(contents: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(_on_cpu(contents), buffer)
-    data = bytearray(buffer.getbuffer())
-    comment_length = len(_COMMENT) + _DIGEST_LENGTH
-    data[-2:] = comment_length.to_bytes(2, "little")
-    data += _COMMENT
-    data += hashlib.sha256(data).hexdigest().encode()
-    return bytes(data)
-
-
-def _on_cpu(value: Any) -> Any:
-    """``value`` with all tensors on the CPU, so that a file from a GPU loads on a machine without one."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_on_cpu(item) for item in value)
-    return value
-
-
-def _verify(path: Path, data: bytes) -> None:
-    if not data:
-        raise UserError(f"checkpoint '{path}' is empty")
-    body, digest = data[:-_DIGEST_LENGTH], data[-_DIGEST_LENGTH:]
-    if not body.endswith(_COMMENT):
-        raise UserError(f"checkpoint '{path}' {_what_else(data)}")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise UserError(
-            f"checkpoint '{path}' is damaged: its SHA-256 does not match its contents; restore it from a copy"
+        Raises:
+            KeyError, TypeError, ValueError: it is no such record.
+        """
+        kind = str(values.get("kind", "transformer"))
+        learner = values.get("learner")
+        if learner is None and kind in _LEARNERS_BY_KIND:
+            learner = {"_target_": _LEARNERS_BY_KIND[kind]}
+        if not isinstance(learner, Mapping):
+            raise ValueError(f"it holds '{kind}', which this version does not know")
+        data = dict(values["data"])
+        planner, discretizer = values.get("planner"), values.get("discretizer")
+        return cls(
+            kind,
+            learner,
+            EnvironmentSpec.from_dict(values["environment"]),
+            DatasetRecord.from_dict(values["dataset"]),
+            DataConfig(**{**data, "discretizer": DiscretizerConfig(**data.get("discretizer", {}))}),
+            int(values.get("seed", 0)),
+            None if planner is None else PlannerConfig(**planner),
+            None if discretizer is None else Discretizer.from_dict(discretizer),
         )
 
 
-def _what_else(data: bytes) -> str:
-    """What a file without our comment is, as the end of a sentence."""
-    if not data.startswith(_ZIP_START):
-        return "is not a checkpoint of this project (it is no archive at all); it was not loaded"
-    if data[-_ZIP_END_LENGTH:].startswith(_ZIP_END):
-        return "is an archive that this project did not write; it was not loaded"
-    return "is cut short or damaged: its end is missing; restore it from a copy"
+@dataclass(frozen=True)
+class Checkpoint:
+    """The contents of a ``.ckpt`` file.
 
+    Attributes:
+        name: the file, for messages.
+        training: what the network was trained on and for.
+        model: what rebuilds the network, beside the spaces; plain values.
+        state_dict: of the training module, on the CPU.
+    """
 
-def _require_format(path: Path, contents: Any) -> None:
-    section = contents.get(SECTION) if isinstance(contents, dict) else None
-    if not isinstance(section, dict) or "format" not in section:
-        raise UserError(f"checkpoint '{path}' has no '{SECTION}' section: this project did not write it")
-    if section["format"] != FORMAT:
-        raise UserError(
-            f"checkpoint '{path}' has format {section['format']!r}, and this version reads format {FORMAT}; "
-            "use the version of the project that wrote it"
-        )
+    name: str
+    training: TrainingRecord
+    model: Mapping[str, Any]
+    state_dict: Mapping[str, Tensor]
 
+    @classmethod
+    def read(cls, path: str | Path) -> "Checkpoint":
+        """Read and verify a file.
 
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        Raises:
+            UserError: it is missing, damaged, not one of ours, or its parts do not fit together.
+        """
+        return cls.from_contents(read_checkpoint(path), str(path))
 
-
-def _sync_directory(directory: Path) -> None:
-    """Make the new name itself survive a power cut, where the file system allows it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
+    @classmethod
+    def from_contents(cls, contents: Mapping[str, Any], name: str = "the checkpoint") -> "Checkpoint":
+        """From what :func:`~.checkpoint_file.read_checkpoint` returned; raises as :meth:`read`."""
+        section = contents[SECTION]
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            return cls(name, TrainingRecord.from_dict(section), section["model"], contents["state_dict"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"the contents of checkpoint '{name}' do not fit together: {error}") from error
 
+    def weights(self, part: str) -> dict[str, Tensor]:
+        """The ``state_dict`` of one attribute of the training module, such as "model"."""
+        prefix = f"{part}."
+        return {k.removeprefix(prefix): value for k, value in self.state_dict.items() if k.startswith(prefix)}
 
-def _write_failure(path: Path, needed: int, error: OSError) -> str:
-    message = f"'{path}' could not be saved: {error.strerror or error}; it needs {needed:,} bytes"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with contextlib.suppress(OSError):
-            message += f" and {shutil.disk_usage(path.parent).free:,} are free"
-    with contextlib.suppress(OSError):
-        if path.is_file():
-            message += "; the previous file is kept"
-    return message
+    def require_kind(self, kind: str) -> None:
+        """Refuse a checkpoint of another learner.
+
+        Raises:
+            UserError: naming both.
+        """
+        if self.training.kind != kind:
+            raise UserError(
+                f"checkpoint '{self.name}' was trained with learner={self.training.kind}, and one of learner={kind} is "
+                "needed here"
+            )
+
+    def require_same_data(self, option: str, environment: EnvironmentSpec, dataset: DatasetRecord) -> None:
+        """Refuse a network of other dimensions or other data than the model that it stands beside.
+
+        Args:
+            option: that named this checkpoint, such as ``planner.objective.critic``.
+            environment, dataset: of the model's data.
+
+        Raises:
+            UserError: naming the difference.
+        """
+        ours = self.training.environment
+        for what, other, own in (
+            ("observation", ours.observation_dim, environment.observation_dim),
+            ("action", ours.action_dim, environment.action_dim),
+        ):
+            if other != own:
+                raise UserError(
+                    f"{option} has {other} {what} dimensions, the checkpoint's model {own}; train both on one data set"
+                )
+        if self.training.dataset.fingerprint != dataset.fingerprint:
+            raise UserError(
+                f"{option} was trained on other data ({', '.join(self.training.dataset.ids)}) than the checkpoint's "
+                "model; train both on one data set"
+            )
+        if ours.observation_indices != environment.observation_indices:
+            raise UserError(
+                f"{option} sees the observation's dimensions {ours.observation_indices}, the checkpoint's model "
+                f"{environment.observation_indices}; train both with the same data.observation_indices"
+            )
+
+    def require_same_split(self, option: str, data: DataConfig, seed: int) -> None:
+        """Refuse a network that other episodes were held out from than from the model that it stands beside.
+
+        Args:
+            option: that named this checkpoint.
+            data, seed: of the model's run.
+
+        Raises:
+            UserError: naming the difference.
+        """
+        for name, other, own in (
+            ("seed", self.training.seed, seed),
+            ("data.validation_fraction", self.training.data.validation_fraction, data.validation_fraction),
+        ):
+            if other != own:
+                raise UserError(
+                    f"{option} was trained with {name}={other}, the checkpoint's model with {own}: it may have seen "
+                    "episodes that were held out from the model; train both alike"
+                )

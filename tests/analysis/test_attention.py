@@ -23,7 +23,7 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.figures import RunFacts
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import Block, TrajectoryTransformerModel
-from trajectory_transformer.planning.trained_model import TrainedModel
+from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 
 from ..evaluation.scripted import WALK, environment_spec
 
@@ -145,7 +145,7 @@ def striped_model() -> TrajectoryTransformerModel:
 
 
 def test_a_model_with_a_known_pattern(tmp_path: Path) -> None:
-    trained = TrainedModel(striped_model(), discretizer(), environment_spec(WALK))
+    trained = TrainedTransformer(striped_model(), discretizer(), environment_spec(WALK))
     figures = evaluate_attention(trained, table(4, 6), AttentionConfig(windows=5), RUN, tmp_path)
     values = {figure.name: figure.value for figure in figures if figure.method == "layer 1 head 1"}
     stripe, previous = [], []
@@ -162,7 +162,7 @@ def test_a_model_with_a_known_pattern(tmp_path: Path) -> None:
 
 
 def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained = TrainedModel(model(), discretizer(), environment_spec(WALK))
+    trained = TrainedTransformer(model(), discretizer(), environment_spec(WALK))
     figures = evaluate_attention(trained, table(4, 6, 2), AttentionConfig(windows=5, shown=4), RUN, tmp_path)
     with (tmp_path / "figures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -180,6 +180,6 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_window_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    trained = TrainedModel(model(), discretizer(), environment_spec(WALK))
+    trained = TrainedTransformer(model(), discretizer(), environment_spec(WALK))
     with pytest.raises(UserError, match=r"attention\.shown=6: the held-out episodes have only 6 windows"):
         evaluate_attention(trained, table(4, 6), AttentionConfig(shown=6), RUN, tmp_path)

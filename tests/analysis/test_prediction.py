@@ -3,7 +3,7 @@
 import copy
 import csv
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.figures import RunFacts
-from trajectory_transformer.learners.same_data import require_same_data
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
-from trajectory_transformer.planning.trained_model import TrainedModel
+from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 
 OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 4, 8
 FACTS = RunFacts("tests/walk-v0", "Walk-v0", 5, None, "python evaluate.py task=predict")
@@ -53,7 +52,7 @@ HELD_OUT = [episode(steps, seed) for seed, steps in enumerate((12, 3, 9, 20))]
 
 
 @pytest.fixture(scope="module")
-def trained() -> TrainedModel:
+def trained() -> TrainedTransformer:
     torch.manual_seed(0)
     config = TrajectoryTransformerConfig(
         vocab_size=BINS, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH, observation_dim=OBSERVATION_DIM,
@@ -61,7 +60,9 @@ def trained() -> TrainedModel:
     )  # fmt: skip
     values = torch.randn(300, WIDTH, generator=torch.Generator().manual_seed(0))
     values[:, 2] = 1.5
-    return TrainedModel(TrajectoryTransformerModel(config).eval(), QuantileDiscretizer(BINS).fit(values), ENVIRONMENT)
+    return TrainedTransformer(
+        TrajectoryTransformerModel(config).eval(), QuantileDiscretizer(BINS).fit(values), ENVIRONMENT
+    )
 
 
 class Constant:
@@ -84,7 +85,7 @@ def figures_in(directory: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {(row["method"], row["name"]): row for row in csv.DictReader(file)}
 
 
-def test_figures_and_pictures_of_all_models(trained: TrainedModel, tmp_path: Path) -> None:
+def test_figures_and_pictures_of_all_models(trained: TrainedTransformer, tmp_path: Path) -> None:
     figures = predict(trained, PlannerConfig(), HELD_OUT, Constant(), request(), tmp_path)
     rows = figures_in(tmp_path)
     assert len(rows) == len(figures)
@@ -104,7 +105,7 @@ def test_figures_and_pictures_of_all_models(trained: TrainedModel, tmp_path: Pat
     assert not (tmp_path / "videos").exists()
 
 
-def test_errors_are_in_standard_deviations_of_the_held_out_data(trained: TrainedModel, tmp_path: Path) -> None:
+def test_errors_are_in_standard_deviations_of_the_held_out_data(trained: TrainedTransformer, tmp_path: Path) -> None:
     predict(trained, PlannerConfig(), HELD_OUT, None, request(episodes=1, horizon=1), tmp_path)
     deviation = np.concatenate([e.observations for e in HELD_OUT]).std(axis=0)
     deviation[2] = 1.0  # a dimension that never changes is not divided by 0
@@ -113,7 +114,7 @@ def test_errors_are_in_standard_deviations_of_the_held_out_data(trained: Trained
     assert float(figures_in(tmp_path)["constant", "mean_error_step_1"]["value"]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_run_can_be_repeated_and_its_seed_matters(trained: TrainedModel, tmp_path: Path) -> None:
+def test_a_run_can_be_repeated_and_its_seed_matters(trained: TrainedTransformer, tmp_path: Path) -> None:
     def value(seed: int) -> float:
         again = replace(request(episodes=1), facts=replace(FACTS, seed=seed))
         return predict(trained, PlannerConfig(), HELD_OUT, None, again, tmp_path)[0].value
@@ -122,7 +123,7 @@ def test_a_run_can_be_repeated_and_its_seed_matters(trained: TrainedModel, tmp_p
     assert value(1) != value(2)
 
 
-def test_a_context_of_one_is_the_markovian_model(trained: TrainedModel, tmp_path: Path) -> None:
+def test_a_context_of_one_is_the_markovian_model(trained: TrainedTransformer, tmp_path: Path) -> None:
     predict(trained, PlannerConfig(), HELD_OUT, None, request(), tmp_path)
     markovian = figures_in(tmp_path)["markovian", "log_likelihood_mean"]["value"]
     predict(trained, PlannerConfig(), HELD_OUT, None, request(context=1), tmp_path)
@@ -131,7 +132,7 @@ def test_a_context_of_one_is_the_markovian_model(trained: TrainedModel, tmp_path
     assert ("markovian", "log_likelihood_mean") not in rows
 
 
-def test_recorded_actions_are_the_episodes_own(trained: TrainedModel) -> None:
+def test_recorded_actions_are_the_episodes_own(trained: TrainedTransformer) -> None:
     """Two episodes that differ in one action alone are predicted alike up to it, and not with own actions."""
     other = Episode(HELD_OUT[0].observations, HELD_OUT[0].actions.copy(), HELD_OUT[0].rewards, False)
     other.actions[2] = -10 * np.sign(other.actions[2])
@@ -148,7 +149,7 @@ def test_recorded_actions_are_the_episodes_own(trained: TrainedModel) -> None:
     np.testing.assert_array_equal(means("model", HELD_OUT[0]), means("model", other))
 
 
-def test_both_decoders_predict_alike(trained: TrainedModel) -> None:
+def test_both_decoders_predict_alike(trained: TrainedTransformer) -> None:
     means = []
     for decoder in ("auto", "eager"):
         predictor = Predictor(
@@ -161,7 +162,7 @@ def test_both_decoders_predict_alike(trained: TrainedModel) -> None:
 # ---- what cannot be predicted ----
 
 
-def test_a_horizon_beyond_every_episode_is_refused(trained: TrainedModel, tmp_path: Path) -> None:
+def test_a_horizon_beyond_every_episode_is_refused(trained: TrainedTransformer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"predict\.horizon=21: no held-out episode .* the longest of 4 has 20"):
         predict(trained, PlannerConfig(), HELD_OUT, None, request(horizon=21), tmp_path)
 
@@ -175,49 +176,18 @@ def test_fewer_episodes_than_asked_for_are_one_warning(caplog: pytest.LogCapture
     assert "3 of the 4 held-out episodes have the 9 steps" in record.message
 
 
-def test_a_context_beyond_the_models_is_refused(trained: TrainedModel, tmp_path: Path) -> None:
+def test_a_context_beyond_the_models_is_refused(trained: TrainedTransformer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"predict\.context=4 exceeds the 3 transitions .*data\.sequence_length=4"):
         predict(trained, PlannerConfig(), HELD_OUT, None, request(context=4), tmp_path)
     with pytest.raises(UserError, match=r"data\.sequence_length=1 sees no transition"):
         PredictConfig().context_within(1)
 
 
-def test_a_goal_model_is_refused(trained: TrainedModel) -> None:
+def test_a_goal_model_is_refused(trained: TrainedTransformer) -> None:
     goal = copy.deepcopy(trained)
     goal.model.config.goal_conditioned = True
     with pytest.raises(UserError, match=r"task=predict .*trained to reach goals \(model\.goal_conditioned=true\)"):
         Predictor(goal, PlannerConfig(), PredictConfig(), np.ones(OBSERVATION_DIM), None)
-
-
-@dataclass
-class Recorded:
-    """An ensemble's checkpoint."""
-
-    environment: EnvironmentSpec = ENVIRONMENT
-    fingerprint: str = "same"
-    network: Constant = Constant()  # noqa: RUF009 - without state
-
-    @property
-    def dataset(self) -> dict[str, Any]:
-        return {"ids": ["tests/other-v0"], "fingerprint": self.fingerprint}
-
-
-def test_an_ensemble_of_the_same_data_is_taken() -> None:
-    require_same_data("predict.ensemble", Recorded(), ENVIRONMENT, "same")
-
-
-@pytest.mark.parametrize(
-    ("ensemble", "message"),
-    [
-        (Recorded(replace(ENVIRONMENT, observation=box(5))), "has 5 observation dimensions, the checkpoint's model 3"),
-        (Recorded(replace(ENVIRONMENT, action=box(1))), "has 1 action dimensions, the checkpoint's model 2"),
-        (Recorded(fingerprint="other"), r"other data \(tests/other-v0\)"),
-        (Recorded(replace(ENVIRONMENT, observation=box(4), observation_indices=(0, 1, 3))), r"\(0, 1, 3\).* None"),
-    ],
-)
-def test_an_ensemble_of_another_kind_is_refused(ensemble: Recorded, message: str) -> None:
-    with pytest.raises(UserError, match=rf"predict\.ensemble .*{message}"):
-        require_same_data("predict.ensemble", ensemble, ENVIRONMENT, "same")
 
 
 @pytest.mark.parametrize(

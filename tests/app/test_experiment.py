@@ -21,7 +21,9 @@ from trajectory_transformer.app import entry_point, experiment
 from trajectory_transformer.app.experiment import RunContext, run_evaluation, run_training
 from trajectory_transformer.app.run_record import RunRecord
 from trajectory_transformer.app.trained import held_out_episodes, load_trained
-from trajectory_transformer.checkpoint import read_checkpoint, write_checkpoint
+from trajectory_transformer.building import spec_of
+from trajectory_transformer.checkpoint import Checkpoint
+from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint, write_checkpoint
 from trajectory_transformer.configuration import (
     DataConfig,
     DiscretizerConfig,
@@ -36,7 +38,9 @@ from trajectory_transformer.configuration import (
 from trajectory_transformer.data.transitions import join_episodes
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import results
-from trajectory_transformer.training.datamodule import TrajectoryDataModule
+from trajectory_transformer.learners.ensemble import EnsembleLearner
+from trajectory_transformer.learners.iql import ImplicitQLearning
+from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule
 from trajectory_transformer.training.loggers import RunLabels
 
 from ..minari_sets import random_episode, write_dataset
@@ -188,8 +192,8 @@ class TestEvaluation:
         directory, score = trained
         checkpoint = directory / "checkpoints" / "best.ckpt"
         options = EvaluateConfig(str(checkpoint), episodes=2, num_envs=1, seed=7000)
-        trained_model = load_trained(checkpoint, "cpu", {})
-        assert run_evaluation(options, RunContext(tmp_path, "command"), trained_model) == score
+        trained_transformer = load_trained(checkpoint, "cpu", {})
+        assert run_evaluation(options, RunContext(tmp_path, "command"), trained_transformer) == score
         assert results_of(tmp_path)["seed"] == 7000
         assert results_of(tmp_path)["episodes"] == results_of(directory)["episodes"]
         assert results_of(tmp_path)["planner"] == results_of(directory)["planner"]
@@ -295,7 +299,9 @@ class TestAttention:
 
 class TestOtherLearners:
     def test_a_critics_policy_acts_as_after_its_training(self, tmp_path: Path) -> None:
-        score = run_training(replace(config(), learner="iql"), RunContext(tmp_path / "run", "command"))
+        score = run_training(
+            replace(config(), learner=spec_of(ImplicitQLearning())), RunContext(tmp_path / "run", "command")
+        )
         checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
         plan(checkpoint, tmp_path / "again")
         first, again = results_of(tmp_path / "run"), results_of(tmp_path / "again")
@@ -305,11 +311,13 @@ class TestOtherLearners:
         assert again["planner"] == first["planner"]
         pictures = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
         assert pictures == {"returns.png", "training.png"}  # a policy predicts nothing that could be drawn
-        with pytest.raises(UserError, match=r"best\.ckpt' holds a critic, .*leave out planner and planner\.horizon$"):
+        with pytest.raises(
+            UserError, match=r"holds a policy of learner=iql, .*leave out planner and planner\.horizon$"
+        ):
             load_trained(checkpoint, "cpu", {"horizon": 3})
 
     def test_an_ensemble_does_not_act(self, tmp_path: Path) -> None:
-        score = run_training(replace(config(), learner="ensemble"), RunContext(tmp_path, "command"))
+        score = run_training(replace(config(), learner=spec_of(EnsembleLearner())), RunContext(tmp_path, "command"))
         assert math.isfinite(score)
         assert not (tmp_path / "results.json").exists()
         with pytest.raises(
@@ -418,7 +426,7 @@ class TestCommands:
         masked = ("seed=7", "data.observation_indices=[0,2]")
         less = ("seed=7", "data.validation_fraction=0.3")
         for name, more in (("same", ("seed=7",)), ("masked", masked), ("seen", ("seed=1",)), ("less", less)):
-            data = ("data=minari", f"data.dataset_id={DATASET}", "data.batch_size=8", "ensemble.hidden_width=8")
+            data = ("data=minari", f"data.dataset_id={DATASET}", "data.batch_size=8", "learner.hidden_width=8")
             assert call("train", "learner=ensemble", *data, *small, *more, f"hydra.run.dir={name}") == 0
         best = trained[0] / "checkpoints" / "best.ckpt"
         options = (f"checkpoint={best}", "task=predict", "predict.samples=5", "predict.horizon=3", "episodes=1")
@@ -432,7 +440,7 @@ class TestCommands:
         assert call("evaluate", *options, "predict.ensemble=less/checkpoints/best.ckpt", "hydra.run.dir=nor") == 1
         assert "predict.ensemble was trained with data.validation_fraction=0.3, the" in capsys.readouterr().err
         assert call("evaluate", *options, f"predict.ensemble={best}", "hydra.run.dir=neither") == 1
-        assert "holds a trajectory transformer, not an ensemble" in capsys.readouterr().err
+        assert "trained with learner=transformer, and one of learner=ensemble is needed" in capsys.readouterr().err
 
     def test_an_evaluations_config_holds_the_planner_that_it_used(
         self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int]
@@ -515,15 +523,16 @@ class TestCommands:
 def test_held_out_episodes_are_those_that_training_validated_on(trained: tuple[Path, float]) -> None:
     datamodule = TrajectoryDataModule(config().data, seed=7)
     datamodule.setup()
-    (episode,) = held_out_episodes(load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {}))
+    (episode,) = held_out_episodes(Checkpoint.read(trained[0] / "checkpoints" / "best.ckpt"))
     table = join_episodes([episode], config().data.discount, config().data.termination_penalty)
     assert (table.values == datamodule.validation_table.values).all()
 
 
 def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]) -> None:
-    model = load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {})
+    contents = read_checkpoint(trained[0] / "checkpoints" / "best.ckpt")
+    contents[SECTION]["dataset"]["fingerprint"] = "0"
     with pytest.raises(UserError, match="other contents than the one that"):
-        held_out_episodes(replace(model, dataset={**model.dataset, "fingerprint": "0"}))
+        held_out_episodes(Checkpoint.from_contents(contents))
 
 
 def test_a_critic_that_cannot_be_had_is_refused_before_training(tmp_path: Path) -> None:

@@ -105,13 +105,20 @@ def test_a_config_that_cannot_be_written_is_one_sentence(
 
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(
-    "arguments", [("+trainer.callbacks.x._target_=torch.nn.Identity",), ("+trainer.callbacks.x=3",)]
+    ("argument", "words"),
+    [
+        (
+            "+trainer.callbacks.x._target_=torch.nn.Identity",
+            "x._target_=torch.nn.Identity is not a Callback",
+        ),
+        ("+trainer.callbacks.x=3", "trainer.callbacks.x needs a class, as in trainer.callbacks.x._target_=my_package"),
+    ],
 )
 def test_a_callback_that_is_none_is_named(
-    train: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], argument: str, words: str
 ) -> None:
-    assert train("hydra.run.dir=here", *arguments) == 1
-    assert "trainer.callbacks.x is a" in capsys.readouterr().err
+    assert train("hydra.run.dir=here", argument) == 1
+    assert words in capsys.readouterr().err
 
 
 class TestRanks:

@@ -56,7 +56,7 @@ MISTAKES = [
     (["++model.n_layr=1"], ["'model.n_layer'"]),
     (["hydra.run.dri=x"], ["'hydra.run.dir'"]),
     (["seed=[1"], ["seed=[1"]),
-    (["+trainer.callbacks.x._target_=os.system"], ["trainer.callbacks.x", "os.system"]),
+    (["+trainer.callbacks.x._target_=os.system"], ["trainer.callbacks._target_=os.system is not a class"]),
     (["-m", "model=tiny,bsae"], ["model=bsae", "'model=base'"]),
     (["-m", "model.n_layr=1,2"], ["'model.n_layer'"]),
     (["-m", "+foo=1,2"], ["foo"]),

@@ -10,7 +10,7 @@ import torch
 from tests.golden.seeded import Case, original_weights, rewrite_weights
 from tests.minari_sets import random_episode, write_dataset
 from trajectory_transformer import Agent
-from trajectory_transformer.checkpoint import SECTION, read_checkpoint
+from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint
 from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.data.original_bins import original_quantiles
 from trajectory_transformer.data.sources import load_offline_data

@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint
+from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.learner_module import NonFiniteLossError
 
@@ -71,7 +72,7 @@ def test_gradient_is_clipped(tmp_path: Path) -> None:
 def test_logged_metrics(tmp_path: Path) -> None:
     rows = Rows()
     config = small_config(max_steps=12)
-    fit(config, tmp_path, small_datamodule(config), [rows], [], False)
+    fit(TransformerLearner(), config, tmp_path, small_datamodule(config), [rows], [], False)
     kinds = ("observation", "action", "reward", "value")
     both = {"loss", "perplexity"} | {f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")}
     expected = {f"train/{name}" for name in (*both, "learning_rate", "gradient_norm", "tokens_per_second")}

@@ -7,8 +7,7 @@ import torch
 from trajectory_transformer.configuration import IqlConfig
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.learners.critic import Critic
-from trajectory_transformer.learners.iql import ImplicitQ
+from trajectory_transformer.learners.iql_network import ImplicitQ
 from trajectory_transformer.learners.policy_agent import PolicyAgent
 
 ENVIRONMENT = EnvironmentSpec(
@@ -27,7 +26,7 @@ def agent() -> PolicyAgent:
     for parameter in network.policy.parameters():
         value = next(weights)
         parameter.data = torch.zeros(1) if value is None else value
-    agent = PolicyAgent(Critic(network.requires_grad_(False), 1.0, 0.0, 0.99, ENVIRONMENT, {}))
+    agent = PolicyAgent(network.requires_grad_(False).policy_mean, ENVIRONMENT, "cpu", "iql_policy")
     agent.reset(3)
     return agent
 

@@ -5,36 +5,44 @@ from pathlib import Path
 from typing import cast
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from trajectory_transformer.checkpoint import SECTION, read_checkpoint, write_checkpoint
-from trajectory_transformer.configuration import EnsembleConfig, IqlConfig, OptimizerConfig, TrainConfig
+from trajectory_transformer.building import TYPED_BY_USER, spec_of
+from trajectory_transformer.checkpoint import Checkpoint
+from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint, write_checkpoint
+from trajectory_transformer.configuration import OptimizerConfig, TrainConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.bc import BehaviorCloning
 from trajectory_transformer.learners.critic import Critic
-from trajectory_transformer.learners.ensemble import DynamicsEnsemble, TrainedEnsemble
-from trajectory_transformer.learners.make import make_datamodule
+from trajectory_transformer.learners.ensemble import EnsembleLearner
+from trajectory_transformer.learners.ensemble_network import read_ensemble
+from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.transition_datamodule import TransitionDataModule
 from trajectory_transformer.learners.transition_module import TransitionModule
 from trajectory_transformer.planning.agent import Agent
-from trajectory_transformer.planning.trained_model import TrainedModel
+from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.datamodule import split_episodes
 from trajectory_transformer.training.fit import FitReport, fit
+from trajectory_transformer.training.learner import Learner, make_learner
 
 from ..training.small_run import Rows, small_config, small_data, small_fit, weights
 
-LEARNERS = ("iql", "ensemble")
+LEARNERS: dict[str, Learner] = {
+    "iql": ImplicitQLearning(hidden_layers=1, hidden_width=8),
+    "ensemble": EnsembleLearner(num_members=2, hidden_layers=1, hidden_width=8),
+    "bc": BehaviorCloning(hidden_layers=1, hidden_width=8, best_fraction=0.5),
+}
 
 
 def config(learner: str, **trainer: object) -> TrainConfig:
     """Batches of 9 of about 88 transitions; a validation every 6 updates, a save every 5."""
     options = small_config(**trainer)
-    options.learner = learner
-    options.iql = IqlConfig(hidden_layers=1, hidden_width=8)
-    options.ensemble = EnsembleConfig(num_members=2, hidden_layers=1, hidden_width=8)
+    options.learner = spec_of(LEARNERS[learner])
     options.optimizer = OptimizerConfig(learning_rate=1e-2, gradient_clip_norm=None, final_learning_rate_fraction=0.0)
     return options
 
@@ -43,14 +51,15 @@ def made_datamodule(options: TrainConfig) -> TransitionDataModule:
     """Set up on made-up episodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datamodule_file, "load_offline_data", lambda _: small_data())
-        module = make_datamodule(options)
+        module = make_learner(options.learner, TYPED_BY_USER).make_datamodule(options)
         module.setup()
     assert isinstance(module, TransitionDataModule)
     return module
 
 
 def run(directory: Path, options: TrainConfig, *callbacks: Callback, resume: bool = False) -> FitReport:
-    return fit(options, directory, made_datamodule(options), [], callbacks, resume)
+    learner = make_learner(options.learner, TYPED_BY_USER)
+    return fit(learner, options, directory, made_datamodule(options), [], callbacks, resume)
 
 
 class StopAt(Callback):
@@ -105,7 +114,7 @@ def test_resume_gives_identical_weights(tmp_path: Path, learner: str, step: int)
 
 def test_best_is_the_latest_critic_but_the_likeliest_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation losses are made to fall, then to rise."""
-    losses = iter([3.0, 1.0, 2.0, 4.0] * 2)
+    losses = iter([3.0, 1.0, 2.0, 4.0] * 3)
     mean = TransitionModule._mean
 
     class Fixed:
@@ -118,7 +127,7 @@ def test_best_is_the_latest_critic_but_the_likeliest_ensemble(tmp_path: Path, mo
     monkeypatch.setattr(TransitionModule, "_mean", lambda self, name: Fixed() if name == "loss" else mean(self, name))
     reports = {learner: run(tmp_path / learner, config(learner)) for learner in LEARNERS}
     steps = {learner: read_checkpoint(report.best)["global_step"] for learner, report in reports.items()}
-    assert steps == {"iql": 24, "ensemble": 12}
+    assert steps == {"iql": 24, "ensemble": 12, "bc": 12}
     assert (reports["iql"].validation_loss, reports["ensemble"].validation_loss) == (4.0, 1.0)
 
 
@@ -132,7 +141,7 @@ def test_rates_decay_and_metrics_of_a_critic(tmp_path: Path) -> None:
     options = config("iql")
     options.optimizer.warmup_tokens = 0
     rows = Rows()
-    fit(options, tmp_path, made_datamodule(options), [rows], [Rates()], False)
+    fit(LEARNERS["iql"], options, tmp_path, made_datamodule(options), [rows], [Rates()], False)
     for step, row in enumerate(groups, start=1):
         cosine = 1e-2 * 0.5 * (1.0 + math.cos(math.pi * step / 24))
         assert [rate for rate, _ in row] == pytest.approx(
@@ -165,7 +174,6 @@ def test_a_critic_is_what_was_trained(tmp_path: Path) -> None:
     assert critic.reward_scale == pytest.approx(1000 / (max(penalized) - min(penalized)), rel=1e-5)
     assert (critic.reward_shift, critic.discount) == (0.0, 0.99)
     assert critic.environment == small_data().environment
-    assert (critic.dataset["ids"], critic.dataset["fingerprint"]) == (["small/walk-v0"], "0" * 64)
     assert not any(parameter.requires_grad for parameter in critic.network.parameters())
     contents = torch.load(report.best, weights_only=True)
     assert contents[SECTION]["kind"] == "iql"
@@ -178,14 +186,15 @@ def split_training() -> list:
 
 def test_an_ensemble_is_what_was_trained(tmp_path: Path) -> None:
     report = run(tmp_path, config("ensemble"))
-    trained = TrainedEnsemble.load(report.best)
-    assert trained.network.num_members == 2
-    assert trained.environment == small_data().environment
-    assert trained.dataset["ids"] == ["small/walk-v0"]
+    checkpoint = Checkpoint.read(report.best)
+    network = read_ensemble(checkpoint)
+    assert network.num_members == 2
+    assert checkpoint.training.environment == small_data().environment
+    assert (checkpoint.training.dataset.ids, checkpoint.training.dataset.fingerprint) == (("small/walk-v0",), "0" * 64)
     assert torch.load(report.best, weights_only=True)[SECTION]["kind"] == "ensemble"
     module = made_datamodule(config("ensemble"))
     batch = module.validation_examples.gather(torch.arange(module.num_validation))
-    nats = DynamicsEnsemble.load(report.best).nats(batch).mean().item()
+    nats = network.nats(batch).mean().item()
     assert report.validation_loss == pytest.approx(nats, rel=1e-5)
 
 
@@ -198,41 +207,85 @@ def test_checkpoints_of_another_kind(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "older.ckpt", older)
     for path in (transformer, tmp_path / "older.ckpt"):
         Agent.from_checkpoint(path)
-        with pytest.raises(UserError, match=r"^'.*ckpt' holds a trajectory transformer, not a critic; .*=iql_…$"):
+        with pytest.raises(UserError, match=r"ckpt' was trained with learner=transformer, and one of learner=iql is"):
             Critic.load(path)
-        with pytest.raises(UserError, match=r"^'.*ckpt' holds a trajectory transformer, not an ensemble of dynamics"):
-            DynamicsEnsemble.load(path)
-    with pytest.raises(UserError, match=r"^'.*' holds an ensemble of dynamics models, not a critic; "):
+        with pytest.raises(UserError, match=r"ckpt' was trained with learner=transformer, and one of learner=ensemble"):
+            read_ensemble(Checkpoint.read(path))
+    with pytest.raises(
+        UserError, match=r"ckpt' was trained with learner=ensemble, and one of learner=iql is needed here$"
+    ):
         Critic.load(paths["ensemble"])
-    for learner, name in (("iql", "a critic"), ("ensemble", "an ensemble of dynamics models")):
-        for load in (Agent.from_contents, TrainedModel.from_contents):
-            with pytest.raises(
-                UserError, match=rf"^the checkpoint holds {name}, not a trajectory transformer; .*python train\.py$"
-            ):
-                load(read_checkpoint(paths[learner]))
+    for learner, path in paths.items():
+        for load in (Agent.of, TrainedTransformer.of):
+            with pytest.raises(UserError, match=rf"learner={learner}, and one of learner=transformer is needed here$"):
+                load(Checkpoint.read(path))
     unknown = read_checkpoint(transformer)
     unknown[SECTION]["kind"] = "oracle"
-    with pytest.raises(UserError, match=r"^the checkpoint holds 'oracle', which this version does not know"):
-        Agent.from_contents(unknown)
+    del unknown[SECTION]["learner"]
+    with pytest.raises(UserError, match=r"'oracle', which this version does not know"):
+        Checkpoint.from_contents(unknown)
+
+
+def test_a_checkpoint_of_earlier_versions_names_its_learner_by_kind(tmp_path: Path) -> None:
+    for learner in ("iql", "ensemble"):
+        contents = read_checkpoint(run(tmp_path / learner, config(learner, max_steps=1)).best)
+        del contents[SECTION]["learner"]
+        assert type(make_learner(Checkpoint.from_contents(contents).training.learner, ())) is type(LEARNERS[learner])
 
 
 def test_resume_with_another_learner_or_other_options(tmp_path: Path) -> None:
     run(tmp_path, config("iql", max_steps=2))
-    with pytest.raises(UserError, match=r"last\.ckpt' holds a critic, not an ensemble of dynamics models"):
+    with pytest.raises(UserError, match=r"last\.ckpt' was trained with learner=iql, and one of learner=ensemble"):
         run(tmp_path, config("ensemble"), resume=True)
     other = config("iql")
-    other.iql.expectile = 0.9
-    with pytest.raises(UserError, match=r"last\.ckpt' has expectile=0\.7, but now it would be 0\.9; resume with"):
+    other.learner["expectile"] = 0.9
+    with pytest.raises(
+        UserError, match=r"last\.ckpt' has learner.expectile=0\.7, but now it would be 0\.9; resume with"
+    ):
         run(tmp_path, other, resume=True)
 
 
 def test_options_that_make_no_sense() -> None:
-    with pytest.raises(UserError, match=r"^learner='ensmble' is not one of .*; did you mean 'ensemble'\?$"):
-        TrainConfig(learner="ensmble")
-    options = small_config(compile=True)
     with pytest.raises(UserError, match=r"^trainer\.compile=true is for learner=transformer, not iql$"):
-        TrainConfig(learner="iql", trainer=options.trainer)
-    with pytest.raises(UserError, match=r"^iql\.expectile=1\.0 must lie in \(0, 1\)$"):
-        IqlConfig(expectile=1.0)
-    with pytest.raises(UserError, match=r"^ensemble\.num_members=0 must be at least 1$"):
-        EnsembleConfig(num_members=0)
+        LEARNERS["iql"].check(small_config(compile=True))
+    for learner, message in {
+        ImplicitQLearning: r"^learner\.expectile=1\.0 must lie in \(0, 1\)$",
+        EnsembleLearner: r"^learner\.num_members=0 must be at least 1$",
+        BehaviorCloning: r"^learner\.best_fraction=0\.0 must lie in \(0, 1\]$",
+    }.items():
+        name, value = {ImplicitQLearning: ("expectile", 1.0), EnsembleLearner: ("num_members", 0)}.get(
+            learner, ("best_fraction", 0.0)
+        )
+        with pytest.raises(UserError, match=message):
+            learner(**{name: value})
+
+
+class TestCloning:
+    def test_clones_the_best_episodes(self) -> None:
+        options = config("bc")
+        train, _ = split_episodes(small_data(), options.data.validation_fraction, options.seed)
+        module = made_datamodule(options)
+        best = sorted((float(episode.rewards.sum()) for episode in train), reverse=True)[: round(len(train) / 2)]
+        assert module.num_train == 8 * len(best)
+        assert float(module.train_set.all.rewards.sum()) == pytest.approx(
+            sum(best) + sum(-100 - e.rewards[-1] for e in train if e.rewards.sum() >= best[-1] - 1e-6 and e.terminated),
+            rel=1e-5,
+        )
+
+    def test_a_linear_policy_is_recovered(self, tmp_path: Path) -> None:
+        """Actions are tanh(x / 2) of the observation: the clone's actions are within 0.05 of them."""
+        data = small_data(episodes=20)
+        for episode in data.episodes:
+            episode.actions[:] = 10.0 * np.tanh(episode.observations[:-1] / 2)
+        options = config("bc", max_steps=1500, validate_every=500, checkpoint_every=500)
+        options.learner = spec_of(BehaviorCloning(hidden_layers=1, hidden_width=64))
+        options.data.batch_size = 64
+        learner = make_learner(options.learner, TYPED_BY_USER)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(datamodule_file, "load_offline_data", lambda _: data)
+            report = fit(learner, options, tmp_path, learner.make_datamodule(options), [], [], False)
+        agent = learner.make_agent(Checkpoint.read(report.best), "cpu", {})
+        observations = np.linspace(-3, 3, 13, dtype=np.float32)[:, None]
+        agent.reset(13)
+        np.testing.assert_allclose(agent.act(observations), 10.0 * np.tanh(observations / 2), atol=0.5)
+        assert agent.settings.name == "bc_policy"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.checkpoint import write_checkpoint
+from trajectory_transformer.checkpoint import Checkpoint, DatasetRecord
+from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import DataConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
 from trajectory_transformer.errors import UserError
@@ -200,6 +201,8 @@ def test_from_checkpoint_restores_the_agent(
             "discretizer": discretizer.to_dict(),
             "environment": ENVIRONMENT.to_dict(),
             "data": asdict(DataConfig(discount=0.95)),
+            "dataset": DatasetRecord(("test/data-v0",), "abc", torch.zeros(1), None, "none").to_dict(),
+            "seed": 0,
             "planner": asdict(PlannerConfig(**recorded)),
         },
     }
@@ -216,7 +219,7 @@ def test_from_checkpoint_restores_the_agent(
         Agent.from_checkpoint(path, beam_width=0)
     contents["trajectory_transformer"] |= {"model": {"vocab_size": BINS}}
     with pytest.raises(UserError, match="do not fit together"):
-        Agent.from_contents(contents)
+        Agent.of(Checkpoint.from_contents(contents))
     contents["trajectory_transformer"] |= {"planner": {"horizon": 3, "depth": 9}}
-    with pytest.raises(UserError, match=r"record of its planner cannot be read.*depth"):
-        Agent.from_contents(contents)
+    with pytest.raises(UserError, match=r"do not fit together.*depth"):
+        Agent.of(Checkpoint.from_contents(contents))

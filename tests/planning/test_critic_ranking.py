@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trajectory_transformer.checkpoint import write_checkpoint
+from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import IqlConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.learners.critic import Critic
 from trajectory_transformer.learners.critic_ranking import CriticRanking
-from trajectory_transformer.learners.iql import ImplicitQ
+from trajectory_transformer.learners.iql_network import ImplicitQ
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
@@ -41,7 +41,7 @@ class Sum(ImplicitQ):
 @pytest.fixture
 def critic() -> Critic:
     network = Sum(OBSERVATION_DIM, [-1.0] * ACTION_DIM, [1.0] * ACTION_DIM, IqlConfig())
-    return Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT, {"ids": ["test/data-v0"], "fingerprint": "abc"})
+    return Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT)
 
 
 @pytest.mark.parametrize("score", ["return", "v", "q"])
@@ -165,7 +165,7 @@ def test_a_critic_of_other_observation_dimensions_is_refused(files: Callable[...
 
 def test_something_else_than_a_critic_is_refused(files: Callable[..., tuple[Path, Path]]) -> None:
     model, critic = files()
-    with pytest.raises(UserError, match="holds a trajectory transformer, not a critic"):
+    with pytest.raises(UserError, match="trained with learner=transformer, and one of learner=iql is"):
         Agent.from_checkpoint(model, name="critic", critic=str(model))
-    with pytest.raises(UserError, match="holds a critic, not a trajectory transformer"):
+    with pytest.raises(UserError, match="trained with learner=iql, and one of learner=transformer is"):
         Agent.from_checkpoint(critic)

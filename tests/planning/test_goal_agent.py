@@ -10,6 +10,7 @@ import torch
 from trajectory_transformer.configuration import ModelConfig, PlannerConfig, TrainConfig
 from trajectory_transformer.data.discretizer import Discretizer, UniformDiscretizer
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
@@ -136,7 +137,7 @@ def test_models_and_planners_of_different_purpose(model: TrajectoryTransformerMo
     with pytest.raises(UserError, match="planner=imitation plans to no goal"):
         agent.aim(np.zeros((1, OBSERVATION_DIM)))
     with pytest.raises(UserError, match="cannot plan with a model that was trained to reach goals"):
-        TrainConfig(model=ModelConfig(goal_conditioned=True))
+        TransformerLearner().check(TrainConfig(model=ModelConfig(goal_conditioned=True)))
     with pytest.raises(UserError, match=r"planner=goal needs planner\.window=growing"):
         PlannerConfig(name="goal", window="sliding")
 

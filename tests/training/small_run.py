@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
-from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.configuration import (
     DataConfig,
     DiscretizerConfig,
@@ -25,8 +25,10 @@ from trajectory_transformer.configuration import (
 )
 from trajectory_transformer.data.episodes import Episode, OfflineData
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule
 from trajectory_transformer.training import datamodule as datamodule_file
-from trajectory_transformer.training.datamodule import TrainingBatches, TrajectoryDataModule
+from trajectory_transformer.training.batches import TrainingBatches
 from trajectory_transformer.training.fit import FitReport, fit
 
 
@@ -82,7 +84,7 @@ def small_datamodule(config: TrainConfig, data: OfflineData | None = None) -> Tr
 
 def small_fit(directory: Path, config: TrainConfig, callbacks: Any = (), resume: bool = False) -> FitReport:
     """Train on made-up episodes, with everything built anew."""
-    return fit(config, directory, small_datamodule(config), [], callbacks, resume)
+    return fit(TransformerLearner(), config, directory, small_datamodule(config), [], callbacks, resume)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from typing_extensions import override
 
-from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.learners.transformer_module import TrajectoryModule
 from trajectory_transformer.training import callbacks as callbacks_file
 from trajectory_transformer.training.callbacks import KeepCheckpoints, RunProgress, Throughput
@@ -46,7 +47,7 @@ def test_best_has_the_lowest_validation_loss(tmp_path: Path) -> None:
     rows = Rows()
     config = small_config(max_steps=20, validate_every=2)
     config.optimizer.learning_rate = 0.3  # so high that the loss goes up and down
-    report = fit(config, tmp_path, small_datamodule(config), [rows], [], False)
+    report = fit(TransformerLearner(), config, tmp_path, small_datamodule(config), [rows], [], False)
     losses = {step: value for (step, name), value in rows.rows.items() if name == "val/loss"}
     assert sorted(step or 0 for step in losses) == list(range(2, 21, 2))
     best = min(losses, key=lambda step: losses[step])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.model.config import TrajectoryTransformerConfig

@@ -11,13 +11,9 @@ from minari.data_collector import EpisodeBuffer
 
 from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.training.datamodule import (
-    BatchOrder,
-    TrainingBatches,
-    TrajectoryDataModule,
-    ValidationBatches,
-    split_episodes,
-)
+from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule
+from trajectory_transformer.training.batches import BatchOrder, TrainingBatches, ValidationBatches
+from trajectory_transformer.training.datamodule import split_episodes
 
 from .small_run import small_config, small_data, small_datamodule
 

@@ -10,9 +10,10 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.configuration import ModelConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.training.fit import fit, make_trainer, quiet_lightning
 
 from .small_run import Rows, finish, small_config, small_datamodule, small_fit, start, weights
@@ -32,7 +33,7 @@ def test_output_directory_that_cannot_be_written(tmp_path: Path, place: str) -> 
     (tmp_path / "file").touch()
     config = small_config()
     with pytest.raises(UserError, match=r"^the output directory '.*run' cannot be written: .*hydra\.run\.dir=DIR$"):
-        fit(config, tmp_path / place, small_datamodule(config), [], [], False)
+        fit(TransformerLearner(), config, tmp_path / place, small_datamodule(config), [], [], False)
 
 
 def test_stray_files_of_killed_writers_go(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_every_precision_of_a_cpu(tmp_path: Path, precision: str, dtype: torch.d
     config = small_config(max_steps=3, log_every=1, precision=precision)
     datamodule = small_datamodule(config)
     edges = datamodule.discretizer.edges.clone()
-    report = fit(config, tmp_path, datamodule, [rows], [], False)
+    report = fit(TransformerLearner(), config, tmp_path, datamodule, [rows], [], False)
     assert {value.dtype for value in weights(report.last).values()} == {dtype}
     kept = read_checkpoint(report.last)["trajectory_transformer"]["discretizer"]["edges"]
     assert kept.dtype == edges.dtype == torch.float32

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint
+from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.training.fit import FitReport, fit
 
@@ -23,7 +24,7 @@ ACCELERATOR, DEVICE = "gpu", "cuda"
 def trained(directory: Path, rows: Rows, precision: str) -> FitReport:
     config = small_config(max_steps=3, validate_every=3, log_every=1, accelerator=ACCELERATOR, precision=precision)
     datamodule = small_datamodule(config)
-    report = fit(config, directory, datamodule, [rows], [], False)
+    report = fit(TransformerLearner(), config, directory, datamodule, [rows], [], False)
     assert datamodule.train_examples.device.type == DEVICE
     return report
 

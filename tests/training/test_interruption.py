@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.training.interruption import SignalWatch, TrainingInterrupted

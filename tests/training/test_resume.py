@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from trajectory_transformer.checkpoint import read_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.training.fit import fit
 
 from .small_run import Rows, finish, small_config, small_data, small_datamodule, small_fit, start, wait_for
@@ -66,7 +67,7 @@ def digests(directory: Path) -> dict[str, str]:
 def run(directory: Path, every: int, resume: bool = False, callbacks: Any = ()) -> dict[Any, float]:
     rows = Rows()
     config = small_config(max_steps=STEPS, checkpoint_every=every)
-    fit(config, directory, small_datamodule(config), [rows], callbacks, resume)
+    fit(TransformerLearner(), config, directory, small_datamodule(config), [rows], callbacks, resume)
     return rows.repeatable()
 
 
@@ -104,7 +105,7 @@ def run_killed(directory: Path, every: int, step: int, hook: str) -> dict[Any, f
     rows = Rows()
     config = small_config(max_steps=STEPS, checkpoint_every=every)
     with pytest.raises(Killed):
-        fit(config, directory, small_datamodule(config), [rows], [KillAt(step, hook)], False)
+        fit(TransformerLearner(), config, directory, small_datamodule(config), [rows], [KillAt(step, hook)], False)
     return rows.repeatable()
 
 
@@ -127,7 +128,7 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
 
     def refused(config: Any, data: Any = None) -> str:
         with pytest.raises(UserError) as caught:
-            fit(config, tmp_path, small_datamodule(config, data), [], [], True)
+            fit(TransformerLearner(), config, tmp_path, small_datamodule(config, data), [], [], True)
         return str(caught.value)
 
     changed = small_config(max_steps=4)

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..evaluation.figures import Figure, RunFacts, write_figures
 from ..model.gpt import TrajectoryTransformerModel
 from ..model.output import TrajectoryTransformerOutput
-from ..planning.trained_model import TrainedModel
+from ..planning.trained_transformer import TrainedTransformer
 from .attention_figures import ALL_LAYERS, MeasuredAttention, attention_figures
 from .attention_masses import AttentionMasses
 from .attention_plots import AttentionMaps, plot_attention_maps, plot_attention_summary
@@ -42,7 +42,7 @@ class ChosenWindows:
 
 
 def evaluate_attention(
-    trained: TrainedModel, table: TransitionTable, options: AttentionConfig, run: RunFacts, directory: Path
+    trained: TrainedTransformer, table: TransitionTable, options: AttentionConfig, run: RunFacts, directory: Path
 ) -> list[Figure]:
     """Measure the attention of every head over windows of ``table``, and record it.
 

@@ -12,7 +12,7 @@ from ..configuration import PlannerConfig, PredictConfig, require
 from ..data.episodes import Episode
 from ..environments.batch import environment_title
 from ..evaluation.figures import Figure, RunFacts, write_figures
-from ..planning.trained_model import TrainedModel
+from ..planning.trained_transformer import TrainedTransformer
 from .ensemble_running import ProbabilisticDynamics
 from .prediction_curves import Curves, compare, prediction_figures, stack_curves
 from .prediction_plots import plot_errors, plot_log_likelihood
@@ -63,7 +63,7 @@ def choose_references(held_out: Sequence[Episode], horizon: int, count: int) -> 
 
 
 def predict(
-    trained: TrainedModel,
+    trained: TrainedTransformer,
     planner: PlannerConfig,
     held_out: Sequence[Episode],
     ensemble: ProbabilisticDynamics | None,

@@ -10,7 +10,7 @@ from ..configuration import PlannerConfig, PredictConfig, require
 from ..data.episodes import Episode
 from ..planning.planner import make_decoder
 from ..planning.sampling import Choice
-from ..planning.trained_model import TrainedModel
+from ..planning.trained_transformer import TrainedTransformer
 from .ensemble_running import ProbabilisticDynamics, continue_with_members
 from .free_running import Continuations, FreeRunning, continue_freely
 from .marginals import GaussianMarginals, Marginals, ObservationBins, TokenMarginals
@@ -47,7 +47,7 @@ class Predictor:
 
     def __init__(
         self,
-        trained: TrainedModel,
+        trained: TrainedTransformer,
         planner: PlannerConfig,
         options: PredictConfig,
         scale: np.ndarray,

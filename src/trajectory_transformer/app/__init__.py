@@ -1,7 +1,6 @@
 """The two commands: options, checks, run directories, sweeps. Nothing here imports torch until a job starts."""
 
 from .checks import RunChecks
-from .instantiation import instantiate
 from .main import entry_point
 
-__all__ = ["RunChecks", "entry_point", "instantiate"]
+__all__ = ["RunChecks", "entry_point"]

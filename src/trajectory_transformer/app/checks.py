@@ -9,12 +9,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
+from ..building import TYPED_BY_USER, locate, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import require_file
 from ..processes import is_first_process
 from . import mistakes, sweep
-from .instantiation import check_targets
 from .run_folder import why_taken
 from .schema import option_names, plain_options, refuse_additions, schema_of, typed_evaluate, typed_train
 
@@ -47,7 +47,8 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     except mistakes.EXPECTED as error:
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
     _require_effect(options, hydra)
-    check_targets(options.trainer.callbacks, "trainer.callbacks")
+    for target in targets_in(options.trainer.callbacks):  # what they are is seen once Lightning is there
+        locate(target, object, "trainer.callbacks", TYPED_BY_USER)
     if options.tune is not None:
         _check_search(config, options.tune)
     return options
@@ -59,7 +60,9 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     if "data" not in given or "data.dataset_id" in given:
         return
     name = hydra.runtime.choices["data"]
-    chosen = OmegaConf.select(OmegaConf.load(config_folder(hydra) / "data" / f"{name}.yaml"), "dataset_id")
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    file = next(path for folder in folders if (path := folder / "data" / f"{name}.yaml").is_file())
+    chosen = OmegaConf.select(OmegaConf.load(file), "dataset_id")
     ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
     require(
         ids in ([], options.data.dataset_ids),

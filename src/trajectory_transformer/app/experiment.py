@@ -3,34 +3,30 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from ..analysis.attention import evaluate_attention
 from ..analysis.prediction import PredictionRequest, predict
-from ..checkpoint import SECTION, read_checkpoint
+from ..building import TYPED_BY_USER, build, packages_in
+from ..checkpoint import Checkpoint, DatasetRecord
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from ..data.transitions import join_episodes
 from ..dataset_folders import dataset_folder
 from ..environments.batch import environment_title, make_environments
 from ..environments.spec import EnvironmentSpec
-from ..errors import UserError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.figures import Figure, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import require_possible
-from ..learners.critic import Critic
-from ..learners.ensemble import TrainedEnsemble
-from ..learners.make import make_datamodule
-from ..learners.same_data import require_same_data, require_same_split
-from ..planning.trained_model import TrainedModel
+from ..learners.ensemble_network import read_ensemble
+from ..planning.trained_transformer import TrainedTransformer
 from ..processes import is_first_process
 from ..training.fit import fit, torch_threads
+from ..training.learner import Learner, make_learner
 from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
 from .trained import Trained, held_out_episodes, load_trained, torch_device
 
@@ -69,19 +65,15 @@ class _Rollouts:
     progress: bool
 
 
-def require_callbacks(built: Mapping[str, object]) -> tuple[Callback, ...]:
-    """The values of ``trainer.callbacks``.
+def make_callbacks(specs: Mapping[str, object]) -> tuple[Callback, ...]:
+    """The Lightning callbacks that ``trainer.callbacks`` describes.
 
     Raises:
-        UserError: one is no Lightning callback.
+        UserError: one is no Lightning callback, or cannot be made.
     """
-    for name, callback in built.items():
-        if not isinstance(callback, Callback):
-            raise UserError(
-                f"trainer.callbacks.{name} is a {type(callback).__name__}, no Lightning callback; give it a "
-                "_target_ such as lightning.pytorch.callbacks.DeviceStatsMonitor"
-            )
-    return tuple(callback for callback in built.values() if isinstance(callback, Callback))
+    return tuple(
+        build(spec, Callback, f"trainer.callbacks.{name}", TYPED_BY_USER) for name, spec in specs.items()
+    )  # fmt: skip
 
 
 def run_training(config: TrainConfig, run: RunContext) -> float:
@@ -100,27 +92,29 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
-    datamodule = make_datamodule(config)
+    learner = make_learner(config.learner, TYPED_BY_USER)
+    learner.check(config)
+    datamodule = learner.make_datamodule(config)
     datamodule.setup()
-    _require_evaluable(config, datamodule.data.environment)
+    _require_evaluable(learner, config, datamodule.data.environment)
     if config.planner.critic is not None:  # rather now than after training
-        critic = Critic.load(config.planner.critic)
-        require_same_data("planner.critic", critic, datamodule.data.environment, datamodule.data.fingerprint)
+        critic = Checkpoint.read(config.planner.critic)
+        critic.require_same_data("planner.critic", datamodule.data.environment, DatasetRecord.of(datamodule.data))
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
     labels = RunLabels(group, "train", tags)
     loggers = make_loggers(config.logger, run.directory, asdict(config), labels)
     with _Finishing(loggers):
-        report = fit(config, run.directory, datamodule, loggers, run.callbacks, run.resume)
+        report = fit(learner, config, run.directory, datamodule, loggers, run.callbacks, run.resume)
         if not is_first_process():
             return float("nan")
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
         options = config.evaluation
         if _keeps_artifacts(config.logger):
-            _keep_artifacts(loggers, report.best, read_checkpoint(report.best)[SECTION]["dataset"])
-        if options.episodes == 0 or config.learner == "ensemble":
+            _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data))
+        if options.episodes == 0 or not learner.acts:
             return -report.validation_loss
-        trained = load_trained(report.best, config.trainer.accelerator, {})
+        trained = load_trained(report.best, config.trainer.accelerator, {}, packages_in(asdict(config)), learner)
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
@@ -149,7 +143,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
     """
     rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
-    labels = RunLabels(run.sweep or trained.dataset["ids"][0], "evaluate")
+    labels = RunLabels(run.sweep or trained.checkpoint.training.dataset.ids[0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _Finishing(loggers):
         if config.task == "plan":
@@ -160,38 +154,37 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
             log_figures(loggers, figures)
             score = figures[0].value if config.task == "predict" else float("nan")  # attention has nothing to maximise
         if _keeps_artifacts(config.logger):
-            _keep_artifacts(loggers, trained.checkpoint, trained.dataset)
+            _keep_artifacts(loggers, trained.path, trained.checkpoint.training.dataset)
         return score
 
 
-def _require_evaluable(config: TrainConfig, environment: EnvironmentSpec) -> None:
+def _require_evaluable(learner: Learner, config: TrainConfig, environment: EnvironmentSpec) -> None:
     """Refuse an evaluation that cannot be, rather before training than after.
 
     Raises:
         UserError: the environment cannot be made, or the planner is not for it.
     """
-    if config.evaluation.episodes == 0 or config.learner == "ensemble":
+    if config.evaluation.episodes == 0 or not learner.acts:
         return
     with make_environments(environment, 1) as batch:
-        if config.learner == "transformer":
+        if learner.plans:
             require_possible(config.planner, batch)
 
 
 def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:
     """Write the results of planning; returns the mean return."""
-    dataset = trained.dataset
-    scores = dataset["reference_scores"]
+    dataset = trained.checkpoint.training.dataset
     request = EvaluationRequest(
         episodes=rollouts.episodes,
         num_envs=min(rollouts.num_envs, rollouts.episodes),
         seed=rollouts.seed,
         first_episode_seed=rollouts.first_episode_seed,
         video=rollouts.video,
-        dataset_ids=tuple(dataset["ids"]),
-        behavior_returns=np.asarray(dataset["returns"]),
-        reference_scores=None if scores is None else (scores[0], scores[1]),
-        reference_source=dataset["reference_source"],
-        checkpoint=str(trained.checkpoint),
+        dataset_ids=dataset.ids,
+        behavior_returns=dataset.returns.numpy(),
+        reference_scores=dataset.reference_scores,
+        reference_source=dataset.reference_source,
+        checkpoint=str(trained.path),
         command=run.command,
         commit=run.commit,
         progress=rollouts.progress,
@@ -204,43 +197,40 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
 
 def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
     """Write what the model attends to in its held-out episodes."""
-    model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"))
-    data = trained.contents[SECTION]["data"]
-    table = join_episodes(held_out_episodes(trained), data["discount"], data["termination_penalty"])
+    model = TrainedTransformer.of(trained.checkpoint, torch_device(config.accelerator, "accelerator"))
+    data = trained.checkpoint.training.data
+    table = join_episodes(held_out_episodes(trained.checkpoint), data.discount, data.termination_penalty)
     return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
 
 
 def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
     """Write how well models predict its held-out episodes; the first figure is the score."""
-    model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"))
+    checkpoint = trained.checkpoint
+    model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"))
     network = None
     if config.predict.ensemble is not None:
-        ensemble = TrainedEnsemble.load(config.predict.ensemble)
-        require_same_data("predict.ensemble", ensemble, model.environment, trained.dataset["fingerprint"])
-        section = trained.contents[SECTION]
-        require_same_split(
-            "predict.ensemble", ensemble.split, (section["seed"], section["data"]["validation_fraction"])
-        )
-        network = ensemble.network
+        ensemble, training = Checkpoint.read(config.predict.ensemble), checkpoint.training
+        ensemble.require_same_data("predict.ensemble", training.environment, training.dataset)
+        ensemble.require_same_split("predict.ensemble", training.data, training.seed)
+        network = read_ensemble(ensemble)
     request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
     planner = trained.agent.settings
     assert isinstance(planner, PlannerConfig)  # a policy's checkpoint has no such model
-    return predict(model, planner, held_out_episodes(trained), network, request, run.directory)
+    return predict(model, planner, held_out_episodes(checkpoint), network, request, run.directory)
 
 
 def _facts(config: EvaluateConfig, run: RunContext, trained: Trained) -> RunFacts:
     env_id = environment_title(trained.agent.environment)
-    return RunFacts(",".join(trained.dataset["ids"]), env_id, config.seed, run.commit, run.command)
+    return RunFacts(",".join(trained.checkpoint.training.dataset.ids), env_id, config.seed, run.commit, run.command)
 
 
 def _keeps_artifacts(config: LoggerConfig) -> bool:
     return config.log_artifacts and config.name == "wandb"
 
 
-def _keep_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any]) -> None:
-    folders = [dataset_folder(dataset_id) for dataset_id in dataset["ids"]]
-    facts = {**dataset, "returns": np.asarray(dataset["returns"]).tolist()}
-    log_artifacts(loggers, checkpoint, facts, folders)
+def _keep_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: DatasetRecord) -> None:
+    folders = [dataset_folder(dataset_id) for dataset_id in dataset.ids]
+    log_artifacts(loggers, checkpoint, {**dataset.to_dict(), "returns": dataset.returns.tolist()}, folders)
 
 
 class _Finishing:

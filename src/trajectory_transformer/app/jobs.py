@@ -21,7 +21,6 @@ from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
 from ..files import write_whole
 from ..processes import is_first_process
-from .instantiation import instantiate
 from .run_folder import claim
 from .run_record import RunRecord
 
@@ -158,7 +157,7 @@ def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> floa
     from .experiment import RunContext, run_evaluation
     from .trained import load_trained
 
-    trained = load_trained(Path(options.checkpoint), options.accelerator, planner)
+    trained = load_trained(Path(options.checkpoint), options.accelerator, planner, options.allow)
     text = config_text({**asdict(options), "planner": asdict(trained.agent.settings)})
     action = claim(job.directory, text, job.continues, evaluation=True)
     record = RunRecord.read(job.directory)
@@ -183,9 +182,9 @@ def command_text() -> str:
 
 def context(options: TrainConfig, job: Job, resume: bool) -> "RunContext":
     """What training needs besides its options; imports torch."""
-    from .experiment import RunContext, require_callbacks
+    from .experiment import RunContext, make_callbacks
 
-    callbacks = require_callbacks(instantiate(options.trainer.callbacks, "trainer.callbacks"))
+    callbacks = make_callbacks(options.trainer.callbacks)
     return RunContext(job.directory, command_text(), resume, job.sweep, callbacks)
 
 

@@ -36,8 +36,8 @@ def entry_point(name: str, configs: Path) -> None:
             resume.run_rank()
             return
         code = 2  # a mistake within a run never comes up to here
-        if name == "train" and (directory := _resumed(sys.argv[1:])) is not None:
-            resume.resume(directory)
+        if name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
+            resume.resume(*asked)
         else:
             _run_hydra(name, configs)
     except UserError as error:
@@ -73,14 +73,17 @@ def hydra_job(config: DictConfig) -> float:
     return jobs.recorded(job, run)
 
 
-def _resumed(arguments: Sequence[str]) -> Path | None:
-    """The run directory of ``resume=DIR``, which must be the only option."""
+def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
+    """The run directory of ``resume=DIR``, and the packages of ``allow=``, the only option beside it."""
     given = [a for a in arguments if a.startswith("resume=") and a.partition("=")[2] not in ("", "null")]
     if not given:
         return None
-    others = [a for a in arguments if a != given[0]]
+    allowed = [a for a in arguments if a.startswith("allow=")]
+    others = [a for a in arguments if a not in (given[0], *allowed[:1])]
     if others:
         raise UserError(
-            f"{given[0]} goes on with a run as it was set up and takes no other option: {', '.join(others)}"
+            f"{given[0]} goes on with a run as it was set up and takes no other option but allow=[PACKAGE]: "
+            f"{', '.join(others)}"
         )
-    return Path(given[0].partition("=")[2].strip("'\""))
+    packages = [name.strip() for text in allowed for name in text.partition("=")[2].strip("[]'\"").split(",")]
+    return Path(given[0].partition("=")[2].strip("'\"")), [name for name in packages if name]

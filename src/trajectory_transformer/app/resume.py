@@ -3,27 +3,32 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from ..building import TYPED_BY_USER, require_allowed
 from ..configuration import TrainConfig
 from ..errors import UserError
 from . import mistakes
-from .instantiation import check_targets
 from .jobs import RANK_RUN, Job, context, fit_and_record, recorded, train
 from .run_record import RunRecord
 from .schema import typed
 
 
-def resume(directory: Path) -> None:
+def resume(directory: Path, allow: Sequence[str]) -> None:
     """Go on with the run in ``directory``, with the options in its ``config.yaml``.
+
+    Args:
+        directory: of the run.
+        allow: packages besides this one that its ``config.yaml`` may name classes of.
 
     Raises:
         UserError: it holds no run of ``train.py``.
         SystemExit: as :func:`recorded`.
     """
-    options = read_config(directory)
+    options = read_config(directory, allow)
     record = RunRecord.read(directory)
     finished = record is not None and record.status == "finished"
     in_sweep = (directory.parent / "multirun.yaml").exists()
@@ -57,14 +62,19 @@ def run_rank() -> None:
     """Train as one of several processes, in the first one's run directory and with its ``config.yaml``."""
     run = json.loads(os.environ[RANK_RUN])
     directory = Path(run["directory"])
-    options = read_config(directory)
+    options = read_config(directory, TYPED_BY_USER)
     from .experiment import run_training
 
     run_training(options, context(options, Job(directory), run["resume"]))
 
 
-def read_config(directory: Path) -> TrainConfig:
+def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
     """The options of the run in ``directory``.
+
+    Args:
+        directory: of the run.
+        allow: packages besides this one that its ``config.yaml`` may name classes of; :data:`TYPED_BY_USER`: any, as
+            this very command has just written it.
 
     Raises:
         UserError: there is none, or it is not valid.
@@ -86,7 +96,8 @@ def read_config(directory: Path) -> TrainConfig:
         raise UserError(f"{file}: {mistakes.explain(error, TrainConfig, directory)}") from None
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    check_targets(config.trainer.callbacks, f"{file}: trainer.callbacks")
+    if allow is not None:
+        require_allowed(options, str(file), allow)
     return config
 
 

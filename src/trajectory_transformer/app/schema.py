@@ -11,10 +11,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from ..building import TYPED_BY_USER
 from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
+from ..training.learner import make_learner
 
-OPEN_OPTIONS = ("trainer.callbacks",)  # dictionaries whose keys are the user's
+OPEN_OPTIONS = ("trainer.callbacks", "learner")  # dictionaries whose keys are the user's
 
 
 def run_name(requeued: bool) -> str:
@@ -107,8 +109,10 @@ def typed(schema: type, options: dict[str, Any]) -> Any:
 
 
 def typed_train(config: DictConfig) -> TrainConfig:
-    """The options of ``train.py``, validated; raises as :func:`typed`."""
-    return typed(TrainConfig, plain_options(config))
+    """The options of ``train.py``, validated, the learner's among them; raises as :func:`typed`."""
+    options: TrainConfig = typed(TrainConfig, plain_options(config))
+    make_learner(options.learner, TYPED_BY_USER).check(options)
+    return options
 
 
 def typed_evaluate(config: DictConfig, overrides: Sequence[str], planner_chosen: bool) -> EvaluateConfig:

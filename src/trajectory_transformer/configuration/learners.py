@@ -1,10 +1,9 @@
-"""The learners beside the transformer: a critic by implicit Q-learning, and an ensemble of dynamics models."""
+"""Options of the learners beside the transformer, checked without torch."""
 
 from dataclasses import dataclass
 
 from .validation import require, require_choice, require_finite
 
-LEARNERS = ("transformer", "iql", "ensemble")
 REWARDS = ("scaled", "minus_one", "raw")
 
 
@@ -21,14 +20,14 @@ class IqlConfig:
     rewards: str = "scaled"  # scaled: by 1000 / (best − worst return of the training data); minus_one; raw
 
     def __post_init__(self) -> None:
-        require_finite("iql", self)
+        require_finite("learner", self)
         for name in ("hidden_layers", "hidden_width"):
-            require(getattr(self, name) >= 1, f"iql.{name}={getattr(self, name)} must be at least 1")
-        require(0.0 < self.expectile < 1.0, f"iql.expectile={self.expectile} must lie in (0, 1)")
-        require(0.0 < self.target_rate <= 1.0, f"iql.target_rate={self.target_rate} must lie in (0, 1]")
+            require(getattr(self, name) >= 1, f"learner.{name}={getattr(self, name)} must be at least 1")
+        require(0.0 < self.expectile < 1.0, f"learner.expectile={self.expectile} must lie in (0, 1)")
+        require(0.0 < self.target_rate <= 1.0, f"learner.target_rate={self.target_rate} must lie in (0, 1]")
         for name in ("inverse_temperature", "max_weight"):
-            require(getattr(self, name) > 0, f"iql.{name}={getattr(self, name)} must be positive")
-        require_choice("iql.rewards", self.rewards, REWARDS)
+            require(getattr(self, name) > 0, f"learner.{name}={getattr(self, name)} must be positive")
+        require_choice("learner.rewards", self.rewards, REWARDS)
 
 
 @dataclass
@@ -41,7 +40,7 @@ class EnsembleConfig:
     bound_weight: float = 0.005  # on the spread of the bounds; PETS: 0.01, beside twice the log-likelihood
 
     def __post_init__(self) -> None:
-        require_finite("ensemble", self)
+        require_finite("learner", self)
         for name in ("num_members", "hidden_layers", "hidden_width"):
-            require(getattr(self, name) >= 1, f"ensemble.{name}={getattr(self, name)} must be at least 1")
-        require(self.bound_weight >= 0, f"ensemble.bound_weight={self.bound_weight} must not be negative")
+            require(getattr(self, name) >= 1, f"learner.{name}={getattr(self, name)} must be at least 1")
+        require(self.bound_weight >= 0, f"learner.bound_weight={self.bound_weight} must not be negative")

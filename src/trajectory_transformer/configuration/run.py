@@ -5,11 +5,12 @@ from typing import Any
 
 from .attention import AttentionConfig
 from .data import DataConfig
-from .learners import LEARNERS, EnsembleConfig, IqlConfig
-from .planner import PlannerConfig, require_same_purpose
+from .planner import PlannerConfig
 from .predict import PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
+
+TRANSFORMER = "trajectory_transformer.learners.transformer.TransformerLearner"
 
 
 @dataclass
@@ -81,11 +82,9 @@ class TuneConfig:
 class TrainConfig:
     """Root of ``train.py``'s options."""
 
-    learner: str = "transformer"  # what is trained: transformer, iql (a critic and a policy), ensemble (of dynamics)
+    learner: dict[str, Any] = field(default_factory=lambda: {"_target_": TRANSFORMER})  # what is trained
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    iql: IqlConfig = field(default_factory=IqlConfig)
-    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -98,13 +97,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
-        require_choice("learner", self.learner, LEARNERS)
-        if self.learner == "transformer":
-            self.planner.require_fits(self.data.sequence_length)
-            require_same_purpose(self.model.goal_conditioned, self.planner.name)
-            self.planner.require_critic()
-        else:
-            require(not self.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.learner}")
 
 
 @dataclass
@@ -112,6 +104,7 @@ class EvaluateConfig:
     """Root of ``evaluate.py``'s options."""
 
     checkpoint: str = ""
+    allow: list[str] = field(default_factory=list)  # packages whose classes the checkpoint may name
     task: str = "plan"  # plan: act; attention: see what the model looks at; predict: continue held-out episodes
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)

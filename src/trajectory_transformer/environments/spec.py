@@ -140,6 +140,20 @@ class EnvironmentSpec:
     def action_dim(self) -> int:
         return self.action.size
 
+    def finite_action_bounds(self, learner: str) -> tuple[list[float], list[float]]:
+        """Least and greatest action in each dimension, for a learner whose policy needs them.
+
+        Raises:
+            UserError: the actions are not a Box with finite bounds.
+        """
+        (leaf,) = self.action.leaves
+        if leaf.kind != "box" or not np.isfinite([*leaf.low, *leaf.high]).all():
+            raise UserError(
+                f"learner={learner} needs actions from a Box with finite bounds, which environment '{self.env_id}' "
+                "does not have; its policy and its scaling rest on them"
+            )
+        return list(leaf.low), list(leaf.high)
+
     def observations(self, values: Any) -> np.ndarray:
         """Batched raw observations as the (batch, observation_dim) float32 array that the model sees."""
         flat = self.observation.flatten(values)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint import FORMAT, SECTION, write_checkpoint
+from ..checkpoint import TrainingRecord
+from ..checkpoint_file import SECTION, write_checkpoint
 from ..configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig
 from ..data.discretizer import Discretizer, make_discretizer
 from ..data.episodes import Episode
@@ -28,7 +29,6 @@ from ..data.transitions import join_episodes
 from ..data.windows import TokenWindows
 from ..errors import UserError
 from ..model.gpt import TrajectoryTransformerModel
-from ..training.checkpoint_io import standalone_facts
 from .adoption import Adoption, reconstruction, summary, token_nats
 from .config_file import read_json
 from .convert import RECORD_FILE, load
@@ -85,7 +85,7 @@ def adopt(
         nats=token_nats(model, TokenWindows(table, discretizer, config.data.sequence_length)),
         uniform_nats=math.log(model.config.vocab_size + 1),
     )
-    _write(Path(checkpoint), model, standalone_facts(config, offline, discretizer), adoption)
+    _write(Path(checkpoint), model, TrainingRecord.of("transformer", config, offline, discretizer), adoption)
     return adoption
 
 
@@ -146,7 +146,7 @@ def _read_edges(path: Path, model: TrajectoryTransformerModel) -> np.ndarray:
     return rows
 
 
-def _write(path: Path, model: TrajectoryTransformerModel, facts: Mapping[str, Any], adoption: Adoption) -> None:
+def _write(path: Path, model: TrajectoryTransformerModel, record: TrainingRecord, adoption: Adoption) -> None:
     worse = [kind for kind, nats in adoption.nats.items() if nats > adoption.uniform_nats + 0.01]
     if worse:
         warnings.warn(
@@ -156,7 +156,7 @@ def _write(path: Path, model: TrajectoryTransformerModel, facts: Mapping[str, An
         )
     contents = {
         "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-        SECTION: {"format": FORMAT, "model": model.config.to_dict(), **facts, "adoption": asdict(adoption)},
+        SECTION: record.to_dict() | {"model": model.config.to_dict(), "adoption": asdict(adoption)},
     }
     write_checkpoint(path, contents)
 

@@ -24,7 +24,7 @@ CARD_FILE = "README.md"
 WITHOUT_MEANING = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 
 
-class TrajectoryTransformerPreTrainedModel(nn.Module):
+class TrajectoryTransformerPreTrainedTransformer(nn.Module):
     """What the reference's base class gives a model besides its layers.
 
     Args:
@@ -78,7 +78,7 @@ class TrajectoryTransformerPreTrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_transformer_name_or_path: str | os.PathLike[str],
         *,
         config: TrajectoryTransformerConfig | None = None,
         dtype: torch.dtype | str | None = None,
@@ -92,7 +92,7 @@ class TrajectoryTransformerPreTrainedModel(nn.Module):
         warning says what was wrong.
 
         Args:
-            pretrained_model_name_or_path: a directory, or a hub id.
+            pretrained_transformer_name_or_path: a directory, or a hub id.
             config: replaces ``config.json``, and must fit the weights.
             dtype: of the parameters; "auto": as stored; None: float32. ``torch_dtype`` is another name for it.
             subfolder: of the directory or repository.
@@ -106,7 +106,7 @@ class TrajectoryTransformerPreTrainedModel(nn.Module):
         dtype = options.pop("torch_dtype", None) if dtype is None else dtype
         hub_options = {name: options.pop(name) for name in hub.DOWNLOAD_OPTIONS if name in options}
         chosen = {name: value for name, value in options.items() if name not in WITHOUT_MEANING}
-        directory = _directory(pretrained_model_name_or_path, hub_options, subfolder)
+        directory = _directory(pretrained_transformer_name_or_path, hub_options, subfolder)
         found = load_weights(find_weights(directory), _dtype(dtype))
         if config is None:
             config = _config(directory, chosen, found)

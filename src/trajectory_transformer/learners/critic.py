@@ -1,15 +1,13 @@
-"""What a checkpoint of implicit Q-learning holds."""
+"""A trained critic: the networks of implicit Q-learning, and the units of their values."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..checkpoint import SECTION, read_checkpoint, require_kind, weights_of
+from ..checkpoint import Checkpoint
 from ..configuration import IqlConfig
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from .iql import ImplicitQ
+from .iql_network import ImplicitQ
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,6 @@ class Critic:
         reward_scale, reward_shift: the networks know a reward r as ``reward_scale * r + reward_shift``.
         discount: of their values.
         environment: the spaces of the data, and the environment to act in.
-        dataset: what the checkpoint records of the data: "ids", "fingerprint", "returns" and more.
     """
 
     network: ImplicitQ
@@ -29,7 +26,6 @@ class Critic:
     reward_shift: float
     discount: float
     environment: EnvironmentSpec
-    dataset: Mapping[str, Any]
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "Critic":
@@ -38,27 +34,23 @@ class Critic:
         Raises:
             UserError: the file is no good, or holds something other than a critic.
         """
-        contents = read_checkpoint(path)
-        require_kind(contents, "iql", f"'{path}'")
-        return cls.from_contents(contents, device)
+        return cls.of(Checkpoint.read(path), device)
 
     @classmethod
-    def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu") -> "Critic":
-        """From what :func:`~..checkpoint.read_checkpoint` returned.
+    def of(cls, checkpoint: Checkpoint, device: str = "cpu") -> "Critic":
+        """The critic in a checkpoint.
 
         Raises:
-            UserError: the contents do not fit together, or are no critic's.
+            UserError: its parts do not fit together, or it holds something other than a critic.
         """
-        require_kind(contents, "iql")
-        record = contents[SECTION]
+        checkpoint.require_kind("iql")
+        environment = checkpoint.training.environment
         try:
-            options = dict(record["model"])
+            options = dict(checkpoint.model)
             transform = float(options.pop("reward_scale")), float(options.pop("reward_shift"))
-            environment = EnvironmentSpec.from_dict(record["environment"])
             network = ImplicitQ.of_environment(environment, IqlConfig(**options))
-            network.load_state_dict(weights_of(contents, "network"))
-            discount, dataset = float(record["data"]["discount"]), record["dataset"]
+            network.load_state_dict(checkpoint.weights("network"))
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
+            raise UserError(f"the contents of checkpoint '{checkpoint.name}' do not fit together: {error}") from error
         network.to(device).eval().requires_grad_(False)
-        return cls(network, *transform, discount, environment, dataset)
+        return cls(network, *transform, checkpoint.training.data.discount, environment)

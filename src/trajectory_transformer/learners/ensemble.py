@@ -1,167 +1,56 @@
-"""A probabilistic ensemble of dynamics models (PETS: Chua, Calandra, McAllister, Levine 2018)."""
+"""An ensemble of dynamics models as a learner; it predicts and does not act."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing_extensions import override
 
-from ..checkpoint import SECTION, read_checkpoint, require_kind, weights_of
-from ..configuration import EnsembleConfig
-from ..data.transition_set import TransitionBatch
-from ..environments.spec import EnvironmentSpec
+from ..configuration import EnsembleConfig, TrainConfig
 from ..errors import UserError
-from .mlp import MemberLinear
+from ..training.learner import Learner
 
-ALL_MEMBERS = slice(None)
-SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is not divided by its deviation
+if TYPE_CHECKING:  # options are checked before torch is loaded
+    from ..checkpoint import Checkpoint
+    from ..training.datamodule import OfflineDataModule
+    from ..training.optimization import TrainingPlan
+    from .ensemble_module import EnsembleModule
+    from .transition_datamodule import TransitionDataModule
 
 
-def gaussian_nats(targets: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Negative log-likelihood in nats of each target under its own Gaussian; all of one shape."""
-    return 0.5 * ((targets - mean).square() * (-log_variance).exp() + log_variance + math.log(2.0 * math.pi))
+@dataclass
+class EnsembleLearner(EnsembleConfig, Learner):
+    """A probabilistic ensemble of dynamics models (PETS, Chua et al. 2018), in the size that MBPO made usual."""
 
+    kind = "ensemble"
+    acts = False
 
-class DynamicsEnsemble(nn.Module):
-    """Members that each predict a Gaussian over the change of the observation; all computed in one batched network.
+    @override
+    def make_datamodule(self, config: TrainConfig) -> "TransitionDataModule":
+        from .transition_datamodule import TransitionDataModule
 
-    Args:
-        observation_dim: O.
-        action_dim: A.
-        config: members, layers, widths.
+        return TransitionDataModule(config.data, config.seed, self.num_members)
 
-    Attributes:
-        input_mean, input_deviation: (O + A,) of observations and actions in the training data.
-        change_mean, change_deviation: (O,) of the change of the observation.
-        log_variance_low, log_variance_high: (O,) learnt soft bounds, in units of the normalised change.
-    """
+    @override
+    def make_module(
+        self, config: TrainConfig, datamodule: "OfflineDataModule[Any]", plan: "TrainingPlan"
+    ) -> "EnsembleModule":
+        from ..checkpoint import TrainingRecord
+        from .ensemble_module import EnsembleModule
+        from .ensemble_network import DynamicsEnsemble
+        from .transition_datamodule import TransitionDataModule
 
-    input_mean: Tensor
-    input_deviation: Tensor
-    change_mean: Tensor
-    change_deviation: Tensor
+        assert isinstance(datamodule, TransitionDataModule)
+        environment = datamodule.data.environment
+        network = DynamicsEnsemble(environment.observation_dim, environment.action_dim, self)
+        network.normalize_like(datamodule.train_set.all)
+        return EnsembleModule(network, config.optimizer, plan, TrainingRecord.of(self.kind, config, datamodule.data))
 
-    def __init__(self, observation_dim: int, action_dim: int, config: EnsembleConfig) -> None:
-        super().__init__()
-        self.config = config
-        inputs, outputs = observation_dim + action_dim, 2 * observation_dim
-        widths = [inputs, *[config.hidden_width] * config.hidden_layers, outputs]
-        self.layers = nn.ModuleList(
-            MemberLinear(config.num_members, before, after) for before, after in pairwise(widths)
+    @override
+    def make_agent(
+        self, checkpoint: "Checkpoint", device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
+    ) -> NoReturn:
+        raise UserError(
+            f"'{checkpoint.name}' holds an ensemble of dynamics models, which predicts and does not act; compare a "
+            f"transformer with it by checkpoint=TRANSFORMER.ckpt task=predict predict.ensemble={checkpoint.name}"
         )
-        self.log_variance_low = nn.Parameter(torch.full((observation_dim,), -10.0))
-        self.log_variance_high = nn.Parameter(torch.full((observation_dim,), 0.5))
-        for name, size in (("input", inputs), ("change", observation_dim)):
-            self.register_buffer(f"{name}_mean", torch.zeros(size))
-            self.register_buffer(f"{name}_deviation", torch.ones(size))
-
-    @property
-    def num_members(self) -> int:
-        return self.config.num_members
-
-    @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "DynamicsEnsemble":
-        """The network of :meth:`TrainedEnsemble.load`; raises as it does."""
-        return TrainedEnsemble.load(path, device).network
-
-    @torch.no_grad()
-    def normalize_like(self, transitions: TransitionBatch) -> None:
-        """Take means and deviations from training transitions (n, …)."""
-        inputs = torch.cat([transitions.observations, transitions.actions], dim=-1).double()
-        # Differs from the original: the change is normalised too, so that no dimension outweighs another.
-        change = transitions.next_observations.double() - transitions.observations.double()
-        for name, values in (("input", inputs), ("change", change)):
-            deviation = values.std(dim=0, unbiased=False)
-            getattr(self, f"{name}_mean").copy_(values.mean(dim=0))
-            getattr(self, f"{name}_deviation").copy_(torch.where(deviation > SMALLEST_DEVIATION, deviation, 1.0))
-
-    def forward(self, observations: Tensor, actions: Tensor, members: slice = ALL_MEMBERS) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the normalised change, (chosen members, batch, O) each.
-
-        Args:
-            observations: (chosen members, batch, O).
-            actions: (chosen members, batch, A).
-            members: which of them compute.
-        """
-        hidden = (torch.cat([observations, actions], dim=-1) - self.input_mean) / self.input_deviation
-        for layer in self.layers[:-1]:
-            hidden = F.silu(layer(hidden, members))
-        mean, log_variance = self.layers[-1](hidden, members).chunk(2, dim=-1)
-        log_variance = self.log_variance_high - F.softplus(self.log_variance_high - log_variance)
-        return mean, self.log_variance_low + F.softplus(log_variance - self.log_variance_low)
-
-    def nats(self, batch: TransitionBatch) -> Tensor:
-        """(members,) mean negative log-likelihood of a dimension of the normalised change.
-
-        Args:
-            batch: (members, batch, …).
-        """
-        mean, log_variance = self(batch.observations, batch.actions)
-        change = batch.next_observations - batch.observations
-        targets = (change - self.change_mean) / self.change_deviation
-        return gaussian_nats(targets, mean, log_variance).mean(dim=(1, 2))
-
-    def loss(self, nats: Tensor) -> Tensor:
-        """What is minimised: the members' :meth:`nats`, added up, and a weight on the spread of the bounds."""
-        return nats.sum() + self.config.bound_weight * (self.log_variance_high - self.log_variance_low).sum()
-
-    def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the next observation, (n, O) each, in real units.
-
-        Args:
-            observations: (n, O).
-            actions: (n, A).
-            members: (n,) int64: which member predicts the row.
-        """
-        mean, deviation = torch.empty_like(observations), torch.empty_like(observations)
-        for member in range(self.num_members):
-            rows = (members == member).nonzero().squeeze(1)
-            if len(rows):
-                chosen = slice(member, member + 1)
-                change, log_variance = self(observations[rows][None], actions[rows][None], chosen)
-                mean[rows] = observations[rows] + self.change_mean + self.change_deviation * change[0]
-                deviation[rows] = self.change_deviation * (0.5 * log_variance[0]).exp()
-        return mean, deviation
-
-
-@dataclass(frozen=True)
-class TrainedEnsemble:
-    """A trained ensemble, and what it was trained on.
-
-    Attributes:
-        network: in evaluation mode, without gradients.
-        environment: the spaces of its data.
-        dataset: what the checkpoint records of the data: "ids", "fingerprint", "returns" and more.
-        split: seed and validation fraction, which say what episodes it has not seen.
-    """
-
-    network: DynamicsEnsemble
-    environment: EnvironmentSpec
-    dataset: Mapping[str, Any]
-    split: tuple[int, float]
-
-    @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "TrainedEnsemble":
-        """Read a checkpoint.
-
-        Raises:
-            UserError: the file is no good, holds something other than an ensemble, or its parts do not fit together.
-        """
-        contents = read_checkpoint(path)
-        require_kind(contents, "ensemble", f"'{path}'")
-        record = contents[SECTION]
-        try:
-            environment = EnvironmentSpec.from_dict(record["environment"])
-            options = EnsembleConfig(**record["model"])
-            network = DynamicsEnsemble(environment.observation_dim, environment.action_dim, options)
-            network.load_state_dict(weights_of(contents, "network"))
-            split = int(record["seed"]), float(record["data"]["validation_fraction"])
-            dataset = record["dataset"]
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
-        return cls(network.to(device).eval().requires_grad_(False), environment, dataset, split)

@@ -1,165 +1,57 @@
-"""Implicit Q-learning (Kostrikov, Nair, Levine 2021): values of the data's own best actions, and a policy from them."""
+"""Implicit Q-learning as a learner: values of the data's own best actions, and a policy from them."""
 
-import copy
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from typing_extensions import override
 
-from ..configuration import IqlConfig
-from ..data.transition_set import TransitionBatch
-from ..environments.spec import EnvironmentSpec
-from ..errors import UserError
-from .mlp import make_mlp
+from ..configuration import IqlConfig, TrainConfig
+from ..training.learner import Learner
 
-RETURN_SPAN = 1000.0  # of the data's scaled returns
-LOG_STD_RANGE = (-5.0, 2.0)  # of the policy, as its authors clip it
-
-
-class ImplicitLosses(NamedTuple):
-    """Scalars: of V, of both Q networks together, of the policy, each of which moves its own networks only; and V."""
-
-    value: Tensor
-    q: Tensor
-    policy: Tensor
-    mean_value: Tensor
+if TYPE_CHECKING:  # options are checked before torch is loaded
+    from ..checkpoint import Checkpoint
+    from ..training.datamodule import OfflineDataModule
+    from ..training.optimization import TrainingPlan
+    from .iql_module import ImplicitQModule
+    from .policy_agent import PolicyAgent
+    from .transition_datamodule import TransitionDataModule
 
 
-def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
-    """Mean of |expectile − 1(difference < 0)| · difference² (equation 5), which is least at the expectile.
+@dataclass
+class ImplicitQLearning(IqlConfig, Learner):
+    """Implicit Q-learning (Kostrikov, Nair, Levine 2021), by default with its paper's settings for locomotion."""
 
-    Args:
-        difference: target minus prediction, of any shape.
-        expectile: in (0, 1); 0.5 is half of the squared error.
-    """
-    weight = torch.where(difference < 0, 1.0 - expectile, expectile)
-    return (weight * difference.square()).mean()
+    kind = "iql"
 
+    @override
+    def make_datamodule(self, config: TrainConfig) -> "TransitionDataModule":
+        from .transition_datamodule import TransitionDataModule
 
-def advantage_weights(advantage: Tensor, inverse_temperature: float, max_weight: float) -> Tensor:
-    """exp(inverse_temperature · advantage), at most ``max_weight`` (equation 7)."""
-    return (inverse_temperature * advantage).exp().clamp(max=max_weight)
+        return TransitionDataModule(config.data, config.seed)
 
+    @override
+    def make_module(
+        self, config: TrainConfig, datamodule: "OfflineDataModule[Any]", plan: "TrainingPlan"
+    ) -> "ImplicitQModule":
+        from ..checkpoint import TrainingRecord
+        from .iql_module import ImplicitQModule
+        from .iql_network import ImplicitQ, reward_transform
+        from .transition_datamodule import TransitionDataModule
 
-def reward_transform(rewards: str, worst_return: float, best_return: float) -> tuple[float, float]:
-    """Scale and shift of rewards, as the paper has them.
+        assert isinstance(datamodule, TransitionDataModule)
+        network = ImplicitQ.of_environment(datamodule.data.environment, self)
+        transform = reward_transform(self.rewards, *datamodule.train_returns)
+        record = TrainingRecord.of(self.kind, config, datamodule.data)
+        return ImplicitQModule(network, transform, config.data.discount, config.optimizer, plan, record)
 
-    Args:
-        rewards: "scaled" so that the data's returns span 1000, "minus_one" (a step costs 1, the goal nothing), "raw".
-        worst_return, best_return: of the data.
+    @override
+    def make_agent(
+        self, checkpoint: "Checkpoint", device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
+    ) -> "PolicyAgent":
+        from .critic import Critic
+        from .policy_agent import PolicyAgent
 
-    Raises:
-        UserError: all returns are equal, so that there is no scale.
-    """
-    if rewards == "scaled":
-        if best_return <= worst_return:
-            raise UserError(
-                f"all episodes have the return {best_return:g}, so that iql.rewards=scaled has no scale; choose "
-                "iql.rewards=minus_one or raw"
-            )
-        return RETURN_SPAN / (best_return - worst_return), 0.0
-    return 1.0, -1.0 if rewards == "minus_one" else 0.0
-
-
-class ImplicitQ(nn.Module):
-    """The networks: V(s), twin Q(s, a) with slowly following targets, and a Gaussian policy.
-
-    Args:
-        observation_dim: O.
-        action_low, action_high: (A,) finite bounds of the actions; the networks see actions scaled to [−1, 1].
-        config: sizes and constants of the losses.
-    """
-
-    action_middle: Tensor
-    action_half_range: Tensor
-
-    def __init__(
-        self, observation_dim: int, action_low: Sequence[float], action_high: Sequence[float], config: IqlConfig
-    ) -> None:
-        super().__init__()
-        low, high = (torch.tensor(list(bound), dtype=torch.float32) for bound in (action_low, action_high))
-        self.config = config
-        self.register_buffer("action_middle", (low + high) / 2)
-        self.register_buffer("action_half_range", (high - low) / 2)
-        sizes = (config.hidden_layers, config.hidden_width)
-        self.value = make_mlp(observation_dim, *sizes, 1)
-        self.twins = nn.ModuleList(make_mlp(observation_dim + len(low), *sizes, 1) for _ in range(2))
-        self.targets = copy.deepcopy(self.twins).requires_grad_(False)
-        self.policy = make_mlp(observation_dim, *sizes, len(low))
-        self.policy_log_std = nn.Parameter(torch.zeros(len(low)))
-
-    @classmethod
-    def of_environment(cls, environment: EnvironmentSpec, config: IqlConfig) -> "ImplicitQ":
-        """Networks for an environment's spaces.
-
-        Raises:
-            UserError: its actions are not a Box with finite bounds.
-        """
-        (leaf,) = environment.action.leaves
-        low, high = environment.action.low, environment.action.high
-        if leaf.kind != "box" or not all(abs(bound) < float("inf") for bound in (*low, *high)):
-            raise UserError(
-                f"learner=iql needs actions from a Box with finite bounds, which environment "
-                f"'{environment.env_id}' does not have; its policy and its scaling rest on them"
-            )
-        return cls(environment.observation_dim, low.tolist(), high.tolist(), config)
-
-    def q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(n,) the lesser of the two target networks, in the unit of the transformed rewards.
-
-        Args:
-            observations: (n, O).
-            actions: (n, A), in the action space's own units.
-        """
-        return self._twins(self.targets, observations, actions).amin(dim=0)
-
-    def v(self, observations: Tensor) -> Tensor:
-        """(n,) the value of observations (n, O), in the unit of the transformed rewards."""
-        return self.value(observations).squeeze(-1)
-
-    def policy_mean(self, observations: Tensor) -> Tensor:
-        """(n, A) most likely actions at observations (n, O), within the action space's bounds and in its units."""
-        return self.action_middle + self.action_half_range * self.policy(observations).tanh()
-
-    def losses(self, batch: TransitionBatch, discount: float) -> ImplicitLosses:
-        """What one update minimises (equations 5 to 7).
-
-        Args:
-            batch: with transformed rewards.
-            discount: of the next observation's value; a terminal transition has none.
-        """
-        observations, actions = batch.observations, batch.actions
-        # Differs from the original: it updates V before Q and the policy, here all three begin from the same V.
-        value = self.v(observations)
-        advantage = self.q(observations, actions) - value
-        with torch.no_grad():
-            following = self.v(batch.next_observations) * (1.0 - batch.terminal)
-            weights = advantage_weights(advantage, self.config.inverse_temperature, self.config.max_weight)
-        returns = batch.rewards + discount * following
-        predicted = self._twins(self.twins, observations, actions)
-        return ImplicitLosses(
-            expectile_loss(advantage, self.config.expectile),
-            (predicted - returns).square().mean(dim=-1).sum(),
-            -(weights * self.log_probability(observations, actions)).mean(),
-            value.mean(),
-        )
-
-    def log_probability(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(n,) log-density of actions scaled to [−1, 1] under the policy."""
-        deviation = self.policy_log_std.clamp(*LOG_STD_RANGE).exp()
-        policy = torch.distributions.Normal(self.policy(observations).tanh(), deviation, validate_args=False)
-        return policy.log_prob(self._scaled(actions)).sum(dim=-1)
-
-    @torch.no_grad()
-    def update_targets(self) -> None:
-        """Move each target network a little towards its own (Polyak averaging)."""
-        for target, source in zip(self.targets.parameters(), self.twins.parameters(), strict=True):
-            target.lerp_(source, self.config.target_rate)
-
-    def _twins(self, networks: nn.ModuleList, observations: Tensor, actions: Tensor) -> Tensor:
-        inputs = torch.cat([observations, self._scaled(actions)], dim=-1)
-        return torch.stack([network(inputs).squeeze(-1) for network in networks])
-
-    def _scaled(self, actions: Tensor) -> Tensor:
-        return (actions - self.action_middle) / self.action_half_range
+        self.require_no_planner(checkpoint, planner)
+        critic = Critic.of(checkpoint, device)
+        return PolicyAgent(critic.network.policy_mean, critic.environment, device, "iql_policy")

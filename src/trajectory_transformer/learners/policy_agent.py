@@ -1,21 +1,22 @@
-"""A critic's policy as an agent: it acts without planning."""
+"""A policy as an agent: it acts without planning."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..configuration import require
+from ..environments.spec import EnvironmentSpec
 from ..planning.plan import PlanCounts
-from .critic import Critic
 
 
 @dataclass(frozen=True)
 class PolicySettings:
     """What stands in place of planner options where a policy acts: one step, one candidate, no deadline."""
 
-    name: str = "iql_policy"
+    name: str
     horizon: int = 1
     beam_width: int = 1
     deadline_ms: float | None = None
@@ -33,10 +34,13 @@ class PolicyStep:
 
 
 class PolicyAgent:
-    """Takes the policy's most likely action in each environment; its past and random numbers play no part.
+    """Takes the policy's action in each environment; its past and random numbers play no part.
 
     Args:
-        critic: whose policy acts.
+        policy: actions (n, action_dim) at observations (n, observation_dim), in the spaces' own units.
+        environment: its spaces.
+        device: where the policy computes.
+        name: what results call it.
 
     Attributes:
         environment: what observations and actions look like.
@@ -45,13 +49,14 @@ class PolicyAgent:
         counts: actions chosen since the last :meth:`reset`, as plans of one step.
     """
 
-    settings = PolicySettings()
     planned: np.ndarray
     counts: PlanCounts
 
-    def __init__(self, critic: Critic) -> None:
-        self._network, self.environment = critic.network, critic.environment
-        self._device = self._network.action_middle.device
+    def __init__(
+        self, policy: Callable[[Tensor], Tensor], environment: EnvironmentSpec, device: str, name: str
+    ) -> None:
+        self._policy, self.environment, self._device = policy, environment, device
+        self.settings = PolicySettings(name)
         self.reset(1)
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
@@ -66,6 +71,7 @@ class PolicyAgent:
     def aim(self, goals: np.ndarray) -> None:
         """Nothing: a goal reaches a policy as a part of the observation."""
 
+    @torch.no_grad()
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """The next action of each environment.
 
@@ -91,7 +97,7 @@ class PolicyAgent:
         actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)
         values = torch.from_numpy(self._observations).to(self._device)
         for row in np.flatnonzero(self.planned):  # one by one: in a batch, rounding depends on the rows beside
-            actions[row] = self._network.policy_mean(values[row : row + 1])[0].cpu().numpy()
+            actions[row] = self._policy(values[row : row + 1])[0].cpu().numpy()
         return actions
 
     def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None:

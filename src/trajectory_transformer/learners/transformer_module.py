@@ -1,12 +1,12 @@
 """The Trajectory Transformer as Lightning trains it."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
 
+from ..checkpoint import TrainingRecord
 from ..configuration import ModelConfig, OptimizerConfig
 from ..data.windows import WindowBatch
 from ..layout import TransitionLayout
@@ -40,10 +40,9 @@ class TrajectoryModule(LearnerModule):
         model: sizes and loss weights.
         optimizer: AdamW and its schedule.
         plan: length of the run, seed, logging.
-        facts: plain values and tensors that join the model's config in every checkpoint.
+        record: what the network is trained on, for checkpoints.
     """
 
-    kind = "transformer"
     unit = "tokens"
 
     def __init__(
@@ -51,9 +50,9 @@ class TrajectoryModule(LearnerModule):
         model: TrajectoryTransformerConfig,
         optimizer: OptimizerConfig,
         plan: TrainingPlan,
-        facts: Mapping[str, Any],
+        record: TrainingRecord,
     ) -> None:
-        super().__init__(optimizer, plan, facts)
+        super().__init__(optimizer, plan, record)
         self.model = TrajectoryTransformerModel(model)
         self.train_metrics, self.validation_metrics = TokenMetrics(model.layout), TokenMetrics(model.layout)
 
@@ -64,6 +63,10 @@ class TrajectoryModule(LearnerModule):
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.model.decay_parameter_groups(self.optimizer_config.weight_decay)
+
+    @override
+    def compile_network(self) -> None:
+        self.model.compile()
 
     def shared_step(self, batch: WindowBatch, metrics: TokenMetrics | None) -> Tensor:
         """Loss of a batch; what training and validation both do."""

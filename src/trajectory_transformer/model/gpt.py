@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..interop.pretrained import TrajectoryTransformerPreTrainedModel
+from ..interop.pretrained import TrajectoryTransformerPreTrainedTransformer
 from .config import TrajectoryTransformerConfig
 from .loss import token_weights, weighted_cross_entropy
 from .memory import AttentionMemory, CausalMemory, KeyValueCache
@@ -102,7 +102,7 @@ class Block(nn.Module):
         return x + self.drop(self.l2(self.act(self.l1(self.ln2(x)))))
 
 
-class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedModel):
+class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedTransformer):
     """GPT over transition tokens (paper §3.1), under the reference API.
 
     Parameter names are the reference port's, so that its weights load as they are.

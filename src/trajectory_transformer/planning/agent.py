@@ -1,8 +1,7 @@
 """Receding-horizon control: observations in, first actions of the best plans out, for several environments at once."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,16 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import SECTION, read_checkpoint, require_kind
+from ..checkpoint import Checkpoint
 from ..configuration import PlannerConfig, require
 from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..learners.critic import Critic
-from ..learners.same_data import require_same_data
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
-from .trained_model import TrainedModel, recorded_settings
+from .trained_transformer import TrainedTransformer, planner_settings
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -71,21 +69,18 @@ class Agent:
             UserError: the file is not a good checkpoint, an override is unknown, the plan is longer than the model can
                 see, or ``planner.critic`` is no critic of the same data.
         """
-        return cls.from_contents(read_checkpoint(path), device, **planner_overrides)
+        return cls.of(Checkpoint.read(path), device, **planner_overrides)
 
     @classmethod
-    def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu", **planner_overrides: Any) -> "Agent":
-        """As :meth:`from_checkpoint`, from what :func:`read_checkpoint` returned."""
-        require_kind(contents, "transformer")
-        settings, discount = recorded_settings(contents, planner_overrides)
-        trained = TrainedModel.from_contents(contents, device)
-        if settings.discount is None:
-            settings = replace(settings, discount=discount)
+    def of(cls, checkpoint: Checkpoint, device: str = "cpu", **planner_overrides: Any) -> "Agent":
+        """As :meth:`from_checkpoint`, from a checkpoint that has been read."""
+        trained = TrainedTransformer.of(checkpoint, device)
+        settings = planner_settings(checkpoint, planner_overrides)
         critic = None
         if settings.name == "critic" and settings.critic is not None:
-            critic = Critic.load(settings.critic, device)
-            fingerprint = contents[SECTION]["dataset"]["fingerprint"]
-            require_same_data("planner.critic", critic, trained.environment, fingerprint)
+            read = Checkpoint.read(settings.critic)
+            read.require_same_data("planner.critic", trained.environment, checkpoint.training.dataset)
+            critic = Critic.of(read, device)
         return cls(BeamPlanner(trained.model, trained.discretizer, settings, critic), trained.environment)
 
     @property

@@ -1,8 +1,7 @@
-"""What joins weights and training state in a checkpoint, and how Lightning reads and writes one."""
+"""Lightning's access to checkpoint files, and the check that a resumed run is the same run."""
 
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from typing_extensions import override
 
-from ..checkpoint import SECTION, read_checkpoint, require_kind, write_checkpoint
-from ..configuration import TrainConfig
-from ..data.discretizer import Discretizer
-from ..data.episodes import OfflineData
+from ..checkpoint import Checkpoint
+from ..checkpoint_file import read_checkpoint, write_checkpoint
 from ..errors import UserError
+from .learner_module import LearnerModule
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -53,58 +51,42 @@ class VerifiedCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def standalone_facts(config: TrainConfig, data: OfflineData, discretizer: Discretizer) -> dict[str, Any]:
-    """All that planning needs besides weights and model config, as plain values and tensors."""
-    return {"discretizer": discretizer.to_dict(), **run_facts(config, data), "planner": asdict(config.planner)}
-
-
-def run_facts(config: TrainConfig, data: OfflineData) -> dict[str, Any]:
-    """What every learner's checkpoint says of its data, as plain values and tensors."""
-    return {
-        "environment": data.environment.to_dict(),
-        "dataset": {
-            "ids": list(data.dataset_ids),
-            "fingerprint": data.fingerprint,
-            "returns": torch.from_numpy(data.returns),
-            "reference_scores": None if data.reference_scores is None else list(data.reference_scores),
-            "reference_source": data.reference_source,
-        },
-        "data": asdict(config.data),
-        "seed": config.seed,
-    }
-
-
-def require_same_run(path: Path, record: Mapping[str, Any]) -> None:
+def require_same_run(path: Path, module: LearnerModule) -> None:
     """Refuse to go on from a checkpoint of another learner, model, data set or seed.
 
     Args:
         path: the checkpoint.
-        record: what a checkpoint of the run would say now.
+        module: of the run as it would be now.
 
     Raises:
         UserError: naming the first option that differs.
     """
-    contents = read_checkpoint(path)
-    require_kind(contents, record["kind"], f"'{path}'")
-    saved = contents[SECTION]
-    for name, value in record["model"].items():
-        if saved["model"].get(name) != value:
+    saved, now = Checkpoint.read(path), module.record
+    saved.require_kind(now.kind)
+    learner = ((f"learner.{name}", saved.training.learner.get(name), now.learner[name]) for name in now.learner)
+    model = ((name, saved.model.get(name), value) for name, value in module.model_options().items())
+    for name, was, value in (*learner, *model):
+        if was != value:
             raise UserError(
-                f"'{path}' has {name}={saved['model'].get(name)}, but now it would be {value}; resume with the options "
-                "and the data that the run began with"
+                f"'{path}' has {name}={was}, but now it would be {value}; resume with the options and the data that "
+                "the run began with"
             )
-    if saved["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
+    if saved.training.dataset.fingerprint != now.dataset.fingerprint:
         raise UserError(
-            f"'{path}' was trained on {', '.join(saved['dataset']['ids'])} with other contents than "
-            f"{', '.join(record['dataset']['ids'])} has now; resume with the same data"
+            f"'{path}' was trained on {', '.join(saved.training.dataset.ids)} with other contents than "
+            f"{', '.join(now.dataset.ids)} has now; resume with the same data"
         )
-    if "discretizer" in record and not torch.equal(saved["discretizer"]["edges"], record["discretizer"]["edges"]):
+    bins = saved.training.discretizer
+    if now.discretizer is not None and (bins is None or not torch.equal(bins.edges, now.discretizer.edges)):
         raise UserError(
             f"'{path}' has other discretiser bins than data.discretizer gives now; resume with the same options"
         )
-    for name, was, now in [
-        ("seed", saved.get("seed"), record["seed"]),
-        *((f"data.{name}", saved["data"].get(name), now) for name, now in record["data"].items()),
+    data = asdict(now.data)
+    for name, was, value in [
+        ("seed", saved.training.seed, now.seed),
+        *((f"data.{name}", was, data[name]) for name, was in asdict(saved.training.data).items()),
     ]:
-        if was != now and name != "data.download":
-            raise UserError(f"'{path}' was trained with {name}={was}, now it is {now}; a run cannot change it half way")
+        if was != value and name != "data.download":
+            raise UserError(
+                f"'{path}' was trained with {name}={was}, now it is {value}; a run cannot change it half way"
+            )

@@ -18,16 +18,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from ..checkpoint import remove_partial_files
+from ..checkpoint_file import remove_partial_files
 from ..configuration import TrainConfig
 from ..errors import UserError
-from ..learners.make import make_module
-from ..learners.transformer_module import TrajectoryModule
 from .callbacks import KeepCheckpoints, RunProgress, Throughput
 from .checkpoint_io import VerifiedCheckpointIO, require_same_run
 from .datamodule import OfflineDataModule
 from .interruption import SignalWatch
+from .learner import Learner
 from .learner_module import LearnerModule
+from .optimization import TrainingPlan
 
 # Messages of Lightning that say nothing to somebody who did not write this file.
 UNWANTED_MESSAGES = (
@@ -66,6 +66,7 @@ class FitReport:
 
 
 def fit(
+    learner: Learner,
     config: TrainConfig,
     run_directory: Path,
     datamodule: OfflineDataModule,
@@ -76,6 +77,7 @@ def fit(
     """Train, keeping ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the run directory.
 
     Args:
+        learner: what is trained.
         config: options of the run.
         run_directory: where it lives; made if missing.
         datamodule: set up here if it is not yet.
@@ -95,9 +97,9 @@ def fit(
         raise UserError(f"'{run_directory}' already holds a run: resume={run_directory} goes on with it")
     datamodule.setup()
     with torch_threads(config.trainer.threads), quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
-        module = make_module(config, datamodule)
+        module = make_module(learner, config, datamodule)
         if resume:
-            require_same_run(last, module.record)
+            require_same_run(last, module)
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
@@ -181,12 +183,20 @@ def quiet_lightning() -> Iterator[None]:
             source.removeFilter(wanted)
 
 
+def make_module(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> LearnerModule:
+    """The learner's module with its initial weights, which follow from the seed; raises as ``learner.make_module``."""
+    L.seed_everything(config.seed, verbose=False)  # the initial weights; every update seeds itself
+    order = datamodule.train_order()
+    trainer = config.trainer
+    plan = TrainingPlan(config.seed, trainer.max_steps, order.steps_per_epoch, order.batch_size, trainer.log_every)
+    return learner.make_module(config, datamodule, plan)
+
+
 def _compile(module: LearnerModule, device: torch.device) -> None:
-    assert isinstance(module, TrajectoryModule)  # TrainConfig refuses it for the others
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
         warnings.warn("trainer.compile=true needs a C++ compiler on the CPU; training goes on without", stacklevel=2)
     else:
-        module.model.compile()
+        module.compile_network()
 
 
 def _prepare_directory(run_directory: Path) -> Path:

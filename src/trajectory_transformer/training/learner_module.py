@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..checkpoint import FORMAT, SECTION
+from ..checkpoint import TrainingRecord
+from ..checkpoint_file import SECTION
 from ..configuration import OptimizerConfig
 from ..errors import UserError
 from .optimization import TrainingPlan, make_optimizer, make_schedule, set_learning_rate
@@ -26,31 +27,33 @@ class LearnerModule(L.LightningModule):
     Args:
         optimizer: AdamW and its schedule.
         plan: length of the run, seed, logging.
-        facts: plain values and tensors that join the model's options in every checkpoint.
+        record: what the network is trained on, for checkpoints.
     """
 
-    kind: ClassVar[str]  # recorded in checkpoints
     unit: ClassVar[str] = "transitions"  # what ``plan.tokens_per_step`` and the learning rate's schedule count
     best_is_latest: ClassVar[bool] = False  # there is no loss that could choose: ``best.ckpt`` is the latest
 
-    def __init__(self, optimizer: OptimizerConfig, plan: TrainingPlan, facts: Mapping[str, Any]) -> None:
+    def __init__(self, optimizer: OptimizerConfig, plan: TrainingPlan, record: TrainingRecord) -> None:
         super().__init__()
-        self.optimizer_config, self.plan, self.facts = optimizer, plan, dict(facts)
+        self.optimizer_config, self.plan, self.record = optimizer, plan, record
         self.schedule = make_schedule(optimizer, plan)
         self.gradient_norm = self.last_loss = torch.zeros(())
 
     def model_options(self) -> dict[str, Any]:
-        """What rebuilds the network, beside the facts; plain values."""
-        raise NotImplementedError
+        """Plain values that rebuild the network, beside the learner's options and the spaces of its data."""
+        return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Of the optimiser, each with its ``weight_decay``."""
-        raise NotImplementedError
+        """Parameter groups for AdamW: matrices decay, vectors (biases, norms) do not."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.optimizer_config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """The section of a checkpoint that says all but weights and training state."""
-        return {"format": FORMAT, "kind": self.kind, "model": self.model_options(), **self.facts}
+    def compile_network(self) -> None:
+        """Compile the network's forward pass; only for learners that say so in their options' check."""
+        raise NotImplementedError
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -95,4 +98,4 @@ class LearnerModule(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[SECTION] = self.record
+        checkpoint[SECTION] = self.record.to_dict() | {"model": self.model_options()}

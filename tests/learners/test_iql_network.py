@@ -10,7 +10,7 @@ from trajectory_transformer.configuration import IqlConfig
 from trajectory_transformer.data.transition_set import TransitionBatch
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.learners.iql import ImplicitQ, advantage_weights, expectile_loss, reward_transform
+from trajectory_transformer.learners.iql_network import ImplicitQ, advantage_weights, expectile_loss, reward_transform
 
 SMALL = {"hidden_layers": 1, "hidden_width": 4}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trajectory_transformer.configuration import EnsembleConfig
 from trajectory_transformer.data.transition_set import TransitionBatch
-from trajectory_transformer.learners.ensemble import DynamicsEnsemble, gaussian_nats
+from trajectory_transformer.learners.ensemble_network import DynamicsEnsemble, gaussian_nats
 
 
 def shared(batch: TransitionBatch, members: int) -> TransitionBatch:

@@ -1,0 +1,175 @@
+"""One file that stands alone: written whole or not at all, and verified to the last bit before it is read.
+
+::
+
+    [ zip archive as torch.save makes it | "trajectory-transformer sha256:" | 64 hexadecimal digits ]
+                                           \\______________ the archive's comment ______________/
+
+The digest covers every byte before itself. A zip archive may carry a comment, so plain ``torch.load(path,
+weights_only=True)`` reads the file too.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UserError
+from .files import checkpoints_near
+
+FORMAT = 1
+SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
+
+_COMMENT = b"trajectory-transformer sha256:"
+_DIGEST_LENGTH = 64
+_ZIP_START, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
+_ZIP_END_LENGTH = 22  # the end record without a comment; its last two bytes are the comment's length
+
+
+def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) -> None:
+    """Save ``contents`` so that ``path`` holds either the whole new file or what it held before.
+
+    Args:
+        path: the final name; missing folders are made.
+        contents: tensors and plain values in dicts, lists and tuples; tensors on another device are copied to the CPU.
+            ``contents["trajectory_transformer"]["format"]`` must be 1 for :func:`read_checkpoint` to accept it.
+
+    Raises:
+        UserError: it cannot be written (full disk, no permission); nothing partial is left behind.
+    """
+    path = Path(path)
+    data = _serialize(contents)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.partial"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _removed_on_failure(temporary), open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise UserError(_write_failure(path, len(data), error)) from error
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of :func:`write_checkpoint`, tensors on the CPU. Nothing in it is ever executed.
+
+    Raises:
+        UserError: the file is missing, empty, cut short, altered by as much as one bit, or not one of ours.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"checkpoint '{path}' does not exist{checkpoints_near(path)}") from None
+    except OSError as error:
+        raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from error
+    _verify(path, data)
+    try:
+        contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"checkpoint '{path}' holds something other than tensors and plain values; it was refused and nothing in "
+            "it was executed"
+        ) from error
+    _require_format(path, contents)
+    return contents
+
+
+def remove_partial_files(directory: str | os.PathLike[str]) -> None:
+    """Delete what writers that were killed left behind in ``directory``."""
+    for leftover in Path(directory).glob(".*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
+def _serialize(contents: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_on_cpu(contents), buffer)
+    data = bytearray(buffer.getbuffer())
+    comment_length = len(_COMMENT) + _DIGEST_LENGTH
+    data[-2:] = comment_length.to_bytes(2, "little")
+    data += _COMMENT
+    data += hashlib.sha256(data).hexdigest().encode()
+    return bytes(data)
+
+
+def _on_cpu(value: Any) -> Any:
+    """``value`` with all tensors on the CPU, so that a file from a GPU loads on a machine without one."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value
+
+
+def _verify(path: Path, data: bytes) -> None:
+    if not data:
+        raise UserError(f"checkpoint '{path}' is empty")
+    body, digest = data[:-_DIGEST_LENGTH], data[-_DIGEST_LENGTH:]
+    if not body.endswith(_COMMENT):
+        raise UserError(f"checkpoint '{path}' {_what_else(data)}")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise UserError(
+            f"checkpoint '{path}' is damaged: its SHA-256 does not match its contents; restore it from a copy"
+        )
+
+
+def _what_else(data: bytes) -> str:
+    """What a file without our comment is, as the end of a sentence."""
+    if not data.startswith(_ZIP_START):
+        return "is not a checkpoint of this project (it is no archive at all); it was not loaded"
+    if data[-_ZIP_END_LENGTH:].startswith(_ZIP_END):
+        return "is an archive that this project did not write; it was not loaded"
+    return "is cut short or damaged: its end is missing; restore it from a copy"
+
+
+def _require_format(path: Path, contents: Any) -> None:
+    section = contents.get(SECTION) if isinstance(contents, dict) else None
+    if not isinstance(section, dict) or "format" not in section:
+        raise UserError(f"checkpoint '{path}' has no '{SECTION}' section: this project did not write it")
+    if section["format"] != FORMAT:
+        raise UserError(
+            f"checkpoint '{path}' has format {section['format']!r}, and this version reads format {FORMAT}; "
+            "use the version of the project that wrote it"
+        )
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the new name itself survive a power cut, where the file system allows it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_failure(path: Path, needed: int, error: OSError) -> str:
+    message = f"'{path}' could not be saved: {error.strerror or error}; it needs {needed:,} bytes"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):
+            message += f" and {shutil.disk_usage(path.parent).free:,} are free"
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            message += "; the previous file is kept"
+    return message

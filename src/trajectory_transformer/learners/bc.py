@@ -1,0 +1,127 @@
+"""Behaviour cloning as a learner: a feed-forward policy that imitates the data, or its best episodes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..checkpoint import Checkpoint, TrainingRecord
+from ..configuration import TrainConfig, require
+from ..data.episodes import Episode
+from ..data.transition_set import TransitionBatch
+from ..environments.spec import EnvironmentSpec
+from ..training.datamodule import OfflineDataModule
+from ..training.learner import Learner
+from ..training.optimization import TrainingPlan
+from .mlp import make_mlp
+from .policy_agent import PolicyAgent
+from .transition_datamodule import TransitionDataModule
+from .transition_module import TransitionModule
+
+
+@dataclass
+class BehaviorCloning(Learner):
+    """Behaviour cloning by least squares; with ``best_fraction`` below 1 the "%BC" of Chen et al. (2021)."""
+
+    kind = "bc"
+
+    hidden_layers: int = 2
+    hidden_width: int = 256
+    best_fraction: float = 1.0  # of the training episodes, by return; 0.1: the best tenth
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_layers", "hidden_width"):
+            require(getattr(self, name) >= 1, f"learner.{name}={getattr(self, name)} must be at least 1")
+        require(0 < self.best_fraction <= 1, f"learner.best_fraction={self.best_fraction} must lie in (0, 1]")
+
+    @override
+    def make_datamodule(self, config: TrainConfig) -> "BestEpisodes":
+        return BestEpisodes(config, self.best_fraction)
+
+    @override
+    def make_module(
+        self, config: TrainConfig, datamodule: OfflineDataModule[Any], plan: TrainingPlan
+    ) -> "CloningModule":
+        assert isinstance(datamodule, BestEpisodes)
+        network = CloningPolicy(datamodule.data.environment, self)
+        network.normalize_like(datamodule.train_set.all.observations)
+        return CloningModule(network, config.optimizer, plan, TrainingRecord.of(self.kind, config, datamodule.data))
+
+    @override
+    def make_agent(
+        self, checkpoint: Checkpoint, device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
+    ) -> PolicyAgent:
+        self.require_no_planner(checkpoint, planner)
+        environment = checkpoint.training.environment
+        network = CloningPolicy(environment, self)
+        network.load_state_dict(checkpoint.weights("network"))
+        return PolicyAgent(network.to(device).eval(), environment, device, "bc_policy")
+
+
+class CloningPolicy(nn.Module):
+    """A feed-forward network from normalised observations to actions within their bounds.
+
+    Args:
+        environment: with a Box of actions with finite bounds.
+        options: sizes.
+
+    Attributes:
+        observation_mean, observation_deviation: (observation_dim,) of the training data.
+    """
+
+    observation_mean: Tensor
+    observation_deviation: Tensor
+    action_middle: Tensor
+    action_half_range: Tensor
+
+    def __init__(self, environment: EnvironmentSpec, options: BehaviorCloning) -> None:
+        super().__init__()
+        low, high = (torch.tensor(bound) for bound in environment.finite_action_bounds(options.kind))
+        self.register_buffer("observation_mean", torch.zeros(environment.observation_dim))
+        self.register_buffer("observation_deviation", torch.ones(environment.observation_dim))
+        self.register_buffer("action_middle", (low + high) / 2)
+        self.register_buffer("action_half_range", (high - low) / 2)
+        self.layers = make_mlp(environment.observation_dim, options.hidden_layers, options.hidden_width, len(low))
+
+    @torch.no_grad()
+    def normalize_like(self, observations: Tensor) -> None:
+        """Take mean and deviation of observations (n, observation_dim)."""
+        self.observation_mean.copy_(observations.mean(dim=0))
+        self.observation_deviation.copy_(observations.std(dim=0, unbiased=False).clamp_min(1e-6))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Actions (…, action_dim) at observations (…, observation_dim)."""
+        output = self.layers((observations - self.observation_mean) / self.observation_deviation).tanh()
+        return self.action_middle + self.action_half_range * output
+
+
+class BestEpisodes(TransitionDataModule):
+    """Transitions of the training episodes with the highest returns, and of all validation episodes."""
+
+    def __init__(self, config: TrainConfig, best_fraction: float) -> None:
+        super().__init__(config.data, config.seed)
+        self.best_fraction = best_fraction
+
+    @override
+    def select(self, train: list[Episode]) -> list[Episode]:
+        count = max(1, round(self.best_fraction * len(train)))
+        return sorted(train, key=lambda episode: -float(episode.rewards.sum()))[:count]
+
+
+class CloningModule(TransitionModule):
+    """Minimises the mean squared error of actions, in units of half their range."""
+
+    logged = ("loss",)
+
+    def __init__(self, network: CloningPolicy, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.network = network
+
+    @override
+    def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        error = (self.network(batch.observations) - batch.actions) / self.network.action_half_range
+        loss = error.square().mean()
+        return loss, {"loss": loss}

@@ -1,0 +1,136 @@
+"""A probabilistic ensemble of dynamics models (PETS: Chua, Calandra, McAllister, Levine 2018)."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint import Checkpoint
+from ..configuration import EnsembleConfig
+from ..data.transition_set import TransitionBatch
+from ..errors import UserError
+from .mlp import MemberLinear
+
+ALL_MEMBERS = slice(None)
+SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is not divided by its deviation
+
+
+def gaussian_nats(targets: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of each target under its own Gaussian; all of one shape."""
+    return 0.5 * ((targets - mean).square() * (-log_variance).exp() + log_variance + math.log(2.0 * math.pi))
+
+
+class DynamicsEnsemble(nn.Module):
+    """Members that each predict a Gaussian over the change of the observation; all computed in one batched network.
+
+    Args:
+        observation_dim: O.
+        action_dim: A.
+        config: members, layers, widths.
+
+    Attributes:
+        input_mean, input_deviation: (O + A,) of observations and actions in the training data.
+        change_mean, change_deviation: (O,) of the change of the observation.
+        log_variance_low, log_variance_high: (O,) learnt soft bounds, in units of the normalised change.
+    """
+
+    input_mean: Tensor
+    input_deviation: Tensor
+    change_mean: Tensor
+    change_deviation: Tensor
+
+    def __init__(self, observation_dim: int, action_dim: int, config: EnsembleConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs, outputs = observation_dim + action_dim, 2 * observation_dim
+        widths = [inputs, *[config.hidden_width] * config.hidden_layers, outputs]
+        self.layers = nn.ModuleList(
+            MemberLinear(config.num_members, before, after) for before, after in pairwise(widths)
+        )
+        self.log_variance_low = nn.Parameter(torch.full((observation_dim,), -10.0))
+        self.log_variance_high = nn.Parameter(torch.full((observation_dim,), 0.5))
+        for name, size in (("input", inputs), ("change", observation_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_deviation", torch.ones(size))
+
+    @property
+    def num_members(self) -> int:
+        return self.config.num_members
+
+    @torch.no_grad()
+    def normalize_like(self, transitions: TransitionBatch) -> None:
+        """Take means and deviations from training transitions (n, …)."""
+        inputs = torch.cat([transitions.observations, transitions.actions], dim=-1).double()
+        # Differs from the original: the change is normalised too, so that no dimension outweighs another.
+        change = transitions.next_observations.double() - transitions.observations.double()
+        for name, values in (("input", inputs), ("change", change)):
+            deviation = values.std(dim=0, unbiased=False)
+            getattr(self, f"{name}_mean").copy_(values.mean(dim=0))
+            getattr(self, f"{name}_deviation").copy_(torch.where(deviation > SMALLEST_DEVIATION, deviation, 1.0))
+
+    def forward(self, observations: Tensor, actions: Tensor, members: slice = ALL_MEMBERS) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the normalised change, (chosen members, batch, O) each.
+
+        Args:
+            observations: (chosen members, batch, O).
+            actions: (chosen members, batch, A).
+            members: which of them compute.
+        """
+        hidden = (torch.cat([observations, actions], dim=-1) - self.input_mean) / self.input_deviation
+        for layer in self.layers[:-1]:
+            hidden = F.silu(layer(hidden, members))
+        mean, log_variance = self.layers[-1](hidden, members).chunk(2, dim=-1)
+        log_variance = self.log_variance_high - F.softplus(self.log_variance_high - log_variance)
+        return mean, self.log_variance_low + F.softplus(log_variance - self.log_variance_low)
+
+    def nats(self, batch: TransitionBatch) -> Tensor:
+        """(members,) mean negative log-likelihood of a dimension of the normalised change.
+
+        Args:
+            batch: (members, batch, …).
+        """
+        mean, log_variance = self(batch.observations, batch.actions)
+        change = batch.next_observations - batch.observations
+        targets = (change - self.change_mean) / self.change_deviation
+        return gaussian_nats(targets, mean, log_variance).mean(dim=(1, 2))
+
+    def loss(self, nats: Tensor) -> Tensor:
+        """What is minimised: the members' :meth:`nats`, added up, and a weight on the spread of the bounds."""
+        return nats.sum() + self.config.bound_weight * (self.log_variance_high - self.log_variance_low).sum()
+
+    def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the next observation, (n, O) each, in real units.
+
+        Args:
+            observations: (n, O).
+            actions: (n, A).
+            members: (n,) int64: which member predicts the row.
+        """
+        mean, deviation = torch.empty_like(observations), torch.empty_like(observations)
+        for member in range(self.num_members):
+            rows = (members == member).nonzero().squeeze(1)
+            if len(rows):
+                chosen = slice(member, member + 1)
+                change, log_variance = self(observations[rows][None], actions[rows][None], chosen)
+                mean[rows] = observations[rows] + self.change_mean + self.change_deviation * change[0]
+                deviation[rows] = self.change_deviation * (0.5 * log_variance[0]).exp()
+        return mean, deviation
+
+
+def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemble:
+    """The trained network in a checkpoint, in evaluation mode, without gradients.
+
+    Raises:
+        UserError: it holds something other than an ensemble, or its parts do not fit together.
+    """
+    checkpoint.require_kind("ensemble")
+    environment = checkpoint.training.environment
+    try:
+        options = EnsembleConfig(**checkpoint.model)
+        network = DynamicsEnsemble(environment.observation_dim, environment.action_dim, options)
+        network.load_state_dict(checkpoint.weights("network"))
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise UserError(f"the contents of checkpoint '{checkpoint.name}' do not fit together: {error}") from error
+    return network.to(device).eval().requires_grad_(False)

@@ -1,0 +1,62 @@
+"""The Trajectory Transformer as a learner; its options are those of ``model``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from ..configuration import TrainConfig, require_same_purpose
+from ..training.learner import Learner
+
+if TYPE_CHECKING:  # options are checked before torch is loaded
+    from ..checkpoint import Checkpoint
+    from ..planning.agent import Agent
+    from ..training.datamodule import OfflineDataModule
+    from ..training.optimization import TrainingPlan
+    from .transformer_datamodule import TrajectoryDataModule
+    from .transformer_module import TrajectoryModule
+
+
+@dataclass
+class TransformerLearner(Learner):
+    """A transformer over the tokens of trajectories (paper §3.1), whose agent plans by beam search."""
+
+    kind = "transformer"
+    plans = True
+
+    @override
+    def check(self, config: TrainConfig) -> None:
+        config.planner.require_fits(config.data.sequence_length)
+        require_same_purpose(config.model.goal_conditioned, config.planner.name)
+        config.planner.require_critic()
+
+    @override
+    def make_datamodule(self, config: TrainConfig) -> "TrajectoryDataModule":
+        from .transformer_datamodule import TrajectoryDataModule
+
+        return TrajectoryDataModule(config.data, config.seed, config.model.goal_conditioned)
+
+    @override
+    def make_module(
+        self, config: TrainConfig, datamodule: "OfflineDataModule[Any]", plan: "TrainingPlan"
+    ) -> "TrajectoryModule":
+        from ..checkpoint import TrainingRecord
+        from .transformer_datamodule import TrajectoryDataModule
+        from .transformer_module import TrajectoryModule, make_model_config
+
+        assert isinstance(datamodule, TrajectoryDataModule)
+        model = make_model_config(
+            config.model, datamodule.layout, config.data.discretizer.num_bins, config.data.sequence_length
+        )
+        plan = replace(plan, tokens_per_step=plan.tokens_per_step * model.block_size)
+        record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
+        return TrajectoryModule(model, config.optimizer, plan, record)
+
+    @override
+    def make_agent(
+        self, checkpoint: "Checkpoint", device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
+    ) -> "Agent":
+        from ..planning.agent import Agent
+
+        return Agent.of(checkpoint, device, **planner)

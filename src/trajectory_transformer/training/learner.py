@@ -1,0 +1,91 @@
+"""The interface of a learner: all that ``train.py`` needs to know of what it trains."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..building import build
+from ..configuration import TrainConfig, require
+
+if TYPE_CHECKING:  # options are checked before torch is loaded
+    from ..checkpoint import Checkpoint
+    from ..evaluation.records import ActingAgent
+    from .datamodule import OfflineDataModule
+    from .learner_module import LearnerModule
+    from .optimization import TrainingPlan
+
+
+class Learner(ABC):
+    """A kind of network to train: its options, data, Lightning module, and the agent that acts with the result.
+
+    A subclass is a dataclass whose fields are its options; ``configs/learner/NAME.yaml`` names it under ``_target_``.
+
+    Attributes:
+        kind: short name, recorded in checkpoints.
+        acts: whether :meth:`make_agent` gives an agent, which training then ends by evaluating.
+        plans: whether that agent takes planner options.
+    """
+
+    kind: ClassVar[str]
+    acts: ClassVar[bool] = True
+    plans: ClassVar[bool] = False
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse options that do not go together, before data are read.
+
+        Raises:
+            UserError: naming them.
+        """
+        require(not config.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.kind}")
+
+    @abstractmethod
+    def make_datamodule(self, config: TrainConfig) -> "OfflineDataModule[Any]":
+        """The data as this learner sees them, not yet set up."""
+
+    @abstractmethod
+    def make_module(
+        self, config: TrainConfig, datamodule: "OfflineDataModule[Any]", plan: "TrainingPlan"
+    ) -> "LearnerModule":
+        """The network with its initial weights, drawn from torch's random numbers, which have been seeded.
+
+        Args:
+            config: options of the run.
+            datamodule: of :meth:`make_datamodule`, set up.
+            plan: length of the run; ``tokens_per_step`` counts examples.
+
+        Raises:
+            UserError: the data does not fit.
+        """
+
+    def make_agent(
+        self, checkpoint: "Checkpoint", device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
+    ) -> "ActingAgent":
+        """The agent that acts with a checkpoint of this learner.
+
+        Args:
+            checkpoint: as read.
+            device: that computes.
+            planner: planner options that replace those recorded.
+            allow: packages that the checkpoint may name parts of.
+
+        Raises:
+            UserError: it does not act, or does not take these options.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has acts=True and no make_agent")
+
+    def require_no_planner(self, checkpoint: "Checkpoint", planner: Mapping[str, Any]) -> None:
+        """Refuse planner options for an agent that does not plan.
+
+        Raises:
+            UserError: naming them.
+        """
+        require(
+            not planner,
+            f"'{checkpoint.name}' holds a policy of learner={self.kind}, which acts without planning: leave out "
+            f"planner and {', '.join(f'planner.{name}' for name in planner)}",
+        )
+
+
+def make_learner(spec: object, allow: Sequence[str] | None) -> Learner:
+    """The learner that ``learner=`` or a checkpoint names; arguments and errors as of :func:`~..building.build`."""
+    return build(spec, Learner, "learner", allow)

@@ -1,0 +1,120 @@
+"""Objects from names: the user's own words may name anything, a file's almost nothing."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trajectory_transformer.building import TYPED_BY_USER, build, packages_in, require_allowed, spec_of, targets_in
+from trajectory_transformer.configuration import DiscretizerConfig
+from trajectory_transformer.errors import UserError
+
+PACKAGE = """
+print("imported")
+
+class Part:
+    def __init__(self, size: int = 1, inner: object = None) -> None:
+        self.size, self.inner = size, inner
+
+class Other:
+    pass
+"""
+
+
+class Part:
+    """A kind of part, which this module's own package would have."""
+
+
+@dataclass
+class Options(Part):
+    width: int = 3
+    rate: float = 0.5
+    names: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package of the user's on Python's path, which has not been imported."""
+    (tmp_path / "users_package.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_package", raising=False)
+    return "users_package"
+
+
+def test_the_users_words_build_anything_of_the_right_kind(package: str) -> None:
+    inner = {"_target_": f"{package}.Part", "size": 2}
+    built: Any = build({"_target_": f"{package}.Part", "inner": inner}, object, "place", TYPED_BY_USER)
+    assert (built.size, built.inner.size) == (1, 2)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_imports_nothing_that_is_not_allowed(package: str, nested: bool) -> None:
+    spec: dict[str, Any] = {"_target_": f"{package}.Part"}
+    if nested:
+        spec = {"_target_": "trajectory_transformer.configuration.DiscretizerConfig", "strategy": spec}
+    with pytest.raises(UserError, match=r"users_package\.Part, and a file must not .*allow=\[users_package\]$"):
+        build(spec, object, "place", ())
+    with pytest.raises(UserError, match=r"users_package\.Part"):
+        require_allowed({"a": [{"b": spec}]}, "config.yaml", ())
+    assert package not in sys.modules
+    require_allowed(spec, "config.yaml", (package,))
+
+
+def test_a_file_builds_this_package_s_classes_and_those_of_packages_that_are_allowed(package: str) -> None:
+    built = build(
+        {"_target_": "trajectory_transformer.configuration.DiscretizerConfig", "num_bins": 7},
+        DiscretizerConfig, "data.discretizer", (),
+    )  # fmt: skip
+    assert built == DiscretizerConfig(num_bins=7)
+    assert type(build({"_target_": f"{package}.Part"}, object, "place", (package,))).__name__ == "Part"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system", "builtins.eval", "torch.load", "subprocess.Popen", "trajectory_transformer.errors.os.system",
+        "trajectory_transformer.checkpoint_file.Path", "trajectory_transformer.checkpoint_file.write_checkpoint",
+        "trajectory_transformerx.Part", "trajectory_transformer",
+    ],
+)  # fmt: skip
+def test_what_a_file_must_not_name(target: str) -> None:
+    with pytest.raises(UserError, match=r"^place"):
+        build({"_target_": target}, object, "place", ())
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("subprocess.Popen", r"^place\._target_=subprocess\.Popen is not a Part$"),
+        ("os.system", r"^place\._target_=os\.system is not a Part$"),
+        ("no_such_module.Part", r"there is no module 'no_such_module' on Python's path$"),
+        ("os.NoSuchClass", r"^place\._target_=os\.NoSuchClass: there is no such class$"),
+        ("Part", r"^place\._target_=Part: there is no such class$"),
+    ],
+)
+def test_the_users_words_must_name_a_class_of_the_right_kind(target: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build({"_target_": target}, Part, "place", TYPED_BY_USER)
+
+
+def test_options_are_checked_before_the_object_is_made() -> None:
+    target = f"{__name__}.Options"
+    built = build({"_target_": target, "width": "4", "names": ["a"]}, Part, "learner", TYPED_BY_USER)
+    assert built == Options(4, 0.5, ["a"])
+    with pytest.raises(UserError, match=r"^there is no option 'learner\.widht'; did you mean 'learner\.width'\?$"):
+        build({"_target_": target, "widht": 4}, Part, "learner", TYPED_BY_USER)
+    with pytest.raises(UserError, match=r"^learner\.width: value 'wide' .*Integer$"):
+        build({"_target_": target, "width": "wide"}, Part, "learner", TYPED_BY_USER)
+    with pytest.raises(UserError, match=r"^place needs a class, as in place\._target_=my_package\.Part$"):
+        build({"width": 3}, Part, "place", TYPED_BY_USER)
+
+
+def test_a_dataclass_and_its_description() -> None:
+    options = Options(width=8)
+    assert build(options, Part, "place", ()) is options
+    spec = spec_of(options)
+    assert build(spec, Part, "place", TYPED_BY_USER) == options
+    assert targets_in([{"x": spec}, 3]) == [f"{__name__}.Options"]
+    assert packages_in({"x": spec, "y": {"_target_": "my.thing"}}) == (__name__.partition(".")[0], "my")
