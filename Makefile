@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all check format lock
+.PHONY: help setup train test test-all check format lock rename
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -41,6 +41,11 @@ check: setup ## format, lint, types and import rules; the same as pre-commit and
 format: setup ## mend format and lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+rename: ## give the project a name of its own: make rename NAME=my_project
+	@test -n "$(NAME)" || { echo "name it: make rename NAME=my_project"; exit 1; }
+	$(PYTHON) tools/rename.py $(NAME)
+	@rm -f $(VENV)/.installed
 
 lock: ## renew requirements.lock from pyproject.toml in a clean environment
 	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-POLICIES = Path(__file__).parents[1] / "src" / "trajectory_transformer" / "simulation"
+from trajectory_transformer import simulation
+
+POLICIES = Path(simulation.__file__).parent
 
 
 def select_snapshots(folder: Path, file: Path, steps: list[int]) -> None:

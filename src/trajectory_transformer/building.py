@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 from .errors import UserError
 
-PACKAGE = "trajectory_transformer"
+PACKAGE = __name__.partition(".")[0]
 TYPED_BY_USER: None = None  # in place of ``allow``: the user's own words, which may name anything
 
 Kind = TypeVar("Kind")

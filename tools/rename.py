@@ -1,0 +1,56 @@
+"""Give the project a name of its own: ``make rename NAME=my_project``, in a checkout without uncommitted changes.
+
+The package, its imports, commands and paths are renamed. What files of this project and of the reference are known by
+stays, such as the checkpoints' section "trajectory_transformer" and the model type in ``config.json``: checkpoints and
+published weights load under the new name.
+"""
+
+import keyword
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+OLD = "trajectory_transformer"
+TEXT = {".py", ".md", ".yaml", ".toml", ".txt", ".ipynb", ".c", ".h", ""}
+# The package within a dotted name, a path, an import, or a sentence that names it in code; not a whole quoted string.
+NAME = re.compile(rf'(?<![\w-]){OLD}(?![\w"])')
+DISTRIBUTION = re.compile(r"trajectory-transformer(?=\[|$|\"$)", re.MULTILINE)
+
+
+def renamed(text: str, name: str, every: bool) -> str:
+    """The text under the new name; ``every`` occurrence, or all but whole quoted strings."""
+    if every:
+        return text.replace(OLD, name).replace(OLD.replace("_", "-"), name.replace("_", "-"))
+    return DISTRIBUTION.sub(name.replace("_", "-"), NAME.sub(name, text))
+
+
+def rename(root: Path, name: str) -> int:
+    """Rename the project in ``root``; returns the number of files that changed.
+
+    Raises:
+        SystemExit: the name is no package name, or there are uncommitted changes.
+    """
+    if not name.isidentifier() or keyword.iskeyword(name) or name in sys.stdlib_module_names:
+        raise SystemExit(f"NAME={name} cannot be the name of a Python package; choose one such as my_project")
+    git = ["git", "-C", str(root)]
+    if subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, check=True).stdout:
+        raise SystemExit("there are uncommitted changes; commit them first, so that the renaming can be undone")
+    files = subprocess.run([*git, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout.split("\0")
+    changed = 0
+    for file in filter(None, files):
+        path = root / file
+        if path.suffix not in TEXT or file.startswith("results/"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        new = renamed(text, name, every=path.name == "pyproject.toml")
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+            changed += 1
+    subprocess.run([*git, "mv", f"src/{OLD}", f"src/{name}"], check=True)
+    return changed
+
+
+if __name__ == "__main__":
+    count = rename(Path(__file__).parents[1], sys.argv[1])
+    print(f"{count} files renamed to {sys.argv[1]}; `make check && make test`, then commit")
