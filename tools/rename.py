@@ -13,8 +13,8 @@ from pathlib import Path
 
 OLD = "trajectory_transformer"
 TEXT = {".py", ".md", ".yaml", ".toml", ".txt", ".ipynb", ".c", ".h", ""}
-# The package within a dotted name, a path, an import, or a sentence that names it in code; not a whole quoted string.
-NAME = re.compile(rf'(?<![\w-]){OLD}(?![\w"])')
+# The package within a dotted name, a path or an import; not a whole quoted string, nor an environment's id.
+NAME = re.compile(rf'(?<![\w-]){OLD}(?![\w"]|/\w+-v\d)')
 DISTRIBUTION = re.compile(r"trajectory-transformer(?=\[|$|\"$)", re.MULTILINE)
 
 
@@ -53,4 +53,4 @@ def rename(root: Path, name: str) -> int:
 
 if __name__ == "__main__":
     count = rename(Path(__file__).parents[1], sys.argv[1])
-    print(f"{count} files renamed to {sys.argv[1]}; `make check && make test`, then commit")
+    print(f"{count} files renamed to {sys.argv[1]}; `make format check test`, then commit")

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
         ("pip install 'trajectory-transformer[tune]'", "pip install 'mine[tune]'"),
         ("jannerm/trajectory-transformer (8834a6e)", "jannerm/trajectory-transformer (8834a6e)"),
         ("b'trajectory-transformer sha256:'", "b'trajectory-transformer sha256:'"),
+        ("trajectory_transformer/PairMaze_Large-v0", "trajectory_transformer/PairMaze_Large-v0"),
         ("CarlCochet/trajectory-transformer-hopper-v2", "CarlCochet/trajectory-transformer-hopper-v2"),
     ],
 )
