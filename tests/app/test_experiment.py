@@ -357,6 +357,16 @@ DAMAGES = [
 
 
 class TestCommands:
+    def test_planner_options_may_be_set_to_nothing(
+        self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int]
+    ) -> None:
+        best = trained[0] / "checkpoints" / "best.ckpt"
+        assert results_of(trained[0])["planner"]["cdf_act"] == 0.6
+        options = (f"checkpoint={best}", "episodes=1", "planner.cdf_act=null", "planner.k_obs=null")
+        assert call("evaluate", *options, "hydra.run.dir=run") == 0
+        planner = results_of(tmp_path / "run")["planner"]
+        assert (planner["cdf_act"], planner["k_obs"]) == (None, None)
+
     @pytest.mark.parametrize(("damage", "words"), DAMAGES, ids=["empty", "truncated", "bit", "pickle"])
     def test_a_damaged_checkpoint_is_one_sentence(
         self,

@@ -115,10 +115,7 @@ class CloningModule(TransitionModule):
     """Minimises the mean squared error of actions, in units of half their range."""
 
     logged = ("loss",)
-
-    def __init__(self, network: CloningPolicy, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.network = network
+    network: CloningPolicy
 
     @override
     def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:

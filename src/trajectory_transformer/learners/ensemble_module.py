@@ -6,10 +6,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from ..checkpoint import TrainingRecord
-from ..configuration import OptimizerConfig
 from ..data.transition_set import TransitionBatch
-from ..training.optimization import TrainingPlan
 from .ensemble_network import DynamicsEnsemble
 from .transition_module import TransitionModule
 
@@ -26,12 +23,6 @@ class EnsembleModule(TransitionModule):
 
     logged = ("loss", "worst_member_loss")
     network: DynamicsEnsemble
-
-    def __init__(
-        self, network: DynamicsEnsemble, optimizer: OptimizerConfig, plan: TrainingPlan, record: TrainingRecord
-    ) -> None:
-        super().__init__(optimizer, plan, record)
-        self.network = network
 
     @override
     def model_options(self) -> dict[str, Any]:

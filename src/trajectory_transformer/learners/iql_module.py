@@ -39,8 +39,7 @@ class ImplicitQModule(TransitionModule):
         plan: TrainingPlan,
         record: TrainingRecord,
     ) -> None:
-        super().__init__(optimizer, plan, record)
-        self.network = network
+        super().__init__(network, optimizer, plan, record)
         self.reward_scale, self.reward_shift = transform
         self.discount = discount
 

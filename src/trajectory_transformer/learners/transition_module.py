@@ -14,12 +14,22 @@ from ..training.optimization import TrainingPlan
 
 
 class TransitionModule(LearnerModule):
-    """Minimises the first of a learner's losses, and logs the others beside it."""
+    """Minimises the first of a learner's losses, and logs the others beside it.
+
+    Args:
+        network: to be trained.
+        optimizer: AdamW and its schedule.
+        plan: length of the run, seed, logging.
+        record: what the network is trained on, for checkpoints.
+    """
 
     logged: ClassVar[tuple[str, ...]]  # names of what :meth:`losses` gives; "loss" is one
 
-    def __init__(self, optimizer: OptimizerConfig, plan: TrainingPlan, record: TrainingRecord) -> None:
+    def __init__(
+        self, network: nn.Module, optimizer: OptimizerConfig, plan: TrainingPlan, record: TrainingRecord
+    ) -> None:
         super().__init__(optimizer, plan, record)
+        self.network = network
         self.last_values: dict[str, Tensor] = {}
         self.validation_means = nn.ModuleDict({name: torchmetrics.MeanMetric() for name in self.logged})
 
