@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trajectory_transformer.app.trained import load_trained
+from trajectory_transformer.app.loading import load_agent
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.learners.ensemble_network import read_ensemble
 
@@ -17,7 +17,7 @@ ACTIONS = np.load(FOLDER / "actions.npz", allow_pickle=False)
 def test_they_act_as_they_did(case: str) -> None:
     learner, planner = case.split("_")
     options = {"name": planner, "decoder": "eager"} if learner == "transformer" else {}
-    agent = load_trained(FOLDER / f"{learner}.ckpt", "cpu", options).agent
+    agent = load_agent(FOLDER / f"{learner}.ckpt", "cpu", options).agent
     agent.reset(3)
     for observations, expected in zip(ACTIONS["observations"], ACTIONS[case], strict=True):
         actions = agent.act(observations)

@@ -19,8 +19,8 @@ import yaml
 
 from trajectory_transformer.app import entry_point, experiment
 from trajectory_transformer.app.experiment import RunContext, run_evaluation, run_training
+from trajectory_transformer.app.loading import held_out_episodes, load_agent
 from trajectory_transformer.app.run_record import RunRecord
-from trajectory_transformer.app.trained import held_out_episodes, load_trained
 from trajectory_transformer.building import spec_of
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint, write_checkpoint
@@ -86,7 +86,7 @@ def trained(datasets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def plan(checkpoint: Path, directory: Path, **overrides: int) -> float:
     """Evaluate one episode of seed 7000."""
     options = EvaluateConfig(str(checkpoint), episodes=1, seed=7000)
-    return run_evaluation(options, RunContext(directory, "command"), load_trained(checkpoint, "cpu", overrides))
+    return run_evaluation(options, RunContext(directory, "command"), load_agent(checkpoint, "cpu", overrides))
 
 
 def results_of(directory: Path) -> dict:
@@ -192,7 +192,7 @@ class TestEvaluation:
         directory, score = trained
         checkpoint = directory / "checkpoints" / "best.ckpt"
         options = EvaluateConfig(str(checkpoint), episodes=2, num_envs=1, seed=7000)
-        trained_transformer = load_trained(checkpoint, "cpu", {})
+        trained_transformer = load_agent(checkpoint, "cpu", {})
         assert run_evaluation(options, RunContext(tmp_path, "command"), trained_transformer) == score
         assert results_of(tmp_path)["seed"] == 7000
         assert results_of(tmp_path)["episodes"] == results_of(directory)["episodes"]
@@ -216,12 +216,12 @@ class TestEvaluation:
         monkeypatch.setattr(experiment, "evaluate", listening)
         checkpoint, before = trained[0] / "checkpoints" / "best.ckpt", torch.get_num_threads()
         options = EvaluateConfig(str(checkpoint), episodes=1, num_envs=1, threads=before + 1)
-        run_evaluation(options, RunContext(tmp_path, ""), load_trained(checkpoint, "cpu", {}))
+        run_evaluation(options, RunContext(tmp_path, ""), load_agent(checkpoint, "cpu", {}))
         assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
     def test_a_plan_longer_than_the_model_sees_is_refused(self, trained: tuple[Path, float]) -> None:
         with pytest.raises(UserError, match=r"planner\.horizon=9"):
-            load_trained(trained[0] / "checkpoints" / "best.ckpt", "cpu", {"horizon": 9})
+            load_agent(trained[0] / "checkpoints" / "best.ckpt", "cpu", {"horizon": 9})
 
     def test_an_environment_that_does_not_fit_is_refused(self, trained: tuple[Path, float], tmp_path: Path) -> None:
         contents = read_checkpoint(trained[0] / "checkpoints" / "best.ckpt")
@@ -236,7 +236,7 @@ class TestEvaluation:
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(UserError, match="accelerator=gpu"):
-            load_trained(trained[0] / "checkpoints" / "best.ckpt", "gpu", {})
+            load_agent(trained[0] / "checkpoints" / "best.ckpt", "gpu", {})
 
 
 class TestAttention:
@@ -314,7 +314,7 @@ class TestOtherLearners:
         with pytest.raises(
             UserError, match=r"holds a policy of learner=iql, .*leave out planner and planner\.horizon$"
         ):
-            load_trained(checkpoint, "cpu", {"horizon": 3})
+            load_agent(checkpoint, "cpu", {"horizon": 3})
 
     def test_an_ensemble_does_not_act(self, tmp_path: Path) -> None:
         score = run_training(replace(config(), learner=spec_of(EnsembleLearner())), RunContext(tmp_path, "command"))
@@ -323,7 +323,7 @@ class TestOtherLearners:
         with pytest.raises(
             UserError, match=r"holds an ensemble of dynamics models, .* predict\.ensemble=.*best\.ckpt$"
         ):
-            load_trained(tmp_path / "checkpoints" / "best.ckpt", "cpu", {})
+            load_agent(tmp_path / "checkpoints" / "best.ckpt", "cpu", {})
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from ..processes import is_first_process
 from ..training.fit import fit, torch_threads
 from ..training.learner import Learner, make_learner
 from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
-from .trained import Trained, held_out_episodes, load_trained, torch_device
+from .loading import LoadedAgent, held_out_episodes, load_agent, torch_device
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data))
         if options.episodes == 0 or not learner.acts:
             return -report.validation_loss
-        trained = load_trained(report.best, config.trainer.accelerator, {}, packages_in(asdict(config)), learner)
+        trained = load_agent(report.best, config.trainer.accelerator, {}, packages_in(asdict(config)), learner)
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
@@ -127,7 +127,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         return _evaluate(trained, rollouts, run, loggers)
 
 
-def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) -> float:
+def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> float:
     """Do with a checkpoint what ``config.task`` says.
 
     Args:
@@ -171,7 +171,7 @@ def _require_evaluable(learner: Learner, config: TrainConfig, environment: Envir
             require_possible(config.planner, batch)
 
 
-def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:
+def _evaluate(trained: LoadedAgent, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:
     """Write the results of planning; returns the mean return."""
     dataset = trained.checkpoint.training.dataset
     request = EvaluationRequest(
@@ -195,7 +195,7 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
     return float(results["summary"]["return_mean"])
 
 
-def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Figure]:
     """Write what the model attends to in its held-out episodes."""
     model = TrainedTransformer.of(trained.checkpoint, torch_device(config.accelerator, "accelerator"))
     data = trained.checkpoint.training.data
@@ -203,7 +203,7 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[F
     return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
 
 
-def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Figure]:
     """Write how well models predict its held-out episodes; the first figure is the score."""
     checkpoint = trained.checkpoint
     model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"))
@@ -219,7 +219,7 @@ def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[
     return predict(model, planner, held_out_episodes(checkpoint), network, request, run.directory)
 
 
-def _facts(config: EvaluateConfig, run: RunContext, trained: Trained) -> RunFacts:
+def _facts(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> RunFacts:
     env_id = environment_title(trained.agent.environment)
     return RunFacts(",".join(trained.checkpoint.training.dataset.ids), env_id, config.seed, run.commit, run.command)
 

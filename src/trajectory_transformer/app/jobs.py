@@ -155,9 +155,9 @@ def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> floa
         UserError: a mistake that only shows at run time.
     """
     from .experiment import RunContext, run_evaluation
-    from .trained import load_trained
+    from .loading import load_agent
 
-    trained = load_trained(Path(options.checkpoint), options.accelerator, planner, options.allow)
+    trained = load_agent(Path(options.checkpoint), options.accelerator, planner, options.allow)
     text = config_text({**asdict(options), "planner": asdict(trained.agent.settings)})
     action = claim(job.directory, text, job.continues, evaluation=True)
     record = RunRecord.read(job.directory)

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..app.trained import torch_device
+from ..app.loading import torch_device
 from ..errors import UserError
 from .machine import Hardware
 from .planning import COLUMNS, PLANNING, measure_alone, planning_row

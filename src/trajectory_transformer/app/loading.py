@@ -1,4 +1,4 @@
-"""A checkpoint as the two commands use it, whatever was trained."""
+"""A checkpoint with its agent, as the two commands use it, whatever was trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..training.learner import Learner, make_learner
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedAgent:
     """A checkpoint, read and verified once, and its agent.
 
     Attributes:
@@ -31,13 +31,13 @@ class Trained:
     agent: ActingAgent
 
 
-def load_trained(
+def load_agent(
     path: Path,
     accelerator: str,
     planner_overrides: Mapping[str, Any],
     allow: Sequence[str] = (),
     learner: Learner | None = None,
-) -> Trained:
+) -> LoadedAgent:
     """Read a checkpoint.
 
     Args:
@@ -54,7 +54,7 @@ def load_trained(
     checkpoint = Checkpoint.read(path)
     if learner is None:
         learner = make_learner(checkpoint.training.learner, allow)
-    return Trained(path, checkpoint, learner.make_agent(checkpoint, device, planner_overrides, allow))
+    return LoadedAgent(path, checkpoint, learner.make_agent(checkpoint, device, planner_overrides, allow))
 
 
 def held_out_episodes(checkpoint: Checkpoint) -> list[Episode]:
