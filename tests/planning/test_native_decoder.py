@@ -22,7 +22,7 @@ from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import Block, SelfAttention, TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, gather_rows
 from trajectory_transformer.planning.native import library
-from trajectory_transformer.planning.native_decoder import NativeDecoder, unavailable_reason
+from trajectory_transformer.planning.native.decoder import NativeDecoder, unavailable_reason
 from trajectory_transformer.planning.planner import BeamPlanner
 from trajectory_transformer.planning.sampling import Choice, choose
 

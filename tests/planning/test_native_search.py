@@ -16,8 +16,8 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, beam_search, require_finite_scores
 from trajectory_transformer.planning.decoder import gather_rows
-from trajectory_transformer.planning.native_decoder import NativeDecoder
-from trajectory_transformer.planning.native_search import native_search
+from trajectory_transformer.planning.native.decoder import NativeDecoder
+from trajectory_transformer.planning.native.search import native_search
 from trajectory_transformer.planning.sampling import Choice
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]

@@ -17,8 +17,8 @@ from .critic_ranking import CriticRanking
 from .deadline import Deadline
 from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search
-from .native_decoder import NativeDecoder, unavailable_reason
-from .native_search import native_search
+from .native.decoder import NativeDecoder, unavailable_reason
+from .native.search import native_search
 from .transformer_decoder import TransformerDecoder
 
 log = logging.getLogger(__name__)

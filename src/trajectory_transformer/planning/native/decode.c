@@ -1,4 +1,4 @@
-/* Decoding many beams of a Trajectory Transformer on a CPU: see ../native_decoder.py.
+/* Decoding many beams of a Trajectory Transformer on a CPU: see ../decoder.py.
  *
  * Rows are tokens that are computed together. What a row may attend to is a list of pages in one pool of keys and
  * values, so beams share what they have in common; a page is copied only where sequences part in its middle. Threads

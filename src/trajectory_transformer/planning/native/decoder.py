@@ -1,6 +1,6 @@
-"""Decoding on the CPU at the speed of the hardware: a thin layer over ``native/decode.c``.
+"""Decoding on the CPU at the speed of the hardware: a thin layer over ``decode.c``.
 
-The same arithmetic as :class:`~.transformer_decoder.TransformerDecoder`, organised around what beams share:
+The same arithmetic as :class:`~..transformer_decoder.TransformerDecoder`, organised around what beams share:
 
 - Keys and values lie in one pool of small pages. A sequence is a list of pages, so beams share their past, candidates
   their beam, and neither expanding nor pruning copies anything; a page is copied where sequences that were equal part
@@ -8,7 +8,7 @@ The same arithmetic as :class:`~.transformer_decoder.TransformerDecoder`, organi
 - Sequences that are equal are computed once, whatever rows they stand in.
 - A window that slides is encoded as a tree: transitions that several beams begin with are computed once.
 - Tokens are sampled where their logits are; Python is called a few times for each transition, not for each token, or
-  once for a plan (:mod:`.native_search`).
+  once for a plan (:mod:`.search`).
 """
 
 import ctypes
@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.gpt import Block, DimensionHeads, SelfAttention, TrajectoryTransformerModel
-from .decoder import BeamDecoder, gather_rows
-from .native.library import UnavailableError, load_library
-from .sampling import Choice
+from ...model.gpt import Block, DimensionHeads, SelfAttention, TrajectoryTransformerModel
+from ..decoder import BeamDecoder, gather_rows
+from ..sampling import Choice
+from .library import UnavailableError, load_library
 
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")  # in the order of decode.c
 _PARTS = (
@@ -62,7 +62,7 @@ class NativeDecoder(BeamDecoder):
         model: in evaluation mode, of a kind that :func:`unavailable_reason` has no objection to; its weights are copied
             here, so build a new decoder after they change.
         window: transitions that the model may see at once.
-        sliding: as for :class:`~.transformer_decoder.TransformerDecoder`.
+        sliding: as for :class:`~..transformer_decoder.TransformerDecoder`.
 
     Raises:
         UnavailableError: the library cannot be compiled here.
@@ -104,7 +104,7 @@ class NativeDecoder(BeamDecoder):
             raise kind(message.format(**vars(self._config)))
 
     def search(self, search: ctypes.Structure) -> None:
-        """Run what :mod:`.native_search` has laid out. Of what was decoded before nothing stays."""
+        """Run what :mod:`.search` has laid out. Of what was decoded before nothing stays."""
         self._use_threads(torch.get_num_threads())
         self._call(self._library.tt_search, ctypes.addressof(search))
 
