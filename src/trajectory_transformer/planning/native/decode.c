@@ -8,7 +8,7 @@
 
 /* Continue row parents[r] of the last call by tokens[r]. */
 int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) {
-    return go_on(d, parents, rows, &(Course){.given = tokens, .candidates = 1});
+    return decode(d, parents, rows, &(DecodingRequest){.given = tokens, .candidates = 1});
 }
 
 /* Logits (rows, vocab) after row parents[r] of the last call. */
@@ -26,15 +26,15 @@ void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(
  * there are such, behind given tokens of theirs. */
 int tt_extend(Decoder *d, const int64_t *parents, int rows, const int64_t *given, int environments, const float *uniforms,
               const int64_t *strides, int count, float temperature, int k, float cdf, int64_t *tokens) {
-    const Drawing drawing = {uniforms, {strides[0], strides[1], strides[2]}, rows / environments, count, k, temperature, cdf, tokens, NULL};
-    return go_on(d, parents, rows, &(Course){given, &drawing, NULL, 1});
+    const SamplingRequest sampling = {uniforms, {strides[0], strides[1], strides[2]}, rows / environments, count, k, temperature, cdf, tokens, NULL};
+    return decode(d, parents, rows, &(DecodingRequest){given, &sampling, NULL, 1});
 }
 
 /* Begin anew with whole sequences (rows, time) from position 0. */
 int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) { return encode(d, tokens, rows, time); }
 
 /* Find the plans of some environments. */
-int tt_search(Decoder *d, const Search *search) { return find(d, search); }
+int tt_search(Decoder *d, const Search *search) { return search_plans(d, search); }
 
 /* ---- making and freeing ---- */
 
@@ -95,7 +95,7 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
         s->wanted = malloc(sizeof(Tile) * BLOCK * pages), s->tiles = malloc(sizeof(Tile) * BLOCK * pages);
         s->pages = malloc(sizeof(float *) * BLOCK * pages);
     }
-    know(d);
+    precompute_first_layer(d);
     d->workers = calloc(d->threads, sizeof(Decoder));
     for (int t = 0; t < d->threads; t++) {
         memcpy(&d->workers[t], d, sizeof(Decoder));
@@ -122,6 +122,6 @@ void tt_destroy(Decoder *d) {
         free(s->tiles), free(s->pages);
         for (int i = 0; i < 3; i++) free_generation(&s->between[i]);
     }
-    free(d->workers), free(d->known), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
+    free(d->workers), free(d->first_layer_cache), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
     free(d->embeddings), free(d->positions), free(d);
 }
