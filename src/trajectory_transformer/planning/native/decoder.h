@@ -32,7 +32,7 @@ typedef struct {
 
 /* The distinct sequences that rows belong to, and the logits of their next tokens. */
 typedef struct {
-    int position, num_sequences, capacity; /* capacity: the most rows, and so the most sequences */
+    int position, num_rows, num_sequences, capacity; /* capacity: the most rows, and so the most sequences */
     Sequence *sequences;
     int32_t *page_lists, *sequence_of_row;
     float *logits; /* (sequences, logit_width) */
@@ -94,7 +94,7 @@ typedef struct {
     int score_width; /* floats from one row's scores to the next one's */
 } Block;
 
-enum { OK, NO_MEMORY, TOO_LONG, NO_TOKEN };
+enum { OK, NO_MEMORY, TOO_LONG, NO_TOKEN, NO_ROW, OTHER_LAYOUT };
 
 static inline int pages_for(int slots) { return (slots + LANES - 1) / LANES; }
 

@@ -15,7 +15,7 @@ import ctypes
 import functools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,10 +31,16 @@ _PARTS = (
     TrajectoryTransformerModel, Block, SelfAttention, DimensionHeads, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout,
     nn.ModuleList,
 )  # fmt: skip
+_OTHER_LAYOUT = (
+    "the kernel's C sources and its Python code do not describe the same data: they are of different versions; install "
+    "the package again"
+)
 _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c returns
     1: (MemoryError, "not enough memory for the beams' keys and values"),
     2: (ValueError, "more tokens than the model's block_size, {block_size}"),
     3: (ValueError, "tokens must lie in [0, {vocab_size}]"),
+    4: (IndexError, "rows must be rows of the last call"),
+    5: (RuntimeError, _OTHER_LAYOUT),
 }
 
 
@@ -89,11 +95,16 @@ class NativeDecoder(BeamDecoder):
         addresses = [weight.data_ptr() for weight in self._weights]
         if self._handle is not None:
             self._finalizer()
+        self._threads = 0
         self._handle = self._library.tt_create(
             (ctypes.c_int * len(shape))(*shape),
+            len(shape),
             config.layer_norm_eps,
             (ctypes.c_void_p * len(addresses))(*addresses),
+            len(addresses),
         )
+        if self._handle is None:
+            raise RuntimeError(_OTHER_LAYOUT)
         self._finalizer = weakref.finalize(self, self._library.tt_destroy, self._handle)
         self._threads = threads
 
@@ -106,7 +117,7 @@ class NativeDecoder(BeamDecoder):
     def search(self, search: ctypes.Structure) -> None:
         """Run what :mod:`.search` has laid out. Of what was decoded before nothing stays."""
         self._use_threads(torch.get_num_threads())
-        self._call(self._library.tt_search, ctypes.addressof(search))
+        self._call(self._library.tt_search, ctypes.addressof(search), ctypes.sizeof(search))
 
     def prefill(self, tokens: Tensor) -> None:
         self._use_threads(torch.get_num_threads())
@@ -131,6 +142,15 @@ class NativeDecoder(BeamDecoder):
             self._window = gather_rows(self._window, rows)
 
     def step(self, tokens: Tensor) -> None:
+        """Append one token to each sequence.
+
+        Args:
+            tokens: (environment, rows) integers in [0, vocab_size].
+
+        Raises:
+            ValueError: there is no such token, or not one for each row, or the sequences would exceed ``block_size``.
+        """
+        self._require_rows("tokens", tokens.shape)
         if self._slides_within(1):
             window = torch.cat([self._window, tokens.unsqueeze(2)], dim=2)
             self._encode(window[:, :, self._config.transition_dim :])
@@ -139,19 +159,32 @@ class NativeDecoder(BeamDecoder):
         self._call(self._library.tt_step, self._rows, tokens.numel(), tokens)
         self._appended(tokens.unsqueeze(2))
 
-    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
+    def extend(
+        self, uniforms: Tensor, choice: Choice, given: Tensor | None = None, log_likelihoods: Tensor | None = None
+    ) -> Tensor:
         environments, count, rows = uniforms.shape
+        self._require_rows("uniforms", (environments, rows))
         if self._slides_within((given is not None) + count):
-            return super().extend(uniforms, choice, given)
-        given = None if given is None else given.to(torch.int64).contiguous()
+            return super().extend(uniforms, choice, given, log_likelihoods)
+        if given is not None:
+            self._require_rows("given", given.shape)
+            given = given.to(torch.int64).contiguous()
+        uniforms = uniforms.float()
         tokens = torch.empty(environments, rows, count, dtype=torch.int64)
+        added = None if log_likelihoods is None else torch.zeros(environments, rows)
         self._call(
             self._library.tt_extend, self._rows, environments * rows, given, environments, uniforms,
             (ctypes.c_int64 * 3)(*uniforms.stride()), count, choice.temperature, choice.k or 0,
-            -1.0 if choice.cdf is None else choice.cdf, tokens,
+            -1.0 if choice.cdf is None else choice.cdf, tokens, added,
         )  # fmt: skip
+        if log_likelihoods is not None:
+            log_likelihoods += added
         self._appended(*([] if given is None else [given.unsqueeze(2)]), tokens)
         return tokens
+
+    def _require_rows(self, name: str, shape: Sequence[int]) -> None:
+        if (wanted := tuple(self._rows.shape)) != tuple(shape):
+            raise ValueError(f"{name} must be for {wanted} environments and rows, not for {tuple(shape)}")
 
     def _slides_within(self, tokens: int) -> bool:
         return self._sliding and self._length + tokens >= self._limit
@@ -170,7 +203,7 @@ class NativeDecoder(BeamDecoder):
     @property
     def logits(self) -> Tensor:
         out = torch.empty(*self._rows.shape, self._config.vocab_size + 1)
-        self._library.tt_logits(self._handle, self._rows.data_ptr(), self._rows.numel(), out.data_ptr())
+        self._call(self._library.tt_logits, self._rows, self._rows.numel(), out)
         return out
 
 

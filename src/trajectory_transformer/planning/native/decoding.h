@@ -209,7 +209,7 @@ static int decode(Decoder *d, const int64_t *parents, int n, const DecodingReque
     free(work), free(groups), free(all), free(order), free(drawn);
     if (failed) return NO_MEMORY;
     const Generation newest = d->newest;
-    d->next.position = newest.position + length;
+    d->next.position = newest.position + length, d->next.num_rows = candidates;
     d->newest = d->next, d->next = newest;
     return OK;
 }

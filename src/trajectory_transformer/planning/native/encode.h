@@ -26,8 +26,7 @@ static void store_in_extra_page(Decoder *d, const Node *nodes, int parent, int l
  * once. */
 static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     if (time > d->block_size) return TOO_LONG;
-    for (size_t i = 0; i < (size_t)rows * time; i++)
-        if (tokens[i] < 0 || tokens[i] >= d->vocab) return NO_TOKEN;
+    if (check_tokens(d, tokens, (size_t)rows * time) != OK) return NO_TOKEN;
     const int dim = d->transition_dim, levels = (time + dim - 1) / dim, most = rows * levels + 1;
     Node *nodes = malloc(sizeof(Node) * most);
     Sequence *paths = malloc(sizeof(Sequence) * most);
@@ -73,7 +72,7 @@ static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     }
     if (status == OK) {
         status = run_together(d, work, num_rows, newest->logits);
-        newest->position = time, newest->num_sequences = leaves;
+        newest->position = time, newest->num_sequences = leaves, newest->num_rows = rows;
     }
     free(nodes), free(paths), free(pages), free(work), free(d->extra_pages);
     d->extra_pages = NULL;

@@ -27,6 +27,18 @@ static void softmax(float *x, int n) {
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale);
 }
 
+/* The logarithm of the sum of exp(x), for logits (padded); what is e^87 times less likely than the likeliest adds nothing. */
+static float log_sum_exp(const float *x, int n) {
+    vec top = broadcast(-INFINITY), mass = {0};
+    for (int i = 0; i < n; i += LANES) top = larger(top, load(x + i));
+    const float max = largest(top);
+    for (int i = 0; i < n; i += LANES) {
+        const vec v = load(x + i);
+        mass += choose(v < broadcast(max - 87.0f), broadcast(0.0f), exponential(v - broadcast(max)));
+    }
+    return max + logf(total(mass));
+}
+
 /* out[j]: the sum of weights[i] (1 if there are none) over all i with x[i] < x[j], for so many vectors of j */
 static inline __attribute__((always_inline)) void sums_below_some(const float *x, const float *weights, int n, const float *some,
                                                                   float *out, const int vectors) {
@@ -127,6 +139,7 @@ typedef struct {
     float temperature, cdf;
     int64_t *tokens;
     const Estimates *estimates;
+    float *log_likelihoods; /* (rows), or NULL: to which the log-probabilities of the drawn tokens are added, without any filter */
 } SamplingRequest;
 
 /* Draw the i-th token of some rows, by a team of threads; parents are these rows' numbers in a generation. */
@@ -137,7 +150,8 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
     const Estimates *estimates = estimated >= 0 ? sampling->estimates : NULL;
     int *place = malloc(sizeof(int) * g->num_sequences), *wanted = malloc(sizeof(int) * n), *top = malloc(sizeof(int) * n), num_wanted = 0;
     float *cumulative = likeliest ? NULL : allocate(sizeof(float) * n * padded), *expected = malloc(sizeof(float) * n);
-    const int ready = place && wanted && top && expected && (likeliest || cumulative);
+    float *normalizers = sampling->log_likelihoods ? malloc(sizeof(float) * n) : NULL;
+    const int ready = place && wanted && top && expected && (likeliest || cumulative) && (normalizers || !sampling->log_likelihoods);
     for (int s = 0; s < g->num_sequences && ready; s++) place[s] = -1;
     for (int r = 0; r < n && ready; r++) {
         const int s = g->sequence_of_row[parents[r]];
@@ -156,6 +170,7 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
                 for (int j = 0; j < vocab; j++) x[j] = logits[j] / sampling->temperature;
                 filter(x, vocab, sampling->k, sampling->cdf, scratch);
             }
+            if (normalizers) normalizers[w] = log_sum_exp(logits, vocab);
             if (estimates) expected[w] = estimate(logits, vocab, estimates->centers + estimated * (vocab - 1), estimates->fraction, scratch);
         }
     }
@@ -166,7 +181,8 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
         drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, sampling->uniforms[at]);
         sampling->tokens[row * sampling->count + i] = drawn[r];
         if (estimates) estimates->found[estimated][row] = expected[w];
+        if (normalizers) sampling->log_likelihoods[row] += g->logits[(size_t)wanted[w] * padded + drawn[r]] - normalizers[w];
     }
-    free(place), free(wanted), free(top), free(cumulative), free(expected);
+    free(place), free(wanted), free(top), free(cumulative), free(expected), free(normalizers);
     return ready ? OK : NO_MEMORY;
 }

@@ -89,12 +89,12 @@ static int search_environments(Decoder *d, const Search *s, int first, int envir
         const float *centers = s->centers + (size_t)(dim - 2) * (d->vocab - 1);
         const Estimates estimates = {centers, s->fraction, {s->rewards + at * candidates, s->values + at * candidates}};
         const SamplingRequest actions = {uniforms + s->observation_dim * candidates, {of_environment, candidates, 1}, candidates, rest,
-                                 s->k_action, s->temperature, s->cdf, tokens, &estimates};
+                                 s->k_action, s->temperature, s->cdf, tokens, &estimates, NULL};
         if (t == 0) status = decode(d, parents, rows, &(DecodingRequest){NULL, &actions, NULL, 1});
         else {
             int64_t *seen = s->observations + (at - s->environments) * s->width * s->observation_dim;
             const SamplingRequest observations = {uniforms, {of_environment, candidates, 1}, s->width, s->observation_dim,
-                                          s->k_observation, s->temperature, -1.0f, seen, NULL};
+                                          s->k_observation, s->temperature, -1.0f, seen, NULL, NULL};
             status = decode(d, parents, beams, &(DecodingRequest){values, &observations, &actions, s->expand});
         }
         for (int e = 0; e < environments && status == OK; e++)

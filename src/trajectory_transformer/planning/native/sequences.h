@@ -9,7 +9,7 @@ static void free_generation(Generation *g) { free(g->sequences), free(g->page_li
 
 /* An empty generation with room for so many rows. */
 static int reserve(const Decoder *d, Generation *g, int rows) {
-    g->num_sequences = 0;
+    g->num_sequences = g->num_rows = 0;
     if (rows <= g->capacity) return OK;
     free_generation(g);
     const size_t n = rows, floats = n * d->logit_width;
@@ -18,6 +18,18 @@ static int reserve(const Decoder *d, Generation *g, int rows) {
     if (!g->sequences || !g->page_lists || !g->sequence_of_row || !g->logits) return NO_MEMORY;
     for (size_t i = 0; i < floats; i++) g->logits[i] = -INFINITY;
     g->capacity = rows;
+    return OK;
+}
+
+/* Whether all of these tokens, and all of these rows of the last call, exist. */
+static int check_tokens(const Decoder *d, const int64_t *tokens, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= d->vocab) return NO_TOKEN;
+    return OK;
+}
+static int check_rows(const Decoder *d, const int64_t *rows, int n) {
+    for (int r = 0; r < n; r++)
+        if (rows[r] < 0 || rows[r] >= d->newest.num_rows) return NO_ROW;
     return OK;
 }
 
