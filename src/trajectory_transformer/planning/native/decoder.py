@@ -15,22 +15,31 @@ import ctypes
 import functools
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from ...model.gpt import Block, DimensionHeads, SelfAttention, TrajectoryTransformerModel
+from ...model.config import TrajectoryTransformerConfig
+from ...model.gpt import TrajectoryTransformerModel
 from ..decoder import BeamDecoder, gather_rows
 from ..sampling import Choice
 from .library import UnavailableError, load_library
 
-ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")  # in the order of decode.c
-_PARTS = (
-    TrajectoryTransformerModel, Block, SelfAttention, DimensionHeads, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout,
-    nn.ModuleList,
-)  # fmt: skip
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # in the order of vectors.h
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "selu": F.selu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+}
+_ATTENTION = ("query", "key", "value", "proj")
+_OF_BLOCK = [
+    f"{name}.{kind}"
+    for name in (*(f"attn.{part}" for part in _ATTENTION), "l1", "l2", "ln1", "ln2")
+    for kind in ("weight", "bias")
+]
 _OTHER_LAYOUT = (
     "the kernel's C sources and its Python code do not describe the same data: they are of different versions; install "
     "the package again"
@@ -45,15 +54,14 @@ _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c return
 
 
 def unavailable_reason(model: TrajectoryTransformerModel) -> str | None:
-    """Why this model cannot be decoded natively, or None if it can."""
+    """Why this model cannot be decoded natively, or None if nothing stands against trying (see :mod:`.proof`)."""
     device, dtype = model.pos_emb.device, model.pos_emb.dtype
     if device.type != "cpu" or dtype != torch.float32:
         return f"it computes in float32 on the CPU, the model in {dtype} on {device}"
-    if model.config.hidden_act not in ACTIVATIONS:
+    if not isinstance(model.config.hidden_act, str) or model.config.hidden_act not in ACTIVATIONS:
         return f"it knows the activations {', '.join(ACTIVATIONS)}, not {model.config.hidden_act}"
-    foreign = sorted({type(part).__name__ for part in model.modules() if type(part) not in _PARTS})
-    if foreign:
-        return f"the model has parts that are not the package's own: {', '.join(foreign)}"
+    if (mismatch := _mismatch(model)) is not None:
+        return mismatch
     try:
         load_library()
     except UnavailableError as error:
@@ -75,10 +83,15 @@ class NativeDecoder(BeamDecoder):
     """
 
     def __init__(self, model: TrajectoryTransformerModel, window: int, sliding: bool) -> None:
-        self._library, self._config, self._sliding = load_library(), model.config, sliding
-        self._limit = window * model.config.transition_dim
+        self._prepare(model.config, dict(model.named_parameters(remove_duplicate=False)), window, sliding)
+
+    def _prepare(
+        self, config: TrajectoryTransformerConfig, weights: Mapping[str, Tensor], window: int, sliding: bool
+    ) -> None:
+        self._library, self._config, self._sliding = load_library(), config, sliding
+        self._limit = window * config.transition_dim
         with torch.no_grad():
-            self._weights = [weight.detach().float().contiguous() for weight in _folded_weights(model)]
+            self._weights = [weight.detach().float().contiguous() for weight in _folded_weights(config, weights)]
         self._threads, self._handle = 0, None
         self._use_threads(torch.get_num_threads())
 
@@ -90,7 +103,7 @@ class NativeDecoder(BeamDecoder):
         assert isinstance(config.hidden_act, str)
         shape = (
             config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd, config.vocab_size + 1,
-            config.transition_dim, config.block_size, ACTIVATIONS.index(config.hidden_act), threads,
+            config.transition_dim, config.block_size, list(ACTIVATIONS).index(config.hidden_act), threads,
         )  # fmt: skip
         addresses = [weight.data_ptr() for weight in self._weights]
         if self._handle is not None:
@@ -213,30 +226,81 @@ def _numbered(environments: int, rows: int) -> Tensor:
     return torch.arange(environments * rows).view(environments, rows)
 
 
-def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:
+def expected_shapes(config: TrajectoryTransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters that the kernel reads, by name."""
+    n, outputs = config.n_embd, config.vocab_size + 1
+    shapes: dict[str, tuple[int, ...]] = {
+        "tok_emb.weight": (config.transition_dim * config.vocab_size + 1, n),
+        "pos_emb": (1, config.block_size, n),
+        "head.weight": (config.transition_dim, outputs, n),
+    }
+    for layer in range(config.n_layer):
+        linear = {f"attn.{name}": (n, n) for name in _ATTENTION} | {"l1": (4 * n, n), "l2": (n, 4 * n)}
+        for name, shape in linear.items():
+            shapes[f"blocks.{layer}.{name}.weight"], shapes[f"blocks.{layer}.{name}.bias"] = shape, shape[:1]
+    for name in _norms(config):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (n,)
+    return shapes
+
+
+def _norms(config: TrajectoryTransformerConfig) -> list[str]:
+    return [*(f"blocks.{layer}.{name}" for layer in range(config.n_layer) for name in ("ln1", "ln2")), "ln_f"]
+
+
+def _mismatch(model: TrajectoryTransformerModel) -> str | None:
+    """What of a model's parts is not what the kernel computes with, or None: before C is given an address."""
+    config, expected = model.config, expected_shapes(model.config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name in sorted(shapes.keys() | expected.keys()):
+        if name not in expected:
+            return f"the model has a parameter that it does not read, {name}"
+        if name not in shapes:
+            return f"the model has no parameter {name}, which it reads"
+        if shapes[name] != expected[name]:
+            return f"{name} has the shape {shapes[name]}, and it reads {expected[name]}"
+    # Of norms and activations even what is too little to show in all logits.
+    for name in _norms(config):
+        eps = getattr(model.get_submodule(name), "eps", config.layer_norm_eps)
+        if eps != config.layer_norm_eps:
+            return f"{name} has eps={eps}, and it computes with layer_norm_eps={config.layer_norm_eps}"
+    x = torch.linspace(-6, 6, 100)
+    for layer, block in enumerate(model.blocks):
+        activation = getattr(block, "act", None)
+        if callable(activation) and not torch.allclose(
+            activation(x), ACTIVATIONS[str(config.hidden_act)](x), atol=1e-6
+        ):
+            return f"blocks.{layer}.act is not {config.hidden_act}, which it computes"
+    return None
+
+
+def _folded_weights(config: TrajectoryTransformerConfig, weights: Mapping[str, Tensor]) -> list[Tensor]:
     """What ``tt_create`` asks for.
 
     Norms are folded into the products behind them. Queries are divided by √head_dim, and by ln 2: the kernel takes
     scores as powers of 2.
+
+    Args:
+        config: the model's.
+        weights: of the shapes of :func:`expected_shapes`.
     """
-    config = model.config
-    embeddings = model.tok_emb.weight[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)
-    stop = model.tok_emb.weight[-1].expand(config.transition_dim, 1, -1)
-    heads, norm = model.head.weight, model.ln_f
-    weights = [torch.cat([embeddings, stop], dim=1), model.pos_emb[0], heads * norm.weight, _product(heads, norm.bias)]
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        attention = block.attn
-        scale = math.log2(math.e) * (config.n_embd // config.n_head) ** -0.5
-        for linear, factor in ((attention.query, scale), (attention.key, 1.0), (attention.value, 1.0)):
-            weights += [
-                linear.weight * block.ln1.weight * factor,
-                (linear.bias + _product(linear.weight, block.ln1.bias)) * factor,
-            ]
-        weights += [attention.proj.weight, attention.proj.bias]
-        weights += [block.l1.weight * block.ln2.weight, block.l1.bias + _product(block.l1.weight, block.ln2.bias)]
-        weights += [block.l2.weight, block.l2.bias]
-    return weights
+    tokens, heads = weights["tok_emb.weight"], weights["head.weight"]
+    embeddings = tokens[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)
+    stop = tokens[-1].expand(config.transition_dim, 1, -1)
+    folded = [torch.cat([embeddings, stop], dim=1), weights["pos_emb"][0]]
+    folded += [heads * weights["ln_f.weight"], _product(heads, weights["ln_f.bias"])]
+    scale = math.log2(math.e) * (config.n_embd // config.n_head) ** -0.5
+    for layer in range(config.n_layer):
+        block = {name: weights[f"blocks.{layer}.{name}"] for name in _OF_BLOCK}
+        for name, norm, factor in (
+            ("attn.query", "ln1", scale), ("attn.key", "ln1", 1.0), ("attn.value", "ln1", 1.0),
+            ("attn.proj", None, 1.0), ("l1", "ln2", 1.0), ("l2", None, 1.0),
+        ):  # fmt: skip
+            weight, bias = block[f"{name}.weight"], block[f"{name}.bias"]
+            if norm is not None:
+                bias = bias + _product(weight, block[f"{norm}.bias"])
+                weight = weight * block[f"{norm}.weight"]
+            folded += [weight * factor, bias * factor]
+    return folded
 
 
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:

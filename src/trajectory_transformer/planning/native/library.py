@@ -27,7 +27,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tt_extend": (
         _INT,
         [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _FLOAT, _INT, _FLOAT, _ADDRESS, _ADDRESS],
-    ),  # fmt: skip
+    ),
     "tt_search": (_INT, [_ADDRESS, _ADDRESS, ctypes.c_size_t]),
     "tt_logits": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
     "tt_seconds": (None, [_ADDRESS, _ADDRESS]),
@@ -63,6 +63,9 @@ def load_library() -> ctypes.CDLL:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
+        if "__kmpc" in str(error):  # two runtimes in one process would not agree on threads' numbers
+            message = f"{shlex.join(compiler)} needs LLVM's OpenMP, but torch brings GNU's: set CC=gcc"
+            raise UnavailableError(message) from error
         raise UnavailableError(f"{path} cannot be loaded: {error}") from error
     return library
 
