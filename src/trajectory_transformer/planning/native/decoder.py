@@ -190,7 +190,7 @@ class NativeDecoder(BeamDecoder):
             (ctypes.c_int64 * 3)(*uniforms.stride()), count, choice.temperature, choice.k or 0,
             -1.0 if choice.cdf is None else choice.cdf, tokens, added,
         )  # fmt: skip
-        if log_likelihoods is not None:
+        if log_likelihoods is not None and added is not None:
             log_likelihoods += added
         self._appended(*([] if given is None else [given.unsqueeze(2)]), tokens)
         return tokens
@@ -265,10 +265,9 @@ def _mismatch(model: TrajectoryTransformerModel) -> str | None:
             return f"{name} has eps={eps}, and it computes with layer_norm_eps={config.layer_norm_eps}"
     x = torch.linspace(-6, 6, 100)
     for layer, block in enumerate(model.blocks):
-        activation = getattr(block, "act", None)
-        if callable(activation) and not torch.allclose(
-            activation(x), ACTIVATIONS[str(config.hidden_act)](x), atol=1e-6
-        ):
+        activation: Any = getattr(block, "act", None)
+        found, wanted = activation(x) if callable(activation) else None, ACTIVATIONS[str(config.hidden_act)](x)
+        if found is not None and (found.shape != x.shape or not torch.allclose(found, wanted, atol=1e-6)):
             return f"blocks.{layer}.act is not {config.hidden_act}, which it computes"
     return None
 
