@@ -9,8 +9,8 @@ from torch import Tensor
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.decoder import BeamDecoder, gather_rows
+from trajectory_transformer.planning.native.decoder import NativeDecoder
 from trajectory_transformer.planning.native.library import find_compiler
-from trajectory_transformer.planning.native_decoder import NativeDecoder
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
 
 WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9

@@ -1,6 +1,7 @@
 """What is replayed, and when anew; with a stand-in for the graph, that like one reads and writes the same tensors."""
 
 import copy
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,6 +77,50 @@ def test_every_call_gives_what_the_search_gives() -> None:
     # Once for each length; anew, all of them, when there are more environments than before.
     assert graph.captured == [(3, 4), (3, 6), (5, 6), (5, 4)]
     assert captured(search, *inputs(1, 4, 9)).beam_width == 7
+
+
+class Altered(Graph):
+    """Doubles the scores of the first replays."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def __call__(self, search: Search, prefix: Tensor, uniforms: Tensor) -> tuple[Callable[[], None], SearchResult]:
+        replay, result = super().__call__(search, prefix, uniforms)
+
+        def replay_altered() -> None:
+            replay()
+            if self.times > 0:
+                result.score.mul_(2)
+            self.times -= 1
+
+        return replay_altered, result
+
+
+def test_a_replay_that_finds_other_plans_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning, and no more graphs."""
+    graph = Altered(times=100)
+    captured = CapturedSearch(graph)
+    for length in (4, 6, 4):
+        for environments in (3, 2):
+            given = inputs(environments, length, seed=length)
+            for ours, expected in zip(tensors(captured(search, *given)), tensors(search(*given)), strict=True):
+                torch.testing.assert_close(ours, expected, atol=0, rtol=0)
+    assert graph.captured == [(3, 4)]
+    [record] = caplog.records
+    assert re.search(r"without a CUDA graph, in [\d.]+ ms instead of [\d.]+: .*differ by up to [1-9]", record.message)
+
+
+def test_one_replay_that_rounding_decides_otherwise_is_no_reason(caplog: pytest.LogCaptureFixture) -> None:
+    graph = Altered(times=1)
+    captured = CapturedSearch(graph)
+    for seed in range(3):
+        given = inputs(3, 4, seed)
+        for ours, expected in zip(tensors(captured(search, *given)), tensors(search(*given)), strict=True):
+            torch.testing.assert_close(ours, expected, atol=0, rtol=0)
+    assert graph.captured == [(3, 4)]
+    assert caplog.records == []
 
 
 def test_what_was_given_stays_as_it_was() -> None:

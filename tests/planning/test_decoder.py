@@ -14,6 +14,7 @@ from tests.planning.decoders import (
 )
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.decoder import gather_rows
+from trajectory_transformer.planning.sampling import Choice
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,35 @@ def test_prefill_crops_a_long_prefix_by_whole_transitions(
     torch.testing.assert_close(
         decoder.logits, full_logits(model, prefix.unsqueeze(1), 3 * WIDTH - 1), atol=1e-5, rtol=0
     )
+
+
+@both_decoders
+@pytest.mark.parametrize("choice", [Choice(), Choice(k=1), Choice(k=4, cdf=0.3, temperature=2.0)], ids=str)
+@pytest.mark.parametrize(("sliding", "window"), [(False, TRANSITIONS), (True, 2), (True, 3)])
+@pytest.mark.parametrize("given", [False, True])
+def test_log_likelihoods_are_those_of_full_forward_passes(
+    model: TrajectoryTransformerModel,
+    make_decoder: MakeDecoder,
+    sliding: bool,
+    window: int,
+    choice: Choice,
+    given: bool,
+) -> None:
+    """Of the sampled tokens, without filters or temperature; several candidates share a sequence at first."""
+    generator = torch.Generator().manual_seed(3)
+    limit = window * WIDTH - 1 if sliding else model.config.block_size
+    decoder = make_decoder(model, window, sliding)
+    prefix = torch.randint(0, VOCABULARY, (3, WIDTH + 2), generator=generator)
+    decoder.prefill(prefix)
+    decoder.expand(8)
+    found = torch.randn(3, 8, generator=generator)
+    sequences, wanted = prefix.unsqueeze(1).expand(-1, 8, -1), found.clone()
+    before = torch.randint(0, VOCABULARY, (3, 8), generator=generator) if given else None
+    drawn = decoder.extend(torch.rand(3, WIDTH, 8, generator=generator), choice, before, found)
+    if before is not None:
+        sequences = torch.cat([sequences, before.unsqueeze(2)], dim=2)
+    for tokens in drawn.unbind(2):
+        logarithms = full_logits(model, sequences, limit).log_softmax(dim=-1)
+        wanted += logarithms.gather(2, tokens.unsqueeze(2)).squeeze(2)
+        sequences = torch.cat([sequences, tokens.unsqueeze(2)], dim=2)
+    torch.testing.assert_close(found, wanted, atol=5e-5, rtol=0)

@@ -2,13 +2,17 @@
 cannot be had."""
 
 import copy
+import ctypes
 import dataclasses
 import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +23,11 @@ from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import Block, SelfAttention, TrajectoryTransformerModel
+from trajectory_transformer.model.gpt import Block, TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, gather_rows
+from trajectory_transformer.planning.native import decoder as decoder_module
 from trajectory_transformer.planning.native import library
-from trajectory_transformer.planning.native_decoder import NativeDecoder, unavailable_reason
+from trajectory_transformer.planning.native.decoder import NativeDecoder, unavailable_reason
 from trajectory_transformer.planning.planner import BeamPlanner
 from trajectory_transformer.planning.sampling import Choice, choose
 
@@ -191,6 +196,48 @@ def test_tokens_that_do_not_exist_are_refused(token: int) -> None:
     decoder = NativeDecoder(MODELS["head of eight"], 6, False)
     with pytest.raises(ValueError, match=r"tokens must lie in \[0, 7\]"):
         decoder.prefill(torch.tensor([[1, token, 2]]))
+
+
+@pytest.mark.parametrize("token", [-1, 8, 10**8])
+@pytest.mark.parametrize("sliding", [False, True])
+def test_appended_tokens_that_do_not_exist_are_refused(token: int, sliding: bool) -> None:
+    """And change nothing."""
+    model = MODELS["head of eight"]
+    compared = Comparison(model, draw_tokens(2, 7, below=7), NativeDecoder(model, 6, sliding))
+    compared.expand(2)
+    bad = torch.tensor([[1, 2], [3, token]])
+    with pytest.raises(ValueError, match=r"tokens must lie in \[0, 7\]"):
+        compared.decoder.step(bad)
+    with pytest.raises(ValueError, match=r"tokens must lie in \[0, 7\]"):
+        compared.decoder.extend(torch.rand(2, 3, 2), Choice(), bad)
+    compared.step(draw_tokens(2, 2, below=7))
+
+
+def test_tokens_for_other_rows_are_refused() -> None:
+    decoder = NativeDecoder(MODELS["head of eight"], 6, False)
+    decoder.prefill(draw_tokens(2, 7, below=7))
+    decoder.expand(2)
+    for call in (
+        lambda: decoder.step(torch.zeros(2, 3, dtype=torch.int64)),
+        lambda: decoder.extend(torch.rand(2, 3, 3), Choice()),
+        lambda: decoder.extend(torch.rand(2, 3, 2), Choice(), torch.zeros(1, 2, dtype=torch.int64)),
+    ):
+        with pytest.raises(ValueError, match=r"must be for \(2, 2\) environments and rows, not for "):
+            call()
+
+
+@pytest.mark.parametrize("row", [-1, 2, 10**9])
+def test_rows_that_do_not_exist_are_refused_in_c(row: int) -> None:
+    decoder = NativeDecoder(MODELS["head of eight"], 6, False)
+    decoder.prefill(draw_tokens(2, 7, below=7))
+    decoder._rows = torch.tensor([[0], [row]])
+    for call in (
+        lambda: decoder.step(torch.zeros(2, 1, dtype=torch.int64)),
+        lambda: decoder.extend(torch.rand(2, 3, 1), Choice()),
+        lambda: decoder.logits,
+    ):
+        with pytest.raises(IndexError, match="rows of the last call"):
+            call()
 
 
 def test_tokens_that_are_not_contiguous() -> None:
@@ -390,6 +437,26 @@ def test_tokens_drawn_behind_given_ones_are_those_drawn_after_a_step(sliding: bo
         assert torch.equal(logits[0], logits[1])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("choice", [Choice(), Choice(k=1), Choice(k=3, cdf=0.4, temperature=2.0)], ids=str)
+def test_log_likelihoods_change_no_draw(choice: Choice, threads: int) -> None:
+    """Nor a bit of what follows; they are added to what is there, in any layout."""
+    torch.set_num_threads(threads)
+    model = MODELS["head of sixteen"]
+    uniforms, drawn, logits = torch.rand(3, 9, 40, generator=torch.Generator().manual_seed(0)), [], []
+    zeros, ones = torch.zeros(3, 40), torch.ones(40, 3).T
+    for log_likelihoods in (None, zeros, ones):
+        decoder = NativeDecoder(model, 5, False)
+        decoder.prefill(draw_tokens(3, 10, below=101))
+        decoder.expand(40)
+        drawn.append(decoder.extend(uniforms, choice, None, log_likelihoods))
+        logits.append(decoder.logits)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(logits[0], logits[1])
+    assert (zeros < 0).all()
+    torch.testing.assert_close(ones, zeros + 1, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("hidden_act", ["gelu", "relu", "selu", "gelu_new"])
 def test_activations_of_large_and_small_numbers(hidden_act: str) -> None:
     """Far beyond where they are all but straight, too; nothing else adds to what is compared."""
@@ -574,9 +641,32 @@ def no_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr(library.Path, "home", homeless)
 
 
+def other_openmp(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As clang does with its own OpenMP: the library needs functions that torch's OpenMP does not have."""
+    source = folder / "other.c"
+    source.write_text("void __kmpc_barrier(void); void tt_create(void) { __kmpc_barrier(); }")
+    text = f"""#!/bin/sh
+while [ $# -gt 1 ]; do shift; done
+case $1 in *.so) exec cc -shared -fPIC {source} -o $1;; *) touch $1;; esac
+"""
+    patch.setenv("CC", script(folder / "llvm", text))
+
+
+def no_openmp(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As Apple's clang does."""
+    patch.setenv("CC", script(folder / "apple", "#!/bin/sh\necho \"unsupported option '-fopenmp'\" >&2\nexit 1\n"))
+
+
+def open_quotation(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setenv("CC", "gcc '-m64")
+
+
 @pytest.mark.parametrize(
     ("obstacle", "reason"),
     [
+        (other_openmp, "llvm needs LLVM's OpenMP, but torch brings GNU's: set CC=gcc"),
+        (no_openmp, "apple cannot compile decode.c: unsupported option '-fopenmp'"),
+        (open_quotation, "there is no C compiler: CC=gcc '-m64"),
         (no_compiler, r"there is no C compiler \(cc, gcc or clang\)"),
         (unknown_compiler, "there is no C compiler: CC=no-such-compiler"),
         (failing_compiler, "failing cannot compile decode.c: out of order"),
@@ -600,56 +690,46 @@ def test_no_library(
             planner = make_planner(model, decoder="auto", context=1)
         [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert "planning in PyTorch, several times slower than natively" in record.message
+        assert re.search(reason, record.message)
         found = plan(planner, prefix)
     assert torch.equal(found.tokens, plan(make_planner(model, decoder="eager", context=1), prefix).tokens)
 
 
-class OwnBlock(Block):
-    pass
-
-
-class OwnAttention(SelfAttention):
-    pass
-
-
-class OwnLinear(torch.nn.Linear):
-    pass
-
-
-class OwnModel(TrajectoryTransformerModel):
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return 2 * super().embed(tokens, positions)
-
-
 def test_models_that_it_cannot_decode() -> None:
-    def reason(change) -> str | None:
-        model = make_model(1, 1, 2)
-        change(model)
-        return unavailable_reason(model)
-
-    def own_block(model: TrajectoryTransformerModel) -> None:
-        model.blocks[1] = OwnBlock(model.config)
-
-    def own_attention(model: TrajectoryTransformerModel) -> None:
-        model.blocks[1].attn = OwnAttention(model.config)
-
-    def own_linear(model: TrajectoryTransformerModel) -> None:
-        model.blocks[0].get_submodule("attn").query = OwnLinear(16, 16)
-
-    assert reason(lambda model: None) is None
-    for change, name in ((own_block, "OwnBlock"), (own_attention, "OwnAttention"), (own_linear, "OwnLinear")):
-        assert reason(change) == f"the model has parts that are not the package's own: {name}"
-    assert unavailable_reason(OwnModel(make_model(1, 1, 2).config)) == (
-        "the model has parts that are not the package's own: OwnModel"
-    )
+    """Other shapes, and other arithmetic, are in ``test_proof.py``."""
     for dtype in (torch.float64, torch.bfloat16):
-        assert reason(lambda model, dtype=dtype: model.to(dtype)) == (
+        assert unavailable_reason(make_model(1, 1, 2).to(dtype)) == (
             f"it computes in float32 on the CPU, the model in {dtype} on cpu"
         )
     config = dataclasses.replace(make_model(1, 1, 2).config, hidden_act=torch.tanh)
     reason_of_tanh = unavailable_reason(TrajectoryTransformerModel(config))
     assert reason_of_tanh is not None
     assert reason_of_tanh.startswith("it knows the activations gelu, relu, selu, gelu_new, not <built-in method tanh")
+
+
+@pytest.mark.parametrize("what", ["entries", "weights", "search"])
+def test_other_layouts_in_c_are_refused(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """As of sources of another version: an entry of the shape too many, a weight or fields of the search too few."""
+    if what == "weights":
+        folded = decoder_module._folded_weights
+        monkeypatch.setattr(decoder_module, "_folded_weights", lambda *arguments: folded(*arguments)[:-1])
+    if what == "entries":
+        loaded = library.load_library()
+
+        class Longer:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(loaded, name)
+
+            def tt_create(self, shape: Any, entries: int, *rest: Any) -> Any:
+                return loaded.tt_create(shape, entries + 1, *rest)
+
+        monkeypatch.setattr(decoder_module, "load_library", Longer)
+
+    class Shorter(ctypes.Structure):
+        _fields_ = (("environments", ctypes.c_int32),)
+
+    with pytest.raises(RuntimeError, match="C sources and its Python code do not describe the same data"):
+        NativeDecoder(MODELS["head of eight"], 6, False).search(Shorter())
 
 
 # ---- compiled once ----
@@ -679,3 +759,36 @@ case $1 in *.so) echo linked >> {log}; head -c 1000 {compiled} > $1; sleep 1; cp
     assert [*(folder / "trajectory_transformer").iterdir()] == [kept]
     assert kept.stat().st_mtime_ns == written
     assert log.read_text().split() == linked
+
+
+@pytest.mark.parametrize("options", ["-O1", "'-DNAME=two words' -O1"])
+def test_a_compiler_may_be_a_command(fresh_library: pytest.MonkeyPatch, tmp_path: Path, options: str) -> None:
+    """A wrapper such as ccache, and options, quoted ones too, are given to it."""
+    log = tmp_path / "log"
+    wrapper = script(tmp_path / "wrapper", f'#!/bin/sh\nprintf "%s\\n" "$@" >> {log}\nexec "$@"\n')
+    fresh_library.setenv("CC", f"{wrapper} cc {options}")
+    library.load_library()
+    assert {"cc", *shlex.split(options), "-shared"} <= set(log.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def compiled() -> str:
+    """Where the library of this machine's compiler is."""
+    return library.load_library()._name
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "changed"])
+def test_a_damaged_library_is_compiled_anew(
+    compiled: str, fresh_library: pytest.MonkeyPatch, tmp_path: Path, damage: str
+) -> None:
+    copying = f"#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\ncp {compiled} $1\n"
+    fresh_library.setenv("CC", script(tmp_path / "copying", copying))
+    path = Path(library.load_library()._name)
+    library.load_library.cache_clear()
+    contents = path.read_bytes()
+    damaged = {"cut short": contents[:-4000], "empty": b"", "changed": contents[:9000] + b"!" + contents[9001:]}[damage]
+    path.unlink()  # another file, as this process has loaded that one
+    path.write_bytes(damaged)
+    library.load_library()
+    assert path.read_bytes() == contents
+    assert damaged != contents

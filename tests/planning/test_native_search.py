@@ -16,8 +16,8 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, beam_search, require_finite_scores
 from trajectory_transformer.planning.decoder import gather_rows
-from trajectory_transformer.planning.native_decoder import NativeDecoder
-from trajectory_transformer.planning.native_search import native_search
+from trajectory_transformer.planning.native.decoder import NativeDecoder
+from trajectory_transformer.planning.native.search import native_search
 from trajectory_transformer.planning.sampling import Choice
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
@@ -143,7 +143,9 @@ class PercentileOf:
 class Recording(Replay):
     """Turns the numbers that it is given to draw by into such as draw the original's tokens."""
 
-    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
+    def extend(
+        self, uniforms: Tensor, choice: Choice, given: Tensor | None = None, log_likelihoods: Tensor | None = None
+    ) -> Tensor:
         if given is not None:
             self.step(given)
         drawn = self.draws.pop(0).unsqueeze(0)

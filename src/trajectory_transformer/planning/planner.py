@@ -1,7 +1,6 @@
 """Plans from tokens: a model, its discretiser and the search's settings."""
 
 import copy
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,16 +11,14 @@ from ..data.discretizer import Discretizer
 from ..learners.critic import Critic
 from ..learners.critic_ranking import CriticRanking
 from ..model.gpt import TrajectoryTransformerModel
+from . import native
 from .beam_search import SearchResult, beam_search, require_finite_scores
 from .captured_search import CapturedSearch, cuda_graph
 from .deadline import Deadline
 from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search
-from .native_decoder import NativeDecoder, unavailable_reason
-from .native_search import native_search
+from .proof import require_same_logits
 from .transformer_decoder import TransformerDecoder
-
-log = logging.getLogger(__name__)
 
 
 class BeamPlanner:
@@ -64,6 +61,10 @@ class BeamPlanner:
             self._rank = CriticRanking(critic, discretizer, self.layout, settings)
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
+        whole = settings.window == "growing" and self._deadline is None and self._rank is None
+        self._native_search = None
+        if whole and not settings.maximizes_likelihood:
+            self._native_search = native.make_search(self._decoder, model, settings, discretizer.centers, self._search)
         captured = is_captured(settings, model.pos_emb.device.type)
         self._captured = CapturedSearch(cuda_graph) if captured else None
 
@@ -100,10 +101,13 @@ class BeamPlanner:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
         if settings.maximizes_likelihood:
             return likelihood_search(decoder, prefix, layout, settings, deadline)
-        whole = settings.window == "growing" and deadline is None and self._rank is None
-        if whole and isinstance(decoder, NativeDecoder):
-            return native_search(decoder, prefix, layout, settings, self.discretizer.centers, uniforms)
+        if self._native_search is not None:
+            return self._native_search(prefix, uniforms)
         return beam_search(decoder, prefix, layout, settings, self._estimate, uniforms, deadline, self._rank)
+
+    def _search(self, decoder: BeamDecoder, prefix: Tensor, settings: PlannerConfig, uniforms: Tensor) -> SearchResult:
+        """In Python, for reward plus return-to-go: what the kernel's search is held to."""
+        return beam_search(decoder, prefix, self.layout, settings, self._estimate, uniforms)
 
     @property
     def decoding_seconds(self) -> tuple[float, float]:
@@ -129,7 +133,8 @@ def make_decoder(model: TrajectoryTransformerModel, settings: PlannerConfig) -> 
     """What ``settings.decoder`` names, or chooses.
 
     Raises:
-        UserError: the native decoder was asked for and cannot be had, or not in that precision.
+        UserError: the native decoder was asked for and cannot be had, or not in that precision; or the model cannot be
+            decoded token by token.
     """
     sliding = settings.window == "sliding"
     window = settings.context if sliding else (model.config.block_size + 1) // model.config.transition_dim
@@ -137,10 +142,11 @@ def make_decoder(model: TrajectoryTransformerModel, settings: PlannerConfig) -> 
     if settings.precision == "bf16":
         model = copy.deepcopy(model).to(torch.bfloat16)
     if kind == "native" or (kind == "auto" and on_cpu and settings.precision == "32"):
-        reason = unavailable_reason(model)
-        require(reason is None or kind == "auto", f"planner.decoder=native cannot be had: {reason}")
-        if reason is None:
-            return NativeDecoder(model, window, sliding)
-        log.warning("planning in PyTorch, several times slower than natively: %s", reason)
+        decoder = native.make_decoder(model, window, sliding, settings)
+        if decoder is not None:
+            return decoder
     compiled = kind == "compiled" or (kind == "auto" and not on_cpu and settings.deadline_ms is not None)
-    return TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand, compiled)
+    rows = settings.beam_width * settings.n_expand
+    decoder = TransformerDecoder(model, window, sliding, rows, compiled)
+    require_same_logits(decoder, model, window, sliding, rows)
+    return decoder

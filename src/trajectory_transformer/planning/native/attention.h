@@ -7,15 +7,15 @@
  * written in few pieces, and a page that is not full is not read whole. */
 static inline int key_at(int slot, int i) { return (i / 4 * 4 + slot / QUARTER) * LANES + slot % QUARTER * 4 + i % 4; }
 
-#define AT_ONCE (REGISTERS / 8) /* rows whose scores are computed together */
-#define CHAINS (REGISTERS / 16) /* sums, of every so-manyth slot each, that a row's result is computed in */
+#define ROWS_AT_ONCE (REGISTERS / 8) /* rows whose scores are computed together */
+#define CHAINS (REGISTERS / 16) /* independent partial sums of a row's result; slots go to them in turn */
 
 /* Scores of some rows against the keys in some quarters of a page. */
 static inline __attribute__((always_inline)) void score(const float *restrict q, int ldq, const float *restrict page, int size,
                                                         float *restrict scores, int ld, const int rows, const int quarters) {
-    const int some = rows < AT_ONCE ? rows : AT_ONCE;
+    const int some = rows < ROWS_AT_ONCE ? rows : ROWS_AT_ONCE;
     for (int first = 0; first < rows; first += some, q += some * ldq, scores += (size_t)some * ld) {
-        vec sum[AT_ONCE][4];
+        vec sum[ROWS_AT_ONCE][4];
 #pragma GCC unroll 4
         for (int r = 0; r < some; r++)
 #pragma GCC unroll 4
@@ -48,7 +48,7 @@ static inline __attribute__((always_inline)) void add_values(const float *restri
     KEEP(v1);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
-        const vec a = all(weights[r * ld]);
+        const vec a = broadcast(weights[r * ld]);
         sum[r][0] += a * v0, sum[r][1] += a * v1;
     }
 }
@@ -88,24 +88,24 @@ static inline ivec seen_of_last(const Row *row) { return first_lanes((row->seen 
 
 /* The largest of a row's scores; NaN if there is one. */
 static inline float top_score(const Row *row, float *scores) {
-    vec top = all(-INFINITY);
+    vec top = broadcast(-INFINITY);
     float *const last = last_scores(row, scores);
     for (const float *s = scores; s < last; s += LANES) top = larger(load(s), top);
-    return largest(larger(choose(seen_of_last(row), load(last), all(-INFINITY)), top));
+    return largest(larger(choose(seen_of_last(row), load(last), broadcast(-INFINITY)), top));
 }
 
-/* Scores, in powers of 2, to weights, not yet divided by their sum, which is returned; slots that the row does not see
- * get weight 0. */
-static inline float soften(const Row *row, float *scores, float top) {
+/* The numerators of a row's softmax, in place of its scores, which are powers of 2; returns their sum, the denominator.
+ * Slots that the row does not see get 0. */
+static inline float exponentiate_scores(const Row *row, float *scores, float top) {
     vec mass = {0};
-    const vec max = all(top);
+    const vec max = broadcast(top);
     float *const last = last_scores(row, scores);
     for (float *s = scores; s < last; s += LANES) {
         const vec e = power_of_two(load(s) - max);
         store(s, e);
         mass += e;
     }
-    const vec e = choose(seen_of_last(row), power_of_two(load(last) - max), all(0.0f));
+    const vec e = choose(seen_of_last(row), power_of_two(load(last) - max), broadcast(0.0f));
     store(last, e);
     return total(mass + e);
 }
@@ -159,9 +159,9 @@ static inline __attribute__((always_inline)) void attend(size_t part, const Bloc
         else if (quarters == 2) OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 2));
         else OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 1));
     }
-    for (int r = 0; r < n; r++) top[r] = top_score(&block->rows[r], scores + (size_t)r * ld); /* all first: so nobody waits */
+    for (int r = 0; r < n; r++) top[r] = top_score(&block->rows[r], scores + (size_t)r * ld); /* of all rows first, so that none waits for another's maximum */
     for (int r = 0; r < n; r++) {
-        scale[r] = 1.0f / soften(&block->rows[r], scores + (size_t)r * ld, top[r]);
+        scale[r] = 1.0f / exponentiate_scores(&block->rows[r], scores + (size_t)r * ld, top[r]);
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, (vec){0});
     }
     for (const Tile *tile = block->tiles; tile < end; tile++) {
@@ -173,12 +173,12 @@ static inline __attribute__((always_inline)) void attend(size_t part, const Bloc
         else OF_TILE(tile, combine(weights, ld, values, tile->filled, size, to, ldo, ROWS));
     }
     for (int r = 0; r < n; r++)
-        for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, load(out + (size_t)r * ldo + i) * all(scale[r]));
+        for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, load(out + (size_t)r * ldo + i) * broadcast(scale[r]));
 }
 
-/* Rows that do not see a slot may still multiply its values by 0, so they have to be finite. The key, whose score only
- * those keep who see it, says instead that something is wrong. */
-static void poison(float *keys, float *values, int slot, int size) {
+/* Store a token that is not finite: its key as NaN, its values as 0. Rows that do not see the slot still multiply its
+ * values by 0, so these must be finite; the rows that do see it get NaN from the key. */
+static void mark_not_finite(float *keys, float *values, int slot, int size) {
     for (int i = 0; i < size; i++) keys[key_at(slot, i)] = NAN, values[i] = 0.0f;
 }
 
@@ -198,11 +198,11 @@ static void store_token(float *page, int slot, const float *key, const float *va
         store(kept + i, v);
         finite &= v - v == (vec){0};
     }
-    if (!every(finite)) poison(page, kept, slot, size);
+    if (!all_true(finite)) mark_not_finite(page, kept, slot, size);
 }
 
-/* Store the keys and values of rows that later ones may see. */
-static void remember(const Decoder *d, const Scratch *scratch, int layer, const Block *block) {
+/* Store the keys and values of those rows that later tokens may attend to. */
+static void store_keys_values(const Decoder *d, const Scratch *scratch, int layer, const Block *block) {
     const int size = d->head_size, columns = d->heads * size, ldp = d->layers[layer].project.n;
     for (int r = 0; r < block->n; r++) {
         const Row *row = &block->rows[r];
@@ -212,8 +212,8 @@ static void remember(const Decoder *d, const Scratch *scratch, int layer, const 
             float *page = page_of(d, layer, h, row->page);
             if (row->copied >= 0) copy_slots(page, page_of(d, layer, h, row->copied), row->slot, size);
             store_token(page, row->slot, key, value, size);
-            for (int f = row->further; f >= 0; f = d->further[f].next)
-                store_token(page_of(d, layer, h, d->further[f].page), row->slot, key, value, size);
+            for (int f = row->first_extra; f >= 0; f = d->extra_pages[f].next)
+                store_token(page_of(d, layer, h, d->extra_pages[f].page), row->slot, key, value, size);
         }
     }
 }

@@ -1,4 +1,4 @@
-/* Decoding many beams of a Trajectory Transformer on a CPU: see ../native_decoder.py.
+/* Decoding many beams of a Trajectory Transformer on a CPU: see ../decoder.py.
  *
  * Rows are tokens that are computed together. What a row may attend to is a list of pages in one pool of keys and
  * values, so beams share what they have in common; a page is copied only where sequences part in its middle. Threads
@@ -8,40 +8,53 @@
 
 /* Continue row parents[r] of the last call by tokens[r]. */
 int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) {
-    return go_on(d, parents, rows, &(Course){.given = tokens, .candidates = 1});
+    if (check_rows(d, parents, rows) != OK) return NO_ROW;
+    if (check_tokens(d, tokens, rows) != OK) return NO_TOKEN;
+    return decode(d, parents, rows, &(DecodingRequest){.given = tokens, .candidates = 1});
 }
 
 /* Logits (rows, vocab) after row parents[r] of the last call. */
-void tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
+int tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
+    if (check_rows(d, parents, rows) != OK) return NO_ROW;
     for (int r = 0; r < rows; r++) {
         const int sequence = d->newest.sequence_of_row[parents[r]];
         memcpy(out + (size_t)r * d->vocab, d->newest.logits + (size_t)sequence * d->logit_width, sizeof(float) * d->vocab);
     }
+    return OK;
 }
 
 /* Seconds spent in the model and in sampling so far. */
 void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(d->seconds)); }
 
-/* Sample tokens (rows, count) behind rows parents[r] of the last call, which belong to so many environments in turn; where
- * there are such, behind given tokens of theirs. */
+/* Sample tokens (rows, count) after rows parents[r] of the last call, which belong to so many environments in turn; if there are
+ * given tokens (rows), after those. The log-probabilities of the sampled tokens are added to log_likelihoods (rows), unless NULL. */
 int tt_extend(Decoder *d, const int64_t *parents, int rows, const int64_t *given, int environments, const float *uniforms,
-              const int64_t *strides, int count, float temperature, int k, float cdf, int64_t *tokens) {
-    const Drawing drawing = {uniforms, {strides[0], strides[1], strides[2]}, rows / environments, count, k, temperature, cdf, tokens, NULL};
-    return go_on(d, parents, rows, &(Course){given, &drawing, NULL, 1});
+              const int64_t *strides, int count, float temperature, int k, float cdf, int64_t *tokens, float *log_likelihoods) {
+    if (check_rows(d, parents, rows) != OK) return NO_ROW;
+    if (given && check_tokens(d, given, rows) != OK) return NO_TOKEN;
+    const SamplingRequest sampling = {uniforms, {strides[0], strides[1], strides[2]}, rows / environments, count, k, temperature, cdf,
+                                      tokens, NULL, log_likelihoods};
+    return decode(d, parents, rows, &(DecodingRequest){given, &sampling, NULL, 1});
 }
 
 /* Begin anew with whole sequences (rows, time) from position 0. */
 int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) { return encode(d, tokens, rows, time); }
 
-/* Find the plans of some environments. */
-int tt_search(Decoder *d, const Search *search) { return find(d, search); }
+/* Find the plans of some environments. size: bytes of the caller's Search. */
+int tt_search(Decoder *d, const Search *search, size_t size) { return size == sizeof(Search) ? search_plans(d, search) : OTHER_LAYOUT; }
 
 /* ---- making and freeing ---- */
 
+#define SHAPE_ENTRIES 9
+#define WEIGHTS_OF_LAYER 12
+#define OTHER_WEIGHTS 4
+
 /* weights: embeddings (transition_dim, vocab, embd), positions (block_size, embd), heads (transition_dim, vocab, embd),
  * their biases (transition_dim, vocab); then for each layer weight and bias of query, key, value, output, up, down.
- * shape: layers, heads, embd, hidden, vocab, transition_dim, block_size, activation, threads. */
-Decoder *tt_create(const int *shape, float eps, const float **weights) {
+ * shape: layers, heads, embd, hidden, vocab, transition_dim, block_size, activation, threads. NULL where the caller gives other
+ * numbers of entries or weights than these. */
+Decoder *tt_create(const int *shape, int num_entries, float eps, const float **weights, int num_weights) {
+    if (num_entries != SHAPE_ENTRIES || num_weights != OTHER_WEIGHTS + WEIGHTS_OF_LAYER * shape[0]) return NULL;
     Decoder *d = calloc(1, sizeof(Decoder));
     d->num_layers = shape[0], d->heads = shape[1], d->embd = shape[2], d->hidden = shape[3], d->vocab = shape[4];
     d->transition_dim = shape[5], d->block_size = shape[6], d->activation = shape[7], d->threads = shape[8];
@@ -64,7 +77,7 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
     float *joined = allocate_zeros(sizeof(float) * 3 * d->embd * d->embd), *bias = allocate(sizeof(float) * 3 * d->embd);
     d->layers = calloc(d->num_layers, sizeof(Layer)), d->heads_out = calloc(d->transition_dim, sizeof(Matrix));
     for (int l = 0; l < d->num_layers; l++) {
-        const float **w = weights + 4 + 12 * l;
+        const float **w = weights + OTHER_WEIGHTS + WEIGHTS_OF_LAYER * l;
         for (int part = 0; part < 3; part++) { /* one matrix from query, key and value, behind each other */
             memcpy(joined + (size_t)part * d->embd * d->embd, w[2 * part], sizeof(float) * d->embd * d->embd);
             memcpy(bias + part * d->embd, w[2 * part + 1], sizeof(float) * d->embd);
@@ -95,7 +108,7 @@ Decoder *tt_create(const int *shape, float eps, const float **weights) {
         s->wanted = malloc(sizeof(Tile) * BLOCK * pages), s->tiles = malloc(sizeof(Tile) * BLOCK * pages);
         s->pages = malloc(sizeof(float *) * BLOCK * pages);
     }
-    know(d);
+    precompute_first_layer(d);
     d->workers = calloc(d->threads, sizeof(Decoder));
     for (int t = 0; t < d->threads; t++) {
         memcpy(&d->workers[t], d, sizeof(Decoder));
@@ -122,6 +135,6 @@ void tt_destroy(Decoder *d) {
         free(s->tiles), free(s->pages);
         for (int i = 0; i < 3; i++) free_generation(&s->between[i]);
     }
-    free(d->workers), free(d->known), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
+    free(d->workers), free(d->first_layer_cache), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
     free(d->embeddings), free(d->positions), free(d);
 }

@@ -8,7 +8,7 @@
 #define GROUP (4 * MR) /* rows that a thread decodes together: so few that what they see stays near */
 #define BLOCK 48 /* rows that can pass through all layers together */
 #define CHUNK 64 /* pages that the pool grows by */
-#define KNOWN (64 << 20) /* bytes that looking up the first layer may take */
+#define FIRST_LAYER_CACHE_BYTES (64 << 20) /* the largest table of the first layer's projections */
 
 typedef struct {
     Matrix project, output, up, down;
@@ -17,8 +17,8 @@ typedef struct {
 /* Rows that stand side by side and see the same page. */
 typedef struct {
     float *page;         /* as of the first layer's first head */
-    int32_t place;       /* the how-manyth it is of each of these rows */
-    int32_t filled;      /* slots, the most that one of them sees */
+    int32_t place;       /* index of this page in each row's page list */
+    int32_t filled;      /* slots: the most that any of these rows sees */
     int16_t first, rows; /* 1, 2 or 4 of them */
 } Tile;
 
@@ -30,26 +30,26 @@ typedef struct {
     int child;    /* the last of its children in the next generation so far, or -1 */
 } Sequence;
 
-/* The distinct sequences that some rows belong to, and what may come next. */
+/* The distinct sequences that rows belong to, and the logits of their next tokens. */
 typedef struct {
-    int position, num_sequences, capacity; /* capacity: of rows, and so of sequences, not all of which need be there */
+    int position, num_rows, num_sequences, capacity; /* capacity: the most rows, and so the most sequences */
     Sequence *sequences;
     int32_t *page_lists, *sequence_of_row;
     float *logits; /* (sequences, logit_width) */
 } Generation;
 
-/* A thread's own. */
+/* Working memory of one thread. */
 typedef struct {
     float *x, *normed, *projected, *seen, *hidden, *scores, *out; /* for a block of rows */
     Tile *tiles, *wanted; /* of a block; of its rows whose logits are wanted */
     float **pages;
-    Generation between[3]; /* what rows pass through */
+    Generation between[3]; /* of the tokens between the first and the last of a call */
 } Scratch;
 
-/* A further page that a token is stored in, and where the next one stands, or -1. */
+/* One more page that a token is stored in, in a linked list; next: index of the following entry, or -1. */
 typedef struct {
     int32_t page, next;
-} Further;
+} ExtraPage;
 
 typedef struct Decoder {
     int num_layers, heads, head_dim, embd, hidden, vocab, transition_dim, block_size, activation, threads;
@@ -59,16 +59,16 @@ typedef struct Decoder {
     float *weights;    /* of all matrices, in the order that they are used in */
     Layer *layers;
     Matrix *heads_out; /* for each dimension */
-    float *known; /* (block_size, vocab, 3 heads head_size): queries, keys and values in the first layer; NULL if too many */
+    float *first_layer_cache; /* (block_size, vocab, 3 heads head_size): queries, keys and values in the first layer; NULL if too many */
     Scratch *scratch;  /* for each thread */
-    atomic_int waiting, phase; /* of the threads' meetings */
+    atomic_int waiting, phase; /* of the threads' barrier */
     double seconds[2];  /* spent in the model, and in sampling */
-    double loss, alone_until; /* seconds that teams have lost of late, against one thread; when it ends that one does everything */
+    double team_loss, alone_until; /* seconds that teams recently lost against one thread; until when one thread works alone */
     float **chunks; /* each (layer, CHUNK, head, 2, …): keys (key_at) and values (LANES, head_size) of a page */
     int num_chunks;
     int32_t *free_pages;
     atomic_int num_free;
-    Further *further;
+    ExtraPage *extra_pages;
     Generation newest, first, next; /* of the last call; what it becomes, by one token and by all */
     struct Decoder *workers; /* for each thread, of one thread: all that changes is their own */
 } Decoder;
@@ -76,8 +76,8 @@ typedef struct Decoder {
 typedef struct {
     int32_t token, position;
     int32_t page, slot; /* where it is stored; page -1 if later tokens may not see it */
-    int32_t further;    /* the first of further pages that it is stored in, or -1 */
-    int32_t copied;     /* the page that what comes before it on its own is to be copied from, or -1 */
+    int32_t first_extra;  /* index of the first of the other pages that it is stored in, or -1 */
+    int32_t copied;     /* the page that the slots before its own are copied from, or -1 */
     int32_t logits;     /* which row of the result, or -1 */
     int32_t seen;       /* slots of these pages */
     const int32_t *pages;
@@ -94,7 +94,7 @@ typedef struct {
     int score_width; /* floats from one row's scores to the next one's */
 } Block;
 
-enum { OK, NO_MEMORY, TOO_LONG, NO_TOKEN };
+enum { OK, NO_MEMORY, TOO_LONG, NO_TOKEN, NO_ROW, OTHER_LAYOUT };
 
 static inline int pages_for(int slots) { return (slots + LANES - 1) / LANES; }
 

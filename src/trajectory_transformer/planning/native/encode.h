@@ -9,16 +9,16 @@ typedef struct {
     int length, parent, first_child, next_sibling, sequence, first_row;
 } Node;
 
-/* Where a path of transitions begins a page of its own with a copy of its parent's last one: the tokens on that are to be
- * stored in both. */
-static void store_further(Decoder *d, const Node *nodes, int parent, int level, const Row *row, Row *work, int *num_further) {
+/* A path of transitions that begins a page of its own in the middle of its parent's last page: the parent's tokens on that page
+ * are stored in both. */
+static void store_in_extra_page(Decoder *d, const Node *nodes, int parent, int level, const Row *row, Row *work, int *num_extra_pages) {
     const int stored = d->transition_dim - 1, end = row->seen - 1;
     for (int i = end - row->slot; i < end; i++) {
         int node = parent;
         for (int up = level - 1 - i / stored; up > 0; up--) node = nodes[node].parent;
         Row *before = &work[nodes[node].first_row + i % stored];
-        d->further[*num_further] = (Further){row->page, before->further};
-        before->further = (*num_further)++;
+        d->extra_pages[*num_extra_pages] = (ExtraPage){row->page, before->first_extra};
+        before->first_extra = (*num_extra_pages)++;
     }
 }
 
@@ -26,19 +26,18 @@ static void store_further(Decoder *d, const Node *nodes, int parent, int level, 
  * once. */
 static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     if (time > d->block_size) return TOO_LONG;
-    for (size_t i = 0; i < (size_t)rows * time; i++)
-        if (tokens[i] < 0 || tokens[i] >= d->vocab) return NO_TOKEN;
+    if (check_tokens(d, tokens, (size_t)rows * time) != OK) return NO_TOKEN;
     const int dim = d->transition_dim, levels = (time + dim - 1) / dim, most = rows * levels + 1;
     Node *nodes = malloc(sizeof(Node) * most);
     Sequence *paths = malloc(sizeof(Sequence) * most);
     int32_t *pages = malloc(sizeof(int32_t) * most * list_length(d));
     Row *work = malloc(sizeof(Row) * (size_t)rows * time);
-    d->further = malloc(sizeof(Further) * most * LANES);
-    int status = nodes && paths && pages && work && d->further ? OK : NO_MEMORY;
+    d->extra_pages = malloc(sizeof(ExtraPage) * most * LANES);
+    int status = nodes && paths && pages && work && d->extra_pages ? OK : NO_MEMORY;
     Generation *newest = &d->newest;
-    if (status == OK) status = make_room(d, newest, rows);
-    if (status == OK) status = sweep(d, newest, NULL, 0, 0);
-    int num_nodes = 1, num_rows = 0, num_further = 0, leaves = 0;
+    if (status == OK) status = reserve(d, newest, rows);
+    if (status == OK) status = release_unused_pages(d, newest, NULL, 0, 0);
+    int num_nodes = 1, num_rows = 0, num_extra_pages = 0, leaves = 0;
     if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, -1, 0}, paths[0] = (Sequence){pages, 0, 0, -1};
     for (int r = 0; r < rows && status == OK; r++) {
         int at = 0;
@@ -57,7 +56,7 @@ static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
                     int32_t copied = -1;
                     if (i < dim - 1) status = add_slot(d, path, &copied);
                     work[num_rows] = make_row(path, part[i], level * dim + i, i < dim - 1, -1, -1);
-                    if (copied >= 0) store_further(d, nodes, at, level, &work[num_rows], work, &num_further);
+                    if (copied >= 0) store_in_extra_page(d, nodes, at, level, &work[num_rows], work, &num_extra_pages);
                     num_rows++;
                 }
                 nodes[at].first_child = next;
@@ -73,9 +72,9 @@ static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     }
     if (status == OK) {
         status = run_together(d, work, num_rows, newest->logits);
-        newest->position = time, newest->num_sequences = leaves;
+        newest->position = time, newest->num_sequences = leaves, newest->num_rows = rows;
     }
-    free(nodes), free(paths), free(pages), free(work), free(d->further);
-    d->further = NULL;
+    free(nodes), free(paths), free(pages), free(work), free(d->extra_pages);
+    d->extra_pages = NULL;
     return status;
 }

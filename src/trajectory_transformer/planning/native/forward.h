@@ -30,13 +30,13 @@ static inline __attribute__((always_inline)) void normalize_rows(const Decoder *
         const float mean = total(sum) * inverse;
 #pragma GCC unroll 8
         for (int i = 0; i < width; i += LANES) {
-            const vec c = load(x + i) - all(mean);
+            const vec c = load(x + i) - broadcast(mean);
             squares += c * c;
         }
         const float variance = (total(squares) - padding * mean * mean) * inverse;
-        const vec scale = all(1.0f / sqrtf(variance + d->eps));
+        const vec scale = broadcast(1.0f / sqrtf(variance + d->eps));
 #pragma GCC unroll 8
-        for (int i = 0; i < width; i += LANES) store(out + i, (load(x + i) - all(mean)) * scale);
+        for (int i = 0; i < width; i += LANES) store(out + i, (load(x + i) - broadcast(mean)) * scale);
     }
 }
 
@@ -50,9 +50,9 @@ static void add_and_normalize(const Decoder *d, const float *more, float *x, int
 #else
 #define PAUSE() ((void)0)
 #endif
-#define STAYS (1 << 20) /* bytes that stay in a core's own cache by themselves */
-#define PATIENCE 1e-3 /* seconds that a thread which has a core is late at most */
-#define LOSS 2e-2 /* seconds that a team may lose against one thread */
+#define NEAR_BYTES (1 << 20) /* bytes that stay in a core's own cache without prefetching */
+#define SPIN_SECONDS 1e-3 /* seconds that a barrier spins before it yields the core: a running thread is not later */
+#define TEAM_LOSS_LIMIT 2e-2 /* seconds that a team may lose against one thread */
 
 /* Seconds that this thread has had a core. */
 static double time_used(void) {
@@ -61,8 +61,8 @@ static double time_used(void) {
     return used.tv_sec + 1e-9 * used.tv_nsec;
 }
 
-/* Wait until the whole team is here. */
-static void meet(Decoder *d, int team) {
+/* A barrier: wait until all threads of the team have reached it. */
+static void barrier(Decoder *d, int team) {
     if (team == 1) return;
     const int phase = atomic_load(&d->phase);
     if (atomic_fetch_add(&d->waiting, 1) == team - 1) {
@@ -74,19 +74,19 @@ static void meet(Decoder *d, int team) {
     for (int i = 1, late = 0; atomic_load(&d->phase) == phase; i++) {
         if (late) sched_yield();
         else PAUSE();
-        if (!late && i % 256 == 0) late = omp_get_wtime() - began > PATIENCE;
+        if (!late && i % 256 == 0) late = omp_get_wtime() - began > SPIN_SECONDS;
     }
 }
 
 /* How many threads may work. A team needs a core for each: where others want them, one thread does better by itself. */
 static int team_size(const Decoder *d) { return omp_get_wtime() < d->alone_until ? 1 : d->threads; }
 
-/* What a team has done took so long, and so much time of its cores: had one thread done it, that would be how long. Only
- * losing again and again counts. */
-static void judge(Decoder *d, double took, double used) {
-    d->loss += took - used < LOSS / 4 ? took - used : LOSS / 4;
-    if (d->loss < 0) d->loss = 0;
-    if (d->loss > LOSS) d->loss = LOSS / 2, d->alone_until = omp_get_wtime() + 10 * LOSS;
+/* Account for a team's work that took so many seconds, of which its threads used so many of processor time: one thread would have
+ * taken that long. Only repeated losses make one thread work alone. */
+static void update_team_loss(Decoder *d, double took, double used) {
+    d->team_loss += took - used < TEAM_LOSS_LIMIT / 4 ? took - used : TEAM_LOSS_LIMIT / 4;
+    if (d->team_loss < 0) d->team_loss = 0;
+    if (d->team_loss > TEAM_LOSS_LIMIT) d->team_loss = TEAM_LOSS_LIMIT / 2, d->alone_until = omp_get_wtime() + 10 * TEAM_LOSS_LIMIT;
 }
 
 /* Which pages rows see, and which of them together: first page first, and of each the larger tiles first, so that what
@@ -116,21 +116,21 @@ static int find_tiles(const Decoder *d, const Row *rows, int n, Tile *tiles) {
     return found;
 }
 
-/* A block's tiles and pages; the newest pages first, as what is stored in them is stored before anything is read. */
-static void look(const Decoder *d, Block *block) {
+/* Find a block's tiles and pages; the newest pages first, as they are written before any is read. */
+static void find_pages(const Decoder *d, Block *block) {
     block->num_tiles = find_tiles(d, block->rows, block->n, block->tiles), block->num_pages = 0;
     for (const Tile *tile = block->tiles + block->num_tiles - 1; tile >= block->tiles; tile--)
         if (block->num_pages == 0 || block->pages[block->num_pages - 1] != tile->page) block->pages[block->num_pages++] = tile->page;
 }
 
-/* Rows of a block whose logits are wanted. In the last layer the others have nothing to do but to be remembered. */
+/* Rows of a block whose logits are wanted. Of the others only the keys and values are needed in the last layer. */
 typedef struct {
     int which[BLOCK];
     Row rows[BLOCK];
     Block block;
 } Wanted;
 
-static void find_wanted(const Decoder *d, const Block *block, Tile *tiles, Wanted *wanted) {
+static void select_wanted(const Decoder *d, const Block *block, Tile *tiles, Wanted *wanted) {
     int n = 0;
     for (int r = 0; r < block->n; r++)
         if (block->rows[r].logits >= 0) wanted->which[n] = r, wanted->rows[n++] = block->rows[r];
@@ -138,51 +138,51 @@ static void find_wanted(const Decoder *d, const Block *block, Tile *tiles, Wante
     if (n < block->n) wanted->block.num_tiles = find_tiles(d, wanted->rows, n, tiles);
 }
 
-/* The wanted ones among some rows of floats come first. */
-static void compact(const Wanted *wanted, float *values, int width) {
+/* Move the wanted rows to the front. */
+static void move_to_front(const Wanted *wanted, float *values, int width) {
     for (int w = 0; w < wanted->block.n; w++)
         if (wanted->which[w] > w) memcpy(values + (size_t)w * width, values + (size_t)wanted->which[w] * width, sizeof(float) * width);
 }
 
-/* What some rows bring into the first layer. */
-static void begin(const Decoder *d, const Scratch *s, const Row *rows, int n) {
+/* Embeddings of rows, and their queries, keys and values in the first layer. */
+static void embed_and_project(const Decoder *d, const Scratch *s, const Row *rows, int n) {
     const Matrix *project = &d->layers[0].project;
     Stream none = {0};
     for (int r = 0; r < n; r++) {
         embed(d, rows[r].token, rows[r].position, s->x + r * d->width);
-        if (!d->known) continue;
-        const float *known = d->known + ((size_t)rows[r].position * d->vocab + rows[r].token) * project->n;
-        memcpy(s->projected + (size_t)r * project->n, known, sizeof(float) * project->n);
+        if (!d->first_layer_cache) continue;
+        const float *cached = d->first_layer_cache + ((size_t)rows[r].position * d->vocab + rows[r].token) * project->n;
+        memcpy(s->projected + (size_t)r * project->n, cached, sizeof(float) * project->n);
     }
-    if (d->known) return;
+    if (d->first_layer_cache) return;
     add_and_normalize(d, NULL, s->x, n, s->normed);
     multiply(project, s->normed, d->width, n, s->projected, project->n, &none);
 }
 
 /* Queries, keys and values in the first layer depend on token and position alone. All are computed once, if there is
  * room for them. */
-static void know(Decoder *d) {
+static void precompute_first_layer(Decoder *d) {
     const int width = d->layers[0].project.n;
     const size_t bytes = sizeof(float) * d->block_size * d->vocab * width;
-    float *known = bytes <= KNOWN ? allocate(bytes) : NULL;
-    if (!known) return;
+    float *cached = bytes <= FIRST_LAYER_CACHE_BYTES ? allocate(bytes) : NULL;
+    if (!cached) return;
 #pragma omp parallel for num_threads(d->threads)
     for (int position = 0; position < d->block_size; position++) {
         const Scratch *s = &d->scratch[omp_get_thread_num()];
         Row rows[BLOCK];
         for (int token = 0, n; token < d->vocab; token += n) {
             for (n = 0; n < BLOCK && token + n < d->vocab; n++) rows[n] = (Row){.token = token + n, .position = position};
-            begin(d, s, rows, n);
-            memcpy(known + ((size_t)position * d->vocab + token) * width, s->projected, sizeof(float) * n * width);
+            embed_and_project(d, s, rows, n);
+            memcpy(cached + ((size_t)position * d->vocab + token) * width, s->projected, sizeof(float) * n * width);
         }
     }
-    d->known = known;
+    d->first_layer_cache = cached;
 }
 
 /* A block's keys and values in one layer, unless all that is stored is so little that it stays near by itself. */
 static Stream stream_of(const Decoder *d, int layer, const Block *block) {
     const size_t page = sizeof(float) * page_floats(d) * d->heads; /* in one layer */
-    const int far = page * (num_pages(d) - d->num_free) * d->num_layers > STAYS;
+    const int far = page * (num_pages(d) - d->num_free) * d->num_layers > NEAR_BYTES;
     return (Stream){block->pages, part_of_page(d, layer, 0), page / LINE, far ? block->num_pages : 0, 0, 0};
 }
 
@@ -193,17 +193,17 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
     const Block *block = whole;
     Wanted wanted;
     Stream stream = {0};
-    find_wanted(d, whole, s->wanted, &wanted);
-    begin(d, s, whole->rows, whole->n);
+    select_wanted(d, whole, s->wanted, &wanted);
+    embed_and_project(d, s, whole->rows, whole->n);
     for (int l = 0; l < d->num_layers; l++) {
         const Layer *layer = &d->layers[l];
         const int last = l == d->num_layers - 1;
         if (l > 0) multiply(&layer->project, s->normed, width, whole->n, s->projected, layer->project.n, &stream);
-        remember(d, s, l, whole);
-        meet(d, team);
+        store_keys_values(d, s, l, whole);
+        barrier(d, team);
         if (last && wanted.block.n < whole->n) {
             block = &wanted.block;
-            compact(&wanted, s->projected, layer->project.n), compact(&wanted, s->x, width);
+            move_to_front(&wanted, s->projected, layer->project.n), move_to_front(&wanted, s->x, width);
         }
         attention(d, s, l, block);
         stream = last ? stream_of(d, 0, next) : stream_of(d, l + 1, whole);
@@ -221,13 +221,13 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
         memcpy(logits + (size_t)block->rows[r].logits * d->logit_width, s->out + (size_t)r * head->n, sizeof(float) * d->vocab);
 }
 
-#define TOGETHER 32 /* rows that a thread computes at once where they see each other's slots */
+#define ROWS_TOGETHER 32 /* rows that a thread computes at once where they see each other's slots */
 
 /* All layers for rows, some of which want logits, by the whole team: rows see each other's slots. */
 static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
     /* Threads take blocks in turn, as many each; some of the last ones may be empty. */
     const int threads = n > MR ? team_size(d) : 1;
-    const int turns = (n + threads * TOGETHER - 1) / (threads * TOGETHER), num_blocks = turns * threads;
+    const int turns = (n + threads * ROWS_TOGETHER - 1) / (threads * ROWS_TOGETHER), num_blocks = turns * threads;
     const int size = round_up((n + num_blocks - 1) / num_blocks, MR);
     int pages = 0, widest = 0; /* of all rows together, of one row */
     for (int r = 0; r < n; r++) {
@@ -250,18 +250,18 @@ static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
     {
         const int team = omp_get_num_threads(), thread = omp_get_thread_num();
         used -= time_used();
-        for (int b = thread; b < num_blocks && ready; b += team) look(d, &blocks[b]);
+        for (int b = thread; b < num_blocks && ready; b += team) find_pages(d, &blocks[b]);
         for (int turn = 0; turn * team < num_blocks && ready; turn++) {
             const int b = turn * team + thread;
             const Block none = {.rows = rows}, *block = b < num_blocks ? &blocks[b] : &none;
             run_block(d, &d->scratch[thread], block, b + team < num_blocks ? block + team : &blocks[thread], logits, team);
         }
         used += time_used();
-        meet(d, team);
+        barrier(d, team);
     }
     const double took = omp_get_wtime() - began;
     d->seconds[0] += took;
-    if (threads > 1) judge(d, took, used);
+    if (threads > 1) update_team_loss(d, took, used);
     free(blocks), free(tiles), free(addresses);
     return ready ? OK : NO_MEMORY;
 }
@@ -271,7 +271,7 @@ static void run_alone(Decoder *d, const Scratch *s, const Row *rows, int n, floa
     for (int first = 0, size; first < n; first += size) {
         size = n - first <= BLOCK ? n - first : GROUP;
         Block block = {rows + first, size, s->tiles, 0, s->pages, 0, pages_for(rows->seen) * LANES};
-        look(d, &block);
+        find_pages(d, &block);
         run_block(d, s, &block, &block, logits, 1); /* the next token's rows will see the same pages */
     }
 }

@@ -1,4 +1,4 @@
-"""The C sources beside this file as a library: compiled for this processor when it is first needed, then kept."""
+"""The C sources beside this file as a shared library: compiled for this processor on first use, then cached."""
 
 import ctypes
 import functools
@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -17,17 +18,18 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("decode.c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
 _ADDRESS, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+_DIGEST_SIZE = hashlib.sha256().digest_size
 _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
-    "tt_create": (_ADDRESS, [_ADDRESS, _FLOAT, _ADDRESS]),
+    "tt_create": (_ADDRESS, [_ADDRESS, _INT, _FLOAT, _ADDRESS, _INT]),
     "tt_destroy": (None, [_ADDRESS]),
     "tt_encode": (_INT, [_ADDRESS, _ADDRESS, _INT, _INT]),
     "tt_step": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
     "tt_extend": (
         _INT,
-        [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _FLOAT, _INT, _FLOAT, _ADDRESS],
+        [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _FLOAT, _INT, _FLOAT, _ADDRESS, _ADDRESS],
     ),
-    "tt_search": (_INT, [_ADDRESS, _ADDRESS]),
-    "tt_logits": (None, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
+    "tt_search": (_INT, [_ADDRESS, _ADDRESS, ctypes.c_size_t]),
+    "tt_logits": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
     "tt_seconds": (None, [_ADDRESS, _ADDRESS]),
 }
 
@@ -50,8 +52,8 @@ def load_library() -> ctypes.CDLL:
     folder = cache_folder()
     path = folder / f"decode-{_key(compiler)}.so"
     try:
-        if not path.exists():
-            log.info("compiling the planner's kernel for this processor with %s", compiler)
+        if not _is_whole(path):
+            log.info("compiling the planner's kernel for this processor with %s", shlex.join(compiler))
             _compile(compiler, path)
     except OSError as error:
         raise UnavailableError(f"{folder} cannot be written: {error.strerror or error}") from error
@@ -61,14 +63,23 @@ def load_library() -> ctypes.CDLL:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
+        if "__kmpc" in str(error):  # two runtimes in one process would not agree on threads' numbers
+            message = f"{shlex.join(compiler)} needs LLVM's OpenMP, but torch brings GNU's: set CC=gcc"
+            raise UnavailableError(message) from error
         raise UnavailableError(f"{path} cannot be loaded: {error}") from error
     return library
 
 
-def find_compiler() -> str | None:
-    """The C compiler: ``CC``, or the first of the usual names."""
-    chosen = os.environ.get("CC")
-    return shutil.which(chosen) if chosen else next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+def find_compiler() -> list[str] | None:
+    """The command of the C compiler: ``CC``, options and wrappers included, or the first of the usual names."""
+    try:
+        chosen = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # a quotation that does not end
+        return None
+    for name, *options in [chosen] if chosen else [["cc"], ["gcc"], ["clang"]]:
+        if program := shutil.which(name):
+            return [program, *options]
+    return None
 
 
 def cache_folder() -> Path:
@@ -84,11 +95,19 @@ def cache_folder() -> Path:
         raise UnavailableError(f"there is nowhere to keep the library: {error}") from error
 
 
-def _key(compiler: str) -> str:
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there, and is what was written: its last bytes are the digest of all others."""
+    if not path.exists():
+        return False
+    contents = path.read_bytes()
+    return hashlib.sha256(contents[:-_DIGEST_SIZE]).digest() == contents[-_DIGEST_SIZE:]
+
+
+def _key(compiler: list[str]) -> str:
     """Changes with whatever changes the machine code."""
-    version = _run([compiler, "--version"]).stdout
+    version = _run([*compiler, "--version"]).stdout
     sources = [path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]"))]
-    return hashlib.sha256("\0".join([*sources, *FLAGS, compiler, version, _processor()]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join([*sources, *FLAGS, *compiler, version, _processor()]).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -108,18 +127,21 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise UnavailableError(f"{command[0]} cannot be run: {error.strerror or error}") from error
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: list[str], path: Path) -> None:
     """Compile beside ``path``, then move: a process that looks meanwhile sees all of it or nothing."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
         unit, library = f"{folder}/decode.o", f"{folder}/decode.so"
         # Linked without an OpenMP runtime: torch's own, already loaded, has the symbols.
         for command in (
-            [compiler, *FLAGS, "-c", str(SOURCE), "-o", unit],
-            [compiler, "-shared", unit, "-lm", "-o", library],
+            [*compiler, *FLAGS, "-c", str(SOURCE), "-o", unit],
+            [*compiler, "-shared", unit, "-lm", "-o", library],
         ):
             done = _run(command)
             if done.returncode != 0:
                 reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise UnavailableError(f"{compiler} cannot compile {SOURCE.name}: {reason}")
+                raise UnavailableError(f"{shlex.join(compiler)} cannot compile {SOURCE.name}: {reason}")
+        with open(library, "r+b") as file:
+            digest = hashlib.sha256(file.read()).digest()
+            file.write(digest)  # behind the end, where no loader looks
         os.replace(library, path)

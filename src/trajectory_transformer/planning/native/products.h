@@ -33,7 +33,7 @@ static Matrix pack(const float *weight, const float *bias, int stride, const int
 
 #define LINE 64 /* bytes that come from memory together */
 
-/* What will be wanted soon: the same part of some pages. */
+/* Memory to prefetch during a product: the same part of some pages. */
 typedef struct {
     float *const *pages;
     size_t part, lines; /* where the part begins, in floats; how long it is, in lines */
@@ -41,8 +41,8 @@ typedef struct {
     size_t line;
 } Stream;
 
-/* So many lines of it, or NULL at its end. */
-static inline const char *take(Stream *s, int lines) {
+/* The next lines to prefetch, or NULL at the end. */
+static inline const char *next_lines(Stream *s, int lines) {
     if (s->page == s->num_pages) return NULL;
     const char *at = (const char *)(s->pages[s->page] + s->part) + s->line * LINE;
     s->line += lines;
@@ -66,7 +66,7 @@ static inline __attribute__((always_inline)) void multiply_steps(const float *re
             KEEP(w1);
 #pragma GCC unroll 8
             for (int r = 0; r < MR; r++) {
-                const vec b = all(r < 3 ? x[r * ld + j] : later[(r - 3) * ld + j]);
+                const vec b = broadcast(r < 3 ? x[r * ld + j] : later[(r - 3) * ld + j]);
                 sum[r][0] += b * w0;
                 sum[r][1] += b * w1;
             }
@@ -84,7 +84,7 @@ static inline __attribute__((always_inline)) void multiply_tile(const float *w, 
     for (int r = 0; r < MR; r++) sum[r][0] = load(from + (size_t)r * ldf), sum[r][1] = load(from + (size_t)r * ldf + LANES);
     for (int i = 0; i < depth; i += STEPS, next += STEPS / 2 * LINE) {
         const int steps = depth - i < STEPS ? depth - i : STEPS;
-        const char *soon = take(stream, steps / 2);
+        const char *soon = next_lines(stream, steps / 2);
         if (soon) multiply_steps(w + i * NR, x + i, ldx, steps, sum, next, soon, 1);
         else multiply_steps(w + i * NR, x + i, ldx, steps, sum, next, next, 0);
     }

@@ -5,7 +5,7 @@
 
 /* The first of the largest of some logits, which are padded. */
 static int most_likely(const float *x, int n) {
-    vec top = all(-INFINITY);
+    vec top = broadcast(-INFINITY);
     for (int i = 0; i < n; i += LANES) top = larger(top, load(x + i));
     const float max = largest(top);
     for (int i = 0; i < n; i++)
@@ -15,16 +15,28 @@ static int most_likely(const float *x, int n) {
 
 /* x (padded to LANES) to probabilities; what is e^87 times less likely than the likeliest gets none. */
 static void softmax(float *x, int n) {
-    vec top = all(-INFINITY), mass = {0};
+    vec top = broadcast(-INFINITY), mass = {0};
     for (int i = n; i < round_up(n, LANES); i++) x[i] = -INFINITY;
     for (int i = 0; i < n; i += LANES) top = larger(top, load(x + i));
     const float max = largest(top);
     for (int i = 0; i < n; i += LANES) {
-        const vec v = load(x + i), e = choose(v < all(max - 87.0f), all(0.0f), exponential(v - all(max)));
+        const vec v = load(x + i), e = choose(v < broadcast(max - 87.0f), broadcast(0.0f), exponential(v - broadcast(max)));
         store(x + i, e), mass += e;
     }
-    const vec scale = all(1.0f / total(mass));
+    const vec scale = broadcast(1.0f / total(mass));
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale);
+}
+
+/* The logarithm of the sum of exp(x), for logits (padded); what is e^87 times less likely than the likeliest adds nothing. */
+static float log_sum_exp(const float *x, int n) {
+    vec top = broadcast(-INFINITY), mass = {0};
+    for (int i = 0; i < n; i += LANES) top = larger(top, load(x + i));
+    const float max = largest(top);
+    for (int i = 0; i < n; i += LANES) {
+        const vec v = load(x + i);
+        mass += choose(v < broadcast(max - 87.0f), broadcast(0.0f), exponential(v - broadcast(max)));
+    }
+    return max + logf(total(mass));
 }
 
 /* out[j]: the sum of weights[i] (1 if there are none) over all i with x[i] < x[j], for so many vectors of j */
@@ -32,7 +44,7 @@ static inline __attribute__((always_inline)) void sums_below_some(const float *x
                                                                   float *out, const int vectors) {
     vec sum[4] = {{0}};
     for (int i = 0; i < n; i++) {
-        const vec xi = all(x[i]), weight = all(weights ? weights[i] : 1.0f);
+        const vec xi = broadcast(x[i]), weight = broadcast(weights ? weights[i] : 1.0f);
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) sum[j] = add_where_less(sum[j], xi, load(some + j * LANES), weight);
     }
@@ -55,12 +67,12 @@ static void filter(float *x, int n, int k, float cdf, float *scratch) {
         memcpy(p, x, sizeof(float) * n);
         softmax(p, n);
         sums_below(p, p, n, below);
-        vec least = all(INFINITY), most = all(-INFINITY); /* of all, which is dropped at least; of those below the cutoff */
+        vec least = broadcast(INFINITY), most = broadcast(-INFINITY); /* of all, which is dropped at least; of those below the cutoff */
         for (int i = 0; i < n; i += LANES) {
             const ivec mine = first_lanes(n - i);
             const vec v = load(p + i);
-            least = smaller(least, choose(mine, v, all(INFINITY)));
-            most = larger(most, choose(mine & (load(below + i) + v < all(cdf)), v, all(-INFINITY)));
+            least = smaller(least, choose(mine, v, broadcast(INFINITY)));
+            most = larger(most, choose(mine & (load(below + i) + v < broadcast(cdf)), v, broadcast(-INFINITY)));
         }
         const float lowest = -largest(-least), highest = largest(most), cutoff = lowest > highest ? lowest : highest;
         for (int i = 0; i < n; i++)
@@ -81,7 +93,7 @@ static void filter(float *x, int n, int k, float cdf, float *scratch) {
 
 /* The token whose share of a cumulative distribution (padded) a number in [0, 1) falls into. */
 static int draw(const float *cumulative, int n, float uniform) {
-    const vec at = all(uniform * cumulative[n - 1]);
+    const vec at = broadcast(uniform * cumulative[n - 1]);
     ivec passed = {0};
     for (int i = 0; i < n - 1; i += LANES) passed -= first_lanes(n - 1 - i) & (load(cumulative + i) <= at);
     int token = 0;
@@ -89,10 +101,10 @@ static int draw(const float *cumulative, int n, float uniform) {
     return token;
 }
 
-/* What is expected of a token whose distribution these logits are, given what its bins stand for: their mean, or where the
+/* The estimate of a reward or value from its token's logits and the bins' centers: their mean, or where the
  * cumulative probability reaches a fraction, if that is not negative. The stop token, the last one, stands for nothing. NaN if
  * they are no distribution. */
-static float expect(const float *logits, int n, const float *centers, float fraction, float *probabilities) {
+static float estimate(const float *logits, int n, const float *centers, float fraction, float *probabilities) {
     const int bins = n - 1;
     memcpy(probabilities, logits, sizeof(float) * n);
     softmax(probabilities, n);
@@ -127,23 +139,25 @@ typedef struct {
     float temperature, cdf;
     int64_t *tokens;
     const Estimates *estimates;
-} Drawing;
+    float *log_likelihoods; /* (rows), or NULL: to which the log-probabilities of the drawn tokens are added, without any filter */
+} SamplingRequest;
 
 /* Draw the i-th token of some rows, by a team of threads; parents are these rows' numbers in a generation. */
-static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *parents, const int64_t *rows, int n, const Drawing *drawing,
+static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *parents, const int64_t *rows, int n, const SamplingRequest *sampling,
                        int i, int team, int64_t *drawn) {
-    const int vocab = d->vocab, padded = d->logit_width, estimated = drawing->estimates ? i - (drawing->count - 2) : -1;
-    const int likeliest = drawing->k == 1 || estimated >= 0;
-    const Estimates *estimates = estimated >= 0 ? drawing->estimates : NULL;
+    const int vocab = d->vocab, padded = d->logit_width, estimated = sampling->estimates ? i - (sampling->count - 2) : -1;
+    const int likeliest = sampling->k == 1 || estimated >= 0;
+    const Estimates *estimates = estimated >= 0 ? sampling->estimates : NULL;
     int *place = malloc(sizeof(int) * g->num_sequences), *wanted = malloc(sizeof(int) * n), *top = malloc(sizeof(int) * n), num_wanted = 0;
     float *cumulative = likeliest ? NULL : allocate(sizeof(float) * n * padded), *expected = malloc(sizeof(float) * n);
-    const int ready = place && wanted && top && expected && (likeliest || cumulative);
+    float *normalizers = sampling->log_likelihoods ? malloc(sizeof(float) * n) : NULL;
+    const int ready = place && wanted && top && expected && (likeliest || cumulative) && (normalizers || !sampling->log_likelihoods);
     for (int s = 0; s < g->num_sequences && ready; s++) place[s] = -1;
     for (int r = 0; r < n && ready; r++) {
         const int s = g->sequence_of_row[parents[r]];
         if (place[s] < 0) wanted[num_wanted] = s, place[s] = num_wanted++;
     }
-    const int few = likeliest ? 128 : 8; /* sequences, for which nobody else is called */
+    const int few = likeliest ? 128 : 8; /* sequences that one thread samples by itself */
 #pragma omp parallel num_threads(team) if (team > 1 && num_wanted > few)
     {
         float scratch[2 * padded];
@@ -153,20 +167,22 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
             if (likeliest) top[w] = most_likely(logits, vocab);
             else {
                 float *x = cumulative + (size_t)w * padded;
-                for (int j = 0; j < vocab; j++) x[j] = logits[j] / drawing->temperature;
-                filter(x, vocab, drawing->k, drawing->cdf, scratch);
+                for (int j = 0; j < vocab; j++) x[j] = logits[j] / sampling->temperature;
+                filter(x, vocab, sampling->k, sampling->cdf, scratch);
             }
-            if (estimates) expected[w] = expect(logits, vocab, estimates->centers + estimated * (vocab - 1), estimates->fraction, scratch);
+            if (normalizers) normalizers[w] = log_sum_exp(logits, vocab);
+            if (estimates) expected[w] = estimate(logits, vocab, estimates->centers + estimated * (vocab - 1), estimates->fraction, scratch);
         }
     }
-    const int64_t *strides = drawing->strides;
+    const int64_t *strides = sampling->strides;
     for (int r = 0; r < n && ready; r++) {
         const int w = place[g->sequence_of_row[parents[r]]];
-        const int64_t row = rows[r], at = row / drawing->own * strides[0] + i * strides[1] + row % drawing->own * strides[2];
-        drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, drawing->uniforms[at]);
-        drawing->tokens[row * drawing->count + i] = drawn[r];
+        const int64_t row = rows[r], at = row / sampling->own * strides[0] + i * strides[1] + row % sampling->own * strides[2];
+        drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, sampling->uniforms[at]);
+        sampling->tokens[row * sampling->count + i] = drawn[r];
         if (estimates) estimates->found[estimated][row] = expected[w];
+        if (normalizers) sampling->log_likelihoods[row] += g->logits[(size_t)wanted[w] * padded + drawn[r]] - normalizers[w];
     }
-    free(place), free(wanted), free(top), free(cumulative), free(expected);
+    free(place), free(wanted), free(top), free(cumulative), free(expected), free(normalizers);
     return ready ? OK : NO_MEMORY;
 }

@@ -1,10 +1,10 @@
 /* The whole search of ../beam_search.py, where the window does not slide: nothing but plans leaves the kernel. */
 #pragma once
 
-#include "course.h"
+#include "decoding.h"
 #include "encode.h"
 
-/* What is asked for, and what is found; transition_dim = observation_dim + rest, candidates = expand * width. */
+/* A search's inputs and results; transition_dim = observation_dim + rest, candidates = expand * width. */
 typedef struct {
     int32_t environments, time, horizon, width, expand, observation_dim, k_observation, k_action; /* k 0: no limit */
     float temperature, cdf, fraction; /* cdf below 0: no filter of actions; fraction: as in Estimates */
@@ -36,7 +36,7 @@ static int compare(const void *one, const void *other) {
 /* Keep an environment's best candidates of transition t by rewards and value, of which the reward counts now; what is not finite is
  * worse than all else. rewards: (width) discounted sums of those kept before (0 of the first transition), then of those
  * kept now. */
-static void keep_best(const Search *s, int t, int environment, float now, float *rewards, Ranked *ranked) {
+static void rank_candidates(const Search *s, int t, int environment, float now, float *rewards, Ranked *ranked) {
     const int candidates = s->expand * s->width;
     const size_t at = (size_t)t * s->environments + environment;
     const float then = now * s->discount;
@@ -71,7 +71,7 @@ static void trace_back(const Search *s, int e, int rest) {
 
 /* The plans of so many environments from the first on. Candidates of the first transition all continue the prefix; those of the
  * others continue what was kept. */
-static int find_together(Decoder *d, const Search *s, int first, int environments) {
+static int search_environments(Decoder *d, const Search *s, int first, int environments) {
     const int candidates = s->expand * s->width, dim = d->transition_dim, rest = dim - s->observation_dim;
     const int beams = environments * s->width, rows = environments * candidates;
     const int64_t of_environment = (int64_t)s->horizon * dim * candidates;
@@ -88,17 +88,17 @@ static int find_together(Decoder *d, const Search *s, int first, int environment
         int64_t *tokens = s->tokens + at * candidates * rest, *kept = s->kept + at * s->width;
         const float *centers = s->centers + (size_t)(dim - 2) * (d->vocab - 1);
         const Estimates estimates = {centers, s->fraction, {s->rewards + at * candidates, s->values + at * candidates}};
-        const Drawing actions = {uniforms + s->observation_dim * candidates, {of_environment, candidates, 1}, candidates, rest,
-                                 s->k_action, s->temperature, s->cdf, tokens, &estimates};
-        if (t == 0) status = go_on(d, parents, rows, &(Course){NULL, &actions, NULL, 1});
+        const SamplingRequest actions = {uniforms + s->observation_dim * candidates, {of_environment, candidates, 1}, candidates, rest,
+                                 s->k_action, s->temperature, s->cdf, tokens, &estimates, NULL};
+        if (t == 0) status = decode(d, parents, rows, &(DecodingRequest){NULL, &actions, NULL, 1});
         else {
             int64_t *seen = s->observations + (at - s->environments) * s->width * s->observation_dim;
-            const Drawing observations = {uniforms, {of_environment, candidates, 1}, s->width, s->observation_dim,
-                                          s->k_observation, s->temperature, -1.0f, seen, NULL};
-            status = go_on(d, parents, beams, &(Course){values, &observations, &actions, s->expand});
+            const SamplingRequest observations = {uniforms, {of_environment, candidates, 1}, s->width, s->observation_dim,
+                                          s->k_observation, s->temperature, -1.0f, seen, NULL, NULL};
+            status = decode(d, parents, beams, &(DecodingRequest){values, &observations, &actions, s->expand});
         }
         for (int e = 0; e < environments && status == OK; e++)
-            keep_best(s, t, first + e, discount, rewards + (size_t)e * s->width, ranked);
+            rank_candidates(s, t, first + e, discount, rewards + (size_t)e * s->width, ranked);
         for (int b = 0; b < beams && status == OK; b++) {
             parents[b] = (int64_t)(b / s->width) * candidates + kept[b];
             values[b] = tokens[parents[b] * rest + rest - 1];
@@ -111,25 +111,25 @@ static int find_together(Decoder *d, const Search *s, int first, int environment
 
 /* The plans of all environments: as many as fill a block each go to threads that need not wait for each other, and whose keys and
  * values stay nearer; the team finds together what would leave some of them without work. */
-static int find(Decoder *d, const Search *s) {
+static int search_plans(Decoder *d, const Search *s) {
     const int team = team_size(d), each = s->width < GROUP ? GROUP / s->width : 1;
     const int parts = s->environments / each / team * team, left = s->environments - parts * each;
-    double model = 0, sampling = 0, used = 0;
+    double model = 0, sampling_seconds = 0, used = 0;
     atomic_int taken = 0, worst = OK;
     const double began = omp_get_wtime();
-#pragma omp parallel num_threads(team) if (parts) reduction(+ : model, sampling, used)
+#pragma omp parallel num_threads(team) if (parts) reduction(+ : model, sampling_seconds, used)
     {
         Decoder *worker = &d->workers[omp_get_thread_num()];
         worker->seconds[0] = worker->seconds[1] = 0;
         used -= time_used();
         for (int part; (part = atomic_fetch_add(&taken, 1)) < parts;) {
-            const int status = find_together(worker, s, part * each, each);
+            const int status = search_environments(worker, s, part * each, each);
             if (status != OK) worst = status;
         }
-        used += time_used(), model += worker->seconds[0], sampling += worker->seconds[1];
-        meet(d, omp_get_num_threads());
+        used += time_used(), model += worker->seconds[0], sampling_seconds += worker->seconds[1];
+        barrier(d, omp_get_num_threads());
     }
-    d->seconds[0] += model / team, d->seconds[1] += sampling / team;
-    if (parts && team > 1) judge(d, omp_get_wtime() - began, used);
-    return worst != OK || !left ? worst : find_together(d, s, parts * each, left);
+    d->seconds[0] += model / team, d->seconds[1] += sampling_seconds / team;
+    if (parts && team > 1) update_team_loss(d, omp_get_wtime() - began, used);
+    return worst != OK || !left ? worst : search_environments(d, s, parts * each, left);
 }

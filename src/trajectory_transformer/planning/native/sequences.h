@@ -8,8 +8,8 @@ static inline int list_length(const Decoder *d) { return pages_for(d->block_size
 static void free_generation(Generation *g) { free(g->sequences), free(g->page_lists), free(g->sequence_of_row), free(g->logits); }
 
 /* An empty generation with room for so many rows. */
-static int make_room(const Decoder *d, Generation *g, int rows) {
-    g->num_sequences = 0;
+static int reserve(const Decoder *d, Generation *g, int rows) {
+    g->num_sequences = g->num_rows = 0;
     if (rows <= g->capacity) return OK;
     free_generation(g);
     const size_t n = rows, floats = n * d->logit_width;
@@ -21,8 +21,20 @@ static int make_room(const Decoder *d, Generation *g, int rows) {
     return OK;
 }
 
+/* Whether all of these tokens, and all of these rows of the last call, exist. */
+static int check_tokens(const Decoder *d, const int64_t *tokens, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= d->vocab) return NO_TOKEN;
+    return OK;
+}
+static int check_rows(const Decoder *d, const int64_t *rows, int n) {
+    for (int r = 0; r < n; r++)
+        if (rows[r] < 0 || rows[r] >= d->newest.num_rows) return NO_ROW;
+    return OK;
+}
+
 /* More pages, all free. */
-static int grow(Decoder *d) {
+static int add_chunk(Decoder *d) {
     float **chunks = realloc(d->chunks, sizeof(float *) * (d->num_chunks + 1));
     if (!chunks) return NO_MEMORY;
     d->chunks = chunks;
@@ -36,9 +48,9 @@ static int grow(Decoder *d) {
     return OK;
 }
 
-/* Leave no page to any sequence but those of some rows; then so many pages can be found without another look for memory.
+/* Release all pages but those of some rows' sequences, and make sure that so many pages are free.
  * The lowest pages are found first: those that were used before. */
-static int sweep(Decoder *d, const Generation *g, const int64_t *rows, int n, int needed) {
+static int release_unused_pages(Decoder *d, const Generation *g, const int64_t *rows, int n, int needed) {
     char *had = calloc(num_pages(d) + 1, 1);
     if (!had) return NO_MEMORY;
     for (int r = 0; r < n; r++) {
@@ -49,7 +61,7 @@ static int sweep(Decoder *d, const Generation *g, const int64_t *rows, int n, in
     int status = OK, free_now = 0;
     for (int page = 0; page < pages; page++) free_now += !had[page];
     d->num_free = 0;
-    while (status == OK && d->num_free + free_now < needed) status = grow(d);
+    while (status == OK && d->num_free + free_now < needed) status = add_chunk(d);
     for (int page = pages - 1; page >= 0; page--)
         if (!had[page]) d->free_pages[d->num_free++] = page;
     free(had);
@@ -57,8 +69,8 @@ static int sweep(Decoder *d, const Generation *g, const int64_t *rows, int n, in
 }
 
 /* A page, or -1 if there is no memory for it. Several threads may look for one where enough of them are free. */
-static int find_page(Decoder *d) {
-    if (d->num_free == 0 && grow(d) != OK) return -1;
+static int allocate_page(Decoder *d) {
+    if (d->num_free == 0 && add_chunk(d) != OK) return -1;
     return d->free_pages[atomic_fetch_sub(&d->num_free, 1) - 1];
 }
 
@@ -77,7 +89,7 @@ static int add_slot(Decoder *d, Sequence *s, int32_t *copied) {
     const int last = s->stored / LANES, begins = s->stored % LANES == 0;
     *copied = begins || !s->extended ? -1 : s->pages[last];
     if (begins || s->extended) {
-        const int page = find_page(d);
+        const int page = allocate_page(d);
         if (page < 0) return NO_MEMORY;
         s->pages[last] = page;
     }

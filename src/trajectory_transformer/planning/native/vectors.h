@@ -32,13 +32,13 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec x) { *(vec *)p = x; }
-static inline vec all(float x) { return x - (vec){0}; }
+static inline vec broadcast(float x) { return x - (vec){0}; }
 static inline ivec first_lanes(int n) { /* true in so many */
     ivec lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
     return lane < ((ivec){0} + n);
 }
-static inline int every(ivec mask) { /* whether all of a comparison is true */
+static inline int all_true(ivec mask) { /* whether all of a comparison is true */
     int32_t both = -1;
     for (int i = 0; i < LANES; i++) both &= mask[i];
     return both;
@@ -64,7 +64,7 @@ static inline vec add_where_less(vec sum, vec x, vec y, vec more) { /* where x <
 static inline vec times_two_to(vec x, vec n) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)n); }
 static inline vec reciprocal(vec x) {
     const vec y = (vec)_mm512_rcp14_ps((__m512)x);
-    return y * (all(2.0f) - x * y);
+    return y * (broadcast(2.0f) - x * y);
 }
 #else
 #if LANES == 8
@@ -73,17 +73,17 @@ static inline vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)b, (_
 static inline vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)b, (__m256)a); }
 static inline vec reciprocal(vec x) {
     const vec y = (vec)_mm256_rcp_ps((__m256)x);
-    return y * (all(2.0f) - x * y);
+    return y * (broadcast(2.0f) - x * y);
 }
 #else
 static inline vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 static inline vec larger(vec a, vec b) { return choose(b > a, b, a); } /* a NaN in a stays one */
 static inline vec smaller(vec a, vec b) { return choose(b < a, b, a); }
-static inline vec reciprocal(vec x) { return all(1.0f) / x; }
+static inline vec reciprocal(vec x) { return broadcast(1.0f) / x; }
 #endif
 static inline vec add_where_less(vec sum, vec x, vec y, vec more) { return sum + (vec)((ivec)more & (x < y)); }
 static inline vec times_two_to(vec x, vec n) { /* whole n from -126 to 127 */
-    const vec shifted = n + all(12582912.0f + 127.0f);
+    const vec shifted = n + broadcast(12582912.0f + 127.0f);
     return x * (vec)((ivec)shifted << 23);
 }
 #endif
@@ -162,63 +162,63 @@ static inline vec sums_of_four(vec a, vec b, vec c, vec d) {
 /* Elementary functions: relative error of exponential and power_of_two 2e-7, absolute error of gelu 3e-7 |x| */
 
 static inline vec exponential(vec x) { /* of at least -87: less would be slow to compute, and is as good as nothing */
-    const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    x = smaller(larger(x, all(-87.0f)), all(88.0f));
-    const vec n = (x * all(1.44269504f) + magic) - magic;
-    const vec r = x - n * all(0.693359375f) + n * all(2.12194440e-4f);
-    vec p = all(1.9875691500e-4f);
-    p = p * r + all(1.3981999507e-3f);
-    p = p * r + all(8.3334519073e-3f);
-    p = p * r + all(4.1665795894e-2f);
-    p = p * r + all(1.6666665459e-1f);
-    p = p * r + all(5.0000001201e-1f);
-    p = p * r * r + r + all(1.0f);
+    const vec magic = broadcast(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    x = smaller(larger(x, broadcast(-87.0f)), broadcast(88.0f));
+    const vec n = (x * broadcast(1.44269504f) + magic) - magic;
+    const vec r = x - n * broadcast(0.693359375f) + n * broadcast(2.12194440e-4f);
+    vec p = broadcast(1.9875691500e-4f);
+    p = p * r + broadcast(1.3981999507e-3f);
+    p = p * r + broadcast(8.3334519073e-3f);
+    p = p * r + broadcast(4.1665795894e-2f);
+    p = p * r + broadcast(1.6666665459e-1f);
+    p = p * r + broadcast(5.0000001201e-1f);
+    p = p * r * r + r + broadcast(1.0f);
     return times_two_to(p, n);
 }
 
 /* 2^x for x up to 0; of at least -125: less would be slow to compute, and is as good as nothing. */
 static inline vec power_of_two(vec x) {
-    x = larger(x, all(-125.0f));
+    x = larger(x, broadcast(-125.0f));
 #if LANES == 16
     const vec r = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), n = x; /* scaling takes its floor */
 #else
-    const vec magic = all(12582912.0f), n = (x - all(0.5f) + magic) - magic, r = x - n;
+    const vec magic = broadcast(12582912.0f), n = (x - broadcast(0.5f) + magic) - magic, r = x - n;
 #endif
-    vec p = all(1.8775767e-3f);
-    p = p * r + all(8.9893406e-3f);
-    p = p * r + all(5.5826318e-2f);
-    p = p * r + all(2.4015361e-1f);
-    p = p * r + all(6.9315308e-1f);
-    p = p * r + all(9.9999994e-1f);
+    vec p = broadcast(1.8775767e-3f);
+    p = p * r + broadcast(8.9893406e-3f);
+    p = p * r + broadcast(5.5826318e-2f);
+    p = p * r + broadcast(2.4015361e-1f);
+    p = p * r + broadcast(6.9315308e-1f);
+    p = p * r + broadcast(9.9999994e-1f);
     return times_two_to(p, n);
 }
 
 /* x times the normal distribution up to x, which is 1/2 + x p(x²) / q(x²) here, to 1e-8 before rounding up to |x| = 5.2, where it
  * stays; the coefficients were fitted by reweighted least squares (Lawson). */
 static inline vec gelu(vec x) {
-    const vec y = smaller(larger(x, all(-5.2f)), all(5.2f)), t = y * y;
-    vec p = all(1.267963930e-10f), q = all(5.211033890e-5f);
-    p = p * t + all(-2.287771403e-8f);
-    q = q * t + all(1.639691696e-3f);
-    p = p * t + all(2.954100866e-6f);
-    q = q * t + all(2.719494579e-2f);
-    p = p * t + all(1.379413485e-4f);
-    q = q * t + all(2.485095504e-1f);
-    p = p * t + all(4.298390481e-3f);
-    q = q * t + all(1.0f);
-    p = p * t + all(3.265103355e-2f);
-    p = p * t + all(3.989422156e-1f);
-    return x * (y * p * reciprocal(q) + all(0.5f));
+    const vec y = smaller(larger(x, broadcast(-5.2f)), broadcast(5.2f)), t = y * y;
+    vec p = broadcast(1.267963930e-10f), q = broadcast(5.211033890e-5f);
+    p = p * t + broadcast(-2.287771403e-8f);
+    q = q * t + broadcast(1.639691696e-3f);
+    p = p * t + broadcast(2.954100866e-6f);
+    q = q * t + broadcast(2.719494579e-2f);
+    p = p * t + broadcast(1.379413485e-4f);
+    q = q * t + broadcast(2.485095504e-1f);
+    p = p * t + broadcast(4.298390481e-3f);
+    q = q * t + broadcast(1.0f);
+    p = p * t + broadcast(3.265103355e-2f);
+    p = p * t + broadcast(3.989422156e-1f);
+    return x * (y * p * reciprocal(q) + broadcast(0.5f));
 }
 
 static inline vec gelu_new(vec x) { /* tanh(y) = 1 - 2 / (exp(2y) + 1) */
-    vec y = all(0.7978845608f) * (x + all(0.044715f) * x * x * x);
-    return x - x / (exponential(all(2.0f) * y) + all(1.0f));
+    vec y = broadcast(0.7978845608f) * (x + broadcast(0.044715f) * x * x * x);
+    return x - x / (exponential(broadcast(2.0f) * y) + broadcast(1.0f));
 }
 
 static inline vec selu(vec x) {
-    const vec scale = all(1.0507009873f), alpha = all(1.6732632423f);
-    return scale * choose(x > all(0.0f), x, alpha * (exponential(x) - all(1.0f)));
+    const vec scale = broadcast(1.0507009873f), alpha = broadcast(1.6732632423f);
+    return scale * choose(x > broadcast(0.0f), x, alpha * (exponential(x) - broadcast(1.0f)));
 }
 
 enum { GELU, RELU, SELU, GELU_NEW };
@@ -227,7 +227,7 @@ static void activate(int kind, float *x, int n) {
     for (int i = 0; i < n; i += LANES) {
         vec v = load(x + i);
         if (kind == GELU) v = gelu(v);
-        else if (kind == RELU) v = choose(v < all(0.0f), all(0.0f), v);
+        else if (kind == RELU) v = choose(v < broadcast(0.0f), broadcast(0.0f), v);
         else if (kind == SELU) v = selu(v);
         else v = gelu_new(v);
         store(x + i, v);

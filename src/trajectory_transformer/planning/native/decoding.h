@@ -1,4 +1,4 @@
-/* Continuing rows by a course of tokens. */
+/* Decoding: rows continued by given and by sampled tokens. */
 #pragma once
 
 #include "forward.h"
@@ -39,24 +39,26 @@ static int branch(Decoder *d, Generation *from, const int64_t *parents, int n, c
     return ready ? found : -1;
 }
 
-/* What rows are continued by: a given token each, or none; then what is drawn of them; then, of so many candidates for each
- * of them, what is drawn of those. Candidates come only behind tokens that are given and drawn. */
+/* A decoding request: tokens to append to each row. First a given one, or none; then sampled ones; then each row becomes several
+ * candidates, and tokens are sampled for each of these. Candidates need given and sampled tokens before them. */
 typedef struct {
     const int64_t *given;
-    const Drawing *drawn, *of_candidates; /* or NULL */
+    const SamplingRequest *drawn, *of_candidates; /* or NULL */
     int candidates; /* 1 if there are none */
-} Course;
+} DecodingRequest;
 
-/* Tokens of a drawing that the model sees: of the last one that is estimated nobody asks what comes next. */
-static inline int appended(const Drawing *drawing) { return drawing ? drawing->count - !!drawing->estimates : 0; }
-static inline int length_of(const Course *course) { return !!course->given + appended(course->drawn) + appended(course->of_candidates); }
+/* Tokens of a sampling request that are appended: the last estimated one is not, as its successor is not needed. */
+static inline int num_appended(const SamplingRequest *sampling) { return sampling ? sampling->count - !!sampling->estimates : 0; }
+static inline int num_tokens(const DecodingRequest *request) {
+    return !!request->given + num_appended(request->drawn) + num_appended(request->of_candidates);
+}
 
 /* Rows that are decoded together, and their sequences so far: rows that share one are in the same group. */
 typedef struct {
     int first_row, rows, first_sequence, sequences;
 } Group;
 
-/* Groups of about as many rows, in which sequences are not divided; order: all rows, those of a sequence side by side. */
+/* Divide rows into groups of about equal size; rows of one sequence go to one group. order: all rows, sorted by sequence. */
 static int make_groups(const Generation *g, int n, int groups, Group *group, int64_t *order) {
     const int num_sequences = g->num_sequences;
     int32_t *ends = calloc(num_sequences + 1, sizeof(int32_t));
@@ -74,47 +76,48 @@ static int make_groups(const Generation *g, int n, int groups, Group *group, int
     return made;
 }
 
-/* Rows of the call that a thread continues, and their places in the generation that they have come to. */
+/* Rows of the call that one thread continues, and their indices in the generation that they have reached. */
 typedef struct {
     int n;
     int64_t *rows, *places;
     Generation *in;
-} Party;
+} RowSet;
 
-static Party make_party(int n, Generation *in) { return (Party){n, malloc(sizeof(int64_t) * n), malloc(sizeof(int64_t) * n), in}; }
-static void free_party(Party *party) { free(party->rows), free(party->places); }
+static RowSet make_row_set(int n, Generation *in) { return (RowSet){n, malloc(sizeof(int64_t) * n), malloc(sizeof(int64_t) * n), in}; }
+static void free_row_set(RowSet *set) { free(set->rows), free(set->places); }
 
-/* Draw a party's tokens from some on. It passes through two generations, and stays in one of them or ends in another, where
- * sequences from base on are its own. */
-static int draw_on(Decoder *d, Scratch *s, Party *party, const Drawing *drawing, int at, Generation *const through[2], Generation *end,
-                   int base, double *sampling) {
-    const int n = party->n, last = appended(drawing) - 1;
+/* Sample the tokens of a set of rows from token number at on. Intermediate sequences alternate between two generations; the
+ * last ones stay there or, if end is given, go to end, from sequence number base on. */
+static int draw_remaining(Decoder *d, Scratch *s, RowSet *set, const SamplingRequest *sampling, int at, Generation *const through[2],
+                          Generation *end, int base, double *sampling_seconds) {
+    const int n = set->n, last = num_appended(sampling) - 1;
     int64_t *drawn = malloc(sizeof(int64_t) * n), *own = malloc(sizeof(int64_t) * n);
     Row *work = malloc(sizeof(Row) * n);
     int status = drawn && own && work ? OK : NO_MEMORY;
     for (int r = 0; r < n && status == OK; r++) own[r] = r;
-    for (; at < drawing->count && status == OK; at++) {
+    for (; at < sampling->count && status == OK; at++) {
         const double began = omp_get_wtime();
         Generation *to = end && at == last ? end : through[at % 2];
-        status = draw_tokens(d, party->in, party->places, party->rows, n, drawing, at, 1, drawn);
-        if (status == OK && at <= last && to != end) status = make_room(d, to, n);
-        *sampling += omp_get_wtime() - began;
+        status = draw_tokens(d, set->in, set->places, set->rows, n, sampling, at, 1, drawn);
+        if (status == OK && at <= last && to != end) status = reserve(d, to, n);
+        *sampling_seconds += omp_get_wtime() - began;
         if (status != OK || at > last) break;
-        const int64_t *places = to == end ? party->rows : own;
-        const int found = branch(d, party->in, party->places, n, drawn, to, to == end ? base : 0, places, work);
+        const int64_t *places = to == end ? set->rows : own;
+        const int found = branch(d, set->in, set->places, n, drawn, to, to == end ? base : 0, places, work);
         if (found < 0) status = NO_MEMORY;
         else run_alone(d, s, work, found, to->logits);
-        if (to != end) to->num_sequences = found, to->position = party->in->position + 1;
-        memcpy(party->places, places, sizeof(int64_t) * n);
-        party->in = to;
+        if (to != end) to->num_sequences = found, to->position = set->in->position + 1;
+        memcpy(set->places, places, sizeof(int64_t) * n);
+        set->in = to;
     }
     free(drawn), free(own), free(work);
     return status;
 }
 
-/* Draw the tokens of a party's candidates, of not too many at once, so that what they see stays near. */
-static int draw_candidates(Decoder *d, Scratch *s, const Party *beams, const Course *course, int base, double *sampling) {
-    const int n = beams->n, candidates = course->candidates, most = (n * candidates + BLOCK - 1) / BLOCK;
+/* Sample the tokens of a set's candidates, few enough at once that the pages they attend to stay in the cache. */
+static int draw_candidates(Decoder *d, Scratch *s, const RowSet *beams, const DecodingRequest *request, int base,
+                           double *sampling_seconds) {
+    const int n = beams->n, candidates = request->candidates, most = (n * candidates + BLOCK - 1) / BLOCK;
     Generation *through[2];
     for (int i = 0, found = 0; i < 3 && found < 2; i++)
         if (&s->between[i] != beams->in) through[found++] = &s->between[i];
@@ -123,52 +126,52 @@ static int draw_candidates(Decoder *d, Scratch *s, const Party *beams, const Cou
     const int num_groups = groups && order ? make_groups(beams->in, n, most, groups, order) : 0;
     int status = num_groups ? OK : NO_MEMORY;
     for (const Group *group = groups; group < groups + num_groups && status == OK; group++) {
-        Party party = make_party(group->rows * candidates, beams->in);
-        status = party.rows && party.places ? OK : NO_MEMORY;
-        for (int r = 0; r < party.n && status == OK; r++) {
+        RowSet set = make_row_set(group->rows * candidates, beams->in);
+        status = set.rows && set.places ? OK : NO_MEMORY;
+        for (int r = 0; r < set.n && status == OK; r++) {
             const int64_t beam = order[group->first_row + r / candidates];
-            party.rows[r] = beams->rows[beam] * candidates + r % candidates, party.places[r] = beam;
+            set.rows[r] = beams->rows[beam] * candidates + r % candidates, set.places[r] = beam;
         }
         const int first = (base + group->first_row) * candidates;
-        if (status == OK) status = draw_on(d, s, &party, course->of_candidates, 0, through, &d->next, first, sampling);
-        free_party(&party);
+        if (status == OK) status = draw_remaining(d, s, &set, request->of_candidates, 0, through, &d->next, first, sampling_seconds);
+        free_row_set(&set);
     }
     free(groups), free(order);
     return status;
 }
 
-/* All tokens of a group: first what is in work, then what is drawn. */
-static int decode_group(Decoder *d, Scratch *s, const Group *group, const int64_t *rows, const Row *work, const Course *course,
-                        double *sampling) {
-    Generation *first = length_of(course) > 1 ? &d->first : &d->next, *end = course->of_candidates ? NULL : &d->next;
+/* All tokens of a group: the first one, which work describes, then the sampled ones. */
+static int decode_group(Decoder *d, Scratch *s, const Group *group, const int64_t *rows, const Row *work, const DecodingRequest *request,
+                        double *sampling_seconds) {
+    Generation *first = num_tokens(request) > 1 ? &d->first : &d->next, *end = request->of_candidates ? NULL : &d->next;
     Generation *const through[2] = {&s->between[0], &s->between[1]};
     run_alone(d, s, work + group->first_sequence, group->sequences, first->logits);
-    if (!course->drawn) return OK;
-    Party party = make_party(group->rows, first);
-    int status = party.rows && party.places ? OK : NO_MEMORY;
+    if (!request->drawn) return OK;
+    RowSet set = make_row_set(group->rows, first);
+    int status = set.rows && set.places ? OK : NO_MEMORY;
     if (status == OK) {
-        memcpy(party.rows, rows, sizeof(int64_t) * party.n), memcpy(party.places, rows, sizeof(int64_t) * party.n);
-        status = draw_on(d, s, &party, course->drawn, !course->given, through, end, group->first_row, sampling);
+        memcpy(set.rows, rows, sizeof(int64_t) * set.n), memcpy(set.places, rows, sizeof(int64_t) * set.n);
+        status = draw_remaining(d, s, &set, request->drawn, !request->given, through, end, group->first_row, sampling_seconds);
     }
-    if (status == OK && course->of_candidates) status = draw_candidates(d, s, &party, course, group->first_row, sampling);
-    free_party(&party);
+    if (status == OK && request->of_candidates) status = draw_candidates(d, s, &set, request, group->first_row, sampling_seconds);
+    free_row_set(&set);
     return status;
 }
 
-/* Room for some rows of the last call and what comes behind them, and for nothing else. */
-static int prepare(Decoder *d, const int64_t *parents, int rows, const Course *course) {
-    const int length = length_of(course), own = length - appended(course->of_candidates), candidates = rows * course->candidates;
+/* Make room for a request: keep the pages of the rows that it continues, and release all others. */
+static int prepare(Decoder *d, const int64_t *parents, int rows, const DecodingRequest *request) {
+    const int length = num_tokens(request), own = length - num_appended(request->of_candidates), candidates = rows * request->candidates;
     if (d->newest.position + length > d->block_size) return TOO_LONG;
     /* Each may begin pages, and part from others twice. */
-    const int needed = rows * (own / LANES + 3) + (course->of_candidates ? candidates * (appended(course->of_candidates) / LANES + 3) : 0);
-    int status = sweep(d, &d->newest, parents, rows, needed);
-    if (status == OK) status = make_room(d, &d->next, candidates);
-    return status == OK && length > 1 ? make_room(d, &d->first, rows) : status;
+    const int needed = rows * (own / LANES + 3) + (request->of_candidates ? candidates * (num_appended(request->of_candidates) / LANES + 3) : 0);
+    int status = release_unused_pages(d, &d->newest, parents, rows, needed);
+    if (status == OK) status = reserve(d, &d->next, candidates);
+    return status == OK && length > 1 ? reserve(d, &d->first, rows) : status;
 }
 
 /* Continue n rows of the last call; their candidates are the rows of this one. */
-static int go_on(Decoder *d, const int64_t *parents, int n, const Course *course) {
-    const int length = length_of(course), prepared = prepare(d, parents, n, course), candidates = n * course->candidates;
+static int decode(Decoder *d, const int64_t *parents, int n, const DecodingRequest *request) {
+    const int length = num_tokens(request), prepared = prepare(d, parents, n, request), candidates = n * request->candidates;
     if (prepared != OK) return prepared;
     int team = team_size(d);
     const int turns = (n + team * GROUP - 1) / (team * GROUP), most = n > MR ? turns * team : 1;
@@ -179,34 +182,34 @@ static int go_on(Decoder *d, const int64_t *parents, int n, const Course *course
     int ready = work && groups && all && order && drawn, num_groups = 0;
     for (int r = 0; r < n && ready; r++) all[r] = r;
     double began = omp_get_wtime();
-    if (ready && !course->given) ready = draw_tokens(d, &d->newest, parents, all, n, course->drawn, 0, team, drawn) == OK;
+    if (ready && !request->given) ready = draw_tokens(d, &d->newest, parents, all, n, request->drawn, 0, team, drawn) == OK;
     d->seconds[1] += omp_get_wtime() - began;
-    const int found = ready ? branch(d, &d->newest, parents, n, course->given ? course->given : drawn, to, 0, all, work) : -1;
+    const int found = ready ? branch(d, &d->newest, parents, n, request->given ? request->given : drawn, to, 0, all, work) : -1;
     if (found >= 0) {
         d->next.num_sequences = candidates; /* more than there are: each group has as many places as rows */
         to->num_sequences = found, to->position = d->newest.position + 1;
         num_groups = make_groups(to, n, most, groups, order);
     }
     began = omp_get_wtime();
-    double sampling = 0, used = 0;
+    double sampling_seconds = 0, used = 0;
     atomic_int taken = 0, failed = !num_groups;
     team = num_groups > 1 ? team : 1;
-#pragma omp parallel num_threads(team) if (team > 1) reduction(+ : sampling, used)
+#pragma omp parallel num_threads(team) if (team > 1) reduction(+ : sampling_seconds, used)
     {
         Scratch *own = &d->scratch[omp_get_thread_num()];
         used -= time_used();
         for (int g; (g = atomic_fetch_add(&taken, 1)) < num_groups;)
-            if (decode_group(d, own, &groups[g], order + groups[g].first_row, work, course, &sampling) != OK) failed = 1;
+            if (decode_group(d, own, &groups[g], order + groups[g].first_row, work, request, &sampling_seconds) != OK) failed = 1;
         used += time_used();
-        meet(d, omp_get_num_threads());
+        barrier(d, omp_get_num_threads());
     }
     const double took = omp_get_wtime() - began;
-    d->seconds[0] += took - sampling / team, d->seconds[1] += sampling / team;
-    if (team > 1) judge(d, took, used);
+    d->seconds[0] += took - sampling_seconds / team, d->seconds[1] += sampling_seconds / team;
+    if (team > 1) update_team_loss(d, took, used);
     free(work), free(groups), free(all), free(order), free(drawn);
     if (failed) return NO_MEMORY;
     const Generation newest = d->newest;
-    d->next.position = newest.position + length;
+    d->next.position = newest.position + length, d->next.num_rows = candidates;
     d->newest = d->next, d->next = newest;
     return OK;
 }

@@ -1,6 +1,6 @@
-"""A whole search in the native kernel (``native/search.h``): Python is called for no transition of it.
+"""A whole search in the native kernel (``search.h``): Python is called for no transition of it.
 
-What :func:`~.beam_search.beam_search` does with a :class:`~.native_decoder.NativeDecoder` whose window does not slide,
+What :func:`~..beam_search.beam_search` does with a :class:`~.decoder.NativeDecoder` whose window does not slide,
 where the clock is not looked at and nothing but rewards and return-to-go counts. Of small models' plans a third was
 PyTorch's small calls; and a thread goes on to a beam's next actions without waiting for other beams' observations.
 """
@@ -10,10 +10,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..configuration import PlannerConfig
-from ..layout import TransitionLayout
-from .beam_search import SearchResult, SearchStep
-from .native_decoder import NativeDecoder
+from ...configuration import PlannerConfig
+from ...layout import TransitionLayout
+from ..beam_search import SearchResult, SearchStep
+from .decoder import NativeDecoder
 
 _INTEGERS = ("environments", "time", "horizon", "width", "expand", "observation_dim", "k_observation", "k_action")
 _FLOATS = ("temperature", "cdf", "fraction", "discount")
@@ -24,7 +24,7 @@ _ARRAYS = (
 
 
 class _Search(ctypes.Structure):
-    """``Search`` of ``native/search.h``, field by field."""
+    """``Search`` of ``search.h``, field by field."""
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in _INTEGERS),
@@ -41,7 +41,7 @@ def native_search(
     centers: Tensor,
     uniforms: Tensor,
 ) -> SearchResult:
-    """Plan ``settings.horizon`` transitions, as :func:`~.beam_search.beam_search` does.
+    """Plan ``settings.horizon`` transitions, as :func:`~..beam_search.beam_search` does.
 
     Args:
         decoder: its window does not slide.

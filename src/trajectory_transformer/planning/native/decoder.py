@@ -1,0 +1,308 @@
+"""Decoding on the CPU at the speed of the hardware: a thin layer over ``decode.c``.
+
+The same arithmetic as :class:`~..transformer_decoder.TransformerDecoder`, organised around what beams share:
+
+- Keys and values lie in one pool of small pages. A sequence is a list of pages, so beams share their past, candidates
+  their beam, and neither expanding nor pruning copies anything; a page is copied where sequences that were equal part
+  in its middle. Value tokens, which nobody sees, are not stored.
+- Sequences that are equal are computed once, whatever rows they stand in.
+- A window that slides is encoded as a tree: transitions that several beams begin with are computed once.
+- Tokens are sampled where their logits are; Python is called a few times for each transition, not for each token, or
+  once for a plan (:mod:`.search`).
+"""
+
+import ctypes
+import functools
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...model.config import TrajectoryTransformerConfig
+from ...model.gpt import TrajectoryTransformerModel
+from ..decoder import BeamDecoder, gather_rows
+from ..sampling import Choice
+from .library import UnavailableError, load_library
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # in the order of vectors.h
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "selu": F.selu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+}
+_ATTENTION = ("query", "key", "value", "proj")
+_OF_BLOCK = [
+    f"{name}.{kind}"
+    for name in (*(f"attn.{part}" for part in _ATTENTION), "l1", "l2", "ln1", "ln2")
+    for kind in ("weight", "bias")
+]
+_OTHER_LAYOUT = (
+    "the kernel's C sources and its Python code do not describe the same data: they are of different versions; install "
+    "the package again"
+)
+_FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c returns
+    1: (MemoryError, "not enough memory for the beams' keys and values"),
+    2: (ValueError, "more tokens than the model's block_size, {block_size}"),
+    3: (ValueError, "tokens must lie in [0, {vocab_size}]"),
+    4: (IndexError, "rows must be rows of the last call"),
+    5: (RuntimeError, _OTHER_LAYOUT),
+}
+
+
+def unavailable_reason(model: TrajectoryTransformerModel) -> str | None:
+    """Why this model cannot be decoded natively, or None if nothing stands against trying (see :mod:`.proof`)."""
+    device, dtype = model.pos_emb.device, model.pos_emb.dtype
+    if device.type != "cpu" or dtype != torch.float32:
+        return f"it computes in float32 on the CPU, the model in {dtype} on {device}"
+    if not isinstance(model.config.hidden_act, str) or model.config.hidden_act not in ACTIVATIONS:
+        return f"it knows the activations {', '.join(ACTIVATIONS)}, not {model.config.hidden_act}"
+    if (mismatch := _mismatch(model)) is not None:
+        return mismatch
+    try:
+        load_library()
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+class NativeDecoder(BeamDecoder):
+    """:class:`BeamDecoder` in C, for float32 models on a CPU.
+
+    Args:
+        model: in evaluation mode, of a kind that :func:`unavailable_reason` has no objection to; its weights are copied
+            here, so build a new decoder after they change.
+        window: transitions that the model may see at once.
+        sliding: as for :class:`~..transformer_decoder.TransformerDecoder`.
+
+    Raises:
+        UnavailableError: the library cannot be compiled here.
+    """
+
+    def __init__(self, model: TrajectoryTransformerModel, window: int, sliding: bool) -> None:
+        self._prepare(model.config, dict(model.named_parameters(remove_duplicate=False)), window, sliding)
+
+    def _prepare(
+        self, config: TrajectoryTransformerConfig, weights: Mapping[str, Tensor], window: int, sliding: bool
+    ) -> None:
+        self._library, self._config, self._sliding = load_library(), config, sliding
+        self._limit = window * config.transition_dim
+        with torch.no_grad():
+            self._weights = [weight.detach().float().contiguous() for weight in _folded_weights(config, weights)]
+        self._threads, self._handle = 0, None
+        self._use_threads(torch.get_num_threads())
+
+    def _use_threads(self, threads: int) -> None:
+        """Begin anew with room for that many threads."""
+        if threads == self._threads:
+            return
+        config = self._config
+        assert isinstance(config.hidden_act, str)
+        shape = (
+            config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd, config.vocab_size + 1,
+            config.transition_dim, config.block_size, list(ACTIVATIONS).index(config.hidden_act), threads,
+        )  # fmt: skip
+        addresses = [weight.data_ptr() for weight in self._weights]
+        if self._handle is not None:
+            self._finalizer()
+        self._threads = 0
+        self._handle = self._library.tt_create(
+            (ctypes.c_int * len(shape))(*shape),
+            len(shape),
+            config.layer_norm_eps,
+            (ctypes.c_void_p * len(addresses))(*addresses),
+            len(addresses),
+        )
+        if self._handle is None:
+            raise RuntimeError(_OTHER_LAYOUT)
+        self._finalizer = weakref.finalize(self, self._library.tt_destroy, self._handle)
+        self._threads = threads
+
+    def _call(self, function: Callable[..., int], *arguments: Any) -> None:
+        status = function(self._handle, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+        if status != 0:
+            kind, message = _FAILURES[status]
+            raise kind(message.format(**vars(self._config)))
+
+    def search(self, search: ctypes.Structure) -> None:
+        """Run what :mod:`.search` has laid out. Of what was decoded before nothing stays."""
+        self._use_threads(torch.get_num_threads())
+        self._call(self._library.tt_search, ctypes.addressof(search), ctypes.sizeof(search))
+
+    def prefill(self, tokens: Tensor) -> None:
+        self._use_threads(torch.get_num_threads())
+        excess, width = max(0, tokens.shape[1] - (self._limit - 1)), self._config.transition_dim
+        self._encode(tokens[:, -(-excess // width) * width :].unsqueeze(1))
+
+    def _encode(self, window: Tensor) -> None:
+        """Begin anew with (environment, rows, time) whole sequences."""
+        window = window.to(torch.int64).contiguous()
+        environments, rows, time = window.shape
+        self._call(self._library.tt_encode, window, environments * rows, time)
+        self._window = window  # grows in the sliding mode only
+        self._length, self._rows = time, _numbered(environments, rows)
+
+    def expand(self, candidates: int) -> None:
+        self._rows = self._rows.repeat_interleave(candidates, dim=1)
+        self._window = self._window.repeat_interleave(candidates, dim=1) if self._sliding else self._window
+
+    def keep(self, rows: Tensor) -> None:
+        self._rows = self._rows.gather(1, rows)
+        if self._sliding:
+            self._window = gather_rows(self._window, rows)
+
+    def step(self, tokens: Tensor) -> None:
+        """Append one token to each sequence.
+
+        Args:
+            tokens: (environment, rows) integers in [0, vocab_size].
+
+        Raises:
+            ValueError: there is no such token, or not one for each row, or the sequences would exceed ``block_size``.
+        """
+        self._require_rows("tokens", tokens.shape)
+        if self._slides_within(1):
+            window = torch.cat([self._window, tokens.unsqueeze(2)], dim=2)
+            self._encode(window[:, :, self._config.transition_dim :])
+            return
+        tokens = tokens.to(torch.int64).contiguous()
+        self._call(self._library.tt_step, self._rows, tokens.numel(), tokens)
+        self._appended(tokens.unsqueeze(2))
+
+    def extend(
+        self, uniforms: Tensor, choice: Choice, given: Tensor | None = None, log_likelihoods: Tensor | None = None
+    ) -> Tensor:
+        environments, count, rows = uniforms.shape
+        self._require_rows("uniforms", (environments, rows))
+        if self._slides_within((given is not None) + count):
+            return super().extend(uniforms, choice, given, log_likelihoods)
+        if given is not None:
+            self._require_rows("given", given.shape)
+            given = given.to(torch.int64).contiguous()
+        uniforms = uniforms.float()
+        tokens = torch.empty(environments, rows, count, dtype=torch.int64)
+        added = None if log_likelihoods is None else torch.zeros(environments, rows)
+        self._call(
+            self._library.tt_extend, self._rows, environments * rows, given, environments, uniforms,
+            (ctypes.c_int64 * 3)(*uniforms.stride()), count, choice.temperature, choice.k or 0,
+            -1.0 if choice.cdf is None else choice.cdf, tokens, added,
+        )  # fmt: skip
+        if log_likelihoods is not None and added is not None:
+            log_likelihoods += added
+        self._appended(*([] if given is None else [given.unsqueeze(2)]), tokens)
+        return tokens
+
+    def _require_rows(self, name: str, shape: Sequence[int]) -> None:
+        if (wanted := tuple(self._rows.shape)) != tuple(shape):
+            raise ValueError(f"{name} must be for {wanted} environments and rows, not for {tuple(shape)}")
+
+    def _slides_within(self, tokens: int) -> bool:
+        return self._sliding and self._length + tokens >= self._limit
+
+    def _appended(self, *tokens: Tensor) -> None:
+        self._length += sum(some.shape[2] for some in tokens)
+        self._rows = _numbered(*self._rows.shape)
+        self._window = torch.cat([self._window, *tokens], dim=2) if self._sliding else self._window
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        spent = torch.empty(2, dtype=torch.float64)
+        self._library.tt_seconds(self._handle, spent.data_ptr())
+        return float(spent[0]), float(spent[1])
+
+    @property
+    def logits(self) -> Tensor:
+        out = torch.empty(*self._rows.shape, self._config.vocab_size + 1)
+        self._call(self._library.tt_logits, self._rows, self._rows.numel(), out)
+        return out
+
+
+@functools.lru_cache(maxsize=16)
+def _numbered(environments: int, rows: int) -> Tensor:
+    """(environment, rows) numbers of all rows, not to be written to."""
+    return torch.arange(environments * rows).view(environments, rows)
+
+
+def expected_shapes(config: TrajectoryTransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters that the kernel reads, by name."""
+    n, outputs = config.n_embd, config.vocab_size + 1
+    shapes: dict[str, tuple[int, ...]] = {
+        "tok_emb.weight": (config.transition_dim * config.vocab_size + 1, n),
+        "pos_emb": (1, config.block_size, n),
+        "head.weight": (config.transition_dim, outputs, n),
+    }
+    for layer in range(config.n_layer):
+        linear = {f"attn.{name}": (n, n) for name in _ATTENTION} | {"l1": (4 * n, n), "l2": (n, 4 * n)}
+        for name, shape in linear.items():
+            shapes[f"blocks.{layer}.{name}.weight"], shapes[f"blocks.{layer}.{name}.bias"] = shape, shape[:1]
+    for name in _norms(config):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (n,)
+    return shapes
+
+
+def _norms(config: TrajectoryTransformerConfig) -> list[str]:
+    return [*(f"blocks.{layer}.{name}" for layer in range(config.n_layer) for name in ("ln1", "ln2")), "ln_f"]
+
+
+def _mismatch(model: TrajectoryTransformerModel) -> str | None:
+    """What of a model's parts is not what the kernel computes with, or None: before C is given an address."""
+    config, expected = model.config, expected_shapes(model.config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name in sorted(shapes.keys() | expected.keys()):
+        if name not in expected:
+            return f"the model has a parameter that it does not read, {name}"
+        if name not in shapes:
+            return f"the model has no parameter {name}, which it reads"
+        if shapes[name] != expected[name]:
+            return f"{name} has the shape {shapes[name]}, and it reads {expected[name]}"
+    # Of norms and activations even what is too little to show in all logits.
+    for name in _norms(config):
+        eps = getattr(model.get_submodule(name), "eps", config.layer_norm_eps)
+        if eps != config.layer_norm_eps:
+            return f"{name} has eps={eps}, and it computes with layer_norm_eps={config.layer_norm_eps}"
+    x = torch.linspace(-6, 6, 100)
+    for layer, block in enumerate(model.blocks):
+        activation: Any = getattr(block, "act", None)
+        found: Any = activation(x) if callable(activation) else None
+        wanted = ACTIVATIONS[str(config.hidden_act)](x)
+        if found is not None and (found.shape != x.shape or not torch.allclose(found, wanted, atol=1e-6)):
+            return f"blocks.{layer}.act is not {config.hidden_act}, which it computes"
+    return None
+
+
+def _folded_weights(config: TrajectoryTransformerConfig, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """What ``tt_create`` asks for.
+
+    Norms are folded into the products behind them. Queries are divided by √head_dim, and by ln 2: the kernel takes
+    scores as powers of 2.
+
+    Args:
+        config: the model's.
+        weights: of the shapes of :func:`expected_shapes`.
+    """
+    tokens, heads = weights["tok_emb.weight"], weights["head.weight"]
+    embeddings = tokens[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)
+    stop = tokens[-1].expand(config.transition_dim, 1, -1)
+    folded = [torch.cat([embeddings, stop], dim=1), weights["pos_emb"][0]]
+    folded += [heads * weights["ln_f.weight"], _product(heads, weights["ln_f.bias"])]
+    scale = math.log2(math.e) * (config.n_embd // config.n_head) ** -0.5
+    for layer in range(config.n_layer):
+        block = {name: weights[f"blocks.{layer}.{name}"] for name in _OF_BLOCK}
+        for name, norm, factor in (
+            ("attn.query", "ln1", scale), ("attn.key", "ln1", 1.0), ("attn.value", "ln1", 1.0),
+            ("attn.proj", None, 1.0), ("l1", "ln2", 1.0), ("l2", None, 1.0),
+        ):  # fmt: skip
+            weight, bias = block[f"{name}.weight"], block[f"{name}.bias"]
+            if norm is not None:
+                bias = bias + _product(weight, block[f"{norm}.bias"])
+                weight = weight * block[f"{norm}.weight"]
+            folded += [weight * factor, bias * factor]
+    return folded
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    """In float64, so that the number of threads shows in no bit."""
+    return (matrix.double() @ vector.double()).float()

@@ -1,0 +1,208 @@
+"""Proof, at every build, that the kernel computes what the model and the search in Python compute today."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...configuration import PlannerConfig
+from ...errors import UserError
+from ...model.config import TrajectoryTransformerConfig
+from ...model.gpt import TrajectoryTransformerModel
+from ..beam_search import SearchResult
+from ..decoder import BeamDecoder
+from ..proof import decoding_error, tolerance_of
+from ..sampling import Choice, choose
+from ..transformer_decoder import TransformerDecoder
+from .decoder import NativeDecoder, expected_shapes, unavailable_reason
+from .search import native_search
+
+log = logging.getLogger(__name__)
+
+PythonSearch = Callable[[BeamDecoder, Tensor, PlannerConfig, Tensor], SearchResult]
+"""Decoder, (environment, time) prefixes, settings and uniforms -> what the search in Python finds."""
+
+NativeSearch = Callable[[Tensor, Tensor], SearchResult]
+"""(environment, time) prefixes and (environment, …) uniforms -> what the search in C finds."""
+
+_ENVIRONMENTS = 4
+_ROUNDED_OTHERWISE = 1  # of them; rounding decides otherwise in one of ten thousand
+
+
+class _SamplingInPython(NativeDecoder):
+    """A native decoder whose tokens are sampled by :func:`~..sampling.choose`."""
+
+    extend = BeamDecoder.extend
+
+
+def make_decoder(
+    model: TrajectoryTransformerModel, window: int, sliding: bool, settings: PlannerConfig
+) -> NativeDecoder | None:
+    """The native decoder, or None, with one warning in the log, where it is not to be had or computes other logits.
+
+    Args:
+        model, window, sliding: as for :class:`NativeDecoder`.
+        settings: ``decoder`` says whether it must be native.
+
+    Raises:
+        UserError: the same, where it must be.
+    """
+    decoder, cost = None, "several times slower than natively"
+    reason = unavailable_reason(model)
+    if reason is None:
+        decoder = NativeDecoder(model, window, sliding)
+        error = decoding_error(decoder, model, window, sliding)
+        if error <= tolerance_of(model):
+            if _same_sampling(decoder, model, settings):
+                return decoder
+            reason = "planning/sampling.py chooses other tokens than planning/native, in C, which takes less time"
+            if settings.decoder != "native":
+                log.warning("sampling and searching in Python, decoding natively: %s", reason)
+                return _SamplingInPython(model, window, sliding)
+        else:
+            reason = (
+                f"its logits are not those of the model's forward pass (the largest difference is {error:.2g} of a "
+                "logit's size), which planning/native does not follow"
+            )
+    if settings.decoder == "native":
+        raise UserError(f"planner.decoder=native cannot be had: {reason}; use planner.decoder=auto")
+    if decoder is not None:
+        eager = TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand)
+        native_seconds, seconds = (_transition_seconds(some, model, settings) for some in (decoder, eager))
+        cost = (
+            f"{seconds / native_seconds:.1f} times slower than natively ({seconds * 1e3:.1f} ms for a transition of "
+            f"all candidates, {native_seconds * 1e3:.1f} ms natively)"
+        )
+    log.warning("planning in PyTorch, %s: the native kernel cannot be used, as %s", cost, reason)
+    return None
+
+
+@torch.inference_mode()
+def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformerModel, settings: PlannerConfig) -> bool:
+    """Whether C samples the tokens that :func:`~..sampling.choose` does, but for a few that rounding decides."""
+    uniforms = torch.rand(1, 1, 64, generator=torch.Generator().manual_seed(0))
+    for k, cdf in ((settings.k_act, settings.cdf_act), (settings.k_obs, None)):
+        choice = Choice(k, cdf, settings.temperature)
+        decoder.prefill(torch.zeros(1, model.layout.observation_dim, dtype=torch.int64))
+        decoder.expand(64)
+        logits = decoder.logits
+        wanted, found = choose(logits, uniforms[:, 0], choice), decoder.extend(uniforms, choice)[:, :, 0]
+        if logits.isfinite().all() and int((found != wanted).sum()) > 8:
+            return False
+    return True
+
+
+def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformerModel, settings: PlannerConfig) -> float:
+    """What one transition of a plan takes, the second time."""
+    layout, candidates, took = model.layout, settings.beam_width * settings.n_expand, 0.0
+    uniforms = torch.rand(1, layout.action_dim + 1, candidates, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        began = time.perf_counter()
+        decoder.prefill(torch.zeros(1, layout.observation_dim, dtype=torch.int64))
+        decoder.expand(candidates)
+        decoder.extend(uniforms, Choice(settings.k_act, settings.cdf_act, settings.temperature))
+        took = time.perf_counter() - began
+    return took
+
+
+def make_search(
+    decoder: BeamDecoder, model: TrajectoryTransformerModel, settings: PlannerConfig, centers: Tensor,
+    search: PythonSearch,
+) -> NativeSearch | None:  # fmt: skip
+    """The search in C, or None where the decoder is not native, or, with one warning, where Python's finds other plans.
+
+    Args:
+        decoder: what plans are decoded with; its window does not slide.
+        model: whose configuration counts.
+        settings: of the search, without a deadline or another ranking.
+        centers: (transition_dim, vocab_size) float32, what bins stand for.
+        search: in Python, for any such decoder, settings with smaller numbers, and uniforms.
+
+    Raises:
+        UserError: Python's finds other plans, and the decoder must be native.
+    """
+    if not isinstance(decoder, NativeDecoder) or isinstance(decoder, _SamplingInPython):
+        return None
+    native, layout = decoder, model.layout
+    difference = _search_difference(model.config, settings, centers, search)
+    if difference is not None:
+        reason = f"the search in planning/beam_search.py finds other plans than planning/native ({difference})"
+        if settings.decoder == "native":
+            raise UserError(f"planner.decoder=native cannot be had: {reason}; use planner.decoder=auto")
+        log.warning("searching in Python, decoding natively: %s", reason)
+        return None
+    return lambda prefix, uniforms: native_search(native, prefix, layout, settings, centers, uniforms)
+
+
+class _RandomDecoder(_SamplingInPython):
+    """A native decoder of random weights whose tokens are sampled in Python, so that a search may be looked at alone.
+
+    Its forward passes are the same to the last bit whoever searches, no prediction is saturated, and a large model
+    costs no more than a small one.
+    """
+
+    def __init__(self, config: TrajectoryTransformerConfig) -> None:
+        generator = torch.Generator().manual_seed(0)
+        weights = {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
+        self._prepare(config, weights, (config.block_size + 1) // config.transition_dim, sliding=False)
+
+
+@torch.inference_mode()
+def _search_difference(
+    config: TrajectoryTransformerConfig, settings: PlannerConfig, centers: Tensor, search: PythonSearch
+) -> str | None:
+    """How the plans of both searches differ, or None.
+
+    Small plans in several environments are compared in all that the searches give. Pairs of candidates share their
+    uniforms, so that there are equal ones. Where rounding decides which token is drawn, plans differ too, so one
+    environment may.
+    """
+    small = replace(
+        settings, horizon=min(3, settings.horizon), beam_width=min(4, settings.beam_width),
+        n_expand=min(4, settings.n_expand), context=min(2, settings.context), plan_freq=1,
+    )  # fmt: skip
+    candidates, dim = small.beam_width * small.n_expand, config.transition_dim
+    shape = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": (small.context - 1 + small.horizon) * dim}
+    decoder = _RandomDecoder(replace(config, hidden_act="relu", **shape))
+    generator = torch.Generator().manual_seed(0)
+    length = (small.context - 1) * dim + config.observation_dim
+    prefix = torch.randint(0, config.vocab_size, (_ENVIRONMENTS, length), generator=generator)
+    uniforms = torch.rand(_ENVIRONMENTS, small.horizon, dim, candidates, generator=generator)
+    uniforms = uniforms[..., torch.arange(candidates) // 2]
+    began = time.perf_counter()
+    found = native_search(decoder, prefix, config.layout, small, centers, uniforms)
+    native_seconds, began = time.perf_counter() - began, time.perf_counter()
+    wanted = search(decoder, prefix, small, uniforms)
+    seconds = time.perf_counter() - began
+    if int(_differ(found, wanted).sum()) <= _ROUNDED_OTHERWISE:
+        return None
+    largest = (found.score - wanted.score).abs().max()
+    return (
+        f"scores of small ones differ by up to {largest:.2g}; such a search takes {native_seconds * 1e3:.1f} ms in C "
+        f"and {seconds * 1e3:.1f} ms in Python"
+    )
+
+
+def _differ(found: SearchResult, wanted: SearchResult) -> Tensor:
+    """(environment,) whether anything differs by more than rounding."""
+    differ = torch.zeros(len(found.score), dtype=torch.bool)
+    parts = [_parts_of(result) for result in (found, wanted)]
+    if found.beam_width != wanted.beam_width or [p.shape for p in parts[0]] != [p.shape for p in parts[1]]:
+        return ~differ
+    for ours, theirs in zip(*parts, strict=True):
+        if ours.is_floating_point():
+            scale = float(theirs[theirs.isfinite()].abs().mean()) if theirs.isfinite().any() else 0.0
+            same = ours.isclose(theirs, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)
+        else:
+            same = ours == theirs
+        differ |= ~same.flatten(1).all(dim=1) if same.dim() > 1 else ~same
+    return differ
+
+
+def _parts_of(result: SearchResult) -> list[Tensor]:
+    """All tensors of a result, environments first."""
+    steps = [part for step in result.steps for part in (step.tokens, step.rewards, step.values, step.kept)]
+    return [result.tokens, result.rewards, result.value, result.score, *steps]

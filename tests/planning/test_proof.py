@@ -1,0 +1,357 @@
+"""What is edited in ``model/gpt.py`` or in ``beam_search.py`` is what plans: the kernel is proven, or not used."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.planning.decoders import needs_compiler
+from tests.planning.test_native_decoder import draw_tokens, make_model, make_planner, plan
+from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.data.discretizer import Discretizer
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.model.gpt import Block, SelfAttention, TrajectoryTransformerModel
+from trajectory_transformer.model.memory import AttentionMemory
+from trajectory_transformer.planning import native, planner, sampling
+from trajectory_transformer.planning.beam_search import beam_search
+from trajectory_transformer.planning.native.decoder import NativeDecoder
+from trajectory_transformer.planning.planner import make_decoder
+from trajectory_transformer.planning.proof import decoding_error, tolerance_of
+from trajectory_transformer.planning.sampling import Choice
+from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Edit = Callable[..., None]
+
+
+@pytest.fixture
+def model() -> TrajectoryTransformerModel:
+    return make_model(3, 2, 6, vocab_size=20, n_embd=32)
+
+
+def parts_of(attention: SelfAttention, x: Tensor) -> list[Tensor]:
+    return [
+        part(x).view(*x.shape[:2], attention.n_head, -1).transpose(1, 2)
+        for part in (attention.query, attention.key, attention.value)
+    ]
+
+
+# ---- edits of the model ----
+
+
+def halved(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    def forward(self: Block, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
+        x = x + 0.5 * self.attn(self.ln1(x), layer, memory)
+        return x + 0.5 * self.drop(self.l2(self.act(self.l1(self.ln2(x)))))
+
+    patch.setattr(Block, "forward", forward)
+
+
+def swiglu(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    def forward(self: Block, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
+        x = x + self.attn(self.ln1(x), layer, memory)
+        h = self.ln2(x)
+        return x + self.drop(self.l2(F.silu(self.get_submodule("gate")(h)) * self.l1(h)))
+
+    torch.manual_seed(0)
+    for block in model.blocks:
+        block.add_module("gate", nn.Linear(32, 128))
+    patch.setattr(Block, "forward", forward)
+
+
+def rotary(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    def forward(self: SelfAttention, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
+        query, key, value = parts_of(self, x)
+        half = query.shape[-1] // 2
+        angles = memory.positions(x.shape[1]).unsqueeze(1) * 100.0 ** (-torch.arange(half) / half)
+
+        def rotate(z: Tensor) -> Tensor:
+            a, b = z.split(half, dim=-1)
+            return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1)
+
+        y = memory.attend(layer, rotate(query), rotate(key), value, 0.0)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+    patch.setattr(SelfAttention, "forward", forward)
+
+
+def wider(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        block.l1, block.l2 = nn.Linear(32, 256), nn.Linear(256, 32)
+
+
+def other_eps(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    norm = model.blocks[1].get_submodule("ln2")
+    assert isinstance(norm, nn.LayerNorm)
+    norm.eps = 1e-6
+
+
+def other_activation(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    block = model.blocks[1]
+    assert isinstance(block, Block)
+    block.act = partial(F.gelu, approximate="tanh")
+
+
+def late_positions(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    """Shows at the very last position alone."""
+    embed = TrajectoryTransformerModel.embed
+
+    def edited(self: TrajectoryTransformerModel, tokens: Tensor, positions: Tensor) -> Tensor:
+        last = (positions == self.config.block_size - 1).unsqueeze(1)
+        return embed(self, tokens, positions) * torch.where(last, 0.5, 1.0)
+
+    patch.setattr(TrajectoryTransformerModel, "embed", edited)
+
+
+MODEL_EDITS: dict[Edit, str] = {
+    halved: "largest difference is",
+    swiglu: "a parameter that it does not read, blocks.0.gate.bias",
+    rotary: "largest difference is",
+    wider: r"blocks.0.l1.bias has the shape \(256,\), and it reads \(128,\)",
+    other_eps: "blocks.1.ln2 has eps=1e-06, and it computes with layer_norm_eps=1e-05",
+    other_activation: "blocks.1.act is not gelu",
+    late_positions: "largest difference is",
+}
+
+
+# ---- edits of the search ----
+
+
+def doubled_rewards(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    def search(decoder: Any, prefix: Tensor, layout: Any, settings: Any, estimate: Any, *rest: Any) -> Any:
+        factors = torch.tensor([2.0, 1.0])
+        return beam_search(decoder, prefix, layout, settings, lambda p: estimate(p) * factors, *rest)
+
+    patch.setattr(planner, "beam_search", search)
+
+
+def other_discount(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    def search(decoder: Any, prefix: Tensor, layout: Any, settings: Any, *rest: Any) -> Any:
+        edited = PlannerConfig(**(vars(settings) | {"discount": settings.discount**2}))
+        return beam_search(decoder, prefix, layout, edited, *rest)
+
+    patch.setattr(planner, "beam_search", search)
+
+
+def other_tie_rule(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    """Of equal candidates the last comes first."""
+    sort = Tensor.sort
+
+    def edited(self: Tensor, *args: Any, **options: Any) -> Any:
+        if not options.get("stable"):
+            return sort(self, *args, **options)
+        ranked = sort(self.flip(1), *args, **options)
+        return ranked.values, self.shape[1] - 1 - ranked.indices
+
+    patch.setattr(Tensor, "sort", edited)
+
+
+def other_sampling(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    def filter_cdf(logits: Tensor, threshold: float) -> Tensor:
+        return sampling.filter_top_k(logits, 3)
+
+    patch.setattr(sampling, "filter_cdf", filter_cdf)
+
+
+def likelihoods_counted(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    """Return + 0.1 × log-likelihood of the actions, by ``extend``'s ``log_likelihoods``."""
+
+    def search(
+        decoder: Any, prefix: Tensor, layout: Any, settings: Any, estimate: Any, uniforms: Tensor, *_: Any
+    ) -> Any:
+        latest: list[Tensor] = []
+
+        class Counting(type(decoder)):
+            def extend(
+                self, uniforms: Tensor, choice: Choice, given: Any = None, log_likelihoods: Any = None
+            ) -> Tensor:
+                latest.append(torch.zeros(uniforms.shape[0], uniforms.shape[2]))
+                return super().extend(uniforms, choice, given, latest[-1])
+
+        def with_likelihood(probabilities: Tensor) -> Tensor:
+            return estimate(probabilities) + 0.1 * latest[-1].unsqueeze(2)
+
+        before, decoder.__class__ = type(decoder), Counting
+        try:
+            return beam_search(decoder, prefix, layout, settings, with_likelihood, uniforms)
+        finally:
+            decoder.__class__ = before
+
+    patch.setattr(planner, "beam_search", search)
+
+
+SEARCH_EDITS: dict[Edit, str] = {
+    doubled_rewards: "searching in Python, decoding natively",
+    other_discount: "searching in Python, decoding natively",
+    other_tie_rule: "searching in Python, decoding natively",
+    likelihoods_counted: "searching in Python, decoding natively",
+    other_sampling: "sampling and searching in Python, decoding natively",
+}
+
+
+# ---- what plans ----
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+OPTIONS: dict[str, Any] = {"context": 2, "beam_width": 8, "horizon": 3}
+
+
+def require_planned_as_eager(model: TrajectoryTransformerModel, caplog: pytest.LogCaptureFixture, warning: str) -> None:
+    """The default planner gives the eager one's plans, with one warning; the native one refuses."""
+    prefix = draw_tokens(3, 10, below=20)
+    auto = make_planner(model, decoder="auto", **OPTIONS)
+    [message] = warnings_in(caplog)
+    assert warning in message
+    assert "ms" in message or "several times slower" in message or "takes less time" in message
+    found, wanted = plan(auto, prefix), plan(make_planner(model, decoder="eager", **OPTIONS), prefix)
+    assert torch.equal(found.tokens, wanted.tokens)
+    torch.testing.assert_close(found.score, wanted.score, atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("edit", MODEL_EDITS, ids=lambda edit: edit.__name__)
+def test_an_edited_model_plans_in_pytorch(
+    model: TrajectoryTransformerModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, edit: Edit
+) -> None:
+    edit(model, monkeypatch)
+    require_planned_as_eager(model, caplog, "planning in PyTorch, ")
+    with pytest.raises(UserError, match=f"planner.decoder=native cannot be had: .*{MODEL_EDITS[edit]}"):
+        make_planner(model, decoder="native", **OPTIONS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("edit", SEARCH_EDITS, ids=lambda edit: edit.__name__)
+def test_an_edited_search_is_run_in_python(
+    model: TrajectoryTransformerModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, edit: Edit
+) -> None:
+    edit(model, monkeypatch)
+    require_planned_as_eager(model, caplog, SEARCH_EDITS[edit])
+    with pytest.raises(UserError, match=r"planner.decoder=native cannot be had: .*planning/(beam_search|sampling)\.py"):
+        make_planner(model, decoder="native", **OPTIONS)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"k_obs": None}, {"cdf_act": None, "k_act": 3}, {"percentile": 0.3}, {"temperature": 2.0},
+        {"beam_width": 1, "n_expand": 1, "horizon": 1, "context": 1}, {"window": "sliding"}, {"name": "imitation"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("width", [3, 20, 300])
+def test_unchanged_models_and_searches_are_proven_in_silence(
+    caplog: pytest.LogCaptureFixture, options: dict[str, Any], width: int
+) -> None:
+    """In any mode, which stays as it was, as does the global random state."""
+    unchanged = make_model(3, 2, 5, vocab_size=width, hidden_act="selu").train()
+    state = torch.get_rng_state()
+    built = make_planner(unchanged, **({"decoder": "native", "context": 2} | options))
+    assert isinstance(built._decoder, NativeDecoder)
+    assert (built._native_search is not None) == (options.get("window") != "sliding" and "name" not in options)
+    assert warnings_in(caplog) == []
+    assert torch.equal(torch.get_rng_state(), state)
+    unchanged.train()
+    make_decoder(unchanged, built.settings)
+    assert all(module.training for module in unchanged.modules())
+
+
+@needs_compiler
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("sliding", [False, True])
+def test_rounding_stays_below_the_tolerance(spread: float, sliding: bool) -> None:
+    model = make_model(11, 3, 10, vocab_size=100, n_embd=64)
+    for parameter in model.parameters():
+        parameter.data += spread * torch.randn_like(parameter)
+    window = 3 if sliding else 10
+    for decoder in (NativeDecoder(model, window, sliding), TransformerDecoder(model, window, sliding, 3)):
+        assert decoding_error(decoder, model, window, sliding) < tolerance_of(model) / 10
+
+
+def test_the_reference_of_a_large_model_is_cut_short(model: TrajectoryTransformerModel, monkeypatch) -> None:
+    monkeypatch.setattr("trajectory_transformer.planning.proof._MOST_OPERATIONS", 1.0)
+    longest = []
+    forward = TrajectoryTransformerModel.forward
+
+    def recorded(self: TrajectoryTransformerModel, tokens: Tensor, **options: Any) -> Any:
+        longest.append(tokens.shape[1])
+        return forward(self, tokens, **options)
+
+    monkeypatch.setattr(TrajectoryTransformerModel, "forward", recorded)
+    assert decoding_error(TransformerDecoder(model, 6, False, 3), model, 6, False) < 1e-4
+    assert longest == [2 * model.config.transition_dim]
+
+
+# ---- in PyTorch ----
+
+
+def bypassed(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    """Attention to the new tokens alone, behind the memory's back."""
+
+    def forward(self: SelfAttention, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
+        query, key, value = parts_of(self, x)
+        memory.attend(layer, query, key, value, 0.0)
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+    patch.setattr(SelfAttention, "forward", forward)
+
+
+def own_positions(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    embed = TrajectoryTransformerModel.embed
+
+    def edited(self: TrajectoryTransformerModel, tokens: Tensor, positions: Tensor) -> Tensor:
+        return embed(self, tokens, torch.arange(tokens.shape[1]))
+
+    patch.setattr(TrajectoryTransformerModel, "embed", edited)
+
+
+@pytest.mark.parametrize(
+    ("edit", "options"),
+    [
+        (bypassed, {}), (bypassed, {"decoder": "eager"}), (bypassed, {"precision": "bf16"}),
+        (own_positions, {"decoder": "eager"}),  # the kernel does decode it as in one forward pass
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_decoded_are_refused(
+    model: TrajectoryTransformerModel, monkeypatch: pytest.MonkeyPatch, edit: Edit, options: dict[str, Any]
+) -> None:
+    settings = PlannerConfig(**(OPTIONS | options))
+    make_decoder(model, settings)
+    edit(model, monkeypatch)
+    with pytest.raises(UserError, match=r"must go through memory\.attend, and positions must come from memory\.pos"):
+        make_decoder(model, settings)
+
+
+def test_models_that_predict_nothing_finite_are_left_to_the_search(model: TrajectoryTransformerModel) -> None:
+    model.tok_emb.weight.data[:] = torch.nan
+    for decoder in ("auto", "eager"):
+        with pytest.raises(UserError, match=r"environment \[0\] is finite"):
+            plan(make_planner(model, decoder=decoder, **OPTIONS), draw_tokens(1, 10, below=20))
+
+
+def test_only_nonfinite_logits_of_the_decoder_are_a_difference(model: TrajectoryTransformerModel) -> None:
+    decoder = TransformerDecoder(model, 6, False, 3)
+    broken = make_model(3, 2, 6, vocab_size=20, n_embd=32)
+    broken.head.weight.data[2] = torch.nan
+    assert decoding_error(TransformerDecoder(broken, 6, False, 3), model, 6, False) == torch.inf
+    assert decoding_error(decoder, broken, 6, False) < 1e-4  # where the forward pass is finite they agree
+
+
+def test_without_the_kernel_nothing_but_the_planner_would_miss_it() -> None:
+    assert native.__all__ == ["make_decoder", "make_search"]
+
+
+def test_the_proof_needs_room_for_one_row_only(model: TrajectoryTransformerModel, discretizer: Discretizer) -> None:
+    settings = PlannerConfig(horizon=1, beam_width=1, n_expand=1, context=2, decoder="eager")
+    assert isinstance(make_decoder(model, settings), TransformerDecoder)
