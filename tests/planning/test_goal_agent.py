@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.configuration import ModelConfig, PlannerConfig, TrainConfig
+from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer, UniformDiscretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import SearchResult
+from trajectory_transformer.planning.objectives import make_objective
 from trajectory_transformer.planning.planner import BeamPlanner
 
 from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, WIDTH
@@ -135,10 +136,8 @@ def test_models_and_planners_of_different_purpose(model: TrajectoryTransformerMo
     agent = make_agent(ordinary, discretizer, name="imitation")
     with pytest.raises(UserError, match="planner=imitation plans to no goal"):
         agent.aim(np.zeros((1, OBSERVATION_DIM)))
-    with pytest.raises(UserError, match="cannot plan with a model that was trained to reach goals"):
-        TrainConfig(model=ModelConfig(goal_conditioned=True))
     with pytest.raises(UserError, match=r"planner=goal needs planner\.window=growing"):
-        PlannerConfig(name="goal", window="sliding")
+        make_objective(PlannerConfig(name="goal", window="sliding"))
 
 
 def test_the_goal_takes_no_room_from_context_and_plan(

@@ -143,7 +143,14 @@ class PercentileOf:
 class Recording(Replay):
     """Turns the numbers that it is given to draw by into such as draw the original's tokens."""
 
-    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
+    def extend(
+        self,
+        uniforms: Tensor,
+        choice: Choice,
+        given: Tensor | None = None,
+        log_likelihoods: Tensor | None = None,
+    ) -> Tensor:
+        assert log_likelihoods is None
         if given is not None:
             self.step(given)
         drawn = self.draws.pop(0).unsqueeze(0)

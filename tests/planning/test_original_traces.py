@@ -74,7 +74,14 @@ class Replay(BeamDecoder):
     def logits(self) -> Tensor:
         return self.decoder.logits
 
-    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
+    def extend(
+        self,
+        uniforms: Tensor,
+        choice: Choice,
+        given: Tensor | None = None,
+        log_likelihoods: Tensor | None = None,
+    ) -> Tensor:
+        assert log_likelihoods is None
         if given is not None:
             self.step(given)
         drawn = self.draws.pop(0).unsqueeze(0)

@@ -12,6 +12,7 @@ from omegaconf.errors import ValidationError
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import require_file
+from ..planning.objectives import make_objective, require_same_purpose
 from ..processes import is_first_process
 from . import mistakes, sweep
 from .instantiation import check_targets
@@ -39,6 +40,8 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
         if schema is EvaluateConfig:
             chosen = hydra.runtime.choices.get("planner") is not None
             evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
+            if chosen:
+                make_objective(evaluation.planner)
             require_file(evaluation.checkpoint)
             if evaluation.predict.ensemble is not None:
                 require_file(evaluation.predict.ensemble)
@@ -47,6 +50,9 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     except mistakes.EXPECTED as error:
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
     _require_effect(options, hydra)
+    if options.learner == "transformer":
+        objective = make_objective(options.planner)
+        require_same_purpose(objective, options.planner.name, options.model.goal_conditioned)
     check_targets(options.trainer.callbacks, "trainer.callbacks")
     if options.tune is not None:
         _check_search(config, options.tune)

@@ -1,7 +1,7 @@
 """The two things a user can ask for: train and then plan, or evaluate what was trained."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,19 @@ from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainCo
 from ..data.transitions import join_episodes
 from ..dataset_folders import dataset_folder
 from ..environments.batch import environment_title, make_environments
-from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.figures import Figure, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import require_possible
-from ..learners.critic import Critic
 from ..learners.ensemble import TrainedEnsemble
 from ..learners.make import make_datamodule
 from ..learners.same_data import require_same_data, require_same_split
+from ..planning.objectives import Objective, PlanningContext, make_objective, require_same_purpose
 from ..planning.trained_model import TrainedModel
 from ..processes import is_first_process
+from ..training.datamodule import OfflineDataModule, TrajectoryDataModule
 from ..training.fit import fit, torch_threads
 from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
 from .trained import Trained, held_out_episodes, load_trained, torch_device
@@ -102,10 +102,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
     datamodule = make_datamodule(config)
     datamodule.setup()
-    _require_evaluable(config, datamodule.data.environment)
-    if config.planner.critic is not None:  # rather now than after training
-        critic = Critic.load(config.planner.critic)
-        require_same_data("planner.critic", critic, datamodule.data.environment, datamodule.data.fingerprint)
+    _require_evaluable(config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
     labels = RunLabels(group, "train", tags)
@@ -120,7 +117,8 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             _keep_artifacts(loggers, report.best, read_checkpoint(report.best)[SECTION]["dataset"])
         if options.episodes == 0 or config.learner == "ensemble":
             return -report.validation_loss
-        trained = load_trained(report.best, config.trainer.accelerator, {})
+        planner = vars(config.planner) if config.learner == "transformer" else {}  # as typed, not as a file says
+        trained = load_trained(report.best, config.trainer.accelerator, planner)
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
@@ -164,17 +162,28 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
         return score
 
 
-def _require_evaluable(config: TrainConfig, environment: EnvironmentSpec) -> None:
+def _require_evaluable(config: TrainConfig, datamodule: OfflineDataModule) -> None:
     """Refuse an evaluation that cannot be, rather before training than after.
 
     Raises:
-        UserError: the environment cannot be made, or the planner is not for it.
+        UserError: the environment cannot be made, the planner is not for it, or its objective cannot be had.
     """
+    objective = _objective(config, datamodule) if isinstance(datamodule, TrajectoryDataModule) else None
     if config.evaluation.episodes == 0 or config.learner == "ensemble":
         return
-    with make_environments(environment, 1) as batch:
-        if config.learner == "transformer":
-            require_possible(config.planner, batch)
+    with make_environments(datamodule.data.environment, 1) as batch:
+        if objective is not None:
+            require_possible(config.planner, objective.needs_goal, batch)
+
+
+def _objective(config: TrainConfig, datamodule: TrajectoryDataModule) -> Objective:
+    """The planner's, with what it loads."""
+    objective, data = make_objective(config.planner), datamodule.data
+    require_same_purpose(objective, config.planner.name, config.model.goal_conditioned)
+    settings = replace(config.planner, discount=config.planner.discount or config.data.discount)
+    layout, discretizer = datamodule.layout, datamodule.discretizer
+    objective.prepare(PlanningContext(layout, discretizer, settings, "cpu", data.environment, data.fingerprint))
+    return objective
 
 
 def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from ..configuration import TrainConfig
+from ..configuration import TrainConfig, current_record
 from ..errors import UserError
+from ..planning.objectives import make_objective
 from . import mistakes
 from .instantiation import check_targets
 from .jobs import RANK_RUN, Job, context, fit_and_record, recorded, train
@@ -24,6 +25,8 @@ def resume(directory: Path) -> None:
         SystemExit: as :func:`recorded`.
     """
     options = read_config(directory)
+    if options.learner == "transformer":
+        make_objective(options.planner, allow=())  # a file names it, and what is checked here is trusted from here on
     record = RunRecord.read(directory)
     finished = record is not None and record.status == "finished"
     in_sweep = (directory.parent / "multirun.yaml").exists()
@@ -80,6 +83,8 @@ def read_config(directory: Path) -> TrainConfig:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(options, dict) or "checkpoint" in options:
         raise UserError(f"{file} is not the config of a run of train.py")
+    if isinstance(options.get("planner"), dict):
+        options["planner"] = current_record(options["planner"])
     try:
         config: TrainConfig = typed(TrainConfig, options)
     except mistakes.EXPECTED as error:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
 
-OPEN_OPTIONS = ("trainer.callbacks",)  # dictionaries whose keys are the user's
+OPEN_OPTIONS = ("trainer.callbacks", "planner.objective")  # dictionaries whose keys are the user's
 
 
 def run_name(requeued: bool) -> str:
@@ -132,7 +132,7 @@ def planner_overrides(overrides: Sequence[str], planner: dict[str, Any], planner
     if planner_chosen:
         return dict(planner)
     names = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
-    named = [name.removeprefix("planner.") for name in names if name.startswith("planner.")]
+    named = [name.split(".")[1] for name in names if name.startswith("planner.")]
     return {name: planner[name] for name in named if name in planner}
 
 

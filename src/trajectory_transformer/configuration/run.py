@@ -6,7 +6,7 @@ from typing import Any
 from .attention import AttentionConfig
 from .data import DataConfig
 from .learners import LEARNERS, EnsembleConfig, IqlConfig
-from .planner import PlannerConfig, require_same_purpose
+from .planner import PlannerConfig
 from .predict import PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
@@ -101,8 +101,6 @@ class TrainConfig:
         require_choice("learner", self.learner, LEARNERS)
         if self.learner == "transformer":
             self.planner.require_fits(self.data.sequence_length)
-            require_same_purpose(self.model.goal_conditioned, self.planner.name)
-            self.planner.require_critic()
         else:
             require(not self.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.learner}")
 
@@ -126,7 +124,6 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
-        self.planner.require_critic()
         require_choice("task", self.task, ("plan", "attention", "predict"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")

@@ -46,6 +46,7 @@ class PolicyAgent:
     """
 
     settings = PolicySettings()
+    needs_goal = imitates = False
     planned: np.ndarray
     counts: PlanCounts
 

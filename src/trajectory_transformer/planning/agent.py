@@ -15,8 +15,6 @@ from ..configuration import PlannerConfig, require
 from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from ..learners.critic import Critic
-from ..learners.same_data import require_same_data
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
 from .trained_model import TrainedModel, recorded_settings
@@ -59,39 +57,52 @@ class Agent:
         self.reset(1)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str = "cpu", **planner_overrides: Any) -> "Agent":
+    def from_checkpoint(
+        cls, path: str | Path, device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
+    ) -> "Agent":
         """The agent of a training run.
 
         Args:
             path: a ``.ckpt`` file.
             device: where to compute.
-            planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones.
+            allow: packages besides this one that the file's objective may come from.
+            planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones. ``objective`` is an
+                :class:`~.objectives.Objective`, or the mapping that describes one.
 
         Raises:
             UserError: the file is not a good checkpoint, an override is unknown, the plan is longer than the model can
-                see, or ``planner.critic`` is no critic of the same data.
+                see, or the objective cannot be had or must not be imported.
         """
-        return cls.from_contents(read_checkpoint(path), device, **planner_overrides)
+        return cls.from_contents(read_checkpoint(path), device, allow, **planner_overrides)
 
     @classmethod
-    def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu", **planner_overrides: Any) -> "Agent":
+    def from_contents(
+        cls, contents: Mapping[str, Any], device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
+    ) -> "Agent":
         """As :meth:`from_checkpoint`, from what :func:`read_checkpoint` returned."""
         require_kind(contents, "transformer")
-        settings, discount = recorded_settings(contents, planner_overrides)
+        settings, discount = recorded_settings(contents, planner_overrides, allow)
         trained = TrainedModel.from_contents(contents, device)
         if settings.discount is None:
             settings = replace(settings, discount=discount)
-        critic = None
-        if settings.name == "critic" and settings.critic is not None:
-            critic = Critic.load(settings.critic, device)
-            fingerprint = contents[SECTION]["dataset"]["fingerprint"]
-            require_same_data("planner.critic", critic, trained.environment, fingerprint)
-        return cls(BeamPlanner(trained.model, trained.discretizer, settings, critic), trained.environment)
+        fingerprint = contents[SECTION].get("dataset", {}).get("fingerprint")
+        planner = BeamPlanner(trained.model, trained.discretizer, settings, trained.environment, fingerprint)
+        return cls(planner, trained.environment)
 
     @property
     def settings(self) -> PlannerConfig:
         """How plans are made."""
         return self._planner.settings
+
+    @property
+    def needs_goal(self) -> bool:
+        """Whether it must be told where to; see :meth:`aim`."""
+        return self._planner.objective.needs_goal
+
+    @property
+    def imitates(self) -> bool:
+        """Whether it means to act like its data."""
+        return self._planner.objective.imitates
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
         """Forget everything and begin ``num_envs`` episodes.
@@ -124,7 +135,7 @@ class Agent:
         self._generators[env_index].manual_seed(int(seed))
 
     def aim(self, goals: Array) -> None:
-        """Set what each environment's plans lead to from now on; needed before :meth:`act` with ``planner=goal``.
+        """Set what each environment's plans lead to from now on; before :meth:`act`, where :attr:`needs_goal`.
 
         Args:
             goals: (environment, goal_dim) real values of ``environment.goal_dimensions``: in a maze, where to be.

@@ -56,24 +56,35 @@ class BeamDecoder(ABC):
     def logits(self) -> Tensor:
         """(environment, rows, vocabulary) logits of the token that comes next."""
 
-    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
+    def extend(
+        self,
+        uniforms: Tensor,
+        choice: Choice,
+        given: Tensor | None = None,
+        log_likelihoods: Tensor | None = None,
+    ) -> Tensor:
         """Sample tokens and append them, one after the other.
 
         Args:
             uniforms: (environment, tokens, rows) numbers in [0, 1) that decide the draws.
             choice: how they are drawn.
             given: (environment, rows) tokens to append before them.
+            log_likelihoods: (environment, rows) float32, to which the sum of the drawn tokens' log-probabilities is
+                added: without filters, at temperature 1. None: nobody needs them.
 
         Returns:
             (environment, rows, tokens) int64.
         """
         if given is not None:
             self.step(given)
-            return self.extend(uniforms, choice)
+            return self.extend(uniforms, choice, None, log_likelihoods)
         drawn = []
         for u in uniforms.unbind(1):
             start = time.perf_counter()
-            drawn.append(choose(self.logits, u, choice))
+            logits = self.logits
+            drawn.append(choose(logits, u, choice))
+            if log_likelihoods is not None:
+                log_likelihoods += logits.float().log_softmax(dim=-1).gather(2, drawn[-1].unsqueeze(2)).squeeze(2)
             self.sampling_seconds += time.perf_counter() - start
             self.step(drawn[-1])
         return torch.stack(drawn, dim=2)

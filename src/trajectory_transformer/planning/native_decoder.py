@@ -139,10 +139,16 @@ class NativeDecoder(BeamDecoder):
         self._call(self._library.tt_step, self._rows, tokens.numel(), tokens)
         self._appended(tokens.unsqueeze(2))
 
-    def extend(self, uniforms: Tensor, choice: Choice, given: Tensor | None = None) -> Tensor:
+    def extend(
+        self,
+        uniforms: Tensor,
+        choice: Choice,
+        given: Tensor | None = None,
+        log_likelihoods: Tensor | None = None,
+    ) -> Tensor:
         environments, count, rows = uniforms.shape
-        if self._slides_within((given is not None) + count):
-            return super().extend(uniforms, choice, given)
+        if log_likelihoods is not None or self._slides_within((given is not None) + count):
+            return super().extend(uniforms, choice, given, log_likelihoods)
         given = None if given is None else given.to(torch.int64).contiguous()
         tokens = torch.empty(environments, rows, count, dtype=torch.int64)
         self._call(

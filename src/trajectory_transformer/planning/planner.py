@@ -3,14 +3,14 @@
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..configuration import PlannerConfig, require, require_same_purpose
+from ..configuration import PlannerConfig, require
 from ..data.discretizer import Discretizer
-from ..learners.critic import Critic
-from ..learners.critic_ranking import CriticRanking
+from ..environments.spec import EnvironmentSpec
 from ..model.gpt import TrajectoryTransformerModel
 from .beam_search import SearchResult, beam_search, require_finite_scores
 from .captured_search import CapturedSearch, cuda_graph
@@ -19,6 +19,7 @@ from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search
 from .native_decoder import NativeDecoder, unavailable_reason
 from .native_search import native_search
+from .objectives import Objective, PlanningContext, Return, make_objective, record_of, require_same_purpose
 from .transformer_decoder import TransformerDecoder
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,17 @@ class BeamPlanner:
     Args:
         model: trained; put into evaluation mode.
         discretizer: the one the model was trained with.
-        settings: with ``discount`` set.
-        critic: what ``planner=critic`` scores with.
+        settings: with ``discount`` set. Their objective may be an object.
+        environment: the spaces of the model's data, where they are known.
+        fingerprint: of the model's data, where it is known.
+
+    Attributes:
+        objective: what plans maximise.
+        settings: their objective is described by plain values.
 
     Raises:
-        UserError: the discretiser is another model's, context or horizon exceed what the model can see, or the model
-            was trained for another kind of planning.
+        UserError: the discretiser is another model's, context or horizon exceed what the model can see, the model was
+            trained for another kind of planning, or the objective cannot be had.
     """
 
     def __init__(
@@ -45,7 +51,8 @@ class BeamPlanner:
         model: TrajectoryTransformerModel,
         discretizer: Discretizer,
         settings: PlannerConfig,
-        critic: Critic | None = None,
+        environment: EnvironmentSpec | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         require(settings.discount is not None, "planner.discount must be set")
         for what, fitted, expected in (
@@ -53,18 +60,17 @@ class BeamPlanner:
             ("bins", discretizer.num_bins, model.config.vocab_size),
         ):
             require(fitted == expected, f"the discretiser has {fitted} {what}, the model {expected}: not its own")
-        require_same_purpose(model.config.goal_conditioned, settings.name)
+        self.objective = make_objective(settings)
+        require_same_purpose(self.objective, settings.name, model.config.goal_conditioned)
         settings.require_fits(model.config.sequence_length)
+        if isinstance(settings.objective, Objective):
+            settings = replace(settings, objective=record_of(settings.objective))
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
-        self.layout = model.layout
-        self._rank: CriticRanking | None = None
-        if settings.name == "critic":
-            require(critic is not None, "planner=critic needs planner.critic=PATH, a checkpoint of experiment=iql_…")
-            assert critic is not None
-            self._rank = CriticRanking(critic, discretizer, self.layout, settings)
+        self.layout, device = model.layout, model.pos_emb.device
+        self.objective.prepare(PlanningContext(self.layout, discretizer, settings, device, environment, fingerprint))
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
-        captured = is_captured(settings, model.pos_emb.device.type)
+        captured = is_captured(settings, device.type)
         self._captured = CapturedSearch(cuda_graph) if captured else None
 
     @torch.inference_mode()
@@ -92,18 +98,21 @@ class BeamPlanner:
     def _draws(self) -> tuple[int, ...]:
         """Shape of the uniform numbers that decide one environment's search."""
         settings = self.settings
-        if settings.maximizes_likelihood:
+        if self.objective.by_token:
             return (0,)
         return settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width
 
     def _find(self, prefix: Tensor, uniforms: Tensor) -> SearchResult:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
-        if settings.maximizes_likelihood:
+        objective, discretizer = self.objective, self.discretizer
+        if objective.by_token:
             return likelihood_search(decoder, prefix, layout, settings, deadline)
-        whole = settings.window == "growing" and deadline is None and self._rank is None
+        whole = settings.window == "growing" and deadline is None and type(objective) is Return
         if whole and isinstance(decoder, NativeDecoder):
-            return native_search(decoder, prefix, layout, settings, self.discretizer.centers, uniforms)
-        return beam_search(decoder, prefix, layout, settings, self._estimate, uniforms, deadline, self._rank)
+            return native_search(decoder, prefix, layout, settings, discretizer.centers, uniforms)
+        return beam_search(
+            decoder, prefix, layout, settings, self._estimate, uniforms, deadline, objective, discretizer.decode
+        )
 
     @property
     def decoding_seconds(self) -> tuple[float, float]:

@@ -1,16 +1,20 @@
 """What a checkpoint holds of a trained Trajectory Transformer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from ..building import TYPED_BY_USER
 from ..checkpoint import SECTION, require_kind, weights_of
-from ..configuration import PlannerConfig
+from ..configuration import OBJECTIVES, PlannerConfig
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..model.config import TrajectoryTransformerConfig
 from ..model.gpt import TrajectoryTransformerModel
+from .objectives import make_objective
 
 
 @dataclass(frozen=True)
@@ -46,19 +50,41 @@ class TrainedModel:
         return cls(model.to(device).eval(), discretizer, environment)
 
 
-def recorded_settings(contents: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[PlannerConfig, float]:
+def recorded_settings(
+    contents: Mapping[str, Any], changes: Mapping[str, Any], allow: Sequence[str] = ()
+) -> tuple[PlannerConfig, float]:
     """How a checkpoint's agent plans: the recorded settings with some fields replaced, and the data's discount.
 
+    Args:
+        contents: of :func:`~..checkpoint.read_checkpoint`.
+        changes: what the user gave. A ``name`` alone also chooses the objective that it stands for; an ``objective``
+            without ``_target_`` changes options of the recorded one.
+        allow: packages besides this one whose classes the checkpoint may name.
+
+    Returns:
+        settings, whose objective is built; and the discount of the data.
+
     Raises:
-        UserError: a name is not a planner option, a value is out of range, or the record is not ours.
+        UserError: a name is not a planner option, a value is out of range, the record is not ours, or its objective
+            must not be imported.
     """
     known = [field.name for field in fields(PlannerConfig)]
     unknown = sorted(changes.keys() - set(known))
     if unknown:
         raise UserError(f"planner has no option {', '.join(unknown)}; it has {', '.join(known)}")
     try:
-        recorded = PlannerConfig(**contents[SECTION]["planner"])
+        recorded = PlannerConfig.from_record(contents[SECTION]["planner"])
         discount = float(contents[SECTION]["data"]["discount"])
     except (KeyError, TypeError) as error:
         raise UserError(f"the checkpoint's record of its planner cannot be read: {error}") from error
-    return replace(recorded, **changes), discount
+    given = changes.get("objective")
+    partly = isinstance(given, Mapping) and "_target_" not in given
+    if partly:
+        changes = {**changes, "objective": OmegaConf.to_container(OmegaConf.merge(recorded.objective_spec, given))}
+    elif given is not None:
+        changes = {"name": "", **changes}
+    elif changes.get("name") in OBJECTIVES:
+        changes = {**changes, "objective": None}
+    settings = replace(recorded, **changes)
+    trusted = allow if given is None or partly else TYPED_BY_USER
+    return replace(settings, objective=make_objective(settings, trusted)), discount
