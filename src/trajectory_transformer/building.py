@@ -37,7 +37,7 @@ def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | Non
         UserError: there is no such class, it is not of that kind or not allowed, or an argument is unknown or of the
             wrong type.
     """
-    if isinstance(spec, kind):
+    if isinstance(spec, kind) and not isinstance(spec, Mapping):
         return spec
     if not isinstance(spec, Mapping) or "_target_" not in spec:
         raise UserError(f"{place} needs a class, as in {place}._target_=my_package.{kind.__name__}")

@@ -9,6 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
+from ..building import TYPED_BY_USER, locate, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import require_file
@@ -42,6 +43,8 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
             evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
             if chosen:
                 make_objective(evaluation.planner)
+            for target in targets_in(evaluation.planner.objective):  # its options may lie in the checkpoint
+                locate(target, object, "planner.objective", TYPED_BY_USER)
             require_file(evaluation.checkpoint)
             if evaluation.predict.ensemble is not None:
                 require_file(evaluation.predict.ensemble)

@@ -39,18 +39,7 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         require_finite("planner", self)
-        target = _target_of(self.objective)
-        if target is None:
-            self.name = self.name or "return"
-            require_choice("planner.name", self.name, tuple(OBJECTIVES))
-        else:
-            labels = {path: name for name, path in OBJECTIVES.items()}
-            self.name = self.name or labels.get(target, target.rpartition(".")[2])
-            require(
-                OBJECTIVES.get(self.name, target) == target,
-                f"planner.name={self.name} stands for {OBJECTIVES.get(self.name)}, but planner.objective is {target}; "
-                "give it a planner.name of its own, or leave planner.objective out",
-            )
+        self._name_honestly()
         for name in ("horizon", "beam_width", "n_expand", "context", "plan_freq"):
             require(getattr(self, name) >= 1, f"planner.{name}={getattr(self, name)} must be at least 1")
         require_choice("planner.window", self.window, ("growing", "sliding"))
@@ -84,10 +73,28 @@ class PlannerConfig:
             "planner.precision=bf16 needs planner.decoder=auto, eager or compiled: the native one computes in float32",
         )
 
+    def _name_honestly(self) -> None:
+        """Let no objective be recorded under a built-in's name but its own."""
+        target, labels = _target_of(self.objective), {path: name for name, path in OBJECTIVES.items()}
+        if target is None:
+            self.name = self.name or "return"
+            require_choice("planner.name", self.name, tuple(OBJECTIVES))
+        elif not self.name:
+            self.name = labels.get(target, target.rpartition(".")[2])
+        elif OBJECTIVES.get(self.name, target) != target:
+            require(
+                target not in labels,
+                f"planner.name={self.name} stands for {OBJECTIVES[self.name]}, but planner.objective is {target}; "
+                f"choose planner.name={labels.get(target)}, or leave planner.objective out",
+            )
+            self.name = target.rpartition(".")[2]  # the command line's default name, not one that somebody gave it
+
     @property
     def objective_spec(self) -> Any:
-        """What :func:`~..building.build` makes the objective of: given, or named."""
-        return self.objective if self.objective is not None else {"_target_": OBJECTIVES[self.name]}
+        """What :func:`~..building.build` makes the objective of: an object as it is, else a mapping with a class."""
+        if self.objective is not None and not isinstance(self.objective, Mapping):
+            return self.objective
+        return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:

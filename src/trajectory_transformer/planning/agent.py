@@ -81,12 +81,13 @@ class Agent:
     ) -> "Agent":
         """As :meth:`from_checkpoint`, from what :func:`read_checkpoint` returned."""
         require_kind(contents, "transformer")
-        settings, discount = recorded_settings(contents, planner_overrides, allow)
+        settings, objective, discount = recorded_settings(contents, planner_overrides, allow)
         trained = TrainedModel.from_contents(contents, device)
         if settings.discount is None:
             settings = replace(settings, discount=discount)
         fingerprint = contents[SECTION].get("dataset", {}).get("fingerprint")
-        planner = BeamPlanner(trained.model, trained.discretizer, settings, trained.environment, fingerprint)
+        parts = trained.model, trained.discretizer, settings
+        planner = BeamPlanner(*parts, trained.environment, fingerprint, objective)
         return cls(planner, trained.environment)
 
     @property

@@ -12,6 +12,7 @@ Nothing here imports torch, so that the command line can refuse a mistake before
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,8 +230,9 @@ class WeightedSum(Objective):
                 isinstance(term, Mapping)
                 and set(term) == {"weight", "objective"}
                 and isinstance(term["weight"], (int, float))
+                and math.isfinite(term["weight"])
                 and isinstance(term["objective"], Objective),
-                f"{place}.{name} needs a weight, which is a number, an objective with its _target_, and nothing else",
+                f"{place}.{name} needs a weight, a finite number, an objective with its _target_, and nothing else",
             )
         self._weighted = [(float(term["weight"]), term["objective"]) for term in self.terms.values()]
         objectives: list[Objective] = [objective for _, objective in self._weighted]

@@ -36,6 +36,7 @@ class BeamPlanner:
         settings: with ``discount`` set. Their objective may be an object.
         environment: the spaces of the model's data, where they are known.
         fingerprint: of the model's data, where it is known.
+        objective: which the settings describe, where it has been built; None: it is built from them.
 
     Attributes:
         objective: what plans maximise.
@@ -53,6 +54,7 @@ class BeamPlanner:
         settings: PlannerConfig,
         environment: EnvironmentSpec | None = None,
         fingerprint: str | None = None,
+        objective: Objective | None = None,
     ) -> None:
         require(settings.discount is not None, "planner.discount must be set")
         for what, fitted, expected in (
@@ -60,11 +62,10 @@ class BeamPlanner:
             ("bins", discretizer.num_bins, model.config.vocab_size),
         ):
             require(fitted == expected, f"the discretiser has {fitted} {what}, the model {expected}: not its own")
-        self.objective = make_objective(settings)
+        self.objective = make_objective(settings) if objective is None else objective
         require_same_purpose(self.objective, settings.name, model.config.goal_conditioned)
         settings.require_fits(model.config.sequence_length)
-        if isinstance(settings.objective, Objective):
-            settings = replace(settings, objective=record_of(settings.objective))
+        settings = replace(settings, objective=record_of(settings.objective_spec))
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
         self.layout, device = model.layout, model.pos_emb.device
         self.objective.prepare(PlanningContext(self.layout, discretizer, settings, device, environment, fingerprint))

@@ -14,7 +14,7 @@ from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..model.config import TrajectoryTransformerConfig
 from ..model.gpt import TrajectoryTransformerModel
-from .objectives import make_objective
+from .objectives import Objective, make_objective
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class TrainedModel:
 
 def recorded_settings(
     contents: Mapping[str, Any], changes: Mapping[str, Any], allow: Sequence[str] = ()
-) -> tuple[PlannerConfig, float]:
+) -> tuple[PlannerConfig, Objective, float]:
     """How a checkpoint's agent plans: the recorded settings with some fields replaced, and the data's discount.
 
     Args:
         contents: of :func:`~..checkpoint.read_checkpoint`.
-        changes: what the user gave. A ``name`` alone also chooses the objective that it stands for; an ``objective``
-            without ``_target_`` changes options of the recorded one.
+        changes: what the user gave. Another built-in's ``name`` also chooses its objective; an ``objective`` without
+            ``_target_`` changes options of what is there.
         allow: packages besides this one whose classes the checkpoint may name.
 
     Returns:
-        settings, whose objective is built; and the discount of the data.
+        settings, their objective, and the discount of the data.
 
     Raises:
         UserError: a name is not a planner option, a value is out of range, the record is not ours, or its objective
@@ -77,14 +77,15 @@ def recorded_settings(
         discount = float(contents[SECTION]["data"]["discount"])
     except (KeyError, TypeError) as error:
         raise UserError(f"the checkpoint's record of its planner cannot be read: {error}") from error
-    given = changes.get("objective")
+    given, name = changes.get("objective"), changes.get("name", recorded.name)
     partly = isinstance(given, Mapping) and "_target_" not in given
+    renamed = name != recorded.name and name in OBJECTIVES
     if partly:
-        changes = {**changes, "objective": OmegaConf.to_container(OmegaConf.merge(recorded.objective_spec, given))}
+        present = {"_target_": OBJECTIVES[name]} if renamed else recorded.objective_spec
+        changes = {**changes, "objective": OmegaConf.to_container(OmegaConf.merge(present, given))}
     elif given is not None:
         changes = {"name": "", **changes}
-    elif changes.get("name") in OBJECTIVES:
+    elif renamed:
         changes = {**changes, "objective": None}
     settings = replace(recorded, **changes)
-    trusted = allow if given is None or partly else TYPED_BY_USER
-    return replace(settings, objective=make_objective(settings, trusted)), discount
+    return settings, make_objective(settings, allow if given is None or partly else TYPED_BY_USER), discount
