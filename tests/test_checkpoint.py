@@ -46,7 +46,7 @@ def test_weights_of_one_part() -> None:
 
 
 def test_what_was_trained_on_the_same_data_is_taken() -> None:
-    checkpoint(RECORD).require_same_data("predict.ensemble", ENVIRONMENT, DATASET)
+    checkpoint(RECORD).require_same_data("predict.ensemble", ENVIRONMENT, "same")
     checkpoint(RECORD).require_same_split("predict.ensemble", DATA, 4)
     checkpoint(RECORD).require_kind("iql")
 
@@ -74,7 +74,7 @@ def test_what_was_trained_on_the_same_data_is_taken() -> None:
 )
 def test_what_was_trained_on_other_data_is_refused(record: TrainingRecord, message: str) -> None:
     with pytest.raises(UserError, match=rf"predict\.ensemble .*{message}"):
-        checkpoint(record).require_same_data("predict.ensemble", ENVIRONMENT, DATASET)
+        checkpoint(record).require_same_data("predict.ensemble", ENVIRONMENT, "same")
 
 
 def test_another_split_or_kind_is_refused() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue
 
 from trajectory_transformer.app import schema
 from trajectory_transformer.building import TYPED_BY_USER
@@ -19,7 +20,7 @@ CHOICES = [(file.parent.name, file.stem) for file in sorted(CONFIGS.glob("*/*.ya
 NEEDED = {  # what an option leaves to the user, or needs beside it
     ("data", "minari"): ["data.dataset_id=[one/v0,two/v0]"],
     ("planner", "goal"): ["model.goal_conditioned=true"],
-    ("planner", "critic"): ["planner.critic=critic.ckpt"],
+    ("planner", "critic"): ["planner.objective.critic=critic.ckpt"],
     **{
         ("data", f"goal_{maze}"): ["model.goal_conditioned=true", "planner=goal"]
         for maze in ("fourrooms", "umaze", "medium", "large")
@@ -47,7 +48,7 @@ def test_every_option_of_evaluate_composes(group: str, option: str) -> None:
     overrides = [
         "checkpoint=best.ckpt",
         f"{group}={option}",
-        *(["planner.critic=c.ckpt"] if option == "critic" else []),
+        *(["planner.objective.critic=c.ckpt"] if option == "critic" else []),
     ]
     config = schema.typed_evaluate(composed("evaluate", *overrides), overrides, group == "planner")
     assert isinstance(config, EvaluateConfig)
@@ -149,5 +150,5 @@ def test_all_six_antmaze_sets() -> None:
 def test_a_critic_is_asked_for_before_anything_is_loaded(command: tuple[str, ...]) -> None:
     overrides = [*command[1:], "planner=critic"]
     config = composed(command[0], *overrides)
-    with pytest.raises(UserError, match=r"planner=critic needs planner\.critic=PATH"):
+    with pytest.raises(MissingMandatoryValue, match=r"planner\.objective\.critic"):
         schema.typed_train(config) if command[0] == "train" else schema.typed_evaluate(config, overrides, True)

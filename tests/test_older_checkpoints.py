@@ -1,6 +1,7 @@
 """Checkpoints that a704477 wrote, before learners, objectives and sources were parts, act as they did then."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ FOLDER = Path(__file__).parent / "golden" / "version_0_1"
 ACTIONS = np.load(FOLDER / "actions.npz", allow_pickle=False)
 
 
-@pytest.mark.parametrize("case", ["transformer_return", "transformer_imitation", "iql_policy"])
+@pytest.mark.parametrize("case", ["transformer_return", "transformer_imitation", "transformer_critic", "iql_policy"])
 def test_they_act_as_they_did(case: str) -> None:
     learner, planner = case.split("_")
-    options = {"name": planner, "decoder": "eager"} if learner == "transformer" else {}
+    options: dict[str, Any] = {"name": planner, "decoder": "eager"} if learner == "transformer" else {}
+    if planner == "critic":
+        options["objective"] = {"critic": str(FOLDER / "iql.ckpt")}
     agent = load_agent(FOLDER / f"{learner}.ckpt", "cpu", options).agent
     agent.reset(3)
     for observations, expected in zip(ACTIONS["observations"], ACTIONS[case], strict=True):

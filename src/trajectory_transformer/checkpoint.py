@@ -141,7 +141,7 @@ class TrainingRecord:
             DatasetRecord.from_dict(values["dataset"]),
             DataConfig(**{**data, "discretizer": DiscretizerConfig(**data.get("discretizer", {}))}),
             int(values.get("seed", 0)),
-            None if planner is None else PlannerConfig(**planner),
+            None if planner is None else PlannerConfig.from_record(planner),
             None if discretizer is None else Discretizer.from_dict(discretizer),
         )
 
@@ -197,12 +197,12 @@ class Checkpoint:
                 "needed here"
             )
 
-    def require_same_data(self, option: str, environment: EnvironmentSpec, dataset: DatasetRecord) -> None:
+    def require_same_data(self, option: str, environment: EnvironmentSpec, fingerprint: str) -> None:
         """Refuse a network of other dimensions or other data than the model that it stands beside.
 
         Args:
             option: that named this checkpoint, such as ``planner.objective.critic``.
-            environment, dataset: of the model's data.
+            environment, fingerprint: of the model's data.
 
         Raises:
             UserError: naming the difference.
@@ -216,7 +216,7 @@ class Checkpoint:
                 raise UserError(
                     f"{option} has {other} {what} dimensions, the checkpoint's model {own}; train both on one data set"
                 )
-        if self.training.dataset.fingerprint != dataset.fingerprint:
+        if self.training.dataset.fingerprint != fingerprint:
             raise UserError(
                 f"{option} was trained on other data ({', '.join(self.training.dataset.ids)}) than the checkpoint's "
                 "model; train both on one data set"

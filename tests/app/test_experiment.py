@@ -25,6 +25,7 @@ from trajectory_transformer.building import spec_of
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint, write_checkpoint
 from trajectory_transformer.configuration import (
+    OBJECTIVES,
     DataConfig,
     DiscretizerConfig,
     EvaluateConfig,
@@ -546,7 +547,8 @@ def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]
 
 
 def test_a_critic_that_cannot_be_had_is_refused_before_training(tmp_path: Path) -> None:
-    options = replace(config(), planner=PlannerConfig("critic", horizon=2, beam_width=2, context=2, critic="none.ckpt"))
+    objective = {"_target_": OBJECTIVES["critic"], "critic": "none.ckpt"}
+    options = replace(config(), planner=PlannerConfig(horizon=2, beam_width=2, context=2, objective=objective))
     with pytest.raises(UserError, match=r"checkpoint 'none\.ckpt' does not exist"):
         run_training(options, RunContext(tmp_path, ""))
     assert not (tmp_path / "checkpoints").exists()

@@ -48,10 +48,23 @@ def make_results(
     success: bool | None = True,
     deadline_ms: float | None = None,
     counts: PlanCounts = PlanCounts(8),  # noqa: B008 - frozen
+    imitates: bool = False,
 ) -> dict[str, Any]:
     episodes = (EpisodeRecord(5, 10.0, 3, True, success), EpisodeRecord(6, 30.0, 5, False, success and False))
     record = RolloutRecord(episodes, np.array([0.001, 0.002, 0.003, 0.004, 0.005]), 8, 4.0, (), counts)
-    return build_results(request or make_request(), PlannerConfig(deadline_ms=deadline_ms), "Walk-v0", record)
+    planner = PlannerConfig(deadline_ms=deadline_ms)
+    return build_results(request or make_request(), planner, "Walk-v0", record, imitates)
+
+
+def test_imitation_is_measured_by_the_return_of_its_data() -> None:
+    """Planned returns 10 and 30; the data's are 1, 2 and 6."""
+    summary = make_results(imitates=True)["summary"]
+    mean, low, high = summary["percent_of_data_return"]
+    assert mean == pytest.approx(100 * 20 / 3)
+    assert [low, high] == pytest.approx([100 * end / 3 for end in summary["return_ci95"]])
+    losing = replace(make_request(), behavior_returns=np.array([-1.0, -2.0]))
+    assert "percent_of_data_return" not in make_results(losing, imitates=True)["summary"]
+    assert "percent_of_data_return" not in make_results()["summary"]
 
 
 def test_fields_are_the_contract_s() -> None:

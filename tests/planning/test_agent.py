@@ -82,6 +82,22 @@ def test_a_finished_episode_is_forgotten(make_agent) -> None:
     np.testing.assert_array_equal(agent.act(observation), first)
 
 
+def test_the_past_of_a_finished_environment_alone_is_forgotten(make_agent) -> None:
+    """Of two environments with one past, the one that ended plans as a new one does; nothing is drawn at random."""
+    agent, fresh = make_agent(name="imitation"), make_agent(name="imitation")
+    first, second = (np.full((2, OBSERVATION_DIM), value, dtype=np.float32) for value in (0.9, -0.4))
+    agent.reset(2)
+    agent.act(first)
+    agent.observe(np.ones((2, ACTION_DIM)), np.ones(2), np.array([True, False]))
+    agent.act(second)
+    fresh.reset(2)
+    fresh.act(second)
+    plan, expected = agent.last_plan, fresh.last_plan
+    np.testing.assert_array_equal(plan.actions[0], expected.actions[0])
+    np.testing.assert_array_equal(plan.score[0], expected.score[0])
+    assert abs(plan.score[1] - expected.score[1]) > 1e-3  # the other one's past still matters
+
+
 def test_plan_freq_follows_the_plan_open_loop(make_agent) -> None:
     agent = make_agent(plan_freq=3)
     agent.reset(1)

@@ -15,6 +15,7 @@ from trajectory_transformer.model.config import TrajectoryTransformerConfig
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import SearchResult
+from trajectory_transformer.planning.objectives import make_objective
 from trajectory_transformer.planning.planner import BeamPlanner
 
 from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, WIDTH
@@ -139,7 +140,7 @@ def test_models_and_planners_of_different_purpose(model: TrajectoryTransformerMo
     with pytest.raises(UserError, match="cannot plan with a model that was trained to reach goals"):
         TransformerLearner().check(TrainConfig(model=ModelConfig(goal_conditioned=True)))
     with pytest.raises(UserError, match=r"planner=goal needs planner\.window=growing"):
-        PlannerConfig(name="goal", window="sliding")
+        make_objective(PlannerConfig(name="goal", window="sliding"))
 
 
 def test_the_goal_takes_no_room_from_context_and_plan(

@@ -13,6 +13,7 @@ from ..building import TYPED_BY_USER, locate, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import require_file
+from ..planning.objectives import make_objective
 from ..processes import is_first_process
 from . import mistakes, sweep
 from .run_folder import why_taken
@@ -39,6 +40,10 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
         if schema is EvaluateConfig:
             chosen = hydra.runtime.choices.get("planner") is not None
             evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
+            if chosen:
+                make_objective(evaluation.planner)
+            for target in targets_in(evaluation.planner.objective):  # its options may lie in the checkpoint
+                locate(target, object, "planner.objective", TYPED_BY_USER)
             require_file(evaluation.checkpoint)
             if evaluation.predict.ensemble is not None:
                 require_file(evaluation.predict.ensemble)

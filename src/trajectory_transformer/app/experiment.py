@@ -16,15 +16,16 @@ from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainCo
 from ..data.transitions import join_episodes
 from ..dataset_folders import dataset_folder
 from ..environments.batch import environment_title, make_environments
-from ..environments.spec import EnvironmentSpec
 from ..evaluation.evaluate import evaluate
 from ..evaluation.figures import Figure, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import require_possible
 from ..learners.ensemble_network import read_ensemble
+from ..planning.objectives import make_objective
 from ..planning.trained_transformer import TrainedTransformer
 from ..processes import is_first_process
+from ..training.datamodule import OfflineDataModule
 from ..training.fit import fit, torch_threads
 from ..training.learner import Learner, make_learner
 from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
@@ -96,10 +97,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     learner.check(config)
     datamodule = learner.make_datamodule(config)
     datamodule.setup()
-    _require_evaluable(learner, config, datamodule.data.environment)
-    if config.planner.critic is not None:  # rather now than after training
-        critic = Checkpoint.read(config.planner.critic)
-        critic.require_same_data("planner.critic", datamodule.data.environment, DatasetRecord.of(datamodule.data))
+    _require_evaluable(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
     labels = RunLabels(group, "train", tags)
@@ -114,7 +112,9 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data))
         if options.episodes == 0 or not learner.acts:
             return -report.validation_loss
-        trained = load_agent(report.best, config.trainer.accelerator, {}, packages_in(asdict(config)), learner)
+        planner = vars(config.planner) if learner.plans else {}  # as typed, not as a file says
+        allow = packages_in(asdict(config))
+        trained = load_agent(report.best, config.trainer.accelerator, planner, allow, learner)
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
@@ -158,17 +158,18 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
         return score
 
 
-def _require_evaluable(learner: Learner, config: TrainConfig, environment: EnvironmentSpec) -> None:
+def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> None:
     """Refuse an evaluation that cannot be, rather before training than after.
 
     Raises:
-        UserError: the environment cannot be made, or the planner is not for it.
+        UserError: the environment cannot be made, the planner is not for it, or its objective cannot be had.
     """
+    learner.check_data(config, datamodule)
     if config.evaluation.episodes == 0 or not learner.acts:
         return
-    with make_environments(environment, 1) as batch:
+    with make_environments(datamodule.data.environment, 1) as batch:
         if learner.plans:
-            require_possible(config.planner, batch)
+            require_possible(config.planner, make_objective(config.planner).needs_goal, batch)
 
 
 def _evaluate(trained: LoadedAgent, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:
@@ -210,7 +211,7 @@ def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> l
     network = None
     if config.predict.ensemble is not None:
         ensemble, training = Checkpoint.read(config.predict.ensemble), checkpoint.training
-        ensemble.require_same_data("predict.ensemble", training.environment, training.dataset)
+        ensemble.require_same_data("predict.ensemble", training.environment, training.dataset.fingerprint)
         ensemble.require_same_split("predict.ensemble", training.data, training.seed)
         network = read_ensemble(ensemble)
     request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from ..building import TYPED_BY_USER, require_allowed
-from ..configuration import TrainConfig
+from ..configuration import TrainConfig, current_record
 from ..errors import UserError
 from . import mistakes
 from .jobs import RANK_RUN, Job, context, fit_and_record, recorded, train
@@ -90,6 +90,8 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(options, dict) or "checkpoint" in options:
         raise UserError(f"{file} is not the config of a run of train.py")
+    if isinstance(options.get("planner"), dict):
+        options["planner"] = current_record(options["planner"])
     try:
         config: TrainConfig = typed(TrainConfig, options)
     except mistakes.EXPECTED as error:

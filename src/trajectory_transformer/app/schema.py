@@ -16,7 +16,7 @@ from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
 from ..training.learner import make_learner
 
-OPEN_OPTIONS = ("trainer.callbacks", "learner")  # dictionaries whose keys are the user's
+OPEN_OPTIONS = ("trainer.callbacks", "learner", "planner.objective")  # dictionaries whose keys are the user's
 
 
 def run_name(requeued: bool) -> str:
@@ -136,7 +136,7 @@ def planner_overrides(overrides: Sequence[str], planner: dict[str, Any], planner
     if planner_chosen:
         return dict(planner)
     names = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
-    named = [name.removeprefix("planner.") for name in names if name.startswith("planner.")]
+    named = [name.split(".")[1] for name in names if name.startswith("planner.")]
     return {name: planner[name] for name in named if name in planner}
 
 

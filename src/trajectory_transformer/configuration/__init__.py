@@ -8,7 +8,7 @@ nothing mutates them after composition.
 from .attention import AttentionConfig
 from .data import DataConfig, DiscretizerConfig
 from .learners import EnsembleConfig, IqlConfig
-from .planner import PlannerConfig, require_same_purpose
+from .planner import OBJECTIVES, PlannerConfig, current_record
 from .predict import PredictConfig
 from .run import (
     EvaluateConfig,
@@ -22,6 +22,7 @@ from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice, require_finite, require_probability
 
 __all__ = [
+    "OBJECTIVES",
     "AttentionConfig",
     "DataConfig",
     "DiscretizerConfig",
@@ -38,9 +39,9 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "TuneConfig",
+    "current_record",
     "require",
     "require_choice",
     "require_finite",
     "require_probability",
-    "require_same_purpose",
 ]

@@ -1,16 +1,24 @@
 """How plans are made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from .validation import require, require_choice, require_finite, require_probability
+
+OBJECTIVES = {  # planner.name -> the class that it stands for
+    "return": "trajectory_transformer.planning.objectives.Return",
+    "imitation": "trajectory_transformer.planning.objectives.Likelihood",
+    "goal": "trajectory_transformer.planning.objectives.Goal",
+    "critic": "trajectory_transformer.learners.critic_objective.CriticValue",
+}
 
 
 @dataclass
 class PlannerConfig:
     """Beam search, under the original's option names (its ``config/offline.py``)."""
 
-    name: str = "return"  # return or critic: for reward; imitation or goal: for likelihood, see docs/planning.md
+    name: str = ""  # one of OBJECTIVES, or any label beside an objective; "": the objective's, or return
     horizon: int = 5  # transitions planned ahead; a likelihood plan ends with the last one's action
     beam_width: int = 32  # sequences kept after each transition, or, planning for likelihood, after each token
     # Planning for likelihood tries all tokens: n_expand, k_obs, k_act, cdf_act, temperature, percentile are for reward.
@@ -27,24 +35,11 @@ class PlannerConfig:
     deadline_ms: float | None = None  # for a plan, in all environments together; null: none
     decoder: str = "auto"  # native: C, on a CPU; eager, compiled: PyTorch; auto: the fastest, docs/planning.md
     precision: str = "32"  # 32, or bf16: weights and activations, in PyTorch only
-    critic: str | None = None  # planner=critic: checkpoint of experiment=iql_…
-    critic_score: str = "return"  # rewards, then the critic's value of the last action; v: of its state; q: Q alone
+    objective: Any = None  # what plans maximise: _target_ and options of an Objective; null: what the name stands for
 
     def __post_init__(self) -> None:
         require_finite("planner", self)
-        require_choice("planner.name", self.name, ("return", "imitation", "goal", "critic"))
-        require_choice("planner.critic_score", self.critic_score, ("return", "v", "q"))
-        require(
-            self.name != "critic"
-            or self.critic_score != "v"
-            or (self.plan_freq < self.horizon and self.deadline_ms is None),
-            "planner.critic_score=v ranks by states that actions lead to, so that a plan's last action is any one: it "
-            "needs planner.horizon above planner.plan_freq, and no planner.deadline_ms, which shortens plans",
-        )
-        require(
-            self.name != "goal" or self.window == "growing",
-            "planner=goal needs planner.window=growing: a sliding window would crop the goal",
-        )
+        self._name_honestly()
         for name in ("horizon", "beam_width", "n_expand", "context", "plan_freq"):
             require(getattr(self, name) >= 1, f"planner.{name}={getattr(self, name)} must be at least 1")
         require_choice("planner.window", self.window, ("growing", "sliding"))
@@ -78,21 +73,38 @@ class PlannerConfig:
             "planner.precision=bf16 needs planner.decoder=auto, eager or compiled: the native one computes in float32",
         )
 
-    @property
-    def maximizes_likelihood(self) -> bool:
-        """Rather than reward."""
-        return self.name in ("imitation", "goal")
+    def _name_honestly(self) -> None:
+        """Let no objective be recorded under a built-in's name but its own."""
+        target, labels = _target_of(self.objective), {path: name for name, path in OBJECTIVES.items()}
+        if target is None:
+            self.name = self.name or "return"
+            require_choice("planner.name", self.name, tuple(OBJECTIVES))
+        elif not self.name:
+            self.name = labels.get(target, target.rpartition(".")[2])
+        elif OBJECTIVES.get(self.name, target) != target:
+            require(
+                target not in labels,
+                f"planner.name={self.name} stands for {OBJECTIVES[self.name]}, but planner.objective is {target}; "
+                f"choose planner.name={labels.get(target)}, or leave planner.objective out",
+            )
+            self.name = target.rpartition(".")[2]  # the command line's default name, not one that somebody gave it
 
-    def require_critic(self) -> None:
-        """Refuse ``planner=critic`` without a file to read one from.
+    @property
+    def objective_spec(self) -> Any:
+        """What :func:`~..building.build` makes the objective of: an object as it is, else a mapping with a class."""
+        if self.objective is not None and not isinstance(self.objective, Mapping):
+            return self.objective
+        return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The settings that a checkpoint, also of an older version, records.
 
         Raises:
-            UserError: there is none.
+            TypeError: it holds options that there are none of.
+            UserError: a value is out of range.
         """
-        require(
-            self.name != "critic" or self.critic is not None,
-            "planner=critic needs planner.critic=PATH, a checkpoint of experiment=iql_…",
-        )
+        return cls(**current_record(record))
 
     def require_fits(self, sequence_length: int) -> None:
         """Refuse a plan that the model cannot see.
@@ -120,19 +132,18 @@ class PlannerConfig:
         )
 
 
-def require_same_purpose(goal_conditioned: bool, planner: str) -> None:
-    """Refuse to plan to a goal with a model that knows none, and otherwise with one that needs one.
+def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Planner options as this version writes them, from a record of any version."""
+    options = dict(record)
+    critic, score = options.pop("critic", None), options.pop("critic_score", "return")
+    if "objective" not in options and options.get("name") == "critic":  # before objectives had options of their own
+        options["objective"] = {"_target_": OBJECTIVES["critic"], "critic": critic, "score": score}
+    return options
 
-    Raises:
-        UserError: ``planner`` is not for such a model.
-    """
-    require(
-        planner == "goal" or not goal_conditioned,
-        f"planner={planner} cannot plan with a model that was trained to reach goals (model.goal_conditioned=true); "
-        "use planner=goal",
-    )
-    require(
-        planner != "goal" or goal_conditioned,
-        "planner=goal needs a model that was trained to reach goals (model.goal_conditioned=true), as "
-        "experiment=goal_fourrooms trains one",
-    )
+
+def _target_of(objective: Any) -> str | None:
+    """The dotted name of an objective's class, from its options or the object; None where there is none."""
+    if objective is None or isinstance(objective, Mapping):
+        target = (objective or {}).get("_target_")
+        return None if target is None else str(target)
+    return f"{type(objective).__module__}.{type(objective).__qualname__}"

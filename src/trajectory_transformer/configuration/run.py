@@ -119,7 +119,6 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
-        self.planner.require_critic()
         require_choice("task", self.task, ("plan", "attention", "predict"))
         EvaluationConfig(self.episodes, self.num_envs, self.video)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")

@@ -51,7 +51,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     finally:
         if recorder is not None:
             recorder.close()
-    results = build_results(request, agent.settings, env_id, record)
+    results = build_results(request, agent.settings, env_id, record, agent.imitates)
     write_results(results, run_directory / "results.json")
     write_figures(run_directory / "figures.csv", *planning_figures(results))
     _plot(agent.environment, request, results, record, run_directory)

@@ -84,9 +84,8 @@ def planning_figures(results: dict[str, Any]) -> tuple[RunFacts, list[Figure]]:
         Figure("behaviour", "return_mean", behavior["return_mean"], None, None, behavior["episodes"]),
         Figure(planner, "return_mean", summary["return_mean"], low, high, count),
     ]
-    data = behavior["return_mean"]
-    if planner == "imitation" and data > 0:  # a share of a loss says nothing
-        mean, low, high = (100 * value / data for value in (summary["return_mean"], low, high))
+    if "percent_of_data_return" in summary:
+        mean, low, high = summary["percent_of_data_return"]
         figures.append(Figure(planner, "percent_of_data_return", mean, low, high, count))
     if summary["normalized_score_mean"] is not None:
         figures.append(Figure(planner, "normalized_score_mean", summary["normalized_score_mean"], None, None, count))

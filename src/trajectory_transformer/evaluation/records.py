@@ -34,6 +34,16 @@ class ActingAgent(Protocol):
     def settings(self) -> PlannerConfig | PolicySettings: ...
 
     @property
+    def needs_goal(self) -> bool:
+        """Whether ``aim`` must tell it where to."""
+        ...
+
+    @property
+    def imitates(self) -> bool:
+        """Whether it means to act like its data, so that its return is told as a share of theirs."""
+        ...
+
+    @property
     def last_plan(self) -> PredictedPlan: ...
 
     @property

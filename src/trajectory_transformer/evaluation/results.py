@@ -101,12 +101,25 @@ class EvaluationRequest:
 
 
 def build_results(
-    request: EvaluationRequest, planner: PlannerConfig | PolicySettings, env_id: str, record: RolloutRecord
+    request: EvaluationRequest,
+    planner: PlannerConfig | PolicySettings,
+    env_id: str,
+    record: RolloutRecord,
+    imitates: bool = False,
 ) -> dict[str, Any]:
-    """The content of ``results.json``: scores in percent, latencies in milliseconds of an ``Agent.act`` that plans."""
+    """The content of ``results.json``: scores in percent, latencies in milliseconds of an ``Agent.act`` that plans.
+
+    Where the agent ``imitates``, "summary" has "percent_of_data_return", mean and ends of its 95 % interval, of the
+    behaviour's mean return, if that is positive: a share of a loss says nothing.
+    """
     returns = np.array([episode.episode_return for episode in record.episodes])
     scores = normalized_scores(returns, request.reference_scores)
     low, high = request.reference_scores or (None, None)
+    behavior = float(np.mean(request.behavior_returns, dtype=np.float64))
+    summary = _summary(record, returns, scores)
+    if imitates and behavior > 0:
+        told = (summary["return_mean"], *summary["return_ci95"])
+        summary["percent_of_data_return"] = [100 * value / behavior for value in told]
     return {
         "schema": SCHEMA_VERSION,
         "command": request.command,
@@ -120,13 +133,13 @@ def build_results(
         "planner": asdict(planner),
         "deadline": None if planner.deadline_ms is None else {"ms": planner.deadline_ms, **asdict(record.counts)},
         "behavior": {
-            "return_mean": float(np.mean(request.behavior_returns, dtype=np.float64)),
+            "return_mean": behavior,
             "return_max": float(np.max(request.behavior_returns)),
             "episodes": len(request.behavior_returns),
         },
         "reference_scores": {"min": low, "max": high, "source": request.reference_source},
         "episodes": _episode_rows(record, scores),
-        "summary": _summary(record, returns, scores),
+        "summary": summary,
     }
 
 

@@ -55,7 +55,7 @@ def run_episodes(
         make_environments(environment, min(num_envs, episodes), render=options.recorder is not None) as batch,
         _progress_bar(options.progress) as progress,
     ):
-        require_possible(agent.settings, batch)
+        require_possible(agent.settings, agent.needs_goal, batch)
         rollout = _Rollout(agent, batch, episodes, seed, options)
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
@@ -103,7 +103,7 @@ class _Rollout:
     def step(self) -> None:
         """Act and step once in every active row; begin the next episode where one has ended."""
         active = self.active.copy()
-        if self.batch.desired_goals is not None and self.agent.settings.name == "goal":
+        if self.batch.desired_goals is not None and self.agent.needs_goal:
             self.agent.aim(self.batch.desired_goals)
         started = time.perf_counter()
         actions = self.agent.act(self.batch.observations, active=active)
@@ -203,8 +203,13 @@ class _Rollout:
         )
 
 
-def require_possible(settings: PlannerConfig | PolicySettings, batch: EnvironmentBatch) -> None:
+def require_possible(settings: PlannerConfig | PolicySettings, needs_goal: bool, batch: EnvironmentBatch) -> None:
     """Refuse plans that an episode has no time for, or no goal.
+
+    Args:
+        settings: of the plans.
+        needs_goal: whether they lead to one.
+        batch: of the environment.
 
     Raises:
         UserError: saying which.
@@ -215,9 +220,10 @@ def require_possible(settings: PlannerConfig | PolicySettings, batch: Environmen
             f"planner.horizon={settings.horizon} goes past the environment's end: its episodes have at most {limit} "
             "steps"
         )
-    if settings.name == "goal" and batch.desired_goals is None:
+    if needs_goal and batch.desired_goals is None:
         raise UserError(
-            "planner=goal needs an environment whose observations have a desired_goal; elsewhere, call Agent.aim"
+            f"planner={settings.name} needs an environment whose observations have a desired_goal; elsewhere, call "
+            "Agent.aim"
         )
 
 

@@ -18,8 +18,8 @@ def results_table(results: dict[str, Any]) -> Table:
         ("planner interquartile mean", f"{summary['return_iqm']:.5g}"),
         ("planner best return", f"{max(episode['return'] for episode in results['episodes']):.5g}"),
     ]
-    if results["planner"]["name"] == "imitation" and behavior["return_mean"] > 0:
-        shares = [100 * value / behavior["return_mean"] for value in (summary["return_mean"], low, high)]
+    if "percent_of_data_return" in summary:
+        shares = summary["percent_of_data_return"]
         rows.append(("share of the data's return", "{:.0f} %  (95 % interval {:.0f} to {:.0f} %)".format(*shares)))
     if summary["normalized_score_mean"] is not None:
         source = results["reference_scores"]["source"]

@@ -49,6 +49,7 @@ class PolicyAgent:
         counts: actions chosen since the last :meth:`reset`, as plans of one step.
     """
 
+    needs_goal = imitates = False
     planned: np.ndarray
     counts: PlanCounts
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from ..configuration import TrainConfig, require_same_purpose
+from ..configuration import TrainConfig
+from ..planning.objectives import PlanningContext, make_objective, require_same_purpose
 from ..training.learner import Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
@@ -28,8 +29,17 @@ class TransformerLearner(Learner):
     @override
     def check(self, config: TrainConfig) -> None:
         config.planner.require_fits(config.data.sequence_length)
-        require_same_purpose(config.model.goal_conditioned, config.planner.name)
-        config.planner.require_critic()
+        require_same_purpose(make_objective(config.planner), config.planner.name, config.model.goal_conditioned)
+
+    @override
+    def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:
+        from .transformer_datamodule import TrajectoryDataModule
+
+        assert isinstance(datamodule, TrajectoryDataModule)
+        settings = replace(config.planner, discount=config.planner.discount or config.data.discount)
+        layout, discretizer, data = datamodule.layout, datamodule.discretizer, datamodule.data
+        context = PlanningContext(layout, discretizer, settings, "cpu", data.environment, data.fingerprint)
+        make_objective(config.planner).prepare(context)
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "TrajectoryDataModule":
@@ -59,4 +69,4 @@ class TransformerLearner(Learner):
     ) -> "Agent":
         from ..planning.agent import Agent
 
-        return Agent.of(checkpoint, device, **planner)
+        return Agent.of(checkpoint, device, allow, **planner)

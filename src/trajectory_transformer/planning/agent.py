@@ -14,7 +14,6 @@ from ..configuration import PlannerConfig, require
 from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from ..learners.critic import Critic
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
 from .trained_transformer import TrainedTransformer, planner_settings
@@ -57,36 +56,49 @@ class Agent:
         self.reset(1)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str = "cpu", **planner_overrides: Any) -> "Agent":
+    def from_checkpoint(
+        cls, path: str | Path, device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
+    ) -> "Agent":
         """The agent of a training run.
 
         Args:
             path: a ``.ckpt`` file.
             device: where to compute.
-            planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones.
+            allow: packages besides this one that the file's objective may come from.
+            planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones. ``objective`` is an
+                :class:`~.objectives.Objective`, or the mapping that describes one.
 
         Raises:
             UserError: the file is not a good checkpoint, an override is unknown, the plan is longer than the model can
-                see, or ``planner.critic`` is no critic of the same data.
+                see, or the objective cannot be had or must not be imported.
         """
-        return cls.of(Checkpoint.read(path), device, **planner_overrides)
+        return cls.of(Checkpoint.read(path), device, allow, **planner_overrides)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, device: str = "cpu", **planner_overrides: Any) -> "Agent":
+    def of(
+        cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
+    ) -> "Agent":
         """As :meth:`from_checkpoint`, from a checkpoint that has been read."""
         trained = TrainedTransformer.of(checkpoint, device)
-        settings = planner_settings(checkpoint, planner_overrides)
-        critic = None
-        if settings.name == "critic" and settings.critic is not None:
-            read = Checkpoint.read(settings.critic)
-            read.require_same_data("planner.critic", trained.environment, checkpoint.training.dataset)
-            critic = Critic.of(read, device)
-        return cls(BeamPlanner(trained.model, trained.discretizer, settings, critic), trained.environment)
+        settings, objective = planner_settings(checkpoint, planner_overrides, allow)
+        fingerprint = checkpoint.training.dataset.fingerprint
+        parts = trained.model, trained.discretizer, settings
+        return cls(BeamPlanner(*parts, trained.environment, fingerprint, objective), trained.environment)
 
     @property
     def settings(self) -> PlannerConfig:
         """How plans are made."""
         return self._planner.settings
+
+    @property
+    def needs_goal(self) -> bool:
+        """Whether it must be told where to; see :meth:`aim`."""
+        return self._planner.objective.needs_goal
+
+    @property
+    def imitates(self) -> bool:
+        """Whether it means to act like its data."""
+        return self._planner.objective.imitates
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
         """Forget everything and begin ``num_envs`` episodes.
@@ -119,7 +131,7 @@ class Agent:
         self._generators[env_index].manual_seed(int(seed))
 
     def aim(self, goals: Array) -> None:
-        """Set what each environment's plans lead to from now on; needed before :meth:`act` with ``planner=goal``.
+        """Set what each environment's plans lead to from now on; before :meth:`act`, where :attr:`needs_goal`.
 
         Args:
             goals: (environment, goal_dim) real values of ``environment.goal_dimensions``: in a maze, where to be.

@@ -1,7 +1,7 @@
 """Beam search over transitions (paper §3.2; the original's ``beam_plan``), for several environments at once.
 
-The search knows a model only as a :class:`~.decoder.BeamDecoder`, and rewards only through an estimate of their
-predicted distributions.
+The search knows a model only as a :class:`~.decoder.BeamDecoder`, rewards only through an estimate of their predicted
+distributions, and what it is for only as an :class:`~.objectives.Objective`.
 """
 
 import math
@@ -15,17 +15,14 @@ from ..configuration import PlannerConfig, require
 from ..layout import TransitionLayout
 from .deadline import Deadline
 from .decoder import BeamDecoder, gather_rows
+from .objectives import Candidates, Objective, Return
 from .sampling import Choice
 
 RewardEstimate = Callable[[Tensor], Tensor]
 """(…, 2, vocabulary) probabilities of the reward and of the value token -> (…, 2) reward and return-to-go."""
 
-Ranking = Callable[[Tensor, int, Tensor], Tensor]
-"""What the search maximises, in place of the paper's discounted sum of rewards and return-to-go.
-
-(environment, rows, horizon + 1) estimated rewards up to transition t, then the return-to-go, then 0; t; and
-(environment, rows, observation_dim + action_dim) tokens of transition t -> (environment, rows) scores.
-"""
+Decode = Callable[[Tensor, slice], Tensor]
+"""Tokens (…, columns) of some columns of a transition -> their real values."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class SearchResult:
             ended the search.
         rewards: (environment, horizon) estimated rewards, or NaN.
         value: (environment,) estimated return-to-go after the last transition, or NaN.
-        score: (environment,) what the search maximised: the discounted sum of both, or what took its place.
+        score: (environment,) by the objective.
         steps: one for each transition; none of a search for likelihood, which estimates neither rewards nor value.
         beam_width: sequences kept; fewer than asked for where the deadline was too near for more.
         late: whether the deadline had passed when the search ended.
@@ -78,9 +75,10 @@ def beam_search(
     estimate: RewardEstimate,
     uniforms: Tensor,
     deadline: Deadline | None = None,
-    rank: Ranking | None = None,
+    objective: Objective | None = None,
+    decode: Decode | None = None,
 ) -> SearchResult:
-    """Plan ``settings.horizon`` transitions: expand, score by reward plus return-to-go, keep the best, go on.
+    """Plan ``settings.horizon`` transitions: expand, score, keep the best, go on.
 
     All candidates of the first transition continue the same prefix, so it is decoded once. A candidate whose
     predictions are not finite is worse than any other.
@@ -92,12 +90,17 @@ def beam_search(
             draws.
         settings: ``discount`` must be set; it applies to the rewards within the plan and to the return-to-go.
         deadline: shortens and narrows the search; it has been started.
-        rank: scores candidates instead of reward plus return-to-go.
+        objective: scores candidates; None: by reward plus return-to-go.
+        decode: what it asks for real values.
 
     Returns:
         A score is -inf where all that the model predicts in that environment is not finite.
+
+    Raises:
+        UserError: the objective's scores have another shape than the candidates.
     """
     assert settings.discount is not None
+    objective = Return() if objective is None else objective
     environments, width, horizon = len(prefix), settings.beam_width, settings.horizon
     for_actions = Choice(settings.k_act, settings.cdf_act, settings.temperature)
     for_observations = Choice(settings.k_obs, None, settings.temperature)
@@ -105,6 +108,7 @@ def beam_search(
     decoder.prefill(prefix)
     observations = prefix[:, None, -layout.observation_dim :]
     returns = discounts.new_zeros(environments, 1, horizon + 1)  # estimated rewards, then the return-to-go after them
+    likelihoods = returns.new_zeros(environments, 1) if objective.needs_log_likelihoods else None
     scores, steps, seen = returns[:, :, 0], [], []
     for t in range(horizon):
         if deadline is not None:
@@ -114,11 +118,14 @@ def beam_search(
             width = affordable
         if steps:
             values = steps[-1].tokens[:, :, -1].gather(1, steps[-1].kept)
-            observations = decoder.extend(uniforms[:, t, layout.observation, :width], for_observations, values)
+            draws = uniforms[:, t, layout.observation, :width]
+            observations = decoder.extend(draws, for_observations, values, likelihoods)
         candidates = settings.n_expand * (width if t == 0 else 1)
         decoder.expand(candidates)
         returns = returns.repeat_interleave(candidates, dim=1)
-        actions = decoder.extend(uniforms[:, t, layout.action, : settings.n_expand * width], for_actions)
+        likelihoods = None if likelihoods is None else likelihoods.repeat_interleave(candidates, dim=1)
+        draws = uniforms[:, t, layout.action, : settings.n_expand * width]
+        actions = decoder.extend(draws, for_actions, None, likelihoods)
         # Reward and value greedily, as the original does (its k_rew = 1).
         reward_logits = decoder.logits
         reward_tokens = reward_logits.argmax(dim=-1)
@@ -127,18 +134,22 @@ def beam_search(
         value_tokens = value_logits.argmax(dim=-1)
         estimates = estimate(torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1))
         returns[:, :, t : t + 2] = estimates
-        if rank is None:
-            scores = (returns * discounts).sum(dim=-1)
-        else:
-            scores = rank(returns, t, torch.cat([observations.repeat_interleave(candidates, dim=1), actions], dim=2))
+        tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
+        whole = torch.cat([observations.repeat_interleave(candidates, dim=1), tokens], dim=2)
+        scores = objective(Candidates(t, returns, discounts, whole, layout, decode, likelihoods))
+        require(
+            scores.shape == whole.shape[:2],
+            f"planner.objective gives scores of shape {tuple(scores.shape)}; it must give one for each candidate, "
+            f"{tuple(whole.shape[:2])}",
+        )
         scores = scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
-        tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
         steps.append(SearchStep(tokens, estimates[:, :, 0], estimates[:, :, 1], kept))
         seen.append(observations)
         decoder.keep(kept)
         returns = gather_rows(returns, kept)
+        likelihoods = None if likelihoods is None else likelihoods.gather(1, kept)
         if deadline is not None:
             kept.cpu()  # waits for a GPU to do what so far may only have been queued
             deadline.planned(t, environments, width)

@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..configuration import PlannerConfig, require, require_same_purpose
+from ..configuration import PlannerConfig, require
 from ..data.discretizer import Discretizer
-from ..learners.critic import Critic
-from ..learners.critic_ranking import CriticRanking
+from ..environments.spec import EnvironmentSpec
 from ..model.gpt import TrajectoryTransformerModel
 from . import native
 from .beam_search import SearchResult, beam_search, require_finite_scores
@@ -17,6 +17,7 @@ from .captured_search import CapturedSearch, cuda_graph
 from .deadline import Deadline
 from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search
+from .objectives import Objective, PlanningContext, Return, make_objective, record_of, require_same_purpose
 from .proof import require_same_logits
 from .transformer_decoder import TransformerDecoder
 
@@ -29,12 +30,18 @@ class BeamPlanner:
     Args:
         model: trained; put into evaluation mode.
         discretizer: the one the model was trained with.
-        settings: with ``discount`` set.
-        critic: what ``planner=critic`` scores with.
+        settings: with ``discount`` set. Their objective may be an object.
+        environment: the spaces of the model's data, where they are known.
+        fingerprint: of the model's data, where it is known.
+        objective: which the settings describe, where it has been built; None: it is built from them.
+
+    Attributes:
+        objective: what plans maximise.
+        settings: their objective is described by plain values.
 
     Raises:
-        UserError: the discretiser is another model's, context or horizon exceed what the model can see, or the model
-            was trained for another kind of planning.
+        UserError: the discretiser is another model's, context or horizon exceed what the model can see, the model was
+            trained for another kind of planning, or the objective cannot be had.
     """
 
     def __init__(
@@ -42,7 +49,9 @@ class BeamPlanner:
         model: TrajectoryTransformerModel,
         discretizer: Discretizer,
         settings: PlannerConfig,
-        critic: Critic | None = None,
+        environment: EnvironmentSpec | None = None,
+        fingerprint: str | None = None,
+        objective: Objective | None = None,
     ) -> None:
         require(settings.discount is not None, "planner.discount must be set")
         for what, fitted, expected in (
@@ -50,22 +59,19 @@ class BeamPlanner:
             ("bins", discretizer.num_bins, model.config.vocab_size),
         ):
             require(fitted == expected, f"the discretiser has {fitted} {what}, the model {expected}: not its own")
-        require_same_purpose(model.config.goal_conditioned, settings.name)
+        self.objective = make_objective(settings) if objective is None else objective
+        require_same_purpose(self.objective, settings.name, model.config.goal_conditioned)
         settings.require_fits(model.config.sequence_length)
+        settings = replace(settings, objective=record_of(settings.objective_spec))
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
-        self.layout = model.layout
-        self._rank: CriticRanking | None = None
-        if settings.name == "critic":
-            require(critic is not None, "planner=critic needs planner.critic=PATH, a checkpoint of experiment=iql_…")
-            assert critic is not None
-            self._rank = CriticRanking(critic, discretizer, self.layout, settings)
+        self.layout, device = model.layout, model.pos_emb.device
+        self.objective.prepare(PlanningContext(self.layout, discretizer, settings, device, environment, fingerprint))
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
-        whole = settings.window == "growing" and self._deadline is None and self._rank is None
         self._native_search = None
-        if whole and not settings.maximizes_likelihood:
+        if settings.window == "growing" and self._deadline is None and type(self.objective) is Return:
             self._native_search = native.make_search(self._decoder, model, settings, discretizer.centers, self._search)
-        captured = is_captured(settings, model.pos_emb.device.type)
+        captured = is_captured(settings, device.type)
         self._captured = CapturedSearch(cuda_graph) if captured else None
 
     @torch.inference_mode()
@@ -93,17 +99,20 @@ class BeamPlanner:
     def _draws(self) -> tuple[int, ...]:
         """Shape of the uniform numbers that decide one environment's search."""
         settings = self.settings
-        if settings.maximizes_likelihood:
+        if self.objective.by_token:
             return (0,)
         return settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width
 
     def _find(self, prefix: Tensor, uniforms: Tensor) -> SearchResult:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
-        if settings.maximizes_likelihood:
+        objective, discretizer = self.objective, self.discretizer
+        if objective.by_token:
             return likelihood_search(decoder, prefix, layout, settings, deadline)
         if self._native_search is not None:
             return self._native_search(prefix, uniforms)
-        return beam_search(decoder, prefix, layout, settings, self._estimate, uniforms, deadline, self._rank)
+        return beam_search(
+            decoder, prefix, layout, settings, self._estimate, uniforms, deadline, objective, discretizer.decode
+        )
 
     def _search(self, decoder: BeamDecoder, prefix: Tensor, settings: PlannerConfig, uniforms: Tensor) -> SearchResult:
         """In Python, for reward plus return-to-go: what the kernel's search is held to."""

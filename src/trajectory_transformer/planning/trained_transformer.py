@@ -1,16 +1,20 @@
 """A trained Trajectory Transformer with its discretiser and environment, from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from ..building import TYPED_BY_USER
 from ..checkpoint import Checkpoint
-from ..configuration import PlannerConfig
+from ..configuration import OBJECTIVES, PlannerConfig
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..model.config import TrajectoryTransformerConfig
 from ..model.gpt import TrajectoryTransformerModel
+from .objectives import Objective, make_objective
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,42 @@ class TrainedTransformer:
         return cls(model.to(device).eval(), discretizer.to(device), checkpoint.training.environment)
 
 
-def planner_settings(checkpoint: Checkpoint, changes: Mapping[str, Any]) -> PlannerConfig:
+def planner_settings(
+    checkpoint: Checkpoint, changes: Mapping[str, Any], allow: Sequence[str] = ()
+) -> tuple[PlannerConfig, Objective]:
     """How a checkpoint's agent plans: the recorded settings with some replaced, and the data's discount if none is set.
 
+    Args:
+        checkpoint: as read.
+        changes: what the user gave. Another built-in's ``name`` also chooses its objective; an ``objective`` without
+            ``_target_`` changes options of what is there.
+        allow: packages besides this one whose classes the checkpoint may name.
+
+    Returns:
+        settings, and their objective.
+
     Raises:
-        UserError: a name is not a planner option, a value is out of range, or there is no record of a planner.
+        UserError: a name is not a planner option, a value is out of range, there is no record of a planner, or its
+            objective must not be imported.
     """
     known = [field.name for field in fields(PlannerConfig)]
     unknown = sorted(changes.keys() - set(known))
     if unknown:
         raise UserError(f"planner has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    if checkpoint.training.planner is None:
+    recorded = checkpoint.training.planner
+    if recorded is None:
         raise UserError(f"checkpoint '{checkpoint.name}' does not say how to plan with it")
-    settings = replace(checkpoint.training.planner, **changes)
-    return settings if settings.discount is not None else replace(settings, discount=checkpoint.training.data.discount)
+    given, name = changes.get("objective"), changes.get("name", recorded.name)
+    partly = isinstance(given, Mapping) and "_target_" not in given
+    renamed = name != recorded.name and name in OBJECTIVES
+    if partly:
+        present = {"_target_": OBJECTIVES[name]} if renamed else recorded.objective_spec
+        changes = {**changes, "objective": OmegaConf.to_container(OmegaConf.merge(present, given))}
+    elif given is not None:
+        changes = {"name": "", **changes}
+    elif renamed:
+        changes = {**changes, "objective": None}
+    if changes.get("discount", recorded.discount) is None:
+        changes = {**changes, "discount": checkpoint.training.data.discount}
+    settings = replace(recorded, **changes)
+    return settings, make_objective(settings, allow if given is None or partly else TYPED_BY_USER)

@@ -38,6 +38,17 @@ class Learner(ABC):
         """
         require(not config.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.kind}")
 
+    def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:  # noqa: B027 - optional
+        """Refuse options that do not go with the data, before training rather than after.
+
+        Args:
+            config: options of the run.
+            datamodule: of :meth:`make_datamodule`, set up.
+
+        Raises:
+            UserError: naming them.
+        """
+
     @abstractmethod
     def make_datamodule(self, config: TrainConfig) -> "OfflineDataModule[Any]":
         """The data as this learner sees them, not yet set up."""

@@ -10,22 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.planning.conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, box
+from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import write_checkpoint
-from trajectory_transformer.configuration import IqlConfig, PlannerConfig
+from trajectory_transformer.configuration import OBJECTIVES, IqlConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.learners.critic import Critic
-from trajectory_transformer.learners.critic_ranking import CriticRanking
+from trajectory_transformer.learners.critic_objective import CriticValue
 from trajectory_transformer.learners.iql_network import ImplicitQ
 from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.objectives import Candidates, PlanningContext, make_objective
 from trajectory_transformer.planning.planner import BeamPlanner
 
-from ..planning.conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, box
-
 LAYOUT = TransitionLayout(OBSERVATION_DIM, ACTION_DIM)
-CRITIC: dict[str, Any] = {**PLANNER, "name": "critic"}
+
+
+def with_critic(path: object = "critic.ckpt", score: str = "return") -> dict[str, Any]:
+    return {"_target_": OBJECTIVES["critic"], "critic": str(path), "score": score}
 
 
 class Sum(ImplicitQ):
@@ -39,20 +43,28 @@ class Sum(ImplicitQ):
 
 
 @pytest.fixture
-def critic() -> Critic:
+def critic(monkeypatch: pytest.MonkeyPatch) -> Critic:
+    """What is read, whatever the file."""
     network = Sum(OBSERVATION_DIM, [-1.0] * ACTION_DIM, [1.0] * ACTION_DIM, IqlConfig())
-    return Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT)
+    known = Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT)
+    read(monkeypatch, known)
+    return known
+
+
+def read(monkeypatch: pytest.MonkeyPatch, critic: Critic) -> None:
+    monkeypatch.setattr(Checkpoint, "read", lambda path: None)
+    monkeypatch.setattr(Critic, "of", lambda checkpoint, device: critic)
 
 
 @pytest.mark.parametrize("score", ["return", "v", "q"])
 def test_scores_by_hand(critic: Critic, discretizer: Discretizer, score: str) -> None:
-    settings = PlannerConfig(**CRITIC, critic_score=score)
-    rank = CriticRanking(critic, discretizer, LAYOUT, settings)
-    tokens = torch.randint(0, BINS, (2, 3, OBSERVATION_DIM + ACTION_DIM), generator=torch.Generator().manual_seed(0))
+    objective = CriticValue("critic.ckpt", score)
+    objective.prepare(PlanningContext(LAYOUT, discretizer, PlannerConfig(**PLANNER), "cpu"))
+    tokens = torch.randint(0, BINS, (2, 3, LAYOUT.transition_dim), generator=torch.Generator().manual_seed(0))
     returns = torch.full((2, 3, 4), 1e6)  # the reward of the transition itself, and what comes after, have no part
     returns[..., 0], returns[..., 1] = 3.0, 0.25
     centers = (discretizer.edges[:, 1:] + discretizer.edges[:, :-1]) / 2
-    found = rank(returns, 2, tokens)
+    found = objective(Candidates(2, returns, torch.ones(4), tokens, LAYOUT, discretizer.decode))
     for environment in range(2):
         for row in range(3):
             decoded = [float(centers[d, tokens[environment, row, d]]) for d in range(OBSERVATION_DIM + ACTION_DIM)]
@@ -67,8 +79,8 @@ def test_the_plan_takes_the_action_that_the_critic_values_most(
     model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
 ) -> None:
     """One transition, so many candidates that the largest actions are among them."""
-    settings = PlannerConfig(**(CRITIC | {"horizon": 1, "beam_width": 1000, "cdf_act": None}))
-    planner = BeamPlanner(model, discretizer, settings, critic)
+    options = PLANNER | {"objective": with_critic(), "horizon": 1, "beam_width": 1000, "cdf_act": None}
+    planner = BeamPlanner(model, discretizer, PlannerConfig(**options))
     found = planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator().manual_seed(0)])
     (step,) = found.steps
     actions = discretizer.decode(step.tokens[0, :, :ACTION_DIM], LAYOUT.action).sum(-1)
@@ -78,11 +90,12 @@ def test_the_plan_takes_the_action_that_the_critic_values_most(
 
 
 def test_a_plan_s_value_is_that_of_its_last_state(
-    model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
+    model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without rewards the score is that state's value alone, and continuations of one state tie."""
-    settings = PlannerConfig(**{**CRITIC, "horizon": 2, "beam_width": 20, "critic_score": "v", "k_obs": None})
-    planner = BeamPlanner(model, discretizer, settings, replace(critic, reward_scale=0.0, reward_shift=0.0))
+    read(monkeypatch, replace(critic, reward_scale=0.0, reward_shift=0.0))
+    options = PLANNER | {"objective": with_critic(score="v"), "horizon": 2, "beam_width": 20, "k_obs": None}
+    planner = BeamPlanner(model, discretizer, PlannerConfig(**options))
     found = planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator().manual_seed(0)])
     sums = discretizer.decode(found.tokens[0, :, LAYOUT.observation], LAYOUT.observation).sum(-1)
     assert found.score.item() == pytest.approx(0.5 * 7.0 * float(sums[1]), abs=1e-4)
@@ -96,20 +109,22 @@ def test_a_plan_s_value_is_that_of_its_last_state(
 @pytest.mark.parametrize("options", [{"horizon": 1}, {"plan_freq": 3}, {"deadline_ms": 20.0}])
 def test_values_of_states_leave_the_last_action_open(options: dict[str, Any]) -> None:
     """So it must never be one that is acted on."""
-    with pytest.raises(UserError, match=r"critic_score=v .* above planner.plan_freq, and no planner.deadline_ms"):
-        PlannerConfig(**{**CRITIC, "critic_score": "v", **options})
-    PlannerConfig(**{**CRITIC, "critic_score": "q", **options})
+    with pytest.raises(UserError, match=r"score=v .* above planner.plan_freq, and no planner.deadline_ms"):
+        make_objective(PlannerConfig(**{**PLANNER, "objective": with_critic(score="v"), **options}))
+    make_objective(PlannerConfig(**{**PLANNER, "objective": with_critic(score="q"), **options}))
 
 
 def test_a_critic_is_needed_and_of_the_same_dimensions(
-    model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
+    model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=r"planner=critic needs planner.critic=PATH"):
-        BeamPlanner(model, discretizer, PlannerConfig(**CRITIC))
-    wide = replace(critic, environment=replace(ENVIRONMENT, observation=box(5)))
-    message = "planner.critic was trained on 5 observation and 2 action dimensions, the model on 3 and 2"
+    with pytest.raises(UserError, match=r"planner.objective: .*CriticValue: missing a required argument: 'critic'"):
+        BeamPlanner(model, discretizer, PlannerConfig(**PLANNER, name="critic"))
+    with pytest.raises(UserError, match=r"planner.objective.score='values' is not one of return, v, q"):
+        make_objective(PlannerConfig(**PLANNER, objective=with_critic(score="values")))
+    read(monkeypatch, replace(critic, environment=replace(ENVIRONMENT, observation=box(5))))
+    message = "planner.objective.critic was trained on 5 observation and 2 action dimensions, the model on 3 and 2"
     with pytest.raises(UserError, match=message):
-        BeamPlanner(model, discretizer, PlannerConfig(**CRITIC), wide)
+        BeamPlanner(model, discretizer, PlannerConfig(**PLANNER, objective=with_critic()))
 
 
 @pytest.fixture
@@ -143,29 +158,31 @@ def files(
 
 def test_an_agent_plans_with_a_critic_from_its_file(files: Callable[..., tuple[Path, Path]]) -> None:
     model, critic = files()
-    agent = Agent.from_checkpoint(model, name="critic", critic=str(critic))
+    agent = Agent.from_checkpoint(model, objective=with_critic(critic))
     agent.reset(2)
     assert np.isfinite(agent.act(np.zeros((2, OBSERVATION_DIM), dtype=np.float32))).all()
-    assert agent.settings.critic_score == "return"
+    assert (agent.settings.name, agent.settings.objective) == ("critic", with_critic(critic))
 
 
 def test_a_critic_of_other_data_is_refused(files: Callable[..., tuple[Path, Path]]) -> None:
     model, critic = files(dataset={"ids": ["other/data-v1"], "fingerprint": "b" * 64})
-    message = r"planner.critic was trained on other data \(other/data-v1\) than the checkpoint's model"
+    message = r"planner.objective.critic was trained on other data \(other/data-v1\) than the checkpoint's model"
     with pytest.raises(UserError, match=message):
-        Agent.from_checkpoint(model, name="critic", critic=str(critic))
+        Agent.from_checkpoint(model, objective=with_critic(critic))
 
 
 def test_a_critic_of_other_observation_dimensions_is_refused(files: Callable[..., tuple[Path, Path]]) -> None:
     environment = replace(ENVIRONMENT, observation_indices=(2, 1, 0)).to_dict()
     model, critic = files(environment=environment)
-    with pytest.raises(UserError, match=r"planner.critic sees the observation's dimensions \(2, 1, 0\), .* None"):
-        Agent.from_checkpoint(model, name="critic", critic=str(critic))
+    with pytest.raises(
+        UserError, match=r"planner.objective.critic sees the observation's dimensions \(2, 1, 0\), .* None"
+    ):
+        Agent.from_checkpoint(model, objective=with_critic(critic))
 
 
 def test_something_else_than_a_critic_is_refused(files: Callable[..., tuple[Path, Path]]) -> None:
     model, critic = files()
     with pytest.raises(UserError, match="trained with learner=transformer, and one of learner=iql is"):
-        Agent.from_checkpoint(model, name="critic", critic=str(model))
+        Agent.from_checkpoint(model, objective=with_critic(model))
     with pytest.raises(UserError, match="trained with learner=iql, and one of learner=transformer is"):
         Agent.from_checkpoint(critic)

@@ -1,0 +1,80 @@
+"""TT(+Q): a critic scores the leaves of the search in place of the predicted return-to-go (paper §4.2)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..configuration import PlannerConfig, require, require_choice
+from ..planning.objectives import Candidates, Objective, PlanningContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# Differs from the paper: it leaves open what exactly is ranked; three readings are here.
+@dataclass
+class CriticValue(Objective):
+    """A critic's value of the last action planned, or of the state it is taken in, with the rewards on the way.
+
+    ``score=return`` ranks by the rewards expected before that action, as the critic knows them, plus the action's
+    discounted value Q(s_t, a_t); ``v`` by the same rewards plus the state's value V(s_t), so that the last action does
+    not matter; ``q`` by Q(s_t, a_t) alone. Rewards and values are discounted as the critic's were; observations and
+    actions are bin centres.
+
+    Attributes:
+        critic: path of a checkpoint of ``experiment=iql_…``, trained on the model's data.
+        score: return, v or q.
+
+    Raises:
+        UserError: there is no such score.
+    """
+
+    critic: str
+    score: str = "return"
+
+    def __post_init__(self) -> None:
+        require_choice("planner.objective.score", self.score, ("return", "v", "q"))
+
+    def check(self, settings: PlannerConfig) -> None:
+        require(
+            self.score != "v" or (settings.plan_freq < settings.horizon and settings.deadline_ms is None),
+            "planner.objective.score=v ranks by states that actions lead to, so that a plan's last action is any one: "
+            "it needs planner.horizon above planner.plan_freq, and no planner.deadline_ms, which shortens plans",
+        )
+
+    def prepare(self, context: PlanningContext) -> None:
+        """Read the critic.
+
+        Raises:
+            UserError: the file is no good, holds no critic, or one that was trained on other data or dimensions.
+        """
+        import torch  # here, so that the check of options need not wait for it
+
+        from ..checkpoint import Checkpoint
+        from .critic import Critic
+
+        checkpoint = Checkpoint.read(self.critic)
+        critic = Critic.of(checkpoint, str(context.device))
+        known = (critic.environment.observation_dim, critic.environment.action_dim)
+        given = (context.layout.observation_dim, context.layout.action_dim)
+        require(
+            known == given,
+            f"planner.objective.critic was trained on {known[0]} observation and {known[1]} action dimensions, the "
+            f"model on {given[0]} and {given[1]}; train both on one data set",
+        )
+        if context.environment is not None and context.fingerprint is not None:
+            checkpoint.require_same_data("planner.objective.critic", context.environment, context.fingerprint)
+        self._critic = critic
+        # One for each length: a power's last bit depends on how many are computed at once.
+        lengths = range(1, context.settings.horizon + 1)
+        self._discounts = [critic.discount ** torch.arange(length, device=context.device) for length in lengths]
+
+    def __call__(self, candidates: Candidates) -> "Tensor":
+        critic, t, shape = self._critic, candidates.t, candidates.tokens.shape[:2]
+        state, action = candidates.observations.flatten(0, 1), candidates.actions.flatten(0, 1)
+        network = critic.network
+        value = (network.v(state) if self.score == "v" else network.q(state, action)).view(shape)
+        if self.score == "q":
+            return value
+        rewards = critic.reward_scale * candidates.rewards[:, :, :t] + critic.reward_shift
+        discounts = self._discounts[t]
+        return (rewards * discounts[:t]).sum(dim=-1) + discounts[t] * value

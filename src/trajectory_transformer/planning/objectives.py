@@ -1,0 +1,307 @@
+"""Objectives: what a plan is to maximise.
+
+One's own is a subclass of :class:`Objective` in any importable package, and a YAML file that names it, in
+``configs/planner`` or in a folder given with ``--config-dir``::
+
+    name: cautious                            # a label, recorded with the results
+    objective:
+      _target_: my_package.cautious.Cautious  # the class
+      weight: 0.1                             # an argument of its constructor
+
+Nothing here imports torch, so that the command line can refuse a mistake before torch is loaded.
+"""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..building import TYPED_BY_USER, build
+from ..configuration import PlannerConfig, require
+from ..layout import TransitionLayout
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+    from ..data.discretizer import Discretizer
+    from ..environments.spec import EnvironmentSpec
+
+    Decode = Callable[[Tensor, slice], Tensor]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All continuations of the kept sequences by transition ``t`` of the plan, to be scored.
+
+    Attributes:
+        t: number of the transition within the plan, from 0.
+        returns: (environment, candidates, horizon + 1) estimated rewards of transitions 0 … t, then the return-to-go
+            after them, then 0.
+        discounts: (horizon + 1,) 1, γ, γ², ….
+        tokens: (environment, candidates, transition_dim) int64 of transition ``t``: observation, action, reward, value.
+        layout: which of them is what.
+        decode: from tokens of some columns to real values.
+        sampled: (environment, candidates) :attr:`log_likelihoods`, or None where no objective needs them.
+    """
+
+    t: int
+    returns: "Tensor"
+    discounts: "Tensor"
+    tokens: "Tensor"
+    layout: TransitionLayout
+    decode: "Decode | None" = None
+    sampled: "Tensor | None" = None
+
+    @property
+    def rewards(self) -> "Tensor":
+        """(environment, candidates, t + 1) estimated rewards of the transitions planned so far."""
+        return self.returns[:, :, : self.t + 1]
+
+    @property
+    def value(self) -> "Tensor":
+        """(environment, candidates) estimated return-to-go after transition ``t``, without its own reward."""
+        return self.returns[:, :, self.t + 1]
+
+    @property
+    def observations(self) -> "Tensor":
+        """(environment, candidates, observation_dim) real values of the state that the action is taken in."""
+        return self._decoded[:, :, self.layout.observation]
+
+    @property
+    def actions(self) -> "Tensor":
+        """(environment, candidates, action_dim) real values."""
+        return self._decoded[:, :, self.layout.action]
+
+    @property
+    def log_likelihoods(self) -> "Tensor":
+        """(environment, candidates) log-likelihood, in nats, of what was sampled so far, given the past.
+
+        That are the action tokens of transitions 0 … t and the observation tokens of transitions 1 … t, under the
+        model's own distribution: without filters, at temperature 1. The first observation is given; reward and value
+        tokens are taken greedily and do not count.
+
+        Raises:
+            UserError: the objective does not say that it needs them.
+        """
+        require(
+            self.sampled is not None,
+            "planner.objective reads log_likelihoods, which cost time: set needs_log_likelihoods = True in its class",
+        )
+        assert self.sampled is not None
+        return self.sampled
+
+    @cached_property
+    def _decoded(self) -> "Tensor":
+        assert self.decode is not None
+        columns = slice(0, self.layout.reward)
+        return self.decode(self.tokens[:, :, columns], columns)
+
+
+@dataclass(frozen=True)
+class PlanningContext:
+    """What is known before the first plan.
+
+    Attributes:
+        layout: of a transition.
+        discretizer: between tokens and real values.
+        settings: of the planner, with ``discount`` set.
+        device: where scores are computed.
+        environment: the spaces of the model's data, or None where they are not known.
+        fingerprint: of the model's data, or None where it is not known.
+    """
+
+    layout: TransitionLayout
+    discretizer: "Discretizer"
+    settings: PlannerConfig
+    device: "device | str"
+    environment: "EnvironmentSpec | None" = None
+    fingerprint: str | None = None
+
+
+class Objective(ABC):
+    """Scores the candidates of the search; those of the highest scores are kept.
+
+    Options are the constructor's arguments. Those of a dataclass are checked against its types, and recorded when an
+    object is handed to an agent in Python.
+
+    Attributes:
+        needs_log_likelihoods: it reads :attr:`Candidates.log_likelihoods`.
+        needs_goal: it plans to a goal: the model must be goal-conditioned, and the agent be told where to (``aim``).
+        imitates: it acts like its data, so that its return is reported as a share of theirs.
+        by_token: the search is for the most likely tokens, each one tried (:mod:`.likelihood_search`), and this scores
+            candidates only as a term of a :class:`WeightedSum`. Not inherited by a class with a ``__call__`` of its
+            own.
+    """
+
+    needs_log_likelihoods: bool = False
+    needs_goal: bool = False
+    imitates: bool = False
+    by_token: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls) and "by_token" not in vars(cls):
+            cls.by_token = False  # what its author wrote must be called
+
+    def check(self, settings: PlannerConfig) -> None:  # noqa: B027 - most objectives do with any
+        """Refuse settings that this objective cannot do with; called before anything is loaded, torch included.
+
+        Raises:
+            UserError: naming the option and what to do.
+        """
+
+    def prepare(self, context: PlanningContext) -> None:  # noqa: B027 - most objectives load nothing
+        """Load what scoring needs; called before training, and again before the first plan.
+
+        Raises:
+            UserError: it cannot be had, or does not fit the model or its data.
+        """
+
+    @abstractmethod
+    def __call__(self, candidates: Candidates) -> "Tensor":
+        """Score one transition's candidates.
+
+        On a GPU the whole search is captured as a CUDA graph and replayed: scores must follow from the candidates by
+        operations of tensors, whose values Python does not look at (or give ``planner.decoder=eager``).
+
+        Returns:
+            (environment, candidates) floating point; one that is not finite is worse than any other. A row's scores
+            must not depend on other environments.
+        """
+
+
+class Return(Objective):
+    """The paper's: discounted sum of the rewards expected within the plan and the return-to-go expected after it."""
+
+    def __call__(self, candidates: Candidates) -> "Tensor":
+        # Over the whole horizon, zeros included: the order of a sum, and so its last bit, depends on its length.
+        return (candidates.returns * candidates.discounts).sum(dim=-1)
+
+
+class Likelihood(Objective):
+    """The log-likelihood of the plan: it acts like the model's data.
+
+    By itself it counts all tokens and tries each one; as a term of a :class:`WeightedSum`, it counts those of
+    :attr:`Candidates.log_likelihoods`.
+    """
+
+    needs_log_likelihoods = True
+    imitates = True
+    by_token = True
+
+    def __call__(self, candidates: Candidates) -> "Tensor":
+        return candidates.log_likelihoods
+
+
+class Goal(Likelihood):
+    """The log-likelihood of the plan, given where it should end."""
+
+    needs_goal = True
+    imitates = False
+
+    def check(self, settings: PlannerConfig) -> None:
+        require(
+            settings.window == "growing",
+            f"planner={settings.name} needs planner.window=growing: a sliding window would crop the goal",
+        )
+
+
+@dataclass
+class WeightedSum(Objective):
+    """A weighted sum of other objectives.
+
+    Attributes:
+        terms: a name of one's choice -> ``weight``, a number, and ``objective``.
+
+    Raises:
+        UserError: there are no terms, or one is something else.
+    """
+
+    terms: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        place = "planner.objective.terms"
+        require(isinstance(self.terms, Mapping) and len(self.terms) > 0, f"{place} needs at least one term")
+        for name, term in self.terms.items():
+            require(
+                isinstance(term, Mapping)
+                and set(term) == {"weight", "objective"}
+                and isinstance(term["weight"], (int, float))
+                and math.isfinite(term["weight"])
+                and isinstance(term["objective"], Objective),
+                f"{place}.{name} needs a weight, a finite number, an objective with its _target_, and nothing else",
+            )
+        self._weighted = [(float(term["weight"]), term["objective"]) for term in self.terms.values()]
+        objectives: list[Objective] = [objective for _, objective in self._weighted]
+        self.needs_log_likelihoods = any(objective.needs_log_likelihoods for objective in objectives)
+        self.needs_goal = any(objective.needs_goal for objective in objectives)
+
+    def check(self, settings: PlannerConfig) -> None:
+        for _, objective in self._weighted:
+            objective.check(settings)
+
+    def prepare(self, context: PlanningContext) -> None:
+        for _, objective in self._weighted:
+            objective.prepare(context)
+
+    def __call__(self, candidates: Candidates) -> "Tensor":
+        (weight, first), *others = self._weighted
+        total = weight * first(candidates)
+        for weight, objective in others:
+            total = total + weight * objective(candidates)
+        return total
+
+
+def make_objective(settings: PlannerConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> Objective:
+    """The objective that ``settings`` name, checked against them; imports torch only if its own module does.
+
+    Args:
+        settings: with ``objective``, or with the name of one of the package's.
+        allow: as of :func:`~..building.build`: where ``settings`` come from a file, packages that it may name.
+
+    Raises:
+        UserError: there is no such class, it is no objective or must not be imported, one of its options is wrong, or
+            it cannot do with the settings.
+    """
+    objective = build(settings.objective_spec, Objective, "planner.objective", allow)
+    objective.check(settings)
+    return objective
+
+
+def require_same_purpose(objective: Objective, name: str, goal_conditioned: bool) -> None:
+    """Refuse to plan to a goal with a model that knows none, and otherwise with one that needs one.
+
+    Args:
+        objective: of the plans.
+        name: the planner's.
+        goal_conditioned: whether the model was trained to reach goals.
+
+    Raises:
+        UserError: the planner is not for such a model.
+    """
+    require(
+        objective.needs_goal or not goal_conditioned,
+        f"planner={name} cannot plan with a model that was trained to reach goals (model.goal_conditioned=true); "
+        "use planner=goal",
+    )
+    require(
+        not objective.needs_goal or goal_conditioned,
+        f"planner={name} needs a model that was trained to reach goals (model.goal_conditioned=true), as "
+        "experiment=goal_fourrooms trains one",
+    )
+
+
+def record_of(value: Any) -> Any:
+    """Plain values from which :func:`~..building.build` makes an equal objective, if all in it are dataclasses."""
+    if isinstance(value, Objective):
+        cls, fields = type(value), dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+        options = {field.name: record_of(getattr(value, field.name)) for field in fields if field.init}
+        return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **options}
+    if isinstance(value, Mapping):
+        return {name: record_of(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [record_of(entry) for entry in value]
+    return value
