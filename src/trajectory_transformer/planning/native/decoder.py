@@ -266,7 +266,8 @@ def _mismatch(model: TrajectoryTransformerModel) -> str | None:
     x = torch.linspace(-6, 6, 100)
     for layer, block in enumerate(model.blocks):
         activation: Any = getattr(block, "act", None)
-        found, wanted = activation(x) if callable(activation) else None, ACTIVATIONS[str(config.hidden_act)](x)
+        wanted = ACTIVATIONS[str(config.hidden_act)](x)
+        found: Any = None if activation is None else activation(x)
         if found is not None and (found.shape != x.shape or not torch.allclose(found, wanted, atol=1e-6)):
             return f"blocks.{layer}.act is not {config.hidden_act}, which it computes"
     return None
