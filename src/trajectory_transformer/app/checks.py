@@ -59,7 +59,9 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     if "data" not in given or "data.dataset_id" in given:
         return
     name = hydra.runtime.choices["data"]
-    chosen = OmegaConf.select(OmegaConf.load(config_folder(hydra) / "data" / f"{name}.yaml"), "dataset_id")
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    file = next(path for folder in folders if (path := folder / "data" / f"{name}.yaml").is_file())
+    chosen = OmegaConf.select(OmegaConf.load(file), "dataset_id")
     ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
     require(
         ids in ([], options.data.dataset_ids),

@@ -14,8 +14,9 @@ from ..analysis.attention import evaluate_attention
 from ..analysis.prediction import PredictionRequest, predict
 from ..checkpoint import SECTION, read_checkpoint
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
+from ..data.episode_source import EpisodeSource
+from ..data.sources import sources_of
 from ..data.transitions import join_episodes
-from ..dataset_folders import dataset_folder
 from ..environments.batch import environment_title, make_environments
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
@@ -32,7 +33,7 @@ from ..planning.trained_model import TrainedModel
 from ..processes import is_first_process
 from ..training.fit import fit, torch_threads
 from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
-from .trained import Trained, held_out_episodes, load_trained, torch_device
+from .trained import Trained, held_out_episodes, load_trained, recorded_data, torch_device
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         critic = Critic.load(config.planner.critic)
         require_same_data("planner.critic", critic, datamodule.data.environment, datamodule.data.fingerprint)
     tags = (config.experiment_name,) if config.experiment_name else ()
-    group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
+    group = run.sweep or config.experiment_name or datamodule.data.dataset_ids[0]
     labels = RunLabels(group, "train", tags)
     loggers = make_loggers(config.logger, run.directory, asdict(config), labels)
     with _Finishing(loggers):
@@ -117,7 +118,8 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
         options = config.evaluation
         if _keeps_artifacts(config.logger):
-            _keep_artifacts(loggers, report.best, read_checkpoint(report.best)[SECTION]["dataset"])
+            dataset = read_checkpoint(report.best)[SECTION]["dataset"]
+            _keep_artifacts(loggers, report.best, dataset, sources_of(config.data))
         if options.episodes == 0 or config.learner == "ensemble":
             return -report.validation_loss
         trained = load_trained(report.best, config.trainer.accelerator, {})
@@ -149,6 +151,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
     """
     rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
+    sources = sources_of(recorded_data(trained), allow=()) if _keeps_artifacts(config.logger) else []
     labels = RunLabels(run.sweep or trained.dataset["ids"][0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _Finishing(loggers):
@@ -160,7 +163,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
             log_figures(loggers, figures)
             score = figures[0].value if config.task == "predict" else float("nan")  # attention has nothing to maximise
         if _keeps_artifacts(config.logger):
-            _keep_artifacts(loggers, trained.checkpoint, trained.dataset)
+            _keep_artifacts(loggers, trained.checkpoint, trained.dataset, sources)
         return score
 
 
@@ -172,6 +175,11 @@ def _require_evaluable(config: TrainConfig, environment: EnvironmentSpec) -> Non
     """
     if config.evaluation.episodes == 0 or config.learner == "ensemble":
         return
+    if not environment.env_id:
+        raise UserError(
+            f"evaluation.episodes={config.evaluation.episodes}: the data names no environment to act in; give "
+            "evaluation.episodes=0, or a source that names one"
+        )
     with make_environments(environment, 1) as batch:
         if config.learner == "transformer":
             require_possible(config.planner, batch)
@@ -237,8 +245,10 @@ def _keeps_artifacts(config: LoggerConfig) -> bool:
     return config.log_artifacts and config.name == "wandb"
 
 
-def _keep_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any]) -> None:
-    folders = [dataset_folder(dataset_id) for dataset_id in dataset["ids"]]
+def _keep_artifacts(
+    loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any], sources: Sequence[EpisodeSource]
+) -> None:
+    folders = [folder for source in sources for folder in source.folders()]
     facts = {**dataset, "returns": np.asarray(dataset["returns"]).tolist()}
     log_artifacts(loggers, checkpoint, facts, folders)
 

@@ -1,6 +1,6 @@
 """A checkpoint as the two commands use it, whatever was trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,22 +67,30 @@ def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[
     return Trained(checkpoint, contents, contents[SECTION]["dataset"], agent)
 
 
-def held_out_episodes(trained: Trained) -> list[Episode]:
+def recorded_data(trained: Trained) -> DataConfig:
+    """The options ``data.*`` that a checkpoint was trained with."""
+    recorded = dict(trained.contents[SECTION]["data"])
+    return DataConfig(**{**recorded, "discretizer": DiscretizerConfig(**recorded["discretizer"])})
+
+
+def held_out_episodes(trained: Trained, allow: Sequence[str] = ()) -> list[Episode]:
     """The validation episodes of a checkpoint's own data, which its training has not seen, in the order stored.
+
+    Args:
+        trained: the checkpoint.
+        allow: packages besides this one that it may name a source of data from.
 
     Raises:
         UserError: the data cannot be had, or is not what the checkpoint was trained on.
     """
-    section = trained.contents[SECTION]
-    recorded = dict(section["data"])
-    config = DataConfig(**{**recorded, "discretizer": DiscretizerConfig(**recorded["discretizer"])})
-    data = load_offline_data(config)
+    config = recorded_data(trained)
+    data = load_offline_data(config, allow=allow)
     if data.fingerprint != trained.dataset["fingerprint"]:
         raise UserError(
             f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "
             f"'{trained.checkpoint}' was trained on"
         )
-    return split_episodes(data, config.validation_fraction, section["seed"])[1]
+    return split_episodes(data, config.validation_fraction, trained.contents[SECTION]["seed"])[1]
 
 
 def torch_device(accelerator: str, option: str) -> str:
