@@ -172,6 +172,18 @@ def test_fingerprint_knows_where_an_episode_ends(minari_root: Path):
     assert load("a-v0").fingerprint != load("b-v0").fingerprint
 
 
+@pytest.mark.parametrize("field", ["observations", "actions", "rewards", "terminated"])
+def test_fingerprint_covers_each_array(minari_root: Path, field: str):
+    episodes = [random_episode(3), random_episode(4, seed=1)]
+    write_dataset("a-v0", episodes)
+    if field == "terminated":
+        episodes[1].terminated = True
+    else:
+        np.asarray(getattr(episodes[1], field))[(2, *[0] * (field != "rewards"))] += 0.125
+    write_dataset("b-v0", episodes)
+    assert load("a-v0").fingerprint != load("b-v0").fingerprint
+
+
 @pytest.mark.parametrize(("terminal", "progress"), [(True, True), (True, False), (False, True)])
 def test_progress_is_shown_on_a_terminal_only_and_on_stderr(
     minari_root: Path,

@@ -83,10 +83,10 @@ def _natural(file: Path) -> list[tuple[str, int]]:
 
 def _read(file: Path) -> StoredEpisode:
     try:
-        stored = np.load(file, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            raise ValueError("it holds a single array")
-        with stored:
+        with open(file, "rb") as opened:
+            stored = np.load(opened, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                raise ValueError("it holds a single array")
             arrays: dict[str, np.ndarray] = dict(stored)
     except Exception as error:  # whatever a damaged file leads NumPy and zipfile to
         raise UserError(
