@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.minari_sets import RawEpisode, random_episode, write_dataset
-from trajectory_transformer.configuration import DataConfig, DiscretizerConfig
+from trajectory_transformer.app.experiment import RunContext, run_training
+from trajectory_transformer.configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig
 from trajectory_transformer.data.episodes import OfflineData
 from trajectory_transformer.data.sources import load_offline_data, require_available
 from trajectory_transformer.errors import UserError
@@ -223,6 +224,14 @@ def test_what_cannot_be_had_is_refused_early(
     for refusing in (require_available, load_offline_data):
         with pytest.raises(UserError, match=message):
             refusing(options(tmp_path / path, env_id))
+
+
+def test_an_evaluation_without_environment_is_refused_before_training(folder: Path, tmp_path: Path) -> None:
+    data = options(folder, env_id=None, sequence_length=3, discretizer=DiscretizerConfig(num_bins=4))
+    config = TrainConfig(data=data, planner=PlannerConfig(horizon=2, context=2))
+    with pytest.raises(UserError, match=r"evaluation\.episodes=20: .* no environment to act in; give .*episodes=0"):
+        run_training(config, RunContext(tmp_path / "run", ""))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_option_is_named() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trajectory_transformer.app.trained import held_out_episodes, load_trained
 from trajectory_transformer.building import TYPED_BY_USER
+from trajectory_transformer.checkpoint import SECTION, read_checkpoint
 from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.data.sources import load_offline_data, require_available
 from trajectory_transformer.errors import UserError
@@ -48,6 +50,7 @@ class TextFile(EpisodeSource):
         steps = len(rewards)
         return StoredEpisode("a block", np.ones((steps + 1, 2)), np.zeros((steps, 1)), rewards, terminations=True)
 '''
+ROOT = Path(__file__).parents[2]
 TARGET = "own_source_for_tests.text_file.TextFile"
 
 
@@ -137,8 +140,7 @@ def test_it_trains_from_a_yaml_of_the_users_own(package: Path) -> None:
     file = package / "numbers.txt"
     file.write_text("\n\n".join(["1\n2\n3\n4\n5\n6"] * 6))
     (configs / "text.yaml").write_text(f"source:\n  _target_: {TARGET}\n  path: ???\nsequence_length: 4\n")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "train.py"), "--config-dir", str(configs.parent), "data=text"]
+    command = [sys.executable, str(ROOT / "train.py"), "--config-dir", str(configs.parent), "data=text"]
     quick = ["trainer.max_steps=1", "trainer.validate_every=1", "evaluation.episodes=0", "data.discretizer.num_bins=4"]
     small = ["planner.horizon=2", "planner.context=2", f"hydra.run.dir={package / 'run'}"]
     env = {"PYTHONPATH": ":".join([str(package), *sys.path]), "PATH": "", "OMP_NUM_THREADS": "1"}
@@ -155,10 +157,14 @@ def test_it_trains_from_a_yaml_of_the_users_own(package: Path) -> None:
     )
     done = run(f"data.source.path={file}", "+data.source.scale=2")
     assert done.returncode == 0, done.stderr
-    from trajectory_transformer.checkpoint import SECTION, read_checkpoint
-
-    section = read_checkpoint(package / "run" / "checkpoints" / "best.ckpt")[SECTION]
+    checkpoint = package / "run" / "checkpoints" / "best.ckpt"
+    section = read_checkpoint(checkpoint)[SECTION]
     assert section["data"]["source"] == {"_target_": TARGET, "path": str(file), "scale": 2}
     assert section["data"]["dataset_id"] is None
     np.testing.assert_array_equal(section["dataset"]["returns"], [42.0] * 6)
     assert section["dataset"]["ids"] == ["text/numbers"]
+    trained = load_trained(checkpoint, "cpu", {})
+    with pytest.raises(UserError, match=r"allow=\[own_source_for_tests\]"):
+        held_out_episodes(trained)
+    (held_out,) = held_out_episodes(trained, allow=["own_source_for_tests"])
+    assert held_out.rewards.tolist() == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]

@@ -111,7 +111,8 @@ def _read(file: Path) -> StoredEpisode:
                 f"'{file}', {field}: has shape {arrays[field].shape} and type {arrays[field].dtype}, expected rows of "
                 "numbers, one row for each step; flatten each into one row"
             )
-    return StoredEpisode(f"'{file}'", *(arrays[field] for field in NEEDED))
+    observations, actions, rewards, terminated = (arrays[field] for field in NEEDED)
+    return StoredEpisode(f"'{file}'", observations, actions, rewards, terminated)
 
 
 def _unbounded(episodes: Sequence[StoredEpisode]) -> EnvironmentSpec:

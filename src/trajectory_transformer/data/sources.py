@@ -13,11 +13,12 @@ from ..configuration import DataConfig
 from ..environments.reference_scores import reference_scores
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from .embedded_set import EMBEDDED_NAMESPACE, EmbeddedSet
 from .episode_source import EpisodeSource, StoredSet
 from .episodes import Episode, OfflineData
-from .minari_set import MinariSet
+from .minari_set import EmbeddedSet, MinariSet
 from .validation import validate_episode
+
+EMBEDDED_NAMESPACE = "embedded/"
 
 
 def sources_of(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> list[EpisodeSource]:
