@@ -168,3 +168,8 @@ def test_it_trains_from_a_yaml_of_the_users_own(package: Path) -> None:
         held_out_episodes(trained)
     (held_out,) = held_out_episodes(trained, allow=["own_source_for_tests"])
     assert held_out.rewards.tolist() == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
+
+
+def test_options_recorded_before_there_were_sources_are_understood() -> None:
+    recorded = {name: value for name, value in vars(DataConfig("a-v0")).items() if name != "source"}
+    assert DataConfig(**recorded) == DataConfig("a-v0")
