@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 CHOICES = [(file.parent.name, file.stem) for file in sorted(CONFIGS.glob("*/*.yaml"))]
 NEEDED = {  # what an option leaves to the user, or needs beside it
     ("data", "minari"): ["data.dataset_id=[one/v0,two/v0]"],
+    ("data", "npz"): ["data.source.path=episodes", "data.source.env_id=Hopper-v5"],
     ("planner", "goal"): ["model.goal_conditioned=true"],
     ("planner", "critic"): ["planner.objective.critic=critic.ckpt"],
     **{

@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -90,6 +92,39 @@ def test_number_of_processes_does_not_change_the_data(recipe: Recipe) -> None:
         assert np.array_equal(one.rewards, other.rewards)
         assert all(np.array_equal(values, leaves(other)[key]) for key, values in leaves(one).items())
     assert not np.array_equal(alone[0].actions[:5], episodes_of(recipe, 1, seed=4)[0].actions[:5])
+
+
+def test_a_script_without_guard_may_simulate_in_several_processes(tmp_path: Path) -> None:
+    """Workers do not run the script again, however it was started."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from trajectory_transformer.simulation import RECIPES\n"
+        "from trajectory_transformer.simulation.simulate import simulate\n"
+        "print('once')\n"
+        "stream = simulate(RECIPES['hopper_mixed'], 3, 2)\n"
+        "print(*[next(stream).rewards.sum() for _ in range(3)])\n"
+        "stream.close()\n"
+    )
+    expected = [str(episode.rewards.sum()) for episode in episodes_of(HOPPER, 3, seed=3)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for command in ([str(script)], ["-c", script.read_text()], ["-m", "script"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.stdout.split() == ["once", *expected], done.stderr
+
+
+def test_killed_worker_is_reported() -> None:
+    """Killed from outside, as where memory runs out."""
+    stream = simulate(HOPPER, 0, 2)
+    next(stream)
+    children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()
+    for child in children:
+        if "simulation.worker" in Path(f"/proc/{child}/cmdline").read_text():
+            os.kill(int(child), signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="a worker that simulates Hopper-v5 has died"):
+        for _ in stream:  # what the pipes still hold is episodes as good as any
+            pass
 
 
 def test_dead_worker_is_reported(capfd: pytest.CaptureFixture[str]) -> None:

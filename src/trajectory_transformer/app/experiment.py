@@ -13,9 +13,11 @@ from ..analysis.prediction import PredictionRequest, predict
 from ..building import TYPED_BY_USER, build, packages_in
 from ..checkpoint import Checkpoint, DatasetRecord
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
+from ..data.episode_source import EpisodeSource
+from ..data.sources import sources_of
 from ..data.transitions import join_episodes
-from ..dataset_folders import dataset_folder
 from ..environments.batch import environment_title, make_environments
+from ..errors import UserError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.figures import Figure, RunFacts
 from ..evaluation.plots import plot_training
@@ -99,7 +101,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     datamodule.setup()
     _require_evaluable(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
-    group = run.sweep or config.experiment_name or config.data.dataset_ids[0]
+    group = run.sweep or config.experiment_name or datamodule.data.dataset_ids[0]
     labels = RunLabels(group, "train", tags)
     loggers = make_loggers(config.logger, run.directory, asdict(config), labels)
     with _Finishing(loggers):
@@ -109,7 +111,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
         options = config.evaluation
         if _keeps_artifacts(config.logger):
-            _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data))
+            _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data), sources_of(config.data))
         if options.episodes == 0 or not learner.acts:
             return -report.validation_loss
         planner = vars(config.planner) if learner.plans else {}  # as typed, not as a file says
@@ -143,7 +145,9 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
     """
     rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
-    labels = RunLabels(run.sweep or trained.checkpoint.training.dataset.ids[0], "evaluate")
+    training = trained.checkpoint.training
+    sources = sources_of(training.data, config.allow) if _keeps_artifacts(config.logger) else []
+    labels = RunLabels(run.sweep or training.dataset.ids[0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _Finishing(loggers):
         if config.task == "plan":
@@ -154,7 +158,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
             log_figures(loggers, figures)
             score = figures[0].value if config.task == "predict" else float("nan")  # attention has nothing to maximise
         if _keeps_artifacts(config.logger):
-            _keep_artifacts(loggers, trained.path, trained.checkpoint.training.dataset)
+            _keep_artifacts(loggers, trained.path, training.dataset, sources)
         return score
 
 
@@ -167,7 +171,13 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
     learner.check_data(config, datamodule)
     if config.evaluation.episodes == 0 or not learner.acts:
         return
-    with make_environments(datamodule.data.environment, 1) as batch:
+    environment = datamodule.data.environment
+    if not environment.env_id:
+        raise UserError(
+            f"evaluation.episodes={config.evaluation.episodes}: the data names no environment to act in; give "
+            "evaluation.episodes=0, or a source that names one"
+        )
+    with make_environments(environment, 1) as batch:
         if learner.plans:
             require_possible(config.planner, make_objective(config.planner).needs_goal, batch)
 
@@ -200,7 +210,7 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> li
     """Write what the model attends to in its held-out episodes."""
     model = TrainedTransformer.of(trained.checkpoint, torch_device(config.accelerator, "accelerator"))
     data = trained.checkpoint.training.data
-    table = join_episodes(held_out_episodes(trained.checkpoint), data.discount, data.termination_penalty)
+    table = join_episodes(held_out_episodes(trained.checkpoint, config.allow), data.discount, data.termination_penalty)
     return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
 
 
@@ -217,7 +227,7 @@ def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> l
     request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
     planner = trained.agent.settings
     assert isinstance(planner, PlannerConfig)  # a policy's checkpoint has no such model
-    return predict(model, planner, held_out_episodes(checkpoint), network, request, run.directory)
+    return predict(model, planner, held_out_episodes(checkpoint, config.allow), network, request, run.directory)
 
 
 def _facts(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> RunFacts:
@@ -229,8 +239,10 @@ def _keeps_artifacts(config: LoggerConfig) -> bool:
     return config.log_artifacts and config.name == "wandb"
 
 
-def _keep_artifacts(loggers: Sequence[Logger], checkpoint: Path, dataset: DatasetRecord) -> None:
-    folders = [dataset_folder(dataset_id) for dataset_id in dataset.ids]
+def _keep_artifacts(
+    loggers: Sequence[Logger], checkpoint: Path, dataset: DatasetRecord, sources: Sequence[EpisodeSource]
+) -> None:
+    folders = [folder for source in sources for folder in source.folders()]
     log_artifacts(loggers, checkpoint, {**dataset.to_dict(), "returns": dataset.returns.tolist()}, folders)
 
 

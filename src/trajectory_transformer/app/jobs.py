@@ -95,7 +95,7 @@ def train(options: TrainConfig, job: Job) -> float:
         from .search import run_search
 
         return run_search(options, job)
-    from ..data.fetch import require_available
+    from ..data.sources import require_available
 
     require_available(options.data)  # before anything heavy is imported
     text = config_text(asdict(options))

@@ -57,14 +57,18 @@ def load_agent(
     return LoadedAgent(path, checkpoint, learner.make_agent(checkpoint, device, planner_overrides, allow))
 
 
-def held_out_episodes(checkpoint: Checkpoint) -> list[Episode]:
+def held_out_episodes(checkpoint: Checkpoint, allow: Sequence[str] = ()) -> list[Episode]:
     """The validation episodes of a checkpoint's own data, which its training has not seen, in the order stored.
+
+    Args:
+        checkpoint: as read.
+        allow: packages besides this one that its source of episodes may come from.
 
     Raises:
         UserError: the data cannot be had, or is not what the checkpoint was trained on.
     """
     training = checkpoint.training
-    data = load_offline_data(training.data)
+    data = load_offline_data(training.data, allow=allow)
     if data.fingerprint != training.dataset.fingerprint:
         raise UserError(
             f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "

@@ -16,7 +16,7 @@ from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
 from ..training.learner import make_learner
 
-OPEN_OPTIONS = ("trainer.callbacks", "learner", "planner.objective")  # dictionaries whose keys are the user's
+OPEN_OPTIONS = ("trainer.callbacks", "learner", "planner.objective", "data.source")  # mappings with the user's keys
 
 
 def run_name(requeued: bool) -> str:

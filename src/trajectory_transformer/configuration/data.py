@@ -1,5 +1,6 @@
 """Which data, and how it becomes windows of tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,15 @@ class DiscretizerConfig:
         require(2 <= self.num_bins <= 32766, f"data.discretizer.num_bins={self.num_bins} must lie in [2, 32766]")
 
 
+DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"
+
+
 @dataclass
 class DataConfig:
     """Which data, and how it becomes windows of tokens."""
 
-    dataset_id: Any = "embedded/hopper/mixed-v0"  # a Minari id, or a list of ids to be joined
+    dataset_id: Any = DEFAULT_DATASET_ID  # a Minari id, or a list of ids to be joined; null beside a source
+    source: Any = None  # null: dataset_id's; an EpisodeSource's _target_ and options, or a list of them to be joined
     download: bool = True  # fetch a set that is neither on disk nor embedded
     observation_indices: list[int] | None = None  # keep these dimensions of the flattened observation; null: all
     discretizer: DiscretizerConfig = field(default_factory=DiscretizerConfig)
@@ -34,11 +39,23 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_finite("data", self)
-        ids = self.dataset_id if isinstance(self.dataset_id, (list, tuple)) else [self.dataset_id]
-        require(
-            len(ids) > 0 and all(isinstance(i, str) and i for i in ids),
-            f"data.dataset_id={self.dataset_id!r} must be a Minari id or a list of ids",
-        )
+        if self.source is None:
+            ids = self.dataset_ids
+            require(
+                len(ids) > 0 and all(isinstance(i, str) and i for i in ids),
+                f"data.dataset_id={self.dataset_id!r} must be a Minari id or a list of ids",
+            )
+        else:
+            specs = self.source if isinstance(self.source, (list, tuple)) else [self.source]
+            require(
+                len(specs) > 0 and all(isinstance(spec, Mapping) and "_target_" in spec for spec in specs),
+                f"data.source={self.source!r} must name a class, as in data.source._target_=my_package.MySource",
+            )
+            require(
+                self.dataset_id in (None, DEFAULT_DATASET_ID),
+                f"data.dataset_id={self.dataset_id} has no effect beside data.source; leave out one of them",
+            )
+            self.dataset_id = None
         require(self.sequence_length >= 1, f"data.sequence_length={self.sequence_length} must be at least 1")
         require(0.0 < self.discount <= 1.0, f"data.discount={self.discount} must lie in (0, 1]")
         require(
@@ -58,5 +75,7 @@ class DataConfig:
 
     @property
     def dataset_ids(self) -> list[str]:
-        """``dataset_id`` as a list."""
+        """``dataset_id`` as a list, empty beside a source."""
+        if self.source is not None:
+            return []
         return list(self.dataset_id) if isinstance(self.dataset_id, (list, tuple)) else [self.dataset_id]

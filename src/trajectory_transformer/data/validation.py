@@ -1,93 +1,17 @@
-"""What must hold of stored episodes; every refusal names data set, episode and field."""
-
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+"""Checks of stored episodes; every refusal names the episode's place and the field."""
 
 import numpy as np
 
 from ..environments.spec import SpaceSpec
 from ..errors import UserError
+from .episode_source import StoredEpisode
 from .episodes import Episode
 
 
-@dataclass(frozen=True)
-class StoredEpisode:
-    """One episode as a data set stores it, not yet to be trusted.
-
-    Attributes:
-        observations, actions: arrays, or nested dicts of arrays, as their spaces have them.
-        rewards, terminations, truncations: one entry for each step.
-        total_steps: the number of steps that the episode's own metadata states, or None.
-    """
-
-    observations: object
-    actions: object
-    rewards: np.ndarray
-    terminations: np.ndarray
-    truncations: np.ndarray
-    total_steps: int | None
-
-
-@dataclass(frozen=True)
-class DatasetTotals:
-    """What a data set's metadata states of the whole."""
-
-    episodes: int
-    steps: int
-
-
-def read_totals(dataset_id: str, metadata: Mapping[str, object]) -> DatasetTotals:
-    """``total_episodes`` and ``total_steps`` of a data set's metadata.
-
-    Raises:
-        UserError: either is missing or not a number above 0.
-    """
-    numbers = []
-    for field in ("total_episodes", "total_steps"):
-        number = metadata.get(field)
-        if not isinstance(number, int) or number < 1:
-            raise UserError(f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
-        numbers.append(number)
-    return DatasetTotals(*numbers)
-
-
-def check_stored_episodes(dataset_id: str, stored: Collection[int], totals: DatasetTotals) -> None:
-    """Refuse a data set whose episodes are not just those that its metadata counts.
-
-    Raises:
-        UserError: an episode is missing, or there are more of them.
-    """
-    missing = sorted(set(range(totals.episodes)) - set(stored))
-    if missing:
-        raise UserError(
-            f"data set '{dataset_id}', episode {missing[0]}: missing, although the metadata's total_episodes is "
-            f"{totals.episodes} ({len(stored)} are stored)"
-        )
-    if len(stored) > totals.episodes:
-        raise UserError(
-            f"data set '{dataset_id}', metadata: total_episodes is {totals.episodes}, but {len(stored)} are stored"
-        )
-
-
-def check_total_steps(dataset_id: str, steps: int, totals: DatasetTotals) -> None:
-    """Refuse a data set whose episodes have other than ``total_steps`` steps together.
-
-    Raises:
-        UserError: the two differ.
-    """
-    if steps != totals.steps:
-        raise UserError(
-            f"data set '{dataset_id}', metadata: total_steps is {totals.steps}, but its episodes have {steps} together"
-        )
-
-
-def validate_episode(
-    dataset_id: str, index: int, stored: StoredEpisode, observation: SpaceSpec, action: SpaceSpec
-) -> Episode:
+def validate_episode(stored: StoredEpisode, observation: SpaceSpec, action: SpaceSpec) -> Episode:
     """An :class:`Episode` with all dimensions of its observations, if everything in it is as it must be.
 
     Args:
-        dataset_id, index: named in errors.
         stored: the episode.
         observation, action: its spaces.
 
@@ -96,17 +20,17 @@ def validate_episode(
             other than the space's, NaN or infinite values, a Discrete value outside its space, a termination before
             the last step.
     """
-    where = f"data set '{dataset_id}', episode {index}"
+    where = stored.place
     actions = _flatten(where, "actions", stored.actions, action)
     observations = _flatten(where, "observations", stored.observations, observation)
     rewards = _row(where, "rewards", stored.rewards)
-    terminations = _row(where, "terminations", stored.terminations)
-    truncations = _row(where, "truncations", stored.truncations)
     steps = len(actions)
     if steps == 0:
         raise UserError(f"{where}, actions: the episode has length 0")
     if len(observations) != steps + 1:
         raise UserError(f"{where}, observations: {len(observations)} for {steps} actions, expected {steps + 1}")
+    terminations = _flags(where, "terminations", stored.terminations, steps)
+    truncations = _flags(where, "truncations", False if stored.truncations is None else stored.truncations, steps)
     for field, row in (("rewards", rewards), ("terminations", terminations), ("truncations", truncations)):
         if len(row) != steps:
             raise UserError(f"{where}, {field}: {len(row)} for {steps} actions, expected as many")
@@ -129,6 +53,11 @@ def validate_episode(
 
 
 def _flatten(where: str, field: str, values: object, spec: SpaceSpec) -> np.ndarray:
+    """(rows, size) float32 of a space's values, which may have been flattened before."""
+    if isinstance(values, np.ndarray) and values.ndim == 2 and (spec.leaves[0].path or values.shape[1] == spec.size):
+        if values.shape[1] != spec.size:
+            raise UserError(f"{where}, {field}: has {values.shape[1]} columns, the flattened space {spec.size}")
+        return _numbers(where, field, values)
     try:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             return spec.flatten(values)
@@ -140,14 +69,25 @@ def _flatten(where: str, field: str, values: object, spec: SpaceSpec) -> np.ndar
 
 def _row(where: str, field: str, values: object) -> np.ndarray:
     """(T,) float32 of one entry for each step."""
-    try:
-        with np.errstate(over="ignore"):
-            row = np.asarray(values, dtype=np.float32)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}, {field}: {error}") from error
+    row = _numbers(where, field, values)
     if row.shape[1:] not in ((), (1,)) or row.ndim == 0:
         raise UserError(f"{where}, {field}: has shape {row.shape}, expected one number for each step")
     return row.reshape(len(row))
+
+
+def _flags(where: str, field: str, values: object, steps: int) -> np.ndarray:
+    """(T,) flags; a single one is the last step's."""
+    if np.ndim(values) == 0:  # pyright: ignore[reportArgumentType]
+        return np.append(np.zeros(steps - 1, dtype=np.float32), _numbers(where, field, values))
+    return _row(where, field, values)
+
+
+def _numbers(where: str, field: str, values: object) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}, {field}: {error}") from error
 
 
 def _check_finite(where: str, field: str, values: np.ndarray, names: list[str]) -> None:

@@ -12,6 +12,10 @@ from typing import Any
 import gymnasium as gym
 import mujoco
 
+from ..errors import UserError
+from .spaces import space_spec
+from .spec import EnvironmentSpec
+
 # Packages that register environments when they are imported, and what to install for them.
 REGISTERING_PACKAGES = {"gymnasium_robotics": "gymnasium-robotics"}
 OWN_ENVIRONMENTS = "trajectory_transformer.simulation.maze_environment"
@@ -39,6 +43,25 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
         with contextlib.suppress(FileNotFoundError):
             os.remove(leftover)
     return environment
+
+
+def environment_spec(env_id: str) -> EnvironmentSpec:
+    """The environment of this Gymnasium id, as it is made without arguments.
+
+    Raises:
+        UserError: there is none, or its spaces cannot become tokens.
+    """
+    try:
+        environment = make_environment(env_id)
+    except Exception as error:  # whatever a third party's constructor raises
+        raise UserError(
+            f"environment '{env_id}' cannot be made ({' '.join(str(error).split())}); give the Gymnasium id of one "
+            "that is registered, or install the package that registers it"
+        ) from error
+    with contextlib.closing(environment):
+        assert environment.spec is not None
+        observation, action = space_spec(environment.observation_space), space_spec(environment.action_space)
+        return EnvironmentSpec(env_id, environment.spec.to_json(), observation, action)
 
 
 @contextlib.contextmanager

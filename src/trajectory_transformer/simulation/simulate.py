@@ -83,8 +83,9 @@ def simulate_share(
 def simulate(recipe: Recipe, seed: int, processes: int) -> Generator[SimulatedEpisode, None, None]:
     """Episodes 0, 1, 2, … without end; ``processes`` > 1 shares them out among that many other processes.
 
-    The workers are plain subprocesses rather than ``multiprocessing``: they neither import the caller's main module nor
-    inherit its threads, and a worker whose reader is gone ends at its next write.
+    The workers are plain subprocesses rather than ``multiprocessing``: they neither run the caller's script again, as
+    spawn and forkserver do, which needs a guard in it, nor inherit its threads, as fork does; and a worker whose reader
+    is gone ends at its next write.
 
     Raises:
         RuntimeError: a worker died; its own message is on stderr.

@@ -16,7 +16,7 @@ from minari.namespace import NAMESPACE_METADATA_FILENAME
 from minari.storage import get_dataset_path
 
 from ..configuration import require
-from ..dataset_folders import is_on_disk
+from ..dataset_folders import dataset_root, is_on_disk
 from ..errors import UserError
 from .recipe import Recipe
 from .simulate import SimulatedEpisode
@@ -31,8 +31,7 @@ def disk_errors(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")
-        raise UserError(f"data set {recipe.dataset_id} cannot be written below {where}: {error}") from error
+        raise UserError(f"data set {recipe.dataset_id} cannot be written below {dataset_root()}: {error}") from error
 
 
 @contextlib.contextmanager

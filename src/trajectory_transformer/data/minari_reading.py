@@ -1,0 +1,192 @@
+"""Minari data sets on disk, whatever their storage format, as stored episodes; the only reader of Minari's files."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import minari
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from minari.dataset.minari_storage import MinariStorage
+
+from ..dataset_folders import dataset_folder
+from ..environments.spaces import space_spec
+from ..environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from ..errors import UserError
+from .episode_source import StoredEpisode, StoredSet
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ENVIRONMENT_FIELDS_OF_OLD_GYMNASIUM = ("autoreset", "apply_api_compatibility")
+Fields = tuple[object, object, np.ndarray, np.ndarray, np.ndarray]  # the first five of a StoredEpisode, after its place
+IGNORED_FILES = ["_", ".", "metadata.json"]  # prefixes, as Minari ignores them
+
+
+def read_set(dataset_id: str) -> StoredSet:
+    """Open a data set that is on disk; its episodes are read as they are asked for.
+
+    Raises:
+        UserError: its files cannot be read, its metadata lacks something, its episodes are not those that the metadata
+            counts, or its spaces cannot become tokens; while episodes are asked for: one cannot be read, or they have
+            another number of steps together than the metadata says.
+    """
+    folder = dataset_folder(dataset_id) / "data"
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+        if not isinstance(metadata, dict):
+            raise UserError(f"data set '{dataset_id}', metadata: '{folder / 'metadata.json'}' is not a JSON object")
+        num_episodes = _positive(dataset_id, metadata, "total_episodes")
+        num_steps = _positive(dataset_id, metadata, "total_steps")
+        dataset = minari.load_dataset(dataset_id)
+        _require_episodes(dataset_id, dataset.storage, num_episodes)
+    except UserError:
+        raise
+    except Exception as error:  # Minari and the storage libraries raise whatever the broken file leads them to
+        raise UserError(
+            f"data set '{dataset_id}' in '{folder}' cannot be read ({_one_line(error)}){_remedy(folder)}"
+        ) from error
+    try:
+        observation, action = space_spec(dataset.observation_space), space_spec(dataset.action_space)
+    except UserError as error:
+        raise UserError(f"data set '{dataset_id}': {error}") from error
+    if len(action.leaves) != 1:
+        raise UserError(f"data set '{dataset_id}': its actions are a Dict space; only Box and Discrete are supported")
+    environment = EnvironmentSpec(*_environment(metadata), observation, action)
+    episodes = _checked_episodes(dataset_id, dataset.storage, num_episodes, num_steps, environment)
+    return StoredSet(episodes, num_episodes, environment, metadata, _remedy(folder))
+
+
+def _remedy(folder: Path) -> str:
+    return f"; if the data set is damaged, delete '{folder}' and fetch or make it again"
+
+
+def _positive(dataset_id: str, metadata: Mapping[str, object], field: str) -> int:
+    number = metadata.get(field)
+    if not isinstance(number, int) or number < 1:
+        raise UserError(f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
+    return number
+
+
+def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int) -> None:
+    """Refuse a data set whose episodes are not just those that its metadata counts."""
+    stored = _stored_indices(storage)
+    missing = sorted(set(range(num_episodes)) - stored)
+    if missing:
+        raise UserError(
+            f"data set '{dataset_id}', episode {missing[0]}: missing, although the metadata's total_episodes is "
+            f"{num_episodes} ({len(stored)} are stored)"
+        )
+    if len(stored) > num_episodes:
+        raise UserError(
+            f"data set '{dataset_id}', metadata: total_episodes is {num_episodes}, but {len(stored)} are stored"
+        )
+
+
+def _environment(metadata: Mapping[str, object]) -> tuple[str, str | None]:
+    """Gymnasium id and spec of the environment to evaluate in; an empty id and None where the set names none."""
+    stored = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    if not isinstance(stored, str):
+        return "", None
+    fields = json.loads(stored)
+    for field in ENVIRONMENT_FIELDS_OF_OLD_GYMNASIUM:
+        fields.pop(field, None)
+    spec_json = json.dumps(fields)
+    return EnvSpec.from_json(spec_json).id, spec_json
+
+
+def _checked_episodes(
+    dataset_id: str, storage: MinariStorage, num_episodes: int, num_steps: int, environment: EnvironmentSpec
+) -> Iterator[StoredEpisode]:
+    """All episodes in order. Whoever asks for the next has found the one before to be valid."""
+    stored = _episodes(storage, num_episodes, environment)
+    steps = 0
+    for index in range(num_episodes):
+        place = f"data set '{dataset_id}', episode {index}"
+        try:
+            stated, fields = next(stored)
+        except Exception as error:  # as above
+            raise UserError(f"{place}: cannot be read ({_one_line(error)}){_remedy(storage.data_path)}") from error
+        yield StoredEpisode(place, *fields, total_steps=int(stated) if isinstance(stated, (int, np.integer)) else None)
+        steps += len(fields[2])
+    if steps != num_steps:
+        raise UserError(
+            f"data set '{dataset_id}', metadata: total_steps is {num_steps}, but its episodes have {steps} together"
+        )
+
+
+def _episodes(
+    storage: MinariStorage, num_episodes: int, environment: EnvironmentSpec
+) -> Iterator[tuple[object, Fields]]:
+    """Stated number of steps, and fields. Any exception may come from a damaged file; iteration ends there."""
+    metadata = iter(storage.get_episode_metadata(range(num_episodes)))
+    if storage.FORMAT == "hdf5":
+        for content in storage.get_episodes(range(num_episodes)):
+            yield next(metadata).get("total_steps"), _from_minari(content)
+    else:
+        for index in range(num_episodes):
+            yield next(metadata).get("total_steps"), _from_arrow(storage, index, environment)
+
+
+def _stored_indices(storage: MinariStorage) -> set[int]:
+    """Numbers of the episodes that the files hold, whatever the metadata says."""
+    if storage.FORMAT == "hdf5":
+        with h5py.File(storage.data_path / "main_data.hdf5", "r") as file:
+            names = [str(name).removeprefix("episode_") for name in file]
+    else:
+        names = [path.name for path in storage.data_path.iterdir() if path.is_dir()]
+    return {int(name) for name in names if name.isdecimal()}
+
+
+def _from_minari(content: Mapping[str, object]) -> Fields:
+    rewards, terminations, truncations = (
+        np.asarray(content[field]) for field in ("rewards", "terminations", "truncations")
+    )
+    return content["observations"], content["actions"], rewards, terminations, truncations
+
+
+def _from_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec) -> Fields:
+    """Arrow and Parquet. Minari's own reader cuts episodes longer than 32,768 rows and gives the rest as the next."""
+    import pyarrow.dataset
+
+    folder = storage.data_path / str(index)
+    table = pyarrow.dataset.dataset(str(folder), format=storage.FORMAT, ignore_prefixes=IGNORED_FILES).to_table()
+
+    def column(name: str) -> "pyarrow.Array":
+        return table.column(name).combine_chunks()
+
+    def steps(name: str) -> np.ndarray:
+        return column(name).to_numpy(zero_copy_only=False)[:-1]
+
+    rows = len(table)
+    observations = _space_values(column("observations"), environment.observation, rows)
+    # Stored with one row more, as rewards are.
+    actions = _space_values(column("actions"), environment.action, max(rows - 1, 0))
+    return observations, actions, steps("rewards"), steps("terminations"), steps("truncations")
+
+
+def _space_values(values: "pyarrow.Array", spec: SpaceSpec, rows: int) -> object:
+    """The first ``rows`` values of a space: an array (rows, …), or nested dicts of them."""
+    if spec.leaves[0].path == ():
+        return _leaf_values(values, spec.leaves[0])[:rows]
+    tree: dict[str, object] = {}
+    for leaf in spec.leaves:
+        node, column = tree, values
+        for key in leaf.path[:-1]:
+            node, column = node.setdefault(key, {}), column.field(key)
+            assert isinstance(node, dict)
+        node[leaf.path[-1]] = _leaf_values(column.field(leaf.path[-1]), leaf)[:rows]
+    return tree
+
+
+def _leaf_values(values: "pyarrow.Array", leaf: SpaceLeaf) -> np.ndarray:
+    """(rows, *shape) of one leaf."""
+    if leaf.kind == "discrete":
+        return values.to_numpy(zero_copy_only=False)
+    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), *leaf.shape)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,141 @@
+"""Sets in Minari's format as sources of episodes: read from disk, and put there by a download or an embedded recipe."""
+
+import difflib
+import os
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import override
+
+from .. import reachability
+from ..dataset_folders import dataset_folder, dataset_root, is_on_disk
+from ..errors import UserError
+from ..simulation import REGISTRY
+from .episode_source import EpisodeSource, StoredSet
+
+COLLECT_COMMAND = "python -m trajectory_transformer.data.collect recipe="
+
+
+@dataclass
+class LocalSet(EpisodeSource):
+    """A set that lies, or is put, in Minari's folder.
+
+    Attributes:
+        dataset_id: Minari id.
+    """
+
+    dataset_id: str
+
+    @abstractmethod
+    def require_obtainable(self) -> None:
+        """Refuse a set that is not on disk and cannot be put there."""
+
+    @abstractmethod
+    def obtain(self, progress: bool) -> None:
+        """Put the set on disk."""
+
+    @property
+    @override
+    def name(self) -> str:
+        return self.dataset_id
+
+    @override
+    def folders(self) -> list[Path]:
+        return [dataset_folder(self.dataset_id)]
+
+    @override
+    def require_available(self) -> None:
+        if not is_on_disk(self.dataset_id):
+            self.require_obtainable()
+
+    @override
+    def read(self, progress: bool) -> StoredSet:
+        if not is_on_disk(self.dataset_id):
+            self.require_obtainable()
+            self.obtain(progress)
+        from .minari_reading import read_set
+
+        return read_set(self.dataset_id)
+
+
+@dataclass
+class EmbeddedSet(LocalSet):
+    """The data set of an embedded recipe, simulated where it is not on disk."""
+
+    @override
+    def require_obtainable(self) -> None:
+        if self.dataset_id not in REGISTRY:
+            near = _most_similar(self.dataset_id)
+            raise UserError(
+                f"data set '{self.dataset_id}' is not in '{dataset_root()}' and not one of the embedded sets, such as "
+                f"{', '.join(near)}{_did_you_mean(self.dataset_id)}; "
+                f"`{COLLECT_COMMAND}{REGISTRY[near[0]].name}` makes '{near[0]}'"
+            )
+
+    @override
+    def obtain(self, progress: bool) -> None:
+        from ..simulation.collect import collect
+
+        try:
+            collect(REGISTRY[self.dataset_id], progress=progress)
+        except UserError:
+            if not is_on_disk(self.dataset_id):  # otherwise another process was faster
+                raise
+
+
+@dataclass
+class MinariSet(LocalSet):
+    """A Minari data set, downloaded where it is not on disk.
+
+    Attributes:
+        download: whether downloading is allowed.
+    """
+
+    download: bool = True
+
+    @override
+    def require_obtainable(self) -> None:
+        reason = unreachable() if self.download else "data.download=false"
+        if reason is not None:
+            raise UserError(
+                f"data set '{self.dataset_id}' is not in '{dataset_root()}' and cannot be downloaded ({reason})"
+                f"{_did_you_mean(self.dataset_id)}; fetch it with `minari download {self.dataset_id}` where there is a "
+                "network (MINARI_DATASETS_PATH names the folder), or take an embedded set that needs none, such as "
+                f"{', '.join(_most_similar(self.dataset_id))}"
+            )
+
+    @override
+    def obtain(self, progress: bool) -> None:
+        import minari
+
+        try:
+            minari.download_dataset(self.dataset_id)
+        except Exception as error:  # whatever the network and the remote's client raise
+            reason = " ".join(str(error).split())
+            if isinstance(error, ImportError):
+                raise UserError(f"downloading '{self.dataset_id}' needs another package: {reason}") from error
+            raise UserError(
+                f"data set '{self.dataset_id}' is not in '{dataset_root()}' and its download failed ({reason})"
+                f"{_did_you_mean(self.dataset_id)}; `minari download {self.dataset_id}` tries again"
+            ) from error
+
+
+def unreachable() -> str | None:
+    """Why Minari's server cannot be reached, or None if it answers within a second."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "HF_HUB_OFFLINE is set"
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/api/datasets?limit=1"
+    if os.environ.get("MINARI_REMOTE", "").startswith("gcp://"):
+        url = "https://storage.googleapis.com"
+    return reachability.unreachable(url)
+
+
+def _most_similar(dataset_id: str) -> list[str]:
+    """Three embedded sets."""
+    return difflib.get_close_matches(dataset_id, REGISTRY, n=3, cutoff=0.0)
+
+
+def _did_you_mean(dataset_id: str) -> str:
+    near = difflib.get_close_matches(dataset_id, REGISTRY, n=1, cutoff=0.8)
+    return f"; did you mean '{near[0]}'?" if near else ""
