@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
+from trajectory_transformer import TrajectoryTransformerConfig
 from trajectory_transformer.benchmark import __main__ as command
 from trajectory_transformer.benchmark import planning, training
 from trajectory_transformer.benchmark.machine import Hardware, forward_operations, peak_memory
@@ -14,7 +15,6 @@ from trajectory_transformer.configuration import ModelConfig, PlannerConfig
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transitions import TransitionTable, join_episodes
 from trajectory_transformer.layout import TransitionLayout
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
 
 ALONE = Hardware("cpu", threads=1)
 

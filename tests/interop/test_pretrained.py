@@ -13,10 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.golden.seeded import CASES, original_weights
-from trajectory_transformer import reachability
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel, reachability
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 
 SMALL: dict[str, Any] = {
     "vocab_size": 9, "block_size": 29, "observation_dim": 2, "action_dim": 2, "transition_dim": 6, "n_layer": 2,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.checkpoint import write_checkpoint
 from trajectory_transformer.configuration import IqlConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
@@ -18,7 +19,6 @@ from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.learners.critic import Critic
 from trajectory_transformer.learners.critic_ranking import CriticRanking
 from trajectory_transformer.learners.iql import ImplicitQ
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
 

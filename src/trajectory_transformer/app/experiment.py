@@ -26,7 +26,7 @@ from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import require_possible
 from ..learners.critic import Critic
 from ..learners.ensemble import TrainedEnsemble
-from ..learners.make import make_datamodule
+from ..learners.make import make_datamodule, require_own_classes
 from ..learners.same_data import require_same_data, require_same_split
 from ..planning.trained_model import TrainedModel
 from ..processes import is_first_process
@@ -100,6 +100,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
+    allow = require_own_classes(config)
     datamodule = make_datamodule(config)
     datamodule.setup()
     _require_evaluable(config, datamodule.data.environment)
@@ -120,7 +121,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             _keep_artifacts(loggers, report.best, read_checkpoint(report.best)[SECTION]["dataset"])
         if options.episodes == 0 or config.learner == "ensemble":
             return -report.validation_loss
-        trained = load_trained(report.best, config.trainer.accelerator, {})
+        trained = load_trained(report.best, config.trainer.accelerator, {}, allow)
         rollouts = _Rollouts(
             options.episodes,
             options.num_envs,
@@ -204,7 +205,7 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
 
 def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
     """Write what the model attends to in its held-out episodes."""
-    model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"))
+    model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"), trained.allow)
     data = trained.contents[SECTION]["data"]
     table = join_episodes(held_out_episodes(trained), data["discount"], data["termination_penalty"])
     return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
@@ -212,7 +213,7 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[F
 
 def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
     """Write how well models predict its held-out episodes; the first figure is the score."""
-    model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"))
+    model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"), trained.allow)
     network = None
     if config.predict.ensemble is not None:
         ensemble = TrainedEnsemble.load(config.predict.ensemble)

@@ -87,6 +87,8 @@ def read_config(directory: Path) -> TrainConfig:
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     check_targets(config.trainer.callbacks, f"{file}: trainer.callbacks")
+    check_targets(config.trainer.metrics, f"{file}: trainer.metrics")
+    check_targets(config.model.block, f"{file}: model.block")
     return config
 
 

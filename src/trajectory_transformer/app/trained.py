@@ -1,6 +1,6 @@
 """A checkpoint as the two commands use it, whatever was trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,26 @@ class Trained:
         contents: of the file.
         dataset: what it records of the data that it was trained on.
         agent: plans with it, or follows its policy.
+        allow: packages besides this one whose classes the file may name.
     """
 
     checkpoint: Path
     contents: Mapping[str, Any]
     dataset: Mapping[str, Any]
     agent: ActingAgent
+    allow: Sequence[str] = ()
 
 
-def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[str, Any]) -> Trained:
+def load_trained(
+    checkpoint: Path, accelerator: str, planner_overrides: Mapping[str, Any], allow: Sequence[str] = ()
+) -> Trained:
     """Read a checkpoint.
 
     Args:
         checkpoint: a ``.ckpt`` file.
         accelerator: that plans; as Lightning's.
         planner_overrides: planner options that replace those recorded in the checkpoint.
+        allow: packages besides this one whose classes the file may name.
 
     Raises:
         UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
@@ -63,8 +68,8 @@ def load_trained(checkpoint: Path, accelerator: str, planner_overrides: Mapping[
     if kind == "iql":
         agent: ActingAgent = PolicyAgent(Critic.from_contents(contents, device))
     else:
-        agent = Agent.from_contents(contents, device, **planner_overrides)
-    return Trained(checkpoint, contents, contents[SECTION]["dataset"], agent)
+        agent = Agent.from_contents(contents, device, allow, **planner_overrides)
+    return Trained(checkpoint, contents, contents[SECTION]["dataset"], agent, allow)
 
 
 def held_out_episodes(trained: Trained) -> list[Episode]:

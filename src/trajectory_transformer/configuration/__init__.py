@@ -18,10 +18,11 @@ from .run import (
     TrainConfig,
     TuneConfig,
 )
-from .training import ModelConfig, OptimizerConfig, TrainerConfig
-from .validation import require, require_choice, require_finite, require_probability
+from .training import HIDDEN_ACTIVATIONS, ModelConfig, OptimizerConfig, TrainerConfig
+from .validation import require, require_choice, require_finite, require_probability, require_target
 
 __all__ = [
+    "HIDDEN_ACTIVATIONS",
     "AttentionConfig",
     "DataConfig",
     "DiscretizerConfig",
@@ -43,4 +44,5 @@ __all__ = [
     "require_finite",
     "require_probability",
     "require_same_purpose",
+    "require_target",
 ]

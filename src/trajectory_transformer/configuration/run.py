@@ -105,6 +105,7 @@ class TrainConfig:
             self.planner.require_critic()
         else:
             require(not self.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.learner}")
+            require(not self.trainer.metrics, f"trainer.metrics are for learner=transformer, not {self.learner}")
 
 
 @dataclass

@@ -3,15 +3,19 @@
 from dataclasses import replace
 
 import lightning as L
+from torch import nn
 
+from ..building import TYPED_BY_USER, locate, targets_in
 from ..configuration import TrainConfig
+from ..model.config import TransformerConfig
 from ..training.checkpoint_io import run_facts, standalone_facts
 from ..training.datamodule import OfflineDataModule, TrajectoryDataModule
 from ..training.learner_module import LearnerModule
+from ..training.metrics import make_own_metrics
 from ..training.optimization import TrainingPlan
 from .ensemble import DynamicsEnsemble
 from .iql import ImplicitQ, reward_transform
-from .transformer_module import TrajectoryModule, make_model_config
+from .transformer_module import TrajectoryModule
 from .transition_datamodule import TransitionDataModule
 from .transition_module import EnsembleModule, ImplicitQModule
 
@@ -22,6 +26,21 @@ def make_datamodule(config: TrainConfig) -> OfflineDataModule:
         return TrajectoryDataModule(config.data, config.seed, config.model.goal_conditioned)
     members = config.ensemble.num_members if config.learner == "ensemble" else None
     return TransitionDataModule(config.data, config.seed, members)
+
+
+def require_own_classes(config: TrainConfig) -> list[str]:
+    """Find the classes that ``model.block`` and ``trainer.metrics`` name, rather before data sets are made than after.
+
+    Returns:
+        The packages that the user has named for blocks, so that the run's own checkpoints may name them, too.
+
+    Raises:
+        UserError: there is no such class, or it is no module or metric.
+    """
+    make_own_metrics(config.trainer.metrics)
+    targets = targets_in(config.model.block)
+    found = [locate(target, nn.Module, "model.block", TYPED_BY_USER).__module__ for target in targets]
+    return sorted({path.partition(".")[0] for path in (*targets, *found)})
 
 
 def make_module(config: TrainConfig, datamodule: OfflineDataModule) -> LearnerModule:
@@ -46,12 +65,12 @@ def make_module(config: TrainConfig, datamodule: OfflineDataModule) -> LearnerMo
 
 
 def _transformer(config: TrainConfig, datamodule: TrajectoryDataModule, plan: TrainingPlan) -> TrajectoryModule:
-    model = make_model_config(
+    model = TransformerConfig.for_data(
         config.model, datamodule.layout, config.data.discretizer.num_bins, config.data.sequence_length
     )
     plan = replace(plan, tokens_per_step=plan.tokens_per_step * model.block_size)
     facts = standalone_facts(config, datamodule.data, datamodule.discretizer)
-    return TrajectoryModule(model, config.optimizer, plan, facts)
+    return TrajectoryModule(model, config.optimizer, plan, facts, config.trainer.metrics)
 
 
 def _iql(config: TrainConfig, datamodule: TransitionDataModule, plan: TrainingPlan) -> ImplicitQModule:

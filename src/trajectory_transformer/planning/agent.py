@@ -59,26 +59,31 @@ class Agent:
         self.reset(1)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str = "cpu", **planner_overrides: Any) -> "Agent":
+    def from_checkpoint(
+        cls, path: str | Path, device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
+    ) -> "Agent":
         """The agent of a training run.
 
         Args:
             path: a ``.ckpt`` file.
             device: where to compute.
+            allow: packages besides this one whose classes the file may name, such as that of ``model.block``.
             planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones.
 
         Raises:
             UserError: the file is not a good checkpoint, an override is unknown, the plan is longer than the model can
                 see, or ``planner.critic`` is no critic of the same data.
         """
-        return cls.from_contents(read_checkpoint(path), device, **planner_overrides)
+        return cls.from_contents(read_checkpoint(path), device, allow, **planner_overrides)
 
     @classmethod
-    def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu", **planner_overrides: Any) -> "Agent":
+    def from_contents(
+        cls, contents: Mapping[str, Any], device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
+    ) -> "Agent":
         """As :meth:`from_checkpoint`, from what :func:`read_checkpoint` returned."""
         require_kind(contents, "transformer")
         settings, discount = recorded_settings(contents, planner_overrides)
-        trained = TrainedModel.from_contents(contents, device)
+        trained = TrainedModel.from_contents(contents, device, allow)
         if settings.discount is None:
             settings = replace(settings, discount=discount)
         critic = None

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.gpt import Block, DimensionHeads, SelfAttention, TrajectoryTransformerModel
+from ..model.gpt import Block, DimensionHeads, SelfAttention, TrajectoryTransformer
 from .decoder import BeamDecoder, gather_rows
 from .native.library import UnavailableError, load_library
 from .sampling import Choice
 
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")  # in the order of decode.c
 _PARTS = (
-    TrajectoryTransformerModel, Block, SelfAttention, DimensionHeads, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout,
+    TrajectoryTransformer, Block, SelfAttention, DimensionHeads, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout,
     nn.ModuleList,
 )  # fmt: skip
 _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c returns
@@ -38,14 +38,18 @@ _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c return
 }
 
 
-def unavailable_reason(model: TrajectoryTransformerModel) -> str | None:
+def unavailable_reason(model: TrajectoryTransformer) -> str | None:
     """Why this model cannot be decoded natively, or None if it can."""
     device, dtype = model.pos_emb.device, model.pos_emb.dtype
     if device.type != "cpu" or dtype != torch.float32:
         return f"it computes in float32 on the CPU, the model in {dtype} on {device}"
     if model.config.hidden_act not in ACTIVATIONS:
         return f"it knows the activations {', '.join(ACTIVATIONS)}, not {model.config.hidden_act}"
-    foreign = sorted({type(part).__name__ for part in model.modules() if type(part) not in _PARTS})
+    kept = all(
+        getattr(type(model), name) is getattr(TrajectoryTransformer, name) for name in ("embed", "hidden", "forward")
+    )
+    own = [part for part in model.modules() if type(part) not in _PARTS and not (part is model and kept)]
+    foreign = sorted({type(part).__name__ for part in own})
     if foreign:
         return f"the model has parts that are not the package's own: {', '.join(foreign)}"
     try:
@@ -68,7 +72,7 @@ class NativeDecoder(BeamDecoder):
         UnavailableError: the library cannot be compiled here.
     """
 
-    def __init__(self, model: TrajectoryTransformerModel, window: int, sliding: bool) -> None:
+    def __init__(self, model: TrajectoryTransformer, window: int, sliding: bool) -> None:
         self._library, self._config, self._sliding = load_library(), model.config, sliding
         self._limit = window * model.config.transition_dim
         with torch.no_grad():
@@ -180,7 +184,7 @@ def _numbered(environments: int, rows: int) -> Tensor:
     return torch.arange(environments * rows).view(environments, rows)
 
 
-def _folded_weights(model: TrajectoryTransformerModel) -> list[Tensor]:
+def _folded_weights(model: TrajectoryTransformer) -> list[Tensor]:
     """What ``tt_create`` asks for.
 
     Norms are folded into the products behind them. Queries are divided by √head_dim, and by ln 2: the kernel takes

@@ -11,7 +11,7 @@ from ..configuration import PlannerConfig, require, require_same_purpose
 from ..data.discretizer import Discretizer
 from ..learners.critic import Critic
 from ..learners.critic_ranking import CriticRanking
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.gpt import TrajectoryTransformer
 from .beam_search import SearchResult, beam_search, require_finite_scores
 from .captured_search import CapturedSearch, cuda_graph
 from .deadline import Deadline
@@ -42,7 +42,7 @@ class BeamPlanner:
 
     def __init__(
         self,
-        model: TrajectoryTransformerModel,
+        model: TrajectoryTransformer,
         discretizer: Discretizer,
         settings: PlannerConfig,
         critic: Critic | None = None,
@@ -125,7 +125,7 @@ def is_captured(settings: PlannerConfig, device: str) -> bool:
     return device == "cuda" and settings.decoder == "auto" and settings.deadline_ms is None
 
 
-def make_decoder(model: TrajectoryTransformerModel, settings: PlannerConfig) -> BeamDecoder:
+def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamDecoder:
     """What ``settings.decoder`` names, or chooses.
 
     Raises:

@@ -1,6 +1,6 @@
 """What a checkpoint holds of a trained Trajectory Transformer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,8 +9,8 @@ from ..configuration import PlannerConfig
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from ..model.config import TrajectoryTransformerConfig
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.config import TransformerConfig
+from ..model.gpt import TrajectoryTransformer
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,29 @@ class TrainedModel:
         environment: the spaces of its data, and the environment to act in.
     """
 
-    model: TrajectoryTransformerModel
+    model: TrajectoryTransformer
     discretizer: Discretizer
     environment: EnvironmentSpec
 
     @classmethod
-    def from_contents(cls, contents: Mapping[str, Any], device: str = "cpu") -> "TrainedModel":
-        """From what :func:`~..checkpoint.read_checkpoint` returned.
+    def from_contents(
+        cls, contents: Mapping[str, Any], device: str = "cpu", allow: Sequence[str] = ()
+    ) -> "TrainedModel":
+        """From what :func:`~..checkpoint.read_checkpoint` returned; ``allow`` as for
+        :meth:`~.agent.Agent.from_checkpoint`.
 
         Raises:
-            UserError: the contents do not fit together, or are no transformer's.
+            UserError: the contents do not fit together, name a class that is not allowed, or are no transformer's.
         """
         require_kind(contents, "transformer")
         record = contents[SECTION]
         try:
-            model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**record["model"]))
+            model = TrajectoryTransformer(TransformerConfig(**record["model"]), allow)
             model.load_state_dict(weights_of(contents, "model"))
             discretizer = Discretizer.from_dict(record["discretizer"]).to(device)
             environment = EnvironmentSpec.from_dict(record["environment"])
+        except UserError:
+            raise
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint's contents do not fit together: {error}") from error
         return cls(model.to(device).eval(), discretizer, environment)
