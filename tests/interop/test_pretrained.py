@@ -86,6 +86,21 @@ def test_round_trip_in_shards(model: TrajectoryTransformerModel, saved: Path) ->
     assert sorted(file.name for file in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_a_full_disk_keeps_the_earlier_weights(
+    model: TrajectoryTransformerModel, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+
+    def half(weights: Any, directory: str, **_: Any) -> None:
+        (Path(directory) / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trajectory_transformer.interop.weights.save_torch_state_dict", half)
+    with pytest.raises(UserError, match=r"could not be saved in .*: No space left on device"):
+        model.save_pretrained(saved)
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes(model: TrajectoryTransformerModel, tmp_path: Path, dtype: torch.dtype) -> None:
     model.to(dtype).save_pretrained(tmp_path)
