@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
+from trajectory_transformer import TrajectoryTransformerConfig
 from trajectory_transformer.benchmark import __main__ as command
 from trajectory_transformer.benchmark import planning, training
 from trajectory_transformer.benchmark.machine import Hardware, forward_operations, peak_memory
@@ -14,7 +15,6 @@ from trajectory_transformer.configuration import ModelConfig, PlannerConfig
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transitions import TransitionTable, join_episodes
 from trajectory_transformer.layout import TransitionLayout
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
 
 ALONE = Hardware("cpu", threads=1)
 
@@ -43,7 +43,9 @@ def test_planning_operations_by_hand() -> None:
 
 def small(window: str, environments: int) -> PlanningSetting:
     planner = PlannerConfig(horizon=3, beam_width=2, context=2, window=window)
-    return PlanningSetting("small", TransitionLayout(2, 1), ModelConfig(1, 1, 8), planner, environments)
+    return PlanningSetting(
+        "small", TransitionLayout(2, 1), ModelConfig(n_layer=1, n_head=1, n_embd=8), planner, environments
+    )
 
 
 @pytest.mark.parametrize(("window", "environments"), [("growing", 2), ("sliding", 1)])
@@ -114,8 +116,8 @@ def test_tokenising_begins_with_episodes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_training_on_the_cpu(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
-    monkeypatch.setattr(training, "BASE", ModelConfig(1, 1, 8))
-    monkeypatch.setattr(training, "TINY", ModelConfig(1, 1, 8))
+    monkeypatch.setattr(training, "BASE", ModelConfig(n_layer=1, n_head=1, n_embd=8))
+    monkeypatch.setattr(training, "TINY", ModelConfig(n_layer=1, n_head=1, n_embd=8))
     rows = training.training_rows(Hardware("cpu", threads=1, bf16=bf16), rate=1e11)
     assert [name.split(",")[1] for name, _, _ in rows] == [" tiny", " base"]
     assert all(float(speed.removesuffix(" tokens/s").replace(",", "")) > 0 for _, speed, _ in rows)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .configuration import PlannerConfig
     from .data.discretizer import QuantileDiscretizer, UniformDiscretizer
-    from .interop.pretrained import TrajectoryTransformerPreTrainedTransformer
-    from .model.config import TrajectoryTransformerConfig
-    from .model.gpt import TrajectoryTransformerModel
+    from .interop.config import TrajectoryTransformerConfig
+    from .interop.pretrained import TrajectoryTransformerModel, TrajectoryTransformerPreTrainedModel
     from .model.output import TrajectoryTransformerOutput
     from .planning.agent import Agent
     from .planning.planner import BeamPlanner
@@ -26,7 +25,7 @@ __all__ = [
     "TrajectoryTransformerConfig",
     "TrajectoryTransformerModel",
     "TrajectoryTransformerOutput",
-    "TrajectoryTransformerPreTrainedTransformer",
+    "TrajectoryTransformerPreTrainedModel",
     "UniformDiscretizer",
 ]
 
@@ -35,10 +34,10 @@ _MODULES = {
     "BeamPlanner": "planning.planner",
     "PlannerConfig": "configuration",
     "QuantileDiscretizer": "data.discretizer",
-    "TrajectoryTransformerConfig": "model.config",
-    "TrajectoryTransformerModel": "model.gpt",
+    "TrajectoryTransformerConfig": "interop.config",
+    "TrajectoryTransformerModel": "interop.pretrained",
     "TrajectoryTransformerOutput": "model.output",
-    "TrajectoryTransformerPreTrainedTransformer": "interop.pretrained",
+    "TrajectoryTransformerPreTrainedModel": "interop.pretrained",
     "UniformDiscretizer": "data.discretizer",
 }
 

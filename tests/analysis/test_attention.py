@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.analysis import attention
 from trajectory_transformer.analysis.attention import (
     average_attention,
@@ -21,8 +22,7 @@ from trajectory_transformer.data.transitions import TransitionTable
 from trajectory_transformer.data.windows import TokenWindows
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.figures import RunFacts
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import Block, TrajectoryTransformerModel
+from trajectory_transformer.model.gpt import Block
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 
 from ..evaluation.scripted import WALK, environment_spec

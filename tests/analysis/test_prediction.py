@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.analysis.prediction import (
     PredictionRequest,
     choose_references,
@@ -24,8 +25,6 @@ from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.figures import RunFacts
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 
 OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 4, 8

@@ -9,7 +9,8 @@ import pytest
 
 from trajectory_transformer.app.loading import held_out_episodes
 from trajectory_transformer.building import TYPED_BY_USER
-from trajectory_transformer.checkpoint import SECTION, Checkpoint, read_checkpoint
+from trajectory_transformer.checkpoint import Checkpoint
+from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint
 from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.data.sources import load_offline_data, require_available
 from trajectory_transformer.errors import UserError

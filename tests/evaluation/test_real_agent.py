@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import UniformDiscretizer
 from trajectory_transformer.errors import UserError
@@ -15,8 +16,6 @@ from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evalua
 from trajectory_transformer.evaluation.records import RolloutOptions
 from trajectory_transformer.evaluation.results import read_results
 from trajectory_transformer.evaluation.rollout import run_episodes
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
 

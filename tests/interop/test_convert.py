@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from tests.golden.seeded import Case, original_weights, rewrite_weights, tokens
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.interop.convert import convert, main
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 
 CASE = Case("hopper", 11, 3, 20, 2, 2, 16, 48, False)
 

@@ -13,10 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.golden.seeded import CASES, original_weights
-from trajectory_transformer import reachability
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel, reachability
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 
 SMALL: dict[str, Any] = {
     "vocab_size": 9, "block_size": 29, "observation_dim": 2, "action_dim": 2, "transition_dim": 6, "n_layer": 2,
@@ -86,6 +84,21 @@ def test_round_trip_in_shards(model: TrajectoryTransformerModel, saved: Path) ->
     assert same_weights(model, TrajectoryTransformerModel.from_pretrained(saved))
     model.save_pretrained(saved)
     assert sorted(file.name for file in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_full_disk_keeps_the_earlier_weights(
+    model: TrajectoryTransformerModel, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+
+    def half(weights: Any, directory: str, **_: Any) -> None:
+        (Path(directory) / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trajectory_transformer.interop.weights.save_torch_state_dict", half)
+    with pytest.raises(UserError, match=r"could not be saved in .*: No space left on device"):
+        model.save_pretrained(saved)
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.planning.conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, box
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import OBJECTIVES, IqlConfig, PlannerConfig
@@ -20,7 +21,6 @@ from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.learners.critic import Critic
 from trajectory_transformer.learners.critic_objective import CriticValue
 from trajectory_transformer.learners.iql_network import ImplicitQ
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.objectives import Candidates, PlanningContext, make_objective
 from trajectory_transformer.planning.planner import BeamPlanner

@@ -85,6 +85,18 @@ def test_logged_metrics(tmp_path: Path) -> None:
     assert rows.rows[9, "train/tokens_per_second"] > 0
 
 
+def test_own_metrics_are_logged_beside_ours_and_change_nothing(tmp_path: Path) -> None:
+    rows = Rows()
+    own = {"top_two": {"_target_": "tests.training.test_metrics.TopTwo"}}
+    config = small_config(max_steps=6, metrics=own)
+    report = fit(TransformerLearner(), config, tmp_path / "own", small_datamodule(config), [rows], [], False)
+    assert {step for step, name in rows.rows if name == "train/top_two"} == {3, 6}
+    assert {step for step, name in rows.rows if name == "val/top_two"} == {6}
+    assert 0.0 < rows.rows[6, "val/top_two"] <= 1.0
+    plain = weights(small_fit(tmp_path / "plain", small_config(max_steps=6)).last)
+    assert all(torch.equal(value, plain[name]) for name, value in weights(report.last).items())
+
+
 def test_weights_begin_with_model(tmp_path: Path) -> None:
     report = small_fit(tmp_path, small_config(max_steps=1))
     assert all(name.startswith("model.") for name in weights(report.last))

@@ -7,27 +7,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import Block, DimensionHeads, TrajectoryTransformerModel
+from trajectory_transformer.model.config import TransformerConfig
+from trajectory_transformer.model.gpt import Block, DimensionHeads, TrajectoryTransformer
 
 WIDTH, VOCABULARY, BLOCK = 6, 8, 29
 
 
-def make_model(**changes: Any) -> TrajectoryTransformerModel:
+def make_model(**changes: Any) -> TrajectoryTransformer:
     """A small model in evaluation mode whose weights are far from their initial values."""
     torch.manual_seed(0)
     options: dict[str, Any] = {
         "vocab_size": VOCABULARY, "block_size": BLOCK, "observation_dim": 2, "action_dim": 2, "transition_dim": WIDTH,
         "n_layer": 2, "n_head": 2, "n_embd": 16,
     }  # fmt: skip
-    model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**(options | changes))).eval()
+    model = TrajectoryTransformer(TransformerConfig(**(options | changes))).eval()
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return model
 
 
 @pytest.fixture(scope="module")
-def model() -> TrajectoryTransformerModel:
+def model() -> TrajectoryTransformer:
     return make_model()
 
 
@@ -36,11 +36,11 @@ def tokens() -> Tensor:
     return torch.randint(0, VOCABULARY + 1, (3, BLOCK), generator=torch.Generator().manual_seed(1))
 
 
-def blocks_of(model: TrajectoryTransformerModel) -> list[Block]:
+def blocks_of(model: TrajectoryTransformer) -> list[Block]:
     return [block for block in model.blocks if isinstance(block, Block)]
 
 
-def logits_of(model: TrajectoryTransformerModel, tokens: Tensor) -> Tensor:
+def logits_of(model: TrajectoryTransformer, tokens: Tensor) -> Tensor:
     with torch.no_grad():
         return model(tokens, use_cache=False).logits
 
@@ -60,7 +60,7 @@ def test_mask_by_hand() -> None:
     ]
 
 
-def plain_logits(model: TrajectoryTransformerModel, tokens: list[int]) -> Tensor:
+def plain_logits(model: TrajectoryTransformer, tokens: list[int]) -> Tensor:
     """The forward pass written out for one sequence with loops over positions and heads."""
     config = model.config
     size = config.n_embd // config.n_head
@@ -87,14 +87,14 @@ def plain_logits(model: TrajectoryTransformerModel, tokens: list[int]) -> Tensor
     return torch.stack([model.head.weight[p % WIDTH] @ x[p] for p in range(len(tokens))])
 
 
-def test_forward_equals_the_definition(model: TrajectoryTransformerModel, tokens: Tensor) -> None:
+def test_forward_equals_the_definition(model: TrajectoryTransformer, tokens: Tensor) -> None:
     with torch.no_grad():
         expected = torch.stack([plain_logits(model, row.tolist()) for row in tokens[:, :20]])
     torch.testing.assert_close(logits_of(model, tokens[:, :20]), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("chunks", [[1] * BLOCK, [6, 6, 6, 6, 5], [3, 1, 10, 2, 13], [BLOCK]])
-def test_cached_logits_equal_uncached(model: TrajectoryTransformerModel, tokens: Tensor, chunks: list[int]) -> None:
+def test_cached_logits_equal_uncached(model: TrajectoryTransformer, tokens: Tensor, chunks: list[int]) -> None:
     past, parts, position = None, [], 0
     with torch.no_grad():
         for size in chunks:
@@ -104,7 +104,7 @@ def test_cached_logits_equal_uncached(model: TrajectoryTransformerModel, tokens:
     torch.testing.assert_close(torch.cat(parts, 1), logits_of(model, tokens), atol=1e-5, rtol=0)
 
 
-def test_cached_logits_after_reordering_rows(model: TrajectoryTransformerModel, tokens: Tensor) -> None:
+def test_cached_logits_after_reordering_rows(model: TrajectoryTransformer, tokens: Tensor) -> None:
     order = torch.tensor([2, 0, 0, 1])
     with torch.no_grad():
         past = model(tokens[:, :13], use_cache=True).past_key_values.select(order)
@@ -112,7 +112,7 @@ def test_cached_logits_after_reordering_rows(model: TrajectoryTransformerModel, 
     torch.testing.assert_close(continued, logits_of(model, tokens)[order, 13:], atol=1e-5, rtol=0)
 
 
-def test_one_past_continues_in_several_ways(model: TrajectoryTransformerModel, tokens: Tensor) -> None:
+def test_one_past_continues_in_several_ways(model: TrajectoryTransformer, tokens: Tensor) -> None:
     other = tokens.roll(1, dims=0)
     with torch.no_grad():
         past = model(tokens[:, :9], use_cache=True).past_key_values
@@ -123,20 +123,20 @@ def test_one_past_continues_in_several_ways(model: TrajectoryTransformerModel, t
     assert past.length == 9
 
 
-def test_value_tokens_touch_only_their_own_prediction(model: TrajectoryTransformerModel, tokens: Tensor) -> None:
+def test_value_tokens_touch_only_their_own_prediction(model: TrajectoryTransformer, tokens: Tensor) -> None:
     changed = tokens.clone()
     changed[:, WIDTH - 1 :: WIDTH] = (changed[:, WIDTH - 1 :: WIDTH] + 1) % VOCABULARY
     moved = (logits_of(model, changed) - logits_of(model, tokens)).abs().amax(dim=(0, 2)) > 1e-6
     assert moved.nonzero().flatten().tolist() == list(range(WIDTH - 1, BLOCK, WIDTH))
 
 
-def test_later_tokens_never_change_earlier_logits(model: TrajectoryTransformerModel, tokens: Tensor) -> None:
+def test_later_tokens_never_change_earlier_logits(model: TrajectoryTransformer, tokens: Tensor) -> None:
     changed = tokens.clone()
     changed[:, 14:] = (changed[:, 14:] + 1) % VOCABULARY
     torch.testing.assert_close(logits_of(model, changed)[:, :14], logits_of(model, tokens)[:, :14])
 
 
-def test_the_stop_token_is_one_embedding_for_all_dimensions(model: TrajectoryTransformerModel) -> None:
+def test_the_stop_token_is_one_embedding_for_all_dimensions(model: TrajectoryTransformer) -> None:
     embedded = model.embed(torch.full((1, WIDTH), VOCABULARY), torch.arange(WIDTH)) - model.pos_emb[:, :WIDTH]
     torch.testing.assert_close(embedded, model.tok_emb.weight[-1].expand(1, WIDTH, -1))
 
@@ -150,7 +150,7 @@ def test_heads_follow_the_position(first: int, time: int) -> None:
     torch.testing.assert_close(heads(hidden, first), expected)
 
 
-def test_output_by_name_index_and_tuple(model: TrajectoryTransformerModel, tokens: Tensor) -> None:
+def test_output_by_name_index_and_tuple(model: TrajectoryTransformer, tokens: Tensor) -> None:
     output = model(tokens, targets=tokens, output_attentions=True, output_hidden_states=True)
     assert output.loss is output["loss"] is output[0] is next(iter(output))
     assert output.logits is output[1]
@@ -161,7 +161,7 @@ def test_output_by_name_index_and_tuple(model: TrajectoryTransformerModel, token
     assert len(plain) == 1
 
 
-def test_attentions_obey_the_mask_and_leave_the_logits(model: TrajectoryTransformerModel, tokens: Tensor) -> None:
+def test_attentions_obey_the_mask_and_leave_the_logits(model: TrajectoryTransformer, tokens: Tensor) -> None:
     with torch.no_grad():
         output = model(tokens, output_attentions=True, use_cache=False)
     torch.testing.assert_close(output.logits, logits_of(model, tokens), atol=1e-5, rtol=0)
@@ -188,8 +188,8 @@ def test_fields_have_their_effect(tokens: Tensor) -> None:
 
 def test_initialisation() -> None:
     torch.manual_seed(0)
-    config = TrajectoryTransformerConfig(n_layer=1, initializer_range=0.03, kaiming_initializer_range=2.0)
-    model = TrajectoryTransformerModel(config)
+    config = TransformerConfig(n_layer=1, initializer_range=0.03, kaiming_initializer_range=2.0)
+    model = TrajectoryTransformer(config)
     assert model.tok_emb.weight.std().item() == pytest.approx(0.03, rel=0.02)
     assert blocks_of(model)[0].l1.weight.std().item() == pytest.approx(0.03, rel=0.02)
     assert model.pos_emb.abs().max() == 0
@@ -205,7 +205,7 @@ def test_dropout_acts_only_in_training(tokens: Tensor) -> None:
     assert not torch.allclose(logits_of(model, tokens), logits_of(model, tokens))
 
 
-def test_decay_groups_split_all_parameters(model: TrajectoryTransformerModel) -> None:
+def test_decay_groups_split_all_parameters(model: TrajectoryTransformer) -> None:
     decayed, rest = model.decay_parameter_groups(0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
@@ -216,11 +216,11 @@ def test_decay_groups_split_all_parameters(model: TrajectoryTransformerModel) ->
 
 
 def test_parameter_count_of_the_paper_model() -> None:
-    model = TrajectoryTransformerModel(TrajectoryTransformerConfig())
+    model = TrajectoryTransformer(TransformerConfig())
     assert sum(p.numel() for p in model.parameters()) == 1_468_544
 
 
-def test_too_many_tokens_are_refused(model: TrajectoryTransformerModel, tokens: Tensor) -> None:
+def test_too_many_tokens_are_refused(model: TrajectoryTransformer, tokens: Tensor) -> None:
     with pytest.raises(ValueError, match=f"{BLOCK + 1} tokens exceed block_size={BLOCK}"):
         model(torch.cat([tokens, tokens[:, :1]], dim=1))
     past = model(tokens, use_cache=True).past_key_values
@@ -241,4 +241,4 @@ def test_too_many_tokens_are_refused(model: TrajectoryTransformerModel, tokens: 
 )
 def test_contradictory_configurations_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrajectoryTransformerConfig(**options)
+        TransformerConfig(**options)

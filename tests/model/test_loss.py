@@ -4,11 +4,11 @@ import math
 
 import torch
 
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.model.config import TransformerConfig
+from trajectory_transformer.model.gpt import TrajectoryTransformer
 from trajectory_transformer.model.loss import token_weights, weighted_cross_entropy
 
-CONFIG = TrajectoryTransformerConfig(
+CONFIG = TransformerConfig(
     vocab_size=3, block_size=11, observation_dim=2, action_dim=1, transition_dim=5,
     action_weight=5, reward_weight=2, value_weight=3, n_layer=1, n_head=1, n_embd=4,
 )  # fmt: skip
@@ -35,7 +35,7 @@ def test_loss_by_hand() -> None:
 
 def test_forward_applies_weights_and_mask() -> None:
     torch.manual_seed(0)
-    model = TrajectoryTransformerModel(CONFIG).eval()
+    model = TrajectoryTransformer(CONFIG).eval()
     tokens, targets = torch.randint(0, 4, (2, 7)), torch.randint(0, 4, (2, 7))
     mask = torch.randint(0, 2, (2, 7)).float()
     output = model(tokens, targets=targets, attention_mask=mask)
@@ -50,7 +50,7 @@ def test_forward_applies_weights_and_mask() -> None:
 
 def test_loss_after_a_past_weighs_by_position() -> None:
     torch.manual_seed(0)
-    model = TrajectoryTransformerModel(CONFIG).eval()
+    model = TrajectoryTransformer(CONFIG).eval()
     tokens, targets = torch.randint(0, 4, (1, 8)), torch.randint(0, 4, (1, 8))
     past = model(tokens[:, :3], use_cache=True).past_key_values
     continued = model(tokens[:, 3:], past_key_values=past, targets=targets[:, 3:])

@@ -13,7 +13,7 @@ from trajectory_transformer import (
     TrajectoryTransformerConfig,
     TrajectoryTransformerModel,
     TrajectoryTransformerOutput,
-    TrajectoryTransformerPreTrainedTransformer,
+    TrajectoryTransformerPreTrainedModel,
 )
 from trajectory_transformer.errors import UserError
 
@@ -87,7 +87,7 @@ def test_forward_has_the_reference_signature() -> None:
     ]  # fmt: skip
     assert all(parameter.default is None for parameter in list(parameters.values())[2:])
     assert TrajectoryTransformerModel.main_input_name == "trajectories"
-    assert issubclass(TrajectoryTransformerModel, TrajectoryTransformerPreTrainedTransformer)
+    assert issubclass(TrajectoryTransformerModel, TrajectoryTransformerPreTrainedModel)
     assert TrajectoryTransformerModel.config_class is TrajectoryTransformerConfig
     assert TrajectoryTransformerModel.base_model_prefix == "trajectory_transformer"
 
@@ -213,5 +213,5 @@ def test_facts_about_a_model() -> None:
 
 
 def test_the_package_exports_the_reference_names() -> None:
-    for name in ("Config", "Model", "Output", "PreTrainedTransformer"):
+    for name in ("Config", "Model", "Output", "PreTrainedModel"):
         assert f"TrajectoryTransformer{name}" in trajectory_transformer.__all__

@@ -9,7 +9,7 @@ import torch
 from tests.golden.make_figures import WEIGHTS
 from tests.golden.seeded import CASES, SIZES, Case, original_weights, rewrite_weights, sampled, tokens
 from trajectory_transformer.interop.convert import load
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.model.gpt import TrajectoryTransformer
 
 FIGURES = Path(__file__).parents[1] / "golden" / "figures.npz"
 TOLERANCE = 1e-5
@@ -21,7 +21,7 @@ def figures() -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-def converted(case: Case, weights: dict[str, torch.Tensor], directory: Path) -> TrajectoryTransformerModel:
+def converted(case: Case, weights: dict[str, torch.Tensor], directory: Path) -> TrajectoryTransformer:
     """The model that the converter makes of a peer's file."""
     torch.save(weights, directory / "state_3.pt")
     return load(directory, {"observation_dim": case.observation_dim, "n_head": case.n_head})[0]

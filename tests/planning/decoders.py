@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.planning.decoder import BeamDecoder, gather_rows
 from trajectory_transformer.planning.native.decoder import NativeDecoder
 from trajectory_transformer.planning.native.library import find_compiler

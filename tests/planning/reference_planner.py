@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trajectory_transformer.configuration import PlannerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.model.gpt import TrajectoryTransformer
 from trajectory_transformer.planning.beam_search import SearchResult
 from trajectory_transformer.planning.planner import BeamPlanner
 
@@ -51,7 +51,7 @@ def pick(logits: Tensor, uniform: float, k: int | None, cdf: float | None) -> in
 
 
 class ReferencePlanner:
-    def __init__(self, model: TrajectoryTransformerModel, settings: PlannerConfig, centers: Tensor) -> None:
+    def __init__(self, model: TrajectoryTransformer, settings: PlannerConfig, centers: Tensor) -> None:
         """``centers``: (transition_dim, vocab_size) the real value of each bin."""
         self.model, self.settings, self.centers = model, settings, centers
 

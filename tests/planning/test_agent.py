@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.checkpoint import Checkpoint, DatasetRecord
 from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import DataConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
 

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from tests.planning.decoders import MakeDecoder, both_decoders, make_eager
 from tests.planning.reference_planner import ReferencePlanner
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import beam_search, require_finite_scores
 from trajectory_transformer.planning.decoder import BeamDecoder, gather_rows
 from trajectory_transformer.planning.planner import BeamPlanner

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import beam_search
 from trajectory_transformer.planning.deadline import Deadline

@@ -12,7 +12,7 @@ from tests.planning.decoders import (
     full_logits,
     small_model,
 )
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.planning.decoder import gather_rows
 from trajectory_transformer.planning.sampling import Choice
 

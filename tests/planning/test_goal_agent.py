@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.configuration import ModelConfig, PlannerConfig, TrainConfig
 from trajectory_transformer.data.discretizer import Discretizer, UniformDiscretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.transformer import TransformerLearner
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import SearchResult
 from trajectory_transformer.planning.objectives import make_objective

@@ -11,9 +11,9 @@ from tests.golden.planning import SEARCHES, Search
 from tests.planning.conftest import ENVIRONMENT, OBSERVATION_DIM, PLANNER
 from tests.planning.decoders import TRANSITIONS, WIDTH, compare, small_model
 from tests.planning.test_original_traces import replay, require_the_original_s
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, MakeDecoder, both_decoders, full_logits, small_model
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, require_finite_scores
 from trajectory_transformer.planning.likelihood_search import likelihood_search, most_likely
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from tests.planning.decoders import needs_compiler
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import Block, TrajectoryTransformerModel
+from trajectory_transformer.model.gpt import Block
 from trajectory_transformer.planning.beam_search import SearchResult, gather_rows
 from trajectory_transformer.planning.native import decoder as decoder_module
 from trajectory_transformer.planning.native import library

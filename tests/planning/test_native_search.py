@@ -11,9 +11,9 @@ from tests.planning.decoders import needs_compiler
 from tests.planning.reference_planner import ReferencePlanner
 from tests.planning.test_native_decoder import draw_tokens, make_model
 from tests.planning.test_original_traces import Replay, load_model, replay, require_the_original_s, shape_of_uniforms
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, beam_search, require_finite_scores
 from trajectory_transformer.planning.decoder import gather_rows
 from trajectory_transformer.planning.native.decoder import NativeDecoder

@@ -23,12 +23,12 @@ from tests.planning.decoders import (
     make_eager,
     small_model,
 )
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.app import schema
 from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import OBJECTIVES, DataConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import beam_search
 from trajectory_transformer.planning.objectives import (

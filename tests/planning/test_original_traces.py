@@ -11,8 +11,7 @@ from torch import Tensor
 from tests.golden.planning import SEARCHES, Search
 from tests.golden.seeded import original_weights
 from tests.planning.decoders import MakeDecoder, both_decoders
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.planning.beam_search import SearchResult, SearchStep, beam_search
 from trajectory_transformer.planning.decoder import BeamDecoder, gather_rows
 from trajectory_transformer.planning.sampling import Choice

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from tests.planning.decoders import needs_compiler
 from tests.planning.test_native_decoder import draw_tokens, make_model, make_planner, plan
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.model.gpt import Block, SelfAttention, TrajectoryTransformerModel
+from trajectory_transformer.model.gpt import Block, SelfAttention
 from trajectory_transformer.model.memory import AttentionMemory
 from trajectory_transformer.planning import native, planner, sampling
 from trajectory_transformer.planning.beam_search import beam_search

@@ -8,8 +8,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from tests.planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, compare, full_logits, small_model
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.planning.planner import make_decoder
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
 

@@ -18,7 +18,7 @@ from trajectory_transformer.learners.transformer_module import TrajectoryModule
 from trajectory_transformer.training import callbacks as callbacks_file
 from trajectory_transformer.training.callbacks import KeepCheckpoints, RunProgress, Throughput
 from trajectory_transformer.training.fit import fit
-from trajectory_transformer.training.metrics import TokenMetrics
+from trajectory_transformer.training.metrics import LoggedMetrics
 
 from .small_run import Rows, small_config, small_datamodule, small_fit
 
@@ -100,7 +100,7 @@ def validation_losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     losses: dict[int, float] = {}
     take = TrajectoryModule._take
 
-    def taken(module: TrajectoryModule, metrics: TokenMetrics, prefix: str) -> dict[str, Any]:
+    def taken(module: TrajectoryModule, metrics: LoggedMetrics, prefix: str) -> dict[str, Any]:
         chosen = {"val/loss": losses[module.global_step]} if prefix == "val" else {}
         return take(module, metrics, prefix) | chosen
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.environments.spec import EnvironmentSpec
-from trajectory_transformer.model.config import TrajectoryTransformerConfig
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
 from trajectory_transformer.training.checkpoint_io import VerifiedCheckpointIO
 
 from .small_run import small_config, small_data, small_datamodule, small_fit

@@ -1,12 +1,18 @@
 """Losses and accuracies of a case worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+import torchmetrics
+from typing_extensions import override
 
+from trajectory_transformer.configuration import TrainConfig, TrainerConfig
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
-from trajectory_transformer.training.metrics import TokenMetrics
+from trajectory_transformer.learners.iql import ImplicitQLearning
+from trajectory_transformer.training.metrics import LoggedMetrics, TokenMetrics
 
 LAYOUT = TransitionLayout(2, 1)  # o o a r v; the targets of a window begin at the second o
 
@@ -70,3 +76,83 @@ def test_reset() -> None:
     metrics.update(torch.tensor(7.0), torch.zeros(1, 4, 3), targets, torch.ones(1, 4))
     assert float(metrics.compute()["loss"]) == 7.0
     assert float(metrics.compute()["perplexity"]) == pytest.approx(3.0)
+
+
+class TopTwo(torchmetrics.Metric):
+    """Share of the unmasked targets that are among the two likeliest tokens, scaled."""
+
+    hits: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        for name in ("hits", "count"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    @override
+    def update(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> None:
+        found = (logits.topk(2).indices == targets.unsqueeze(-1)).any(-1)
+        self.hits += (found * mask).sum()
+        self.count += mask.sum()
+
+    @override
+    def compute(self) -> torch.Tensor:
+        return self.scale * self.hits / self.count
+
+
+class EveryToken(TopTwo):
+    """More than one number."""
+
+    @override
+    def compute(self) -> torch.Tensor:
+        return torch.zeros(3)
+
+
+TOP_TWO = {"_target_": f"{__name__}.TopTwo"}
+
+
+def test_own_metrics_beside_ours() -> None:
+    metrics = LoggedMetrics(LAYOUT, {"top_two": TOP_TWO, "percent": TOP_TWO | {"scale": 100}})
+    logits = torch.tensor([[[0.0, 1, 2], [0.0, 1, 2], [2.0, 0, 1], [0.0, 2, 1]]])
+    targets = torch.tensor([[0, 1, 2, 0]])  # missed, hit, hit, missed
+    metrics.update(torch.tensor(2.0), logits, targets, torch.tensor([[1.0, 1, 1, 0]]))
+    metrics.update(torch.tensor(4.0), logits, targets, torch.tensor([[0.0, 1, 0, 0]]))
+    values = metrics.compute()
+    assert float(values["loss"]) == 3.0
+    assert float(values["top_two"]) == pytest.approx(3 / 4)
+    assert float(values["percent"]) == pytest.approx(75.0)
+    assert len(values) == 12
+    metrics.reset()
+    metrics.update(torch.tensor(2.0), logits, targets, torch.tensor([[1.0, 0, 0, 0]]))
+    assert float(metrics.compute()["top_two"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "message"),
+    [
+        ("x", {"_target_": "torch.nn.Linear"}, r"trainer\.metrics\.x\._target_=torch\.nn\.Linear is not a Metric"),
+        ("x", {"_target_": "torchmetrics.MeanMetric"}, r"MeanMetric must take logits, targets and mask"),
+        ("x", TOP_TWO | {"scael": 2}, r"there is no option 'trainer\.metrics\.x\.scael'; did you mean"),
+        ("x", {"_target_": "torchmetrics.Nothing"}, "there is no such class"),
+        ("loss", TOP_TWO, r"trainer\.metrics\.loss: that name is taken"),
+        ("action_accuracy", TOP_TWO, "that name is taken"),
+    ],
+)
+def test_what_is_no_metric_is_refused(name: str, spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LoggedMetrics(LAYOUT, {name: spec})
+
+
+def test_a_metric_of_several_numbers_is_refused() -> None:
+    metrics = LoggedMetrics(LAYOUT, {"x": {"_target_": f"{__name__}.EveryToken"}})
+    metrics.update(torch.tensor(1.0), torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4))
+    with pytest.raises(UserError, match=r"trainer\.metrics\.x: compute\(\) must return a tensor of one number"):
+        metrics.compute()
+
+
+def test_options_that_name_no_metric() -> None:
+    with pytest.raises(UserError, match=r"trainer\.metrics\.x='TopTwo' is no mapping with a _target_"):
+        TrainerConfig(metrics={"x": "TopTwo"})
+    with pytest.raises(UserError, match=r"trainer\.metrics are for learner=transformer, not iql"):
+        ImplicitQLearning().check(TrainConfig(trainer=TrainerConfig(metrics={"x": TOP_TWO})))

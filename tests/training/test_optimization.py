@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import ModelConfig, OptimizerConfig
 from trajectory_transformer.layout import TransitionLayout
-from trajectory_transformer.learners.transformer_module import make_model_config
-from trajectory_transformer.model.gpt import TrajectoryTransformerModel
+from trajectory_transformer.model.config import TransformerConfig
 from trajectory_transformer.training.optimization import (
     CosineSchedule,
     TrainingPlan,
@@ -51,7 +51,7 @@ def test_warmup_length(warmup_tokens: int | None, steps_per_epoch: int, expected
 
 
 def test_optimizer_decays_matrices_only() -> None:
-    model = TrajectoryTransformerModel(make_model_config(ModelConfig(n_embd=8), TransitionLayout(3, 2), 10, 4))
+    model = TrajectoryTransformerModel(TransformerConfig.for_data(ModelConfig(n_embd=8), TransitionLayout(3, 2), 10, 4))
     config = OptimizerConfig(weight_decay=0.3, beta1=0.8, beta2=0.7)
     optimizer = make_optimizer(model.decay_parameter_groups(config.weight_decay), config, fused=True)
     by_parameter = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -70,6 +70,6 @@ def test_set_learning_rate() -> None:
 
 
 def test_model_config_follows_data_and_options() -> None:
-    config = make_model_config(ModelConfig(n_layer=2, resid_pdrop=0.3), TransitionLayout(100, 20), 50, 10)
+    config = TransformerConfig.for_data(ModelConfig(n_layer=2, resid_pdrop=0.3), TransitionLayout(100, 20), 50, 10)
     assert (config.observation_dim, config.action_dim, config.transition_dim) == (100, 20, 122)
     assert (config.block_size, config.vocab_size, config.n_layer, config.resid_pdrop) == (1_219, 50, 2, 0.3)

@@ -15,7 +15,7 @@ from ..data.transitions import TransitionTable
 from ..data.windows import TokenWindows
 from ..errors import UserError
 from ..evaluation.figures import Figure, RunFacts, write_figures
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.gpt import TrajectoryTransformer
 from ..model.output import TrajectoryTransformerOutput
 from ..planning.trained_transformer import TrainedTransformer
 from .attention_figures import ALL_LAYERS, MeasuredAttention, attention_figures
@@ -78,7 +78,7 @@ def evaluate_attention(
     return figures
 
 
-def context_transitions(model: TrajectoryTransformerModel, wanted: int | None) -> int:
+def context_transitions(model: TrajectoryTransformer, wanted: int | None) -> int:
     """Transitions of context: ``wanted``, or all that the model sees.
 
     Raises:
@@ -141,7 +141,7 @@ class AveragedAttention:
 
 
 def average_attention(
-    model: TrajectoryTransformerModel, windows: TokenWindows, chosen: ChosenWindows, shown: int
+    model: TrajectoryTransformer, windows: TokenWindows, chosen: ChosenWindows, shown: int
 ) -> AveragedAttention:
     """Run the model over the chosen windows; a progress bar shows how far it is.
 
@@ -168,7 +168,7 @@ def average_attention(
     return AveragedAttention(record, (total / first).cpu().numpy(), kept.cpu().numpy())
 
 
-def _attention(model: TrajectoryTransformerModel, windows: TokenWindows, indices: Tensor) -> Iterator[Tensor]:
+def _attention(model: TrajectoryTransformer, windows: TokenWindows, indices: Tensor) -> Iterator[Tensor]:
     """(layer, window, head, query, key) weights, a few windows at a time."""
     config = model.config
     tokens = windows.sequence_length * windows.transition_dim - 1
@@ -185,7 +185,7 @@ def _attention(model: TrajectoryTransformerModel, windows: TokenWindows, indices
 
 def _plot(
     attended: AveragedAttention,
-    model: TrajectoryTransformerModel,
+    model: TrajectoryTransformer,
     chosen: ChosenWindows,
     shown: int,
     env_id: str,

@@ -52,8 +52,10 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     except mistakes.EXPECTED as error:
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
     _require_effect(options, hydra)
-    for target in targets_in(options.trainer.callbacks):  # what they are is seen once Lightning is there
-        locate(target, object, "trainer.callbacks", TYPED_BY_USER)
+    trainer, named = options.trainer, {"model.block": options.model.block}
+    for place, specs in (named | {"trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics}).items():
+        for target in targets_in(specs):  # what they are is seen once torch and Lightning are there
+            locate(target, object, place, TYPED_BY_USER)
     if options.tune is not None:
         _check_search(config, options.tune)
     return options

@@ -208,7 +208,7 @@ def _evaluate(trained: LoadedAgent, rollouts: _Rollouts, run: RunContext, logger
 
 def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Figure]:
     """Write what the model attends to in its held-out episodes."""
-    model = TrainedTransformer.of(trained.checkpoint, torch_device(config.accelerator, "accelerator"))
+    model = TrainedTransformer.of(trained.checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
     data = trained.checkpoint.training.data
     table = join_episodes(held_out_episodes(trained.checkpoint, config.allow), data.discount, data.termination_penalty)
     return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
@@ -217,7 +217,7 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> li
 def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Figure]:
     """Write how well models predict its held-out episodes; the first figure is the score."""
     checkpoint = trained.checkpoint
-    model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"))
+    model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
     network = None
     if config.predict.ensemble is not None:
         ensemble, training = Checkpoint.read(config.predict.ensemble), checkpoint.training

@@ -16,7 +16,9 @@ from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
 from ..training.learner import make_learner
 
-OPEN_OPTIONS = ("trainer.callbacks", "learner", "planner.objective", "data.source")  # mappings with the user's keys
+OPEN_OPTIONS = (  # mappings whose keys are the user's
+    "data.source", "learner", "model.block", "planner.objective", "trainer.callbacks", "trainer.metrics",
+)  # fmt: skip
 
 
 def run_name(requeued: bool) -> str:

@@ -4,15 +4,15 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..configuration import ModelConfig
 from ..layout import TransitionLayout
-from ..model.config import TrajectoryTransformerConfig
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.config import TransformerConfig
+from ..model.gpt import TrajectoryTransformer
 
 SEQUENCE_LENGTH, NUM_BINS = 10, 100
 HOPPER, HALFCHEETAH = TransitionLayout(11, 3), TransitionLayout(17, 6)
@@ -69,17 +69,16 @@ class Hardware:
         return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_reserved() // 2**20
 
 
-def forward_operations(config: TrajectoryTransformerConfig, keys: float) -> float:
+def forward_operations(config: TransformerConfig, keys: float) -> float:
     """Operations of one token's forward pass that attends to ``keys`` keys, with its head."""
     width = config.n_embd
     return config.n_layer * (24 * width**2 + 4 * keys * width) + 2 * width * (config.vocab_size + 1)
 
 
-def make_model(layout: TransitionLayout, options: ModelConfig) -> TrajectoryTransformerModel:
+def make_model(layout: TransitionLayout, options: ModelConfig) -> TrajectoryTransformer:
     """A model with random weights for windows of :data:`SEQUENCE_LENGTH` transitions."""
     torch.manual_seed(0)
-    sizes = asdict(layout) | {"transition_dim": layout.transition_dim, "block_size": layout.block_size(SEQUENCE_LENGTH)}
-    return TrajectoryTransformerModel(TrajectoryTransformerConfig(vocab_size=NUM_BINS, **sizes, **asdict(options)))
+    return TrajectoryTransformer(TransformerConfig.for_data(options, layout, NUM_BINS, SEQUENCE_LENGTH))
 
 
 def peak_memory() -> int:

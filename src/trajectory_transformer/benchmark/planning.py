@@ -12,7 +12,7 @@ import torch
 from ..configuration import DiscretizerConfig, ModelConfig, PlannerConfig
 from ..data.discretizer import make_discretizer
 from ..layout import TransitionLayout
-from ..model.config import TrajectoryTransformerConfig
+from ..model.config import TransformerConfig
 from ..planning.planner import BeamPlanner
 from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware, forward_operations, make_model
 
@@ -64,7 +64,7 @@ class PlanningFigures:
     rate: float
 
 
-def planning_operations(setting: PlanningSetting, config: TrajectoryTransformerConfig) -> float:
+def planning_operations(setting: PlanningSetting, config: TransformerConfig) -> float:
     """Operations of one environment's search that exact caching leaves, on a cache that grows.
 
     The context is encoded once for all beams; action and reward tokens run for all candidates, value and observation

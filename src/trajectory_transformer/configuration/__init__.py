@@ -18,10 +18,11 @@ from .run import (
     TrainConfig,
     TuneConfig,
 )
-from .training import ModelConfig, OptimizerConfig, TrainerConfig
-from .validation import require, require_choice, require_finite, require_probability
+from .training import HIDDEN_ACTIVATIONS, ModelConfig, OptimizerConfig, TrainerConfig
+from .validation import require, require_choice, require_finite, require_probability, require_target
 
 __all__ = [
+    "HIDDEN_ACTIVATIONS",
     "OBJECTIVES",
     "AttentionConfig",
     "DataConfig",
@@ -44,4 +45,5 @@ __all__ = [
     "require_choice",
     "require_finite",
     "require_probability",
+    "require_target",
 ]

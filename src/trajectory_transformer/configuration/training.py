@@ -1,14 +1,25 @@
 """The model, its optimiser, how long and on what hardware."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
-from .validation import require, require_choice, require_finite, require_probability
+from .validation import require, require_choice, require_finite, require_probability, require_target
+
+HIDDEN_ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelConfig:
-    """Architecture and loss weights, under the reference API's names. Dimensions and vocabulary come from the data."""
+    """Architecture and loss weights, under the reference API's names; dimensions and vocabulary come from the data.
+
+    The one list of a model's options: what the model itself is made from,
+    :class:`~..model.config.TransformerConfig`, adds the sizes.
+
+    Raises:
+        UserError: a value of the wrong type or out of range, ``n_embd`` that ``n_head`` does not divide, an unknown
+            activation, or a ``block`` that names no class.
+    """
 
     n_layer: int = 4
     n_head: int = 4
@@ -16,7 +27,7 @@ class ModelConfig:
     embd_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     attn_pdrop: float = 0.1
-    hidden_act: str = "gelu"
+    hidden_act: Any = "gelu"  # one of HIDDEN_ACTIVATIONS; from Python also a function of a tensor
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     kaiming_initializer_range: float = 1.0
@@ -24,22 +35,38 @@ class ModelConfig:
     reward_weight: float = 1.0
     value_weight: float = 1.0
     goal_conditioned: bool = False  # windows begin with the state that their episode ends in; for planner=goal
+    block: Any = None  # the class of all blocks, {_target_: …, options of its own}; null: model.gpt.Block
+
+    prefix: ClassVar[str] = "model."  # of names in messages
 
     def __post_init__(self) -> None:
-        require_finite("model", self)
-        for name in ("n_layer", "n_head", "n_embd"):
-            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)} must be at least 1")
+        for option in fields(self):
+            self._require_number(f"{self.prefix}{option.name}", getattr(self, option.name), option.type)
         require(
             self.n_embd % self.n_head == 0,
-            f"model.n_embd={self.n_embd} must be divisible by model.n_head={self.n_head}",
+            f"{self.prefix}n_embd={self.n_embd} must be divisible by {self.prefix}n_head={self.n_head}",
         )
         for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
-            require_probability(f"model.{name}", getattr(self, name))
-        require_choice("model.hidden_act", self.hidden_act, ("gelu", "relu", "selu", "gelu_new"))
+            require_probability(f"{self.prefix}{name}", getattr(self, name))
         for name in ("layer_norm_eps", "initializer_range", "kaiming_initializer_range"):
-            require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be positive")
+            require(getattr(self, name) > 0, f"{self.prefix}{name}={getattr(self, name)} must be positive")
         for name in ("action_weight", "reward_weight", "value_weight"):
-            require(getattr(self, name) >= 0, f"model.{name}={getattr(self, name)} must not be negative")
+            require(getattr(self, name) >= 0, f"{self.prefix}{name}={getattr(self, name)} must not be negative")
+        if not callable(self.hidden_act):
+            require_choice(f"{self.prefix}hidden_act", str(self.hidden_act), HIDDEN_ACTIVATIONS)
+        if self.block is not None:
+            require_target(f"{self.prefix}block", self.block, "the class of a block: {_target_: my_package.MyBlock}")
+
+    @staticmethod
+    def _require_number(name: str, value: Any, kind: object) -> None:
+        """Refuse what is no number where ``kind`` is int or float: Hydra does, files and Python code do not."""
+        is_bool = isinstance(value, bool)
+        if kind is int:
+            require(isinstance(value, int) and not is_bool, f"{name} must be a whole number, got {value!r}")
+            require(value >= 1, f"{name} must be at least 1, got {value}")
+        if kind is float:
+            require(isinstance(value, (int, float)) and not is_bool, f"{name} must be a number, got {value!r}")
+            require(math.isfinite(value), f"{name}={value} must be finite")
 
 
 @dataclass
@@ -93,6 +120,7 @@ class TrainerConfig:
     progress_bar: bool = True
     requeue: bool = False  # under SLURM: resubmit on SIGUSR1 and go on from there
     callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: …}, from allowed packages
+    metrics: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: …} of a torchmetrics.Metric
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "validate_every", "checkpoint_every", "log_every", "devices", "num_nodes"):
@@ -102,3 +130,5 @@ class TrainerConfig:
         require_choice("trainer.strategy", self.strategy, ("auto", "ddp"))
         require_choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
         require(self.threads is None or self.threads >= 1, f"trainer.threads={self.threads} must be at least 1")
+        for name, metric in self.metrics.items():
+            require_target(f"trainer.metrics.{name}", metric, "a torchmetrics class: {_target_: my_package.MyMetric}")

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
@@ -23,6 +24,18 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def require_probability(name: str, value: float) -> None:
     require(0.0 <= value < 1.0, f"{name}={value} must lie in [0, 1)")
+
+
+def require_target(name: str, spec: object, kind: str) -> None:
+    """Refuse a ``spec`` that names no class, as :func:`..building.build` would, before anything is imported.
+
+    Args:
+        name: of the option.
+        spec: its value.
+        kind: what the class must be, with an example, for the message.
+    """
+    named = isinstance(spec, Mapping) and isinstance(spec.get("_target_"), str)
+    require(named, f"{name}={spec!r} is no mapping with a _target_; it needs {kind}")
 
 
 def require_finite(prefix: str, options: Any) -> None:

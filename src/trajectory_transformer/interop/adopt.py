@@ -11,7 +11,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,53 @@ from ..data.discretizer import Discretizer, make_discretizer
 from ..data.episodes import Episode
 from ..data.original_bins import original_quantiles, with_original_rule
 from ..data.sources import load_offline_data
-from ..data.transitions import join_episodes
+from ..data.transitions import TransitionTable, join_episodes
 from ..data.windows import TokenWindows
 from ..errors import UserError
-from ..model.gpt import TrajectoryTransformerModel
-from .adoption import Adoption, reconstruction, summary, token_nats
-from .config_file import read_json
+from ..layout import TOKEN_KINDS
+from ..model.gpt import TrajectoryTransformer
+from ..training.metrics import TokenMetrics
+from .config import read_json
 from .convert import RECORD_FILE, load
 from .foreign import REWRITE
 
 # How each code base turned data into tokens: strategy of the bins, reward of a terminating step.
 ORIGINAL_SETTINGS: tuple[str, float | None] = ("quantile", -100.0)
 REWRITE_SETTINGS: tuple[str, float | None] = ("uniform", None)
+
+CHECKED_WINDOWS = 256
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What became of foreign weights, as recorded in the checkpoint.
+
+    Attributes:
+        source: name of the file or directory.
+        origin: "original", "rewrite" or "port".
+        bins: "refitted", or the name of the file that they were read from.
+        transitions: that the bins were fitted on.
+        reconstruction: (transition_dim,) mean distance of a value to its bin's centre, in standard deviations.
+        nats: the model's mean negative log-likelihood of a token in windows of the data, by kind of token, stop
+            tokens apart.
+        uniform_nats: that of a model that knows nothing.
+    """
+
+    source: str
+    origin: str
+    bins: str
+    transitions: int
+    reconstruction: tuple[float, ...]
+    nats: dict[str, float]
+    uniform_nats: float
+
+    def __str__(self) -> str:
+        nats = ", ".join(f"{kind} {value:.2f}" for kind, value in self.nats.items())
+        return (
+            f"bins {self.bins} on {self.transitions:,} transitions, values {max(self.reconstruction):.3f} standard "
+            f"deviations from their bins' centres in the coarsest dimension, {nats} nats per token (chance "
+            f"{self.uniform_nats:.2f})"
+        )
 
 
 def adopt(
@@ -81,8 +116,8 @@ def adopt(
         origin=origin,
         bins="refitted" if edges is None else Path(edges).name,
         transitions=len(table.values),
-        reconstruction=reconstruction(table, discretizer),
-        nats=token_nats(model, TokenWindows(table, discretizer, config.data.sequence_length)),
+        reconstruction=_reconstruction(table, discretizer),
+        nats=_token_nats(model, TokenWindows(table, discretizer, config.data.sequence_length)),
         uniform_nats=math.log(model.config.vocab_size + 1),
     )
     _write(Path(checkpoint), model, TrainingRecord.of("transformer", config, offline, discretizer), adoption)
@@ -95,7 +130,7 @@ def _origin(source: Path, found: str) -> str:
     return str(read_json(record).get("origin", found)) if record.is_file() else found
 
 
-def _configuration(data: Mapping[str, Any], model: TrajectoryTransformerModel, origin: str) -> TrainConfig:
+def _configuration(data: Mapping[str, Any], model: TrajectoryTransformer, origin: str) -> TrainConfig:
     """The options of a run that would have made such a model."""
     strategy, penalty = REWRITE_SETTINGS if origin == REWRITE else ORIGINAL_SETTINGS
     length = (model.config.block_size + 1) // model.config.transition_dim
@@ -116,9 +151,7 @@ def _as_loaded(episodes: Sequence[Episode]) -> list[Episode]:
     return [*episodes[:-1], *([shorter] if len(shorter) else [])]
 
 
-def _bins(
-    values: np.ndarray, config: TrainConfig, model: TrajectoryTransformerModel, edges: Path | None
-) -> Discretizer:
+def _bins(values: np.ndarray, config: TrainConfig, model: TrajectoryTransformer, edges: Path | None) -> Discretizer:
     """The bins that the weights were trained with, from the data or from a file."""
     options = config.data.discretizer
     read = None if edges is None else _read_edges(edges, model)
@@ -129,7 +162,7 @@ def _bins(
     return Discretizer.from_dict({"strategy": options.strategy, "edges": torch.from_numpy(read)})
 
 
-def _read_edges(path: Path, model: TrajectoryTransformerModel) -> np.ndarray:
+def _read_edges(path: Path, model: TrajectoryTransformer) -> np.ndarray:
     """(transition_dim, num_bins + 1) float32 edges from a file of plain numbers."""
     try:
         edges = np.load(path, allow_pickle=False)
@@ -146,7 +179,28 @@ def _read_edges(path: Path, model: TrajectoryTransformerModel) -> np.ndarray:
     return rows
 
 
-def _write(path: Path, model: TrajectoryTransformerModel, record: TrainingRecord, adoption: Adoption) -> None:
+def _reconstruction(table: TransitionTable, discretizer: Discretizer) -> tuple[float, ...]:
+    """Mean distance of a value to its bin's centre, in standard deviations of its dimension."""
+    values = torch.from_numpy(table.values)
+    error = (discretizer.decode(discretizer.encode(values)) - values).abs().mean(dim=0)
+    return tuple((error / values.std(dim=0).clamp_min(1e-12)).tolist())
+
+
+@torch.no_grad()
+def _token_nats(model: TrajectoryTransformer, windows: TokenWindows) -> dict[str, float]:
+    """Mean negative log-likelihood by kind of token, over windows at equal distances."""
+    chosen = torch.linspace(0, len(windows) - 1, min(CHECKED_WINDOWS, len(windows))).long()
+    metrics = TokenMetrics(model.layout)
+    for indices in chosen.split(32):
+        tokens, targets, mask = windows.gather(indices)
+        logits = model(tokens, use_cache=False, return_dict=True).logits
+        mask = mask * (targets < model.config.vocab_size)  # the rewrite has no stop token
+        metrics.update(torch.zeros(()), logits, targets, mask)
+    values = metrics.compute()
+    return {kind: float(values[f"{kind}_loss"]) for kind in TOKEN_KINDS}
+
+
+def _write(path: Path, model: TrajectoryTransformer, record: TrainingRecord, adoption: Adoption) -> None:
     worse = [kind for kind, nats in adoption.nats.items() if nats > adoption.uniform_nats + 0.01]
     if worse:
         warnings.warn(
@@ -180,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
-    print(f"'{options.checkpoint}': {summary(adoption)}; `python evaluate.py checkpoint=…` plans with it")
+    print(f"'{options.checkpoint}': {adoption}; `python evaluate.py checkpoint=…` plans with it")
     return 0
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..model.config import TrajectoryTransformerConfig
-from ..model.gpt import TrajectoryTransformerModel
 from . import hub
-from .config_file import CONFIG_FILE, read_json
-from .foreign import REWRITE, ForeignWeights, fit_config, load_weights, require_same_tensors
+from .config import CONFIG_FILE, read_config, read_json
+from .foreign import REWRITE, ForeignWeights, fill, fit_config, load_weights
+from .pretrained import TrajectoryTransformerModel
 from .weights import INDEX_SUFFIX, WEIGHT_FILES
 
 RECORD_FILE = "conversion.json"
@@ -81,9 +80,8 @@ def load(source: Path, chosen: Mapping[str, int]) -> tuple[TrajectoryTransformer
     if from_config and corrections:
         warnings.warn(f"'{file.parent / CONFIG_FILE}' does not fit the weights: {'; '.join(corrections)}", stacklevel=3)
     model = TrajectoryTransformerModel(config)
-    require_same_tensors(model, found.weights, file)
-    model.load_state_dict(found.weights)
-    return model.eval(), found
+    fill(model, found)
+    return model, found
 
 
 def _weight_file(source: Path) -> Path:
@@ -113,7 +111,7 @@ def _stated(file: Path, origin: str) -> tuple[dict[str, Any], bool]:
     """Configuration fields noted in plain text beside the weights, and whether by a ``config.json``."""
     config, arguments, settings = (file.parent / name for name in (CONFIG_FILE, "args.json", "config.yaml"))
     if config.is_file() and file.name.removesuffix(INDEX_SUFFIX) in WEIGHT_FILES:
-        return TrajectoryTransformerConfig.stated(read_json(config), config), True
+        return read_config(config), True
     if origin == REWRITE and settings.is_file():
         return _rewrite_settings(settings), False
     if arguments.is_file():
@@ -128,28 +126,19 @@ def _rewrite_settings(path: Path) -> dict[str, Any]:
     return {name: float(value) if "." in value else int(value) for name, value in known.items()}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what no file does."""
-    parser.add_argument("--observation-dim", type=int, help="observation dimensions, where nothing says them")
-    parser.add_argument("--action-dim", type=int, help="action dimensions; one of the two is enough")
-    parser.add_argument("--n-head", type=int, help="attention heads, which no tensor shows; 4 unless noted beside them")
-
-
-def chosen_options(arguments: argparse.Namespace) -> dict[str, int]:
-    """Those of :func:`add_options` that were given."""
-    return {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.interop.convert", description=__doc__)
     parser.add_argument("source", help="state_N.pt, model_last.pt, another file of weights, or a directory with one")
     parser.add_argument("destination", help="directory to write")
-    add_options(parser)
+    parser.add_argument("--observation-dim", type=int, help="observation dimensions, where nothing says them")
+    parser.add_argument("--action-dim", type=int, help="action dimensions; one of the two is enough")
+    parser.add_argument("--n-head", type=int, help="attention heads, which no tensor shows; 4 unless noted beside them")
     options = parser.parse_args(arguments)
     try:
         with warnings.catch_warnings(record=True) as caught:
-            model = convert(options.source, options.destination, **chosen_options(options))
+            chosen = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+            model = convert(options.source, options.destination, **chosen)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.config import TrajectoryTransformerConfig
+from .config import TrajectoryTransformerConfig
 from .stop_token import with_stop_token
 from .weights import checked, read_weights
 
@@ -41,25 +41,30 @@ class ForeignWeights:
         return self.weights["head.weight"].dtype
 
 
-def load_weights(path: Path, dtype: torch.dtype | None = torch.float32) -> ForeignWeights:
+def load_weights(path: Path, dtype: torch.dtype | None = torch.float32, own_blocks: bool = False) -> ForeignWeights:
     """Read a file of weights, recognise whose they are and rename them.
 
     Args:
         path: as for :func:`read_weights`.
         dtype: of the result; None: as stored.
+        own_blocks: this project saved it, with blocks of the user's, whose tensors may have any names.
 
     Raises:
         UserError: it cannot be read without executing something, is damaged, or is another architecture's.
     """
     stored = {name.removeprefix("module."): tensor for name, tensor in read_weights(path).items()}
     origin = next((origin for mark, origin in _MARKS.items() if f"blocks.0.{mark}" in stored), None)
+    origin = PORT if own_blocks else origin
     if origin is None or "goal_emb.weight" in stored:
         what = "a goal-conditioned model" if origin else f"another architecture (it has '{next(iter(stored))}')"
         raise UserError(f"'{path}' holds the weights of {what}, not of a Trajectory Transformer")
     if "head.weight" not in stored:
         raise UserError(f"'{path}' lacks the tensor 'head.weight'")
     dtype = dtype or stored["head.weight"].dtype
-    weights = checked({name: tensor for name, tensor in stored.items() if not _MASK.search(name)}, path, dtype)
+    kept = {name: tensor for name, tensor in stored.items() if own_blocks or not _MASK.search(name)}
+    weights = checked(kept, path, dtype)
+    if own_blocks:
+        return ForeignWeights(PORT, weights, path)
     if origin == REWRITE:
         return ForeignWeights(REWRITE, with_stop_token(_rename(weights, _of_rewrite), path), path)
     if "blocks.0.mlp.0.weight" in weights:
@@ -172,13 +177,13 @@ def _split(
     return split, assumed
 
 
-def require_same_tensors(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not the model's, name for name and shape for shape.
+def fill(model: torch.nn.Module, found: ForeignWeights) -> None:
+    """Give a model these weights and their dtype, and put it in evaluation mode.
 
     Raises:
         UserError: naming the first tensor that is missing, superfluous or of another shape.
     """
-    expected = model.state_dict()
+    expected, weights, path = model.state_dict(), found.weights, found.path
     for problem, names in (("lacks", expected.keys() - weights.keys()), ("has", weights.keys() - expected.keys())):
         if names:
             raise UserError(f"'{path}' {problem} the tensor '{min(names)}', unlike a model of its configuration")
@@ -187,3 +192,4 @@ def require_same_tensors(model: torch.nn.Module, weights: Mapping[str, Tensor], 
             raise UserError(
                 f"'{path}': the tensor '{name}' has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
             )
+    model.to(found.dtype).eval().load_state_dict(weights)

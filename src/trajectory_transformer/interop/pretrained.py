@@ -1,4 +1,4 @@
-"""Saving, loading and sharing models, under the reference API's names."""
+"""The public model: the transformer with saving, loading and sharing, under the reference API's names."""
 
 import os
 import tempfile
@@ -7,43 +7,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import huggingface_hub
 import torch
-from torch import nn
 
 from ..errors import UserError
-from ..model.config import TrajectoryTransformerConfig
+from ..model.config import TransformerConfig
+from ..model.gpt import TrajectoryTransformer
 from . import hub
-from .config_file import CONFIG_FILE, read_json
-from .foreign import ForeignWeights, fit_config, load_weights, require_same_tensors
-from .model_card import model_card
-from .weight_writing import parse_size, write_weights
-from .weights import find_weights
+from .config import CONFIG_FILE, TrajectoryTransformerConfig, read_config
+from .foreign import fill, fit_config, load_weights
+from .weights import find_weights, write_weights
 
 CARD_FILE = "README.md"
 # Options of transformers' loaders that have no meaning for a model of this size.
 WITHOUT_MEANING = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 
 
-class TrajectoryTransformerPreTrainedTransformer(nn.Module):
+class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
     """What the reference's base class gives a model besides its layers.
 
     Args:
-        config: sizes.
-
-    Attributes:
-        gradient_checkpointing: in training, compute each block's inner values again in the backward pass instead of
-            keeping them.
+        config: sizes and options; those of a trained model without the reference's methods will do.
+        allow: as for :class:`~..model.gpt.TrajectoryTransformer`, which says what is raised, too.
     """
 
+    config: TrajectoryTransformerConfig
     config_class: ClassVar[type[TrajectoryTransformerConfig]] = TrajectoryTransformerConfig
     base_model_prefix: ClassVar[str] = "trajectory_transformer"
     main_input_name: ClassVar[str] = "trajectories"
     supports_gradient_checkpointing: ClassVar[bool] = True
 
-    def __init__(self, config: TrajectoryTransformerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.gradient_checkpointing = False
+    def __init__(self, config: TransformerConfig, allow: Sequence[str] | None = ()) -> None:
+        own = config if isinstance(config, TrajectoryTransformerConfig) else TrajectoryTransformerConfig(**vars(config))
+        super().__init__(own, allow)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Save memory in training at the cost of a second forward pass; the argument is the reference's, unused."""
@@ -78,11 +74,12 @@ class TrajectoryTransformerPreTrainedTransformer(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_transformer_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         config: TrajectoryTransformerConfig | None = None,
         dtype: torch.dtype | str | None = None,
         subfolder: str = "",
+        allow: Sequence[str] = (),
         **options: Any,
     ) -> Self:
         """A model in evaluation mode, from a directory or from the hub.
@@ -92,29 +89,34 @@ class TrajectoryTransformerPreTrainedTransformer(nn.Module):
         warning says what was wrong.
 
         Args:
-            pretrained_transformer_name_or_path: a directory, or a hub id.
+            pretrained_model_name_or_path: a directory, or a hub id.
             config: replaces ``config.json``, and must fit the weights.
             dtype: of the parameters; "auto": as stored; None: float32. ``torch_dtype`` is another name for it.
             subfolder: of the directory or repository.
+            allow: packages besides this one that the ``block`` in ``config.json`` may name.
             options: configuration fields that replace those of ``config.json``; the hub client's ``cache_dir``,
                 ``force_download``, ``local_files_only``, ``revision`` and ``token``.
 
         Raises:
             UserError: there is no such directory and the hub does not give it; a file is missing, damaged, or holds
-                more than tensors; the weights are another model's.
+                more than tensors; the weights are another model's; ``block`` is not allowed.
         """
         dtype = options.pop("torch_dtype", None) if dtype is None else dtype
         hub_options = {name: options.pop(name) for name in hub.DOWNLOAD_OPTIONS if name in options}
         chosen = {name: value for name, value in options.items() if name not in WITHOUT_MEANING}
-        directory = _directory(pretrained_transformer_name_or_path, hub_options, subfolder)
-        found = load_weights(find_weights(directory), _dtype(dtype))
+        directory = _directory(pretrained_model_name_or_path, hub_options, subfolder)
+        file = find_weights(directory)
+        stated = read_config(directory / CONFIG_FILE) if config is None else vars(config)
+        found = load_weights(file, _dtype(dtype), stated.get("block") is not None)
         if config is None:
-            config = _config(directory, chosen, found)
+            config, corrections = fit_config(stated, chosen, found.weights, found.path)
+            if corrections:
+                wrong = f"'{directory / CONFIG_FILE}' does not fit the weights beside it: {'; '.join(corrections)}"
+                warnings.warn(wrong, stacklevel=2)
         with torch.random.fork_rng(devices=[]):  # initial weights, overwritten at once
-            model = cls(config)
-        require_same_tensors(model, found.weights, found.path)
-        model.to(found.dtype).load_state_dict(found.weights)
-        return model.eval()
+            model = cls(config, allow)
+        fill(model, found)
+        return model
 
     def save_pretrained(
         self,
@@ -144,14 +146,20 @@ class TrajectoryTransformerPreTrainedTransformer(nn.Module):
             raise UserError(f"save_pretrained has no option {', '.join(options)} unless push_to_hub=True")
         if not is_main_process:
             return
-        directory = Path(save_directory)
-        config_text, limit = self.config.to_json_string(), parse_size(max_shard_size)
+        directory, weights = Path(save_directory), self.state_dict()
+        config_text = self.config.to_json_string()
+        try:
+            huggingface_hub.split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
+        except ValueError:
+            raise UserError(
+                f"max_shard_size={max_shard_size!r} is no size; write it as a number of bytes, or as '200KB', '5GB'"
+            ) from None
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            write_weights(self.state_dict(), directory, limit)
+            write_weights(weights, directory, max_shard_size)
             (directory / CONFIG_FILE).write_text(config_text)
             if not (directory / CARD_FILE).exists():
-                (directory / CARD_FILE).write_text(model_card(self.config, self.num_parameters()))
+                (directory / CARD_FILE).write_text(self._card())
         except OSError as error:
             raise UserError(f"the model could not be saved in '{directory}': {error.strerror or error}") from error
         if push_to_hub:
@@ -181,9 +189,38 @@ class TrajectoryTransformerPreTrainedTransformer(nn.Module):
         Raises:
             UserError: the hub refused it or cannot be reached.
         """
+        chosen = {name: value for name, value in options.items() if value is not None}
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory, max_shard_size=max_shard_size)
-            return hub.upload(Path(directory), repo_id, commit_message, private, options)
+            try:
+                api = huggingface_hub.HfApi(token=chosen.pop("token", None))
+                made = api.create_repo(repo_id=repo_id, private=private, exist_ok=True)
+                return api.upload_folder(
+                    repo_id=getattr(made, "repo_id", repo_id),
+                    folder_path=directory,
+                    commit_message=commit_message,
+                    **chosen,
+                )
+            except Exception as error:  # whatever the client and the network raise
+                raise UserError(
+                    f"'{repo_id}' could not be pushed to the hub ({hub.first_line(error)}); `hf auth login` stores a "
+                    "token, and save_pretrained(DIRECTORY) needs none"
+                ) from error
+
+    def _card(self) -> str:
+        """The model card: Markdown with the hub's metadata."""
+        data = huggingface_hub.ModelCardData(
+            library_name="trajectory-transformer",
+            pipeline_tag="reinforcement-learning",
+            tags=["trajectory-transformer", "reinforcement-learning", "offline-rl", "planning"],
+        )
+        template = str(Path(__file__).with_name("model_card.md"))
+        facts = {"config": self.config, "num_parameters": f"{self.num_parameters():,}"}
+        return str(huggingface_hub.ModelCard.from_template(data, template, **facts))
+
+
+class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedModel):
+    """GPT over transition tokens (paper §3.1), under the reference API: ``forward``, saving, loading and sharing."""
 
 
 def _directory(name: str | os.PathLike[str], hub_options: dict[str, Any], subfolder: str) -> Path:
@@ -207,18 +244,3 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype != "auto" and not isinstance(named, torch.dtype):
         raise UserError(f"dtype='{dtype}' is no torch dtype; choose one such as torch.float32, or 'auto'")
     return None if dtype == "auto" else named
-
-
-def _config(directory: Path, chosen: dict[str, Any], found: ForeignWeights) -> TrajectoryTransformerConfig:
-    """The directory's configuration with the caller's choices, corrected where the weights contradict it."""
-    path = directory / CONFIG_FILE
-    stated = TrajectoryTransformerConfig.stated(read_json(path), path)
-    config, corrections = fit_config(stated, chosen, found.weights, found.path)
-    if corrections:
-        warn_of_corrections(path, corrections)
-    return config
-
-
-def warn_of_corrections(path: Path, corrections: Sequence[str]) -> None:
-    """Say what of a configuration file the weights contradict."""
-    warnings.warn(f"'{path}' does not fit the weights beside it: {'; '.join(corrections)}", stacklevel=4)

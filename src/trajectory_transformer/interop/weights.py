@@ -1,23 +1,27 @@
-"""Weight files of any origin as named tensors. Nothing in a file is ever executed."""
+"""Weight files: those of any origin as named tensors, ours as safetensors. Nothing in a file is ever executed."""
 
 import io
 import pickle
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from ..errors import UserError
-from .config_file import read_json
+from .config import read_json
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLED_FILE = "pytorch_model.bin"
 INDEX_SUFFIX = ".index.json"
 WEIGHT_FILES = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX_SUFFIX, PICKLED_FILE, PICKLED_FILE + INDEX_SUFFIX)
 
+_EARLIER = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 _ZIP_START, _ZIP_END, _ZIP_END_LENGTH = b"PK\x03\x04", b"PK\x05\x06", 22
 _EXACT = (torch.float16, torch.bfloat16, torch.float32)  # dtypes that float32 holds without loss
 
@@ -56,6 +60,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if missing := sorted(shards.keys() - weights.keys()):
         raise UserError(f"'{path}' promises the tensor '{missing[0]}', which is in none of the shards")
     return weights
+
+
+def write_weights(weights: Mapping[str, Tensor], directory: Path, limit: int | str) -> None:
+    """Write ``model.safetensors``, or shards of it with an index, and remove other weights in the directory.
+
+    Args:
+        weights: by name.
+        directory: exists.
+        limit: bytes of one file, also as "200KB"; a larger tensor gets a file of its own.
+
+    Raises:
+        OSError: a file cannot be written; the earlier weights are kept.
+    """
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
+        try:
+            save_torch_state_dict(dict(weights), partial, max_shard_size=limit)
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise OSError(str(error)) from error
+        for file in [file for file in directory.iterdir() if _EARLIER.fullmatch(file.name)]:
+            file.unlink()
+        for file in Path(partial).iterdir():
+            file.replace(directory / file.name)
 
 
 def checked(weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> dict[str, Tensor]:

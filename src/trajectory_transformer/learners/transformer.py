@@ -52,16 +52,17 @@ class TransformerLearner(Learner):
         self, config: TrainConfig, datamodule: "OfflineDataModule[Any]", plan: "TrainingPlan"
     ) -> "TrajectoryModule":
         from ..checkpoint import TrainingRecord
+        from ..model.config import TransformerConfig
         from .transformer_datamodule import TrajectoryDataModule
-        from .transformer_module import TrajectoryModule, make_model_config
+        from .transformer_module import TrajectoryModule
 
         assert isinstance(datamodule, TrajectoryDataModule)
-        model = make_model_config(
+        model = TransformerConfig.for_data(
             config.model, datamodule.layout, config.data.discretizer.num_bins, config.data.sequence_length
         )
         plan = replace(plan, tokens_per_step=plan.tokens_per_step * model.block_size)
         record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
-        return TrajectoryModule(model, config.optimizer, plan, record)
+        return TrajectoryModule(model, config.optimizer, plan, record, config.trainer.metrics)
 
     @override
     def make_agent(

@@ -1,60 +1,49 @@
 """The Trajectory Transformer as Lightning trains it."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
 
+from ..building import TYPED_BY_USER
 from ..checkpoint import TrainingRecord
-from ..configuration import ModelConfig, OptimizerConfig
+from ..configuration import OptimizerConfig
 from ..data.windows import WindowBatch
-from ..layout import TransitionLayout
-from ..model.config import TrajectoryTransformerConfig
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.config import TransformerConfig
+from ..model.gpt import TrajectoryTransformer
 from ..training.learner_module import LearnerModule
-from ..training.metrics import TokenMetrics
+from ..training.metrics import LoggedMetrics
 from ..training.optimization import TrainingPlan
 
 
-def make_model_config(
-    config: ModelConfig, layout: TransitionLayout, num_bins: int, sequence_length: int
-) -> TrajectoryTransformerConfig:
-    """The model that fits the data: options from ``config``, sizes from the data."""
-    block_size = layout.block_size(sequence_length + config.goal_conditioned)
-    return TrajectoryTransformerConfig(
-        vocab_size=num_bins,
-        block_size=block_size,
-        observation_dim=layout.observation_dim,
-        action_dim=layout.action_dim,
-        transition_dim=layout.transition_dim,
-        max_position_embeddings=max(512, block_size),
-        **asdict(config),
-    )
-
-
 class TrajectoryModule(LearnerModule):
-    """Trains a :class:`TrajectoryTransformerModel` on windows of tokens.
+    """Trains a :class:`TrajectoryTransformer` on windows of tokens.
 
     Args:
         model: sizes and loss weights.
         optimizer: AdamW and its schedule.
         plan: length of the run, seed, logging.
         record: what the network is trained on, for checkpoints.
+        metrics: what else is logged, as ``trainer.metrics``.
+
+    Raises:
+        UserError: the model's block or a metric cannot be built.
     """
 
     unit = "tokens"
 
     def __init__(
         self,
-        model: TrajectoryTransformerConfig,
+        model: TransformerConfig,
         optimizer: OptimizerConfig,
         plan: TrainingPlan,
         record: TrainingRecord,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(optimizer, plan, record)
-        self.model = TrajectoryTransformerModel(model)
-        self.train_metrics, self.validation_metrics = TokenMetrics(model.layout), TokenMetrics(model.layout)
+        self.model = TrajectoryTransformer(model, TYPED_BY_USER)
+        self.train_metrics, self.validation_metrics = (LoggedMetrics(model.layout, metrics or {}) for _ in range(2))
 
     @override
     def model_options(self) -> dict[str, Any]:
@@ -68,7 +57,7 @@ class TrajectoryModule(LearnerModule):
     def compile_network(self) -> None:
         self.model.compile()
 
-    def shared_step(self, batch: WindowBatch, metrics: TokenMetrics | None) -> Tensor:
+    def shared_step(self, batch: WindowBatch, metrics: LoggedMetrics | None) -> Tensor:
         """Loss of a batch; what training and validation both do."""
         output = self.model(
             batch.trajectories, targets=batch.targets, attention_mask=batch.mask, use_cache=False, return_dict=True
@@ -97,7 +86,7 @@ class TrajectoryModule(LearnerModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self._take(self.validation_metrics, "val"), sync_dist=True)
 
-    def _take(self, metrics: TokenMetrics, prefix: str) -> dict[str, Any]:
+    def _take(self, metrics: LoggedMetrics, prefix: str) -> dict[str, Any]:
         """Computed metrics under their logged names."""
         values = self.labelled(metrics.compute(), prefix)
         metrics.reset()

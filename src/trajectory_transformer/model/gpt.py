@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..building import build
 from ..errors import UserError
-from ..interop.pretrained import TrajectoryTransformerPreTrainedTransformer
-from .config import TrajectoryTransformerConfig
+from .config import TransformerConfig
 from .loss import token_weights, weighted_cross_entropy
 from .memory import AttentionMemory, CausalMemory, KeyValueCache
 from .output import TrajectoryTransformerOutput
@@ -65,7 +65,7 @@ class DimensionHeads(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention; what it attends to is the memory's business."""
 
-    def __init__(self, config: TrajectoryTransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.key = nn.Linear(config.n_embd, config.n_embd)
         self.query = nn.Linear(config.n_embd, config.n_embd)
@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: TrajectoryTransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)
         self.ln2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)
@@ -102,25 +102,43 @@ class Block(nn.Module):
         return x + self.drop(self.l2(self.act(self.l1(self.ln2(x)))))
 
 
-class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedTransformer):
-    """GPT over transition tokens (paper §3.1), under the reference API.
+def _make_block(config: TransformerConfig, allow: Sequence[str] | None) -> nn.Module:
+    if config.block is None:
+        return Block(config)
+    return build({**config.block, "config": config}, nn.Module, "model.block", allow)
+
+
+class TrajectoryTransformer(nn.Module):
+    """GPT over transition tokens (paper §3.1), with the reference API's ``forward``.
 
     Parameter names are the reference port's, so that its weights load as they are.
 
     Args:
-        config: sizes; see :class:`TrajectoryTransformerConfig`.
+        config: sizes and options. With ``config.block``, each block is an instance of that class instead of
+            :class:`Block`: called as ``cls(config=config, **options)``, its ``forward(x, layer, memory)`` takes and
+            returns (batch, time, n_embd) and attends by ``memory.attend`` alone.
+        allow: packages besides this one that ``config.block`` may name, as it may come from a file;
+            :data:`~..building.TYPED_BY_USER`: any.
+
+    Attributes:
+        gradient_checkpointing: in training, compute each block's inner values again in the backward pass instead of
+            keeping them.
+
+    Raises:
+        UserError: there is no such block, it is not allowed, or does not take the options.
     """
 
     mask: Tensor
 
-    def __init__(self, config: TrajectoryTransformerConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: TransformerConfig, allow: Sequence[str] | None = ()) -> None:
+        super().__init__()
+        self.config, self.gradient_checkpointing = config, False
         self.layout = config.layout
         self.stop_index = config.vocab_size * config.transition_dim
         self.tok_emb = nn.Embedding(self.stop_index + 1, config.n_embd)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, config.n_embd))
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(_make_block(config, allow) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)
         self.head = DimensionHeads(config.transition_dim, config.n_embd, config.vocab_size + 1)
         mask = torch.ones(config.block_size, config.block_size, dtype=torch.bool).tril()
@@ -133,7 +151,7 @@ class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedTransformer):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=config.initializer_range)
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
             if isinstance(module, DimensionHeads):
                 for weight in module.weight:

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import TrajectoryTransformerConfig
+from .config import TransformerConfig
 
 
-def token_weights(config: TrajectoryTransformerConfig, start: int, time: int) -> Tensor:
+def token_weights(config: TransformerConfig, start: int, time: int) -> Tensor:
     """Loss weight of the token that each position predicts.
 
     Args:

@@ -64,7 +64,7 @@ class Agent:
         Args:
             path: a ``.ckpt`` file.
             device: where to compute.
-            allow: packages besides this one that the file's objective may come from.
+            allow: packages besides this one whose classes the file may name, such as those of its objective and blocks.
             planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones. ``objective`` is an
                 :class:`~.objectives.Objective`, or the mapping that describes one.
 
@@ -79,7 +79,7 @@ class Agent:
         cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
     ) -> "Agent":
         """As :meth:`from_checkpoint`, from a checkpoint that has been read."""
-        trained = TrainedTransformer.of(checkpoint, device)
+        trained = TrainedTransformer.of(checkpoint, device, allow)
         settings, objective = planner_settings(checkpoint, planner_overrides, allow)
         fingerprint = checkpoint.training.dataset.fingerprint
         parts = trained.model, trained.discretizer, settings

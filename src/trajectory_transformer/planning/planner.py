@@ -10,7 +10,7 @@ from torch import Tensor
 from ..configuration import PlannerConfig, require
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.gpt import TrajectoryTransformer
 from . import native
 from .beam_search import SearchResult, beam_search, require_finite_scores
 from .captured_search import CapturedSearch, cuda_graph
@@ -46,7 +46,7 @@ class BeamPlanner:
 
     def __init__(
         self,
-        model: TrajectoryTransformerModel,
+        model: TrajectoryTransformer,
         discretizer: Discretizer,
         settings: PlannerConfig,
         environment: EnvironmentSpec | None = None,
@@ -138,7 +138,7 @@ def is_captured(settings: PlannerConfig, device: str) -> bool:
     return device == "cuda" and settings.decoder == "auto" and settings.deadline_ms is None
 
 
-def make_decoder(model: TrajectoryTransformerModel, settings: PlannerConfig) -> BeamDecoder:
+def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamDecoder:
     """What ``settings.decoder`` names, or chooses.
 
     Raises:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from ..configuration import require
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.gpt import TrajectoryTransformer
 from .decoder import BeamDecoder, gather_rows
 
 _MOST_OPERATIONS = 2e9  # multiply-adds of the reference forward pass, a fraction of a second on one core
 _ROWS = 3  # sequences that are compared
 
 
-def tolerance_of(model: TrajectoryTransformerModel) -> float:
+def tolerance_of(model: TrajectoryTransformer) -> float:
     """The largest :func:`decoding_error` that rounding explains in the model's precision.
 
     In float32 rounding makes 1e-6 to 3e-6 of models as they are trained, and 6e-4 of one whose weights are off by 1
@@ -26,7 +26,7 @@ def tolerance_of(model: TrajectoryTransformerModel) -> float:
 
 @torch.inference_mode()
 def decoding_error(
-    decoder: BeamDecoder, model: TrajectoryTransformerModel, window: int, sliding: bool, rows: int = _ROWS
+    decoder: BeamDecoder, model: TrajectoryTransformer, window: int, sliding: bool, rows: int = _ROWS
 ) -> float:
     """Largest difference between a decoder's logits and ``model(tokens)``, on random tokens of that model.
 
@@ -60,7 +60,7 @@ def decoding_error(
 
 
 def _decode_some(
-    decoder: BeamDecoder, model: TrajectoryTransformerModel, window: int, sliding: bool, rows: int
+    decoder: BeamDecoder, model: TrajectoryTransformer, window: int, sliding: bool, rows: int
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Tokens (rows, time), and logits (rows, vocabulary) after their first so many ones."""
     config, generator, device = model.config, torch.Generator().manual_seed(0), model.pos_emb.device
@@ -103,7 +103,7 @@ def _decode_some(
 
 
 @contextmanager
-def _evaluation_mode(model: TrajectoryTransformerModel) -> Iterator[None]:
+def _evaluation_mode(model: TrajectoryTransformer) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     yield
@@ -112,7 +112,7 @@ def _evaluation_mode(model: TrajectoryTransformerModel) -> Iterator[None]:
 
 
 def require_same_logits(
-    decoder: BeamDecoder, model: TrajectoryTransformerModel, window: int, sliding: bool, rows: int
+    decoder: BeamDecoder, model: TrajectoryTransformer, window: int, sliding: bool, rows: int
 ) -> None:
     """Refuse to plan in PyTorch where decoding token by token is not the model's forward pass.
 

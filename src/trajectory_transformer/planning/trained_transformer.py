@@ -12,8 +12,8 @@ from ..configuration import OBJECTIVES, PlannerConfig
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from ..model.config import TrajectoryTransformerConfig
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.config import TransformerConfig
+from ..model.gpt import TrajectoryTransformer
 from .objectives import Objective, make_objective
 
 
@@ -27,20 +27,25 @@ class TrainedTransformer:
         environment: the spaces of its data, and the environment to act in.
     """
 
-    model: TrajectoryTransformerModel
+    model: TrajectoryTransformer
     discretizer: Discretizer
     environment: EnvironmentSpec
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, device: str = "cpu") -> "TrainedTransformer":
+    def of(cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = ()) -> "TrainedTransformer":
         """The model in a checkpoint.
+
+        Args:
+            checkpoint: as read.
+            device: where it computes.
+            allow: packages besides this one that its blocks may come from.
 
         Raises:
             UserError: its parts do not fit together, or are no transformer's.
         """
         checkpoint.require_kind("transformer")
         try:
-            model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**checkpoint.model))
+            model = TrajectoryTransformer(TransformerConfig(**checkpoint.model), allow)
             model.load_state_dict(checkpoint.weights("model"))
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise UserError(f"the contents of checkpoint '{checkpoint.name}' do not fit together: {error}") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..model.gpt import TrajectoryTransformerModel
+from ..model.gpt import TrajectoryTransformer
 from ..model.memory import CausalMemory
 from .decoder import BeamDecoder, gather_rows
 
@@ -26,9 +26,7 @@ class StaticMemory:
         whole: read all of it at every token, so that shapes do not change; else only what has been written.
     """
 
-    def __init__(
-        self, model: TrajectoryTransformerModel, capacity: int, environments: int, rows: int, whole: bool
-    ) -> None:
+    def __init__(self, model: TrajectoryTransformer, capacity: int, environments: int, rows: int, whole: bool) -> None:
         config, like, self._whole = model.config, model.pos_emb, whole
         heads, size = config.n_head, config.n_embd // config.n_head
         self._common = like.new_zeros(config.n_layer, 2, environments, heads, capacity, size)
@@ -113,7 +111,7 @@ class TransformerDecoder(BeamDecoder):
     """
 
     def __init__(
-        self, model: TrajectoryTransformerModel, window: int, sliding: bool, rows: int, compiled: bool = False
+        self, model: TrajectoryTransformer, window: int, sliding: bool, rows: int, compiled: bool = False
     ) -> None:
         self._model, self._sliding, self._most_rows = model, sliding, rows
         self._transition_dim = model.config.transition_dim

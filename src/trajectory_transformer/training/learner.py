@@ -37,6 +37,7 @@ class Learner(ABC):
             UserError: naming them.
         """
         require(not config.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.kind}")
+        require(not config.trainer.metrics, f"trainer.metrics are for learner=transformer, not {self.kind}")
 
     def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:  # noqa: B027 - optional
         """Refuse options that do not go with the data, before training rather than after.

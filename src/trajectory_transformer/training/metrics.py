@@ -1,14 +1,17 @@
-"""Loss and accuracy of each kind of token."""
+"""Loss and accuracy of each kind of token, and metrics of the user's."""
 
-from collections.abc import Callable, Sequence
-from typing import Self
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 import torchmetrics
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ..building import TYPED_BY_USER, build
+from ..errors import UserError
 from ..layout import TOKEN_KINDS, TransitionLayout
 
 
@@ -76,3 +79,67 @@ class TokenMetrics(torchmetrics.Metric):
             values[f"{kind}_loss"] = self.nats[index] / self.count[index]
             values[f"{kind}_accuracy"] = self.correct[index] / self.count[index]
         return values
+
+
+def make_own_metrics(specs: Mapping[str, Any]) -> dict[str, torchmetrics.Metric]:
+    """The metrics of ``trainer.metrics``, each by its name.
+
+    Args:
+        specs: for each name a mapping with a ``_target_``: a :class:`torchmetrics.Metric` whose ``update`` takes
+            (logits, targets, mask), of the shapes that :meth:`TokenMetrics.update` has, and whose ``compute`` returns
+            one number.
+
+    Raises:
+        UserError: there is no such class, it is no such metric, or the name is taken.
+    """
+    taken = {"loss", "perplexity", "learning_rate", "gradient_norm", "tokens_per_second"}
+    taken |= {f"{kind}_{what}" for kind in TOKEN_KINDS for what in ("loss", "accuracy")}
+    metrics: dict[str, torchmetrics.Metric] = {}
+    for name, spec in specs.items():
+        if name in taken or not name.isidentifier():
+            raise UserError(f"trainer.metrics.{name}: that name is taken or no word; choose another")
+        metrics[name] = build(spec, torchmetrics.Metric, f"trainer.metrics.{name}", TYPED_BY_USER)
+        try:
+            inspect.signature(metrics[name].update).bind("logits", "targets", "mask")
+        except TypeError:
+            raise UserError(
+                f"trainer.metrics.{name}: update() of {spec['_target_']} must take logits, targets and mask"
+            ) from None
+    return metrics
+
+
+class LoggedMetrics(nn.Module):
+    """:class:`TokenMetrics` and the user's own metrics, as one.
+
+    Args:
+        layout: as for :class:`TokenMetrics`.
+        own: as for :func:`make_own_metrics`, which says what is raised.
+    """
+
+    def __init__(self, layout: TransitionLayout, own: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.tokens = TokenMetrics(layout)
+        self.own = torchmetrics.MetricCollection(dict(make_own_metrics(own)), compute_groups=False)
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, logits: Tensor, targets: Tensor, mask: Tensor) -> None:
+        """Add a batch; arguments as of :meth:`TokenMetrics.update`."""
+        self.tokens.update(loss, logits, targets, mask)
+        self.own.update(logits.detach(), targets, mask)
+
+    def compute(self) -> dict[str, Tensor]:
+        """All values by name.
+
+        Raises:
+            UserError: a metric of the user's gave something other than one number.
+        """
+        own = self.own.compute()
+        for name, value in own.items():
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise UserError(f"trainer.metrics.{name}: compute() must return a tensor of one number, got {value!r}")
+        return self.tokens.compute() | own
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.tokens.reset()
+        self.own.reset()

@@ -68,7 +68,7 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused:
     """AdamW over parameter groups that carry their own ``weight_decay``.
 
     Args:
-        groups: of ``TrajectoryTransformerModel.decay_parameter_groups``.
+        groups: of ``TrajectoryTransformer.decay_parameter_groups``.
         config: learning rate and betas.
         fused: one kernel for all parameters: 3.6 times faster on a CPU. Impossible with a gradient scaler.
     """

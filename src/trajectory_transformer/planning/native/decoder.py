@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...model.config import TrajectoryTransformerConfig
-from ...model.gpt import TrajectoryTransformerModel
+from ...model.config import TransformerConfig
+from ...model.gpt import TrajectoryTransformer
 from ..decoder import BeamDecoder, gather_rows
 from ..sampling import Choice
 from .library import UnavailableError, load_library
@@ -53,7 +53,7 @@ _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c return
 }
 
 
-def unavailable_reason(model: TrajectoryTransformerModel) -> str | None:
+def unavailable_reason(model: TrajectoryTransformer) -> str | None:
     """Why this model cannot be decoded natively, or None if nothing stands against trying (see :mod:`.proof`)."""
     device, dtype = model.pos_emb.device, model.pos_emb.dtype
     if device.type != "cpu" or dtype != torch.float32:
@@ -82,12 +82,10 @@ class NativeDecoder(BeamDecoder):
         UnavailableError: the library cannot be compiled here.
     """
 
-    def __init__(self, model: TrajectoryTransformerModel, window: int, sliding: bool) -> None:
+    def __init__(self, model: TrajectoryTransformer, window: int, sliding: bool) -> None:
         self._prepare(model.config, dict(model.named_parameters(remove_duplicate=False)), window, sliding)
 
-    def _prepare(
-        self, config: TrajectoryTransformerConfig, weights: Mapping[str, Tensor], window: int, sliding: bool
-    ) -> None:
+    def _prepare(self, config: TransformerConfig, weights: Mapping[str, Tensor], window: int, sliding: bool) -> None:
         self._library, self._config, self._sliding = load_library(), config, sliding
         self._limit = window * config.transition_dim
         with torch.no_grad():
@@ -226,7 +224,7 @@ def _numbered(environments: int, rows: int) -> Tensor:
     return torch.arange(environments * rows).view(environments, rows)
 
 
-def expected_shapes(config: TrajectoryTransformerConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters that the kernel reads, by name."""
     n, outputs = config.n_embd, config.vocab_size + 1
     shapes: dict[str, tuple[int, ...]] = {
@@ -243,11 +241,11 @@ def expected_shapes(config: TrajectoryTransformerConfig) -> dict[str, tuple[int,
     return shapes
 
 
-def _norms(config: TrajectoryTransformerConfig) -> list[str]:
+def _norms(config: TransformerConfig) -> list[str]:
     return [*(f"blocks.{layer}.{name}" for layer in range(config.n_layer) for name in ("ln1", "ln2")), "ln_f"]
 
 
-def _mismatch(model: TrajectoryTransformerModel) -> str | None:
+def _mismatch(model: TrajectoryTransformer) -> str | None:
     """What of a model's parts is not what the kernel computes with, or None: before C is given an address."""
     config, expected = model.config, expected_shapes(model.config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -273,7 +271,7 @@ def _mismatch(model: TrajectoryTransformerModel) -> str | None:
     return None
 
 
-def _folded_weights(config: TrajectoryTransformerConfig, weights: Mapping[str, Tensor]) -> list[Tensor]:
+def _folded_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> list[Tensor]:
     """What ``tt_create`` asks for.
 
     Norms are folded into the products behind them. Queries are divided by √head_dim, and by ln 2: the kernel takes

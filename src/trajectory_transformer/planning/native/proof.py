@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...configuration import PlannerConfig
 from ...errors import UserError
-from ...model.config import TrajectoryTransformerConfig
-from ...model.gpt import TrajectoryTransformerModel
+from ...model.config import TransformerConfig
+from ...model.gpt import TrajectoryTransformer
 from ..beam_search import SearchResult
 from ..decoder import BeamDecoder
 from ..proof import decoding_error, tolerance_of
@@ -39,7 +39,7 @@ class _SamplingInPython(NativeDecoder):
 
 
 def make_decoder(
-    model: TrajectoryTransformerModel, window: int, sliding: bool, settings: PlannerConfig
+    model: TrajectoryTransformer, window: int, sliding: bool, settings: PlannerConfig
 ) -> NativeDecoder | None:
     """The native decoder, or None, with one warning in the log, where it is not to be had or computes other logits.
 
@@ -81,7 +81,7 @@ def make_decoder(
 
 
 @torch.inference_mode()
-def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformerModel, settings: PlannerConfig) -> bool:
+def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformer, settings: PlannerConfig) -> bool:
     """Whether C samples the tokens that :func:`~..sampling.choose` does, but for a few that rounding decides."""
     uniforms = torch.rand(1, 1, 64, generator=torch.Generator().manual_seed(0))
     for k, cdf in ((settings.k_act, settings.cdf_act), (settings.k_obs, None)):
@@ -95,7 +95,7 @@ def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformerModel, se
     return True
 
 
-def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformerModel, settings: PlannerConfig) -> float:
+def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformer, settings: PlannerConfig) -> float:
     """What one transition of a plan takes, the second time."""
     layout, candidates, took = model.layout, settings.beam_width * settings.n_expand, 0.0
     uniforms = torch.rand(1, layout.action_dim + 1, candidates, generator=torch.Generator().manual_seed(0))
@@ -109,7 +109,7 @@ def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformerModel,
 
 
 def make_search(
-    decoder: BeamDecoder, model: TrajectoryTransformerModel, settings: PlannerConfig, centers: Tensor,
+    decoder: BeamDecoder, model: TrajectoryTransformer, settings: PlannerConfig, centers: Tensor,
     search: PythonSearch,
 ) -> NativeSearch | None:  # fmt: skip
     """The search in C, or None where the decoder is not native, or, with one warning, where Python's finds other plans.
@@ -144,7 +144,7 @@ class _RandomDecoder(_SamplingInPython):
     costs no more than a small one.
     """
 
-    def __init__(self, config: TrajectoryTransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         generator = torch.Generator().manual_seed(0)
         weights = {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
         self._prepare(config, weights, (config.block_size + 1) // config.transition_dim, sliding=False)
@@ -152,7 +152,7 @@ class _RandomDecoder(_SamplingInPython):
 
 @torch.inference_mode()
 def _search_difference(
-    config: TrajectoryTransformerConfig, settings: PlannerConfig, centers: Tensor, search: PythonSearch
+    config: TransformerConfig, settings: PlannerConfig, centers: Tensor, search: PythonSearch
 ) -> str | None:
     """How the plans of both searches differ, or None.
 

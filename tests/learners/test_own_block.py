@@ -1,0 +1,161 @@
+"""A block of the user's own in a package of theirs: trained, saved, loaded where it is trusted, and planned with."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trajectory_transformer import Agent, TrajectoryTransformerConfig, TrajectoryTransformerModel
+from trajectory_transformer.building import TYPED_BY_USER
+from trajectory_transformer.checkpoint import Checkpoint
+from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.model.config import TransformerConfig
+from trajectory_transformer.model.gpt import Block, TrajectoryTransformer
+from trajectory_transformer.planning.trained_transformer import TrainedTransformer
+from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
+
+from ..planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, compare
+from ..training.small_run import small_config, small_fit
+
+CODE = """
+import torch
+from torch import nn
+from trajectory_transformer.model.gpt import SelfAttention
+
+
+class SwiGluBlock(nn.Module):
+    def __init__(self, config, expansion=4):
+        super().__init__()
+        width = expansion * config.n_embd
+        self.norms = nn.ModuleList(nn.LayerNorm(config.n_embd) for _ in range(2))
+        self.attention = SelfAttention(config)
+        self.gate, self.up = (nn.Linear(config.n_embd, width, bias=False) for _ in range(2))
+        self.mlp = nn.Sequential(nn.Linear(width, config.n_embd))
+
+    def forward(self, x, layer, memory):
+        x = x + self.attention(self.norms[0](x), layer, memory)
+        normed = self.norms[1](x)
+        return x + self.mlp(nn.functional.silu(self.gate(normed)) * self.up(normed))
+
+
+def no_class():
+    pass
+"""
+BLOCK: dict[str, Any] = {"_target_": "swiglu_package.blocks.SwiGluBlock", "expansion": 2}
+
+
+@pytest.fixture(autouse=True)
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Importable for one test."""
+    folder = tmp_path / "path" / "swiglu_package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "blocks.py").write_text(CODE)
+    monkeypatch.syspath_prepend(folder.parent)
+    yield
+    for name in ("swiglu_package", "swiglu_package.blocks"):
+        sys.modules.pop(name, None)
+
+
+def sizes(**changes: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY, "block_size": TRANSITIONS * WIDTH - 1, "transition_dim": WIDTH, "observation_dim": 2,
+        "action_dim": 2, "n_layer": 2, "n_head": 2, "n_embd": 16, "initializer_range": 0.3, "block": BLOCK,
+    } | changes  # fmt: skip
+
+
+def test_it_is_trained_saved_and_loaded_where_it_is_trusted(tmp_path: Path) -> None:
+    config = small_config(max_steps=2)
+    config.model.block = BLOCK
+    last = small_fit(tmp_path, config).last
+    contents = read_checkpoint(last)
+    assert contents[SECTION]["model"]["block"] == BLOCK
+    model = TrainedTransformer.of(Checkpoint.from_contents(contents), allow=["swiglu_package"]).model
+    assert [type(block).__name__ for block in model.blocks] == ["SwiGluBlock"]
+    gate = model.get_parameter("blocks.0.gate.weight")
+    assert gate.shape == (2 * 8, 8)
+    torch.manual_seed(config.seed)
+    untrained = TrajectoryTransformer(model.config, ["swiglu_package"])
+    assert not torch.equal(gate, untrained.get_parameter("blocks.0.gate.weight"))
+    agent = Agent.from_checkpoint(last, allow=["swiglu_package"], decoder="eager", beam_width=4)
+    agent.reset(2)
+    assert np.isfinite(agent.act(np.zeros((2, 1), dtype=np.float32))).all()
+
+
+def test_a_file_imports_nothing_that_is_not_trusted(tmp_path: Path) -> None:
+    config = small_config(max_steps=1)
+    config.model.block = BLOCK
+    last = small_fit(tmp_path, config).last
+    for name in ("swiglu_package", "swiglu_package.blocks"):
+        del sys.modules[name]
+    for allow in ((), ("swiglu",)):
+        with pytest.raises(UserError, match=r"model\.block names the class swiglu_package.*allow=\[swiglu_package\]"):
+            Agent.from_checkpoint(last, allow=allow)
+    assert "swiglu_package" not in sys.modules
+
+
+def test_eager_decoding_follows_full_forward_passes() -> None:
+    torch.manual_seed(0)
+    model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**sizes()), TYPED_BY_USER).eval()
+    decoder = TransformerDecoder(model, TRANSITIONS, sliding=False, rows=128)
+    compare(decoder, model, TRANSITIONS * WIDTH, TRANSITIONS)
+
+
+def test_its_linear_layers_are_treated_as_ours() -> None:
+    torch.manual_seed(0)
+    model = TrajectoryTransformer(TransformerConfig(**sizes(n_embd=64, initializer_range=0.03)), TYPED_BY_USER)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, rest = ({names[id(p)] for p in group["params"]} for group in model.decay_parameter_groups(0.1))
+    own = {f"blocks.1.{name}.weight" for name in ("gate", "up", "mlp.0")}
+    assert own <= decayed
+    assert {"blocks.1.mlp.0.bias", "blocks.1.norms.0.weight"} <= rest
+    for name in own:
+        assert model.get_parameter(name).std().item() == pytest.approx(0.03, rel=0.05)
+    assert model.get_parameter("blocks.1.mlp.0.bias").abs().max() == 0
+
+
+def test_a_saved_directory_is_loaded_where_it_is_trusted(tmp_path: Path) -> None:
+    """Its tensors' names are its own, also where another code base has the same."""
+    model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**sizes()), ["swiglu_package"]).eval()
+    model.save_pretrained(tmp_path / "model")
+    loaded = TrajectoryTransformerModel.from_pretrained(tmp_path / "model", allow=["swiglu_package"])
+    assert loaded.config == model.config
+    tokens = torch.randint(0, VOCABULARY + 1, (2, 20))
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    with pytest.raises(UserError, match=r"allow=\[swiglu_package\]"):
+        TrajectoryTransformerModel.from_pretrained(tmp_path / "model")
+
+
+def test_our_own_class_needs_no_trust() -> None:
+    named = {"_target_": "trajectory_transformer.model.gpt.Block"}
+    torch.manual_seed(0)
+    expected = TrajectoryTransformer(TransformerConfig(**sizes(block=None)))
+    torch.manual_seed(0)
+    found = TrajectoryTransformer(TransformerConfig(**sizes(block=named)))
+    assert all(type(block) is Block for block in found.blocks)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (BLOCK | {"expansoin": 3}, r"no option 'model\.block\.expansoin'; did you mean 'model\.block\.expansion'"),
+        (BLOCK | {"_target_": "swiglu_package.blocks.Swiglu"}, "there is no such class"),
+        (BLOCK | {"_target_": "swiglu_package.blocks.no_class"}, "is not a Module"),
+        (BLOCK | {"_target_": "no_package.Block"}, "there is no module 'no_package'"),
+    ],
+)
+def test_mistakes(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrajectoryTransformer(TransformerConfig(**sizes(block=block)), TYPED_BY_USER)
+
+
+@pytest.mark.parametrize("block", ["SwiGluBlock", {"expansion": 2}, {"_target_": 3}])
+def test_what_names_no_class_is_refused_with_the_options(block: object) -> None:
+    with pytest.raises(UserError, match=r"block=.* is no mapping with a _target_; it needs the class of a block"):
+        TransformerConfig(**sizes(block=block))
