@@ -7,9 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from trajectory_transformer.analysis.attention_figures import MeasuredAttention
 
 from trajectory_transformer.analysis import attention_plots
-from trajectory_transformer.analysis.attention_figures import MeasuredAttention
 from trajectory_transformer.analysis.attention_plots import (
     AttentionMaps,
     plot_attention_maps,

@@ -13,11 +13,11 @@ from tests.evaluation.test_results import make_results
 from trajectory_transformer.app import entry_point, experiment
 from trajectory_transformer.app.run_folder import claim
 from trajectory_transformer.app.run_record import RunRecord
-from trajectory_transformer.app.sweep import Job, confidence, group_by_settings, read_jobs, report, t_quantile
+from trajectory_transformer.app.sweep import SweepJob, confidence, group_by_settings, read_jobs, report, t_quantile
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
-from trajectory_transformer.evaluation.plots import PlannerFigures
+from trajectory_transformer.evaluation.plots import TradeoffPoint
 from trajectory_transformer.evaluation.results import write_results
 
 ROOT = Path(__file__).parents[2]
@@ -53,10 +53,10 @@ def test_the_interval_of_three_scores_worked_out_by_hand() -> None:
 
 def test_jobs_that_differ_only_in_the_seed_belong_together() -> None:
     jobs = [
-        Job("0", RunRecord("finished", {"model": "tiny", "seed": "0"}, 1.0)),
-        Job("1", RunRecord("finished", {"model": "base", "seed": "0"}, 9.0)),
-        Job("2", RunRecord("finished", {"model": "tiny", "seed": "1"}, 3.0)),
-        Job("3", RunRecord("failed", {"model": "tiny", "seed": "2"}, None, "no")),
+        SweepJob("0", RunRecord("finished", {"model": "tiny", "seed": "0"}, 1.0)),
+        SweepJob("1", RunRecord("finished", {"model": "base", "seed": "0"}, 9.0)),
+        SweepJob("2", RunRecord("finished", {"model": "tiny", "seed": "1"}, 3.0)),
+        SweepJob("3", RunRecord("failed", {"model": "tiny", "seed": "2"}, None, "no")),
     ]
     tiny, base = group_by_settings(jobs)
     assert [job.name for job in tiny.jobs] == ["0", "2", "3"]
@@ -93,14 +93,14 @@ def test_a_sweep_over_planners_shows_what_their_time_buys(tmp_path: Path, monkey
         write_results(results, folder / "results.json")
     RunRecord("finished", parameters | {"planner.horizon": "7"}, 1.0).write(_made(tmp_path / "3"))
     (tmp_path / "3" / "results.json").write_text("{half")  # has no place in the picture, and breaks nothing
-    seen: list[PlannerFigures] = []
+    seen: list[TradeoffPoint] = []
     plot = plots.plot_tradeoff
     monkeypatch.setattr(plots, "plot_tradeoff", lambda points, *rest: (seen.extend(points), plot(points, *rest)))
     report(tmp_path)
     assert seen == [
-        PlannerFigures("horizon=1", "4", 2.0, (0.0, -3.0, 1.0)),
-        PlannerFigures("horizon=1", "16", 3.0, (10.0, 7.0, 11.0)),
-        PlannerFigures("horizon=5", "4", 4.0, (20.0, 17.0, 21.0)),
+        TradeoffPoint("horizon=1", "4", 2.0, (0.0, -3.0, 1.0)),
+        TradeoffPoint("horizon=1", "16", 3.0, (10.0, 7.0, 11.0)),
+        TradeoffPoint("horizon=5", "4", 4.0, (20.0, 17.0, 21.0)),
     ]
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert [row["ms per plan"] for row in rows(tmp_path)] == ["2", "3", "4", ""]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
 from trajectory_transformer.evaluation.plots import (
-    PlannerFigures,
+    TradeoffPoint,
     plot_plan,
     plot_returns,
     plot_tradeoff,
@@ -167,9 +167,9 @@ def test_pyplot_stays_out(tmp_path: Path) -> None:
 
 def test_planners_are_drawn_with_their_intervals(tmp_path: Path, drawn: list[Figure]) -> None:
     points = [
-        PlannerFigures("horizon=1", "64", 9.0, (5.0, 4.0, 7.0)),
-        PlannerFigures("horizon=1", "4", 2.0, (3.0, 1.0, 4.0)),
-        PlannerFigures("horizon=5", "4", 8.0, (6.0, 5.5, 6.5)),
+        TradeoffPoint("horizon=1", "64", 9.0, (5.0, 4.0, 7.0)),
+        TradeoffPoint("horizon=1", "4", 2.0, (3.0, 1.0, 4.0)),
+        TradeoffPoint("horizon=5", "4", 8.0, (6.0, 5.5, 6.5)),
     ]
     plot_tradeoff(points, 4.5, "Walk-v0", tmp_path / "tradeoff.png")
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(PNG)

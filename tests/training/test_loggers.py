@@ -12,14 +12,14 @@ import torch
 
 from trajectory_transformer.configuration import LoggerConfig
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.figures import Figure
+from trajectory_transformer.evaluation.measurements import Measurement
 from trajectory_transformer.training.loggers import (
     MetricsFile,
     RunLabels,
     finish_loggers,
     log_artifacts,
     log_evaluation,
-    log_figures,
+    log_measurements,
     make_loggers,
     wandb_key_is_configured,
 )
@@ -169,7 +169,7 @@ class TestOffline:
         (directory / "set" / "main_data.hdf5").touch()
         log_artifacts(loggers, checkpoint, DATASET, [directory / "set", directory / "elsewhere"])
         log_evaluation(loggers, RESULTS)
-        log_figures(loggers, [Figure("layer 1", "mass_past", 0.5, None, None, 3)])
+        log_measurements(loggers, [Measurement("layer 1", "mass_past", 0.5, None, None, 3)])
         finish_loggers(loggers)
         (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
         wandb = str(Path(sys.executable).with_name("wandb"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.figures import COLUMNS, Figure, RunFacts
+from trajectory_transformer.evaluation.measurements import COLUMNS, Measurement, RunFacts
 
 SEED = re.compile(r"_seed(\d+)$")
 
@@ -17,7 +17,7 @@ class RunFile:
 
     path: str
     facts: RunFacts
-    figures: dict[tuple[str, str], Figure]
+    measurements: dict[tuple[str, str], Measurement]
 
     @property
     def label(self) -> str:
@@ -46,20 +46,22 @@ def read_run(root: Path, path: str) -> RunFile:
     named = SEED.search(Path(path).stem)
     if named and int(named[1]) != facts.seed:
         raise UserError(f"{path}: its name says seed {named[1]}, line 2 seed {facts.seed}")
-    figures: dict[tuple[str, str], Figure] = {}
-    for number, (run, figure) in lines:
+    measurements: dict[tuple[str, str], Measurement] = {}
+    for number, (run, measurement) in lines:
         if run != facts:
             raise UserError(f"{path}, line {number}: is of another run than line 2; a file holds one run")
-        if (figure.method, figure.name) in figures:
-            raise UserError(f"{path}, line {number}: {figure.name} of {figure.method} stands there twice")
-        figures[figure.method, figure.name] = figure
-    return RunFile(path, facts, figures)
+        if (measurement.method, measurement.name) in measurements:
+            raise UserError(f"{path}, line {number}: {measurement.name} of {measurement.method} stands there twice")
+        measurements[measurement.method, measurement.name] = measurement
+    return RunFile(path, facts, measurements)
 
 
-def _parsed(path: str, number: int, row: dict[str, str]) -> tuple[RunFacts, Figure]:
+def _parsed(path: str, number: int, row: dict[str, str]) -> tuple[RunFacts, Measurement]:
     try:
         low, high = (float(row[name]) if row[name] else None for name in ("low", "high"))
-        figure = Figure(row["method"], row["name"], float(row["value"]), low, high, int(row["count"]))
-        return RunFacts(row["dataset"], row["env_id"], int(row["seed"]), row["commit"] or None, row["command"]), figure
+        measurement = Measurement(row["method"], row["name"], float(row["value"]), low, high, int(row["count"]))
+        return RunFacts(
+            row["dataset"], row["env_id"], int(row["seed"]), row["commit"] or None, row["command"]
+        ), measurement
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}, line {number}: is not a figure ({error})") from error

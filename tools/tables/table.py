@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.figures import Figure
+from trajectory_transformer.evaluation.measurements import Measurement
 
 from .runs import SEED, RunFile
 
@@ -24,39 +24,39 @@ class Row:
     method: str
     runs: list[RunFile]
 
-    def figures(self, name: str) -> list[Figure]:
+    def measurements(self, name: str) -> list[Measurement]:
         """One for each run; one in all if it is of the data, and equal; none if the method has no such figure.
 
         Raises:
             UserError: some of the runs have it and others do not.
         """
-        found = [run.figures.get((self.method, name)) for run in self.runs]
-        figures = [figure for figure in found if figure is not None]
-        if figures and None in found:
+        found = [run.measurements.get((self.method, name)) for run in self.runs]
+        measurements = [measurement for measurement in found if measurement is not None]
+        if measurements and None in found:
             without = self.runs[found.index(None)].path
             raise UserError(f"{without} has no {name} of {self.method}, which the same run with another seed has")
-        same = self.method == BEHAVIOR and len(set(figures)) == 1
-        return figures[:1] if same else figures
+        same = self.method == BEHAVIOR and len(set(measurements)) == 1
+        return measurements[:1] if same else measurements
 
     def cells(self, names: Sequence[str]) -> list[str]:
         """One line of the table."""
         facts = self.runs[0].facts
-        columns = [self.figures(name) for name in names]
-        counts = dict.fromkeys(_count(figures) for figures in columns if figures)
+        columns = [self.measurements(name) for name in names]
+        counts = dict.fromkeys(_count(measurements) for measurements in columns if measurements)
         seeds = ", ".join(str(run.facts.seed) for run in self.runs)
         commits = dict.fromkeys((run.facts.commit or "none")[:7] for run in self.runs)
-        values = [_value(figures) for figures in columns]
+        values = [_value(measurements) for measurements in columns]
         label = f"{self.runs[0].label}, {self.method}"
         return [label, *values, " / ".join(counts), facts.dataset.replace(",", ", "), seeds, ", ".join(commits)]
 
 
-def _value(figures: Sequence[Figure]) -> str:
-    if not figures:
+def _value(measurements: Sequence[Measurement]) -> str:
+    if not measurements:
         return "–"
-    values = [figure.value for figure in figures]
+    values = [measurement.value for measurement in measurements]
     if len(values) > 1:
         return f"{_number(fmean(values))} [{_number(min(values))}, {_number(max(values))}]"
-    low, high = figures[0].low, figures[0].high
+    low, high = measurements[0].low, measurements[0].high
     interval = "" if low is None or high is None else f" ({_number(low)} to {_number(high)})"
     return _number(values[0]) + interval
 
@@ -66,8 +66,8 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _count(figures: Sequence[Figure]) -> str:
-    counts = [figure.count for figure in figures]
+def _count(measurements: Sequence[Measurement]) -> str:
+    counts = [measurement.count for measurement in measurements]
     if len(counts) > 1 and len(set(counts)) == 1:
         return f"{len(counts)} × {counts[0]}"
     return " + ".join(map(str, counts))
@@ -84,8 +84,8 @@ def table(runs: Sequence[RunFile], names: Sequence[str]) -> list[str]:
         UserError: no run has one of the figures, or runs that share rows are of different data.
     """
     for name in names:
-        if not any(name == known for run in runs for _, known in run.figures):
-            known = ", ".join(dict.fromkeys(known for run in runs for _, known in run.figures))
+        if not any(name == known for run in runs for _, known in run.measurements):
+            known = ", ".join(dict.fromkeys(known for run in runs for _, known in run.measurements))
             raise UserError(f"no file has a figure {name}; there are {known}")
     groups: dict[str, list[RunFile]] = {}
     for run in runs:
@@ -95,9 +95,9 @@ def table(runs: Sequence[RunFile], names: Sequence[str]) -> list[str]:
     lines = [
         f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *(row.cells(names) for row in rows))
     ]
-    figures = [row.figures(name) for row in rows for name in names]
-    notes = [INTERVALS] if any(len(one) == 1 and one[0].low is not None for one in figures) else []
-    notes += [SEVERAL_SEEDS] if any(len(one) > 1 for one in figures) else []
+    measurements = [row.measurements(name) for row in rows for name in names]
+    notes = [INTERVALS] if any(len(one) == 1 and one[0].low is not None for one in measurements) else []
+    notes += [SEVERAL_SEEDS] if any(len(one) > 1 for one in measurements) else []
     commands = [f"- {Path(run.path).stem}: `{run.facts.command}`" for run in runs]
     return ["", *lines, "", *([" ".join(notes), ""] if notes else []), *commands, ""]
 
@@ -107,6 +107,6 @@ def _rows(group: list[RunFile], names: Sequence[str]) -> list[Row]:
     for run in group[1:]:
         if (run.facts.dataset, run.facts.env_id) != (group[0].facts.dataset, group[0].facts.env_id):
             raise UserError(f"{run.path} and {group[0].path} are of different data and cannot share a row")
-    methods = dict.fromkeys(method for run in group for method, _ in run.figures)
+    methods = dict.fromkeys(method for run in group for method, _ in run.measurements)
     rows = [Row(method, group) for method in methods]
-    return [row for row in rows if any(row.figures(name) for name in names)]
+    return [row for row in rows if any(row.measurements(name) for name in names)]

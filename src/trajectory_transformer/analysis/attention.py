@@ -14,12 +14,12 @@ from ..configuration.attention import MIN_TRANSITIONS, AttentionConfig
 from ..data.transitions import TransitionTable
 from ..data.windows import TokenWindows
 from ..errors import UserError
-from ..evaluation.figures import Figure, RunFacts, write_figures
+from ..evaluation.measurements import Measurement, RunFacts, write_measurements
 from ..model.gpt import TrajectoryTransformerModel
 from ..model.output import TrajectoryTransformerOutput
 from ..planning.trained_model import TrainedModel
-from .attention_figures import ALL_LAYERS, MeasuredAttention, attention_figures
 from .attention_masses import AttentionMasses
+from .attention_measurements import ALL_LAYERS, MeasuredAttention, attention_measurements
 from .attention_plots import AttentionMaps, plot_attention_maps, plot_attention_summary
 from .attention_table import attention_table
 
@@ -43,7 +43,7 @@ class ChosenWindows:
 
 def evaluate_attention(
     trained: TrainedModel, table: TransitionTable, options: AttentionConfig, run: RunFacts, directory: Path
-) -> list[Figure]:
+) -> list[Measurement]:
     """Measure the attention of every head over windows of ``table``, and record it.
 
     Writes ``figures.csv``, ``plots/attention_window.png`` (one window), ``plots/attention_mean.png`` (the mean over
@@ -69,13 +69,15 @@ def evaluate_attention(
         )
     windows = TokenWindows(table, trained.discretizer, transitions, trained.model.mask.device)
     attended = average_attention(trained.model, windows, chosen, options.shown)
-    figures = attention_figures(attended.measured)
-    figures.append(Figure(ALL_LAYERS, "num_windows", len(chosen.first), None, None, len(np.unique(chosen.episodes))))
-    write_figures(directory / "figures.csv", run, figures)
+    measurements = attention_measurements(attended.measured)
+    measurements.append(
+        Measurement(ALL_LAYERS, "num_windows", len(chosen.first), None, None, len(np.unique(chosen.episodes)))
+    )
+    write_measurements(directory / "figures.csv", run, measurements)
     _plot(attended, trained.model, chosen, options.shown, run.env_id, directory / "plots")
     title = f"{run.env_id}: attention over {transitions} transitions, {_extent(chosen)}"
-    Console().print(attention_table(figures, title))
-    return figures
+    Console().print(attention_table(measurements, title))
+    return measurements
 
 
 def context_transitions(model: TrajectoryTransformerModel, wanted: int | None) -> int:

@@ -14,8 +14,8 @@ from matplotlib.ticker import PercentFormatter
 
 from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, _save, _tidy
 from ..layout import TOKEN_KINDS, TransitionLayout
-from .attention_figures import MeasuredAttention, head_name
 from .attention_masses import REGIONS
+from .attention_measurements import MeasuredAttention, head_name
 
 _KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, ORANGE, SERIES[2], GREY), strict=True))
 _UNSEEN = "#E4E4E4"

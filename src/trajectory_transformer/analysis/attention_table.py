@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from ..evaluation.figures import Figure
-from .attention_figures import ALL_LAYERS, UNIFORM
+from ..evaluation.measurements import Measurement
+from .attention_measurements import ALL_LAYERS, UNIFORM
 
 _COLUMNS = {  # of at most nine letters a word, so that the table fits a screen of eighty
     "mass_present_transition": "present",
@@ -18,15 +18,17 @@ _COLUMNS = {  # of at most nine letters a word, so that the table fits a screen 
 }
 
 
-def attention_table(figures: Sequence[Figure], title: str) -> Table:
+def attention_table(measurements: Sequence[Measurement], title: str) -> Table:
     """A row for each head, their mean and uniform attention: percent of attention, and times what is uniform.
 
     Args:
-        figures: as from ``attention_figures``.
+        figures: as from ``attention_measurements``.
         title: of the table.
     """
-    values = {(figure.method, figure.name): figure.value for figure in figures}
-    heads = [method for method in dict.fromkeys(figure.method for figure in figures) if " head " in method]
+    values = {(measurement.method, measurement.name): measurement.value for measurement in measurements}
+    heads = [
+        method for method in dict.fromkeys(measurement.method for measurement in measurements) if " head " in method
+    ]
     shown = [name for name in _COLUMNS if (UNIFORM, name) in values]
     caption = "% of attention to the present transition, …, × what it would be with uniform attention"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

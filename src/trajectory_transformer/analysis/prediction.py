@@ -11,10 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..configuration import PlannerConfig, PredictConfig, require
 from ..data.episodes import Episode
 from ..environments.batch import environment_title
-from ..evaluation.figures import Figure, RunFacts, write_figures
+from ..evaluation.measurements import Measurement, RunFacts, write_measurements
 from ..planning.trained_model import TrainedModel
 from .ensemble_running import ProbabilisticDynamics
-from .prediction_curves import Curves, compare, prediction_figures, stack_curves
+from .prediction_curves import Curves, compare, prediction_measurements, stack_curves
 from .prediction_plots import plot_errors, plot_log_likelihood
 from .predictor import Predictor
 from .state_video import film_predictions
@@ -69,7 +69,7 @@ def predict(
     ensemble: ProbabilisticDynamics | None,
     request: PredictionRequest,
     run_directory: Path,
-) -> list[Figure]:
+) -> list[Measurement]:
     """Continue held-out episodes from their first observations and record how well that predicts them.
 
     Writes ``figures.csv``, ``plots/prediction_log_likelihood.png``, ``plots/prediction_error.png`` and, if asked for,
@@ -102,13 +102,13 @@ def predict(
             if index < request.video:
                 films.append((episode.observations[: request.options.horizon + 1], prediction.sample))
     together = stack_curves(curves)
-    figures = prediction_figures(together)
-    write_figures(run_directory / "figures.csv", request.facts, figures)
+    measurements = prediction_measurements(together)
+    write_measurements(run_directory / "figures.csv", request.facts, measurements)
     title = environment_title(trained.environment)
     plot_log_likelihood(together, title, run_directory / "plots" / "prediction_log_likelihood.png")
     plot_errors(together, title, run_directory / "plots" / "prediction_error.png")
     film_predictions(trained.environment, films, run_directory / "videos")
-    return figures
+    return measurements
 
 
 def _progress_bar(shown: bool) -> Progress:

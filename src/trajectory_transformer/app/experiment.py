@@ -20,7 +20,7 @@ from ..environments.batch import environment_title, make_environments
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate
-from ..evaluation.figures import Figure, RunFacts
+from ..evaluation.measurements import Measurement, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import require_possible
@@ -31,7 +31,7 @@ from ..learners.same_data import require_same_data, require_same_split
 from ..planning.trained_model import TrainedModel
 from ..processes import is_first_process
 from ..training.fit import fit, torch_threads
-from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
+from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_measurements, make_loggers
 from .trained import Trained, held_out_episodes, load_trained, torch_device
 
 
@@ -156,9 +156,11 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: Trained) ->
             score = _evaluate(trained, rollouts, run, loggers)
         else:
             with torch_threads(config.threads):
-                figures = (_attend if config.task == "attention" else _predict)(config, run, trained)
-            log_figures(loggers, figures)
-            score = figures[0].value if config.task == "predict" else float("nan")  # attention has nothing to maximise
+                measurements = (_attend if config.task == "attention" else _predict)(config, run, trained)
+            log_measurements(loggers, measurements)
+            score = (
+                measurements[0].value if config.task == "predict" else float("nan")
+            )  # attention has nothing to maximise
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.checkpoint, trained.dataset)
         return score
@@ -202,7 +204,7 @@ def _evaluate(trained: Trained, rollouts: _Rollouts, run: RunContext, loggers: S
     return float(results["summary"]["return_mean"])
 
 
-def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Measurement]:
     """Write what the model attends to in its held-out episodes."""
     model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"))
     data = trained.contents[SECTION]["data"]
@@ -210,7 +212,7 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[F
     return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
 
 
-def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Figure]:
+def _predict(config: EvaluateConfig, run: RunContext, trained: Trained) -> list[Measurement]:
     """Write how well models predict its held-out episodes; the first figure is the score."""
     model = TrainedModel.from_contents(trained.contents, torch_device(config.accelerator, "accelerator"))
     network = None

@@ -16,7 +16,7 @@ NORMAL_QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One job of a sweep: its folder's name, and its record."""
 
     name: str
@@ -36,7 +36,7 @@ class Job:
 class Group:
     """Jobs that differ only in their seed; mean and half width of the 95 % interval over those that finished."""
 
-    jobs: list[Job]
+    jobs: list[SweepJob]
     mean: float | None
     half_width: float | None
 
@@ -69,7 +69,7 @@ def confidence(scores: Sequence[float]) -> tuple[float | None, float | None]:
     return mean, t_quantile(len(scores) - 1) * statistics.stdev(scores) / math.sqrt(len(scores))
 
 
-def read_jobs(directory: Path) -> list[Job]:
+def read_jobs(directory: Path) -> list[SweepJob]:
     """Jobs of a sweep, by their number; a folder without a readable record counts as failed.
 
     Where a job was refused the folder of an older one, that job is listed, not the older one.
@@ -77,12 +77,12 @@ def read_jobs(directory: Path) -> list[Job]:
     folders = [path for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
     lost = RunRecord("failed", reason="it left no record")
     records = {path: RunRecord.read_refusal(path) or RunRecord.read(path) or lost for path in folders}
-    return [Job(path.name, records[path]) for path in sorted(folders, key=lambda p: int(p.name))]
+    return [SweepJob(path.name, records[path]) for path in sorted(folders, key=lambda p: int(p.name))]
 
 
-def group_by_settings(jobs: Sequence[Job]) -> list[Group]:
+def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
     """Jobs that differ only in their seed, together; in the order of their first job."""
-    members: dict[tuple[tuple[str, str], ...], list[Job]] = {}
+    members: dict[tuple[tuple[str, str], ...], list[SweepJob]] = {}
     for job in jobs:
         members.setdefault(job.settings, []).append(job)
     groups = []
@@ -92,7 +92,7 @@ def group_by_settings(jobs: Sequence[Job]) -> list[Group]:
     return groups
 
 
-def report(directory: Path) -> list[Job]:
+def report(directory: Path) -> list[SweepJob]:
     """Print the table of the sweep in ``directory`` and write it there as ``sweep.csv``; returns the jobs.
 
     Where planners were compared, ``tradeoff.png`` shows their returns against the time that an action takes.
@@ -111,7 +111,7 @@ def report(directory: Path) -> list[Job]:
     return jobs
 
 
-def _evaluation(directory: Path, job: Job) -> dict[str, Any] | None:
+def _evaluation(directory: Path, job: SweepJob) -> dict[str, Any] | None:
     """A finished job's ``results.json``, if it planned."""
     from ..evaluation.results import read_results
 
@@ -124,9 +124,11 @@ def _evaluation(directory: Path, job: Job) -> dict[str, Any] | None:
         return None  # not a table's business
 
 
-def _plot_tradeoff(jobs: Sequence[Job], results: dict[str, dict[str, Any]], varied: Sequence[str], path: Path) -> None:
+def _plot_tradeoff(
+    jobs: Sequence[SweepJob], results: dict[str, dict[str, Any]], varied: Sequence[str], path: Path
+) -> None:
     """The first planner option that was varied makes the lines, the others their points."""
-    from ..evaluation.plots import PlannerFigures, plot_tradeoff
+    from ..evaluation.plots import TradeoffPoint, plot_tradeoff
 
     first, *rest = sorted(varied, key=lambda name: not name.startswith("planner"))
     points = []
@@ -136,7 +138,7 @@ def _plot_tradeoff(jobs: Sequence[Job], results: dict[str, dict[str, Any]], vari
             label = ", ".join(parameters.get(name, "") for name in rest)
             interval = (summary["return_mean"], *summary["return_ci95"])
             series = f"{first.removeprefix('planner.')}={parameters.get(first, '')}"
-            points.append(PlannerFigures(series, label, summary["plan_latency_ms"]["p50"], interval))
+            points.append(TradeoffPoint(series, label, summary["plan_latency_ms"]["p50"], interval))
     any_result = next(iter(results.values()))
     title = any_result["env_id"] + (
         f" (numbers: {', '.join(name.removeprefix('planner.') for name in rest)})" if rest else ""
@@ -144,19 +146,19 @@ def _plot_tradeoff(jobs: Sequence[Job], results: dict[str, dict[str, Any]], vari
     plot_tradeoff(points, any_result["behavior"]["return_mean"], title, path)
 
 
-def varied_parameters(jobs: Sequence[Job]) -> list[str]:
+def varied_parameters(jobs: Sequence[SweepJob]) -> list[str]:
     """Names of parameters that are not the same in all jobs; where all are, all names."""
     names = list(dict.fromkeys(name for job in jobs for name in job.record.parameters))
     varied = [name for name in names if len({job.record.parameters.get(name) for job in jobs}) > 1]
     return varied or names
 
 
-def row(job: Job, group: Group, names: Sequence[str], results: dict[str, Any] | None) -> list[str]:
-    """Cells of one job; the group's figures stand in each of its rows so that the CSV can be filtered."""
-    figures = [_number(job.record.score), _number(group.mean), _number(group.half_width), str(group.seeds)]
+def row(job: SweepJob, group: Group, names: Sequence[str], results: dict[str, Any] | None) -> list[str]:
+    """Cells of one job; the group's statistics_ stand in each of its rows so that the CSV can be filtered."""
+    statistics_ = [_number(job.record.score), _number(group.mean), _number(group.half_width), str(group.seeds)]
     latency = "" if results is None else _number(results["summary"]["plan_latency_ms"]["p50"])
     settings = (job.record.parameters.get(name, "") for name in names)
-    return [job.name, job.status, *settings, *figures, latency, job.record.reason]
+    return [job.name, job.status, *settings, *statistics_, latency, job.record.reason]
 
 
 def _number(value: float | None) -> str:

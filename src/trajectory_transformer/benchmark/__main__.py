@@ -70,9 +70,9 @@ def main() -> None:
         with Console(stderr=True).status("planning") as status:
             for setting in PLANNING:
                 status.update(f"planning: {setting.name}, {setting.planner.window}")
-                figures = measure_alone(setting, hardware)
-                rows.append(planning_row(setting, figures))
-                rate = figures.rate
+                speed = measure_alone(setting, hardware)
+                rows.append(planning_row(setting, speed))
+                rate = speed.rate
         show("Planning, random weights; for each environment and action", COLUMNS, rows, arguments.markdown)
     size = hardware.product_size
     print(

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from ..environments.batch import environment_title, make_environments
 from ..environments.spec import EnvironmentSpec
-from .figures import planning_figures, write_figures
 from .maze_plot import plot_trajectories, read_walls
+from .measurements import planning_measurements, write_measurements
 from .plots import plot_plan, plot_returns, plot_training
 from .records import ActingAgent, RolloutOptions, RolloutRecord
 from .results import EvaluationRequest, build_results, write_results
@@ -53,7 +53,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
             recorder.close()
     results = build_results(request, agent.settings, env_id, record)
     write_results(results, run_directory / "results.json")
-    write_figures(run_directory / "figures.csv", *planning_figures(results))
+    write_measurements(run_directory / "figures.csv", *planning_measurements(results))
     _plot(agent.environment, request, results, record, run_directory)
     Console().print(results_table(results))
     return results

@@ -78,7 +78,7 @@ def _return_handles(behavior_mean: float, planner_mean: float, interval: tuple[f
 
 
 @dataclass(frozen=True)
-class PlannerFigures:
+class TradeoffPoint:
     """What one way to plan achieves, and at what price.
 
     Attributes:
@@ -94,7 +94,7 @@ class PlannerFigures:
     episode_return: tuple[float, float, float]
 
 
-def plot_tradeoff(points: list[PlannerFigures], behavior_mean: float, title: str, path: Path) -> None:
+def plot_tradeoff(points: list[TradeoffPoint], behavior_mean: float, title: str, path: Path) -> None:
     """Return against the time that an action takes; upwards and to the left is better.
 
     Args:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from .. import reachability
 from ..configuration import LoggerConfig
 from ..errors import UserError
-from ..evaluation.figures import Figure
+from ..evaluation.measurements import Measurement
 from ..processes import is_first_process
 from .metrics_file import MetricsFile
 
@@ -156,10 +156,12 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> Non
 
 
 @rank_zero_only
-def log_figures(loggers: Sequence[Logger], figures: Sequence[Figure]) -> None:
+def log_measurements(loggers: Sequence[Logger], measurements: Sequence[Measurement]) -> None:
     """Add figures to W&B's summary, each as ``METHOD/NAME``."""
     for run in _wandb_runs(loggers):
-        run.summary.update({f"{figure.method}/{figure.name}": figure.value for figure in figures})
+        run.summary.update(
+            {f"{measurement.method}/{measurement.name}": measurement.value for measurement in measurements}
+        )
 
 
 @rank_zero_only

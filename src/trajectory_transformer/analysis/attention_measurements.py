@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.figures import Figure
+from ..evaluation.measurements import Measurement
 
 UNIFORM = "uniform attention"
 ALL_LAYERS = "all layers"
@@ -43,7 +43,7 @@ def head_name(layer: int, head: int) -> str:
     return f"layer {layer + 1} head {head + 1}"
 
 
-def attention_figures(measured: MeasuredAttention) -> list[Figure]:
+def attention_measurements(measured: MeasuredAttention) -> list[Measurement]:
     """Figures of uniform attention, of every head, of every layer (the mean of its heads) and of the whole model.
 
     Each has the masses, and under names with ``ratio`` for ``mass`` their ratio to those of uniform attention. Whether
@@ -51,8 +51,8 @@ def attention_figures(measured: MeasuredAttention) -> list[Figure]:
     ratios, which compare one action token with one observation token.
     """
     count = len(np.unique(measured.episodes))
-    figures = [
-        Figure(UNIFORM, name, float(value), None, None, count)
+    measurements = [
+        Measurement(UNIFORM, name, float(value), None, None, count)
         for name, value in zip(measured.names, measured.uniform, strict=True)
     ]
     masses, ratios = measured.masses, measured.masses / measured.uniform
@@ -65,8 +65,8 @@ def attention_figures(measured: MeasuredAttention) -> list[Figure]:
         intervals = episode_intervals(columns, measured.episodes)
         for index, name in enumerate(names):
             low, high = (None, None) if intervals is None else map(float, intervals[:, index])
-            figures.append(Figure(method, name, float(columns[:, index].mean()), low, high, count))
-    return figures
+            measurements.append(Measurement(method, name, float(columns[:, index].mean()), low, high, count))
+    return measurements
 
 
 def _methods(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
