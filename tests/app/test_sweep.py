@@ -13,7 +13,7 @@ from tests.evaluation.test_results import make_results
 from trajectory_transformer.app import entry_point, experiment
 from trajectory_transformer.app.run_folder import claim
 from trajectory_transformer.app.run_record import RunRecord
-from trajectory_transformer.app.sweep import SweepJob, confidence, group_by_settings, read_jobs, report, t_quantile
+from trajectory_transformer.app.sweep import SweepJob, confidence, group_by_settings, read_jobs, report
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
@@ -39,14 +39,17 @@ def rows(directory: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (5, 2.5706), (9, 2.2622), (30, 2.0423)]
 )
-def test_t_quantiles_are_the_published_ones(degrees: int, expected: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(expected, abs=1e-3)
+def test_half_widths_follow_the_published_quantiles_of_student_s_t(degrees: int, expected: float) -> None:
+    scores = [1.0, *[0.0] * degrees]  # variance 1 / (degrees + 1), so a standard error of 1 / (degrees + 1)
+    mean, half_width = confidence(scores)
+    assert mean == pytest.approx(1 / (degrees + 1))
+    assert half_width == pytest.approx(expected / (degrees + 1), abs=5e-5)
 
 
 def test_the_interval_of_three_scores_worked_out_by_hand() -> None:
     mean, half_width = confidence([1.0, 2.0, 3.0])  # standard deviation 1, so 4.3027 / sqrt(3)
     assert mean == 2.0
-    assert half_width == pytest.approx(2.4841, abs=1e-3)
+    assert half_width == pytest.approx(4.30265 / 3**0.5, abs=1e-5)
     assert confidence([5.0]) == (5.0, None)
     assert confidence([]) == (None, None)
 
@@ -61,7 +64,7 @@ def test_jobs_that_differ_only_in_the_seed_belong_together() -> None:
     tiny, base = group_by_settings(jobs)
     assert [job.name for job in tiny.jobs] == ["0", "2", "3"]
     assert (tiny.mean, tiny.seeds) == (2.0, 2)
-    assert tiny.half_width == pytest.approx(12.7062, abs=1e-3)  # standard deviation √2, by √2
+    assert tiny.half_width == pytest.approx(12.7062, abs=1e-4)  # standard deviation √2, by √2
     assert (base.mean, base.half_width) == (9.0, None)
 
 
