@@ -8,7 +8,7 @@ import pytest
 
 from trajectory_transformer.benchmark import __main__ as command
 from trajectory_transformer.benchmark import planning, training
-from trajectory_transformer.benchmark.machine import Hardware, forward_operations, peak_memory
+from trajectory_transformer.benchmark.machine import Hardware, forward_operations, make_model, peak_memory
 from trajectory_transformer.benchmark.planning import PlanningSetting, PlanningSpeed, measure, planning_operations
 from trajectory_transformer.configuration import ModelConfig, PlannerConfig
 from trajectory_transformer.data.episodes import Episode
@@ -49,14 +49,16 @@ def small(window: str, environments: int) -> PlanningSetting:
 @pytest.mark.parametrize(("window", "environments"), [("growing", 2), ("sliding", 1)])
 def test_measured_figures_are_consistent(monkeypatch: pytest.MonkeyPatch, window: str, environments: int) -> None:
     monkeypatch.setattr(Hardware, "product_size", 256)  # small ones say less of the hardware, and take less time
-    speed = measure(small(window, environments), ALONE, seconds=0.05)
+    setting = small(window, environments)
+    speed = measure(setting, ALONE, seconds=0.05)
     p50, p95 = speed.milliseconds
     assert 0 < p50 <= p95
     assert speed.shares is not None
     assert sum(speed.shares) == pytest.approx(1.0)
     assert all(share > 0 for share in speed.shares)
     assert 50 < speed.peak_memory < 10_000
-    assert speed.ideal_milliseconds < p50
+    operations = planning_operations(setting, make_model(setting.layout, setting.model).config)
+    assert speed.ideal_milliseconds == pytest.approx(1e3 * operations / speed.rate)
 
 
 def test_a_search_that_runs_as_one_graph_has_no_shares() -> None:
