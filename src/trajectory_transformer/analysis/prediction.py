@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..configuration import PlannerConfig, PredictConfig, require
 from ..data.episodes import Episode
 from ..environments.batch import environment_title
 from ..evaluation.measurements import Measurement, RunFacts, write_measurements
+from ..evaluation.rollout import progress_bar
 from ..planning.trained_model import TrainedModel
 from .ensemble_running import ProbabilisticDynamics
 from .prediction_curves import Curves, compare, prediction_measurements, stack_curves
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """What to predict, and what to record beside it.
+    """Options of a long-horizon prediction, and the run that it belongs to.
 
     Attributes:
         options: how far, how often, from how much.
@@ -94,7 +94,7 @@ def predict(
     predictor = Predictor(trained, planner, request.options, np.where(scale > 0, scale, 1.0), ensemble)
     curves: list[Curves] = []
     films: list[tuple[np.ndarray, np.ndarray]] = []
-    with _progress_bar(request.progress) as progress:
+    with progress_bar(request.progress, "{task.percentage:.0f} % of {task.fields[episodes]} episodes") as progress:
         task = progress.add_task("predicting", total=len(references) * predictor.work, episodes=len(references))
         for index, episode in enumerate(references):
             prediction = predictor.predict(episode, request.facts.seed + index, lambda n: progress.advance(task, n))
@@ -109,16 +109,3 @@ def predict(
     plot_errors(together, title, run_directory / "plots" / "prediction_error.png")
     film_predictions(trained.environment, films, run_directory / "videos")
     return measurements
-
-
-def _progress_bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} % of {task.fields[episodes]} episodes"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        disable=not shown,
-        refresh_per_second=4,
-    )

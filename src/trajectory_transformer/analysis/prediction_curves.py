@@ -55,18 +55,6 @@ def stack_curves(episodes: Sequence[Curves]) -> Curves:
     }
 
 
-def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """95 % bootstrap interval over episodes at each step; None for one episode, of which nothing can be said.
-
-    Args:
-        values: (episodes, horizon).
-    """
-    if len(values) < 2:
-        return None
-    low, high = np.array([bootstrap_interval([column]) for column in values.T]).T
-    return low, high
-
-
 def prediction_measurements(curves: Curves) -> list[Measurement]:
     """Each curve at :data:`REPORTED_STEPS` and the last step; before them the log-likelihood's mean over all steps.
 
@@ -86,6 +74,6 @@ def prediction_measurements(curves: Curves) -> list[Measurement]:
 
 
 def _measurement(method: str, name: str, values: np.ndarray) -> Measurement:
-    """Mean of (episodes,) values with its interval."""
-    low, high = bootstrap_interval([values]) if len(values) > 1 else (None, None)
+    """Mean of (episodes,) values with its interval; None for one episode, of which nothing can be said."""
+    low, high = bootstrap_interval(values).tolist() if len(values) > 1 else (None, None)
     return Measurement(method, name, float(values.mean()), low, high, len(values))

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, _save, _tidy
-from .prediction_curves import Curves, band
+from ..evaluation.scores import bootstrap_interval
+from .prediction_curves import Curves
 
 _STYLES = {
     "transformer": ("transformer", BLUE, "-"),
@@ -63,9 +64,8 @@ def _draw(axes: Axes, methods: dict[str, np.ndarray]) -> None:
         _, color, style = _STYLES[method]
         steps = np.arange(1, values.shape[1] + 1)
         axes.plot(steps, values.mean(axis=0), style, color=color, linewidth=1.8, marker="o" if len(steps) == 1 else "")
-        interval = band(values)
-        if interval is not None:
-            axes.fill_between(steps, *interval, color=color, alpha=0.2, linewidth=0)
+        if len(values) > 1:
+            axes.fill_between(steps, *bootstrap_interval(values), color=color, alpha=0.2, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     _tidy(axes)

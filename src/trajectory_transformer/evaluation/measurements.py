@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import write_whole
+from ..files import write_output
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What all figures of a run have in common.
+    """Origin of the measurements of a run.
 
     Attributes:
         dataset: Minari ids, joined by commas.
@@ -35,10 +34,10 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number.
+    """A number with its interval.
 
     Attributes:
-        method: what it is a figure of: a planner, a model, "behaviour".
+        method: what was measured: a planner, a model, "behaviour".
         name: such as ``return_mean``.
         value: finite.
         low, high: ends of its 95 % interval, or None where there is none.
@@ -67,15 +66,11 @@ def write_measurements(path: Path, run: RunFacts, measurements: Sequence[Measure
     table.writeheader()
     for measurement in measurements:
         table.writerow({name: _cell(value) for name, value in {**asdict(measurement), **asdict(run)}.items()})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.getvalue())
-    except OSError as error:
-        raise UserError(f"figures cannot be written to {path}: {error.strerror or error}") from error
+    write_output("figures", path, text.getvalue())
 
 
 def planning_measurements(results: dict[str, Any]) -> tuple[RunFacts, list[Measurement]]:
-    """The figures of a ``results.json``: of its planner, and of the behaviour beside it."""
+    """The measurements in a ``results.json``: of its planner, and of the behaviour beside it."""
     facts = RunFacts(*(results[name] for name in ("dataset", "env_id", "seed", "commit", "command")))
     summary, behavior, count = results["summary"], results["behavior"], len(results["episodes"])
     planner = results["planner"]["name"]
@@ -102,6 +97,4 @@ def planning_measurements(results: dict[str, Any]) -> tuple[RunFacts, list[Measu
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
