@@ -65,7 +65,7 @@ class TestEpisodeIntervals:
         found = episode_intervals(values.reshape(120, 2), np.repeat(np.arange(40), 3))
         assert found is not None
         for number in range(2):
-            expected = bootstrap_interval([values[:, :, number].mean(axis=1)])
+            expected = bootstrap_interval(values[:, :, number].mean(axis=1))
             np.testing.assert_allclose(found[:, number], expected, atol=0.01)
 
     def test_repeated_windows_teach_nothing(self) -> None:

@@ -8,11 +8,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from trajectory_transformer.analysis import prediction_plots
 from trajectory_transformer.analysis.marginals import GaussianMarginals, ObservationBins, TokenMarginals
 from trajectory_transformer.analysis.prediction_curves import (
     Curves,
-    band,
     compare,
     prediction_measurements,
     stack_curves,
@@ -74,7 +72,7 @@ def test_figures_are_means_over_episodes_at_the_steps_reported() -> None:
     column = curves["log_likelihood"]["transformer"][:, 9]
     one = found["transformer", "log_likelihood_step_10"]
     assert (one.value, one.count) == (pytest.approx(column.mean()), 5)
-    assert (one.low, one.high) == bootstrap_interval([column])
+    assert (one.low, one.high) == tuple(bootstrap_interval(column))
     whole = prediction_measurements(curves)[0]
     assert (whole.method, whole.name) == ("transformer", "log_likelihood_mean")
     assert whole.value == pytest.approx(curves["log_likelihood"]["transformer"].mean())
@@ -84,26 +82,11 @@ def test_figures_are_means_over_episodes_at_the_steps_reported() -> None:
 
 def test_one_episode_has_no_interval() -> None:
     assert all((one.low, one.high) == (None, None) for one in prediction_measurements(curves_of(1, 3, "ensemble")))
-    assert band(np.zeros((1, 3))) is None
 
 
 def test_episodes_are_stacked() -> None:
     single = [{"mean_error": {"constant": np.array([float(i), 1.0])}} for i in range(3)]
     np.testing.assert_array_equal(stack_curves(single)["mean_error"]["constant"], [[0, 1], [1, 1], [2, 1]])
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved."""
-    figures: list[Figure] = []
-    save = prediction_plots._save
-
-    def keep(figure: Figure, path: Path) -> None:
-        figures.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(prediction_plots, "_save", keep)
-    return figures
 
 
 @pytest.mark.parametrize("episodes", [1, 4])
