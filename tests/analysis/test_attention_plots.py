@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from trajectory_transformer.analysis.attention_measurements import MeasuredAttention
 
+from trajectory_transformer.analysis.attention_measurements import MeasuredAttention
 from trajectory_transformer.analysis.attention_plots import (
     AttentionMaps,
     plot_attention_maps,

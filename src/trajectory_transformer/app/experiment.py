@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from ..analysis.attention import evaluate_attention
 from ..analysis.prediction import PredictionRequest, predict
+from ..building import TYPED_BY_USER
 from ..checkpoint import SECTION, read_checkpoint
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from ..data.transitions import join_episodes
@@ -31,7 +32,15 @@ from ..learners.same_data import require_same_data, require_same_split
 from ..planning.trained_model import TrainedModel
 from ..processes import is_first_process
 from ..training.fit import fit, torch_threads
-from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_measurements, make_loggers
+from ..training.loggers import (
+    RunLabels,
+    finish_loggers,
+    log_artifacts,
+    log_evaluation,
+    log_measurements,
+    make_loggers,
+    require_loggers,
+)
 from .trained import Trained, held_out_episodes, load_trained, torch_device
 
 
@@ -100,6 +109,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
+    require_loggers(config.logger, TYPED_BY_USER)
     datamodule = make_datamodule(config)
     datamodule.setup()
     _require_evaluable(config, datamodule.data.environment)

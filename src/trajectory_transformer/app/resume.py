@@ -24,6 +24,12 @@ def resume(directory: Path) -> None:
         SystemExit: as :func:`recorded`.
     """
     options = read_config(directory)
+    if options.logger.extra:
+        from ..training.loggers import require_loggers
+
+        require_loggers(
+            options.logger, allow=("lightning.pytorch",)
+        )  # a file names them; from here on they are trusted
     record = RunRecord.read(directory)
     finished = record is not None and record.status == "finished"
     in_sweep = (directory.parent / "multirun.yaml").exists()

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
 
-OPEN_OPTIONS = ("trainer.callbacks",)  # dictionaries whose keys are the user's
+OPEN_OPTIONS = ("trainer.callbacks", "logger.extra")  # dictionaries whose keys are the user's
 
 
 def run_name(requeued: bool) -> str:
