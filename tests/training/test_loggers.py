@@ -296,9 +296,9 @@ class TestExtraLoggers:
         fit(config, tmp_path, small_datamodule(config), loggers, (), False)
         finish_loggers(loggers)
         theirs = read(tmp_path / "theirs" / "version_0" / "metrics.csv")
-        losses = [float(row["train/loss"]) for row in read(tmp_path / "metrics.csv") if row["train/loss"]]
+        losses = [float(row["val/loss"]) for row in read(tmp_path / "metrics.csv") if row["val/loss"]]
         assert losses
-        assert [float(row["train/loss"]) for row in theirs if row["train/loss"]] == losses
+        assert [float(row["val/loss"]) for row in theirs if row["val/loss"]] == losses
         assert "seed: 3" in (tmp_path / "theirs" / "version_0" / "hparams.yaml").read_text()
 
     @pytest.mark.parametrize(
@@ -323,9 +323,7 @@ class TestExtraLoggers:
 
     def test_what_it_needs_is_named(self, tmp_path: Path) -> None:
         config = LoggerConfig(extra={"mine": {"_target_": "my_loggers.Unusable"}})
-        with pytest.raises(
-            UserError, match=r"^logger\.extra\.mine: the client is not installed. Try pip install client$"
-        ):
+        with pytest.raises(UserError, match=r"^logger\.extra\.mine: the client is not installed\. Try pip install .*"):
             make_loggers(config, tmp_path, {}, RunLabels())
 
     def test_a_file_may_not_name_it_unless_its_package_is_allowed(self) -> None:
