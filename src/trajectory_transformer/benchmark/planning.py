@@ -1,4 +1,4 @@
-"""How fast this machine plans, against the arithmetic that exact caching leaves."""
+"""Planning speed of this machine, against the arithmetic that exact caching leaves."""
 
 import multiprocessing
 import statistics
@@ -46,7 +46,7 @@ PLANNING = (
 
 @dataclass(frozen=True)
 class PlanningSpeed:
-    """What a setting took, for each environment and action.
+    """Time and memory of a setting, for each environment and action.
 
     Attributes:
         milliseconds: 50th and 95th percentile.
