@@ -9,9 +9,9 @@ from trajectory_transformer.analysis.attention_measurements import (
     UNIFORM,
     MeasuredAttention,
     attention_measurements,
+    attention_table,
     episode_intervals,
 )
-from trajectory_transformer.analysis.attention_table import attention_table
 from trajectory_transformer.evaluation.scores import bootstrap_interval
 
 NAMES = ["mass_previous_transition", "action_mass_past_actions", "action_mass_past_observations"]

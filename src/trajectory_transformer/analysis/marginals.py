@@ -1,10 +1,11 @@
-"""What a model's samples say of each observation dimension at each step, and how likely that makes what happened."""
+"""Marginal distributions of predicted observations, and the likelihood that they give to what happened."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from scipy import special, stats
 
 from ..data.discretizer import Discretizer
 
@@ -102,9 +103,8 @@ class GaussianMarginals:
     deviations: np.ndarray
 
     def log_density(self, values: np.ndarray) -> np.ndarray:
-        standardized = (values[:, None] - self.means) / self.deviations
-        logs = -0.5 * standardized**2 - np.log(self.deviations) - 0.5 * np.log(2 * np.pi)
-        return np.logaddexp.reduce(logs, axis=1) - np.log(self.means.shape[1])
+        logs = stats.norm.logpdf(values[:, None], self.means, self.deviations)
+        return special.logsumexp(logs, axis=1) - np.log(self.means.shape[1])
 
     def mean(self) -> np.ndarray:
         return self.means.mean(axis=1)
