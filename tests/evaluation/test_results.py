@@ -33,6 +33,7 @@ def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: s
         episodes=2,
         num_envs=2,
         seed=5,
+        first_episode_seed=5,
         video=0,
         dataset_ids=("a/b-v0", "c-v1"),
         behavior_returns=np.array([1.0, 2.0, 6.0]),

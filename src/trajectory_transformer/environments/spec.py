@@ -100,7 +100,9 @@ class SpaceSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SpaceSpec":
         """A space from lists, strings and numbers, as :meth:`EnvironmentSpec.to_dict` gives them."""
-        leaves = ({name: tuple(v) if isinstance(v, list) else v for name, v in leaf.items()} for leaf in data["leaves"])
+        leaves: list[dict[str, Any]] = [
+            {name: tuple(v) if isinstance(v, list) else v for name, v in leaf.items()} for leaf in data["leaves"]
+        ]
         return cls(tuple(SpaceLeaf(**leaf) for leaf in leaves))
 
 

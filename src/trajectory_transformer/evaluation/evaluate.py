@@ -46,7 +46,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS)
     try:
         record = run_episodes(
-            agent, agent.environment, request.episodes, request.num_envs, request.episode_seed, options
+            agent, agent.environment, request.episodes, request.num_envs, request.first_episode_seed, options
         )
     finally:
         if recorder is not None:
@@ -60,7 +60,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
 
 
 def _recorder(request: EvaluationRequest, environment: EnvironmentSpec, directory: Path) -> VideoRecorder | None:
-    """What films the first episodes, or None, with one warning if films were asked for and cannot be made."""
+    """A recorder of the first episodes, or None, with one warning if films were asked for and cannot be made."""
     if request.video == 0:
         return None
     with make_environments(environment, 1) as batch:

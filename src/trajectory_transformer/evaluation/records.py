@@ -11,7 +11,14 @@ from ..planning.plan import PlanCounts
 
 
 class PlannerRecord(Protocol):
-    """Options of a planner, or of a policy that acts in its place; a dataclass, all of whose fields are recorded."""
+    """Options of a planner, or of a policy that acts in its place; a dataclass, all of whose fields are recorded.
+
+    Attributes:
+        name: of the planner.
+        horizon: steps that a plan looks ahead, at least 1.
+        beam_width: plans that the search keeps, at least 1.
+        deadline_ms: time that an action may take, or None.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -19,17 +26,13 @@ class PlannerRecord(Protocol):
     def name(self) -> str: ...
 
     @property
-    def horizon(self) -> int:
-        """Steps that a plan looks ahead, at least 1."""
-        ...
+    def horizon(self) -> int: ...
 
     @property
     def beam_width(self) -> int: ...
 
     @property
-    def deadline_ms(self) -> float | None:
-        """Time that an action may take, or None."""
-        ...
+    def deadline_ms(self) -> float | None: ...
 
 
 class PredictedPlan(Protocol):

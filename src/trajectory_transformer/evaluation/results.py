@@ -109,7 +109,7 @@ class EvaluationRequest:
         command: the command line, as it is to be recorded.
         commit: of the code that runs, or None.
         progress: show a progress bar.
-        first_episode_seed: of its environment and its planning; None: ``seed``.
+        first_episode_seed: of its environment and its planning.
     """
 
     episodes: int
@@ -123,13 +123,8 @@ class EvaluationRequest:
     checkpoint: str
     command: str
     commit: str | None
+    first_episode_seed: int
     progress: bool = True
-    first_episode_seed: int | None = None
-
-    @property
-    def episode_seed(self) -> int:
-        """Seed of the first episode."""
-        return self.seed if self.first_episode_seed is None else self.first_episode_seed
 
 
 def build_results(
