@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.tables.__main__ import main
-from tools.tables.pages import filled, pages
+from tools.tables import filled, main, pages
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.measurements import Measurement, RunFacts, write_measurements
 
