@@ -9,8 +9,8 @@ import pytest
 from trajectory_transformer import TrajectoryTransformerConfig
 from trajectory_transformer.benchmark import __main__ as command
 from trajectory_transformer.benchmark import planning, training
-from trajectory_transformer.benchmark.machine import Hardware, forward_operations, peak_memory
-from trajectory_transformer.benchmark.planning import PlanningFigures, PlanningSetting, measure, planning_operations
+from trajectory_transformer.benchmark.machine import Hardware, forward_operations, make_model, peak_memory
+from trajectory_transformer.benchmark.planning import PlanningSetting, PlanningSpeed, measure, planning_operations
 from trajectory_transformer.configuration import ModelConfig, PlannerConfig
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transitions import TransitionTable, join_episodes
@@ -51,18 +51,20 @@ def small(window: str, environments: int) -> PlanningSetting:
 @pytest.mark.parametrize(("window", "environments"), [("growing", 2), ("sliding", 1)])
 def test_measured_figures_are_consistent(monkeypatch: pytest.MonkeyPatch, window: str, environments: int) -> None:
     monkeypatch.setattr(Hardware, "product_size", 256)  # small ones say less of the hardware, and take less time
-    figures = measure(small(window, environments), ALONE, seconds=0.05)
-    p50, p95 = figures.milliseconds
+    setting = small(window, environments)
+    speed = measure(setting, ALONE, seconds=0.05)
+    p50, p95 = speed.milliseconds
     assert 0 < p50 <= p95
-    assert figures.shares is not None
-    assert sum(figures.shares) == pytest.approx(1.0)
-    assert all(share > 0 for share in figures.shares)
-    assert 50 < figures.peak_memory < 10_000
-    assert figures.ideal_milliseconds < p50
+    assert speed.shares is not None
+    assert sum(speed.shares) == pytest.approx(1.0)
+    assert all(share > 0 for share in speed.shares)
+    assert 50 < speed.peak_memory < 10_000
+    operations = planning_operations(setting, make_model(setting.layout, setting.model).config)
+    assert speed.ideal_milliseconds == pytest.approx(1e3 * operations / speed.rate)
 
 
 def test_a_search_that_runs_as_one_graph_has_no_shares() -> None:
-    row = planning.planning_row(small("growing", 1), PlanningFigures((2.0, 3.0), 0.5, None, 345, 1e11))
+    row = planning.planning_row(small("growing", 1), PlanningSpeed((2.0, 3.0), 0.5, None, 345, 1e11))
     assert row[-2:] == ("–", "345")
 
 
@@ -82,8 +84,8 @@ def test_the_planning_table_has_a_row_for_each_setting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "PLANNING", [small("growing", 2), small("sliding", 1)])
-    figures = PlanningFigures((2.0, 3.0), 0.5, (0.7, 0.2, 0.1), 345, 1e11)
-    monkeypatch.setattr(command, "measure_alone", lambda setting, hardware: figures)
+    speed = PlanningSpeed((2.0, 3.0), 0.5, (0.7, 0.2, 0.1), 345, 1e11)
+    monkeypatch.setattr(command, "measure_alone", lambda setting, hardware: speed)
     monkeypatch.setattr(Hardware, "matmul_rate", lambda self: 1e11)
     monkeypatch.setattr("sys.argv", ["benchmark", "planning", "--markdown"])
     command.main()

@@ -7,7 +7,7 @@ from pathlib import Path
 from .errors import UserError
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, content: str | bytes) -> None:
     """Replace ``file`` at once: another process reads all of it, or what was there before.
 
     Raises:
@@ -15,12 +15,28 @@ def write_whole(file: Path, text: str) -> None:
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        with temporary.open("wb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.flush()
+            os.fsync(opened.fileno())
         temporary.replace(file)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write_output(what: str, file: Path, content: str | bytes) -> None:
+    """As :func:`write_whole`, in a folder that is made where it is missing.
+
+    Raises:
+        UserError: it cannot be written; ``what`` begins the sentence.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content)
+    except OSError as error:
+        raise UserError(f"{what} cannot be written to {file}: {error.strerror or error}") from error
 
 
 def require_file(checkpoint: str) -> None:

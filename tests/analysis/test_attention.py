@@ -21,7 +21,7 @@ from trajectory_transformer.data.discretizer import UniformDiscretizer
 from trajectory_transformer.data.transitions import TransitionTable
 from trajectory_transformer.data.windows import TokenWindows
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.figures import RunFacts
+from trajectory_transformer.evaluation.measurements import RunFacts
 from trajectory_transformer.model.gpt import Block
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 
@@ -146,8 +146,10 @@ def striped_model() -> TrajectoryTransformerModel:
 
 def test_a_model_with_a_known_pattern(tmp_path: Path) -> None:
     trained = TrainedTransformer(striped_model(), discretizer(), environment_spec(WALK))
-    figures = evaluate_attention(trained, table(4, 6), AttentionConfig(windows=5), RUN, tmp_path)
-    values = {figure.name: figure.value for figure in figures if figure.method == "layer 1 head 1"}
+    measurements = evaluate_attention(trained, table(4, 6), AttentionConfig(windows=5), RUN, tmp_path)
+    values = {
+        measurement.name: measurement.value for measurement in measurements if measurement.method == "layer 1 head 1"
+    }
     stripe, previous = [], []
     for predicted in range(2 * WIDTH, 3 * WIDTH):
         seen = [key for key in range(predicted) if key % WIDTH != WIDTH - 1]
@@ -163,10 +165,12 @@ def test_a_model_with_a_known_pattern(tmp_path: Path) -> None:
 
 def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = TrainedTransformer(model(), discretizer(), environment_spec(WALK))
-    figures = evaluate_attention(trained, table(4, 6, 2), AttentionConfig(windows=5, shown=4), RUN, tmp_path)
+    measurements = evaluate_attention(trained, table(4, 6, 2), AttentionConfig(windows=5, shown=4), RUN, tmp_path)
     with (tmp_path / "figures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["method"], row["name"]) for row in rows] == [(figure.method, figure.name) for figure in figures]
+    assert [(row["method"], row["name"]) for row in rows] == [
+        (measurement.method, measurement.name) for measurement in measurements
+    ]
     assert {row["command"] for row in rows} == {RUN.command}
     assert {row["count"] for row in rows} == {"2"}
     lines = {(row["method"], row["name"]): float(row["value"]) for row in rows}

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from trajectory_transformer.analysis import attention_plots
-from trajectory_transformer.analysis.attention_figures import MeasuredAttention
+from trajectory_transformer.analysis.attention_measurements import MeasuredAttention
 from trajectory_transformer.analysis.attention_plots import (
     AttentionMaps,
     plot_attention_maps,
@@ -18,20 +17,6 @@ from trajectory_transformer.analysis.attention_plots import (
 from trajectory_transformer.layout import TransitionLayout
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved."""
-    figures: list[Figure] = []
-    save = attention_plots._save
-
-    def keep(figure: Figure, path: Path) -> None:
-        figures.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(attention_plots, "_save", keep)
-    return figures
 
 
 def values_of(image: AxesImage) -> np.ndarray:

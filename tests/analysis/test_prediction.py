@@ -24,7 +24,7 @@ from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.figures import RunFacts
+from trajectory_transformer.evaluation.measurements import RunFacts
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 
 OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 4, 8
@@ -85,13 +85,13 @@ def figures_in(directory: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def test_figures_and_pictures_of_all_models(trained: TrainedTransformer, tmp_path: Path) -> None:
-    figures = predict(trained, PlannerConfig(), HELD_OUT, Constant(), request(), tmp_path)
+    measurements = predict(trained, PlannerConfig(), HELD_OUT, Constant(), request(), tmp_path)
     rows = figures_in(tmp_path)
-    assert len(rows) == len(figures)
+    assert len(rows) == len(measurements)
     assert {method for method, _ in rows} == {"transformer", "markovian", "ensemble", "oracle", "constant"}
     assert {row["count"] for row in rows.values()} == {"2"}  # episodes 0 and 2: the second is too short
     assert (rows["transformer", "log_likelihood_mean"]["dataset"], FACTS.seed) == ("tests/walk-v0", 5)
-    assert figures[0].value == pytest.approx(float(rows["transformer", "log_likelihood_mean"]["value"]), rel=1e-5)
+    assert measurements[0].value == pytest.approx(float(rows["transformer", "log_likelihood_mean"]["value"]), rel=1e-5)
     for step in (1, 4):
         likelihoods = [float(rows[m, f"log_likelihood_step_{step}"]["value"]) for m in ("transformer", "oracle")]
         assert likelihoods[0] < likelihoods[1]

@@ -8,9 +8,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from trajectory_transformer.analysis import prediction_plots
 from trajectory_transformer.analysis.marginals import GaussianMarginals, ObservationBins, TokenMarginals
-from trajectory_transformer.analysis.prediction_curves import Curves, band, compare, prediction_figures, stack_curves
+from trajectory_transformer.analysis.prediction_curves import (
+    Curves,
+    compare,
+    prediction_measurements,
+    stack_curves,
+)
 from trajectory_transformer.analysis.prediction_plots import plot_errors, plot_log_likelihood
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.evaluation.scores import bootstrap_interval
@@ -62,42 +66,27 @@ def curves_of(episodes: int, horizon: int, *methods: str) -> Curves:
 
 def test_figures_are_means_over_episodes_at_the_steps_reported() -> None:
     curves = curves_of(5, 60, "transformer", "markovian")
-    figures = {(figure.method, figure.name): figure for figure in prediction_figures(curves)}
-    steps = [name.rsplit("_", 1)[1] for method, name in figures if method == "oracle" and "_step_" in name]
+    found = {(one.method, one.name): one for one in prediction_measurements(curves)}
+    steps = [name.rsplit("_", 1)[1] for method, name in found if method == "oracle" and "_step_" in name]
     assert steps == ["1", "10", "50", "60"]
     column = curves["log_likelihood"]["transformer"][:, 9]
-    figure = figures["transformer", "log_likelihood_step_10"]
-    assert (figure.value, figure.count) == (pytest.approx(column.mean()), 5)
-    assert (figure.low, figure.high) == bootstrap_interval([column])
-    whole = prediction_figures(curves)[0]
+    one = found["transformer", "log_likelihood_step_10"]
+    assert (one.value, one.count) == (pytest.approx(column.mean()), 5)
+    assert (one.low, one.high) == tuple(bootstrap_interval(column))
+    whole = prediction_measurements(curves)[0]
     assert (whole.method, whole.name) == ("transformer", "log_likelihood_mean")
     assert whole.value == pytest.approx(curves["log_likelihood"]["transformer"].mean())
-    assert ("constant", "mean_error_step_60") in figures
-    assert ("oracle", "mean_error_step_60") not in figures
+    assert ("constant", "mean_error_step_60") in found
+    assert ("oracle", "mean_error_step_60") not in found
 
 
 def test_one_episode_has_no_interval() -> None:
-    assert all((figure.low, figure.high) == (None, None) for figure in prediction_figures(curves_of(1, 3, "ensemble")))
-    assert band(np.zeros((1, 3))) is None
+    assert all((one.low, one.high) == (None, None) for one in prediction_measurements(curves_of(1, 3, "ensemble")))
 
 
 def test_episodes_are_stacked() -> None:
     single = [{"mean_error": {"constant": np.array([float(i), 1.0])}} for i in range(3)]
     np.testing.assert_array_equal(stack_curves(single)["mean_error"]["constant"], [[0, 1], [1, 1], [2, 1]])
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved."""
-    figures: list[Figure] = []
-    save = prediction_plots._save
-
-    def keep(figure: Figure, path: Path) -> None:
-        figures.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(prediction_plots, "_save", keep)
-    return figures
 
 
 @pytest.mark.parametrize("episodes", [1, 4])

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,8 @@ NO_TORCH = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "lightning", "wandb", "minari", "gymnasium", "optuna"):
+        slow = ("torch", "lightning", "wandb", "minari", "gymnasium", "optuna", "scipy", "matplotlib")
+        if name.partition(".")[0] in slow:
             raise ImportError(f"{name} was imported")
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path
@@ -119,6 +119,13 @@ YAML_MISTAKES = [
     Typo("tune/optimizer.yaml", "[0.0, 0.1]", "[0.0, none]", ["tune=optimizer"], ["model.attn_pdrop", "'none'"]),
     Typo("train.yaml", "- model: tiny", "- modl: tiny", [], ["train.yaml", "modl", "'model'"]),
     Typo("train.yaml", "- model: tiny", "- model: tinny", [], ["train.yaml", "'model=tiny'"]),
+    Typo(
+        "experiment/hopper_medium.yaml",
+        "model: base",
+        "model: 'bsae'  # larger",
+        ["experiment=hopper_medium"],
+        ["hopper_medium.yaml"],
+    ),
     Typo("train.yaml", "\nhydra:", "\nsed: 1\nhydra:", [], ["train.yaml", "'seed'"]),
 ]
 
@@ -196,13 +203,9 @@ def test_an_evaluation_offers_no_groups_of_training(
         ("evaluate", ["checkpoint=nowhere.ckpt"]),
     ],
 )
-def test_a_mistake_stops_within_two_seconds_and_without_torch(
-    tmp_path: Path, command: str, arguments: list[str]
-) -> None:
-    begin = time.perf_counter()
+def test_a_mistake_stops_before_anything_slow_is_imported(tmp_path: Path, command: str, arguments: list[str]) -> None:
     call = [sys.executable, "-c", NO_TORCH, command, str(CONFIGS), *arguments]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
-    assert time.perf_counter() - begin < 2.0
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

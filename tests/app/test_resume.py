@@ -49,6 +49,24 @@ class TestResume:
         assert train("resume=here") == 0
         assert len(runs.calls) == 2
 
+    @pytest.mark.parametrize(
+        ("target", "status"), [("lightning.pytorch.loggers.CSVLogger", 0), ("logging.handlers.SysLogHandler", 2)]
+    )
+    def test_a_file_names_no_logger_of_any_package(
+        self,
+        train: Callable[..., int],
+        runs: Runs,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        target: str,
+        status: int,
+    ) -> None:
+        runs.error = SystemExit(143)
+        assert train("hydra.run.dir=here", f"+logger.extra.mine._target_={target}") == 143
+        runs.error = None
+        assert train("resume=here") == status
+        assert ("a file must not choose" in capsys.readouterr().err) == (status == 2)
+
     @pytest.mark.parametrize("other", ["seed=1", "hydra.run.dir=there", "-m", "resume=there"])
     def test_it_refuses_other_options_by_name(
         self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], other: str

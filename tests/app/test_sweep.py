@@ -13,11 +13,11 @@ from tests.evaluation.test_results import make_results
 from trajectory_transformer.app import entry_point, experiment
 from trajectory_transformer.app.run_folder import claim
 from trajectory_transformer.app.run_record import RunRecord
-from trajectory_transformer.app.sweep import Job, confidence, group_by_settings, read_jobs, report, t_quantile
+from trajectory_transformer.app.sweep import SweepJob, confidence, group_by_settings, read_jobs, report
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
-from trajectory_transformer.evaluation.plots import PlannerFigures
+from trajectory_transformer.evaluation.plots import TradeoffPoint
 from trajectory_transformer.evaluation.results import write_results
 
 ROOT = Path(__file__).parents[2]
@@ -39,29 +39,32 @@ def rows(directory: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (5, 2.5706), (9, 2.2622), (30, 2.0423)]
 )
-def test_t_quantiles_are_the_published_ones(degrees: int, expected: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(expected, abs=1e-3)
+def test_half_widths_follow_the_published_quantiles_of_student_s_t(degrees: int, expected: float) -> None:
+    scores = [1.0, *[0.0] * degrees]  # variance 1 / (degrees + 1), so a standard error of 1 / (degrees + 1)
+    mean, half_width = confidence(scores)
+    assert mean == pytest.approx(1 / (degrees + 1))
+    assert half_width == pytest.approx(expected / (degrees + 1), abs=5e-5)
 
 
 def test_the_interval_of_three_scores_worked_out_by_hand() -> None:
     mean, half_width = confidence([1.0, 2.0, 3.0])  # standard deviation 1, so 4.3027 / sqrt(3)
     assert mean == 2.0
-    assert half_width == pytest.approx(2.4841, abs=1e-3)
+    assert half_width == pytest.approx(4.30265 / 3**0.5, abs=1e-5)
     assert confidence([5.0]) == (5.0, None)
     assert confidence([]) == (None, None)
 
 
 def test_jobs_that_differ_only_in_the_seed_belong_together() -> None:
     jobs = [
-        Job("0", RunRecord("finished", {"model": "tiny", "seed": "0"}, 1.0)),
-        Job("1", RunRecord("finished", {"model": "base", "seed": "0"}, 9.0)),
-        Job("2", RunRecord("finished", {"model": "tiny", "seed": "1"}, 3.0)),
-        Job("3", RunRecord("failed", {"model": "tiny", "seed": "2"}, None, "no")),
+        SweepJob("0", RunRecord("finished", {"model": "tiny", "seed": "0"}, 1.0)),
+        SweepJob("1", RunRecord("finished", {"model": "base", "seed": "0"}, 9.0)),
+        SweepJob("2", RunRecord("finished", {"model": "tiny", "seed": "1"}, 3.0)),
+        SweepJob("3", RunRecord("failed", {"model": "tiny", "seed": "2"}, None, "no")),
     ]
     tiny, base = group_by_settings(jobs)
     assert [job.name for job in tiny.jobs] == ["0", "2", "3"]
     assert (tiny.mean, tiny.seeds) == (2.0, 2)
-    assert tiny.half_width == pytest.approx(12.7062, abs=1e-3)  # standard deviation √2, by √2
+    assert tiny.half_width == pytest.approx(12.7062, abs=1e-4)  # standard deviation √2, by √2
     assert (base.mean, base.half_width) == (9.0, None)
 
 
@@ -93,14 +96,14 @@ def test_a_sweep_over_planners_shows_what_their_time_buys(tmp_path: Path, monkey
         write_results(results, folder / "results.json")
     RunRecord("finished", parameters | {"planner.horizon": "7"}, 1.0).write(_made(tmp_path / "3"))
     (tmp_path / "3" / "results.json").write_text("{half")  # has no place in the picture, and breaks nothing
-    seen: list[PlannerFigures] = []
+    seen: list[TradeoffPoint] = []
     plot = plots.plot_tradeoff
     monkeypatch.setattr(plots, "plot_tradeoff", lambda points, *rest: (seen.extend(points), plot(points, *rest)))
     report(tmp_path)
     assert seen == [
-        PlannerFigures("horizon=1", "4", 2.0, (0.0, -3.0, 1.0)),
-        PlannerFigures("horizon=1", "16", 3.0, (10.0, 7.0, 11.0)),
-        PlannerFigures("horizon=5", "4", 4.0, (20.0, 17.0, 21.0)),
+        TradeoffPoint("horizon=1", "4", 2.0, (0.0, -3.0, 1.0)),
+        TradeoffPoint("horizon=1", "16", 3.0, (10.0, 7.0, 11.0)),
+        TradeoffPoint("horizon=5", "4", 4.0, (20.0, 17.0, 21.0)),
     ]
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert [row["ms per plan"] for row in rows(tmp_path)] == ["2", "3", "4", ""]

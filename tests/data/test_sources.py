@@ -470,7 +470,7 @@ def test_dict_actions_are_refused(minari_root: Path):
 # ---- sets that are not on disk ---------------------------------------------------------------------------------------
 
 
-def test_a_missing_set_without_network_is_one_message_before_anything_heavy_is_imported(minari_root: Path):
+def test_a_missing_set_without_network_is_one_message_and_needs_no_torch(minari_root: Path):
     script = (
         "import sys\n"
         "from trajectory_transformer.configuration import DataConfig\n"
@@ -500,7 +500,7 @@ def test_a_server_that_never_answers_is_given_up_on(monkeypatch: pytest.MonkeyPa
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        reason = minari_set.unreachable()  # returns at all
+        reason = minari_set.unreachable()
     assert reason is not None
     assert "127.0.0.1" in reason
 

@@ -19,6 +19,7 @@ REQUEST = EvaluationRequest(
     episodes=4,
     num_envs=3,
     seed=7,
+    first_episode_seed=7,
     video=0,
     dataset_ids=("tests/walk-v0",),
     behavior_returns=np.linspace(-2.0, 2.0, 30),

@@ -11,26 +11,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from trajectory_transformer.environments.make import make_environment
-from trajectory_transformer.evaluation import maze_plot, plots
 from trajectory_transformer.evaluation.maze_plot import MazeWalls, plot_trajectories, read_walls
 from trajectory_transformer.evaluation.plots import BLUE, ORANGE
 from trajectory_transformer.evaluation.records import EpisodePath, EpisodeRecord, RolloutRecord
 from trajectory_transformer.planning.plan import PlanCounts
 
 from .scripted import WALK
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved."""
-    figures: list[Figure] = []
-
-    def keep(figure: Figure, path: Path) -> None:
-        figures.append(figure)
-        plots._save(figure, path)
-
-    monkeypatch.setattr(maze_plot, "_save", keep)
-    return figures
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +91,7 @@ def test_panels_fill_their_rows(
     u_maze: MazeWalls,
     paths: int,
     shape: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plots, "_save", lambda figure, path: None)
     plot_trajectories(u_maze, record(paths, [False] * paths), "Maze-v0", tmp_path / "trajectories.png")
     grid = drawn[0].axes[0].get_gridspec()
     assert grid is not None

@@ -11,9 +11,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation import plots
 from trajectory_transformer.evaluation.plots import (
-    PlannerFigures,
+    TradeoffPoint,
     plot_plan,
     plot_returns,
     plot_tradeoff,
@@ -22,20 +21,6 @@ from trajectory_transformer.evaluation.plots import (
 from trajectory_transformer.evaluation.records import EpisodeTrace, PlanTrace
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved."""
-    figures: list[Figure] = []
-    save = plots._save
-
-    def keep(figure: Figure, path: Path) -> None:
-        figures.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(plots, "_save", keep)
-    return figures
 
 
 def trace(steps: int = 60, horizon: int = 5, dimensions: int = 3, plan_freq: int = 1) -> EpisodeTrace:
@@ -152,7 +137,7 @@ def test_nothing_to_draw(tmp_path: Path, text: str | None) -> None:
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"returns\.png cannot be written"):
+    with pytest.raises(UserError, match=r"picture cannot be written to .*returns\.png"):
         plot_returns(np.arange(3.0), np.arange(3.0), (0.0, 1.0), "Walk-v0", tmp_path / "file" / "returns.png")
 
 
@@ -167,9 +152,9 @@ def test_pyplot_stays_out(tmp_path: Path) -> None:
 
 def test_planners_are_drawn_with_their_intervals(tmp_path: Path, drawn: list[Figure]) -> None:
     points = [
-        PlannerFigures("horizon=1", "64", 9.0, (5.0, 4.0, 7.0)),
-        PlannerFigures("horizon=1", "4", 2.0, (3.0, 1.0, 4.0)),
-        PlannerFigures("horizon=5", "4", 8.0, (6.0, 5.5, 6.5)),
+        TradeoffPoint("horizon=1", "64", 9.0, (5.0, 4.0, 7.0)),
+        TradeoffPoint("horizon=1", "4", 2.0, (3.0, 1.0, 4.0)),
+        TradeoffPoint("horizon=5", "4", 8.0, (6.0, 5.5, 6.5)),
     ]
     plot_tradeoff(points, 4.5, "Walk-v0", tmp_path / "tradeoff.png")
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(PNG)

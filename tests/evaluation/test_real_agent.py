@@ -41,11 +41,12 @@ def untrained_agent(deadline_ms: float | None = None, **arguments: Any) -> Agent
 def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) -> None:
     request = EvaluationRequest(
         episodes=5, num_envs=1, seed=3, video=0, dataset_ids=("tests/walk-v0",), behavior_returns=np.zeros(4),
-        reference_scores=None, reference_source="none", checkpoint="", command="", commit=None, progress=False,
+        reference_scores=None, reference_source="none", checkpoint="", command="", commit=None, first_episode_seed=3,
+        progress=False,
     )  # fmt: skip
     alone = evaluate(untrained_agent(), request, tmp_path / "alone")
     beside = evaluate(untrained_agent(), replace(request, num_envs=3), tmp_path / "beside")
-    other = evaluate(untrained_agent(), replace(request, seed=40), tmp_path / "other")
+    other = evaluate(untrained_agent(), replace(request, first_episode_seed=40), tmp_path / "other")
     assert alone["episodes"] == beside["episodes"]
     assert [e["return"] for e in alone["episodes"]] != [e["return"] for e in other["episodes"]]
     assert len({episode["length"] for episode in alone["episodes"]}) > 1
@@ -55,7 +56,8 @@ def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) ->
 def test_what_a_deadline_did_is_recorded(tmp_path: Path) -> None:
     request = EvaluationRequest(
         episodes=3, num_envs=2, seed=3, video=0, dataset_ids=("tests/walk-v0",), behavior_returns=np.zeros(4),
-        reference_scores=None, reference_source="none", checkpoint="", command="", commit=None, progress=False,
+        reference_scores=None, reference_source="none", checkpoint="", command="", commit=None, first_episode_seed=3,
+        progress=False,
     )  # fmt: skip
     evaluate(untrained_agent(deadline_ms=1e-6), request, tmp_path / "hopeless")
     results = read_results(tmp_path / "hopeless" / "results.json")

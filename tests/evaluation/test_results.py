@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from trajectory_transformer import files
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import results as module
+from trajectory_transformer.evaluation.evaluate import results_table
 from trajectory_transformer.evaluation.records import EpisodeRecord, RolloutRecord
 from trajectory_transformer.evaluation.results import (
     EvaluationRequest,
@@ -23,7 +25,6 @@ from trajectory_transformer.evaluation.results import (
     read_results,
     write_results,
 )
-from trajectory_transformer.evaluation.table import results_table
 from trajectory_transformer.planning.plan import PlanCounts
 
 
@@ -32,6 +33,7 @@ def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: s
         episodes=2,
         num_envs=2,
         seed=5,
+        first_episode_seed=5,
         video=0,
         dataset_ids=("a/b-v0", "c-v1"),
         behavior_returns=np.array([1.0, 2.0, 6.0]),
@@ -204,7 +206,7 @@ def test_a_full_disk_leaves_the_earlier_results(tmp_path: Path, monkeypatch: pyt
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         write_results(changed(["seed"], 9), path)
     assert path.read_bytes() == before

@@ -42,7 +42,7 @@ def main() -> None:
         record = run_episodes(agent, agent.environment, arguments.episodes, arguments.episodes, 0, RolloutOptions())
         returns[name] = np.array([episode.episode_return for episode in record.episodes])
         print(f"{name}: mean return {returns[name].mean():.1f} in {record.seconds:.0f} s", flush=True)
-    low, high = bootstrap_interval([returns["planner"] - returns["oracle"]])
+    low, high = bootstrap_interval(returns["planner"] - returns["oracle"])
     difference = (returns["planner"] - returns["oracle"]).mean()
     print(f"planner - oracle: {difference:.1f}, 95 % interval {low:.1f} to {high:.1f}")
     with arguments.out.open("w", newline="") as file:

@@ -5,20 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tools.tables.__main__ import main
-from tools.tables.pages import filled, pages
+from tools.tables import filled, main, pages
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.figures import Figure, RunFacts, write_figures
+from trajectory_transformer.evaluation.measurements import Measurement, RunFacts, write_measurements
 
 ROOT = Path(__file__).parents[2]
 MARKER = "<!-- table: results/maze/*.csv | success_rate, return_mean -->"
 END = "<!-- end of table -->"
-BEHAVIOR = Figure("behaviour", "return_mean", 12.25, None, None, 351)
+BEHAVIOR = Measurement("behaviour", "return_mean", 12.25, None, None, 351)
 
 
-def put(root: Path, name: str, *figures: Figure, seed: int = 0, dataset: str = "maze/rooms-v0") -> None:
+def put(root: Path, name: str, *measurements: Measurement, seed: int = 0, dataset: str = "maze/rooms-v0") -> None:
     facts = RunFacts(dataset, "Rooms-v0", seed, "0123456789abcdef", f"python evaluate.py seed={seed}")
-    write_figures(root / "results" / "maze" / name, facts, figures)
+    write_measurements(root / "results" / "maze" / name, facts, measurements)
 
 
 def page(root: Path, *lines: str) -> Path:
@@ -30,17 +29,20 @@ def page(root: Path, *lines: str) -> Path:
 def test_a_table_by_hand(tmp_path: Path) -> None:
     """Two seeds of one run, which share the data's figure, and another run alone."""
     goal, score = (
-        Figure("goal", "success_rate", 0.9, 0.8, 1.0, 20),
-        Figure("goal", "return_mean", 1234.5, 900, 1500, 20),
+        Measurement("goal", "success_rate", 0.9, 0.8, 1.0, 20),
+        Measurement("goal", "return_mean", 1234.5, 900, 1500, 20),
     )
     put(tmp_path, "wide_seed0.csv", BEHAVIOR, goal, score)
-    other = Figure("goal", "success_rate", 0.6, 0.5, 0.7, 20), Figure("goal", "return_mean", 1000.0, 900, 1500, 20)
+    other = (
+        Measurement("goal", "success_rate", 0.6, 0.5, 0.7, 20),
+        Measurement("goal", "return_mean", 1000.0, 900, 1500, 20),
+    )
     put(tmp_path, "wide_seed10.csv", BEHAVIOR, *other, seed=10)
     put(
         tmp_path,
         "alone.csv",
-        Figure("critic", "success_rate", 2 / 3, 0.25, 1.0, 7),
-        Figure("critic", "loss", 1, 0, 2, 9),
+        Measurement("critic", "success_rate", 2 / 3, 0.25, 1.0, 7),
+        Measurement("critic", "loss", 1, 0, 2, 9),
     )
     expected = [
         "before",
@@ -70,14 +72,14 @@ def test_a_table_by_hand(tmp_path: Path) -> None:
 
 def test_figures_of_the_data_that_differ_are_averaged_like_any_other(tmp_path: Path) -> None:
     put(tmp_path, "a_seed0.csv", BEHAVIOR)
-    put(tmp_path, "a_seed1.csv", Figure("behaviour", "return_mean", 14.25, None, None, 100), seed=1)
+    put(tmp_path, "a_seed1.csv", Measurement("behaviour", "return_mean", 14.25, None, None, 100), seed=1)
     text = filled(tmp_path, page(tmp_path, "<!-- table: results/maze/*.csv | return_mean -->", END))
     assert "| a, behaviour | 13.2 [12.2, 14.2] | 351 + 100 | maze/rooms-v0 | 0, 1 | 0123456 |" in text
 
 
 def test_equal_figures_of_a_method_stay_figures_of_their_seeds(tmp_path: Path) -> None:
     for seed in (0, 1):
-        put(tmp_path, f"a_seed{seed}.csv", Figure("goal", "success_rate", 1.0, 0.9, 1.0, 5), seed=seed)
+        put(tmp_path, f"a_seed{seed}.csv", Measurement("goal", "success_rate", 1.0, 0.9, 1.0, 5), seed=seed)
     text = filled(tmp_path, page(tmp_path, "<!-- table: results/maze/*.csv | success_rate -->", END))
     assert "| a, goal | 1 [1, 1] | 2 × 5 | maze/rooms-v0 | 0, 1 | 0123456 |" in text
     assert "95 %" not in text
@@ -161,7 +163,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, damage: Callable[[Path], None], m
 
 def test_two_runs_in_one_file_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "a.csv", BEHAVIOR)
-    put(tmp_path, "b.csv", Figure("goal", "return_mean", 1.0, None, None, 1), seed=1)
+    put(tmp_path, "b.csv", Measurement("goal", "return_mean", 1.0, None, None, 1), seed=1)
     folder = tmp_path / "results" / "maze"
     both = (folder / "a.csv").read_text() + (folder / "b.csv").read_text().splitlines()[1] + "\n"
     (folder / "a.csv").write_text(both)

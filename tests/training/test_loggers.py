@@ -10,19 +10,25 @@ from typing import Any
 import pytest
 import torch
 
+from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.configuration import LoggerConfig
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.figures import Figure
+from trajectory_transformer.evaluation.measurements import Measurement
+from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.loggers import (
     MetricsFile,
     RunLabels,
     finish_loggers,
     log_artifacts,
     log_evaluation,
-    log_figures,
+    log_measurements,
     make_loggers,
+    require_loggers,
     wandb_key_is_configured,
 )
+
+from .small_run import small_config, small_datamodule
 
 RESULTS = {
     "behavior": {"return_mean": 1.5, "return_max": 2.5, "episodes": 3},
@@ -169,7 +175,7 @@ class TestOffline:
         (directory / "set" / "main_data.hdf5").touch()
         log_artifacts(loggers, checkpoint, DATASET, [directory / "set", directory / "elsewhere"])
         log_evaluation(loggers, RESULTS)
-        log_figures(loggers, [Figure("layer 1", "mass_past", 0.5, None, None, 3)])
+        log_measurements(loggers, [Measurement("layer 1", "mass_past", 0.5, None, None, 3)])
         finish_loggers(loggers)
         (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
         wandb = str(Path(sys.executable).with_name("wandb"))
@@ -209,3 +215,126 @@ class TestOffline:
             ids.append(loggers[1].version)
             finish_loggers(loggers)
         assert ids[0] == ids[1]
+
+
+OWN = """
+import json
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
+
+
+class JsonLines(Logger):
+    name, version = "lines", 0
+
+    def __init__(self, save_dir, title="run"):
+        super().__init__()
+        self.file = Path(save_dir) / f"{title}.jsonl"
+
+    def log_hyperparams(self, params):
+        self._write({"options": params})
+
+    def log_metrics(self, metrics, step=None):
+        self._write({"metrics": metrics, "step": step})
+
+    def finalize(self, status):
+        self._write({"status": status})
+
+    def _write(self, entry):
+        with self.file.open("a") as file:
+            print(json.dumps(entry), file=file)
+
+
+class Unusable(JsonLines):
+    def __init__(self):
+        raise ModuleNotFoundError("the client is not installed.\\nTry pip install client")
+
+
+class NoLogger:
+    pass
+"""
+
+
+class TestExtraLoggers:
+    @pytest.fixture(autouse=True)
+    def package(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = tmp_path_factory.mktemp("path")
+        (folder / "my_loggers.py").write_text(OWN)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, "my_loggers", raising=False)
+
+    def test_it_is_told_all_in_the_run_s_folder(self, tmp_path: Path) -> None:
+        config = LoggerConfig(extra={"lines": {"_target_": "my_loggers.JsonLines", "title": "mine"}})
+        loggers = make_loggers(config, tmp_path, {"seed": 3}, RunLabels())
+        assert isinstance(loggers[0], MetricsFile)
+        loggers[1].log_metrics({"train/loss": 0.5}, 7)
+        log_evaluation(loggers, RESULTS)
+        log_measurements(loggers, [Measurement("layer 1", "mass_past", 0.5, None, None, 3)])
+        log_artifacts(loggers, tmp_path / "best.ckpt", DATASET)
+        finish_loggers(loggers, exit_code=1)
+        options, training, evaluation, measured, end = map(
+            json.loads, (tmp_path / "mine.jsonl").read_text().splitlines()
+        )
+        assert options == {"options": {"seed": 3}}
+        assert training == {"metrics": {"train/loss": 0.5}, "step": 7}
+        assert evaluation["metrics"]["evaluation/return_mean"] == 5.0
+        assert evaluation["metrics"]["evaluation/plan_latency_ms/p50"] == 1.0
+        assert evaluation["metrics"]["deadline/shortened"] == 3
+        assert measured["metrics"] == {"layer 1/mass_past": 0.5}
+        assert end == {"status": "failed"}
+        assert not (tmp_path / "metrics.csv").exists()  # an evaluation has no step to stand at
+
+    def test_a_folder_of_its_own_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        spec = {"_target_": "my_loggers.JsonLines", "save_dir": str(tmp_path / "other")}
+        make_loggers(LoggerConfig(extra={"lines": spec}), tmp_path / "run", {}, RunLabels())
+        assert (tmp_path / "other" / "run.jsonl").exists()
+
+    def test_lightning_s_own_logs_a_fit_beside_ours(self, tmp_path: Path) -> None:
+        spec = {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "theirs", "flush_logs_every_n_steps": 1}
+        loggers = make_loggers(LoggerConfig(extra={"csv": spec}), tmp_path, {"seed": 3}, RunLabels())
+        config = small_config(max_steps=2)
+        fit(TransformerLearner(), config, tmp_path, small_datamodule(config), loggers, (), False)
+        finish_loggers(loggers)
+        theirs = read(tmp_path / "theirs" / "version_0" / "metrics.csv")
+        losses = [float(row["val/loss"]) for row in read(tmp_path / "metrics.csv") if row["val/loss"]]
+        assert losses
+        assert [float(row["val/loss"]) for row in theirs if row["val/loss"]] == losses
+        assert "seed: 3" in (tmp_path / "theirs" / "version_0" / "hparams.yaml").read_text()
+
+    @pytest.mark.parametrize(
+        ("target", "words"),
+        [
+            ("my_loggers.NoLogger", r"logger\.extra\.mine\._target_=my_loggers\.NoLogger is not a Logger"),
+            ("my_loggers.Missing", "there is no such class"),
+            ("my_logers.JsonLines", "there is no module 'my_logers'"),
+        ],
+    )
+    def test_what_is_no_logger_is_refused(self, tmp_path: Path, target: str, words: str) -> None:
+        config = LoggerConfig(extra={"mine": {"_target_": target}})
+        with pytest.raises(UserError, match=words):
+            require_loggers(config, TYPED_BY_USER)
+        with pytest.raises(UserError, match=words):
+            make_loggers(config, tmp_path, {}, RunLabels())
+
+    def test_an_option_that_it_lacks_is_named(self, tmp_path: Path) -> None:
+        config = LoggerConfig(extra={"mine": {"_target_": "my_loggers.JsonLines", "titel": "x"}})
+        with pytest.raises(UserError, match=r"did you mean 'logger\.extra\.mine\.title'"):
+            make_loggers(config, tmp_path, {}, RunLabels())
+
+    def test_what_it_needs_is_named(self, tmp_path: Path) -> None:
+        config = LoggerConfig(extra={"mine": {"_target_": "my_loggers.Unusable"}})
+        with pytest.raises(UserError, match=r"^logger\.extra\.mine: the client is not installed\. Try pip install .*"):
+            make_loggers(config, tmp_path, {}, RunLabels())
+
+    def test_a_file_may_not_name_it_unless_its_package_is_allowed(self) -> None:
+        config = LoggerConfig(extra={"mine": {"_target_": "my_loggers.JsonLines"}})
+        with pytest.raises(UserError, match=r"my_loggers\.JsonLines, and a file must not choose"):
+            require_loggers(config, allow=("lightning.pytorch",))
+        assert "my_loggers" not in sys.modules
+        require_loggers(config, allow=("my_loggers",))
+
+    @pytest.mark.parametrize("spec", [{}, {"_target_": 3}, "my_loggers.JsonLines", None])
+    def test_an_entry_without_a_class_is_refused(self, spec: object) -> None:
+        with pytest.raises(UserError, match=r"logger\.extra\.mine needs a Lightning logger"):
+            LoggerConfig(extra={"mine": spec})

@@ -1,4 +1,4 @@
-"""What a model attends to in held-out episodes: maps, figures, pictures and a table."""
+"""Attention of a model in held-out episodes: maps, measurements, pictures and a table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,18 +10,17 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from ..configuration import require
 from ..configuration.attention import MIN_TRANSITIONS, AttentionConfig
 from ..data.transitions import TransitionTable
 from ..data.windows import TokenWindows
-from ..errors import UserError
-from ..evaluation.figures import Figure, RunFacts, write_figures
+from ..evaluation.measurements import Measurement, RunFacts, write_measurements
 from ..model.gpt import TrajectoryTransformer
 from ..model.output import TrajectoryTransformerOutput
 from ..planning.trained_transformer import TrainedTransformer
-from .attention_figures import ALL_LAYERS, MeasuredAttention, attention_figures
 from .attention_masses import AttentionMasses
+from .attention_measurements import ALL_LAYERS, MeasuredAttention, attention_measurements, attention_table
 from .attention_plots import AttentionMaps, plot_attention_maps, plot_attention_summary
-from .attention_table import attention_table
 
 _WEIGHTS_AT_ONCE = 2**24  # 64 MiB of them
 
@@ -43,7 +42,7 @@ class ChosenWindows:
 
 def evaluate_attention(
     trained: TrainedTransformer, table: TransitionTable, options: AttentionConfig, run: RunFacts, directory: Path
-) -> list[Figure]:
+) -> list[Measurement]:
     """Measure the attention of every head over windows of ``table``, and record it.
 
     Writes ``figures.csv``, ``plots/attention_window.png`` (one window), ``plots/attention_mean.png`` (the mean over
@@ -53,7 +52,7 @@ def evaluate_attention(
         trained: what attends.
         table: episodes that it was not trained on.
         options: how long a context, and how many.
-        run: where the figures come from; its seed draws the windows.
+        run: origin of the measurements; its seed draws the windows.
         directory: where files go; made if it is missing.
 
     Raises:
@@ -62,20 +61,22 @@ def evaluate_attention(
     """
     transitions = context_transitions(trained.model, options.transitions)
     chosen = choose_windows(table.lengths, transitions, options.windows, run.seed)
-    if options.shown >= len(chosen.first):
-        raise UserError(
-            f"attention.shown={options.shown}: the held-out episodes have only {len(chosen.first)} windows of "
-            f"{transitions} transitions; choose a smaller number"
-        )
+    require(
+        options.shown < len(chosen.first),
+        f"attention.shown={options.shown}: the held-out episodes have only {len(chosen.first)} windows of "
+        f"{transitions} transitions; choose a smaller number",
+    )
     windows = TokenWindows(table, trained.discretizer, transitions, trained.model.mask.device)
     attended = average_attention(trained.model, windows, chosen, options.shown)
-    figures = attention_figures(attended.measured)
-    figures.append(Figure(ALL_LAYERS, "num_windows", len(chosen.first), None, None, len(np.unique(chosen.episodes))))
-    write_figures(directory / "figures.csv", run, figures)
+    measurements = attention_measurements(attended.measured)
+    measurements.append(
+        Measurement(ALL_LAYERS, "num_windows", len(chosen.first), None, None, len(np.unique(chosen.episodes)))
+    )
+    write_measurements(directory / "figures.csv", run, measurements)
     _plot(attended, trained.model, chosen, options.shown, run.env_id, directory / "plots")
     title = f"{run.env_id}: attention over {transitions} transitions, {_extent(chosen)}"
-    Console().print(attention_table(figures, title))
-    return figures
+    Console().print(attention_table(measurements, title))
+    return measurements
 
 
 def context_transitions(model: TrajectoryTransformer, wanted: int | None) -> int:
@@ -84,20 +85,20 @@ def context_transitions(model: TrajectoryTransformer, wanted: int | None) -> int
     Raises:
         UserError: it sees fewer than are wanted, or than can be compared, or it is conditioned on goals.
     """
-    if model.config.goal_conditioned:
-        raise UserError(
-            "the model is conditioned on goals, and task=attention takes models that are not: a goal has no place "
-            "among a present, a previous and an earlier transition"
-        )
+    require(
+        not model.config.goal_conditioned,
+        "the model is conditioned on goals, and task=attention takes models that are not: a goal has no place among a "
+        "present, a previous and an earlier transition",
+    )
     most = model.config.sequence_length
-    if most < MIN_TRANSITIONS:
-        raise UserError(
-            f"the model sees {most} transitions, and its attention to a present, a previous and an earlier one cannot "
-            f"be compared; train with data.sequence_length={MIN_TRANSITIONS} or more"
-        )
-    if wanted is not None and wanted > most:
-        raise UserError(f"attention.transitions={wanted} is more than the {most} transitions that the model sees")
-    return most if wanted is None else wanted
+    require(
+        most >= MIN_TRANSITIONS,
+        f"the model sees {most} transitions, and its attention to a present, a previous and an earlier one cannot be "
+        f"compared; train with data.sequence_length={MIN_TRANSITIONS} or more",
+    )
+    wanted = most if wanted is None else wanted
+    require(wanted <= most, f"attention.transitions={wanted} is more than the {most} transitions that the model sees")
+    return wanted
 
 
 def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int) -> ChosenWindows:
@@ -113,11 +114,11 @@ def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int)
         UserError: no episode is as long as a window.
     """
     begins = np.maximum(lengths - transitions + 1, 0)  # windows in each episode
-    if begins.sum() == 0:
-        raise UserError(
-            f"all {len(lengths)} held-out episodes are shorter than a context of {transitions} transitions, the "
-            f"longest has {lengths.max()}; choose a smaller attention.transitions (at least {MIN_TRANSITIONS})"
-        )
+    require(
+        begins.sum() > 0,
+        f"all {len(lengths)} held-out episodes are shorter than a context of {transitions} transitions, the longest "
+        f"has {lengths.max()}; choose a smaller attention.transitions (at least {MIN_TRANSITIONS})",
+    )
     episodes = np.repeat(np.arange(len(lengths)), begins)
     steps = np.arange(len(episodes)) - np.repeat(np.cumsum(begins) - begins, begins)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(episodes))[:count])
@@ -127,7 +128,7 @@ def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int)
 
 @dataclass(frozen=True)
 class AveragedAttention:
-    """What became of the attention weights of all windows.
+    """Attention weights of all windows, averaged and measured.
 
     Attributes:
         measured: the masses of each window.

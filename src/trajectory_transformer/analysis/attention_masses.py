@@ -1,4 +1,4 @@
-"""How much attention goes where: the numbers behind the patterns that the paper sees in its attention maps.
+"""Attention masses: the numbers behind the patterns that the paper sees in its attention maps.
 
 The model at position p predicts the token at p + 1, and so a query is named after that token: it has the predicted
 token's transition, kind and dimension. With t the predicted token's transition::
@@ -15,9 +15,6 @@ from torch import Tensor
 from ..layout import TOKEN_KINDS, TransitionLayout
 
 REGIONS = ("present_transition", "previous_transition", "earlier_transitions")
-# The paper has dimensions that attend to themselves at earlier steps. Its maps may be read by the token that goes in at
-# a query or by the one that is predicted there; the two stripes lie one token apart, and both are measured.
-DIMENSIONS = ("same_dimension_as_predicted", "same_dimension_as_query")
 PAST = ("past_observations", "past_actions")
 _FIRST_TRANSITION = 2  # whose queries count
 
@@ -63,7 +60,7 @@ class AttentionMasses:
 
 
 def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
-    """Which keys each target means for each query: (query, key) bool, all of them seen."""
+    """The keys of each target, for each query: (query, key) bool, all of them seen."""
     width = layout.transition_dim
     key = torch.arange(len(mask), device=mask.device)
     query = key[:, None]
@@ -74,6 +71,8 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
         "present_transition": steps_back == 0,
         "previous_transition": steps_back == 1,
         "earlier_transitions": steps_back > 1,
+        # The paper has dimensions that attend to themselves at earlier steps. Its maps may be read by the token that
+        # goes in at a query or by the one that is predicted there; the two stripes lie one token apart.
         "same_dimension_as_predicted": past & (dimension == (query + 1) % width),
         "same_dimension_as_query": (key < query) & (dimension == query % width),
         "past_observations": past & _is_kind(layout, "observation", dimension),

@@ -12,10 +12,10 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, _save, _tidy
+from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, finish, tidy
 from ..layout import TOKEN_KINDS, TransitionLayout
-from .attention_figures import MeasuredAttention, head_name
 from .attention_masses import REGIONS
+from .attention_measurements import MeasuredAttention, head_name
 
 _KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, ORANGE, SERIES[2], GREY), strict=True))
 _UNSEEN = "#E4E4E4"
@@ -81,9 +81,7 @@ def plot_attention_maps(maps: AttentionMaps, title: str, path: Path) -> None:
     bar.set_label("attention weight")
     handles = [Patch(color=color, label=kind) for kind, color in _KIND_COLORS.items()]
     handles.append(Patch(color=_UNSEEN, label="may not be seen"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    finish(figure, title, path, handles, columns=len(handles))
 
 
 def _draw_map(axes: Axes, maps: AttentionMaps, weights: np.ndarray, norm: PowerNorm) -> AxesImage:
@@ -131,8 +129,7 @@ def plot_attention_summary(measured: MeasuredAttention, title: str, path: Path) 
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
     _draw_shares(left, measured, [*rows, "uniform"])
     _draw_ratios(right, measured, len(rows))
-    figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    finish(figure, title, path, handles=())  # the bars have a legend of their own
 
 
 def _draw_shares(axes: Axes, measured: MeasuredAttention, rows: list[str]) -> None:
@@ -149,7 +146,7 @@ def _draw_shares(axes: Axes, measured: MeasuredAttention, rows: list[str]) -> No
     axes.set_xlim(0.0, 1.0)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("share of attention")
-    _tidy(axes)
+    tidy(axes)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8, columnspacing=1.0)
 
 

@@ -30,7 +30,7 @@ class ProbabilisticDynamics(Protocol):
 
 @dataclass(frozen=True)
 class GaussianContinuations:
-    """What was sampled, in real units; entry t follows action t.
+    """Samples of an ensemble in real units; entry t follows action t.
 
     Attributes:
         observations: (samples, horizon, observation_dim).

@@ -10,7 +10,7 @@ So observation ``t + 1`` is predicted from at most ``context`` transitions, of w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 250  # keys and values of more samples than these would be read 
 
 @dataclass(frozen=True)
 class FreeRunning:
-    """How to continue.
+    """Number, length, context and sampling of continuations.
 
     Attributes:
         samples: sequences, at least 1.
@@ -43,7 +43,7 @@ class FreeRunning:
 
 @dataclass(frozen=True)
 class Continuations:
-    """What was sampled; all tokens lie in [0, vocab_size).
+    """Sampled tokens, all in [0, vocab_size), and the distributions that they were drawn from.
 
     Attributes:
         actions: (samples, horizon, action_dim) int64.
@@ -96,32 +96,28 @@ def continue_freely(
     return Continuations(transitions[..., :action_dim], transitions[..., action_dim + 2 :], probabilities)
 
 
+@dataclass
 class _Runner:
-    """Some of the samples.
+    """Some of the samples, each with its own ``window`` of (rows, time) tokens.
 
     Attributes:
         transitions: for each step (rows, transition_dim) tokens: action, reward, value, next observation.
         probabilities: (horizon, observation_dim, vocab_size) float64, summed over the rows.
     """
 
-    def __init__(
-        self,
-        decoder: BeamDecoder,
-        layout: TransitionLayout,
-        start: Tensor,
-        actions: Tensor | None,
-        settings: FreeRunning,
-    ) -> None:
-        self.decoder, self.layout, self.actions, self.settings = decoder, layout, actions, settings
-        self._kept = (settings.context - 1) * layout.transition_dim + layout.observation_dim
-        self.window = start[:, -self._kept :]
-        self.transitions: list[Tensor] = []
-        self.probabilities = torch.zeros(0)
+    decoder: BeamDecoder
+    layout: TransitionLayout
+    window: Tensor
+    actions: Tensor | None
+    settings: FreeRunning
+    transitions: list[Tensor] = field(default_factory=list)
+    probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def advance(self, t: int, uniforms: Tensor) -> None:
         """Append action, reward and value of step ``t`` and the next observation; uniforms (transition_dim, rows)."""
         layout, settings = self.layout, self.settings
-        self.decoder.prefill(self.window)
+        kept = (settings.context - 1) * layout.transition_dim + layout.observation_dim
+        self.decoder.prefill(self.window[:, -kept:])
         appended: list[Tensor] = []
         for column in (*range(layout.observation_dim, layout.transition_dim), *range(layout.observation_dim)):
             if appended:
@@ -136,7 +132,7 @@ class _Runner:
                 token = draw(bins, uniforms[column])
             appended.append(token)
         self.transitions.append(torch.stack(appended, dim=1))
-        self.window = torch.cat([self.window, self.transitions[-1]], dim=1)[:, -self._kept :]
+        self.window = torch.cat([self.window[:, -kept:], self.transitions[-1]], dim=1)
 
     def _bins(self, choice: Choice) -> Tensor:
         """(rows, vocab_size) logits of the bins alone."""

@@ -1,30 +1,14 @@
-"""What a model's samples say of each observation dimension at each step, and how likely that makes what happened."""
+"""Marginal distributions of predicted observations, and the likelihood that they give to what happened."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
+from scipy import special, stats
 
 from ..data.discretizer import Discretizer
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # where the model's softmax ends
-
-
-class Marginals(Protocol):
-    """Distributions over single dimensions; arrays are (horizon, observation_dim) float64."""
-
-    def log_density(self, values: np.ndarray) -> np.ndarray:
-        """Natural logarithm of the density at real values, one for each step and dimension."""
-        ...
-
-    def mean(self) -> np.ndarray:
-        """Mean of each distribution."""
-        ...
-
-    def square_error(self, values: np.ndarray) -> np.ndarray:
-        """Expected squared distance of a sample from real values."""
-        ...
 
 
 class ObservationBins:
@@ -68,7 +52,7 @@ class ObservationBins:
 
 @dataclass(frozen=True)
 class TokenMarginals:
-    """Of a model that predicts tokens.
+    """Marginal distributions of a model that predicts tokens.
 
     Attributes:
         probabilities: (horizon, observation_dim, num_bins) float64.
@@ -79,20 +63,25 @@ class TokenMarginals:
     bins: ObservationBins
 
     def log_density(self, values: np.ndarray) -> np.ndarray:
+        """Natural logarithm of the density at (horizon, observation_dim) values, one for each step and dimension."""
         # A probability that underflowed to 0 would make the average over episodes -inf.
         probabilities = np.maximum(self.probabilities, SMALLEST_PROBABILITY)
         return np.log((probabilities * self.bins.densities(values)).sum(axis=-1))
 
     def mean(self) -> np.ndarray:
+        """(horizon, observation_dim) mean of each distribution."""
         return (self.probabilities * self.bins.centers).sum(axis=-1)
 
     def square_error(self, values: np.ndarray) -> np.ndarray:
+        """Expected squared distance of a sample from (horizon, observation_dim) values."""
         return (self.probabilities * (self.bins.centers - values[..., None]) ** 2).sum(axis=-1)
 
 
 @dataclass(frozen=True)
 class GaussianMarginals:
-    """Of samples that each have a normal distribution: their mixture.
+    """Marginal distributions of samples that each have a normal distribution: their mixture.
+
+    Methods as of :class:`TokenMarginals`.
 
     Attributes:
         means, deviations: (horizon, samples, observation_dim) float64.
@@ -102,12 +91,14 @@ class GaussianMarginals:
     deviations: np.ndarray
 
     def log_density(self, values: np.ndarray) -> np.ndarray:
-        standardized = (values[:, None] - self.means) / self.deviations
-        logs = -0.5 * standardized**2 - np.log(self.deviations) - 0.5 * np.log(2 * np.pi)
-        return np.logaddexp.reduce(logs, axis=1) - np.log(self.means.shape[1])
+        logs = stats.norm.logpdf(values[:, None], self.means, self.deviations)
+        return special.logsumexp(logs, axis=1) - np.log(self.means.shape[1])
 
     def mean(self) -> np.ndarray:
         return self.means.mean(axis=1)
 
     def square_error(self, values: np.ndarray) -> np.ndarray:
         return (self.deviations**2 + (self.means - values[:, None]) ** 2).mean(axis=1)
+
+
+Marginals = TokenMarginals | GaussianMarginals

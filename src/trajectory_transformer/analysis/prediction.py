@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..configuration import PlannerConfig, PredictConfig, require
 from ..data.episodes import Episode
 from ..environments.batch import environment_title
-from ..evaluation.figures import Figure, RunFacts, write_figures
+from ..evaluation.measurements import Measurement, RunFacts, write_measurements
+from ..evaluation.rollout import progress_bar
 from ..planning.trained_transformer import TrainedTransformer
 from .ensemble_running import ProbabilisticDynamics
-from .prediction_curves import Curves, compare, prediction_figures, stack_curves
+from .prediction_curves import Curves, compare, prediction_measurements, stack_curves
 from .prediction_plots import plot_errors, plot_log_likelihood
 from .predictor import Predictor
 from .state_video import film_predictions
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """What to predict, and what to record beside it.
+    """Options of a long-horizon prediction, and the run that it belongs to.
 
     Attributes:
         options: how far, how often, from how much.
@@ -69,7 +69,7 @@ def predict(
     ensemble: ProbabilisticDynamics | None,
     request: PredictionRequest,
     run_directory: Path,
-) -> list[Figure]:
+) -> list[Measurement]:
     """Continue held-out episodes from their first observations and record how well that predicts them.
 
     Writes ``figures.csv``, ``plots/prediction_log_likelihood.png``, ``plots/prediction_error.png`` and, if asked for,
@@ -94,7 +94,7 @@ def predict(
     predictor = Predictor(trained, planner, request.options, np.where(scale > 0, scale, 1.0), ensemble)
     curves: list[Curves] = []
     films: list[tuple[np.ndarray, np.ndarray]] = []
-    with _progress_bar(request.progress) as progress:
+    with progress_bar(request.progress, "{task.percentage:.0f} % of {task.fields[episodes]} episodes") as progress:
         task = progress.add_task("predicting", total=len(references) * predictor.work, episodes=len(references))
         for index, episode in enumerate(references):
             prediction = predictor.predict(episode, request.facts.seed + index, lambda n: progress.advance(task, n))
@@ -102,23 +102,10 @@ def predict(
             if index < request.video:
                 films.append((episode.observations[: request.options.horizon + 1], prediction.sample))
     together = stack_curves(curves)
-    figures = prediction_figures(together)
-    write_figures(run_directory / "figures.csv", request.facts, figures)
+    measurements = prediction_measurements(together)
+    write_measurements(run_directory / "figures.csv", request.facts, measurements)
     title = environment_title(trained.environment)
     plot_log_likelihood(together, title, run_directory / "plots" / "prediction_log_likelihood.png")
     plot_errors(together, title, run_directory / "plots" / "prediction_error.png")
     film_predictions(trained.environment, films, run_directory / "videos")
-    return figures
-
-
-def _progress_bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} % of {task.fields[episodes]} episodes"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        disable=not shown,
-        refresh_per_second=4,
-    )
+    return measurements

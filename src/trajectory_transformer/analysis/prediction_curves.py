@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.figures import Figure
+from ..evaluation.measurements import Measurement
 from ..evaluation.scores import bootstrap_interval
 from .marginals import Marginals, ObservationBins
 
@@ -55,37 +55,25 @@ def stack_curves(episodes: Sequence[Curves]) -> Curves:
     }
 
 
-def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """95 % bootstrap interval over episodes at each step; None for one episode, of which nothing can be said.
-
-    Args:
-        values: (episodes, horizon).
-    """
-    if len(values) < 2:
-        return None
-    low, high = np.array([bootstrap_interval([column]) for column in values.T]).T
-    return low, high
-
-
-def prediction_figures(curves: Curves) -> list[Figure]:
+def prediction_measurements(curves: Curves) -> list[Measurement]:
     """Each curve at :data:`REPORTED_STEPS` and the last step; before them the log-likelihood's mean over all steps.
 
     Args:
         curves: of several episodes.
     """
-    figures = [
-        _figure(method, "log_likelihood_mean", values.mean(axis=1))
+    measurements = [
+        _measurement(method, "log_likelihood_mean", values.mean(axis=1))
         for method, values in curves["log_likelihood"].items()
     ]
     for curve, methods in curves.items():
         for method, values in methods.items():
             horizon = values.shape[1]
             steps = [step for step in REPORTED_STEPS if step < horizon] + [horizon]
-            figures += [_figure(method, f"{curve}_step_{step}", values[:, step - 1]) for step in steps]
-    return figures
+            measurements += [_measurement(method, f"{curve}_step_{step}", values[:, step - 1]) for step in steps]
+    return measurements
 
 
-def _figure(method: str, name: str, values: np.ndarray) -> Figure:
-    """Mean of (episodes,) values with its interval."""
-    low, high = bootstrap_interval([values]) if len(values) > 1 else (None, None)
-    return Figure(method, name, float(values.mean()), low, high, len(values))
+def _measurement(method: str, name: str, values: np.ndarray) -> Measurement:
+    """Mean of (episodes,) values with its interval; None for one episode, of which nothing can be said."""
+    low, high = bootstrap_interval(values).tolist() if len(values) > 1 else (None, None)
+    return Measurement(method, name, float(values.mean()), low, high, len(values))

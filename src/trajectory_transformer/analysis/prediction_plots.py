@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, _save, _tidy
-from .prediction_curves import Curves, band
+from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, finish, tidy
+from ..evaluation.scores import bootstrap_interval
+from .prediction_curves import Curves
 
 _STYLES = {
     "transformer": ("transformer", BLUE, "-"),
@@ -60,21 +61,18 @@ def _others(methods: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def _draw(axes: Axes, methods: dict[str, np.ndarray]) -> None:
     for method, values in methods.items():
-        _, color, style = _STYLES[method]
+        name, color, style = _STYLES[method]
         steps = np.arange(1, values.shape[1] + 1)
-        axes.plot(steps, values.mean(axis=0), style, color=color, linewidth=1.8, marker="o" if len(steps) == 1 else "")
-        interval = band(values)
-        if interval is not None:
-            axes.fill_between(steps, *interval, color=color, alpha=0.2, linewidth=0)
+        marker = "o" if len(steps) == 1 else ""
+        axes.plot(steps, values.mean(axis=0), style, color=color, linewidth=1.8, marker=marker, label=name)
+        if len(values) > 1:
+            axes.fill_between(steps, *bootstrap_interval(values), color=color, alpha=0.2, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _finish(figure: Figure, title: str, methods: dict[str, np.ndarray], path: Path) -> None:
-    handles = [figure.axes[0].lines[index] for index in range(len(methods))]  # in the order of the methods, see _draw
-    labels = [_STYLES[method][0] for method in methods]
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     episodes = len(next(iter(methods.values())))
-    figure.suptitle(f"{title}, {episodes} episode{'s' * (episodes > 1)}", fontsize=11)
-    _save(figure, path)
+    title = f"{title}, {episodes} episode{'s' * (episodes > 1)}"
+    finish(figure, title, path, figure.axes[0].lines, columns=2)

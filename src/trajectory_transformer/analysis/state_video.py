@@ -53,7 +53,7 @@ def film_predictions(
 
 
 def hidden_positions(simulation: Any, observation: np.ndarray, environment: EnvironmentSpec) -> int | None:
-    """How many leading coordinates of the position an observation leaves out, or None where it does not say the rest.
+    """Number of the position's leading coordinates that an observation leaves out, or None where it lacks others.
 
     Found by comparing an observation with the state it was made of: it must begin with all further positions, then all
     velocities, as those of Hopper, HalfCheetah, Walker2d and Humanoid do.

@@ -19,7 +19,7 @@ from ..data.transitions import join_episodes
 from ..environments.batch import environment_title, make_environments
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate
-from ..evaluation.figures import Figure, RunFacts
+from ..evaluation.measurements import Measurement, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import require_possible
@@ -30,7 +30,15 @@ from ..processes import is_first_process
 from ..training.datamodule import OfflineDataModule
 from ..training.fit import fit, torch_threads
 from ..training.learner import Learner, make_learner
-from ..training.loggers import RunLabels, finish_loggers, log_artifacts, log_evaluation, log_figures, make_loggers
+from ..training.loggers import (
+    RunLabels,
+    finish_loggers,
+    log_artifacts,
+    log_evaluation,
+    log_measurements,
+    make_loggers,
+    require_loggers,
+)
 from .loading import LoadedAgent, held_out_episodes, load_agent, torch_device
 
 
@@ -95,6 +103,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
     """
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
+    require_loggers(config.logger, TYPED_BY_USER)
     learner = make_learner(config.learner, TYPED_BY_USER)
     learner.check(config)
     datamodule = learner.make_datamodule(config)
@@ -154,9 +163,11 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
             score = _evaluate(trained, rollouts, run, loggers)
         else:
             with torch_threads(config.threads):
-                figures = (_attend if config.task == "attention" else _predict)(config, run, trained)
-            log_figures(loggers, figures)
-            score = figures[0].value if config.task == "predict" else float("nan")  # attention has nothing to maximise
+                measurements = (_attend if config.task == "attention" else _predict)(config, run, trained)
+            log_measurements(loggers, measurements)
+            score = (
+                measurements[0].value if config.task == "predict" else float("nan")
+            )  # attention has nothing to maximise
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.path, training.dataset, sources)
         return score
@@ -206,7 +217,7 @@ def _evaluate(trained: LoadedAgent, rollouts: _Rollouts, run: RunContext, logger
     return float(results["summary"]["return_mean"])
 
 
-def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Figure]:
+def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
     """Write what the model attends to in its held-out episodes."""
     model = TrainedTransformer.of(trained.checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
     data = trained.checkpoint.training.data
@@ -214,7 +225,7 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> li
     return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
 
 
-def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Figure]:
+def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
     """Write how well models predict its held-out episodes; the first figure is the score."""
     checkpoint = trained.checkpoint
     model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)

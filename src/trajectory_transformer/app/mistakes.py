@@ -1,17 +1,19 @@
 """Hydra's and OmegaConf's errors as one clear sentence with the nearest valid names."""
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError
 
 from .schema import OPEN_OPTIONS, group_names, option_names
 
-EXPECTED = (HydraException, OmegaConfBaseException, YAMLError)
+EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher -> optional dependency
 
 
@@ -47,7 +49,7 @@ def explain(error: BaseException, schema: type, configs: Path) -> str:
         configs: folder of the YAML groups.
     """
     text = str(error)
-    if isinstance(error, YAMLError):
+    if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {' '.join(text.split())}"
     if isinstance(error, OverrideParseException):
         return (
@@ -102,9 +104,20 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Path, sc
 
 def _file_that_chooses(group: str, option: str, configs: Path) -> str:
     """The YAML file with ``group: option`` in its defaults list; Hydra names ``train.yaml`` whoever chose it."""
-    choice = re.compile(rf"^\s*- (override )?/?{re.escape(group)}: *{re.escape(option)}\s*$", re.MULTILINE)
-    files = [file for file in sorted(configs.rglob("*.yaml")) if choice.search(file.read_text())]
-    return f"{files[0]}: " if files else ""
+    for file in sorted(configs.rglob("*.yaml")):
+        for entry in _defaults(file):
+            if isinstance(entry, dict) and any(
+                str(key).split()[-1].lstrip("/") == group and value == option for key, value in entry.items()
+            ):
+                return f"{file}: "
+    return ""
+
+
+def _defaults(file: Path) -> list[Any]:
+    """The defaults list of a YAML file, empty where it has none or cannot be read."""
+    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+        return yaml.safe_load(file.read_text()).get("defaults") or []
+    return []
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -17,7 +17,8 @@ from ..errors import UserError
 from ..training.learner import make_learner
 
 OPEN_OPTIONS = (  # mappings whose keys are the user's
-    "data.source", "learner", "model.block", "planner.objective", "trainer.callbacks", "trainer.metrics",
+    "data.source", "learner", "logger.extra", "model.block", "planner.objective", "trainer.callbacks",
+    "trainer.metrics",
 )  # fmt: skip
 
 

@@ -11,12 +11,9 @@ from typing import Any
 from ..errors import UserError
 from .run_record import RunRecord
 
-T_QUANTILES = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}  # Student's t at 97.5 %, by degrees of freedom
-NORMAL_QUANTILE = 1.959964
-
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One job of a sweep: its folder's name, and its record."""
 
     name: str
@@ -36,7 +33,7 @@ class Job:
 class Group:
     """Jobs that differ only in their seed; mean and half width of the 95 % interval over those that finished."""
 
-    jobs: list[Job]
+    jobs: list[SweepJob]
     mean: float | None
     half_width: float | None
 
@@ -45,44 +42,32 @@ class Group:
         return sum(job.record.score is not None for job in self.jobs)
 
 
-def t_quantile(degrees: int) -> float:
-    """Student's t at 97.5 % for ``degrees`` ≥ 1 degrees of freedom, to within 0.001."""
-    if degrees in T_QUANTILES:
-        return T_QUANTILES[degrees]
-    z = NORMAL_QUANTILE  # Cornish-Fisher expansion around the normal quantile
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees ** (power + 1) for power, term in enumerate(terms))
-
-
 def confidence(scores: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean, and half width of its 95 % interval by Student's t; None where there are too few scores."""
-    if not scores:
-        return None, None
-    mean = statistics.fmean(scores)
-    if len(scores) == 1:
-        return mean, None
-    return mean, t_quantile(len(scores) - 1) * statistics.stdev(scores) / math.sqrt(len(scores))
+    if len(scores) < 2:
+        return (scores[0] if scores else None), None
+    from scipy.special import stdtrit  # not for a refused option to wait for
+
+    quantile = float(stdtrit(len(scores) - 1, 0.975))
+    return statistics.fmean(scores), quantile * statistics.stdev(scores) / math.sqrt(len(scores))
 
 
-def read_jobs(directory: Path) -> list[Job]:
+def read_jobs(directory: Path) -> list[SweepJob]:
     """Jobs of a sweep, by their number; a folder without a readable record counts as failed.
 
     Where a job was refused the folder of an older one, that job is listed, not the older one.
     """
     folders = [path for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
     lost = RunRecord("failed", reason="it left no record")
-    records = {path: RunRecord.read_refusal(path) or RunRecord.read(path) or lost for path in folders}
-    return [Job(path.name, records[path]) for path in sorted(folders, key=lambda p: int(p.name))]
+    return [
+        SweepJob(path.name, RunRecord.read_refusal(path) or RunRecord.read(path) or lost)
+        for path in sorted(folders, key=lambda path: int(path.name))
+    ]
 
 
-def group_by_settings(jobs: Sequence[Job]) -> list[Group]:
+def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
     """Jobs that differ only in their seed, together; in the order of their first job."""
-    members: dict[tuple[tuple[str, str], ...], list[Job]] = {}
+    members: dict[tuple[tuple[str, str], ...], list[SweepJob]] = {}
     for job in jobs:
         members.setdefault(job.settings, []).append(job)
     groups = []
@@ -92,78 +77,75 @@ def group_by_settings(jobs: Sequence[Job]) -> list[Group]:
     return groups
 
 
-def report(directory: Path) -> list[Job]:
+def report(directory: Path) -> list[SweepJob]:
     """Print the table of the sweep in ``directory`` and write it there as ``sweep.csv``; returns the jobs.
 
     Where planners were compared, ``tradeoff.png`` shows their returns against the time that an action takes.
     """
     jobs = read_jobs(directory)
     groups = group_by_settings(jobs)
-    varied = varied_parameters(jobs)
+    varied = _varied_parameters(jobs)
     results = {job.name: evaluation for job in jobs if (evaluation := _evaluation(directory / job.name, job))}
     header = ["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "ms per plan", "reason"]
     with (directory / "sweep.csv").open("w", newline="") as file:
-        table = [row(job, group, varied, results.get(job.name)) for group in groups for job in group.jobs]
+        table = [_row(job, group, varied, results.get(job.name)) for group in groups for job in group.jobs]
         csv.writer(file).writerows([header, *table])
-    show(groups, varied, f"{len(jobs)} jobs in {directory}")
+    _show(groups, varied, f"{len(jobs)} jobs in {directory}")
     if len(results) > 1 and any(name.startswith("planner") for name in varied):
-        _plot_tradeoff(jobs, results, varied, directory / "tradeoff.png")
+        _plot_tradeoff([job for job in jobs if job.name in results], results, varied, directory / "tradeoff.png")
     return jobs
 
 
-def _evaluation(directory: Path, job: Job) -> dict[str, Any] | None:
-    """A finished job's ``results.json``, if it planned."""
+def _evaluation(directory: Path, job: SweepJob) -> dict[str, Any] | None:
+    """A finished job's ``results.json``, if it planned; a file that cannot be read is not a table's business."""
     from ..evaluation.results import read_results
 
     path = directory / "results.json"
-    if job.status != "finished" or not path.exists():
-        return None
     try:
-        return read_results(path)
+        return read_results(path) if job.status == "finished" and path.exists() else None
     except UserError:
-        return None  # not a table's business
+        return None
 
 
-def _plot_tradeoff(jobs: Sequence[Job], results: dict[str, dict[str, Any]], varied: Sequence[str], path: Path) -> None:
+def _plot_tradeoff(
+    jobs: Sequence[SweepJob], results: dict[str, dict[str, Any]], varied: Sequence[str], path: Path
+) -> None:
     """The first planner option that was varied makes the lines, the others their points."""
-    from ..evaluation.plots import PlannerFigures, plot_tradeoff
+    from ..evaluation.plots import TradeoffPoint, plot_tradeoff
 
     first, *rest = sorted(varied, key=lambda name: not name.startswith("planner"))
     points = []
     for job in jobs:
-        if job.name in results:
-            summary, parameters = results[job.name]["summary"], job.record.parameters
-            label = ", ".join(parameters.get(name, "") for name in rest)
-            interval = (summary["return_mean"], *summary["return_ci95"])
-            series = f"{first.removeprefix('planner.')}={parameters.get(first, '')}"
-            points.append(PlannerFigures(series, label, summary["plan_latency_ms"]["p50"], interval))
-    any_result = next(iter(results.values()))
-    title = any_result["env_id"] + (
-        f" (numbers: {', '.join(name.removeprefix('planner.') for name in rest)})" if rest else ""
-    )
-    plot_tradeoff(points, any_result["behavior"]["return_mean"], title, path)
+        summary, parameters = results[job.name]["summary"], job.record.parameters
+        label = ", ".join(parameters.get(name, "") for name in rest)
+        interval = (summary["return_mean"], *summary["return_ci95"])
+        series = f"{first.removeprefix('planner.')}={parameters.get(first, '')}"
+        points.append(TradeoffPoint(series, label, summary["plan_latency_ms"]["p50"], interval))
+    any_result = results[jobs[0].name]
+    numbers = f" (numbers: {', '.join(name.removeprefix('planner.') for name in rest)})" if rest else ""
+    plot_tradeoff(points, any_result["behavior"]["return_mean"], any_result["env_id"] + numbers, path)
 
 
-def varied_parameters(jobs: Sequence[Job]) -> list[str]:
+def _varied_parameters(jobs: Sequence[SweepJob]) -> list[str]:
     """Names of parameters that are not the same in all jobs; where all are, all names."""
     names = list(dict.fromkeys(name for job in jobs for name in job.record.parameters))
     varied = [name for name in names if len({job.record.parameters.get(name) for job in jobs}) > 1]
     return varied or names
 
 
-def row(job: Job, group: Group, names: Sequence[str], results: dict[str, Any] | None) -> list[str]:
-    """Cells of one job; the group's figures stand in each of its rows so that the CSV can be filtered."""
-    figures = [_number(job.record.score), _number(group.mean), _number(group.half_width), str(group.seeds)]
+def _row(job: SweepJob, group: Group, names: Sequence[str], results: dict[str, Any] | None) -> list[str]:
+    """Cells of one job; the group's numbers stand in each of its rows so that the CSV can be filtered."""
+    numbers = [_number(job.record.score), _number(group.mean), _number(group.half_width), str(group.seeds)]
     latency = "" if results is None else _number(results["summary"]["plan_latency_ms"]["p50"])
     settings = (job.record.parameters.get(name, "") for name in names)
-    return [job.name, job.status, *settings, *figures, latency, job.record.reason]
+    return [job.name, job.status, *settings, *numbers, latency, job.record.reason]
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def show(groups: Sequence[Group], varied: Sequence[str], title: str) -> None:
+def _show(groups: Sequence[Group], varied: Sequence[str], title: str) -> None:
     """Print the jobs as a table, one section for each setting, and why jobs failed below it."""
     from rich.console import Console
     from rich.table import Table
@@ -172,19 +154,15 @@ def show(groups: Sequence[Group], varied: Sequence[str], title: str) -> None:
     for name in ("job", "status", *varied, "score", "mean ± 95 %"):
         table.add_column(name, overflow="fold", no_wrap=name in ("job", "status"))
     for group in groups:
+        interval = _number(group.mean)
+        if group.half_width is not None:
+            interval += f" ± {_number(group.half_width)} ({group.seeds} seeds)"
         for job in group.jobs:
-            first = job is group.jobs[0]
-            settings = [job.record.parameters.get(name, "") for name in varied]
-            interval = _interval(group) if first else ""
+            settings = (job.record.parameters.get(name, "") for name in varied)
             table.add_row(job.name, job.status, *settings, _number(job.record.score), interval)
+            interval = ""
         table.add_section()
     console = Console()
     console.print(table)
     for job in (job for group in groups for job in group.jobs if job.record.reason):
         console.print(f"job {job.name} {job.status}: {job.record.reason}", markup=False, highlight=False)
-
-
-def _interval(group: Group) -> str:
-    if group.half_width is None:
-        return _number(group.mean)
-    return f"{_number(group.mean)} ± {_number(group.half_width)} ({group.seeds} seeds)"

@@ -48,7 +48,7 @@ def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[
         best = study.best_trial
     except ValueError:
         raise UserError(f"none of the {len(study.trials)} trials in {directory} succeeded") from None
-    settings = " ".join(f"{name}={_text(value)}" for name, value in best.params.items())
+    settings = " ".join(f"{name}={'null' if value is None else value}" for name, value in best.params.items())
     print(f"best of {len(study.trials)} trials: number {best.number} with score {best.value:.6g}: {settings}")
     return float(best.value or 0.0)
 
@@ -82,11 +82,5 @@ def _suggest(trial: "optuna.Trial", name: str, parameter: ParameterConfig) -> An
 def _finish(study: "optuna.Study", number: int, score: float) -> None:
     from optuna.trial import TrialState
 
-    if math.isnan(score):
-        study.tell(number, state=TrialState.FAIL)
-    else:
-        study.tell(number, score)
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value)
+    failed = math.isnan(score)
+    study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)

@@ -1,1 +1,1 @@
-"""How fast this machine trains, tokenises and plans: ``python -m trajectory_transformer.benchmark [PART …]``."""
+"""Speed of training, tokenising and planning on this machine: ``python -m trajectory_transformer.benchmark``."""

@@ -1,4 +1,4 @@
-"""How fast this machine trains, tokenises and plans: ``python -m trajectory_transformer.benchmark [PART …]``.
+"""Speed of training, tokenising and planning on this machine: ``python -m trajectory_transformer.benchmark [PART …]``.
 
 Parts: ``training``, ``tokenising``, ``planning``; none given means all. Speed is also given against what this machine
 reaches in large matrix products, measured in the same minute: as a fraction of it for training, and for planning as a
@@ -13,8 +13,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..app.loading import torch_device
-from ..errors import UserError
 from .machine import Hardware
 from .planning import COLUMNS, PLANNING, measure_alone, planning_row
 from .training import tokenising_rows, training_rows
@@ -53,10 +51,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--markdown", action="store_true", help="tables for a page")
     arguments = parser.parse_args()
-    try:
-        device = torch_device(arguments.accelerator, "--accelerator")
-    except UserError as error:
-        parser.error(str(error))
+    if arguments.accelerator == "gpu" and not torch.cuda.is_available():
+        parser.error("--accelerator=gpu: this machine has none that torch can use; choose --accelerator=cpu")
+    device = "cuda" if arguments.accelerator == "gpu" else "cpu"
     hardware = Hardware(device, arguments.threads, arguments.bf16, arguments.compile)
     torch.set_num_threads(arguments.threads)
     parts, rate = arguments.parts or PARTS, hardware.matmul_rate()
@@ -70,9 +67,9 @@ def main() -> None:
         with Console(stderr=True).status("planning") as status:
             for setting in PLANNING:
                 status.update(f"planning: {setting.name}, {setting.planner.window}")
-                figures = measure_alone(setting, hardware)
-                rows.append(planning_row(setting, figures))
-                rate = figures.rate
+                speed = measure_alone(setting, hardware)
+                rows.append(planning_row(setting, speed))
+                rate = speed.rate
         show("Planning, random weights; for each environment and action", COLUMNS, rows, arguments.markdown)
     size = hardware.product_size
     print(

@@ -1,4 +1,4 @@
-"""What speeds are measured with and compared to."""
+"""Hardware, models and rates that the benchmarks share."""
 
 import resource
 import statistics
@@ -22,7 +22,7 @@ BASE = ModelConfig()
 
 @dataclass(frozen=True)
 class Hardware:
-    """What is measured on, and how.
+    """Device and precision of a measurement.
 
     Attributes:
         device: of torch; "cpu" or "cuda".

@@ -1,4 +1,4 @@
-"""How fast this machine plans, against the arithmetic that exact caching leaves."""
+"""Planning speed of this machine, against the arithmetic that exact caching leaves."""
 
 import multiprocessing
 import statistics
@@ -45,8 +45,8 @@ PLANNING = (
 
 
 @dataclass(frozen=True)
-class PlanningFigures:
-    """What a setting took, for each environment and action.
+class PlanningSpeed:
+    """Time and memory of a setting, for each environment and action.
 
     Attributes:
         milliseconds: 50th and 95th percentile.
@@ -94,7 +94,7 @@ def planning_operations(setting: PlanningSetting, config: TransformerConfig) -> 
     return total
 
 
-def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) -> PlanningFigures:
+def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) -> PlanningSpeed:
     """Plan with random weights for about so many seconds, at least five times, and multiply matrices in between.
 
     On a shared machine the rate of products changes within seconds; so plans are held against those beside them.
@@ -125,7 +125,7 @@ def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) 
     after, rate = planner.decoding_seconds, statistics.median(rates)
     model_share, sampling_share = ((b - a) / sum(taken) for a, b in zip(before, after, strict=True))
     p50, p95 = np.percentile(taken, [50, 95]) * 1e3 / environments
-    return PlanningFigures(
+    return PlanningSpeed(
         (float(p50), float(p95)),
         planning_operations(setting, model.config) / rate * 1e3,
         (model_share, sampling_share, 1.0 - model_share - sampling_share) if hardware.device == "cpu" else None,
@@ -134,7 +134,7 @@ def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) 
     )
 
 
-def measure_alone(setting: PlanningSetting, hardware: Hardware) -> PlanningFigures:
+def measure_alone(setting: PlanningSetting, hardware: Hardware) -> PlanningSpeed:
     """As :func:`measure`, in a process of its own, so that its peak memory is this setting's."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, setting, hardware).result()
@@ -146,12 +146,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def planning_row(setting: PlanningSetting, figures: PlanningFigures) -> tuple[str, ...]:
+def planning_row(setting: PlanningSetting, speed: PlanningSpeed) -> tuple[str, ...]:
     """Cells under :data:`COLUMNS`."""
-    planner, (p50, p95) = setting.planner, figures.milliseconds
-    shares = " / ".join(f"{share:.0%}".rstrip("%") for share in figures.shares) if figures.shares else "–"
+    planner, (p50, p95) = setting.planner, speed.milliseconds
+    shares = " / ".join(f"{share:.0%}".rstrip("%") for share in speed.shares) if speed.shares else "–"
     return (
         setting.name, planner.window, str(planner.horizon), str(planner.beam_width), str(setting.environments),
-        f"{p50:.1f}", f"{p95:.1f}", f"{p50 / figures.ideal_milliseconds:.2f}",
-        shares, str(figures.peak_memory),
+        f"{p50:.1f}", f"{p95:.1f}", f"{p50 / speed.ideal_milliseconds:.2f}",
+        shares, str(speed.peak_memory),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How fast this machine trains, and turns episodes into training windows."""
+"""Speed of training on this machine, and of turning episodes into training windows."""
 
 import numpy as np
 import torch
@@ -54,13 +54,9 @@ def training_rows(hardware: Hardware, rate: float) -> list[tuple[str, str, str]]
         per_second = tokens[0].numel() / hardware.median_seconds(update, rounds=7 if on_cpu else 30)
         needed = 3 * forward_operations(model.config, model.config.block_size)
         dropout = f", dropout {options.attn_pdrop}" if options.attn_pdrop else ""
-        rows.append(
-            (
-                f"training, {name}, batch {batch}{dropout}",
-                f"{per_second:,.0f} tokens/s",
-                f"{per_second * needed / rate:.0%} of the matrix-product rate",
-            )
-        )
+        name = f"training, {name}, batch {batch}{dropout}"
+        share = f"{per_second * needed / rate:.0%} of the matrix-product rate"
+        rows.append((name, f"{per_second:,.0f} tokens/s", share))
     return rows
 
 

@@ -25,9 +25,16 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)
     offline: bool | None = None  # null: offline unless a W&B key is configured and its host answers
     log_artifacts: bool = True  # checkpoint and data set reference
+    extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning logger, …}, besides these
 
     def __post_init__(self) -> None:
         require_choice("logger.name", self.name, ("csv", "wandb"))
+        for name, spec in self.extra.items():
+            require(
+                isinstance(spec, dict) and isinstance(spec.get("_target_"), str),
+                f"logger.extra.{name} needs a Lightning logger, as in "
+                f"logger.extra.{name}._target_=lightning.pytorch.loggers.TensorBoardLogger",
+            )
 
 
 @dataclass

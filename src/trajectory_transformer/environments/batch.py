@@ -20,7 +20,7 @@ _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step of the active rows gave; rows that were not active hold 0 and False.
+    """Outcome of one step of the active rows; rows that were not active hold 0 and False.
 
     Attributes:
         actions: (env, action_dim) float32, as executed: clipped to the bounds, or an index.
@@ -188,7 +188,7 @@ def _wrap(environment: gymnasium.Env, entry_point: str, arguments: dict[str, Any
 
 
 def _advice(stored: EnvSpec | None) -> str:
-    """Which package to install."""
+    """The package to install."""
     entry_point = stored.entry_point if stored is not None else None
     package = entry_point.split(":")[0].split(".")[0] if isinstance(entry_point, str) else ""
     if package == "gymnasium":
@@ -204,20 +204,14 @@ def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> N
         ("action", spec.action, space_spec(environment.action_space)),
     )
     for name, expected, actual in pairs:
-        same_bounds = name == "observation" or (
-            actual.size == expected.size
-            and np.allclose(actual.low, expected.low)
-            and np.allclose(actual.high, expected.high)
-        )
+        misfit = f"the {name} space of environment '{spec.env_id}' does not fit the checkpoint: "
         if _structure(actual) != _structure(expected):
+            raise UserError(f"{misfit}it has {_describe(actual)}, the model was trained on {_describe(expected)}")
+        same = np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)
+        if name == "action" and not same:
             raise UserError(
-                f"the {name} space of environment '{spec.env_id}' does not fit the checkpoint: "
-                f"it has {_describe(actual)}, the model was trained on {_describe(expected)}"
-            )
-        if not same_bounds:
-            raise UserError(
-                f"the {name} space of environment '{spec.env_id}' does not fit the checkpoint: its bounds are "
-                f"{actual.low} to {actual.high}, the model was trained on {expected.low} to {expected.high}"
+                f"{misfit}its bounds are {actual.low} to {actual.high}, the model was trained on {expected.low} to "
+                f"{expected.high}"
             )
 
 

@@ -1,8 +1,9 @@
-"""What an environment's observations and actions look like, as plain data that a checkpoint can carry.
+"""Observation and action spaces of an environment as plain data that a checkpoint can carry.
 
-No Gymnasium here: ``data/spaces.py`` makes these from Gymnasium spaces.
+No Gymnasium here: ``spaces.py`` makes these from Gymnasium spaces.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,11 +33,6 @@ class SpaceLeaf:
     @property
     def size(self) -> int:
         return len(self.low)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "SpaceLeaf":
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -101,15 +97,13 @@ class SpaceSpec:
             return np.rint(clipped[:, 0]).astype(np.int64)
         return clipped.astype(np.float32).reshape(len(flat), *leaf.shape)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists, strings and numbers; :meth:`from_dict` restores it."""
-        return {
-            "leaves": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(x).items()} for x in self.leaves]
-        }
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SpaceSpec":
-        return cls(tuple(SpaceLeaf.from_dict(leaf) for leaf in data["leaves"]))
+        """A space from lists, strings and numbers, as :meth:`EnvironmentSpec.to_dict` gives them."""
+        leaves: list[dict[str, Any]] = [
+            {name: tuple(v) if isinstance(v, list) else v for name, v in leaf.items()} for leaf in data["leaves"]
+        ]
+        return cls(tuple(SpaceLeaf(**leaf) for leaf in leaves))
 
 
 @dataclass(frozen=True)
@@ -161,7 +155,7 @@ class EnvironmentSpec:
 
     @property
     def goal_dimensions(self) -> tuple[int, ...]:
-        """Which of the dimensions that the model sees a goal fixes: ``achieved_goal``, or all where there is none.
+        """Dimensions that a goal fixes, among those that the model sees: ``achieved_goal``, or all where there is none.
 
         Raises:
             UserError: the model sees some of ``desired_goal``, or not all of ``achieved_goal``.
@@ -180,14 +174,7 @@ class EnvironmentSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and numbers; :meth:`from_dict` restores it."""
-        indices = self.observation_indices
-        return {
-            "env_id": self.env_id,
-            "spec_json": self.spec_json,
-            "observation": self.observation.to_dict(),
-            "action": self.action.to_dict(),
-            "observation_indices": None if indices is None else list(indices),
-        }
+        return json.loads(json.dumps(asdict(self)))  # which makes lists of tuples
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EnvironmentSpec":

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from ..environments.batch import environment_title, make_environments
 from ..environments.spec import EnvironmentSpec
-from .figures import planning_figures, write_figures
 from .maze_plot import plot_trajectories, read_walls
+from .measurements import planning_measurements, write_measurements
 from .plots import plot_plan, plot_returns, plot_training
 from .records import ActingAgent, RolloutOptions, RolloutRecord
 from .results import EvaluationRequest, build_results, write_results
 from .rollout import run_episodes
-from .table import results_table
 from .video import VideoRecorder, log, unavailable_reason
 
 _TRACED_EPISODES = 1
@@ -46,21 +46,21 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS)
     try:
         record = run_episodes(
-            agent, agent.environment, request.episodes, request.num_envs, request.episode_seed, options
+            agent, agent.environment, request.episodes, request.num_envs, request.first_episode_seed, options
         )
     finally:
         if recorder is not None:
             recorder.close()
     results = build_results(request, agent.settings, env_id, record, agent.imitates)
     write_results(results, run_directory / "results.json")
-    write_figures(run_directory / "figures.csv", *planning_figures(results))
+    write_measurements(run_directory / "figures.csv", *planning_measurements(results))
     _plot(agent.environment, request, results, record, run_directory)
     Console().print(results_table(results))
     return results
 
 
 def _recorder(request: EvaluationRequest, environment: EnvironmentSpec, directory: Path) -> VideoRecorder | None:
-    """What films the first episodes, or None, with one warning if films were asked for and cannot be made."""
+    """A recorder of the first episodes, or None, with one warning if films were asked for and cannot be made."""
     if request.video == 0:
         return None
     with make_environments(environment, 1) as batch:
@@ -107,3 +107,46 @@ def _observation_names(environment: EnvironmentSpec) -> list[str]:
     names = [f"observation{name}" if name.startswith("[") else name for name in environment.observation.names()]
     chosen = environment.observation_indices
     return names if chosen is None else [names[index] for index in chosen]
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The main results, for the screen; ``results`` as in ``results.json``."""
+    summary, behavior, count = results["summary"], results["behavior"], len(results["episodes"])
+    low, high = summary["return_ci95"]
+    latency = summary["plan_latency_ms"]
+    rows = [
+        ("behaviour mean return", f"{behavior['return_mean']:.5g}  ({behavior['episodes']} episodes)"),
+        ("behaviour best return", f"{behavior['return_max']:.5g}"),
+        ("planner mean return", f"{summary['return_mean']:.5g}  ({count} episodes)"),
+        ("  its 95 % interval", f"{low:.5g} to {high:.5g}" if count > 1 else "needs more than one episode"),
+        ("planner interquartile mean", f"{summary['return_iqm']:.5g}"),
+        ("planner best return", f"{max(episode['return'] for episode in results['episodes']):.5g}"),
+    ]
+    if "percent_of_data_return" in summary:
+        shares = summary["percent_of_data_return"]
+        rows.append(("share of the data's return", "{:.0f} %  (95 % interval {:.0f} to {:.0f} %)".format(*shares)))
+    if summary["normalized_score_mean"] is not None:
+        source = results["reference_scores"]["source"]
+        rows.append(("normalised score", f"{summary['normalized_score_mean']:.1f} %  (reference: {source})"))
+    if summary["success_rate"] is not None:
+        low, high = summary["success_ci95"]
+        interval = f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+        rows.append(("success rate", f"{100 * summary['success_rate']:.0f} %  {interval}"))
+    together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
+    quantiles = f"{latency['p50']:.1f} ms median, {latency['p95']:.1f} ms 95th percentile"
+    rows.append(("plan latency", f"{quantiles}, for {together}"))
+    if (deadline := results["deadline"]) is not None:
+        shares = [
+            f"{round(100 * deadline[what] / deadline['plans'], 1):g} % {what}"
+            for what in ("shortened", "narrowed", "late")
+        ]
+        rows.append((f"deadline {deadline['ms']:g} ms", f"{deadline['plans']} plans: {', '.join(shares)}"))
+    rows.append(("environment steps per second", f"{summary['env_steps_per_second']:.1f}"))
+    table = Table(
+        title=f"{results['env_id']}: {results['planner']['name']} planner", show_header=False, title_justify="left"
+    )
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    return table

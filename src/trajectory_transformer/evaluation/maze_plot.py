@@ -7,14 +7,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from .plots import BLACK, BLUE, GREY, ORANGE, _save
+from .plots import BLACK, BLUE, GREY, ORANGE, finish
 from .records import EpisodePath, RolloutRecord
 
 _WALL = 1
@@ -72,9 +71,13 @@ def plot_trajectories(walls: MazeWalls, record: RolloutRecord, title: str, path:
     reached = sum(bool(episode.success) for episode in record.episodes)
     share = f"{reached} of {len(record.episodes)} episodes succeed ({100 * reached / len(record.episodes):.0f} %)"
     shown = "" if len(record.paths) == len(record.episodes) else f"; these are the first {len(record.paths)}"
-    figure.suptitle(f"{title}\n{share}{shown}", fontsize=11)
-    figure.legend(handles=_handles(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    _save(figure, path)
+    handles = [
+        Line2D([], [], color=BLUE, linewidth=1.5, label="succeeded"),
+        Line2D([], [], color=ORANGE, linewidth=1.5, label="did not"),
+        Line2D([], [], color=BLACK, marker="o", markersize=4, linestyle="none", label="start"),
+        Line2D([], [], color=BLACK, marker="*", markersize=7, linestyle="none", label="goal"),
+    ]
+    finish(figure, f"{title}\n{share}{shown}", path, handles, columns=4)
 
 
 def _draw(axes: Axes, walls: MazeWalls, way: EpisodePath, success: bool) -> None:
@@ -89,13 +92,3 @@ def _draw(axes: Axes, walls: MazeWalls, way: EpisodePath, success: bool) -> None
     axes.set_xlim(walls.low[0], walls.high[0])
     axes.set_ylim(walls.low[1], walls.high[1])
     axes.set_aspect("equal")
-
-
-def _handles() -> list[Artist]:
-    """Legend of :func:`plot_trajectories`."""
-    return [
-        Line2D([], [], color=BLUE, linewidth=1.5, label="succeeded"),
-        Line2D([], [], color=ORANGE, linewidth=1.5, label="did not"),
-        Line2D([], [], color=BLACK, marker="o", markersize=4, linestyle="none", label="start"),
-        Line2D([], [], color=BLACK, marker="*", markersize=7, linestyle="none", label="goal"),
-    ]

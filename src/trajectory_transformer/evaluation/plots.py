@@ -1,9 +1,9 @@
 """Pictures of a run. Figures are drawn without pyplot, so nothing global is touched and no display is needed."""
 
-import contextlib
 import csv
+import io
 import math
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from ..errors import UserError
+from ..files import write_output
 from ..layout import TOKEN_KINDS
 from .records import EpisodeTrace, PlanTrace
 
@@ -59,27 +59,20 @@ def plot_returns(
         for other, returns, line in kinds:
             style = "--" if other == "behaviour data" else "-"
             axes.axvline(float(returns.mean()), color=line, linewidth=2, linestyle=style)
-        _tidy(axes)
+        tidy(axes)
     grid[1].axvspan(*interval, color=ORANGE, alpha=0.2, linewidth=0)
     grid[1].set_xlabel("return of an episode (sum of rewards)")
-    handles = _return_handles(float(behavior.mean()), float(planner.mean()), interval)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(f"{title}: returns", fontsize=11)
-    _save(figure, path)
-
-
-def _return_handles(behavior_mean: float, planner_mean: float, interval: tuple[float, float]) -> list[Artist]:
-    """Legend of :func:`plot_returns`."""
-    return [
-        Line2D([], [], color=BLUE, linewidth=2, linestyle="--", label=f"behaviour's mean {behavior_mean:.5g}"),
-        Line2D([], [], color=ORANGE, linewidth=2, label=f"planner's mean {planner_mean:.5g}"),
+    handles = [
+        Line2D([], [], color=BLUE, linewidth=2, linestyle="--", label=f"behaviour's mean {behavior.mean():.5g}"),
+        Line2D([], [], color=ORANGE, linewidth=2, label=f"planner's mean {planner.mean():.5g}"),
         Patch(color=ORANGE, alpha=0.2, linewidth=0, label=f"its 95 % interval {interval[0]:.5g} to {interval[1]:.5g}"),
     ]
+    finish(figure, f"{title}: returns", path, handles)
 
 
 @dataclass(frozen=True)
-class PlannerFigures:
-    """What one way to plan achieves, and at what price.
+class TradeoffPoint:
+    """Return and planning time of one choice of planner options.
 
     Attributes:
         series: points of one name are joined by a line.
@@ -94,7 +87,7 @@ class PlannerFigures:
     episode_return: tuple[float, float, float]
 
 
-def plot_tradeoff(points: list[PlannerFigures], behavior_mean: float, title: str, path: Path) -> None:
+def plot_tradeoff(points: list[TradeoffPoint], behavior_mean: float, title: str, path: Path) -> None:
     """Return against the time that an action takes; upwards and to the left is better.
 
     Args:
@@ -125,10 +118,8 @@ def plot_tradeoff(points: list[PlannerFigures], behavior_mean: float, title: str
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("milliseconds per action (median)")
     axes.set_ylabel("return of an episode, mean and 95 % interval")
-    _tidy(axes)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(f"{title}: return against planning time", fontsize=11)
-    _save(figure, path)
+    tidy(axes)
+    finish(figure, f"{title}: return against planning time", path)
 
 
 def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> None:
@@ -156,21 +147,12 @@ def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> 
             axes.plot(plan.step, predicted[0], "o", color=ORANGE, markersize=4)
         axes.set_title(names[dimension], fontsize=9, loc="left")
     _label_steps(panels, "environment step")
+    words = "predicted by a plan, which begins at its dot"
     handles = [
         Line2D([], [], color=BLACK, linewidth=1.5, label="what happened"),
-        Line2D(
-            [],
-            [],
-            color=ORANGE,
-            linewidth=1.8,
-            marker="o",
-            markersize=4,
-            label="predicted by a plan, which begins at its dot",
-        ),
+        Line2D([], [], color=ORANGE, linewidth=1.8, marker="o", markersize=4, label=words),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(f"{title}: plans against what happened, episode {trace.episode}", fontsize=11)
-    _save(figure, path)
+    finish(figure, f"{title}: plans against what happened, episode {trace.episode}", path, handles)
 
 
 def _plan_window(trace: EpisodeTrace) -> tuple[int, int, list[PlanTrace]]:
@@ -222,22 +204,18 @@ def _read_columns(metrics: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return {}
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    columns: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        step = _number(row.get("step"))
-        for key, text in row.items():
-            value = _number(text)
-            if key != "step" and step is not None and value is not None:
-                columns.setdefault(key, []).append((step, value))
-    return {key: (np.array(points)[:, 0], np.array(points)[:, 1]) for key, points in columns.items()}
+    numbers = {name: np.array([_number(row[name]) for row in rows]) for name in (rows[0] if rows else ()) if name}
+    steps = numbers.pop("step", np.full(len(rows), np.nan))
+    found = {name: np.isfinite(steps) & np.isfinite(values) for name, values in numbers.items()}
+    return {name: (steps[kept], numbers[name][kept]) for name, kept in found.items() if kept.any()}
 
 
-def _number(text: object) -> float | None:
+def _number(text: str | None) -> float:
+    """NaN where a cell is empty, cut off or no number."""
     try:
-        value = float(text) if isinstance(text, str) else math.nan
+        return float(text or "nan")
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return math.nan
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -247,7 +225,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(3.4 * columns + 0.6, height * rows + 0.9), layout="constrained")
     panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
     for axes in panels[:count]:
-        _tidy(axes)
+        tidy(axes)
     for axes in panels[count:]:
         axes.set_visible(False)
     return figure, panels[:count]
@@ -260,19 +238,35 @@ def _label_steps(panels: list[Axes], label: str) -> None:
         axes.tick_params(axis="x", labelbottom=True)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Leave out the frame's upper and right side, and draw a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
+def finish(figure: Figure, title: str, path: Path, handles: Sequence[Artist] | None = None, columns: int = 3) -> None:
+    """Put the title above and the legend below a picture, and save it.
+
+    Args:
+        figure: with constrained layout.
+        title: of the picture.
+        path: of the picture.
+        handles: of the legend, which is left out where there are none; None: whatever has a label.
+        columns: of the legend.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if handles is None:
+        handles = [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=130, format="png")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"picture {path} cannot be written: {error.strerror or error}") from error
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    write_output("picture", path, picture.getvalue())

@@ -1,19 +1,42 @@
-"""What acts, and what is kept of it: the interface between an agent, the rollout and its reports."""
+"""Interfaces between an agent, the rollout and its reports: the agent's protocol, and records of episodes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..configuration import PlannerConfig
 from ..environments.spec import EnvironmentSpec
-from ..learners.policy_agent import PolicySettings
 from ..planning.plan import PlanCounts
 
 
+class PlannerRecord(Protocol):
+    """Options of a planner, or of a policy that acts in its place; a dataclass, all of whose fields are recorded.
+
+    Attributes:
+        name: of the planner.
+        horizon: steps that a plan looks ahead, at least 1.
+        beam_width: plans that the search keeps, at least 1.
+        deadline_ms: time that an action may take, or None.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def beam_width(self) -> int: ...
+
+    @property
+    def deadline_ms(self) -> float | None: ...
+
+
 class PredictedPlan(Protocol):
-    """What evaluation reads of a plan; row i belongs to environment i."""
+    """Observations that a plan expects; row i belongs to environment i."""
 
     @property
     def observations(self) -> np.ndarray:
@@ -25,13 +48,13 @@ class PredictedPlan(Protocol):
 
 
 class ActingAgent(Protocol):
-    """Whatever can be evaluated: ``planning.agent.Agent``, and ``planning.policy_agent.PolicyAgent``."""
+    """An agent that can be evaluated: one that plans, or one that follows a policy."""
 
     @property
     def environment(self) -> EnvironmentSpec: ...
 
     @property
-    def settings(self) -> PlannerConfig | PolicySettings: ...
+    def settings(self) -> PlannerRecord: ...
 
     @property
     def needs_goal(self) -> bool:
@@ -102,7 +125,7 @@ class PlanTrace:
 
 @dataclass(frozen=True)
 class EpisodeTrace:
-    """What happened in an episode, (T + 1, observation_dim), and the plans made on the way."""
+    """Observations of an episode, (T + 1, observation_dim), and the plans made on the way."""
 
     episode: int
     observations: np.ndarray
@@ -111,7 +134,7 @@ class EpisodeTrace:
 
 @dataclass(frozen=True)
 class EpisodePath:
-    """Where an episode led, in the coordinates of the environment's goals.
+    """Positions of an episode, in the coordinates of the environment's goals.
 
     Attributes:
         episode: which.
@@ -149,7 +172,7 @@ class RolloutRecord:
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """What to do beside the episodes.
+    """Records to be kept of a rollout beside its episodes.
 
     Attributes:
         progress: show a progress bar.

@@ -3,66 +3,98 @@
 import contextlib
 import importlib.metadata
 import json
-import math
-import os
 import platform
+import reprlib
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
-from ..configuration import PlannerConfig
 from ..errors import UserError
-from ..learners.policy_agent import PolicySettings
-from .records import RolloutRecord
-from .scores import normalized_scores, summarize_returns, wilson_interval
+from ..files import write_output
+from .records import PlannerRecord, RolloutRecord
+from .scores import normalized_scores, return_summary, wilson_interval
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "lightning", "numpy", "gymnasium", "mujoco")
-_NUMBER = (int, float)
-_NUMBER_OR_NULL = (int, float, type(None))
-# What every field must be: a type or several, a mapping of fields, or a list of such.
-_SCHEMA: dict[str, Any] = {
-    "schema": int,
-    "command": str,
-    "commit": (str, type(None)),
-    "versions": {"python": str},
-    "seed": int,
-    "dataset": str,
-    "env_id": str,
-    "checkpoint": str,
-    "planner": {"name": str, "horizon": int, "beam_width": int},
-    "behavior": {"return_mean": _NUMBER, "return_max": _NUMBER, "episodes": int},
-    "reference_scores": {"min": _NUMBER_OR_NULL, "max": _NUMBER_OR_NULL, "source": str},
-    "episodes": [
-        {
-            "seed": int,
-            "return": _NUMBER,
-            "length": int,
-            "terminated": bool,
-            "success": (bool, type(None)),
-            "normalized_score": _NUMBER_OR_NULL,
-        }
-    ],
-    "summary": {
-        "return_mean": _NUMBER,
-        "return_std_error": _NUMBER,
-        "return_iqm": _NUMBER,
-        "return_ci95": [_NUMBER],
-        "normalized_score_mean": _NUMBER_OR_NULL,
-        "success_rate": _NUMBER_OR_NULL,
-        "plan_latency_ms": {"p50": _NUMBER, "p95": _NUMBER},
-        "env_steps_per_second": _NUMBER,
+
+
+class _Versions(TypedDict):
+    python: str
+
+
+class _Planner(TypedDict):
+    name: str
+    horizon: int
+    beam_width: int
+
+
+class _Behavior(TypedDict):
+    return_mean: FiniteFloat
+    return_max: FiniteFloat
+    episodes: int
+
+
+class _Scores(TypedDict):
+    min: FiniteFloat | None
+    max: FiniteFloat | None
+    source: str
+
+
+class _Latency(TypedDict):
+    p50: FiniteFloat
+    p95: FiniteFloat
+
+
+_Episode = TypedDict(
+    "_Episode",
+    {
+        "seed": int,
+        "return": FiniteFloat,
+        "length": int,
+        "terminated": bool,
+        "success": bool | None,
+        "normalized_score": FiniteFloat | None,
     },
-}
+)
+
+
+class _Summary(TypedDict):
+    return_mean: FiniteFloat
+    return_std_error: FiniteFloat
+    return_iqm: FiniteFloat
+    return_ci95: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
+    normalized_score_mean: FiniteFloat | None
+    success_rate: FiniteFloat | None
+    plan_latency_ms: _Latency
+    env_steps_per_second: FiniteFloat
+
+
+class _Results(TypedDict):
+    """The fields of ``results.json`` that every version of schema 1 has."""
+
+    schema: int
+    command: str
+    commit: str | None
+    versions: _Versions
+    seed: int
+    dataset: str
+    env_id: str
+    checkpoint: str
+    planner: _Planner
+    behavior: _Behavior
+    reference_scores: _Scores
+    episodes: list[_Episode]
+    summary: _Summary
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate, and what the results are compared with.
+    """An evaluation to be made, and the data that its results are compared with.
 
     Attributes:
         episodes: how many, at least 1; episode i has seed ``first_episode_seed + i``.
@@ -77,7 +109,7 @@ class EvaluationRequest:
         command: the command line, as it is to be recorded.
         commit: of the code that runs, or None.
         progress: show a progress bar.
-        first_episode_seed: of its environment and its planning; None: ``seed``.
+        first_episode_seed: of its environment and its planning.
     """
 
     episodes: int
@@ -91,21 +123,12 @@ class EvaluationRequest:
     checkpoint: str
     command: str
     commit: str | None
+    first_episode_seed: int
     progress: bool = True
-    first_episode_seed: int | None = None
-
-    @property
-    def episode_seed(self) -> int:
-        """Seed of the first episode."""
-        return self.seed if self.first_episode_seed is None else self.first_episode_seed
 
 
 def build_results(
-    request: EvaluationRequest,
-    planner: PlannerConfig | PolicySettings,
-    env_id: str,
-    record: RolloutRecord,
-    imitates: bool = False,
+    request: EvaluationRequest, planner: PlannerRecord, env_id: str, record: RolloutRecord, imitates: bool = False
 ) -> dict[str, Any]:
     """The content of ``results.json``: scores in percent, latencies in milliseconds of an ``Agent.act`` that plans.
 
@@ -158,14 +181,10 @@ def _episode_rows(record: RolloutRecord, scores: np.ndarray | None) -> list[dict
 
 
 def _summary(record: RolloutRecord, returns: np.ndarray, scores: np.ndarray | None) -> dict[str, Any]:
-    summary = summarize_returns(returns)
     successes = [episode.success for episode in record.episodes if episode.success is not None]
     p50, p95 = np.percentile(1000.0 * record.plan_seconds, [50, 95])
     return {
-        "return_mean": summary.mean,
-        "return_std_error": summary.standard_error,
-        "return_iqm": summary.interquartile_mean,
-        "return_ci95": list(summary.interval),
+        **return_summary(returns),
         "normalized_score_mean": None if scores is None else float(scores.mean()),
         "success_rate": float(np.mean(successes)) if successes else None,
         "success_ci95": list(wilson_interval(sum(successes), len(successes))) if successes else None,
@@ -200,21 +219,7 @@ def write_results(results: dict[str, Any], path: Path) -> None:
         UserError: a field is wrong or not finite, or the file cannot be written.
     """
     require_valid(results, str(path))
-    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"results cannot be written to {path}: {error.strerror or error}") from error
+    write_output("results", path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -235,34 +240,13 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def require_valid(results: Any, name: str) -> None:
     """Refuse ``results`` that differ from schema 1; fields beyond it are allowed."""
-    fault = _fault(results, _SCHEMA, "")
-    if fault is None and results["schema"] != SCHEMA_VERSION:
-        fault = f"field 'schema' is {results['schema']}, this version reads {SCHEMA_VERSION}"
-    if fault is None and len(results["summary"]["return_ci95"]) != 2:
-        fault = "field 'summary.return_ci95' must hold two numbers"
-    if fault is not None:
-        raise UserError(f"results {name}: {fault}")
-
-
-def _fault(value: Any, expected: Any, where: str) -> str | None:
-    """What is wrong with ``value``, or None."""
-    label = f"field '{where}'" if where else "the file"
-    if isinstance(expected, dict):
-        if not isinstance(value, dict):
-            return f"{label} must be a mapping"
-        prefix = f"{where}." if where else ""
-        missing = [f"{prefix}{key}" for key in expected if key not in value]
-        if missing:
-            return f"field '{missing[0]}' is missing"
-        return next(filter(None, (_fault(value[k], e, f"{prefix}{k}") for k, e in expected.items())), None)
-    if isinstance(expected, list):
-        if not isinstance(value, list):
-            return f"{label} must be a list"
-        return next(filter(None, (_fault(v, expected[0], f"{where}[{i}]") for i, v in enumerate(value))), None)
-    kinds = expected if isinstance(expected, tuple) else (expected,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        return f"{label} is {value!r}, expected {names}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{label} is {value}, expected a finite number"
-    return None
+    try:
+        TypeAdapter(_Results).validate_python(results, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"]).removeprefix(".")
+        label = f"field '{place}'" if place else "the file"
+        reason = "is missing" if fault["type"] == "missing" else f"is {reprlib.repr(fault['input'])}: {fault['msg']}"
+        raise UserError(f"results {name}: {label} {reason}") from None
+    if results["schema"] != SCHEMA_VERSION:
+        raise UserError(f"results {name}: field 'schema' is {results['schema']}, this version reads {SCHEMA_VERSION}")

@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..configuration import PlannerConfig
 from ..environments.batch import EnvironmentBatch, StepResult, make_environments
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from ..learners.policy_agent import PolicySettings
 from .records import (
     ActingAgent,
     EpisodePath,
     EpisodeRecord,
     EpisodeTrace,
+    PlannerRecord,
     PlanTrace,
     RolloutOptions,
     RolloutRecord,
 )
+
+_COLUMN = "{task.fields[finished]}/{task.total:.0f} episodes, mean return {task.fields[mean]}"
 
 
 def run_episodes(
@@ -53,7 +54,7 @@ def run_episodes(
         raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
     with (
         make_environments(environment, min(num_envs, episodes), render=options.recorder is not None) as batch,
-        _progress_bar(options.progress) as progress,
+        progress_bar(options.progress, _COLUMN) as progress,
     ):
         require_possible(agent.settings, agent.needs_goal, batch)
         rollout = _Rollout(agent, batch, episodes, seed, options)
@@ -203,7 +204,7 @@ class _Rollout:
         )
 
 
-def require_possible(settings: PlannerConfig | PolicySettings, needs_goal: bool, batch: EnvironmentBatch) -> None:
+def require_possible(settings: PlannerRecord, needs_goal: bool, batch: EnvironmentBatch) -> None:
     """Refuse plans that an episode has no time for, or no goal.
 
     Args:
@@ -234,11 +235,12 @@ def _success(info: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def _progress_bar(shown: bool) -> Progress:
+def progress_bar(shown: bool, text: str) -> Progress:
+    """A bar with the time that remains, shown or not; ``text`` is Rich's template of the words beside it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[finished]}/{task.total:.0f} episodes, mean return {task.fields[mean]}"),
+        TextColumn(text),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -19,7 +19,7 @@ _FRAMES_PER_SECOND = 25.0  # at most: drawing a frame in software takes as long 
 
 
 def mujoco_rendering_works() -> bool:
-    """Whether MuJoCo can draw without a display; sets ``MUJOCO_GL`` to what works.
+    """True if MuJoCo can draw without a display; sets ``MUJOCO_GL`` to the back end that works.
 
     A back end that is missing breaks in ways that differ by driver, so each is tried in a process of its own. A
     ``MUJOCO_GL`` that is set already is the only one tried.

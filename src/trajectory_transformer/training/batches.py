@@ -1,4 +1,4 @@
-"""Batches in an order known beforehand: a function of the seed and of the number of updates made."""
+"""Batches in an order that is a function of the seed and of the number of updates made."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Examples(Protocol[Batch]):
 
 @dataclass
 class BatchOrder:
-    """Which examples each update sees: a pure function of the seed and the update's number.
+    """Order of the training examples: a pure function of the seed and the update's number.
 
     Every epoch is a new permutation. Its last incomplete batch is dropped, unless there is no complete one.
 

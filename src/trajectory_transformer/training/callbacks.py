@@ -1,4 +1,4 @@
-"""What happens around updates: checkpoints, throughput, progress. All of it is counted in updates, never in epochs."""
+"""Callbacks of training: checkpoints, throughput, progress. All of it is counted in updates, never in epochs."""
 
 import math
 import time

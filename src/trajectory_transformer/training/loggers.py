@@ -1,23 +1,24 @@
-"""Where metrics go: ``metrics.csv`` always, Weights & Biases as well where it is chosen."""
+"""Loggers of a run: ``metrics.csv`` always, Weights & Biases and any other of Lightning's where they are chosen."""
 
+import inspect
 import json
 import logging
-import netrc
 import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from requests.utils import get_netrc_auth
 
 from .. import reachability
+from ..building import TYPED_BY_USER, build, locate, targets_in
 from ..configuration import LoggerConfig
 from ..errors import UserError
-from ..evaluation.figures import Figure
+from ..evaluation.measurements import Measurement
 from ..processes import is_first_process
 from .metrics_file import MetricsFile
 
@@ -28,7 +29,7 @@ EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normali
 
 @dataclass(frozen=True)
 class RunLabels:
-    """What a run is called where the options do not say.
+    """Labels of a run where the options give none.
 
     Attributes:
         group: runs that are compared side by side, such as a sweep; or None.
@@ -53,12 +54,41 @@ def make_loggers(
         defaults: labels where ``config`` has none.
 
     Raises:
-        UserError: W&B refuses to start, such as online without a key.
+        UserError: W&B refuses to start, such as online without a key, or one of ``config.extra`` cannot be built.
     """
     loggers: list[Logger] = [MetricsFile(run_directory / "metrics.csv")]
     if config.name == "wandb":
         loggers.append(_wandb_logger(config, run_directory, resolved_config, defaults))
+    for name, spec in config.extra.items():
+        logger = _extra_logger(spec, f"logger.extra.{name}", run_directory)
+        logger.log_hyperparams(dict(resolved_config))
+        loggers.append(logger)
     return loggers
+
+
+def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
+    """Refuse what is no Lightning logger among ``config.extra``, before anything is loaded for the run.
+
+    Args:
+        config: as of :func:`make_loggers`.
+        allow: as of :func:`~..building.build`: packages that a file may name, or ``TYPED_BY_USER``.
+
+    Raises:
+        UserError: a class does not exist, is no logger, or is not allowed.
+    """
+    for name, spec in config.extra.items():
+        for target in [spec["_target_"]] if allow is TYPED_BY_USER else targets_in(spec):
+            locate(target, Logger, f"logger.extra.{name}", allow)
+
+
+def _extra_logger(spec: Mapping[str, Any], place: str, run_directory: Path) -> Logger:
+    """The logger that ``spec`` describes; one that takes a ``save_dir`` writes to the run's, unless told otherwise."""
+    parameters = inspect.signature(locate(spec["_target_"], Logger, place, TYPED_BY_USER)).parameters
+    folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}
+    try:
+        return build({**folder, **spec}, Logger, place, TYPED_BY_USER)
+    except ImportError as error:  # such as TensorBoard's
+        raise UserError(f"{place}: {' '.join(str(error).split())}") from None
 
 
 def _wandb_logger(
@@ -129,17 +159,12 @@ def wandb_key_is_configured() -> bool:
     """A key is in the environment, or in the netrc file for W&B's host."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(_wandb_url()).hostname or ""
-    file = os.environ.get("NETRC") or Path.home() / ".netrc"
-    try:
-        return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    return get_netrc_auth(_wandb_url()) is not None
 
 
 @rank_zero_only
 def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """Add an evaluation to W&B: its summary as ``evaluation/…`` and a table of its episodes; what a deadline did, too.
+    """Add an evaluation's summary as ``evaluation/…``, its data's, and what a deadline did; to W&B also its episodes.
 
     Args:
         loggers: of the run.
@@ -150,16 +175,23 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> Non
 
         rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
-        run.summary.update(dict(_flat("evaluation", results["summary"])))
-        run.summary.update(dict(_flat("behavior", results["behavior"])))
-        run.summary.update(dict(_flat("deadline", results["deadline"] or {})))
+    parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
+    _summarize(loggers, dict(pair for name, part in parts.items() for pair in _flat(name, part)))
 
 
 @rank_zero_only
-def log_figures(loggers: Sequence[Logger], figures: Sequence[Figure]) -> None:
-    """Add figures to W&B's summary, each as ``METHOD/NAME``."""
+def log_measurements(loggers: Sequence[Logger], measurements: Sequence[Measurement]) -> None:
+    """Add measurements, each as ``METHOD/NAME``."""
+    _summarize(loggers, {f"{one.method}/{one.name}": one.value for one in measurements})
+
+
+def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any]) -> None:
+    """Add ``values`` to the summary of W&B's run, and the numbers among them to the user's own loggers."""
     for run in _wandb_runs(loggers):
-        run.summary.update({f"{figure.method}/{figure.name}": figure.value for figure in figures})
+        run.summary.update(dict(values))
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+    for logger in _extra(loggers):
+        logger.log_metrics(numbers)
 
 
 @rank_zero_only
@@ -191,9 +223,16 @@ def log_artifacts(
 
 @rank_zero_only
 def finish_loggers(loggers: Sequence[Logger], exit_code: int = 0) -> None:
-    """End the W&B run, so that the next job of a sweep begins its own."""
+    """End the loggers' runs, so that the next job of a sweep begins its own."""
     for run in _wandb_runs(loggers):
         run.finish(exit_code=exit_code)
+    for logger in _extra(loggers):
+        logger.finalize("failed" if exit_code else "success")
+
+
+def _extra(loggers: Sequence[Logger]) -> list[Logger]:
+    """The loggers of ``logger.extra``."""
+    return [logger for logger in loggers if not isinstance(logger, (MetricsFile, WandbLogger))]
 
 
 def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:

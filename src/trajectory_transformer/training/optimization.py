@@ -38,7 +38,7 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What an update's learning rate and randomness depend on.
+    """Seed and sizes of a run, on which an update's learning rate and randomness depend.
 
     Attributes:
         seed: of the run.

@@ -1,21 +1,31 @@
-"""Figures of a model's attention: masses of each head and layer, their ratio to uniform attention, their intervals."""
+"""Measurements of a model's attention: masses of each head and layer, ratios to uniform attention, and intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich import box
+from rich.table import Table
 
-from ..evaluation.figures import Figure
+from ..evaluation.measurements import Measurement
 
 UNIFORM = "uniform attention"
 ALL_LAYERS = "all layers"
 _RESAMPLES = 10_000
+_TABLE_COLUMNS = {  # of at most nine letters a word, so that the table fits a screen of eighty
+    "mass_present_transition": "present",
+    "mass_previous_transition": "previous",
+    "mass_same_dimension_as_predicted": "same dim. as predicted",
+    "mass_same_dimension_as_query": "same dim. as query",
+    "action_mass_past_actions": "actions: past actions",
+    "action_mass_past_observations": "actions: past observ.",
+}
 _ACTIONS, _OBSERVATIONS = "action_mass_past_actions", "action_mass_past_observations"
 
 
 @dataclass(frozen=True)
 class MeasuredAttention:
-    """What a model attended to in some windows.
+    """Attention masses of a model in some windows.
 
     Attributes:
         names: of the masses.
@@ -43,16 +53,16 @@ def head_name(layer: int, head: int) -> str:
     return f"layer {layer + 1} head {head + 1}"
 
 
-def attention_figures(measured: MeasuredAttention) -> list[Figure]:
-    """Figures of uniform attention, of every head, of every layer (the mean of its heads) and of the whole model.
+def attention_measurements(measured: MeasuredAttention) -> list[Measurement]:
+    """Measurements of uniform attention, of every head, of every layer (the mean of its heads) and of the whole model.
 
     Each has the masses, and under names with ``ratio`` for ``mass`` their ratio to those of uniform attention. Whether
     actions attend to past actions more than to past observations is in two differences: of the masses, and of the
     ratios, which compare one action token with one observation token.
     """
     count = len(np.unique(measured.episodes))
-    figures = [
-        Figure(UNIFORM, name, float(value), None, None, count)
+    measurements = [
+        Measurement(UNIFORM, name, float(value), None, None, count)
         for name, value in zip(measured.names, measured.uniform, strict=True)
     ]
     masses, ratios = measured.masses, measured.masses / measured.uniform
@@ -65,8 +75,8 @@ def attention_figures(measured: MeasuredAttention) -> list[Figure]:
         intervals = episode_intervals(columns, measured.episodes)
         for index, name in enumerate(names):
             low, high = (None, None) if intervals is None else map(float, intervals[:, index])
-            figures.append(Figure(method, name, float(columns[:, index].mean()), low, high, count))
-    return figures
+            measurements.append(Measurement(method, name, float(columns[:, index].mean()), low, high, count))
+    return measurements
 
 
 def _methods(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -99,3 +109,29 @@ def episode_intervals(values: np.ndarray, episodes: np.ndarray) -> np.ndarray | 
     share = np.full(len(sizes), 1.0 / len(sizes))
     drawn = np.random.default_rng(0).multinomial(len(sizes), share, size=_RESAMPLES)
     return np.percentile((drawn @ sums) / (drawn @ sizes)[:, None], [2.5, 97.5], axis=0)
+
+
+def attention_table(measurements: Sequence[Measurement], title: str) -> Table:
+    """A row for each head, their mean and uniform attention: percent of attention, and times what is uniform.
+
+    Args:
+        measurements: as from :func:`attention_measurements`.
+        title: of the table.
+    """
+    values = {(measurement.method, measurement.name): measurement.value for measurement in measurements}
+    heads = [
+        method for method in dict.fromkeys(measurement.method for measurement in measurements) if " head " in method
+    ]
+    shown = [name for name in _TABLE_COLUMNS if (UNIFORM, name) in values]
+    caption = "% of attention to the present transition, …, × what it would be with uniform attention"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title_justify = table.caption_justify = "left"
+    table.add_column("attention of", style="cyan", no_wrap=True)
+    for name in shown:
+        table.add_column(_TABLE_COLUMNS[name], justify="right")
+    for method in (*heads, ALL_LAYERS):
+        shares = {name: values[method, name] for name in shown}
+        cells = (f"{100 * mass:.0f} ×{mass / values[UNIFORM, name]:.1f}" for name, mass in shares.items())
+        table.add_row(method, *cells, end_section=method in (heads[-1], ALL_LAYERS))
+    table.add_row("uniform", *(f"{100 * values[UNIFORM, name]:.0f}     " for name in shown))
+    return table

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.figures import COLUMNS, Figure, RunFacts, planning_figures, write_figures
+from trajectory_transformer.evaluation.measurements import (
+    COLUMNS,
+    Measurement,
+    RunFacts,
+    planning_measurements,
+    write_measurements,
+)
 
 RUN = RunFacts("tests/walk-v0", "Walk-v0", 3, "abc123", "python evaluate.py checkpoint='a b.ckpt'")
 RESULTS = {
@@ -22,18 +28,20 @@ RESULTS = {
 
 
 def test_a_plan_has_its_figures_and_the_behaviours() -> None:
-    facts, figures = planning_figures(RESULTS)
+    facts, measurements = planning_measurements(RESULTS)
     assert facts == RUN
-    assert figures == [
-        Figure("behaviour", "return_mean", 1.5, None, None, 9),
-        Figure("goal", "return_mean", 0.5, 0.0, 1.0, 2),
-        Figure("goal", "success_rate", 0.5, 0.1, 0.9, 2),
-        Figure("goal", "plan_latency_ms_p50", 2.0, None, None, 2),
+    assert measurements == [
+        Measurement("behaviour", "return_mean", 1.5, None, None, 9),
+        Measurement("goal", "return_mean", 0.5, 0.0, 1.0, 2),
+        Measurement("goal", "success_rate", 0.5, 0.1, 0.9, 2),
+        Measurement("goal", "plan_latency_ms_p50", 2.0, None, None, 2),
     ]
 
 
 def test_the_file_reads_back(tmp_path: Path) -> None:
-    write_figures(tmp_path / "new" / "figures.csv", RUN, [Figure("goal", "success_rate", 2 / 3, None, 1.0, 20)])
+    write_measurements(
+        tmp_path / "new" / "figures.csv", RUN, [Measurement("goal", "success_rate", 2 / 3, None, 1.0, 20)]
+    )
     with (tmp_path / "new" / "figures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -48,13 +56,13 @@ def test_the_file_reads_back(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"figures cannot be written to .*file/figures\.csv"):
-        write_figures(tmp_path / "file" / "figures.csv", RUN, [])
+        write_measurements(tmp_path / "file" / "figures.csv", RUN, [])
 
 
 def test_imitation_is_measured_by_the_return_of_its_data() -> None:
     summary = {**RESULTS["summary"], "percent_of_data_return": [100 / 3, 0.0, 200 / 3]}
-    _, figures = planning_figures({**RESULTS, "summary": summary})
-    share = next(figure for figure in figures if figure.name == "percent_of_data_return")
+    _, measurements = planning_measurements({**RESULTS, "summary": summary})
+    share = next(measurement for measurement in measurements if measurement.name == "percent_of_data_return")
     assert (share.low, share.count) == (0.0, 2)
     assert (share.value, share.high) == pytest.approx((100 / 3, 200 / 3))
-    assert "percent_of_data_return" not in {figure.name for figure in planning_figures(RESULTS)[1]}
+    assert "percent_of_data_return" not in {measurement.name for measurement in planning_measurements(RESULTS)[1]}

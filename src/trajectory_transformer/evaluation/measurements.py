@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import write_whole
+from ..files import write_output
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What all figures of a run have in common.
+    """Origin of the measurements of a run.
 
     Attributes:
         dataset: Minari ids, joined by commas.
@@ -34,11 +33,11 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number.
+class Measurement:
+    """A number with its interval.
 
     Attributes:
-        method: what it is a figure of: a planner, a model, "behaviour".
+        method: what was measured: a planner, a model, "behaviour".
         name: such as ``return_mean``.
         value: finite.
         low, high: ends of its 95 % interval, or None where there is none.
@@ -53,10 +52,10 @@ class Figure:
     count: int
 
 
-COLUMNS = (*(field.name for field in fields(Figure)), *(field.name for field in fields(RunFacts)))
+COLUMNS = (*(field.name for field in fields(Measurement)), *(field.name for field in fields(RunFacts)))
 
 
-def write_figures(path: Path, run: RunFacts, figures: Sequence[Figure]) -> None:
+def write_measurements(path: Path, run: RunFacts, measurements: Sequence[Measurement]) -> None:
     """Write them whole; numbers have six significant digits.
 
     Raises:
@@ -65,38 +64,36 @@ def write_figures(path: Path, run: RunFacts, figures: Sequence[Figure]) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    for figure in figures:
-        table.writerow({name: _cell(value) for name, value in {**asdict(figure), **asdict(run)}.items()})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.getvalue())
-    except OSError as error:
-        raise UserError(f"figures cannot be written to {path}: {error.strerror or error}") from error
+    for measurement in measurements:
+        table.writerow({name: _cell(value) for name, value in {**asdict(measurement), **asdict(run)}.items()})
+    write_output("figures", path, text.getvalue())
 
 
-def planning_figures(results: dict[str, Any]) -> tuple[RunFacts, list[Figure]]:
-    """The figures of a ``results.json``: of its planner, and of the behaviour beside it."""
+def planning_measurements(results: dict[str, Any]) -> tuple[RunFacts, list[Measurement]]:
+    """The measurements in a ``results.json``: of its planner, and of the behaviour beside it."""
     facts = RunFacts(*(results[name] for name in ("dataset", "env_id", "seed", "commit", "command")))
     summary, behavior, count = results["summary"], results["behavior"], len(results["episodes"])
     planner = results["planner"]["name"]
     low, high = summary["return_ci95"]
-    figures = [
-        Figure("behaviour", "return_mean", behavior["return_mean"], None, None, behavior["episodes"]),
-        Figure(planner, "return_mean", summary["return_mean"], low, high, count),
+    measurements = [
+        Measurement("behaviour", "return_mean", behavior["return_mean"], None, None, behavior["episodes"]),
+        Measurement(planner, "return_mean", summary["return_mean"], low, high, count),
     ]
     if "percent_of_data_return" in summary:
         mean, low, high = summary["percent_of_data_return"]
-        figures.append(Figure(planner, "percent_of_data_return", mean, low, high, count))
+        measurements.append(Measurement(planner, "percent_of_data_return", mean, low, high, count))
     if summary["normalized_score_mean"] is not None:
-        figures.append(Figure(planner, "normalized_score_mean", summary["normalized_score_mean"], None, None, count))
+        measurements.append(
+            Measurement(planner, "normalized_score_mean", summary["normalized_score_mean"], None, None, count)
+        )
     if summary["success_rate"] is not None:
         low, high = summary["success_ci95"]
-        figures.append(Figure(planner, "success_rate", summary["success_rate"], low, high, count))
-    figures.append(Figure(planner, "plan_latency_ms_p50", summary["plan_latency_ms"]["p50"], None, None, count))
-    return facts, figures
+        measurements.append(Measurement(planner, "success_rate", summary["success_rate"], low, high, count))
+    measurements.append(
+        Measurement(planner, "plan_latency_ms_p50", summary["plan_latency_ms"]["p50"], None, None, count)
+    )
+    return facts, measurements
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)

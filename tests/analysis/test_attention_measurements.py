@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from trajectory_transformer.analysis.attention_figures import (
+from trajectory_transformer.analysis.attention_measurements import (
     ALL_LAYERS,
     UNIFORM,
     MeasuredAttention,
-    attention_figures,
+    attention_measurements,
+    attention_table,
     episode_intervals,
 )
-from trajectory_transformer.analysis.attention_table import attention_table
 from trajectory_transformer.evaluation.scores import bootstrap_interval
 
 NAMES = ["mass_previous_transition", "action_mass_past_actions", "action_mass_past_observations"]
@@ -27,13 +27,13 @@ def measured() -> MeasuredAttention:
 
 
 def test_heads_layers_and_the_whole() -> None:
-    figures = attention_figures(measured())
-    values = {(figure.method, figure.name): figure.value for figure in figures}
+    measurements = attention_measurements(measured())
+    values = {(measurement.method, measurement.name): measurement.value for measurement in measurements}
     heads = [f"layer {layer} head {head}" for layer in (1, 2) for head in (1, 2)]
     methods = [UNIFORM, *heads[:2], "layer 1", *heads[2:], "layer 2", ALL_LAYERS]
-    assert list(dict.fromkeys(figure.method for figure in figures)) == methods
-    assert len(figures) == 3 + 7 * (3 + 3 + 2)
-    assert {figure.count for figure in figures} == {2}
+    assert list(dict.fromkeys(measurement.method for measurement in measurements)) == methods
+    assert len(measurements) == 3 + 7 * (3 + 3 + 2)
+    assert {measurement.count for measurement in measurements} == {2}
     assert values[UNIFORM, "mass_previous_transition"] == 0.2
     assert values["layer 1 head 1", "mass_previous_transition"] == pytest.approx(0.6)
     assert values["layer 1 head 1", "ratio_previous_transition"] == pytest.approx(3.0)
@@ -46,15 +46,17 @@ def test_heads_layers_and_the_whole() -> None:
 
 
 def test_intervals_hold_the_resampled_means() -> None:
-    figures = {(figure.method, figure.name): figure for figure in attention_figures(measured())}
-    figure = figures["layer 1 head 1", "mass_previous_transition"]
-    assert (figure.low, figure.high) == pytest.approx((0.5, 0.8))  # only the first episode, only the second
-    assert figures[UNIFORM, "mass_previous_transition"].low is None
+    measurements = {
+        (measurement.method, measurement.name): measurement for measurement in attention_measurements(measured())
+    }
+    measurement = measurements["layer 1 head 1", "mass_previous_transition"]
+    assert (measurement.low, measurement.high) == pytest.approx((0.5, 0.8))  # only the first episode, only the second
+    assert measurements[UNIFORM, "mass_previous_transition"].low is None
 
 
 def test_with_a_single_episode_there_is_no_interval() -> None:
     one = MeasuredAttention(NAMES, measured().uniform, measured().masses, np.array([4, 4, 4]))
-    assert all(figure.low is None and figure.high is None for figure in attention_figures(one))
+    assert all(measurement.low is None and measurement.high is None for measurement in attention_measurements(one))
 
 
 class TestEpisodeIntervals:
@@ -63,7 +65,7 @@ class TestEpisodeIntervals:
         found = episode_intervals(values.reshape(120, 2), np.repeat(np.arange(40), 3))
         assert found is not None
         for number in range(2):
-            expected = bootstrap_interval([values[:, :, number].mean(axis=1)])
+            expected = bootstrap_interval(values[:, :, number].mean(axis=1))
             np.testing.assert_allclose(found[:, number], expected, atol=0.01)
 
     def test_repeated_windows_teach_nothing(self) -> None:
@@ -85,7 +87,7 @@ class TestEpisodeIntervals:
 def test_the_table_has_a_row_for_each_head() -> None:
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(attention_table(attention_figures(measured()), "Walk-v0"))
+        console.print(attention_table(attention_measurements(measured()), "Walk-v0"))
     lines = [line.split() for line in capture.get().splitlines()]
     assert ["layer", "1", "head", "1", "60", "×3.0", "30", "×3.0", "20", "×0.4"] in lines
     assert ["all", "layers", "50", "×2.5"] in [line[:4] for line in lines]

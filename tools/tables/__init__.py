@@ -1,1 +1,0 @@
-"""Tables of the documentation, made from the copies of ``figures.csv`` in results/."""
