@@ -117,4 +117,13 @@ def test_a_dataclass_and_its_description() -> None:
     spec = spec_of(options)
     assert build(spec, Part, "place", TYPED_BY_USER) == options
     assert targets_in([{"x": spec}, 3]) == [f"{__name__}.Options"]
-    assert packages_in({"x": spec, "y": {"_target_": "my.thing"}}) == (__name__.partition(".")[0], "my")
+    assert packages_in({"x": spec}) == (__name__.partition(".")[0],)
+
+
+def test_a_package_that_hands_on_another_s_class_allows_both(package: str, tmp_path: Path) -> None:
+    (tmp_path / "facade_package.py").write_text("from users_package import Part\n")
+    spec = {"_target_": "facade_package.Part"}
+    assert packages_in(spec) == ("facade_package", package)
+    with pytest.raises(UserError, match=r"allow=\[facade_package\]"):
+        build(spec, object, "place", (package,))
+    assert type(build(spec, object, "place", packages_in(spec))).__name__ == "Part"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -74,3 +75,46 @@ def test_a_callback(folder: Path) -> None:
     norms = metrics(train(folder, "trainer=watched"))["train/weight_norm"]
     assert len(norms) == 2
     assert min(norms) > 1.0
+
+
+def test_an_objective(folder: Path) -> None:
+    run = train(folder, "planner=likely_return", "planner.objective.penalty=5")
+    planner = json.loads((run / "results.json").read_text())["planner"]
+    assert (planner["name"], planner["objective"]["penalty"]) == ("likely_return", 5.0)
+    checkpoint = f"checkpoint={run / 'checkpoints' / 'best.ckpt'}"
+    refused = command(folder, "evaluate.py", checkpoint, "hydra.run.dir=refused")
+    assert "allow=[likely_return]" in refused.stderr
+    again = command(folder, "evaluate.py", checkpoint, "episodes=1", "allow=[likely_return]", "hydra.run.dir=again")
+    assert again.returncode == 0, again.stderr
+    combined = ("planner=return_and_likelihood", "episodes=1", "hydra.run.dir=combined")
+    done = command(folder, "evaluate.py", *CONFIGS, checkpoint, *combined)
+    assert done.returncode == 0, done.stderr
+    terms = json.loads((folder / "combined" / "results.json").read_text())["planner"]["objective"]["terms"]
+    assert (terms["return"]["weight"], terms["likelihood"]["weight"]) == (1.0, 0.1)
+
+
+def test_a_block_a_metric_and_a_logger(folder: Path) -> None:
+    run = train(folder, "model=swiglu", "trainer=top_accuracy", "logger=json_lines")
+    logged = metrics(run)
+    assert all(0.0 < value < 1.0 for value in logged["train/top_accuracy"] + logged["val/top_accuracy"])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/top_accuracy"] for row in lines if "train/top_accuracy" in row] == logged["train/top_accuracy"]
+    options = (f"checkpoint={run / 'checkpoints' / 'best.ckpt'}", "episodes=1", "hydra.run.dir=again")
+    again = command(folder, "evaluate.py", *options, "allow=[swiglu_block]")
+    assert again.returncode == 0, again.stderr
+    assert "planning in PyTorch" in again.stderr + again.stdout
+    episodes = [json.loads((path / "results.json").read_text())["episodes"] for path in (run, folder / "again")]
+    assert episodes[0] == episodes[1]
+
+
+def test_a_source_of_episodes(folder: Path) -> None:
+    data, generator = folder / "episodes", np.random.default_rng(0)
+    data.mkdir()
+    for episode in range(6):
+        rows = generator.uniform(-1, 1, size=(13, 5))  # observation (3), action, reward
+        np.savetxt(data / f"{episode}.csv", rows, delimiter=",")
+    options = ("data=csv_episodes", f"data.source.path={data}", "data.batch_size=8", "data.discretizer.num_bins=8")
+    results = json.loads((train(folder, *options) / "results.json").read_text())
+    assert (results["env_id"], results["dataset"], results["behavior"]["episodes"]) == ("Pendulum-v1", "episodes", 6)
+    missing = command(folder, "train.py", *CONFIGS, "data=csv_episodes", "data.source.path=nowhere")
+    assert (missing.returncode, "has no .csv file" in missing.stderr) == (1, True)

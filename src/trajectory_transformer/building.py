@@ -83,8 +83,13 @@ def targets_in(spec: object) -> list[str]:
 
 
 def packages_in(spec: object) -> tuple[str, ...]:
-    """The packages of all targets in ``spec``: what may be named by a file that was made from it."""
-    return tuple(dict.fromkeys(target.partition(".")[0] for target in targets_in(spec)))
+    """The packages that a file made from ``spec``, the user's own words, may name: those named and those that define.
+
+    Raises:
+        UserError: a target is no class.
+    """
+    found = {path: locate(path, object, "_target_", TYPED_BY_USER).__module__ for path in targets_in(spec)}
+    return tuple(dict.fromkeys(name.partition(".")[0] for pair in found.items() for name in pair))
 
 
 def require_allowed(spec: object, place: str, allow: Sequence[str]) -> None:
