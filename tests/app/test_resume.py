@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.configuration import OBJECTIVES
 from trajectory_transformer.errors import UserError
 
 from .conftest import Runs
@@ -69,6 +70,7 @@ class TestResume:
             ("model: {n_layr: 3}", "'model.n_layer'"),
             ("model: {n_head: 3}", "divisible"),
             ("trainer: {callbacks: {x: {_target_: os.system}}}", "os.system"),
+            ("planner: {objective: {_target_: my_package.Own}}", "add allow=[my_package]"),
         ],
     )
     def test_a_config_that_is_no_good_is_refused(
@@ -85,6 +87,16 @@ class TestResume:
         assert train("resume=here") == 2
         assert words in capsys.readouterr().err
         assert not (tmp_path / "here" / "status.json").exists()
+
+    def test_a_run_of_before_objectives_had_options_goes_on(
+        self, train: Callable[..., int], runs: Runs, tmp_path: Path
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "config.yaml").write_text("planner: {name: critic, critic: c.ckpt, critic_score: q}")
+        assert train("resume=here") == 0
+        planner = runs.calls[0][0].planner
+        assert planner.name == "critic"
+        assert planner.objective == {"_target_": OBJECTIVES["critic"], "critic": "c.ckpt", "score": "q"}
 
     def test_a_sweeps_job_that_fails_again_in_the_same_way_is_a_failure(
         self, train: Callable[..., int], runs: Runs
