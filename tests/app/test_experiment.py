@@ -546,6 +546,20 @@ def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]
         held_out_episodes(Checkpoint.from_contents(contents))
 
 
+def test_an_objective_of_ones_own_plans_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was typed for the run is trusted in it; its checkpoint names it in vain."""
+    (tmp_path / "own_package.py").write_text(
+        "from trajectory_transformer.planning.objectives import Return\n\n\nclass Own(Return):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    planner = PlannerConfig(horizon=2, beam_width=2, context=2, objective={"_target_": "own_package.Own"})
+    run_training(replace(config(episodes=1), planner=planner), RunContext(tmp_path / "run", ""))
+    recorded = results_of(tmp_path / "run")["planner"]
+    assert (recorded["name"], recorded["objective"]) == ("Own", {"_target_": "own_package.Own"})
+    with pytest.raises(UserError, match=r"add allow=\[own_package\]"):
+        load_trained(tmp_path / "run" / "checkpoints" / "best.ckpt", "cpu", {})
+
+
 def test_a_critic_that_cannot_be_had_is_refused_before_training(tmp_path: Path) -> None:
     objective = {"_target_": OBJECTIVES["critic"], "critic": "none.ckpt"}
     options = replace(config(), planner=PlannerConfig(horizon=2, beam_width=2, context=2, objective=objective))

@@ -114,6 +114,29 @@ def test_values_of_states_leave_the_last_action_open(options: dict[str, Any]) ->
     make_objective(PlannerConfig(**{**PLANNER, "objective": with_critic(score="q"), **options}))
 
 
+def test_a_sum_with_a_critic_loads_it_and_checks_what_it_checks(
+    model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
+) -> None:
+    """Of one transition, Q(s, a) = sum(s) + 10 · sum(a), less half the expected reward and return-to-go."""
+
+    def both(score: str) -> dict[str, Any]:
+        terms = {
+            "critic": {"weight": 1.0, "objective": with_critic(score=score)},
+            "return": {"weight": -0.5, "objective": {"_target_": OBJECTIVES["return"]}},
+        }
+        return {"_target_": "trajectory_transformer.planning.objectives.WeightedSum", "terms": terms}
+
+    options = PLANNER | {"horizon": 1, "beam_width": 20, "cdf_act": None}
+    planner = BeamPlanner(model, discretizer, PlannerConfig(**options, objective=both("q")))
+    found = planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator().manual_seed(0)])
+    decoded = discretizer.decode(found.tokens[0, 0], slice(0, LAYOUT.transition_dim))
+    q = decoded[LAYOUT.observation].sum() + 10.0 * decoded[LAYOUT.action].sum()
+    expected = q - 0.5 * (found.rewards[0, 0] + PLANNER["discount"] * found.value[0])
+    assert found.score.item() == pytest.approx(float(expected), abs=1e-4)
+    with pytest.raises(UserError, match=r"score=v .* above planner.plan_freq"):
+        make_objective(PlannerConfig(**options, objective=both("v")))
+
+
 def test_a_critic_is_needed_and_of_the_same_dimensions(
     model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

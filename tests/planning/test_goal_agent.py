@@ -14,7 +14,7 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import SearchResult
-from trajectory_transformer.planning.objectives import make_objective
+from trajectory_transformer.planning.objectives import Goal, WeightedSum, make_objective
 from trajectory_transformer.planning.planner import BeamPlanner
 
 from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, WIDTH
@@ -140,6 +140,23 @@ def test_models_and_planners_of_different_purpose(model: TrajectoryTransformerMo
         TransformerLearner().check(TrainConfig(model=ModelConfig(goal_conditioned=True)))
     with pytest.raises(UserError, match=r"planner=goal needs planner\.window=growing"):
         make_objective(PlannerConfig(name="goal", window="sliding"))
+
+
+def test_a_sum_with_a_goal_plans_to_it(model: TrajectoryTransformerModel, discretizer: Discretizer) -> None:
+    """By the likelihood of sampled candidates; where no goal can be, it is refused as the goal alone is."""
+    objective = WeightedSum({"goal": {"weight": 2.0, "objective": Goal()}})
+    agent = make_agent(model, discretizer, name="sum", objective=objective)
+    assert agent.needs_goal
+    agent.reset(1)
+    with pytest.raises(UserError, match=r"environment \[0\] has no goal"):
+        agent.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
+    agent.aim(np.zeros((1, OBSERVATION_DIM)))
+    agent.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
+    assert np.isfinite(agent.last_plan.score[0])
+    with pytest.raises(UserError, match="planner=sum needs a model that was trained to reach goals"):
+        make_agent(make_model(goal_conditioned=False), discretizer, name="sum", objective=objective)
+    with pytest.raises(UserError, match=r"needs planner\.window=growing"):
+        make_agent(model, discretizer, name="sum", objective=objective, window="sliding")
 
 
 def test_the_goal_takes_no_room_from_context_and_plan(

@@ -15,12 +15,14 @@ from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.objectives import Likelihood, Return, WeightedSum
 from trajectory_transformer.planning.planner import BeamPlanner
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what other libraries deprecate is not ours
 
 DEVICE = "cuda"
+BOTH = WeightedSum({"a": {"weight": 1.0, "objective": Return()}, "b": {"weight": 0.5, "objective": Likelihood()}})
 BOTH_WINDOWS = [
     next(search for search in SEARCHES if search.settings.window == window) for window in ("growing", "sliding")
 ]
@@ -58,8 +60,8 @@ def test_compiled_steps_equal_full_forward_passes(sliding: bool, window: int, tr
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"window": "sliding"}, {"k_act": 3, "k_obs": 2, "cdf_act": None}, {"name": "imitation"}],
-    ids=lambda options: "-".join(map(str, options.values())) or "growing",
+    [{}, {"window": "sliding"}, {"k_act": 3, "k_obs": 2, "cdf_act": None}, {"name": "imitation"}, {"objective": BOTH}],
+    ids=lambda options: "-".join(options) or "growing",
 )
 def test_a_captured_search_finds_what_an_eager_one_finds(
     model: TrajectoryTransformerModel, discretizer: Discretizer, options: dict[str, Any]

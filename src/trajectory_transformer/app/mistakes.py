@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,10 @@ def explain(error: BaseException, schema: type, configs: Path) -> str:
         override = re.search(r"Could not override '([^']+)'", text)
         key = override[1] if override else str(cause.full_key)
         if opened := next((name for name in OPEN_OPTIONS if key.startswith(f"{name}.")), None):
+            parent, _, last = str(cause.full_key).rpartition(".")
+            there = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, Mapping) else []
+            if near := difflib.get_close_matches(last, there, n=1):
+                return f"{place}there is no option '{key}'; did you mean '{parent}.{near[0]}'?"
             return f"'{key}' is a new entry of {opened}; write +{key}=VALUE to add it"
         if key.startswith("hydra."):
             names = [

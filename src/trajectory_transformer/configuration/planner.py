@@ -1,5 +1,6 @@
 """How plans are made."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -88,6 +89,13 @@ class PlannerConfig:
                 f"choose planner.name={labels.get(target)}, or leave planner.objective out",
             )
             self.name = target.rpartition(".")[2]  # the command line's default name, not one that somebody gave it
+        elif target in labels:  # a label of its own, unless another objective was meant
+            near = difflib.get_close_matches(self.name, OBJECTIVES, n=1, cutoff=0.8)
+            require(
+                near in ([], [labels[target]]),
+                f"planner.name={self.name} is no objective, and planner.objective is {target}; did you mean planner="
+                f"{''.join(near)}?",
+            )
 
     @property
     def objective_spec(self) -> Any:
