@@ -557,7 +557,7 @@ def test_an_objective_of_ones_own_plans_after_training(tmp_path: Path, monkeypat
     recorded = results_of(tmp_path / "run")["planner"]
     assert (recorded["name"], recorded["objective"]) == ("Own", {"_target_": "own_package.Own"})
     with pytest.raises(UserError, match=r"add allow=\[own_package\]"):
-        load_trained(tmp_path / "run" / "checkpoints" / "best.ckpt", "cpu", {})
+        load_agent(tmp_path / "run" / "checkpoints" / "best.ckpt", "cpu", {})
 
 
 def test_a_critic_that_cannot_be_had_is_refused_before_training(tmp_path: Path) -> None:
