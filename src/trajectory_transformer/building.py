@@ -103,12 +103,12 @@ def require_allowed(spec: object, place: str, allow: Sequence[str]) -> None:
 
 
 def is_allowed(path: str, allow: Sequence[str]) -> bool:
-    """Whether a file may name the class ``path``."""
+    """True if a file may name the class ``path``."""
     return path.startswith(tuple(f"{package}." for package in (PACKAGE, *allow)))
 
 
 def spec_of(built: object) -> dict[str, Any]:
-    """What :func:`build` makes an equal object from, for a dataclass of plain values."""
+    """The description that :func:`build` makes an equal object from, for a dataclass of plain values."""
     cls = type(built)
     options = dataclasses.asdict(cast(Any, built))
     return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **options}

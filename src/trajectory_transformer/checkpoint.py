@@ -69,7 +69,7 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a network was trained on and for.
+    """The data, options and purpose that a network was trained with.
 
     Attributes:
         kind: short name of the learner, such as "transformer".

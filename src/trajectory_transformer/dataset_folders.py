@@ -1,4 +1,4 @@
-"""Where Minari data sets lie on disk; nothing here imports Minari."""
+"""Folders of Minari data sets; nothing here imports Minari."""
 
 import os
 import re
@@ -16,7 +16,7 @@ def dataset_root() -> Path:
 
 
 def dataset_folder(dataset_id: str) -> Path:
-    """Where a data set lies if it is on disk.
+    """The folder of a data set that is on disk.
 
     Raises:
         UserError: the id is not one.
@@ -27,7 +27,7 @@ def dataset_folder(dataset_id: str) -> Path:
 
 
 def is_on_disk(dataset_id: str) -> bool:
-    """Whether there is such a data set, whole or damaged; a damaged one is refused when it is opened, not replaced.
+    """True if there is such a data set, whole or damaged; a damaged one is refused when it is opened, not replaced.
 
     Raises:
         UserError: the id is not one.

@@ -1,4 +1,4 @@
-"""Where everything lies within a transition: the only owner of [observation | action | reward | value]."""
+"""The layout of a transition: the only owner of [observation | action | reward | value]."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which of several processes this one is."""
+"""Ranks of processes."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Whether a server answers, found out in little time."""
+"""A quick check that a server answers."""
 
 import threading
 import urllib.error
@@ -8,7 +8,7 @@ PROBE_SECONDS = 1.0
 
 
 def unreachable(url: str) -> str | None:
-    """Why a server cannot be reached, or None if it answers within a second."""
+    """The reason why a server cannot be reached, or None if it answers within a second."""
     reasons: list[str | None] = []
     # In a thread, as looking up a name can take longer than any timeout that sockets know.
     thread = threading.Thread(target=lambda: reasons.append(_probe(url)), daemon=True)

@@ -65,7 +65,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class _Rollouts:
-    """How to evaluate, from either command."""
+    """Options of an evaluation, from either command."""
 
     episodes: int
     num_envs: int

@@ -1,4 +1,4 @@
-"""What a job does besides training and evaluation: its directory, its record, its environment variables."""
+"""Jobs: the directory, record and environment variables around one training or evaluation."""
 
 import contextlib
 import json
@@ -181,7 +181,7 @@ def command_text() -> str:
 
 
 def context(options: TrainConfig, job: Job, resume: bool) -> "RunContext":
-    """What training needs besides its options; imports torch."""
+    """The surroundings of a training run, besides its options; imports torch."""
     from .experiment import RunContext, make_callbacks
 
     callbacks = make_callbacks(options.trainer.callbacks)

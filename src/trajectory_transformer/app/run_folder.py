@@ -7,7 +7,7 @@ from .run_record import REFUSAL, RunRecord
 
 
 def why_taken(directory: Path, evaluation: bool) -> str | None:
-    """Why no new run may begin in ``directory``, or None where one may.
+    """The reason why no new run may begin in ``directory``, or None where one may.
 
     Args:
         directory: may not exist yet.

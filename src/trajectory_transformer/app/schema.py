@@ -135,7 +135,7 @@ def typed_evaluate(config: DictConfig, overrides: Sequence[str], planner_chosen:
 
 
 def planner_overrides(overrides: Sequence[str], planner: dict[str, Any], planner_chosen: bool) -> dict[str, Any]:
-    """What replaces the planner options recorded in a checkpoint: all where a planner was chosen, else those named."""
+    """Planner options that replace those in a checkpoint: all where a planner was chosen, else those named."""
     if planner_chosen:
         return dict(planner)
     names = [override.lstrip("+~").split("=", 1)[0] for override in overrides]

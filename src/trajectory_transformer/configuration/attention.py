@@ -9,7 +9,7 @@ MIN_TRANSITIONS = 3  # a present, a previous and an earlier one
 
 @dataclass
 class AttentionConfig:
-    """Which windows of held-out episodes the attention is averaged over, and which one is drawn by itself."""
+    """Windows of held-out episodes that attention is averaged over, and the one that is drawn by itself."""
 
     transitions: int | None = None  # of context; null: all that the model sees
     windows: int = 256  # drawn at random from the held-out episodes; all of them where there are fewer

@@ -1,4 +1,4 @@
-"""Which data, and how it becomes windows of tokens."""
+"""Options of the data: its source, and the windows of tokens that it becomes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from .validation import require, require_choice, require_finite
 
 @dataclass
 class DiscretizerConfig:
-    """How real values become tokens."""
+    """Options of the discretiser, which turns real values into tokens."""
 
     strategy: str = "quantile"  # quantile: bins of equal mass; uniform: bins of equal width
     num_bins: int = 100  # tokens per dimension, the paper's V
@@ -24,7 +24,7 @@ DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"
 
 @dataclass
 class DataConfig:
-    """Which data, and how it becomes windows of tokens."""
+    """Options of the data: its source, and the windows of tokens that it becomes."""
 
     dataset_id: Any = DEFAULT_DATASET_ID  # a Minari id, or a list of ids to be joined; null beside a source
     source: Any = None  # null: dataset_id's; an EpisodeSource's _target_ and options, or a list of them to be joined

@@ -1,4 +1,4 @@
-"""How plans are made."""
+"""Options of the planner."""
 
 import difflib
 from collections.abc import Mapping
@@ -99,7 +99,7 @@ class PlannerConfig:
 
     @property
     def objective_spec(self) -> Any:
-        """What :func:`~..building.build` makes the objective of: an object as it is, else a mapping with a class."""
+        """The objective as :func:`~..building.build` takes it: an object, or a mapping with its class."""
         if self.objective is not None and not isinstance(self.objective, Mapping):
             return self.objective
         return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}

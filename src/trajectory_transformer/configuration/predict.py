@@ -1,4 +1,4 @@
-"""How the model is left to itself, and what it is compared with."""
+"""Options of ``task=predict``."""
 
 from dataclasses import dataclass
 

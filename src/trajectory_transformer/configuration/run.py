@@ -15,7 +15,7 @@ TRANSFORMER = "trajectory_transformer.learners.transformer.TransformerLearner"
 
 @dataclass
 class LoggerConfig:
-    """Where metrics go besides ``metrics.csv``, which is always written."""
+    """Loggers besides ``metrics.csv``, which is always written."""
 
     name: str = "csv"
     project: str = "trajectory-transformer"

@@ -103,7 +103,7 @@ class OptimizerConfig:
 
 @dataclass
 class TrainerConfig:
-    """How long, and on what hardware."""
+    """Options of training: its length and its hardware."""
 
     max_steps: int = 20_000  # optimiser updates
     validate_every: int = 1_000  # updates between validations, each of which may renew best.ckpt

@@ -1,4 +1,4 @@
-"""What the option classes check themselves with."""
+"""Checks that the option classes share."""
 
 import difflib
 import math

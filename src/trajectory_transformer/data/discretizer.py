@@ -15,7 +15,7 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 class _Derived(NamedTuple):
-    """What follows from edges: it costs more than to look a few values up, so it is kept until they change."""
+    """Values derived from edges, kept until these change: deriving them costs more than looking a few values up."""
 
     edges: Tensor
     version: int

@@ -38,7 +38,7 @@ class StoredEpisode:
 
 @dataclass(frozen=True)
 class StoredSet:
-    """What a source reads.
+    """The episodes and facts that a source reads.
 
     Attributes:
         episodes: read one after the other, once; whatever is raised in between is let through.
@@ -84,5 +84,5 @@ class EpisodeSource(ABC):
         """
 
     def folders(self) -> list[Path]:
-        """Where on this machine the set lies, to be referred to by experiment trackers."""
+        """The set's folders on this machine, for experiment trackers to refer to."""
         return []

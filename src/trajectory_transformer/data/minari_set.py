@@ -122,7 +122,7 @@ class MinariSet(LocalSet):
 
 
 def unreachable() -> str | None:
-    """Why Minari's server cannot be reached, or None if it answers within a second."""
+    """The reason why Minari's server cannot be reached, or None if it answers within a second."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return "HF_HUB_OFFLINE is set"
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/api/datasets?limit=1"

@@ -58,12 +58,12 @@ class ActingAgent(Protocol):
 
     @property
     def needs_goal(self) -> bool:
-        """Whether ``aim`` must tell it where to."""
+        """True if ``aim`` must give it a goal."""
         ...
 
     @property
     def imitates(self) -> bool:
-        """Whether it means to act like its data, so that its return is told as a share of theirs."""
+        """True if it imitates its data, so that its return is reported as a share of theirs."""
         ...
 
     @property

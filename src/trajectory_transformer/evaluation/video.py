@@ -47,7 +47,7 @@ def _probe(backend: str | None) -> bool:
 
 
 def unavailable_reason(metadata: dict[str, Any], uses_mujoco: bool) -> str | None:
-    """Why no video can be made, or None if it can.
+    """The reason why no video can be made, or None if it can.
 
     Args:
         metadata: of the environment.

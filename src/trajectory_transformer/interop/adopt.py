@@ -44,7 +44,7 @@ CHECKED_WINDOWS = 256
 
 @dataclass(frozen=True)
 class Adoption:
-    """What became of foreign weights, as recorded in the checkpoint.
+    """The result of adopting foreign weights, as recorded in the checkpoint.
 
     Attributes:
         source: name of the file or directory.

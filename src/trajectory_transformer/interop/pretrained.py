@@ -24,7 +24,7 @@ WITHOUT_MEANING = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 
 
 class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
-    """What the reference's base class gives a model besides its layers.
+    """The reference's base class: saving, loading, sharing and sizes of a model.
 
     Args:
         config: sizes and options; those of a trained model without the reference's methods will do.

@@ -97,7 +97,7 @@ class DynamicsEnsemble(nn.Module):
         return gaussian_nats(targets, mean, log_variance).mean(dim=(1, 2))
 
     def loss(self, nats: Tensor) -> Tensor:
-        """What is minimised: the members' :meth:`nats`, added up, and a weight on the spread of the bounds."""
+        """The loss: the members' :meth:`nats`, added up, and a weight on the spread of the bounds."""
         return nats.sum() + self.config.bound_weight * (self.log_variance_high - self.log_variance_low).sum()
 
     def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:

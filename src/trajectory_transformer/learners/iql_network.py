@@ -116,7 +116,7 @@ class ImplicitQ(nn.Module):
         return self.action_middle + self.action_half_range * self.policy(observations).tanh()
 
     def losses(self, batch: TransitionBatch, discount: float) -> ImplicitLosses:
-        """What one update minimises (equations 5 to 7).
+        """The losses of one update (equations 5 to 7).
 
         Args:
             batch: with transformed rewards.

@@ -14,7 +14,7 @@ from ..planning.plan import PlanCounts
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What stands in place of planner options where a policy acts: one step, one candidate, no deadline."""
+    """Planner options of an agent that does not plan: one step, one candidate, no deadline."""
 
     name: str
     horizon: int = 1
@@ -24,7 +24,7 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class PolicyStep:
-    """What stands in place of a plan.
+    """The plan of an agent that does not plan.
 
     Attributes:
         observations: (environment, 1, observation_dim): the present; a policy predicts nothing.

@@ -34,7 +34,7 @@ class TransitionModule(LearnerModule):
         self.validation_means = nn.ModuleDict({name: torchmetrics.MeanMetric() for name in self.logged})
 
     def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """What an update minimises, and what is logged, by name; all scalars."""
+        """The loss that an update minimises, and the values that are logged, by name; all scalars."""
         raise NotImplementedError
 
     @override

@@ -1,4 +1,4 @@
-"""What a model is made from: the options of a user and the sizes of the data. Needs no torch."""
+"""Configuration of the model: a user's options and the sizes of the data. Needs no torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self

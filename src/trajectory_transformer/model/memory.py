@@ -1,4 +1,4 @@
-"""What attention remembers: nothing, a growing cache, or a buffer of fixed size.
+"""Attention memories: none, a growing cache, or a buffer of fixed size.
 
 The trunk is one and the same for all of them. Each block hands its queries, keys and values to the memory, and the
 memory says what they attend to.

@@ -1,4 +1,4 @@
-"""What ``forward`` returns."""
+"""The output of ``forward``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields

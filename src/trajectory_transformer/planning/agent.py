@@ -87,17 +87,17 @@ class Agent:
 
     @property
     def settings(self) -> PlannerConfig:
-        """How plans are made."""
+        """The planner's settings."""
         return self._planner.settings
 
     @property
     def needs_goal(self) -> bool:
-        """Whether it must be told where to; see :meth:`aim`."""
+        """True if it must be told a goal; see :meth:`aim`."""
         return self._planner.objective.needs_goal
 
     @property
     def imitates(self) -> bool:
-        """Whether it means to act like its data."""
+        """True if it imitates its data."""
         return self._planner.objective.imitates
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
@@ -214,7 +214,7 @@ class Agent:
         )
 
     def observe(self, actions: Array, rewards: Array, done: Array) -> None:
-        """What the active environments did with the last actions.
+        """Record the last transition of the active environments.
 
         Args:
             actions: (environment, action_dim) as taken.

@@ -48,7 +48,7 @@ class CapturedSearch:
         self._proven: bool | None = None
 
     def __call__(self, search: Search, prefix: Tensor, uniforms: Tensor) -> SearchResult:
-        """What ``search`` finds.
+        """The plans that ``search`` finds.
 
         Args:
             search: the same at every call. It gives each environment what it would give it alone, and keeps what it

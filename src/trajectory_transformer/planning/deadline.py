@@ -59,7 +59,7 @@ class Deadline:
 
     @property
     def late(self) -> bool:
-        """Whether the time was over when the last transition had been planned."""
+        """True if the time was over when the last transition had been planned."""
         return self._mark > self._end
 
     def _expect(self, transition: int, rows: int) -> float:

@@ -1,4 +1,4 @@
-"""What the search asks of a sequence model."""
+"""The interface between the search and a sequence model."""
 
 import time
 from abc import ABC, abstractmethod

@@ -102,7 +102,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class PlanningContext:
-    """What is known before the first plan.
+    """The facts that an objective may prepare with, before the first plan.
 
     Attributes:
         layout: of a transition.

@@ -1,4 +1,4 @@
-"""What an agent plans, and how often."""
+"""Plans of an agent, and counts of them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Plan:
-    """What each environment's agent means to do and expects to see, in real units.
+    """The planned actions and expected observations of each environment, in real units.
 
     What lies beyond a plan that a deadline cut short is NaN.
 
@@ -28,7 +28,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanCounts:
-    """How often an agent planned since its last ``reset``, and what ``planner.deadline_ms`` did to it.
+    """Counts of plans since the agent's last ``reset``, and of those that ``planner.deadline_ms`` changed.
 
     Attributes:
         plans: made, one for each environment.

@@ -134,12 +134,12 @@ class BeamPlanner:
 
 
 def is_captured(settings: PlannerConfig, device: str) -> bool:
-    """Whether whole searches are captured. One with a deadline looks at the clock, which a graph cannot."""
+    """True if whole searches are captured. One with a deadline looks at the clock, which a graph cannot."""
     return device == "cuda" and settings.decoder == "auto" and settings.deadline_ms is None
 
 
 def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamDecoder:
-    """What ``settings.decoder`` names, or chooses.
+    """The decoder that ``settings.decoder`` names, or the fastest that follows the model.
 
     Raises:
         UserError: the native decoder was asked for and cannot be had, or not in that precision; or the model cannot be

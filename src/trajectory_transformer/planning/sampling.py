@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Choice:
-    """How tokens are drawn.
+    """Filters and temperature of a draw of tokens.
 
     Attributes:
         k: keep the ``k`` most likely tokens, see :func:`filter_top_k`; 1: the most likely one; None: no limit.

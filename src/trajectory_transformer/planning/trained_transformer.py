@@ -58,7 +58,7 @@ class TrainedTransformer:
 def planner_settings(
     checkpoint: Checkpoint, changes: Mapping[str, Any], allow: Sequence[str] = ()
 ) -> tuple[PlannerConfig, Objective]:
-    """How a checkpoint's agent plans: the recorded settings with some replaced, and the data's discount if none is set.
+    """Planner settings of a checkpoint: the recorded ones with some replaced, and the data's discount if none is set.
 
     Args:
         checkpoint: as read.

@@ -157,7 +157,7 @@ class TransformerDecoder(BeamDecoder):
         self._memory.environments = self._room if self._compiled else environments
 
     def _flat(self, rows: Tensor) -> Tensor:
-        """Where (environment, rows) or (rows,) rows of each environment are in memory, behind each other."""
+        """Places in memory of (environment, rows) or (rows,) rows of each environment, flattened."""
         first = self._stride * torch.arange(self._environments, device=rows.device).unsqueeze(1)
         return (first + rows).flatten()
 

@@ -94,7 +94,7 @@ def _simulate_steps(
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line asks for."""
+    """Options of the command line."""
 
     recipe: Recipe
     steps: int | None = None

@@ -40,7 +40,7 @@ FOUR_ROOMS: MazeMap = [
 
 
 def is_held_out(start: Cell, goal: Cell) -> bool:
-    """Whether this ordered pair is one of those held out, about one in five: a fixed function of the four numbers."""
+    """True if this ordered pair is one of those held out, about one in five: a fixed function of the four numbers."""
     return zlib.crc32(f"{start[0]},{start[1]} to {goal[0]},{goal[1]}".encode()) % ONE_IN == 0
 
 

@@ -51,7 +51,7 @@ def bounded(policy: Arrays, drawn: np.ndarray) -> np.ndarray:
 
 
 def is_soft(policy: Arrays) -> bool:
-    """Whether soft actor-critic made it, with a deviation for each observation; else proximal policy optimisation."""
+    """True if soft actor-critic made it, with a deviation for each observation; else proximal policy optimisation."""
     return "log_std_weight" in policy
 
 

@@ -1,4 +1,4 @@
-"""What a recipe is: an environment, the behaviours that act in it, and the reference scores of its data set."""
+"""Recipes: an environment, the behaviours that act in it, and the reference scores of its data set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

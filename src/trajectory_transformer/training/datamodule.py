@@ -68,7 +68,7 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
 
     @property
     def device(self) -> torch.device:
-        """Where batches are made: the trainer's device, or the CPU before there is one."""
+        """The device that batches are made on: the trainer's, or the CPU before there is one."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     @property

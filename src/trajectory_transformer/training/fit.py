@@ -47,7 +47,7 @@ UNWANTED_MESSAGES = (
 
 @dataclass(frozen=True)
 class FitReport:
-    """What training left behind.
+    """The result of a training run.
 
     Attributes:
         best: checkpoint of the lowest validation loss, or the latest where no loss can judge.

@@ -1,4 +1,4 @@
-"""What all learners have in common under Lightning: seeds, learning rates, finite losses, the record of a run."""
+"""The Lightning module that all learners extend: seeds, learning rates, finite losses, the record of a run."""
 
 import math
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ class LearnerModule(L.LightningModule):
 
     @property
     def optimizer_state(self) -> dict[str, Any]:
-        """What every row of training metrics has: learning rate (that which decays) and gradient norm."""
+        """Learning rate (that which decays) and gradient norm, logged with every row of training metrics."""
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         return {"train/learning_rate": rate, "train/gradient_norm": self.gradient_norm}
 

@@ -54,7 +54,7 @@ _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c return
 
 
 def unavailable_reason(model: TrajectoryTransformer) -> str | None:
-    """Why this model cannot be decoded natively, or None if nothing stands against trying (see :mod:`.proof`)."""
+    """The reason why this model cannot be decoded natively, or None if there is none so far (see :mod:`.proof`)."""
     device, dtype = model.pos_emb.device, model.pos_emb.dtype
     if device.type != "cpu" or dtype != torch.float32:
         return f"it computes in float32 on the CPU, the model in {dtype} on {device}"
@@ -246,7 +246,7 @@ def _norms(config: TransformerConfig) -> list[str]:
 
 
 def _mismatch(model: TrajectoryTransformer) -> str | None:
-    """What of a model's parts is not what the kernel computes with, or None: before C is given an address."""
+    """The first part of a model that the kernel would compute otherwise, or None; checked before C gets an address."""
     config, expected = model.config, expected_shapes(model.config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name in sorted(shapes.keys() | expected.keys()):
@@ -272,7 +272,7 @@ def _mismatch(model: TrajectoryTransformer) -> str | None:
 
 
 def _folded_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """What ``tt_create`` asks for.
+    """The weights in the order and form of ``tt_create``.
 
     Norms are folded into the products behind them. Queries are divided by √head_dim, and by ln 2: the kernel takes
     scores as powers of 2.

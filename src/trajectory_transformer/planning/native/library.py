@@ -83,7 +83,7 @@ def find_compiler() -> list[str] | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: ``$XDG_CACHE_HOME/trajectory_transformer`` or the like under ``~/.cache``.
+    """The folder of compiled libraries: ``$XDG_CACHE_HOME/trajectory_transformer`` or the like under ``~/.cache``.
 
     Raises:
         UnavailableError: this user has neither.
@@ -96,7 +96,7 @@ def cache_folder() -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a library is there, and is what was written: its last bytes are the digest of all others."""
+    """True if a library is there and is what was written: its last bytes are the digest of all others."""
     if not path.exists():
         return False
     contents = path.read_bytes()
@@ -111,7 +111,7 @@ def _key(compiler: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What ``-march=native`` depends on."""
+    """The processor's description, which ``-march=native`` depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -82,7 +82,7 @@ def make_decoder(
 
 @torch.inference_mode()
 def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformer, settings: PlannerConfig) -> bool:
-    """Whether C samples the tokens that :func:`~..sampling.choose` does, but for a few that rounding decides."""
+    """True if C samples the tokens that :func:`~..sampling.choose` does, but for a few that rounding decides."""
     uniforms = torch.rand(1, 1, 64, generator=torch.Generator().manual_seed(0))
     for k, cdf in ((settings.k_act, settings.cdf_act), (settings.k_obs, None)):
         choice = Choice(k, cdf, settings.temperature)
@@ -96,7 +96,7 @@ def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformer, setting
 
 
 def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformer, settings: PlannerConfig) -> float:
-    """What one transition of a plan takes, the second time."""
+    """Seconds of one transition of a plan, the second time."""
     layout, candidates, took = model.layout, settings.beam_width * settings.n_expand, 0.0
     uniforms = torch.rand(1, layout.action_dim + 1, candidates, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
@@ -154,7 +154,7 @@ class _RandomDecoder(_SamplingInPython):
 def _search_difference(
     config: TransformerConfig, settings: PlannerConfig, centers: Tensor, search: PythonSearch
 ) -> str | None:
-    """How the plans of both searches differ, or None.
+    """A description of how the plans of both searches differ, or None.
 
     Small plans in several environments are compared in all that the searches give. Pairs of candidates share their
     uniforms, so that there are equal ones. Where rounding decides which token is drawn, plans differ too, so one
