@@ -17,7 +17,7 @@ from ..planning.objectives import make_objective
 from ..processes import is_first_process
 from . import mistakes, sweep
 from .run_folder import why_taken
-from .schema import option_names, plain_options, refuse_additions, schema_of, typed_evaluate, typed_train
+from .schema import option_names, plain_options, schema_of, typed_evaluate, typed_train
 
 
 def config_folder(hydra: DictConfig) -> Path:
@@ -100,7 +100,7 @@ class RunChecks(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
+            mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
             options = validated(config, config.hydra)
         except UserError as error:
             leave(str(error), 2)
@@ -114,7 +114,7 @@ class RunChecks(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
+            mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
         except UserError as error:
             leave(str(error), 2)
         if is_first_process():

@@ -86,15 +86,11 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
 
 
 def train(options: TrainConfig, job: Job) -> float:
-    """Train, or search where ``options.tune`` is set; returns the score.
+    """Train, unless the directory holds the finished run already; returns the score.
 
     Raises:
         UserError: a mistake that only shows at run time.
     """
-    if options.tune is not None:
-        from .search import run_search
-
-        return run_search(options, job)
     from ..data.sources import require_available
 
     require_available(options.data)  # before anything heavy is imported

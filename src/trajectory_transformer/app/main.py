@@ -16,6 +16,7 @@ from ..errors import UserError
 from . import jobs, mistakes, resume
 from .checks import leave, validated
 from .schema import planner_overrides
+from .search import run_search
 
 SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig}
 
@@ -66,7 +67,7 @@ def hydra_job(config: DictConfig) -> float:
     def run() -> float:
         options = validated(config, node)
         if isinstance(options, TrainConfig):
-            return jobs.train(options, job)
+            return jobs.train(options, job) if options.tune is None else run_search(options, job)
         chosen = node.runtime.choices.get("planner") is not None
         return jobs.evaluate(options, job, planner_overrides(overrides, vars(options.planner), chosen))
 

@@ -11,6 +11,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ..errors import UserError
 from .schema import OPEN_OPTIONS, group_names, option_names
 
 EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -128,3 +129,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def refuse_additions(overrides: Sequence[str], schema: type, configs: Path) -> None:
+    """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept.
+
+    Raises:
+        UserError: naming the option and the nearest valid ones.
+    """
+    names = [*option_names(schema), *group_names(configs, schema)]
+    for override in overrides:
+        key = override.lstrip("+").split("=", 1)[0].split("@", 1)[0]
+        known = key in names or key.startswith((*(f"{name}." for name in OPEN_OPTIONS), "hydra.", "hydra/"))
+        if override.startswith("+") and not known:
+            raise UserError(f"there is no option '{key}'{did_you_mean(key, names)}")

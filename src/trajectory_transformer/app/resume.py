@@ -12,9 +12,10 @@ from ..building import TYPED_BY_USER, require_allowed
 from ..configuration import TrainConfig, current_record
 from ..errors import UserError
 from . import mistakes
-from .jobs import RANK_RUN, Job, context, fit_and_record, recorded, train
+from .jobs import RANK_RUN, Job, context, fit_and_record, recorded
 from .run_record import RunRecord
 from .schema import typed
+from .search import run_search
 
 
 def resume(directory: Path, allow: Sequence[str]) -> None:
@@ -45,7 +46,7 @@ def resume(directory: Path, allow: Sequence[str]) -> None:
     has_checkpoint = (directory / "checkpoints" / "last.ckpt").exists()
 
     def run() -> float:
-        return fit_and_record(options, job, text, has_checkpoint) if options.tune is None else train(options, job)
+        return fit_and_record(options, job, text, has_checkpoint) if options.tune is None else run_search(options, job)
 
     score = recorded(job, run)
     after = RunRecord.read(directory)

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..building import TYPED_BY_USER
 from ..configuration import EvaluateConfig, TrainConfig
-from ..errors import UserError
 from ..training.learner import make_learner
 
 OPEN_OPTIONS = (  # mappings whose keys are the user's
@@ -141,19 +140,3 @@ def planner_overrides(overrides: Sequence[str], planner: dict[str, Any], planner
     names = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
     named = [name.split(".")[1] for name in names if name.startswith("planner.")]
     return {name: planner[name] for name in named if name in planner}
-
-
-def refuse_additions(overrides: Sequence[str], schema: type, configs: Path) -> None:
-    """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept.
-
-    Raises:
-        UserError: naming the option and the nearest valid ones.
-    """
-    from .mistakes import did_you_mean
-
-    names = [*option_names(schema), *group_names(configs, schema)]
-    for override in overrides:
-        key = override.lstrip("+").split("=", 1)[0].split("@", 1)[0]
-        known = key in names or key.startswith((*(f"{name}." for name in OPEN_OPTIONS), "hydra.", "hydra/"))
-        if override.startswith("+") and not known:
-            raise UserError(f"there is no option '{key}'{did_you_mean(key, names)}")
