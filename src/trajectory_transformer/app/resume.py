@@ -36,6 +36,9 @@ def resume(directory: Path) -> None:
         print(f"{directory} is finished but for its evaluation")
     elif not (directory / "checkpoints" / "last.ckpt").exists() and options.tune is None:
         print(f"{directory} holds no checkpoint yet; starting from the beginning")
+    from ..data.sources import require_available
+
+    require_available(options.data, allow=())  # a file names it, and is trusted from here on
     text = (directory / "config.yaml").read_text()
     has_checkpoint = (directory / "checkpoints" / "last.ckpt").exists()
 
