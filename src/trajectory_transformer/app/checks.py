@@ -48,6 +48,9 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
     _require_effect(options, hydra)
     check_targets(options.trainer.callbacks, "trainer.callbacks")
+    from ..data.sources import sources_of
+
+    sources_of(options.data)
     if options.tune is not None:
         _check_search(config, options.tune)
     return options
@@ -60,8 +63,8 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
         return
     name = hydra.runtime.choices["data"]
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    file = next(path for folder in folders if (path := folder / "data" / f"{name}.yaml").is_file())
-    chosen = OmegaConf.select(OmegaConf.load(file), "dataset_id")
+    file = next((path for folder in folders if (path := folder / "data" / f"{name}.yaml").is_file()), None)
+    chosen = None if file is None else OmegaConf.select(OmegaConf.load(file), "dataset_id")
     ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
     require(
         ids in ([], options.data.dataset_ids),

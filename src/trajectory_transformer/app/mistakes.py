@@ -69,7 +69,10 @@ def explain(error: BaseException, schema: type, configs: Path) -> str:
         override = re.search(r"Could not override '([^']+)'", text)
         key = override[1] if override else str(cause.full_key)
         if opened := next((name for name in OPEN_OPTIONS if key.startswith(f"{name}.")), None):
-            return f"'{key}' is a new entry of {opened}; write +{key}=VALUE to add it"
+            there = [f"{opened}.{name}" for name in cause.parent_node or ()]
+            near = nearest(key, there)
+            hint = f", or did you mean '{near[0]}'?" if near else ""
+            return f"'{key}' is a new entry of {opened}; write +{key}=VALUE to add it{hint}"
         if key.startswith("hydra."):
             names = [
                 f"{key.rpartition('.')[0]}.{name}" for name in getattr(cause.object_type, "__dataclass_fields__", {})
