@@ -1,6 +1,7 @@
 """resume=DIR and requeued jobs."""
 
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,18 @@ class TestResume:
             capsys.readouterr().err
         )
         assert train("resume=here", "allow=[lightning]") == 0
+
+    def test_a_file_does_not_choose_what_is_imported_for_its_data(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        runs.error = SystemExit(143)
+        train("hydra.run.dir=here")
+        config = tmp_path / "here" / "config.yaml"
+        config.write_text(config.read_text().replace("source: null", "source: {_target_: antigravity.Source}"))
+        assert train("resume=here") == 2
+        assert "names the class antigravity.Source" in capsys.readouterr().err
+        assert "antigravity" not in sys.modules
+        assert len(runs.calls) == 1
 
     @pytest.mark.parametrize("other", ["seed=1", "hydra.run.dir=there", "-m", "resume=there"])
     def test_it_refuses_other_options_by_name(

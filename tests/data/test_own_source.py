@@ -156,6 +156,13 @@ def test_it_trains_from_a_yaml_of_the_users_own(package: Path) -> None:
         2,
         "error: data.source.path is needed: give data.source.path=VALUE",
     )
+    misspelt = run("data.source.pth=x")
+    assert misspelt.returncode == 2
+    assert "did you mean 'data.source.path'?" in misspelt.stderr
+    unknown = run(f"data.source.path={file}", "+data.source.scal=2")
+    assert unknown.returncode == 2
+    assert "did you mean 'data.source.scale'?" in unknown.stderr
+    assert not (package / "run").exists()
     done = run(f"data.source.path={file}", "+data.source.scale=2")
     assert done.returncode == 0, done.stderr
     checkpoint = package / "run" / "checkpoints" / "best.ckpt"

@@ -237,3 +237,17 @@ def test_title_falls_back_to_the_stored_spec() -> None:
     spec = environment_spec(WALK)
     assert environment_title(spec) == environment_title(replace(spec, env_id="")) == WALK
     assert environment_title(replace(spec, env_id="", spec_json=None)) == "unknown"
+
+
+def test_a_file_does_not_choose_what_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gymnasium imports what stands before the colon of an id."""
+    (tmp_path / "chosen_by_a_file.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = environment_spec(WALK)
+    for named in (
+        replace(spec, env_id="chosen_by_a_file:Walk-v0", spec_json=None),
+        replace(with_json(spec, id="chosen_by_a_file:Walk-v0"), env_id=""),
+    ):
+        with pytest.raises(UserError, match="must not choose what is imported"):
+            make_environments(named, 1)
+    assert "chosen_by_a_file" not in sys.modules

@@ -56,6 +56,10 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     for place, specs in (named | {"trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics}).items():
         for target in targets_in(specs):  # what they are is seen once torch and Lightning are there
             locate(target, object, place, TYPED_BY_USER)
+    if options.data.source is not None:
+        from ..data.sources import sources_of  # here, as it takes half a second
+
+        sources_of(options.data)
     if options.tune is not None:
         _check_search(config, options.tune)
     return options
@@ -68,8 +72,8 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
         return
     name = hydra.runtime.choices["data"]
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    file = next(path for folder in folders if (path := folder / "data" / f"{name}.yaml").is_file())
-    chosen = OmegaConf.select(OmegaConf.load(file), "dataset_id")
+    file = next((path for folder in folders if (path := folder / "data" / f"{name}.yaml").is_file()), None)
+    chosen = None if file is None else OmegaConf.select(OmegaConf.load(file), "dataset_id")
     ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
     require(
         ids in ([], options.data.dataset_ids),

@@ -42,6 +42,9 @@ def resume(directory: Path, allow: Sequence[str]) -> None:
         print(f"{directory} is finished but for its evaluation")
     elif not (directory / "checkpoints" / "last.ckpt").exists() and options.tune is None:
         print(f"{directory} holds no checkpoint yet; starting from the beginning")
+    from ..data.sources import require_available
+
+    require_available(options.data, allow)
     text = (directory / "config.yaml").read_text()
     has_checkpoint = (directory / "checkpoints" / "last.ckpt").exists()
 

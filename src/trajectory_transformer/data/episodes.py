@@ -32,7 +32,7 @@ class OfflineData:
     """All that training and evaluation need to know of one data set, or of several joined.
 
     Attributes:
-        dataset_ids: Minari ids, in the order joined.
+        dataset_ids: names of the sources, which are Minari ids where they have one, in the order joined.
         episodes: validated episodes, in the order stored.
         environment: how to rebuild the environment, and its spaces.
         reference_scores: (minimum, maximum) return for normalised scores, or None.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import minari
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 ENVIRONMENT_FIELDS_OF_OLD_GYMNASIUM = ("autoreset", "apply_api_compatibility")
-Fields = tuple[object, object, np.ndarray, np.ndarray, np.ndarray]  # the first five of a StoredEpisode, after its place
+FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")  # of an episode, as Minari stores it
 IGNORED_FILES = ["_", ".", "metadata.json"]  # prefixes, as Minari ignores them
 
 
@@ -52,8 +52,6 @@ def read_set(dataset_id: str) -> StoredSet:
         observation, action = space_spec(dataset.observation_space), space_spec(dataset.action_space)
     except UserError as error:
         raise UserError(f"data set '{dataset_id}': {error}") from error
-    if len(action.leaves) != 1:
-        raise UserError(f"data set '{dataset_id}': its actions are a Dict space; only Box and Discrete are supported")
     environment = EnvironmentSpec(*_environment(metadata), observation, action)
     episodes = _checked_episodes(dataset_id, dataset.storage, num_episodes, num_steps, environment)
     return StoredSet(episodes, num_episodes, environment, metadata, _remedy(folder))
@@ -106,28 +104,26 @@ def _checked_episodes(
     for index in range(num_episodes):
         place = f"data set '{dataset_id}', episode {index}"
         try:
-            stated, fields = next(stored)
+            fields = next(stored)
         except Exception as error:  # as above
             raise UserError(f"{place}: cannot be read ({_one_line(error)}){_remedy(storage.data_path)}") from error
-        yield StoredEpisode(place, *fields, total_steps=int(stated) if isinstance(stated, (int, np.integer)) else None)
-        steps += len(fields[2])
+        yield StoredEpisode(place, **fields)
+        steps += len(fields["rewards"])
     if steps != num_steps:
         raise UserError(
             f"data set '{dataset_id}', metadata: total_steps is {num_steps}, but its episodes have {steps} together"
         )
 
 
-def _episodes(
-    storage: MinariStorage, num_episodes: int, environment: EnvironmentSpec
-) -> Iterator[tuple[object, Fields]]:
-    """Stated number of steps, and fields. Any exception may come from a damaged file; iteration ends there."""
-    metadata = iter(storage.get_episode_metadata(range(num_episodes)))
-    if storage.FORMAT == "hdf5":
-        for content in storage.get_episodes(range(num_episodes)):
-            yield next(metadata).get("total_steps"), _from_minari(content)
-    else:
-        for index in range(num_episodes):
-            yield next(metadata).get("total_steps"), _from_arrow(storage, index, environment)
+def _episodes(storage: MinariStorage, num_episodes: int, environment: EnvironmentSpec) -> Iterator[dict[str, Any]]:
+    """Fields of the stored episodes. Any exception may come from a damaged file; iteration ends there."""
+    indices = range(num_episodes)
+    hdf5 = storage.FORMAT == "hdf5"
+    contents = storage.get_episodes(indices) if hdf5 else (_read_arrow(storage, i, environment) for i in indices)
+    for content, metadata in zip(contents, storage.get_episode_metadata(indices), strict=True):
+        stated = metadata.get("total_steps")
+        total_steps = int(stated) if isinstance(stated, (int, np.integer)) else None
+        yield {**{field: content[field] for field in FIELDS}, "total_steps": total_steps}
 
 
 def _stored_indices(storage: MinariStorage) -> set[int]:
@@ -140,14 +136,7 @@ def _stored_indices(storage: MinariStorage) -> set[int]:
     return {int(name) for name in names if name.isdecimal()}
 
 
-def _from_minari(content: Mapping[str, object]) -> Fields:
-    rewards, terminations, truncations = (
-        np.asarray(content[field]) for field in ("rewards", "terminations", "truncations")
-    )
-    return content["observations"], content["actions"], rewards, terminations, truncations
-
-
-def _from_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec) -> Fields:
+def _read_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec) -> Mapping[str, object]:
     """Arrow and Parquet. Minari's own reader cuts episodes longer than 32,768 rows and gives the rest as the next."""
     import pyarrow.dataset
 
@@ -161,10 +150,11 @@ def _from_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec
         return column(name).to_numpy(zero_copy_only=False)[:-1]
 
     rows = len(table)
-    observations = _space_values(column("observations"), environment.observation, rows)
-    # Stored with one row more, as rewards are.
-    actions = _space_values(column("actions"), environment.action, max(rows - 1, 0))
-    return observations, actions, steps("rewards"), steps("terminations"), steps("truncations")
+    return {
+        "observations": _space_values(column("observations"), environment.observation, rows),
+        "actions": _space_values(column("actions"), environment.action, max(rows - 1, 0)),  # stored with one row more
+        **{field: steps(field) for field in FIELDS[2:]},
+    }
 
 
 def _space_values(values: "pyarrow.Array", spec: SpaceSpec, rows: int) -> object:

@@ -82,20 +82,25 @@ def _natural(file: Path) -> list[tuple[str, int]]:
 
 
 def _read(file: Path) -> StoredEpisode:
+    arrays: dict[str, np.ndarray] = {}
+    place = f"'{file}'"
     try:
         with open(file, "rb") as opened:
             stored = np.load(opened, allow_pickle=False)
             if isinstance(stored, np.ndarray):
                 raise ValueError("it holds a single array")
-            arrays: dict[str, np.ndarray] = dict(stored)
+            there = list(stored)
+            for field in {*NEEDED, "truncated"}.intersection(there):
+                place = f"'{file}', {field}:"
+                arrays[field] = stored[field]
     except Exception as error:  # whatever a damaged file leads NumPy and zipfile to
         raise UserError(
-            f"'{file}' cannot be read ({' '.join(str(error).split())}); write it with numpy.savez, of numbers only"
+            f"{place} cannot be read ({' '.join(str(error).split())}); write it with numpy.savez, of numbers only"
         ) from error
     for field in NEEDED:
         if field not in arrays:
             raise UserError(
-                f"'{file}' has no array '{field}', only {', '.join(arrays) or 'none at all'}; numpy.savez(file, "
+                f"'{file}' has no array '{field}', only {', '.join(there) or 'none at all'}; numpy.savez(file, "
                 "observations=…, actions=…, rewards=…, terminated=…) writes all that are needed"
             )
     for field in {"terminated", "truncated"} & arrays.keys():

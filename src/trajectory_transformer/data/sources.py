@@ -49,13 +49,16 @@ def sources_of(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) 
     return sources
 
 
-def require_available(config: DataConfig) -> None:
+def require_available(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> None:
     """Refuse data that cannot be had, in less than 2 s and without importing torch or Minari.
+
+    Args:
+        config, allow: as of :func:`sources_of`.
 
     Raises:
         UserError: as :func:`sources_of` and each source's :meth:`~.episode_source.EpisodeSource.require_available`.
     """
-    for source in sources_of(config):
+    for source in sources_of(config, allow):
         source.require_available()
 
 
@@ -79,6 +82,9 @@ def load_offline_data(
     """
     sources = sources_of(config, allow)
     found = [(source.name, source.read(progress)) for source in sources]
+    for name, stored in found:
+        if len(stored.environment.action.leaves) != 1:
+            raise UserError(f"data set '{name}': its actions are a Dict space; only Box and Discrete are supported")
     for other in found[1:]:
         _require_joinable(found[0], other)
     name, first = found[0]

@@ -32,6 +32,12 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
         env_id: Gymnasium id.
         arguments: of ``gymnasium.make``.
     """
+    module, colon, _ = env_id.partition(":")
+    if colon and module not in sys.modules:
+        raise UserError(
+            f"environment '{env_id}' names a module, and a checkpoint or data set must not choose what is imported; "
+            f"import {module} first, or name an environment that is registered"
+        )
     if env_id not in gym.registry:
         with contextlib.redirect_stderr(io.StringIO()):
             for module in filter(importlib.util.find_spec, (*REGISTERING_PACKAGES, OWN_ENVIRONMENTS)):

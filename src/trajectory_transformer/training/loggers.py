@@ -217,7 +217,7 @@ def log_artifacts(
             json.dump(dict(dataset), file, indent=1)
         for index, folder in enumerate(folder for folder in folders if folder.is_dir()):
             # Not checksum=True, which would read gigabytes: the fingerprint says the same.
-            data.add_reference(folder.absolute().as_uri(), name=f"minari/{index}", checksum=False)
+            data.add_reference(folder.absolute().as_uri(), name=f"data/{index}", checksum=False)
         run.log_artifact(data)
 
 
