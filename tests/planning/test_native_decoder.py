@@ -684,7 +684,7 @@ def test_no_library(
     prefix = draw_tokens(1, 2, below=7)
     with fresh_library.context() as patch:
         obstacle(patch, tmp_path)
-        with pytest.raises(UserError, match=f"planner.decoder=native cannot be had: .*{reason}"):
+        with pytest.raises(UserError, match=f"planner.decoder=native is not available: .*{reason}"):
             make_planner(model, decoder="native")
         with caplog.at_level(logging.WARNING):
             planner = make_planner(model, decoder="auto", context=1)

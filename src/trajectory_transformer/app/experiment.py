@@ -177,7 +177,7 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
     """Refuse an evaluation that cannot be, rather before training than after.
 
     Raises:
-        UserError: the environment cannot be made, the planner is not for it, or its objective cannot be had.
+        UserError: the environment cannot be made, the planner is not for it, or its objective is not available.
     """
     learner.check_data(config, datamodule)
     if config.evaluation.episodes == 0 or not learner.acts:

@@ -65,7 +65,7 @@ def held_out_episodes(checkpoint: Checkpoint, allow: Sequence[str] = ()) -> list
         allow: packages besides this one that its source of episodes may come from.
 
     Raises:
-        UserError: the data cannot be had, or is not what the checkpoint was trained on.
+        UserError: the data is not available, or is not what the checkpoint was trained on.
     """
     training = checkpoint.training
     data = load_offline_data(training.data, allow=allow)

@@ -65,7 +65,7 @@ class EpisodeSource(ABC):
         """Names the set in messages, results and checkpoints; a Minari id where it has one."""
 
     def require_available(self) -> None:
-        """Refuse what cannot be had, in less than 2 s and without importing torch or Minari.
+        """Refuse what is not available, in less than 2 s and without importing torch or Minari.
 
         Raises:
             UserError: naming what is missing, where it was looked for, and how to get it.
@@ -80,7 +80,7 @@ class EpisodeSource(ABC):
             progress: show the progress of making or downloading it; that of reading is shown elsewhere.
 
         Raises:
-            UserError: it cannot be had, or not be read.
+            UserError: it is not available, or not be read.
         """
 
     def folders(self) -> list[Path]:

@@ -50,7 +50,7 @@ def sources_of(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) 
 
 
 def require_available(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> None:
-    """Refuse data that cannot be had, in less than 2 s and without importing torch or Minari.
+    """Refuse data that is not available, in less than 2 s and without importing torch or Minari.
 
     Args:
         config, allow: as of :func:`sources_of`.
@@ -76,7 +76,7 @@ def load_offline_data(
         Their episodes, in the order of the sources, with the first one's environment and reference scores.
 
     Raises:
-        UserError: a set is named twice, is missing and cannot be had, or is corrupt (named: data set, episode, field);
+        UserError: a set is named twice, is missing and is not available, or is corrupt (named: data set, episode, field);
             the environments or spaces of two sets differ, or spaces cannot become tokens; or a selected observation
             dimension does not exist.
     """

@@ -95,7 +95,7 @@ def adopt(
         What was done, and how well model and data go together.
 
     Raises:
-        UserError: the weights, the data set or the edges cannot be had, or do not fit each other.
+        UserError: the weights, the data set or the edges are not available, or do not fit each other.
     """
     source = Path(source)
     offline = load_offline_data(DataConfig(**{**data, "discretizer": DiscretizerConfig()}))

@@ -30,7 +30,7 @@ def download(repo_id: str, options: Mapping[str, Any], subfolder: str = "") -> P
         subfolder: of the repository.
 
     Raises:
-        UserError: it cannot be had; the message says why.
+        UserError: it is not available; the message says why.
     """
     reason = None
     if not options.get("local_files_only"):

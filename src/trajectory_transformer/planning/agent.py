@@ -70,7 +70,7 @@ class Agent:
 
         Raises:
             UserError: the file is not a good checkpoint, an override is unknown, the plan is longer than the model can
-                see, or the objective cannot be had or must not be imported.
+                see, or the objective is not available or must not be imported.
         """
         return cls.of(Checkpoint.read(path), device, allow, **planner_overrides)
 

@@ -157,7 +157,7 @@ class Objective(ABC):
         """Load what scoring needs; called before training, and again before the first plan.
 
         Raises:
-            UserError: it cannot be had, or does not fit the model or its data.
+            UserError: it is not available, or does not fit the model or its data.
         """
 
     @abstractmethod

@@ -41,7 +41,7 @@ class BeamPlanner:
 
     Raises:
         UserError: the discretiser is another model's, context or horizon exceed what the model can see, the model was
-            trained for another kind of planning, or the objective cannot be had.
+            trained for another kind of planning, or the objective is not available.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamD
     """The decoder that ``settings.decoder`` names, or the fastest that follows the model.
 
     Raises:
-        UserError: the native decoder was asked for and cannot be had, or not in that precision; or the model cannot be
+        UserError: the native decoder was asked for and is not available, or not in that precision; or the model cannot be
             decoded token by token.
     """
     sliding = settings.window == "sliding"

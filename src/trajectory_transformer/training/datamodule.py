@@ -55,7 +55,7 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         """Read the data and prepare it; a second call does nothing.
 
         Raises:
-            UserError: the data cannot be had, is corrupt, or is a single episode.
+            UserError: the data is not available, is corrupt, or is a single episode.
         """
         if self._ready:
             return

@@ -35,7 +35,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
 
 
 class UnavailableError(RuntimeError):
-    """The library cannot be had on this machine; the message says why."""
+    """The library is not available on this machine; the message says why."""
 
 
 @functools.cache

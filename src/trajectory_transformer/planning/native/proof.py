@@ -68,7 +68,7 @@ def make_decoder(
                 "logit's size), which planning/native does not follow"
             )
     if settings.decoder == "native":
-        raise UserError(f"planner.decoder=native cannot be had: {reason}; use planner.decoder=auto")
+        raise UserError(f"planner.decoder=native is not available: {reason}; use planner.decoder=auto")
     if decoder is not None:
         eager = TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand)
         native_seconds, seconds = (_transition_seconds(some, model, settings) for some in (decoder, eager))
@@ -131,7 +131,7 @@ def make_search(
     if difference is not None:
         reason = f"the search in planning/beam_search.py finds other plans than planning/native ({difference})"
         if settings.decoder == "native":
-            raise UserError(f"planner.decoder=native cannot be had: {reason}; use planner.decoder=auto")
+            raise UserError(f"planner.decoder=native is not available: {reason}; use planner.decoder=auto")
         log.warning("searching in Python, decoding natively: %s", reason)
         return None
     return lambda prefix, uniforms: native_search(native, prefix, layout, settings, centers, uniforms)
