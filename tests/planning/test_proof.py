@@ -237,7 +237,9 @@ def test_an_edited_search_is_run_in_python(
 ) -> None:
     edit(model, monkeypatch)
     require_planned_as_eager(model, caplog, SEARCH_EDITS[edit])
-    with pytest.raises(UserError, match=r"planner.decoder=native is not available: .*planning/(beam_search|sampling)\.py"):
+    with pytest.raises(
+        UserError, match=r"planner.decoder=native is not available: .*planning/(beam_search|sampling)\.py"
+    ):
         make_planner(model, decoder="native", **OPTIONS)
 
 

@@ -76,7 +76,7 @@ def load_offline_data(
         Their episodes, in the order of the sources, with the first one's environment and reference scores.
 
     Raises:
-        UserError: a set is named twice, is missing and is not available, or is corrupt (named: data set, episode, field);
+        UserError: a set is named twice, is not available, or is corrupt (named: data set, episode, field);
             the environments or spaces of two sets differ, or spaces cannot become tokens; or a selected observation
             dimension does not exist.
     """

@@ -142,8 +142,8 @@ def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamD
     """The decoder that ``settings.decoder`` names, or the fastest that follows the model.
 
     Raises:
-        UserError: the native decoder was asked for and is not available, or not in that precision; or the model cannot be
-            decoded token by token.
+        UserError: the native decoder was asked for and is not available, or not in that precision; or the model
+            cannot be decoded token by token.
     """
     sliding = settings.window == "sliding"
     window = settings.context if sliding else (model.config.block_size + 1) // model.config.transition_dim
