@@ -28,9 +28,10 @@ def folder(tmp_path: Path) -> Path:
 
 def command(folder: Path, script: str, *options: str) -> subprocess.CompletedProcess[str]:
     """One of the two commands, called from ``folder``, whose modules are on Python's path."""
+    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, str(ROOT / script), *options],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True, check=False,
+        cwd=folder, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 The package, its imports, commands and paths are renamed. What files of this project and of the reference are known by
 stays, such as the checkpoints' section "trajectory_transformer" and the model type in ``config.json``: checkpoints and
-published weights load under the new name.
+published weights load under the new name. This command then removes itself.
 """
 
 import keyword
@@ -13,8 +13,8 @@ from pathlib import Path
 
 OLD = "trajectory_transformer"
 TEXT = {".py", ".md", ".yaml", ".toml", ".txt", ".ipynb", ".c", ".h", ""}
-# The package within a dotted name, a path or an import; not a whole quoted string, nor an environment's id.
-NAME = re.compile(rf'(?<![\w-]){OLD}(?![\w"]|/\w+-v\d)')
+# The package at the head of a dotted name or a path, and in an import; not an environment's id, whose names are capital.
+NAME = re.compile(rf"(?<![\w-]){OLD}(?=\.\w|/(?![A-Z{{])|/?$)|(?<=import ){OLD}\b|(?<=from ){OLD}\b", re.MULTILINE)
 DISTRIBUTION = re.compile(r"trajectory-transformer(?=\[|$|\"$)", re.MULTILINE)
 
 
@@ -48,6 +48,9 @@ def rename(root: Path, name: str) -> int:
             path.write_text(new, encoding="utf-8")
             changed += 1
     subprocess.run([*git, "mv", f"src/{OLD}", f"src/{name}"], check=True)
+    subprocess.run([*git, "rm", "--quiet", "--force", "tools/rename.py", "tests/tools/test_rename.py"], check=True)
+    makefile = root / "Makefile"
+    makefile.write_text(re.sub(r"rename: ## .*?\n\n", "", makefile.read_text(encoding="utf-8"), flags=re.DOTALL))
     return changed
 
 

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
         ("jannerm/trajectory-transformer (8834a6e)", "jannerm/trajectory-transformer (8834a6e)"),
         ("b'trajectory-transformer sha256:'", "b'trajectory-transformer sha256:'"),
         ("trajectory_transformer/PairMaze_Large-v0", "trajectory_transformer/PairMaze_Large-v0"),
+        ("'trajectory_transformer' section", "'trajectory_transformer' section"),
+        ("cache/trajectory_transformer cannot be written", "cache/trajectory_transformer cannot be written"),
         ("CarlCochet/trajectory-transformer-hopper-v2", "CarlCochet/trajectory-transformer-hopper-v2"),
     ],
 )
