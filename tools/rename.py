@@ -13,7 +13,7 @@ from pathlib import Path
 
 OLD = "trajectory_transformer"
 TEXT = {".py", ".md", ".yaml", ".toml", ".txt", ".ipynb", ".c", ".h", ""}
-# The package at the head of a dotted name or a path, and in an import; not an environment's id, whose names are capital.
+# The package at the head of a dotted name or a path, and in an import; not in an environment's id, as of a maze.
 NAME = re.compile(rf"(?<![\w-]){OLD}(?=\.\w|/(?![A-Z{{])|/?$)|(?<=import ){OLD}\b|(?<=from ){OLD}\b", re.MULTILINE)
 DISTRIBUTION = re.compile(r"trajectory-transformer(?=\[|$|\"$)", re.MULTILINE)
 
@@ -50,7 +50,8 @@ def rename(root: Path, name: str) -> int:
     subprocess.run([*git, "mv", f"src/{OLD}", f"src/{name}"], check=True)
     subprocess.run([*git, "rm", "--quiet", "--force", "tools/rename.py", "tests/tools/test_rename.py"], check=True)
     makefile = root / "Makefile"
-    makefile.write_text(re.sub(r"rename: ## .*?\n\n", "", makefile.read_text(encoding="utf-8"), flags=re.DOTALL))
+    text = re.sub(r"rename: ## .*?\n\n", "", makefile.read_text(encoding="utf-8"), flags=re.DOTALL)
+    makefile.write_text(text.replace(" lock rename\n", " lock\n"), encoding="utf-8")
     return changed
 
 

@@ -223,5 +223,5 @@ def test_a_mistake_stops_before_anything_slow_is_imported(tmp_path: Path, comman
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, trajectory_transformer; assert 'torch' not in sys.modules; trajectory_transformer.Agent"
+    code = "import sys; import trajectory_transformer; assert 'torch' not in sys.modules; trajectory_transformer.Agent"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
