@@ -213,7 +213,7 @@ def require_planned_as_eager(model: TrajectoryTransformerModel, caplog: pytest.L
     auto = make_planner(model, decoder="auto", **OPTIONS)
     [message] = warnings_in(caplog)
     assert warning in message
-    assert "ms" in message or "several times slower" in message or "takes less time" in message
+    assert " ms" in message or "takes less time" in message  # what it costs, as measured
     found, wanted = plan(auto, prefix), plan(make_planner(model, decoder="eager", **OPTIONS), prefix)
     assert torch.equal(found.tokens, wanted.tokens)
     torch.testing.assert_close(found.score, wanted.score, atol=1e-5, rtol=1e-5)

@@ -55,13 +55,16 @@ _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c return
 
 def unavailable_reason(model: TrajectoryTransformer) -> str | None:
     """The reason why this model cannot be decoded natively, or None if there is none so far (see :mod:`.proof`)."""
+    return unsupported_reason(model) or _mismatch(model)
+
+
+def unsupported_reason(model: TrajectoryTransformer) -> str | None:
+    """The reason why no model of this kind can be decoded natively here, or None: device, activation, library."""
     device, dtype = model.pos_emb.device, model.pos_emb.dtype
     if device.type != "cpu" or dtype != torch.float32:
         return f"it computes in float32 on the CPU, the model in {dtype} on {device}"
     if not isinstance(model.config.hidden_act, str) or model.config.hidden_act not in ACTIVATIONS:
         return f"it knows the activations {', '.join(ACTIVATIONS)}, not {model.config.hidden_act}"
-    if (mismatch := _mismatch(model)) is not None:
-        return mismatch
     try:
         load_library()
     except UnavailableError as error:

@@ -17,7 +17,7 @@ from ..decoder import BeamDecoder
 from ..proof import decoding_error, tolerance_of
 from ..sampling import Choice, choose
 from ..transformer_decoder import TransformerDecoder
-from .decoder import NativeDecoder, expected_shapes, unavailable_reason
+from .decoder import NativeDecoder, expected_shapes, unavailable_reason, unsupported_reason
 from .search import native_search
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ def make_decoder(
             )
     if settings.decoder == "native":
         raise UserError(f"planner.decoder=native is not available: {reason}; use planner.decoder=auto")
+    if decoder is None and unsupported_reason(model) is None:
+        decoder = _SizedDecoder(model.config, window, sliding)  # only to measure what it would take
     if decoder is not None:
         eager = TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand)
         native_seconds, seconds = (_transition_seconds(some, model, settings) for some in (decoder, eager))
@@ -78,6 +80,13 @@ def make_decoder(
         )
     log.warning("planning in PyTorch, %s: the native kernel cannot be used, as %s", cost, reason)
     return None
+
+
+class _SizedDecoder(NativeDecoder):
+    """A native decoder of random weights, of the sizes that a configuration gives."""
+
+    def __init__(self, config: TransformerConfig, window: int, sliding: bool) -> None:
+        self._prepare(config, _random_weights(config), window, sliding)
 
 
 @torch.inference_mode()
@@ -145,9 +154,13 @@ class _RandomDecoder(_SamplingInPython):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        generator = torch.Generator().manual_seed(0)
-        weights = {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
-        self._prepare(config, weights, (config.block_size + 1) // config.transition_dim, sliding=False)
+        window = (config.block_size + 1) // config.transition_dim
+        self._prepare(config, _random_weights(config), window, sliding=False)
+
+
+def _random_weights(config: TransformerConfig) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
 
 
 @torch.inference_mode()
