@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.config import TransformerConfig
 from trajectory_transformer.model.gpt import Block, DimensionHeads, TrajectoryTransformer
 
@@ -23,12 +24,14 @@ def make_model(**changes: Any) -> TrajectoryTransformer:
     model = TrajectoryTransformer(TransformerConfig(**(options | changes))).eval()
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
+    if model.numbers is not None:
+        model.numbers.set_values(torch.randn(WIDTH, VOCABULARY), torch.randn(50, WIDTH))
     return model
 
 
-@pytest.fixture(scope="module")
-def model() -> TrajectoryTransformer:
-    return make_model()
+@pytest.fixture(scope="module", params=[None, 12], ids=["tokens", "numbers"])
+def model(request: pytest.FixtureRequest) -> TrajectoryTransformer:
+    return make_model(numerical_embedding=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,17 @@ def test_mask_by_hand() -> None:
     ]
 
 
+def plain_numbers(model: TrajectoryTransformer, tokens: list[int], p: int) -> Tensor:
+    """What is added at position p, for two dimensions of observation and two of action."""
+    numbers, dimension = model.numbers, p % WIDTH
+    if numbers is None or dimension < 1:
+        return torch.zeros(16)
+    known = 2 if dimension < 3 else 4  # the observation's alone where an action comes next
+    begins = p - dimension
+    values = torch.stack([numbers.values[d, tokens[begins + d]] for d in range(known)])
+    return (numbers.observation if known == 2 else numbers.transition)(values)
+
+
 def plain_logits(model: TrajectoryTransformer, tokens: list[int]) -> Tensor:
     """The forward pass written out for one sequence with loops over positions and heads."""
     config = model.config
@@ -67,7 +81,7 @@ def plain_logits(model: TrajectoryTransformer, tokens: list[int]) -> Tensor:
     rows = []
     for p, token in enumerate(tokens):
         index = token + p % WIDTH * VOCABULARY if token < VOCABULARY else VOCABULARY * WIDTH
-        rows.append(model.tok_emb.weight[index] + model.pos_emb[0, p])
+        rows.append(model.tok_emb.weight[index] + model.pos_emb[0, p] + plain_numbers(model, tokens, p))
     x = torch.stack(rows)
     for block in blocks_of(model):
         normed = block.ln1(x)
@@ -134,6 +148,32 @@ def test_later_tokens_never_change_earlier_logits(model: TrajectoryTransformer, 
     changed = tokens.clone()
     changed[:, 14:] = (changed[:, 14:] + 1) % VOCABULARY
     torch.testing.assert_close(logits_of(model, changed)[:, :14], logits_of(model, tokens)[:, :14])
+
+
+def test_numbers_stand_for_standardised_values() -> None:
+    numbers = make_model(numerical_embedding=4).numbers
+    assert numbers is not None
+    centers = torch.arange(float(VOCABULARY)).expand(WIDTH, -1) * torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0, 0.0])[:, None]
+    data = torch.tensor([[0.0, 0.0, 0.1, 1.0, 3.0, 7.0], [4.0, 8.0, 0.1, 3.0, 3.2, 7.0]])
+    numbers.set_values(centers, data)
+    expected = [(k - 2) / 2 for k in range(VOCABULARY)]
+    assert numbers.values[0].tolist() == pytest.approx([*expected, 0.0], abs=1e-5)
+    assert numbers.values[1].tolist() == pytest.approx([*expected, 0.0], abs=1e-5)
+    assert numbers.values[3].tolist() == pytest.approx([-2, -1, 0, 1, 2, 3, 4, 5, 0], abs=1e-4)
+    assert numbers.values[4].tolist() == [-5, -5, -5, pytest.approx(-1, abs=1e-3), 5, 5, 5, 5, 0]
+    assert numbers.values[2].tolist() == [-5, 5, 5, 5, 5, 5, 5, 5, 0]  # a constant dimension
+    assert numbers.values[5].tolist() == [-5] * VOCABULARY + [0]
+
+
+def test_a_past_of_pairs_must_end_with_a_transition_where_numbers_count(tokens: Tensor) -> None:
+    model = make_model(numerical_embedding=4)
+    with torch.no_grad():
+        whole = tuple(model(tokens[:, : 2 * WIDTH], use_cache=True).past_key_values)
+        part = tuple(model(tokens[:, :9], use_cache=True).past_key_values)
+        continued = model(tokens[:, 2 * WIDTH :], past_key_values=whole).logits
+    torch.testing.assert_close(continued, logits_of(model, tokens)[:, 2 * WIDTH :], atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="end within a transition"):
+        model(tokens[:, 9:], past_key_values=part)
 
 
 def test_the_stop_token_is_one_embedding_for_all_dimensions(model: TrajectoryTransformer) -> None:
@@ -211,6 +251,8 @@ def test_decay_groups_split_all_parameters(model: TrajectoryTransformer) -> None
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     kinds = ("key", "query", "value", "proj", "l1", "l2")
     expected = {f"blocks.{i}.{'attn.' * (k in kinds[:4])}{k}.weight" for i in range(2) for k in kinds} | {"head.weight"}
+    if model.numbers is not None:
+        expected |= {f"numbers.{mlp}.{layer}.weight" for mlp in ("observation", "transition") for layer in (0, 2, 4)}
     assert {names[id(p)] for p in decayed["params"]} == expected
     assert len(decayed["params"]) + len(rest["params"]) == len(names)
 

@@ -15,16 +15,19 @@ from trajectory_transformer.planning.transformer_decoder import TransformerDecod
 WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
 
 
-def small_model(spread: float) -> TrajectoryTransformerModel:
+def small_model(spread: float, numbers: int | None = None) -> TrajectoryTransformerModel:
     """In evaluation mode, with weights that far from their initial values."""
     torch.manual_seed(0)
     config = TrajectoryTransformerConfig(
         vocab_size=VOCABULARY, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH,
         observation_dim=2, action_dim=2, n_layer=2, n_head=2, n_embd=16,
+        numerical_embedding=numbers,
     )  # fmt: skip
     model = TrajectoryTransformerModel(config).eval()
     for parameter in model.parameters():
         parameter.data += spread * torch.randn_like(parameter)
+    if model.numbers is not None:
+        model.numbers.set_values(torch.randn(WIDTH, VOCABULARY), torch.randn(50, WIDTH))
     return model
 
 

@@ -13,8 +13,10 @@ from trajectory_transformer.checkpoint import Checkpoint, DatasetRecord
 from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import DataConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
+from trajectory_transformer.environments.spec import SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.beam_search import SearchResult, SearchStep
 from trajectory_transformer.planning.planner import BeamPlanner
 
 from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, WIDTH, box
@@ -239,3 +241,67 @@ def test_from_checkpoint_restores_the_agent(
     contents["trajectory_transformer"] |= {"planner": {"horizon": 3, "depth": 9}}
     with pytest.raises(UserError, match=r"do not fit together.*depth"):
         Agent.of(Checkpoint.from_contents(contents))
+
+
+# ---- what is done: the best plan's action, or a mean ----
+
+
+def followed(found: SearchResult, beam: int) -> list[list[int]]:
+    """Action tokens of one of the sequences kept in the end, found by following it backwards by hand."""
+    actions, kept = [], [step.kept[0].tolist() for step in found.steps]
+    for t in reversed(range(len(kept))):
+        candidate = kept[t][beam]
+        actions.append(found.steps[t].tokens[0, candidate, :ACTION_DIM].tolist())
+        beam = candidate // (found.steps[t].tokens.shape[1] // (len(kept[t - 1]) if t else 1))
+    return actions[::-1]
+
+
+@pytest.mark.parametrize("window", ["growing", "sliding"])
+@pytest.mark.parametrize(("act", "share", "beams"), [("best", 1.0, 1), ("mean", 0.1, 4), ("elite", 0.4, 2)])
+def test_means_are_over_the_best_sequences_of_the_end(
+    make_agent, discretizer: Discretizer, window: str, act: str, share: float, beams: int
+) -> None:
+    agent = make_agent(act=act, elite_share=share, cdf_act=None, plan_freq=3, window=window)
+    found: list[SearchResult] = []
+    plan = agent._planner.plan
+    agent._planner.plan = lambda *arguments: (found.append(plan(*arguments)), found[-1])[1]
+    agent.reset(1)
+    done = []
+    for _ in range(3):
+        done.append(agent.act(np.full((1, OBSERVATION_DIM), 0.2, dtype=np.float32)))
+        agent.observe(done[-1], np.zeros(1), np.array([False]))
+    columns = slice(OBSERVATION_DIM, OBSERVATION_DIM + ACTION_DIM)
+    tokens = torch.tensor([followed(found[0], beam) for beam in range(beams)])
+    assert len(tokens.flatten(1).unique(dim=0)) == beams  # so that a mean is another thing than the best
+    expected = discretizer.decode(tokens, columns).mean(dim=0)
+    np.testing.assert_allclose(np.concatenate(done), expected.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(agent.last_plan.actions[0], np.concatenate(done))
+    assert followed(found[0], 0) == found[0].tokens[0, :, columns].tolist()
+
+
+def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discretizer: Discretizer) -> None:
+    space = SpaceSpec((SpaceLeaf((), "discrete", (), (0.0,), (5.0,)),))
+    agent = make_agent(act="mean", beam_width=5)
+    agent.environment = replace(ENVIRONMENT, action=space)
+
+    def taken(firsts: list[int]) -> float:
+        tokens = torch.zeros(1, 5, ACTION_DIM + 2, dtype=torch.int64)
+        tokens[0, :, 0] = torch.tensor(firsts)
+        step = SearchStep(tokens, torch.zeros(1, 5), torch.zeros(1, 5), torch.arange(5).unsqueeze(0))
+        nothing = torch.zeros(1, 1)
+        result = SearchResult(torch.zeros(1, 1, WIDTH, dtype=torch.int64), nothing, nothing[0], nothing[0], [step], 5)
+        action = agent._actions(result)[0, 0, 0]
+        centers = discretizer.centers[OBSERVATION_DIM]
+        return int((centers == action).nonzero())
+
+    assert taken([3, 7, 7, 2, 1]) == 7
+    assert taken([9, 4, 4, 9, 1]) == 9  # of two the better one's
+    assert taken([5, 4, 3, 2, 1]) == 5
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"act": "median"}, "act"), ({"elite_share": 0.0}, r"must lie in \(0, 1\]"), ({"elite_share": 1.5}, "elite_share"),
+])  # fmt: skip
+def test_other_ways_to_act_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PlannerConfig(**options)

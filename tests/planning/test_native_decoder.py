@@ -36,7 +36,7 @@ pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 
 def make_model(
     observation_dim: int, action_dim: int, transitions: int, vocab_size: int = 9, n_layer: int = 2, n_head: int = 2,
-    n_embd: int = 16, hidden_act: str = "gelu", layer_norm_eps: float = 1e-5,
+    n_embd: int = 16, hidden_act: str = "gelu", layer_norm_eps: float = 1e-5, numbers: int | None = None,
 ) -> TrajectoryTransformerModel:  # fmt: skip
     """Random in every parameter, biases and norms included."""
     torch.manual_seed(0)
@@ -44,11 +44,13 @@ def make_model(
     config = TrajectoryTransformerConfig(
         vocab_size=vocab_size, block_size=transitions * width - 1, transition_dim=width,
         observation_dim=observation_dim, action_dim=action_dim, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
-        hidden_act=hidden_act, layer_norm_eps=layer_norm_eps,
+        hidden_act=hidden_act, layer_norm_eps=layer_norm_eps, numerical_embedding=numbers,
     )  # fmt: skip
     model = TrajectoryTransformerModel(config).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
+    if model.numbers is not None:
+        model.numbers.set_values(torch.randn(width, vocab_size), torch.randn(100, width))
     return model
 
 
@@ -103,11 +105,13 @@ MODELS = {
     ),
     "one head of 64": make_model(2, 2, 5, vocab_size=130, n_layer=1, n_head=1, n_embd=64, hidden_act="selu"),
     "transition of forty": make_model(30, 8, 3, vocab_size=100, n_layer=1, n_head=4, n_embd=12),
+    "numbers": make_model(3, 2, 5, vocab_size=9, n_head=3, n_embd=24, numbers=20),
+    "numbers, dimensions of one": make_model(1, 1, 6, vocab_size=7, n_layer=1, n_embd=10, numbers=3),
     "heads of one": make_model(1, 2, 6, vocab_size=1, n_layer=3, n_head=7, n_embd=7, hidden_act="gelu_new"),
 }
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 # Too many tokens to look the first layer up; and so near each other that rounding decides which is drawn.
-LARGE = make_model(1, 1, 6, vocab_size=7500)
+LARGE = make_model(1, 1, 6, vocab_size=7500, numbers=16)
 
 
 @pytest.mark.parametrize("model", [*MODELS.values(), LARGE], ids=[*MODELS.keys(), "large vocabulary"])

@@ -18,6 +18,7 @@ from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.gpt import Block, SelfAttention
 from trajectory_transformer.model.memory import AttentionMemory
+from trajectory_transformer.model.numerical_embedding import NumericalEmbedding
 from trajectory_transformer.planning import native, planner, sampling
 from trajectory_transformer.planning.beam_search import beam_search
 from trajectory_transformer.planning.native.decoder import NativeDecoder
@@ -100,6 +101,14 @@ def other_activation(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatc
     block.act = partial(F.gelu, approximate="tanh")
 
 
+def other_numbers(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model.config.numerical_embedding = 8
+    model.numbers = NumericalEmbedding(model.layout, model.config.vocab_size + 1, 8, 32)
+    model.numbers.set_values(torch.randn(7, 20), torch.randn(50, 7))
+    model.numbers.transition[3] = nn.Tanh()
+
+
 def late_positions(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
     """Shows at the very last position alone."""
     embed = TrajectoryTransformerModel.embed
@@ -118,6 +127,7 @@ MODEL_EDITS: dict[Edit, str] = {
     wider: r"blocks.0.l1.bias has the shape \(256,\), and it reads \(128,\)",
     other_eps: "blocks.1.ln2 has eps=1e-06, and it computes with layer_norm_eps=1e-05",
     other_activation: "blocks.1.act is not gelu",
+    other_numbers: "largest difference is",
     late_positions: "largest difference is",
 }
 

@@ -17,9 +17,9 @@ COMPILERS = ("c++", "g++", "clang++")
 needs_cpp = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
 
 
-@pytest.fixture
-def model() -> TrajectoryTransformerModel:
-    return small_model(spread=0.1)
+@pytest.fixture(params=[None, 12], ids=["tokens", "numbers"])
+def model(request: pytest.FixtureRequest) -> TrajectoryTransformerModel:
+    return small_model(spread=0.1, numbers=request.param)
 
 
 def make_compiled(

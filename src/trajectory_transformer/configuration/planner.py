@@ -32,6 +32,8 @@ class PlannerConfig:
     cdf_act: float | None = 0.6  # drops the least likely action tokens of total mass below this; not nucleus sampling
     temperature: float = 1.0
     percentile: Any = "mean"  # of the predicted reward and value: "mean", or a fraction in (0, 1)
+    act: str = "best"  # of the best sequence in the end, or the mean of all kept (mean) or of the best share (elite)
+    elite_share: float = 0.25  # of the sequences kept in the end; for act=elite
     plan_freq: int = 1  # environment steps between plans
     deadline_ms: float | None = None  # for a plan, in all environments together; null: none
     decoder: str = "auto"  # native: C, on a CPU; eager, compiled: PyTorch; auto: the fastest, docs/planning.md
@@ -53,6 +55,8 @@ class PlannerConfig:
         if self.cdf_act is not None:
             require_probability("planner.cdf_act", self.cdf_act)
         require(self.temperature > 0, f"planner.temperature={self.temperature} must be positive")
+        require_choice("planner.act", self.act, ("best", "mean", "elite"))
+        require(0.0 < self.elite_share <= 1.0, f"planner.elite_share={self.elite_share} must lie in (0, 1]")
         number = isinstance(self.percentile, (int, float)) and not isinstance(self.percentile, bool)
         require(
             self.percentile == "mean" or (number and 0.0 < self.percentile < 1.0),
@@ -103,6 +107,12 @@ class PlannerConfig:
         if self.objective is not None and not isinstance(self.objective, Mapping):
             return self.objective
         return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}
+
+    @property
+    def acting_beams(self) -> int:
+        """Sequences, of those kept in the end, whose actions are averaged."""
+        share = {"best": 0.0, "mean": 1.0, "elite": self.elite_share}[self.act]
+        return max(1, round(share * self.beam_width))
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:

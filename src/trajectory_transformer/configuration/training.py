@@ -35,6 +35,7 @@ class ModelConfig:
     reward_weight: float = 1.0
     value_weight: float = 1.0
     goal_conditioned: bool = False  # windows begin with the state that their episode ends in; for planner=goal
+    numerical_embedding: int | None = None  # hidden width of the MLPs that embed a transition's real values; null: none
     block: Any = None  # the class of all blocks, {_target_: …, options of its own}; null: model.gpt.Block
 
     prefix: ClassVar[str] = "model."  # of names in messages
@@ -54,6 +55,8 @@ class ModelConfig:
             require(getattr(self, name) >= 0, f"{self.prefix}{name}={getattr(self, name)} must not be negative")
         if not callable(self.hidden_act):
             require_choice(f"{self.prefix}hidden_act", str(self.hidden_act), HIDDEN_ACTIVATIONS)
+        if self.numerical_embedding is not None:
+            self._require_number(f"{self.prefix}numerical_embedding", self.numerical_embedding, int)
         if self.block is not None:
             require_target(f"{self.prefix}block", self.block, "the class of a block: {_target_: my_package.MyBlock}")
 

@@ -51,6 +51,8 @@ class TransformerLearner(Learner):
     def make_module(
         self, config: TrainConfig, datamodule: "OfflineDataModule[Any]", plan: "TrainingPlan"
     ) -> "TrajectoryModule":
+        import torch
+
         from ..checkpoint import TrainingRecord
         from ..model.config import TransformerConfig
         from .transformer_datamodule import TrajectoryDataModule
@@ -62,7 +64,11 @@ class TransformerLearner(Learner):
         )
         plan = replace(plan, tokens_per_step=plan.tokens_per_step * model.block_size)
         record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
-        return TrajectoryModule(model, config.optimizer, plan, record, config.trainer.metrics)
+        module = TrajectoryModule(model, config.optimizer, plan, record, config.trainer.metrics)
+        if module.model.numbers is not None:
+            data = torch.from_numpy(datamodule.train_table.values)
+            module.model.numbers.set_values(datamodule.discretizer.centers, data)
+        return module
 
     @override
     def make_agent(

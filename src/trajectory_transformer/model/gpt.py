@@ -15,6 +15,7 @@ from ..errors import UserError
 from .config import TransformerConfig
 from .loss import token_weights, weighted_cross_entropy
 from .memory import AttentionMemory, CausalMemory, KeyValueCache
+from .numerical_embedding import NumericalEmbedding
 from .output import TrajectoryTransformerOutput
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -121,6 +122,7 @@ class TrajectoryTransformer(nn.Module):
             :data:`~..building.TYPED_BY_USER`: any.
 
     Attributes:
+        numbers: what is added to embeddings, with ``config.numerical_embedding``; else None.
         gradient_checkpointing: in training, compute each block's inner values again in the backward pass instead of
             keeping them.
 
@@ -145,6 +147,11 @@ class TrajectoryTransformer(nn.Module):
         mask[:, self.layout.value :: config.transition_dim] = False
         self.register_buffer("mask", mask, persistent=False)
         self._initialize()
+        hidden = (
+            config.numerical_embedding
+        )  # its initialisation is torch's: the trunk's would begin with next to nothing
+        outputs = config.vocab_size + 1
+        self.numbers = None if hidden is None else NumericalEmbedding(self.layout, outputs, hidden, config.n_embd)
 
     def _initialize(self) -> None:
         config = self.config
@@ -193,7 +200,10 @@ class TrajectoryTransformer(nn.Module):
         Raises:
             ValueError: the tokens would go past ``block_size``.
         """
-        x = self.drop(self.embed(tokens, memory.positions(tokens.shape[1])))
+        x = self.embed(tokens, memory.positions(tokens.shape[1]))
+        if self.numbers is not None:
+            x = x + memory.embed_numbers(self.numbers, tokens)
+        x = self.drop(x)
         for layer, block in enumerate(self.blocks):
             if states is not None:
                 states.append(x)
@@ -231,7 +241,8 @@ class TrajectoryTransformer(nn.Module):
 
         Raises:
             ValueError: past and new tokens together exceed ``block_size``.
-            UserError: ``past_key_values`` is nothing of the kind.
+            UserError: ``past_key_values`` is nothing of the kind, or pairs that end within a transition whose tokens a
+                model with a numerical embedding needs.
         """
         config = self.config
         keep = config.use_cache and not (self.gradient_checkpointing and self.training)
@@ -261,7 +272,13 @@ class TrajectoryTransformer(nn.Module):
                 f"past_key_values must be what an earlier call returned, or {self.config.n_layer} pairs of keys and "
                 f"values; got {type(past).__name__}"
             )
-        return KeyValueCache(tuple((key, value) for key, value in past))
+        cache = KeyValueCache(tuple((key, value) for key, value in past))
+        if self.numbers is not None and cache.length % self.config.transition_dim:
+            raise UserError(
+                "past_key_values end within a transition, and model.numerical_embedding needs its tokens: give what an "
+                "earlier call returned, or whole transitions"
+            )
+        return cache
 
     def _loss(self, logits: Tensor, targets: Tensor, mask: Tensor | None, start: int) -> Tensor:
         weights = token_weights(self.config, start, targets.shape[1]).to(logits)

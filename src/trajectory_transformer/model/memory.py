@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .numerical_embedding import NumericalEmbedding
+
 
 class AttentionMemory(Protocol):
     """Turns one block's queries, keys and values into attention outputs."""
@@ -21,6 +23,10 @@ class AttentionMemory(Protocol):
         Raises:
             ValueError: there is no room for them.
         """
+        ...
+
+    def embed_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
+        """(batch, time, n_embd) what the embedding adds for new tokens (batch, time), given those before them."""
         ...
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
@@ -44,10 +50,12 @@ class KeyValueCache:
 
     Attributes:
         layers: (key, value) pairs, each (batch, head, time, head_dim).
+        unfinished: (batch, time mod transition_dim) tokens of the last transition if it is not whole, for models with a
+            numerical embedding; None: it is whole, or there is no such embedding.
     """
 
-    def __init__(self, layers: tuple[tuple[Tensor, Tensor], ...] = ()) -> None:
-        self.layers = layers
+    def __init__(self, layers: tuple[tuple[Tensor, Tensor], ...] = (), unfinished: Tensor | None = None) -> None:
+        self.layers, self.unfinished = layers, unfinished
 
     @property
     def length(self) -> int:
@@ -69,7 +77,8 @@ class KeyValueCache:
         Args:
             rows: (new batch,) int64 indices into the batch.
         """
-        return KeyValueCache(tuple((key[rows], value[rows]) for key, value in self.layers))
+        unfinished = None if self.unfinished is None else self.unfinished[rows]
+        return KeyValueCache(tuple((key[rows], value[rows]) for key, value in self.layers), unfinished)
 
 
 class CausalMemory:
@@ -86,6 +95,7 @@ class CausalMemory:
         self._mask, self._past, self._keep, self._keep_weights = mask, past, keep, keep_weights
         self._layers: list[tuple[Tensor, Tensor]] = []
         self.weights: list[Tensor] = []
+        self._unfinished: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -93,13 +103,20 @@ class CausalMemory:
 
     @property
     def cache(self) -> KeyValueCache:
-        return KeyValueCache(tuple(self._layers))
+        return KeyValueCache(tuple(self._layers), self._unfinished)
 
     def positions(self, time: int) -> Tensor:
         end = self.length + time
         if end > len(self._mask):
             raise ValueError(f"{end} tokens exceed block_size={len(self._mask)}")
         return torch.arange(self.length, end, device=self._mask.device)
+
+    def embed_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
+        before = None if self._past is None else self._past.unfinished
+        whole = tokens if before is None else torch.cat([before, tokens], dim=1)
+        left = whole.shape[1] % len(embedding.values)
+        self._unfinished = whole[:, whole.shape[1] - left :] if left else None
+        return embedding(whole)[:, -tokens.shape[1] :]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         if self._past is not None and len(self._past):

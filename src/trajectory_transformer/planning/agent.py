@@ -14,6 +14,7 @@ from ..configuration import PlannerConfig, require
 from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
+from .beam_search import SearchResult, beam_actions
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
 from .trained_transformer import TrainedTransformer, planner_settings
@@ -117,6 +118,7 @@ class Agent:
         self.planned = np.zeros(num_envs, dtype=bool)
         self.counts = PlanCounts()
         self._plan_tokens = torch.zeros(num_envs, horizon, width, dtype=torch.int64)
+        self._plan_actions = torch.zeros(num_envs, horizon, self._layout.action_dim)  # real values
         self._plan_returns = torch.full((num_envs, horizon + 2), torch.nan)
         self._observation_tokens = torch.zeros(num_envs, self._layout.observation_dim, dtype=torch.int64)
         self._active = np.zeros(num_envs, dtype=bool)
@@ -188,8 +190,7 @@ class Agent:
             group = due & (self._past_length == length)
             self._replan(np.flatnonzero(group), int(length), share=float(group.sum() / due.sum()))
         actions = torch.zeros(expected[0], self._layout.action_dim)
-        chosen = self._plan_tokens[rows, torch.from_numpy(self._plan_age)[rows]][:, self._layout.action]
-        actions[rows] = self._discretizer.decode(chosen, self._layout.action)
+        actions[rows] = self._plan_actions[rows, torch.from_numpy(self._plan_age)[rows]]
         if isinstance(observations, np.ndarray):
             return actions.numpy()
         return actions.to(observations.device)
@@ -202,6 +203,7 @@ class Agent:
         found = self._planner.plan(prefix.to(self._device), [self._generators[row] for row in rows], share)
         length, horizon = found.tokens.shape[1], self.settings.horizon
         self._plan_tokens[index, :length] = found.tokens.cpu()
+        self._plan_actions[index, :length] = self._actions(found)
         self._plan_returns[index] = torch.nan
         self._plan_returns[index, :length] = found.rewards.cpu()
         self._plan_returns[index, horizon:] = torch.stack([found.value, found.score], dim=1).cpu()
@@ -212,6 +214,23 @@ class Agent:
             self.counts.narrowed + len(rows) * (found.beam_width < self.settings.beam_width),
             self.counts.late + len(rows) * found.late,
         )
+
+    def _actions(self, found: SearchResult) -> Tensor:
+        """(environment, horizon, action_dim) real values of what is to be done, as ``settings.act`` says.
+
+        Sequences that share an action count as often as they are. Of the indices of a Discrete space there is no mean:
+        the most frequent one is taken, and of equally frequent ones that of the better sequence.
+        """
+        columns, beams = self._layout.action, self.settings.acting_beams
+        if beams == 1 or not found.steps:
+            return self._discretizer.decode(found.tokens[:, :, columns].cpu(), columns)
+        tokens = beam_actions(found.steps, self._layout.action_dim, beams).cpu()
+        if self.environment.action.leaves[0].kind == "discrete":
+            times = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(dim=-1).sum(dim=1)  # (environment, beams, horizon)
+            places = torch.arange(tokens.shape[1]).unsqueeze(1)
+            first = (times * len(places) - places).argmax(dim=1)[:, None, :, None].expand(-1, -1, -1, tokens.shape[3])
+            return self._discretizer.decode(tokens.gather(1, first).squeeze(1), columns)
+        return self._discretizer.decode(tokens, columns).mean(dim=1)
 
     def observe(self, actions: Array, rewards: Array, done: Array) -> None:
         """Record the last transition of the active environments.
@@ -250,6 +269,7 @@ class Agent:
         """The most recent plan of each environment."""
         layout, returns = self._layout, self._plan_returns.numpy().copy()
         decoded = self._discretizer.decode(self._plan_tokens, slice(0, layout.transition_dim)).numpy()
+        decoded[..., layout.action] = self._plan_actions.numpy()
         decoded[np.arange(self.settings.horizon) >= self._plan_length[:, None]] = np.nan
         return Plan(
             observations=decoded[..., layout.observation],

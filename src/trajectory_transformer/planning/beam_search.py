@@ -172,6 +172,24 @@ def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:
     return torch.cat(found[::-1], dim=1)
 
 
+def beam_actions(steps: list[SearchStep], action_dim: int, beams: int) -> Tensor:
+    """Action tokens (environment, beams, horizon, action_dim) of the best sequences kept in the end, best first.
+
+    Args:
+        steps: of the search.
+        beams: how many; there are no more than were kept.
+    """
+    row = torch.arange(min(beams, steps[-1].kept.shape[1]), device=steps[-1].kept.device).expand(
+        len(steps[-1].kept), -1
+    )
+    found = []
+    for t in range(len(steps) - 1, -1, -1):
+        candidate = steps[t].kept.gather(1, row)
+        found.append(gather_rows(steps[t].tokens[:, :, :action_dim], candidate))
+        row = candidate // (steps[t].tokens.shape[1] // (steps[t - 1].kept.shape[1] if t > 0 else 1))
+    return torch.stack(found[::-1], dim=2)
+
+
 def require_finite_scores(scores: Tensor) -> None:
     """Refuse (environment,) best scores of which one is not finite.
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..model.gpt import TrajectoryTransformer
 from ..model.memory import CausalMemory
+from ..model.numerical_embedding import NumericalEmbedding
 from .decoder import BeamDecoder, gather_rows
 
 
@@ -31,7 +32,13 @@ class StaticMemory:
         heads, size = config.n_head, config.n_embd // config.n_head
         self._common = like.new_zeros(config.n_layer, 2, environments, heads, capacity, size)
         self._own = like.new_zeros(config.n_layer, 2, environments * rows, heads, capacity, size)
-        for stored in (self._common, self._own):
+        # Of each row's present transition: its tokens so far, and what a numerical embedding adds to the newest.
+        self._transition = torch.zeros(
+            len(self._own[0, 0]), config.transition_dim, dtype=torch.int64, device=like.device
+        )
+        self._added = like.new_zeros(len(self._own[0, 0]), 1, config.n_embd)
+        self._numbers = model.numbers
+        for stored in (self._common, self._own, self._added):
             torch._dynamo.mark_static_address(stored)  # so that CUDA graphs may write to it
         self._width, self._value = config.transition_dim, model.layout.value
         self._index = torch.arange(capacity, device=like.device)
@@ -41,15 +48,31 @@ class StaticMemory:
         self._length = 0  # of what is common
         self._seen = [capacity, capacity]
 
-    def move(self, position: int) -> None:
-        """A token is about to be appended there."""
+    def move(self, position: int, tokens: Tensor) -> None:
+        """These tokens (rows,) are about to be appended there."""
         self.position.fill_(position)
+        if self._numbers is not None:
+            self._append(self._numbers, tokens, position % self._width)
         if not self._whole:
             self._seen = [self._length, position + 1 - self._length]
 
     def positions(self, time: int) -> Tensor:
         assert time == 1
         return self.position
+
+    def embed_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
+        return self._added[: len(tokens)]
+
+    def _append(self, numbers: NumericalEmbedding, tokens: Tensor, place: int) -> None:
+        """Tokens (rows,) become number ``place`` of their transitions."""
+        transition, added = self._transition[: len(tokens)], self._added[: len(tokens), 0]
+        transition[:, place] = tokens
+        if place == numbers.observed - 1:
+            added.copy_(numbers.of_observation(transition))
+        elif place == numbers.acted - 1:
+            added.copy_(numbers.of_transition(transition))
+        elif place == 0:
+            added.zero_()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         assert dropout == 0.0
@@ -85,6 +108,9 @@ class StaticMemory:
         for layer, pair in enumerate(memory.cache):
             for part, tokens in enumerate(pair):
                 stored[layer, part, places, :, : tokens.shape[2]] = tokens
+        if self._numbers is not None and (unfinished := memory.cache.unfinished) is not None:
+            self._transition[rows, : unfinished.shape[1]] = unfinished
+            self._added[rows] = self._numbers(unfinished)[:, -1:]
         self._length = memory.cache.length if stored is self._common else 0
         self._first.fill_(self._length)
 
@@ -93,6 +119,9 @@ class StaticMemory:
         own = length - self._length
         if own > 0:
             self._own[:, :, : len(rows), :, :own] = self._own[:, :, rows, :, :own]
+        if self._numbers is not None:
+            self._transition[: len(rows)] = self._transition[rows]
+            self._added[: len(rows)] = self._added[rows]
 
 
 class TransformerDecoder(BeamDecoder):
@@ -196,9 +225,10 @@ class TransformerDecoder(BeamDecoder):
         if self._length == self._model.config.block_size:
             raise ValueError(f"{self._length + 1} tokens exceed block_size={self._length}")
         start = time.perf_counter()
-        self._memory.move(self._length)
+        padded = self._pad(tokens)
+        self._memory.move(self._length, padded)
         self._length += 1
-        logits = self._run(self._pad(tokens), self._memory).float()
+        logits = self._run(padded, self._memory).float()
         in_memory = logits.view(self._memory.environments, self._stride, -1)
         self._logits = in_memory[: self._environments, : self._rows].clone()  # CUDA graphs reuse what they return
         self.model_seconds += time.perf_counter() - start

@@ -45,16 +45,19 @@ int tt_search(Decoder *d, const Search *search, size_t size) { return size == si
 
 /* ---- making and freeing ---- */
 
-#define SHAPE_ENTRIES 9
+#define SHAPE_ENTRIES 11
 #define WEIGHTS_OF_LAYER 12
 #define OTHER_WEIGHTS 4
 
 /* weights: embeddings (transition_dim, vocab, embd), positions (block_size, embd), heads (transition_dim, vocab, embd),
- * their biases (transition_dim, vocab); then for each layer weight and bias of query, key, value, output, up, down.
- * shape: layers, heads, embd, hidden, vocab, transition_dim, block_size, activation, threads. NULL where the caller gives other
- * numbers of entries or weights than these. */
+ * their biases (transition_dim, vocab); then for each layer weight and bias of query, key, value, output, up, down;
+ * then what pack_numbers takes, if there is a numerical embedding.
+ * shape: layers, heads, embd, hidden, vocab, transition_dim, block_size, activation, threads, hidden units of the numerical
+ * embedding or 0, observation_dim. NULL where the caller gives other numbers of entries or weights than these. */
 Decoder *tt_create(const int *shape, int num_entries, float eps, const float **weights, int num_weights) {
-    if (num_entries != SHAPE_ENTRIES || num_weights != OTHER_WEIGHTS + WEIGHTS_OF_LAYER * shape[0]) return NULL;
+    if (num_entries != SHAPE_ENTRIES) return NULL;
+    const int of_trunk = OTHER_WEIGHTS + WEIGHTS_OF_LAYER * shape[0];
+    if (num_weights != of_trunk + (shape[9] ? WEIGHTS_OF_NUMBERS : 0)) return NULL;
     Decoder *d = calloc(1, sizeof(Decoder));
     d->num_layers = shape[0], d->heads = shape[1], d->embd = shape[2], d->hidden = shape[3], d->vocab = shape[4];
     d->transition_dim = shape[5], d->block_size = shape[6], d->activation = shape[7], d->threads = shape[8];
@@ -108,6 +111,10 @@ Decoder *tt_create(const int *shape, int num_entries, float eps, const float **w
         s->wanted = malloc(sizeof(Tile) * BLOCK * pages), s->tiles = malloc(sizeof(Tile) * BLOCK * pages);
         s->pages = malloc(sizeof(float *) * BLOCK * pages);
     }
+    if (shape[9]) {
+        d->observed = shape[10], d->acted = d->transition_dim - 2;
+        pack_numbers(d, shape[9], weights + of_trunk);
+    }
     precompute_first_layer(d);
     d->workers = calloc(d->threads, sizeof(Decoder));
     for (int t = 0; t < d->threads; t++) {
@@ -126,6 +133,7 @@ static void free_state(Decoder *d) {
 void tt_destroy(Decoder *d) {
     for (int t = 0; t < d->threads; t++) free_state(&d->workers[t]);
     free_state(d);
+    if (d->observed) free_numbers(d);
     for (int l = 0; l < d->num_layers; l++)
         free(d->layers[l].project.bias), free(d->layers[l].output.bias), free(d->layers[l].up.bias), free(d->layers[l].down.bias);
     for (int i = 0; i < d->transition_dim; i++) free(d->heads_out[i].bias);

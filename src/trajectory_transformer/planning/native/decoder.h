@@ -10,6 +10,8 @@
 #define CHUNK 64 /* pages that the pool grows by */
 #define FIRST_LAYER_CACHE_BYTES (64 << 20) /* the largest table of the first layer's projections */
 
+#define NUMBER_LAYERS 3 /* of each MLP of the numerical embedding */
+
 typedef struct {
     Matrix project, output, up, down;
 } Layer;
@@ -28,6 +30,8 @@ typedef struct {
     int stored;   /* tokens in them */
     int extended; /* whether some child has gone on in the last page */
     int child;    /* the last of its children in the next generation so far, or -1 */
+    int64_t *transition; /* tokens of its last transition; of models with a numerical embedding, which adds this (width) to its */
+    float *added;        /* last token, see numbers.h */
 } Sequence;
 
 /* The distinct sequences that rows belong to, and the logits of their next tokens. */
@@ -36,11 +40,14 @@ typedef struct {
     Sequence *sequences;
     int32_t *page_lists, *sequence_of_row;
     float *logits; /* (sequences, logit_width) */
+    int64_t *transitions; /* (sequences, transition_dim) */
+    float *added;         /* (sequences, width) */
 } Generation;
 
 /* Working memory of one thread. */
 typedef struct {
     float *x, *normed, *projected, *seen, *hidden, *scores, *out; /* for a block of rows */
+    float *numbers[2];
     Tile *tiles, *wanted; /* of a block; of its rows whose logits are wanted */
     float **pages;
     Generation between[3]; /* of the tokens between the first and the last of a call */
@@ -60,6 +67,9 @@ typedef struct Decoder {
     Layer *layers;
     Matrix *heads_out; /* for each dimension */
     float *first_layer_cache; /* (block_size, vocab, 3 heads head_size): queries, keys and values in the first layer; NULL if too many */
+    int observed, acted; /* dimensions of observation, and with the action's; 0 without a numerical embedding */
+    float *token_values, *number_weights; /* (transition_dim, vocab); of all its matrices */
+    Matrix numbers[2][NUMBER_LAYERS];     /* of the observation's MLP, and of that of observation and action */
     Scratch *scratch;  /* for each thread */
     atomic_int waiting, phase; /* of the threads' barrier */
     double seconds[2];  /* spent in the model, and in sampling */
@@ -81,6 +91,8 @@ typedef struct {
     int32_t logits;     /* which row of the result, or -1 */
     int32_t seen;       /* slots of these pages */
     const int32_t *pages;
+    const int64_t *transition; /* as of its sequence, where an MLP is due, or NULL */
+    float *added;              /* to its embedding, or NULL */
 } Row;
 
 /* Rows that pass through all layers together. */

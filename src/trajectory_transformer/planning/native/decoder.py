@@ -86,7 +86,7 @@ class NativeDecoder(BeamDecoder):
     """
 
     def __init__(self, model: TrajectoryTransformer, window: int, sliding: bool) -> None:
-        self._prepare(model.config, dict(model.named_parameters(remove_duplicate=False)), window, sliding)
+        self._prepare(model.config, _weights_of(model), window, sliding)
 
     def _prepare(self, config: TransformerConfig, weights: Mapping[str, Tensor], window: int, sliding: bool) -> None:
         self._library, self._config, self._sliding = load_library(), config, sliding
@@ -105,6 +105,7 @@ class NativeDecoder(BeamDecoder):
         shape = (
             config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd, config.vocab_size + 1,
             config.transition_dim, config.block_size, list(ACTIVATIONS).index(config.hidden_act), threads,
+            config.numerical_embedding or 0, config.observation_dim,
         )  # fmt: skip
         addresses = [weight.data_ptr() for weight in self._weights]
         if self._handle is not None:
@@ -227,6 +228,12 @@ def _numbered(environments: int, rows: int) -> Tensor:
     return torch.arange(environments * rows).view(environments, rows)
 
 
+def _weights_of(model: TrajectoryTransformer) -> dict[str, Tensor]:
+    """All that the kernel reads, by name."""
+    weights: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return weights if model.numbers is None else {**weights, "numbers.values": model.numbers.values}
+
+
 def expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters that the kernel reads, by name."""
     n, outputs = config.n_embd, config.vocab_size + 1
@@ -241,6 +248,11 @@ def expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"blocks.{layer}.{name}.weight"], shapes[f"blocks.{layer}.{name}.bias"] = shape, shape[:1]
     for name in _norms(config):
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (n,)
+    if (hidden := config.numerical_embedding) is not None:
+        shapes["numbers.values"] = (config.transition_dim, outputs)
+        for name, inputs in (("observation", config.observation_dim), ("transition", config.layout.reward)):
+            for layer, shape in ((0, (hidden, inputs)), (2, (hidden, hidden)), (4, (n, hidden))):
+                shapes[f"numbers.{name}.{layer}.weight"], shapes[f"numbers.{name}.{layer}.bias"] = shape, shape[:1]
     return shapes
 
 
@@ -251,7 +263,7 @@ def _norms(config: TransformerConfig) -> list[str]:
 def _mismatch(model: TrajectoryTransformer) -> str | None:
     """The first part of a model that the kernel would compute otherwise, or None; checked before C gets an address."""
     config, expected = model.config, expected_shapes(model.config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    shapes = {name: tuple(weight.shape) for name, weight in _weights_of(model).items()}
     for name in sorted(shapes.keys() | expected.keys()):
         if name not in expected:
             return f"the model has a parameter that it does not read, {name}"
@@ -301,7 +313,7 @@ def _folded_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) ->
                 bias = bias + _product(weight, block[f"{norm}.bias"])
                 weight = weight * block[f"{norm}.weight"]
             folded += [weight * factor, bias * factor]
-    return folded
+    return folded + [weights[name] for name in expected_shapes(config) if name.startswith("numbers.")]
 
 
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:

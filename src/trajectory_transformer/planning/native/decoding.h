@@ -9,7 +9,7 @@
  * stand in another generation behind base others, and belong to its rows places[r]. Returns how many they are, or -1. */
 static int branch(Decoder *d, Generation *from, const int64_t *parents, int n, const int64_t *tokens, Generation *to, int base,
                   const int64_t *places, Row *work) {
-    const int stored = from->position % d->transition_dim != d->transition_dim - 1;
+    const int place = from->position % d->transition_dim, stored = place != d->transition_dim - 1;
     int32_t *siblings = malloc(sizeof(int32_t) * n), *order = malloc(sizeof(int32_t) * n);
     int32_t *count = calloc(from->num_sequences + 1, sizeof(int32_t));
     int found = 0, ready = siblings && order && count;
@@ -25,13 +25,14 @@ static int branch(Decoder *d, Generation *from, const int64_t *parents, int n, c
         while (s >= 0 && work[s].token != tokens[r]) s = siblings[s];
         if (s < 0) {
             s = found++;
-            Sequence *child = &to->sequences[base + s];
             siblings[s] = parent->child, parent->child = s;
             int32_t copied = -1;
-            copy(child, parent, to->page_lists + (size_t)(base + s) * list_length(d));
+            Sequence *child = copy_into(d, to, base + s, parent);
             parent->extended = 1; /* by this child, or to be by its children */
             if (stored) ready = add_slot(d, child, &copied) == OK;
             work[s] = make_row(child, tokens[r], from->position, stored, copied, base + s);
+            work[s].added = continue_transition(d, child, parent, tokens[r], place);
+            work[s].transition = numbers_due(d, place) < 0 ? NULL : child->transition;
         }
         to->sequence_of_row[places[r]] = base + s;
     }

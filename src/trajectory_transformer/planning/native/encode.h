@@ -22,6 +22,17 @@ static void store_in_extra_page(Decoder *d, const Node *nodes, int parent, int l
     }
 }
 
+/* Numbers of all transitions that nodes stand for: added (nodes, 2, width) of their MLPs. */
+static void evaluate_nodes(const Decoder *d, const Node *nodes, int num_nodes, float *added) {
+    Row rows[BLOCK];
+    for (int kind = 0; kind < 2; kind++)
+        for (int node = 1, n = 0; node < num_nodes; node++) {
+            if (nodes[node].length >= (kind ? d->acted : d->observed))
+                rows[n++] = (Row){.transition = nodes[node].tokens, .added = added + (2 * (size_t)node + kind) * d->width};
+            if (n && (n == BLOCK || node == num_nodes - 1)) evaluate_numbers(d, d->scratch, kind, rows, n), n = 0;
+        }
+}
+
 /* Begin anew with whole sequences (rows, time) from position 0. Transitions that several of them begin with are computed
  * once. */
 static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
@@ -33,12 +44,13 @@ static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     int32_t *pages = malloc(sizeof(int32_t) * most * list_length(d));
     Row *work = malloc(sizeof(Row) * (size_t)rows * time);
     d->extra_pages = malloc(sizeof(ExtraPage) * most * LANES);
-    int status = nodes && paths && pages && work && d->extra_pages ? OK : NO_MEMORY;
+    float *added = allocate(d->observed ? sizeof(float) * most * 2 * d->width : 1); /* of each node's two MLPs */
+    int status = nodes && paths && pages && work && added && d->extra_pages ? OK : NO_MEMORY;
     Generation *newest = &d->newest;
     if (status == OK) status = reserve(d, newest, rows);
     if (status == OK) status = release_unused_pages(d, newest, NULL, 0, 0);
     int num_nodes = 1, num_rows = 0, num_extra_pages = 0, leaves = 0;
-    if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, -1, 0}, paths[0] = (Sequence){pages, 0, 0, -1};
+    if (status == OK) nodes[0] = (Node){NULL, 0, -1, -1, -1, -1, 0}, paths[0] = (Sequence){.pages = pages, .child = -1};
     for (int r = 0; r < rows && status == OK; r++) {
         int at = 0;
         for (int level = 0; level < levels && status == OK; level++) {
@@ -56,6 +68,7 @@ static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
                     int32_t copied = -1;
                     if (i < dim - 1) status = add_slot(d, path, &copied);
                     work[num_rows] = make_row(path, part[i], level * dim + i, i < dim - 1, -1, -1);
+                    if (has_numbers(d, i)) work[num_rows].added = added + (2 * (size_t)next + (i >= d->acted - 1)) * d->width;
                     if (copied >= 0) store_in_extra_page(d, nodes, at, level, &work[num_rows], work, &num_extra_pages);
                     num_rows++;
                 }
@@ -65,16 +78,26 @@ static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
         }
         if (nodes[at].sequence < 0) {
             nodes[at].sequence = work[nodes[at].first_row + nodes[at].length - 1].logits = leaves;
-            copy(&newest->sequences[leaves], &paths[at], newest->page_lists + (size_t)leaves * list_length(d));
+            copy_into(d, newest, leaves, &paths[at]);
             leaves++;
         }
         newest->sequence_of_row[r] = nodes[at].sequence;
+    }
+    if (status == OK && d->observed) {
+        evaluate_nodes(d, nodes, num_nodes, added);
+        for (int node = 1; node < num_nodes; node++) {
+            if (nodes[node].sequence < 0) continue;
+            const Sequence *leaf = &newest->sequences[nodes[node].sequence];
+            const float *last = work[nodes[node].first_row + nodes[node].length - 1].added;
+            memcpy(leaf->transition, nodes[node].tokens, sizeof(int64_t) * nodes[node].length);
+            if (last) memcpy(leaf->added, last, sizeof(float) * d->width);
+        }
     }
     if (status == OK) {
         status = run_together(d, work, num_rows, newest->logits);
         newest->position = time, newest->num_sequences = leaves, newest->num_rows = rows;
     }
-    free(nodes), free(paths), free(pages), free(work), free(d->extra_pages);
+    free(nodes), free(paths), free(pages), free(work), free(added), free(d->extra_pages);
     d->extra_pages = NULL;
     return status;
 }

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "attention.h"
+#include "numbers.h"
 
 static void embed(const Decoder *d, int token, int position, float *x) {
     const float *e = d->embeddings + ((size_t)(position % d->transition_dim) * d->vocab + token) * d->width;
@@ -144,23 +145,30 @@ static void move_to_front(const Wanted *wanted, float *values, int width) {
         if (wanted->which[w] > w) memcpy(values + (size_t)w * width, values + (size_t)wanted->which[w] * width, sizeof(float) * width);
 }
 
-/* Embeddings of rows, and their queries, keys and values in the first layer. */
+/* Embeddings of rows, and their queries, keys and values in the first layer. Rows whose numbers are due are all in one place. */
 static void embed_and_project(const Decoder *d, const Scratch *s, const Row *rows, int n) {
     const Matrix *project = &d->layers[0].project;
+    const int due = n && rows->added && rows->transition ? numbers_due(d, rows->position % d->transition_dim) : -1;
+    int all_cached = d->first_layer_cache != NULL;
     Stream none = {0};
+    if (due >= 0) evaluate_numbers(d, s, due, rows, n);
     for (int r = 0; r < n; r++) {
-        embed(d, rows[r].token, rows[r].position, s->x + r * d->width);
-        if (!d->first_layer_cache) continue;
+        float *x = s->x + r * d->width;
+        embed(d, rows[r].token, rows[r].position, x);
+        all_cached &= !rows[r].added;
+        if (rows[r].added)
+            for (int i = 0; i < d->width; i += LANES) store(x + i, load(x + i) + load(rows[r].added + i));
+        if (!all_cached) continue;
         const float *cached = d->first_layer_cache + ((size_t)rows[r].position * d->vocab + rows[r].token) * project->n;
         memcpy(s->projected + (size_t)r * project->n, cached, sizeof(float) * project->n);
     }
-    if (d->first_layer_cache) return;
+    if (all_cached) return;
     add_and_normalize(d, NULL, s->x, n, s->normed);
     multiply(project, s->normed, d->width, n, s->projected, project->n, &none);
 }
 
-/* Queries, keys and values in the first layer depend on token and position alone. All are computed once, if there is
- * room for them. */
+/* Queries, keys and values in the first layer depend on token and position alone, where no numbers are added. All are computed
+ * once, if there is room for them. */
 static void precompute_first_layer(Decoder *d) {
     const int width = d->layers[0].project.n;
     const size_t bytes = sizeof(float) * d->block_size * d->vocab * width;
@@ -170,6 +178,7 @@ static void precompute_first_layer(Decoder *d) {
     for (int position = 0; position < d->block_size; position++) {
         const Scratch *s = &d->scratch[omp_get_thread_num()];
         Row rows[BLOCK];
+        if (has_numbers(d, position % d->transition_dim)) continue;
         for (int token = 0, n; token < d->vocab; token += n) {
             for (n = 0; n < BLOCK && token + n < d->vocab; n++) rows[n] = (Row){.token = token + n, .position = position};
             embed_and_project(d, s, rows, n);

@@ -161,7 +161,10 @@ class _RandomDecoder(_SamplingInPython):
 
 def _random_weights(config: TransformerConfig) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
+    for name in (name for name in weights if name.startswith("numbers.")):  # so that tokens still count beside it
+        weights[name] /= weights[name].shape[-1] ** 0.5
+    return weights
 
 
 @torch.inference_mode()

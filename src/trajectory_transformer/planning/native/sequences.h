@@ -5,7 +5,9 @@
 
 static inline int list_length(const Decoder *d) { return pages_for(d->block_size); }
 
-static void free_generation(Generation *g) { free(g->sequences), free(g->page_lists), free(g->sequence_of_row), free(g->logits); }
+static void free_generation(Generation *g) {
+    free(g->sequences), free(g->page_lists), free(g->sequence_of_row), free(g->logits), free(g->transitions), free(g->added);
+}
 
 /* An empty generation with room for so many rows. */
 static int reserve(const Decoder *d, Generation *g, int rows) {
@@ -15,6 +17,10 @@ static int reserve(const Decoder *d, Generation *g, int rows) {
     const size_t n = rows, floats = n * d->logit_width;
     *g = (Generation){.sequences = malloc(sizeof(Sequence) * n), .page_lists = malloc(sizeof(int32_t) * n * list_length(d)),
                       .sequence_of_row = malloc(sizeof(int32_t) * n), .logits = allocate(sizeof(float) * floats)};
+    if (d->observed) {
+        g->transitions = malloc(sizeof(int64_t) * n * d->transition_dim), g->added = allocate(sizeof(float) * n * d->width);
+        if (!g->transitions || !g->added) return NO_MEMORY;
+    }
     if (!g->sequences || !g->page_lists || !g->sequence_of_row || !g->logits) return NO_MEMORY;
     for (size_t i = 0; i < floats; i++) g->logits[i] = -INFINITY;
     g->capacity = rows;
@@ -81,6 +87,16 @@ static void copy(Sequence *to, const Sequence *from, int32_t *pages) {
     to->child = -1;
 }
 
+/* As copy, for number s of a generation. */
+static Sequence *copy_into(const Decoder *d, Generation *g, int s, const Sequence *from) {
+    copy(&g->sequences[s], from, g->page_lists + (size_t)s * list_length(d));
+    if (d->observed) {
+        g->sequences[s].transition = g->transitions + (size_t)s * d->transition_dim;
+        g->sequences[s].added = g->added + (size_t)s * d->width;
+    }
+    return &g->sequences[s];
+}
+
 /* Give a sequence one more slot. Where it lies depends on the token's position alone, so that the order of all sums,
  * and with it the last bit of every result, is the same whatever other sequences there are. Where a relative has gone
  * on in the last page, this one goes on in a copy, which is made when its token is computed, or, where the tokens
@@ -99,5 +115,5 @@ static int add_slot(Decoder *d, Sequence *s, int32_t *copied) {
 
 static Row make_row(const Sequence *s, int token, int position, int stored, int copied, int logits) {
     const int last = s->stored - 1;
-    return (Row){token, position, stored ? s->pages[last / LANES] : -1, last % LANES, -1, copied, logits, s->stored, s->pages};
+    return (Row){token, position, stored ? s->pages[last / LANES] : -1, last % LANES, -1, copied, logits, s->stored, s->pages, NULL, NULL};
 }
