@@ -80,6 +80,8 @@ class TrainingRecord:
         seed: of the run.
         planner: how its agent plans; None where it does not.
         discretizer: of a model of tokens; else None.
+        value_r2: share of the variance of held-out returns-to-go that such a model explained when last validated; None:
+            not known.
     """
 
     kind: str
@@ -90,6 +92,7 @@ class TrainingRecord:
     seed: int
     planner: PlannerConfig | None = None
     discretizer: Discretizer | None = None
+    value_r2: float | None = None
 
     @classmethod
     def of(
@@ -117,6 +120,8 @@ class TrainingRecord:
             parts["planner"] = asdict(self.planner)
         if self.discretizer is not None:
             parts["discretizer"] = self.discretizer.to_dict()
+        if self.value_r2 is not None:
+            parts["value_r2"] = self.value_r2
         return parts
 
     @classmethod
@@ -143,6 +148,7 @@ class TrainingRecord:
             int(values.get("seed", 0)),
             None if planner is None else PlannerConfig.from_record(planner),
             None if discretizer is None else Discretizer.from_dict(discretizer),
+            values.get("value_r2"),
         )
 
 

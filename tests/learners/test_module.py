@@ -74,7 +74,7 @@ def test_logged_metrics(tmp_path: Path) -> None:
     config = small_config(max_steps=12)
     fit(TransformerLearner(), config, tmp_path, small_datamodule(config), [rows], [], False)
     kinds = ("observation", "action", "reward", "value")
-    both = {"loss", "perplexity"} | {f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")}
+    both = {"loss", "perplexity", "value_r2"} | {f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")}
     expected = {f"train/{name}" for name in (*both, "learning_rate", "gradient_norm", "tokens_per_second")}
     assert {name for step, name in rows.rows if step == 9} == expected | {"epoch"}
     assert {step for step, name in rows.rows if name == "train/loss"} == {3, 6, 9, 12}

@@ -17,6 +17,7 @@ from trajectory_transformer.environments.spec import SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import SearchResult, SearchStep
+from trajectory_transformer.planning.objectives import make_objective
 from trajectory_transformer.planning.planner import BeamPlanner
 
 from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, WIDTH, box
@@ -257,7 +258,7 @@ def followed(found: SearchResult, beam: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("window", ["growing", "sliding"])
-@pytest.mark.parametrize(("act", "share", "beams"), [("best", 1.0, 1), ("mean", 0.1, 4), ("elite", 0.4, 2)])
+@pytest.mark.parametrize(("act", "share", "beams"), [("best", 1.0, 1), ("elite", 1.0, 4), ("elite", 0.4, 2)])
 def test_means_are_over_the_best_sequences_of_the_end(
     make_agent, discretizer: Discretizer, window: str, act: str, share: float, beams: int
 ) -> None:
@@ -277,6 +278,21 @@ def test_means_are_over_the_best_sequences_of_the_end(
     np.testing.assert_allclose(np.concatenate(done), expected.numpy(), atol=1e-6)
     np.testing.assert_array_equal(agent.last_plan.actions[0], np.concatenate(done))
     assert followed(found[0], 0) == found[0].tokens[0, :, columns].tolist()
+
+
+def test_the_mean_is_over_all_candidates(make_agent, discretizer: Discretizer) -> None:
+    agent = make_agent(act="mean", cdf_act=None)
+    found: list[SearchResult] = []
+    plan = agent._planner.plan
+    agent._planner.plan = lambda *arguments: (found.append(plan(*arguments)), found[-1])[1]
+    agent.reset(2)
+    action = agent.act(np.full((2, OBSERVATION_DIM), 0.2, dtype=np.float32))
+    columns = slice(OBSERVATION_DIM, OBSERVATION_DIM + ACTION_DIM)
+    for t in range(3):
+        expected = discretizer.decode(found[0].steps[t].tokens[:, :, :ACTION_DIM], columns)
+        assert expected.shape == (2, 8, ACTION_DIM)
+        np.testing.assert_allclose(agent.last_plan.actions[:, t], expected.mean(dim=1).numpy(), atol=1e-6)
+    np.testing.assert_array_equal(agent.last_plan.actions[:, 0], action)
 
 
 def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discretizer: Discretizer) -> None:
@@ -299,9 +315,15 @@ def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discr
     assert taken([5, 4, 3, 2, 1]) == 5
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"act": "median"}, "act"), ({"elite_share": 0.0}, r"must lie in \(0, 1\]"), ({"elite_share": 1.5}, "elite_share"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"act": "median"}, "act"),
+        ({"act": "mean", "name": "imitation"}, "draws none"),
+        ({"elite_share": 0.0}, r"must lie in \(0, 1\]"),
+        ({"elite_share": 1.5}, "elite_share"),
+    ],
+)
 def test_other_ways_to_act_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        PlannerConfig(**options)
+        make_objective(PlannerConfig(**options))

@@ -48,6 +48,28 @@ def test_by_hand() -> None:
     )
 
 
+def test_the_explained_share_of_returns_to_go_by_hand() -> None:
+    """Over batches; masked values and stop tokens do not count, whatever else is predicted."""
+    returns = torch.tensor([10.0, 20.0, 40.0])
+    metrics = TokenMetrics(LAYOUT, returns)
+    logits = torch.randn(5, 9, 4, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(5, 9, dtype=torch.long)
+    targets[:, 3], targets[:, 8] = torch.tensor([0, 2, 1, 2, 3]), torch.tensor([1, 1, 0, 2, 3])
+    mask = torch.ones(5, 9)
+    mask[3, 8] = 0.0
+    metrics.update(torch.tensor(0.0), logits[:2], targets[:2], mask[:2])
+    metrics.update(torch.tensor(0.0), logits[2:], targets[2:], mask[2:])
+    actual, expected = [], []
+    for window, position in ((0, 3), (1, 3), (2, 3), (3, 3), (0, 8), (1, 8), (2, 8)):
+        weights = logits[window, position].exp()
+        expected.append(float((weights[:3] * (returns - returns.mean())).sum() / weights.sum() + returns.mean()))
+        actual.append(float(returns[targets[window, position]]))
+    mean = sum(actual) / 7
+    errors = sum((a - e) ** 2 for a, e in zip(actual, expected, strict=True))
+    found = float(metrics.compute()["value_r2"])
+    assert found == pytest.approx(1 - errors / sum((a - mean) ** 2 for a in actual), abs=1e-5)
+
+
 def test_loss_counts_windows() -> None:
     metrics = TokenMetrics(LAYOUT)
     for size, loss in [(3, 1.0), (1, 5.0)]:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from .validation import require, require_choice, require_finite, require_probability
@@ -13,6 +13,8 @@ OBJECTIVES = {  # planner.name -> the class that it stands for
     "goal": "trajectory_transformer.planning.objectives.Goal",
     "critic": "trajectory_transformer.learners.critic_objective.CriticValue",
 }
+
+TRUSTED_VALUE_R2 = 0.5  # share of explained variance from which on act=auto chooses by value
 
 
 @dataclass
@@ -32,8 +34,10 @@ class PlannerConfig:
     cdf_act: float | None = 0.6  # drops the least likely action tokens of total mass below this; not nucleus sampling
     temperature: float = 1.0
     percentile: Any = "mean"  # of the predicted reward and value: "mean", or a fraction in (0, 1)
-    act: str = "best"  # of the best sequence in the end, or the mean of all kept (mean) or of the best share (elite)
-    elite_share: float = 0.25  # of the sequences kept in the end; for act=elite
+    # best: the first action of the best sequence; elite: the mean of those of the best kept in the end; mean: of all
+    # candidates, whatever their scores, as if cloning; auto: elite where the value is known well enough, else mean
+    act: str = "best"
+    elite_share: float = 1.0  # of the sequences kept in the end: those that act=elite averages
     plan_freq: int = 1  # environment steps between plans
     deadline_ms: float | None = None  # for a plan, in all environments together; null: none
     decoder: str = "auto"  # native: C, on a CPU; eager, compiled: PyTorch; auto: the fastest, docs/planning.md
@@ -55,7 +59,7 @@ class PlannerConfig:
         if self.cdf_act is not None:
             require_probability("planner.cdf_act", self.cdf_act)
         require(self.temperature > 0, f"planner.temperature={self.temperature} must be positive")
-        require_choice("planner.act", self.act, ("best", "mean", "elite"))
+        require_choice("planner.act", self.act, ("auto", "best", "elite", "mean"))
         require(0.0 < self.elite_share <= 1.0, f"planner.elite_share={self.elite_share} must lie in (0, 1]")
         number = isinstance(self.percentile, (int, float)) and not isinstance(self.percentile, bool)
         require(
@@ -108,11 +112,14 @@ class PlannerConfig:
             return self.objective
         return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}
 
-    @property
-    def acting_beams(self) -> int:
-        """Sequences, of those kept in the end, whose actions are averaged."""
-        share = {"best": 0.0, "mean": 1.0, "elite": self.elite_share}[self.act]
-        return max(1, round(share * self.beam_width))
+    def resolve_act(self, value_r2: float | None) -> Self:
+        """The settings with ``auto`` decided.
+
+        Args:
+            value_r2: share of the variance of held-out returns-to-go that the model explains; None: not known.
+        """
+        trusted = value_r2 is not None and value_r2 >= TRUSTED_VALUE_R2
+        return self if self.act != "auto" else replace(self, act="elite" if trusted else "mean")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:

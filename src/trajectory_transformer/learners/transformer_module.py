@@ -1,6 +1,7 @@
 """The Trajectory Transformer as Lightning trains it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from typing_extensions import override
 
 from ..building import TYPED_BY_USER
 from ..checkpoint import TrainingRecord
+from ..checkpoint_file import SECTION
 from ..configuration import OptimizerConfig
 from ..data.windows import WindowBatch
 from ..model.config import TransformerConfig
@@ -43,7 +45,10 @@ class TrajectoryModule(LearnerModule):
     ) -> None:
         super().__init__(optimizer, plan, record)
         self.model = TrajectoryTransformer(model, TYPED_BY_USER)
-        self.train_metrics, self.validation_metrics = (LoggedMetrics(model.layout, metrics or {}) for _ in range(2))
+        values = None if record.discretizer is None else record.discretizer.centers[model.layout.value]
+        self.train_metrics, self.validation_metrics = (
+            LoggedMetrics(model.layout, metrics or {}, values) for _ in range(2)
+        )
 
     @override
     def model_options(self) -> dict[str, Any]:
@@ -84,7 +89,14 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self._take(self.validation_metrics, "val"), sync_dist=True)
+        values = self._take(self.validation_metrics, "val")
+        self.log_dict(values, sync_dist=True)
+        if "val/value_r2" in values:
+            self.record = replace(self.record, value_r2=float(values["val/value_r2"]))
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.record = replace(self.record, value_r2=checkpoint[SECTION].get("value_r2"))
 
     def _take(self, metrics: LoggedMetrics, prefix: str) -> dict[str, Any]:
         """Computed metrics under their logged names."""

@@ -14,7 +14,7 @@ from ..configuration import PlannerConfig, require
 from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from .beam_search import SearchResult, beam_actions
+from .beam_search import SearchResult, actions_to_average
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
 from .trained_transformer import TrainedTransformer, planner_settings
@@ -221,10 +221,11 @@ class Agent:
         Sequences that share an action count as often as they are. Of the indices of a Discrete space there is no mean:
         the most frequent one is taken, and of equally frequent ones that of the better sequence.
         """
-        columns, beams = self._layout.action, self.settings.acting_beams
-        if beams == 1 or not found.steps:
+        columns, act, share = self._layout.action, self.settings.act, self.settings.elite_share
+        if act == "best":
             return self._discretizer.decode(found.tokens[:, :, columns].cpu(), columns)
-        tokens = beam_actions(found.steps, self._layout.action_dim, beams).cpu()
+        beams = None if act == "mean" else max(1, round(share * found.beam_width))
+        tokens = actions_to_average(found.steps, self._layout.action_dim, beams).cpu()
         if self.environment.action.leaves[0].kind == "discrete":
             times = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(dim=-1).sum(dim=1)  # (environment, beams, horizon)
             places = torch.arange(tokens.shape[1]).unsqueeze(1)

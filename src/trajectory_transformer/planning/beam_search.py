@@ -172,16 +172,18 @@ def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:
     return torch.cat(found[::-1], dim=1)
 
 
-def beam_actions(steps: list[SearchStep], action_dim: int, beams: int) -> Tensor:
-    """Action tokens (environment, beams, horizon, action_dim) of the best sequences kept in the end, best first.
+def actions_to_average(steps: list[SearchStep], action_dim: int, beams: int | None) -> Tensor:
+    """Action tokens (environment, number, horizon, action_dim) of several sequences.
 
     Args:
         steps: of the search.
-        beams: how many; there are no more than were kept.
+        beams: those of so many of the sequences kept in the end, best first; there are no more than were kept. None:
+            all candidates' of each transition, which from the second on continue those kept.
     """
-    row = torch.arange(min(beams, steps[-1].kept.shape[1]), device=steps[-1].kept.device).expand(
-        len(steps[-1].kept), -1
-    )
+    if beams is None:
+        return torch.stack([step.tokens[:, :, :action_dim] for step in steps], dim=2)
+    kept = steps[-1].kept[:, :beams]
+    row = torch.arange(kept.shape[1], device=kept.device).expand(kept.shape)
     found = []
     for t in range(len(steps) - 1, -1, -1):
         candidate = steps[t].kept.gather(1, row)

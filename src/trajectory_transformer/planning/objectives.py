@@ -267,8 +267,22 @@ def make_objective(settings: PlannerConfig, allow: Sequence[str] | None = TYPED_
             it cannot do with the settings.
     """
     objective = build(settings.objective_spec, Objective, "planner.objective", allow)
+    require_samples(objective, settings)
     objective.check(settings)
     return objective
+
+
+def require_samples(objective: Objective, settings: PlannerConfig) -> None:
+    """Refuse to average over candidates that are not drawn at random.
+
+    Raises:
+        UserError: naming the option.
+    """
+    require(
+        settings.act in ("best", "auto") or not objective.by_token,
+        f"planner.act={settings.act} averages over sampled plans, and planner={settings.name} draws none: it tries all "
+        "tokens; leave planner.act=best",
+    )
 
 
 def require_same_purpose(objective: Objective, name: str, goal_conditioned: bool) -> None:

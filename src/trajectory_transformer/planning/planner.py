@@ -59,6 +59,7 @@ class BeamPlanner:
             ("bins", discretizer.num_bins, model.config.vocab_size),
         ):
             require(fitted == expected, f"the discretiser has {fitted} {what}, the model {expected}: not its own")
+        require(settings.act != "auto", "planner.act=auto needs a checkpoint's record; give best, elite or mean")
         self.objective = make_objective(settings) if objective is None else objective
         require_same_purpose(self.objective, settings.name, model.config.goal_conditioned)
         settings.require_fits(model.config.sequence_length)

@@ -93,4 +93,7 @@ def planner_settings(
     if changes.get("discount", recorded.discount) is None:
         changes = {**changes, "discount": checkpoint.training.data.discount}
     settings = replace(recorded, **changes)
-    return settings, make_objective(settings, allow if given is None or partly else TYPED_BY_USER)
+    objective = make_objective(settings, allow if given is None or partly else TYPED_BY_USER)
+    if objective.by_token and settings.act == "auto":
+        settings = replace(settings, act="best")
+    return settings.resolve_act(checkpoint.training.value_r2), objective

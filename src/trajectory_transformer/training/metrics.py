@@ -22,6 +22,7 @@ class TokenMetrics(torchmetrics.Metric):
 
     Args:
         layout: which positions are of which kind.
+        values: (num_bins,) the returns-to-go that value tokens stand for: their share explained is measured, too.
     """
 
     full_state_update = False
@@ -31,9 +32,16 @@ class TokenMetrics(torchmetrics.Metric):
     loss: Tensor
     windows: Tensor
     kinds: Tensor
+    moments: Tensor
+    values: Tensor
 
-    def __init__(self, layout: TransitionLayout) -> None:
+    def __init__(self, layout: TransitionLayout, values: Tensor | None = None) -> None:
         super().__init__()
+        self.value = layout.value
+        if values is not None:  # standardised: a difference of large sums would be rounded away
+            values = (values - values.mean()) / values.std().clamp(min=1e-30)
+        self.register_buffer("values", values, persistent=False)
+        self.add_state("moments", torch.zeros(4, dtype=torch.float32), dist_reduce_fx="sum")
         for name in ("nats", "correct", "count"):
             self.add_state(name, torch.zeros(len(TOKEN_KINDS), dtype=torch.float32), dist_reduce_fx="sum")
         for name in ("loss", "windows"):
@@ -68,16 +76,28 @@ class TokenMetrics(torchmetrics.Metric):
         self.count.index_add_(0, kind, valid.sum(0))
         self.loss += loss.detach().float() * len(targets)
         self.windows += len(targets)
+        if self.values is not None:
+            places = slice(self.value - 1, None, len(self.kinds))  # which predict a value
+            found, wanted, counts = logits[:, places].float().softmax(-1), targets[:, places], valid[:, places]
+            counts = counts * (wanted < len(self.values))
+            actual = self.values[wanted.clamp(max=len(self.values) - 1)]
+            error = (found[..., :-1] * self.values).sum(-1) - actual
+            sums = [(counts * x).sum() for x in (torch.ones_like(actual), actual, actual**2, error**2)]
+            self.moments += torch.stack(sums)
 
     def compute(self) -> dict[str, Tensor]:
         """Means: ``loss`` as minimised, ``<kind>_loss`` in nats, ``<kind>_accuracy`` in [0, 1], ``perplexity``.
 
-        A kind of which no token was counted has NaN.
+        With ``values`` also ``value_r2``, at most 1: the share of the variance of returns-to-go that the expected value
+        explains. A kind of which no token was counted has NaN.
         """
         values = {"loss": self.loss / self.windows, "perplexity": (self.nats.sum() / self.count.sum()).exp()}
         for index, kind in enumerate(TOKEN_KINDS):
             values[f"{kind}_loss"] = self.nats[index] / self.count[index]
             values[f"{kind}_accuracy"] = self.correct[index] / self.count[index]
+        if self.values is not None:
+            count, total, squares, errors = self.moments.unbind()
+            values["value_r2"] = 1.0 - errors / (squares - total**2 / count)
         return values
 
 
@@ -92,7 +112,7 @@ def make_own_metrics(specs: Mapping[str, Any]) -> dict[str, torchmetrics.Metric]
     Raises:
         UserError: there is no such class, it is no such metric, or the name is taken.
     """
-    taken = {"loss", "perplexity", "learning_rate", "gradient_norm", "tokens_per_second"}
+    taken = {"loss", "perplexity", "value_r2", "learning_rate", "gradient_norm", "tokens_per_second"}
     taken |= {f"{kind}_{what}" for kind in TOKEN_KINDS for what in ("loss", "accuracy")}
     metrics: dict[str, torchmetrics.Metric] = {}
     for name, spec in specs.items():
@@ -112,13 +132,13 @@ class LoggedMetrics(nn.Module):
     """:class:`TokenMetrics` and the user's own metrics, as one.
 
     Args:
-        layout: as for :class:`TokenMetrics`.
+        layout, values: as for :class:`TokenMetrics`.
         own: as for :func:`make_own_metrics`, which says what is raised.
     """
 
-    def __init__(self, layout: TransitionLayout, own: Mapping[str, Any]) -> None:
+    def __init__(self, layout: TransitionLayout, own: Mapping[str, Any], values: Tensor | None = None) -> None:
         super().__init__()
-        self.tokens = TokenMetrics(layout)
+        self.tokens = TokenMetrics(layout, values)
         self.own = torchmetrics.MetricCollection(dict(make_own_metrics(own)), compute_groups=False)
 
     @torch.no_grad()
