@@ -1,6 +1,5 @@
 """Attention of a model in held-out episodes: maps, measurements, pictures and a table."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +17,26 @@ from ..evaluation.measurements import Measurement, RunFacts, write_measurements
 from ..model.gpt import TrajectoryTransformer
 from ..model.output import TrajectoryTransformerOutput
 from ..planning.trained_transformer import TrainedTransformer
-from .attention_masses import AttentionMasses
-from .attention_measurements import ALL_LAYERS, MeasuredAttention, attention_measurements, attention_table
-from .attention_plots import AttentionMaps, plot_attention_maps, plot_attention_summary
+from .attention_measurements import (
+    ALL_LAYERS,
+    AttentionMasses,
+    MeasuredAttention,
+    attention_measurements,
+    attention_table,
+)
+from .attention_plots import plot_attention_maps, plot_attention_summary
 
 _WEIGHTS_AT_ONCE = 2**24  # 64 MiB of them
 
 
 @dataclass(frozen=True)
 class ChosenWindows:
-    """Windows to look at, all within their episodes.
+    """Windows within episodes, in the order of these; all arrays are (window,) int64.
 
     Attributes:
-        first: (window,) int64, the transition that each begins with, among those of all episodes.
-        episodes: (window,) int64, the episode that each is from.
-        steps: (window,) int64, the step of its episode that each begins at.
+        first: the transition that each begins with, among those of all episodes.
+        episodes: the episode that each is from.
+        steps: the step of its episode that each begins at.
     """
 
     first: np.ndarray
@@ -51,7 +55,7 @@ def evaluate_attention(
     Args:
         trained: what attends.
         table: episodes that it was not trained on.
-        options: how long a context, and how many.
+        options: length and number of windows.
         run: origin of the measurements; its seed draws the windows.
         directory: where files go; made if it is missing.
 
@@ -59,22 +63,32 @@ def evaluate_attention(
         UserError: the model does not see that many transitions or is conditioned on goals, no episode has as many,
             there is no window of the number to be shown, or the directory cannot be written.
     """
-    transitions = context_transitions(trained.model, options.transitions)
+    model = trained.model
+    transitions = context_transitions(model, options.transitions)
     chosen = choose_windows(table.lengths, transitions, options.windows, run.seed)
+    count, episodes = len(chosen.first), len(np.unique(chosen.episodes))
     require(
-        options.shown < len(chosen.first),
-        f"attention.shown={options.shown}: the held-out episodes have only {len(chosen.first)} windows of "
-        f"{transitions} transitions; choose a smaller number",
+        options.shown < count,
+        f"attention.shown={options.shown}: the held-out episodes have only {count} windows of {transitions} "
+        "transitions; choose a smaller number",
     )
-    windows = TokenWindows(table, trained.discretizer, transitions, trained.model.mask.device)
-    attended = average_attention(trained.model, windows, chosen, options.shown)
-    measurements = attention_measurements(attended.measured)
-    measurements.append(
-        Measurement(ALL_LAYERS, "num_windows", len(chosen.first), None, None, len(np.unique(chosen.episodes)))
-    )
+    windows = TokenWindows(table, trained.discretizer, transitions, model.mask.device)
+    measured, mean, shown = average_attention(model, windows, chosen, options.shown)
+    measurements = attention_measurements(measured)
+    measurements.append(Measurement(ALL_LAYERS, "num_windows", count, None, None, episodes))
     write_measurements(directory / "figures.csv", run, measurements)
-    _plot(attended, trained.model, chosen, options.shown, run.env_id, directory / "plots")
-    title = f"{run.env_id}: attention over {transitions} transitions, {_extent(chosen)}"
+
+    extent, plots = f"{count} windows of {episodes} held-out episodes", directory / "plots"
+    begin = chosen.steps[options.shown]
+    where = f"held-out episode {chosen.episodes[options.shown]}, steps {begin} to {begin + transitions - 1}"
+    mask = model.mask[: len(mean[0, 0]), : len(mean[0, 0])].cpu().numpy()
+    for weights, title, name in (
+        (shown, f"attention in {where}", "attention_window.png"),
+        (mean, f"mean attention over {extent}", "attention_mean.png"),
+    ):
+        plot_attention_maps(weights, mask, model.layout, f"{run.env_id}: {title}", plots / name)
+    plot_attention_summary(measured, f"{run.env_id}: where attention goes, {extent}", plots / "attention_summary.png")
+    title = f"{run.env_id}: attention over {transitions} transitions, {extent}"
     Console().print(attention_table(measurements, title))
     return measurements
 
@@ -102,7 +116,7 @@ def context_transitions(model: TrajectoryTransformer, wanted: int | None) -> int
 
 
 def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int) -> ChosenWindows:
-    """Draw ``count`` windows without replacement, or take all where there are fewer; in the order of the episodes.
+    """Draw ``count`` windows of ``transitions`` without replacement, or take all where there are fewer.
 
     Args:
         lengths: (episodes,) their steps.
@@ -126,24 +140,9 @@ def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int)
     return ChosenWindows((offsets[episodes] + steps)[drawn], episodes[drawn], steps[drawn])
 
 
-@dataclass(frozen=True)
-class AveragedAttention:
-    """Attention weights of all windows, averaged and measured.
-
-    Attributes:
-        measured: the masses of each window.
-        mean: (layer, head, query, key) mean weights.
-        shown: (layer, head, query, key) weights in one window.
-    """
-
-    measured: MeasuredAttention
-    mean: np.ndarray
-    shown: np.ndarray
-
-
 def average_attention(
     model: TrajectoryTransformer, windows: TokenWindows, chosen: ChosenWindows, shown: int
-) -> AveragedAttention:
+) -> tuple[MeasuredAttention, np.ndarray, np.ndarray]:
     """Run the model over the chosen windows; a progress bar shows how far it is.
 
     Args:
@@ -151,60 +150,27 @@ def average_attention(
         windows: of the length to look at, on the model's device.
         chosen: which of them.
         shown: index into ``chosen`` of the one whose weights are kept.
+
+    Returns:
+        The masses of each window; mean weights, and those of the window ``shown``, (layer, head, query, key) each.
     """
-    tokens = windows.sequence_length * windows.transition_dim - 1
+    config, tokens = model.config, windows.sequence_length * windows.transition_dim - 1
     masses = AttentionMasses(model.layout, model.mask[:tokens, :tokens])
-    config = model.config
     total = torch.zeros(config.n_layer, config.n_head, tokens, tokens, device=windows.device)
     kept = torch.empty(0)
     measured: list[Tensor] = []
-    first = 0
-    for attention in _attention(model, windows, torch.from_numpy(chosen.first)):
+    size = max(1, _WEIGHTS_AT_ONCE // total.numel())
+    batches = torch.from_numpy(chosen.first).split(size)
+    for index, batch in enumerate(track(batches, description="looking at attention")):
+        with torch.inference_mode():
+            inputs = windows.gather(batch).trajectories
+            output = model(inputs, use_cache=False, output_attentions=True, return_dict=True)
+        assert isinstance(output, TrajectoryTransformerOutput)
+        assert output.attentions is not None
+        attention = torch.stack(output.attentions)  # (layer, window, head, query, key)
         measured.append(masses.of(attention).transpose(0, 1).cpu())
         total += attention.sum(dim=1)
-        if first <= shown < first + attention.shape[1]:
-            kept = attention[:, shown - first]
-        first += attention.shape[1]
+        if shown // size == index:
+            kept = attention[:, shown % size]
     record = MeasuredAttention(masses.names, masses.uniform, torch.cat(measured).numpy(), chosen.episodes)
-    return AveragedAttention(record, (total / first).cpu().numpy(), kept.cpu().numpy())
-
-
-def _attention(model: TrajectoryTransformer, windows: TokenWindows, indices: Tensor) -> Iterator[Tensor]:
-    """(layer, window, head, query, key) weights, a few windows at a time."""
-    config = model.config
-    tokens = windows.sequence_length * windows.transition_dim - 1
-    size = max(1, _WEIGHTS_AT_ONCE // (config.n_layer * config.n_head * tokens**2))
-    for batch in track(indices.split(size), description="looking at attention"):
-        with torch.inference_mode():
-            output = model(
-                windows.gather(batch).trajectories, use_cache=False, output_attentions=True, return_dict=True
-            )
-            assert isinstance(output, TrajectoryTransformerOutput)
-            assert output.attentions is not None
-            yield torch.stack(output.attentions)
-
-
-def _plot(
-    attended: AveragedAttention,
-    model: TrajectoryTransformer,
-    chosen: ChosenWindows,
-    shown: int,
-    env_id: str,
-    plots: Path,
-) -> None:
-    tokens = attended.mean.shape[-1]
-    mask = model.mask[:tokens, :tokens].cpu().numpy()
-    begin = int(chosen.steps[shown])
-    end = begin + (tokens + 1) // model.config.transition_dim - 1
-    where = f"held-out episode {chosen.episodes[shown]}, steps {begin} to {end}"
-    window = AttentionMaps(attended.shown, mask, model.layout)
-    plot_attention_maps(window, f"{env_id}: attention in {where}", plots / "attention_window.png")
-    mean = AttentionMaps(attended.mean, mask, model.layout)
-    plot_attention_maps(mean, f"{env_id}: mean attention over {_extent(chosen)}", plots / "attention_mean.png")
-    plot_attention_summary(
-        attended.measured, f"{env_id}: where attention goes, {_extent(chosen)}", plots / "attention_summary.png"
-    )
-
-
-def _extent(chosen: ChosenWindows) -> str:
-    return f"{len(chosen.first)} windows of {len(np.unique(chosen.episodes))} held-out episodes"
+    return record, (total / len(chosen.first)).cpu().numpy(), kept.cpu().numpy()

@@ -1,26 +1,115 @@
-"""Measurements of a model's attention: masses of each head and layer, ratios to uniform attention, and intervals."""
+"""Measurements of a model's attention: masses of each head and layer, ratios to uniform attention, and intervals.
+
+The model at position p predicts the token at p + 1, and so a query is named after that token: it has the predicted
+token's transition, kind and dimension. With t the predicted token's transition::
+
+    keys     | … transition t-2 … | … transition t-1 … | … transition t, up to the predicted token
+             |       earlier      |      previous      |                present
+
+Queries of the first two transitions are left out, so that an earlier transition exists for each one that counts.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from rich import box
 from rich.table import Table
+from torch import Tensor
 
 from ..evaluation.measurements import Measurement
+from ..layout import TOKEN_KINDS, TransitionLayout
 
-UNIFORM = "uniform attention"
-ALL_LAYERS = "all layers"
+REGIONS = ("present_transition", "previous_transition", "earlier_transitions")
+UNIFORM, ALL_LAYERS = "uniform attention", "all layers"
+_FIRST_TRANSITION = 2  # whose queries count
 _RESAMPLES = 10_000
+_ACTIONS, _OBSERVATIONS = "action_mass_past_actions", "action_mass_past_observations"
 _TABLE_COLUMNS = {  # of at most nine letters a word, so that the table fits a screen of eighty
     "mass_present_transition": "present",
     "mass_previous_transition": "previous",
     "mass_same_dimension_as_predicted": "same dim. as predicted",
     "mass_same_dimension_as_query": "same dim. as query",
-    "action_mass_past_actions": "actions: past actions",
-    "action_mass_past_observations": "actions: past observ.",
+    _ACTIONS: "actions: past actions",
+    _OBSERVATIONS: "actions: past observ.",
 }
-_ACTIONS, _OBSERVATIONS = "action_mass_past_actions", "action_mass_past_observations"
+
+
+class AttentionMasses:
+    """Shares of attention that certain queries give to certain keys, each the mean over these queries.
+
+    Args:
+        layout: of a transition of D tokens.
+        mask: (query, key) bool, True where the query may attend to the key; T * D - 1 of both, with T at least 3.
+
+    Attributes:
+        names: such as ``mass_previous_transition``, or ``action_mass_previous_transition`` where only queries that
+            predict actions count. A mass of keys that no such query may see is left out.
+        uniform: (masses,) float64 in (0, 1], where each query attends equally to all that it may see.
+    """
+
+    def __init__(self, layout: TransitionLayout, mask: Tensor) -> None:
+        self._keys = _keys(layout, mask)
+        self._queries = {target: _queries(layout, target, len(mask)) for target in self._keys}
+        self._kept = torch.ones(sum(map(len, self._queries.values())), dtype=torch.bool)
+        uniform = self.of(mask / mask.sum(dim=1, keepdim=True)).cpu()
+        self._kept = uniform > 0.0
+        self.uniform = uniform[self._kept].numpy()
+        names = [name for queries in self._queries.values() for name in queries]
+        self.names = [name for name, kept in zip(names, self._kept, strict=True) if kept]
+
+    def of(self, attention: Tensor) -> Tensor:
+        """(…, query, key) attention weights, each row adding up to 1 -> (…, masses) float64 in [0, 1]."""
+        masses = []
+        for target, keys in self._keys.items():
+            received = torch.einsum("...qk,qk->...q", attention, keys.to(attention))
+            counted = torch.stack(list(self._queries[target].values()), dim=-1).to(attention.device)
+            masses.append(received.double() @ counted)
+        return torch.cat(masses, dim=-1)[..., self._kept.to(attention.device)]
+
+
+def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
+    """The keys of each target, for each query: (query, key) bool, all of them seen."""
+    width = layout.transition_dim
+    key = torch.arange(len(mask), device=mask.device)
+    query = key[:, None]
+    dimension = key % width
+    steps_back = (query + 1).div(width, rounding_mode="floor") - key.div(width, rounding_mode="floor")
+    past = steps_back > 0
+    targets = {
+        "present_transition": steps_back == 0,
+        "previous_transition": steps_back == 1,
+        "earlier_transitions": steps_back > 1,
+        # The paper has dimensions that attend to themselves at earlier steps. Its maps may be read by the token that
+        # goes in at a query or by the one that is predicted there; the two stripes lie one token apart.
+        "same_dimension_as_predicted": past & (dimension == (query + 1) % width),
+        "same_dimension_as_query": (key < query) & (dimension == query % width),
+        "past_observations": past & _is_kind(layout, "observation", dimension),
+        "past_actions": past & _is_kind(layout, "action", dimension),
+    }
+    return {name: keys & mask for name, keys in targets.items()}
+
+
+def _queries(layout: TransitionLayout, target: str, count: int) -> dict[str, Tensor]:
+    """The names of a target's masses, and the weights of the queries in each: (query,) float64, adding up to 1 or 0."""
+    predicted = torch.arange(1, count + 1)
+    dimension = predicted % layout.transition_dim
+    counted = predicted >= _FIRST_TRANSITION * layout.transition_dim
+    if target == "same_dimension_as_predicted":
+        counted &= dimension != layout.value  # nothing may attend to a value token
+    if target == "same_dimension_as_query":
+        counted &= dimension != 0  # a value token is the query
+    kinds = ("observation", "action") if target.startswith("past_") else TOKEN_KINDS
+    chosen = {f"{kind}_mass_{target}": counted & _is_kind(layout, kind, dimension) for kind in kinds}
+    if kinds == TOKEN_KINDS:
+        chosen[f"mass_{target}"] = counted
+    return {name: queries.double() / queries.sum().clamp(min=1) for name, queries in chosen.items()}
+
+
+def _is_kind(layout: TransitionLayout, kind: str, dimension: Tensor) -> Tensor:
+    columns = layout.kind_slices()[kind]
+    return (dimension >= columns.start) & (dimension < columns.stop)
 
 
 @dataclass(frozen=True)
@@ -90,9 +179,7 @@ def _methods(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def episode_intervals(values: np.ndarray, episodes: np.ndarray) -> np.ndarray | None:
-    """95 % percentile bootstrap intervals of means over windows, whole episodes being drawn.
-
-    Windows of one episode resemble each other; to draw them one by one would make the intervals too narrow.
+    """95 % percentile bootstrap intervals of means over windows, drawing whole episodes, whose windows are alike.
 
     Args:
         values: (window, number).
@@ -112,16 +199,9 @@ def episode_intervals(values: np.ndarray, episodes: np.ndarray) -> np.ndarray | 
 
 
 def attention_table(measurements: Sequence[Measurement], title: str) -> Table:
-    """A row for each head, their mean and uniform attention: percent of attention, and times what is uniform.
-
-    Args:
-        measurements: as from :func:`attention_measurements`.
-        title: of the table.
-    """
-    values = {(measurement.method, measurement.name): measurement.value for measurement in measurements}
-    heads = [
-        method for method in dict.fromkeys(measurement.method for measurement in measurements) if " head " in method
-    ]
+    """A row for each head, their mean and uniform attention: percent of attention, and times what is uniform."""
+    values = {(one.method, one.name): one.value for one in measurements}
+    heads = [method for method in dict.fromkeys(one.method for one in measurements) if " head " in method]
     shown = [name for name in _TABLE_COLUMNS if (UNIFORM, name) in values]
     caption = "% of attention to the present transition, …, × what it would be with uniform attention"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -130,8 +210,8 @@ def attention_table(measurements: Sequence[Measurement], title: str) -> Table:
     for name in shown:
         table.add_column(_TABLE_COLUMNS[name], justify="right")
     for method in (*heads, ALL_LAYERS):
-        shares = {name: values[method, name] for name in shown}
-        cells = (f"{100 * mass:.0f} ×{mass / values[UNIFORM, name]:.1f}" for name, mass in shares.items())
+        shares = ((values[method, name], values[UNIFORM, name]) for name in shown)
+        cells = (f"{100 * mass:.0f} ×{mass / uniform:.1f}" for mass, uniform in shares)
         table.add_row(method, *cells, end_section=method in (heads[-1], ALL_LAYERS))
     table.add_row("uniform", *(f"{100 * values[UNIFORM, name]:.0f}     " for name in shown))
     return table

@@ -1,6 +1,5 @@
 """Pictures of attention: a map for each head, and what the maps amount to."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,12 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, finish, tidy
 from ..layout import TOKEN_KINDS, TransitionLayout
-from .attention_masses import REGIONS
-from .attention_measurements import MeasuredAttention, head_name
+from .attention_measurements import REGIONS, MeasuredAttention, head_name
 
 _KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, ORANGE, SERIES[2], GREY), strict=True))
 _UNSEEN = "#E4E4E4"
@@ -31,72 +28,54 @@ _COLUMNS = {
 _BAND = 0.035  # width of the coloured bands, as a share of the map's side
 
 
-@dataclass(frozen=True)
-class AttentionMaps:
-    """Attention weights to be drawn.
-
-    Attributes:
-        weights: (layer, head, query, key).
-        mask: (query, key) bool, True where the query may attend to the key.
-        layout: of a transition.
-    """
-
-    weights: np.ndarray
-    mask: np.ndarray
-    layout: TransitionLayout
-
-
 # Differs from the paper: rewards and values are drawn too, where its figure leaves rewards out.
-
-
-def plot_attention_maps(maps: AttentionMaps, title: str, path: Path) -> None:
+def plot_attention_maps(
+    weights: np.ndarray, mask: np.ndarray, layout: TransitionLayout, title: str, path: Path
+) -> None:
     """A map for each head, layers downwards, all on one scale; what may not be seen is grey.
 
     Rows are tokens that are predicted, columns tokens that are attended to. Coloured bands along both say of what kind
     they are, lines part the transitions.
 
     Args:
-        maps: what to draw.
+        weights: (layer, head, query, key) attention weights.
+        mask: (query, key) bool, True where the query may attend to the key.
+        layout: of a transition.
         title: of the picture.
         path: of the picture.
     """
-    layers, heads = maps.weights.shape[:2]
+    layers, heads = weights.shape[:2]
     side = 3.5 if heads <= 4 else 2.4
     figure = Figure(figsize=(side * heads + 1.0, side * layers + 1.1), layout="constrained")
     grid = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
     # The first tokens have little else to attend to, and would set the scale for all.
-    highest = float(np.quantile(maps.weights[:, :, maps.mask], 0.995))
-    norm = PowerNorm(0.5, vmin=0.0, vmax=highest)
-    image = None
-    for layer in range(layers):
-        for head in range(heads):
-            axes = grid[layer, head]
-            image = _draw_map(axes, maps, maps.weights[layer, head], norm)
-            axes.set_title(head_name(layer, head), fontsize=10, loc="left")
-        grid[layer, 0].set_ylabel("token predicted, by its transition")
+    norm = PowerNorm(0.5, vmin=0.0, vmax=float(np.quantile(weights[:, :, mask], 0.995)))
+    for (layer, head), axes in np.ndenumerate(grid):
+        _draw_map(axes, np.where(mask, weights[layer, head], np.nan), layout, norm)
+        axes.set_title(head_name(layer, head), fontsize=10, loc="left")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("token predicted, by its transition")
     for axes in grid[-1]:
         axes.set_xlabel("token attended to, by its transition")
-    assert image is not None
-    bar = figure.colorbar(image, ax=grid, extend="max", shrink=0.7, pad=0.01, aspect=30)
+    bar = figure.colorbar(grid[0, 0].images[0], ax=grid, extend="max", shrink=0.7, pad=0.01, aspect=30)
     bar.set_label("attention weight")
     handles = [Patch(color=color, label=kind) for kind, color in _KIND_COLORS.items()]
     handles.append(Patch(color=_UNSEEN, label="may not be seen"))
     finish(figure, title, path, handles, columns=len(handles))
 
 
-def _draw_map(axes: Axes, maps: AttentionMaps, weights: np.ndarray, norm: PowerNorm) -> AxesImage:
-    """One head's map, over a grid of all tokens of the context; returns the image."""
-    width = maps.layout.transition_dim
+def _draw_map(axes: Axes, weights: np.ndarray, layout: TransitionLayout, norm: PowerNorm) -> None:
+    """One head's map, over a grid of all tokens of the context; weights that are NaN may not be seen."""
+    width = layout.transition_dim
     tokens = len(weights) + 1
     whole = np.full((tokens, tokens), np.nan)  # nothing predicts the first token, and the last one is not attended to
-    whole[1:, :-1] = np.where(maps.mask, weights, np.nan)
-    image = axes.imshow(
-        whole, cmap=colormaps["magma"].with_extremes(bad=_UNSEEN), norm=norm, extent=(0, tokens, tokens, 0)
-    )
-    kinds = np.zeros(tokens, dtype=int)
-    for index, columns in enumerate(maps.layout.kind_slices().values()):
-        for begin in range(0, tokens, width):
-            kinds[begin + columns.start : begin + columns.stop] = index
+    whole[1:, :-1] = weights
+    cmap = colormaps["magma"].with_extremes(bad=_UNSEEN)
+    axes.imshow(whole, cmap=cmap, norm=norm, extent=(0, tokens, tokens, 0))
+    kinds = np.zeros(width, dtype=int)
+    for index, columns in enumerate(layout.kind_slices().values()):
+        kinds[columns] = index
+    kinds = np.tile(kinds, tokens // width)
     colors = ListedColormap(list(_KIND_COLORS.values()))
     band = _BAND * tokens
     beside, below = (-band, 0, tokens, 0), (0, tokens, tokens + band, tokens)
@@ -108,21 +87,14 @@ def _draw_map(axes: Axes, maps: AttentionMaps, weights: np.ndarray, norm: PowerN
     axes.set_xlim(-band, tokens)
     axes.set_ylim(tokens + band, 0)
     middles = np.arange(width / 2, tokens, width)
-    labels = [str(number + 1) for number in range(len(middles))]
+    labels = [str(number) for number in range(1, len(middles) + 1)]
     axes.set_xticks(middles, labels, fontsize=7)
     axes.set_yticks(middles, labels, fontsize=7)
     axes.tick_params(length=0)
-    return image
 
 
 def plot_attention_summary(measured: MeasuredAttention, title: str, path: Path) -> None:
-    """Bars of how attention divides among transitions, and a chart of how it compares with uniform attention.
-
-    Args:
-        measured: what to draw.
-        title: of the picture.
-        path: of the picture.
-    """
+    """Bars of how attention divides among transitions, and a chart of how it compares with uniform attention."""
     _, layers, heads, _ = measured.masses.shape
     rows = [head_name(layer, head) for layer in range(layers) for head in range(heads)]
     figure = Figure(figsize=(12.0, 0.36 * (len(rows) + 1) + 2.6), layout="constrained")
