@@ -8,9 +8,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from trajectory_transformer.analysis.marginals import GaussianMarginals, ObservationBins, TokenMarginals
 from trajectory_transformer.analysis.prediction_curves import (
     Curves,
+    GaussianMarginals,
+    ObservationBins,
+    TokenMarginals,
     compare,
     prediction_measurements,
     stack_curves,

@@ -1,25 +1,119 @@
 """Long-horizon prediction (paper §4.1): held-out episodes against what models make of their starts."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..configuration import PlannerConfig, PredictConfig, require
 from ..data.episodes import Episode
 from ..environments.batch import environment_title
 from ..evaluation.measurements import Measurement, RunFacts, write_measurements
 from ..evaluation.rollout import progress_bar
+from ..planning.planner import make_decoder
+from ..planning.sampling import Choice
 from ..planning.trained_transformer import TrainedTransformer
-from .ensemble_running import ProbabilisticDynamics
-from .prediction_curves import Curves, compare, prediction_measurements, stack_curves
+from .continuations import Continuations, FreeRunning, ProbabilisticDynamics, continue_freely, continue_with_members
+from .prediction_curves import (
+    Curves,
+    GaussianMarginals,
+    Marginals,
+    ObservationBins,
+    TokenMarginals,
+    compare,
+    prediction_measurements,
+    stack_curves,
+)
 from .prediction_plots import plot_errors, plot_log_likelihood
-from .predictor import Predictor
 from .state_video import film_predictions
 
 log = logging.getLogger(__name__)
+_NARROWEST = 1e-3  # of a dimension's standard deviation: what a bin's width is taken for at least
+
+
+class Predictor:
+    """The models that are compared, ready to continue episodes.
+
+    Args:
+        trained: the transformer.
+        planner: its ``decoder`` and ``precision`` are used.
+        options: length, number and context of continuations.
+        scale: (observation_dim,) standard deviation of each dimension, above 0.
+        ensemble: to compare with, or None.
+
+    Raises:
+        UserError: the model cannot see as far as asked for, or predicts for goals.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedTransformer,
+        planner: PlannerConfig,
+        options: PredictConfig,
+        scale: np.ndarray,
+        ensemble: ProbabilisticDynamics | None,
+    ) -> None:
+        config = trained.model.config
+        require(
+            not config.goal_conditioned,
+            "task=predict continues episodes whose end is open, but the checkpoint's model was trained to reach goals "
+            "(model.goal_conditioned=true); train one without",
+        )
+        context = options.context_within(config.sequence_length)
+        self.contexts = {"transformer": context, "markovian": 1} if context > 1 else {"transformer": 1}
+        self.trained, self.options, self.scale, self.ensemble = trained, options, scale, ensemble
+        self.bins = ObservationBins(trained.discretizer, _NARROWEST * scale)
+        self._decoder = make_decoder(trained.model, replace(planner, window="growing", beam_width=1, n_expand=1))
+
+    @property
+    def work(self) -> int:
+        """Transitions that all models together sample for an episode."""
+        models = len(self.contexts) + (self.ensemble is not None)
+        return models * self.options.samples * self.options.horizon
+
+    def predict(
+        self, episode: Episode, seed: int, on_transitions: Callable[[int], None]
+    ) -> tuple[dict[str, Marginals], np.ndarray]:
+        """Continue an episode of at least ``options.horizon`` steps; every model draws with ``seed``.
+
+        Returns:
+            Marginals by method; (horizon + 1, observation_dim) one of the transformer's samples, from the start on.
+        """
+        start = torch.from_numpy(episode.observations[0])
+        actions = torch.from_numpy(episode.actions[: self.options.horizon])
+        runs = {
+            method: self._continue(start, actions, context, seed, on_transitions)
+            for method, context in self.contexts.items()
+        }
+        marginals: dict[str, Marginals] = {
+            method: TokenMarginals(run.probabilities.cpu().numpy(), self.bins) for method, run in runs.items()
+        }
+        if self.ensemble is not None:
+            bounds = torch.from_numpy(self.bins.low).float(), torch.from_numpy(self.bins.high).float()
+            generator = torch.Generator().manual_seed(seed)
+            _, *run = continue_with_members(
+                self.ensemble, start, actions, self.options.samples, bounds, generator, on_transitions
+            )
+            marginals["ensemble"] = GaussianMarginals(*(part.transpose(0, 1).double().numpy() for part in run))
+        tokens = runs["transformer"].observations[0]
+        sample = self.trained.discretizer.decode(tokens, self.trained.model.layout.observation).cpu().numpy()
+        return marginals, np.concatenate([episode.observations[:1], sample])
+
+    def _continue(
+        self, start: torch.Tensor, actions: torch.Tensor, context: int, seed: int, on_transitions: Callable[[int], None]
+    ) -> Continuations:
+        """By the transformer, with the given context."""
+        options, layout, discretizer = self.options, self.trained.model.layout, self.trained.discretizer
+        others = Choice(temperature=options.temperature)
+        observations = replace(others, k=options.k_obs)
+        settings = FreeRunning(options.samples, options.horizon, context, observations, others)
+        taken = discretizer.encode(actions, layout.action) if options.actions == "recorded" else None
+        first = discretizer.encode(start, layout.observation)
+        generator = torch.Generator().manual_seed(seed)
+        return continue_freely(self._decoder, layout, first, taken, settings, generator, on_transitions)
 
 
 @dataclass(frozen=True)
@@ -27,7 +121,7 @@ class PredictionRequest:
     """Options of a long-horizon prediction, and the run that it belongs to.
 
     Attributes:
-        options: how far, how often, from how much.
+        options: length, number and context of continuations.
         episodes: held-out episodes to continue, at most.
         video: of them to film.
         facts: of the run; its seed decides all draws.
@@ -48,11 +142,10 @@ def choose_references(held_out: Sequence[Episode], horizon: int, count: int) -> 
         UserError: there is none.
     """
     chosen = [episode for episode in held_out if len(episode) >= horizon][:count]
-    longest = max(map(len, held_out))
     require(
         len(chosen) > 0,
         f"predict.horizon={horizon}: no held-out episode has that many steps; the longest of {len(held_out)} has "
-        f"{longest}",
+        f"{max(map(len, held_out))}",
     )
     if len(chosen) < count:
         log.warning(
@@ -97,10 +190,12 @@ def predict(
     with progress_bar(request.progress, "{task.percentage:.0f} % of {task.fields[episodes]} episodes") as progress:
         task = progress.add_task("predicting", total=len(references) * predictor.work, episodes=len(references))
         for index, episode in enumerate(references):
-            prediction = predictor.predict(episode, request.facts.seed + index, lambda n: progress.advance(task, n))
-            curves.append(compare(prediction.marginals, episode.observations, predictor.bins, predictor.scale))
+            marginals, sample = predictor.predict(
+                episode, request.facts.seed + index, lambda n: progress.advance(task, n)
+            )
+            curves.append(compare(marginals, episode.observations, predictor.bins, predictor.scale))
             if index < request.video:
-                films.append((episode.observations[: request.options.horizon + 1], prediction.sample))
+                films.append((episode.observations[: request.options.horizon + 1], sample))
     together = stack_curves(curves)
     measurements = prediction_measurements(together)
     write_measurements(run_directory / "figures.csv", request.facts, measurements)
