@@ -9,7 +9,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from trajectory_transformer.analysis.attention_measurements import MeasuredAttention
-from trajectory_transformer.analysis.attention_plots import plot_attention_maps, plot_attention_summary
+from trajectory_transformer.analysis.plots import plot_attention_maps, plot_attention_summary
 from trajectory_transformer.layout import TransitionLayout
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -1,7 +1,7 @@
 """Attention of a model in held-out episodes: maps, measurements, pictures and a table."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,40 +24,26 @@ from .attention_measurements import (
     attention_measurements,
     attention_table,
 )
-from .attention_plots import plot_attention_maps, plot_attention_summary
+from .plots import plot_attention_maps, plot_attention_summary
 
 _WEIGHTS_AT_ONCE = 2**24  # 64 MiB of them
 
 
-@dataclass(frozen=True)
-class ChosenWindows:
-    """Windows within episodes, in the order of these; all arrays are (window,) int64.
+class ChosenWindows(NamedTuple):
+    """Windows within episodes, in their order: (window,) int64 each."""
 
-    Attributes:
-        first: the transition that each begins with, among those of all episodes.
-        episodes: the episode that each is from.
-        steps: the step of its episode that each begins at.
-    """
-
-    first: np.ndarray
+    first: np.ndarray  # the transition that it begins with, among those of all episodes
     episodes: np.ndarray
-    steps: np.ndarray
+    steps: np.ndarray  # of its episode, that it begins at
 
 
 def evaluate_attention(
     trained: TrainedTransformer, table: TransitionTable, options: AttentionConfig, run: RunFacts, directory: Path
 ) -> list[Measurement]:
-    """Measure the attention of every head over windows of ``table``, and record it.
+    """Measure the attention of every head over windows of ``table``, which the model was not trained on, and record it.
 
-    Writes ``figures.csv``, ``plots/attention_window.png`` (one window), ``plots/attention_mean.png`` (the mean over
-    windows) and ``plots/attention_summary.png``; prints a table.
-
-    Args:
-        trained: what attends.
-        table: episodes that it was not trained on.
-        options: length and number of windows.
-        run: origin of the measurements; its seed draws the windows.
-        directory: where files go; made if it is missing.
+    Writes ``figures.csv`` and, in ``plots/``, ``attention_window.png`` (one window), ``attention_mean.png`` (the mean
+    over windows) and ``attention_summary.png``; prints a table. The seed of ``run`` draws the windows.
 
     Raises:
         UserError: the model does not see that many transitions or is conditioned on goals, no episode has as many,
@@ -116,16 +102,10 @@ def context_transitions(model: TrajectoryTransformer, wanted: int | None) -> int
 
 
 def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int) -> ChosenWindows:
-    """Draw ``count`` windows of ``transitions`` without replacement, or take all where there are fewer.
-
-    Args:
-        lengths: (episodes,) their steps.
-        transitions: of a window.
-        count: at least 1.
-        seed: of the draw.
+    """Draw ``count`` windows of so many transitions without replacement, or take all where there are fewer.
 
     Raises:
-        UserError: no episode is as long as a window.
+        UserError: no episode is as long as a window, of (episodes,) ``lengths``.
     """
     begins = np.maximum(lengths - transitions + 1, 0)  # windows in each episode
     require(
@@ -143,16 +123,10 @@ def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int)
 def average_attention(
     model: TrajectoryTransformer, windows: TokenWindows, chosen: ChosenWindows, shown: int
 ) -> tuple[MeasuredAttention, np.ndarray, np.ndarray]:
-    """Run the model over the chosen windows; a progress bar shows how far it is.
-
-    Args:
-        model: in evaluation mode.
-        windows: of the length to look at, on the model's device.
-        chosen: which of them.
-        shown: index into ``chosen`` of the one whose weights are kept.
+    """Run the model over the chosen windows, with a progress bar.
 
     Returns:
-        The masses of each window; mean weights, and those of the window ``shown``, (layer, head, query, key) each.
+        The masses of each window; mean weights, and those of the window ``chosen[shown]``, (layer, head, query, key).
     """
     config, tokens = model.config, windows.sequence_length * windows.transition_dim - 1
     masses = AttentionMasses(model.layout, model.mask[:tokens, :tokens])

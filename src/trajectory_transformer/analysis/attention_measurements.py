@@ -9,7 +9,7 @@ token's transition, kind and dimension. With t the predicted token's transition:
 Queries of the first two transitions are left out, so that an earlier transition exists for each one that counts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,11 +52,11 @@ class AttentionMasses:
     def __init__(self, layout: TransitionLayout, mask: Tensor) -> None:
         self._keys = _keys(layout, mask)
         self._queries = {target: _queries(layout, target, len(mask)) for target in self._keys}
-        self._kept = torch.ones(sum(map(len, self._queries.values())), dtype=torch.bool)
+        names = [name for queries in self._queries.values() for name in queries]
+        self._kept = torch.ones(len(names), dtype=torch.bool)
         uniform = self.of(mask / mask.sum(dim=1, keepdim=True)).cpu()
         self._kept = uniform > 0.0
         self.uniform = uniform[self._kept].numpy()
-        names = [name for queries in self._queries.values() for name in queries]
         self.names = [name for name, kept in zip(names, self._kept, strict=True) if kept]
 
     def of(self, attention: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
     key = torch.arange(len(mask), device=mask.device)
     query = key[:, None]
     dimension = key % width
-    steps_back = (query + 1).div(width, rounding_mode="floor") - key.div(width, rounding_mode="floor")
+    steps_back = (query + 1) // width - key // width
     past = steps_back > 0
     targets = {
         "present_transition": steps_back == 0,
@@ -92,7 +92,7 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
 
 
 def _queries(layout: TransitionLayout, target: str, count: int) -> dict[str, Tensor]:
-    """The names of a target's masses, and the weights of the queries in each: (query,) float64, adding up to 1 or 0."""
+    """Weights of the queries in each of a target's masses, by its name: (query,) float64, their sum 1 or 0."""
     predicted = torch.arange(1, count + 1)
     dimension = predicted % layout.transition_dim
     counted = predicted >= _FIRST_TRANSITION * layout.transition_dim
@@ -114,26 +114,18 @@ def _is_kind(layout: TransitionLayout, kind: str, dimension: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MeasuredAttention:
-    """Attention masses of a model in some windows.
-
-    Attributes:
-        names: of the masses.
-        uniform: (masses,) under uniform attention.
-        masses: (window, layer, head, mass) float64.
-        episodes: (window,) int, the episode that each is from.
-    """
+    """Attention masses of a model in some windows."""
 
     names: list[str]
-    uniform: np.ndarray
-    masses: np.ndarray
-    episodes: np.ndarray
+    uniform: np.ndarray  # (mass,) under uniform attention
+    masses: np.ndarray  # (window, layer, head, mass) float64
+    episodes: np.ndarray  # (window,) int, the episode that each is from
 
     def mean(self, name: str) -> np.ndarray:
         """(layer, head) mean over windows of a mass."""
         return self.masses[..., self.names.index(name)].mean(axis=0)
 
     def baseline(self, name: str) -> float:
-        """The mass under uniform attention."""
         return float(self.uniform[self.names.index(name)])
 
 
@@ -145,9 +137,8 @@ def head_name(layer: int, head: int) -> str:
 def attention_measurements(measured: MeasuredAttention) -> list[Measurement]:
     """Measurements of uniform attention, of every head, of every layer (the mean of its heads) and of the whole model.
 
-    Each has the masses, and under names with ``ratio`` for ``mass`` their ratio to those of uniform attention. Whether
-    actions attend to past actions more than to past observations is in two differences: of the masses, and of the
-    ratios, which compare one action token with one observation token.
+    Each has the masses, and under names with ``ratio`` for ``mass`` their ratio to those of uniform attention. Two
+    differences, of masses and of ratios, say whether actions attend to past actions more than to past observations.
     """
     count = len(np.unique(measured.episodes))
     measurements = [
@@ -160,22 +151,18 @@ def attention_measurements(measured: MeasuredAttention) -> list[Measurement]:
     values = np.concatenate([masses, ratios, np.stack(differences, axis=-1)], axis=-1)
     names = [*measured.names, *(name.replace("mass_", "ratio_") for name in measured.names)]
     names += ["action_mass_past_actions_minus_observations", "action_ratio_past_actions_minus_observations"]
-    for method, columns in _methods(values):
+    _, layers, heads, _ = values.shape
+    methods: dict[str, np.ndarray] = {}  # (window, number) each
+    for layer in range(layers):
+        methods |= {head_name(layer, head): values[:, layer, head] for head in range(heads)}
+        methods[f"layer {layer + 1}"] = values[:, layer].mean(axis=1)
+    methods[ALL_LAYERS] = values.mean(axis=(1, 2))
+    for method, columns in methods.items():
         intervals = episode_intervals(columns, measured.episodes)
         for index, name in enumerate(names):
             low, high = (None, None) if intervals is None else map(float, intervals[:, index])
             measurements.append(Measurement(method, name, float(columns[:, index].mean()), low, high, count))
     return measurements
-
-
-def _methods(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Heads, layers, and all of them, by name: (window, number) of each, from (window, layer, head, number)."""
-    _, layers, heads, _ = values.shape
-    for layer in range(layers):
-        for head in range(heads):
-            yield head_name(layer, head), values[:, layer, head]
-        yield f"layer {layer + 1}", values[:, layer].mean(axis=1)
-    yield ALL_LAYERS, values.mean(axis=(1, 2))
 
 
 def episode_intervals(values: np.ndarray, episodes: np.ndarray) -> np.ndarray | None:

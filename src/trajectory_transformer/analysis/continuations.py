@@ -16,37 +16,24 @@ _ROWS_AT_ONCE = 250  # keys and values of more samples than these would be read 
 
 @dataclass(frozen=True)
 class FreeRunning:
-    """Number, length, context and sampling of continuations.
-
-    Attributes:
-        samples: sequences, at least 1.
-        horizon: transitions of each, at least 1.
-        context: transitions that an observation is predicted from, at least 1; one more must fit the decoder's window.
-        observations: how observation tokens are drawn; its ``cdf`` must be None.
-        others: how action, reward and value tokens are drawn; likewise.
-    """
+    """Number, length, context and sampling of continuations."""
 
     samples: int
-    horizon: int
-    context: int
-    observations: Choice = Choice()  # noqa: RUF009 - frozen
-    others: Choice = Choice()  # noqa: RUF009 - frozen
+    horizon: int  # transitions of each
+    context: int  # transitions that an observation is predicted from; one more must fit the decoder's window
+    observations: Choice = Choice()  # noqa: RUF009 - of observation tokens; without a cdf, as are the others
+    others: Choice = Choice()  # noqa: RUF009 - of action, reward and value tokens
 
 
 class Continuations(NamedTuple):
-    """Sampled tokens, all in [0, vocab_size), and the distributions that they were drawn from.
+    """Sampled tokens, int64 in [0, vocab_size), and the distributions that they were drawn from.
 
-    Attributes:
-        actions: (samples, horizon, action_dim) int64.
-        observations: (samples, horizon, observation_dim) int64; entry t follows action t.
-        probabilities: (horizon, observation_dim, vocab_size) float64, the mean over samples of the distribution that
-            each observation token was drawn from. It estimates the marginal distribution of that dimension at that
-            step, without the noise of the last draw that counting tokens would add (Rao and Blackwell).
+    The mean distribution estimates the marginal one with less noise than counting tokens would (Rao and Blackwell).
     """
 
-    actions: Tensor
-    observations: Tensor
-    probabilities: Tensor
+    actions: Tensor  # (samples, horizon, action_dim)
+    observations: Tensor  # (samples, horizon, observation_dim); entry t follows action t
+    probabilities: Tensor  # (horizon, observation_dim, vocab_size) float64, of observations, averaged over the samples
 
 
 @torch.inference_mode()
@@ -59,15 +46,14 @@ def continue_freely(
     generator: torch.Generator,
     on_transitions: Callable[[int], None] = lambda _: None,
 ) -> Continuations:
-    """Sample ``settings.samples`` continuations of one start by the model alone.
+    """Sample continuations of one start by the model alone.
 
     ::
 
         window    [ up to context - 1 whole transitions | observation t ]   encoded anew for each transition
         appended  action t (recorded or sampled), reward t, value t, then observation t + 1, token by token
 
-    With ``context=1`` the model is Markovian. The stop token is never drawn, as if the episode always went on: its
-    probability is shared among the bins in proportion to theirs.
+    With ``context=1`` the model is Markovian. The stop token is never drawn, as if the episode always went on.
 
     Args:
         decoder: of the model; its window must not slide.
@@ -103,11 +89,10 @@ def _next_transition(
     settings: FreeRunning,
     uniforms: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Action, reward, value and next observation after (rows, time) tokens.
+    """Sample action, reward, value and next observation after (rows, time) tokens.
 
     Returns:
-        (rows, transition_dim) tokens; (observation_dim, vocab_size) float64 distributions of the observation's, summed
-        over rows.
+        (rows, transition_dim) tokens; (observation_dim, vocab_size) float64 distributions, summed over rows.
     """
     decoder.prefill(window)
     tokens: list[Tensor] = []
@@ -137,10 +122,7 @@ class ProbabilisticDynamics(Protocol):
     def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the next observations, (n, observation_dim) each, in real units.
 
-        Args:
-            observations: (n, observation_dim).
-            actions: (n, action_dim).
-            members: (n,) int64, which member predicts each row.
+        ``members`` are (n,) int64, which member predicts each row.
         """
         ...
 
@@ -170,10 +152,9 @@ def continue_with_members(
         start: (observation_dim,) observation.
         actions: (horizon, action_dim), taken by all samples; entry t of the result follows action t.
         samples: how many.
-        bounds: (observation_dim,) lowest and highest values of the data. A sample is kept within three times that
-            range, so that one that explodes stays a number.
+        bounds: (observation_dim,) lowest and highest values of the data; samples keep within three times that range.
         generator: decides all draws.
-        on_transitions: called with the number of transitions sampled since the last call.
+        on_transitions: as for :func:`continue_freely`.
     """
     # Differs from the paper: it names no propagation; a member for the whole rollout is PETS's better one.
     members = torch.arange(samples) % dynamics.num_members

@@ -25,10 +25,6 @@ class ObservationBins:
     Args:
         discretizer: fitted; its first dimensions are the observation's.
         narrowest: (observation_dim,) above 0, in the units of each dimension.
-
-    Attributes:
-        low, high: (observation_dim,) outermost edges.
-        centers: (observation_dim, num_bins).
     """
 
     # Differs from the paper: it has uniform bins; the quantile bins of a repeated value would have infinite density.
@@ -55,12 +51,7 @@ class ObservationBins:
 
 @dataclass(frozen=True)
 class TokenMarginals:
-    """Marginal distributions of a model that predicts tokens.
-
-    Attributes:
-        probabilities: (horizon, observation_dim, num_bins) float64.
-        bins: what the tokens stand for.
-    """
+    """Marginal distributions over tokens of ``bins``: (horizon, observation_dim, num_bins) float64 probabilities."""
 
     probabilities: np.ndarray
     bins: ObservationBins
@@ -82,11 +73,7 @@ class TokenMarginals:
 
 @dataclass(frozen=True)
 class GaussianMarginals:
-    """Marginal distributions that are mixtures of the samples' normal ones; methods as of :class:`TokenMarginals`.
-
-    Attributes:
-        means, deviations: (horizon, samples, observation_dim) float64.
-    """
+    """Mixtures of normal distributions, (horizon, samples, observation_dim) each; else as :class:`TokenMarginals`."""
 
     means: np.ndarray
     deviations: np.ndarray
@@ -106,24 +93,19 @@ Marginals = TokenMarginals | GaussianMarginals
 Curves = dict[str, dict[str, np.ndarray]]
 """Curve → method → (horizon,) values of one episode, or (episodes, horizon) of several.
 
-- ``log_likelihood``: nats per dimension, density in the data's units; of the discrete oracle ("oracle") too.
-- ``mean_error``: root mean square over dimensions, in standard deviations of the data, of the samples' mean.
-- ``sample_error``: likewise, and over samples, of each sample.
-
-Both errors are also given for a prediction that nothing changes ("constant").
+``log_likelihood`` is in nats per dimension, in the data's units; "oracle" is :meth:`ObservationBins.best_log_density`.
+``mean_error`` (of the samples' mean) and ``sample_error`` (of each sample) are root mean squares over dimensions, in
+standard deviations of the data; "constant" predicts that nothing changes.
 """
 
 
 def compare(
     marginals: Mapping[str, Marginals], observations: np.ndarray, bins: ObservationBins, scale: np.ndarray
 ) -> Curves:
-    """Curves of one episode.
+    """Curves of one episode, of marginals by method.
 
-    Args:
-        marginals: by method, all of one horizon.
-        observations: (more than horizon, observation_dim) what happened, from the common start on.
-        bins: of the oracle.
-        scale: (observation_dim,) standard deviations, above 0.
+    ``observations`` (more than the horizon, observation_dim) are what happened, from the common start on; ``scale`` is
+    (observation_dim,) standard deviations, above 0.
     """
     horizon = len(next(iter(marginals.values())).mean())
     happened = observations[1 : horizon + 1].astype(np.float64)
@@ -151,10 +133,7 @@ def stack_curves(episodes: Sequence[Curves]) -> Curves:
 
 
 def prediction_measurements(curves: Curves) -> list[Measurement]:
-    """Measurements of several episodes: the log-likelihood's mean over all steps, then each curve at some steps.
-
-    These are :data:`REPORTED_STEPS` and the last one.
-    """
+    """The log-likelihood's mean over all steps, then each curve at :data:`REPORTED_STEPS` and the last step."""
     measurements = [
         _measurement(method, "log_likelihood_mean", values.mean(axis=1))
         for method, values in curves["log_likelihood"].items()

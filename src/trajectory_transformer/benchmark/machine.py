@@ -22,18 +22,11 @@ BASE = ModelConfig()
 
 @dataclass(frozen=True)
 class Hardware:
-    """Device and precision of a measurement.
-
-    Attributes:
-        device: of torch; "cpu" or "cuda".
-        threads: of the CPU.
-        bf16: in bfloat16, else in float32: decoding throughout, training in mixed precision.
-        compiled: training with ``torch.compile``; planning has nothing to do with it.
-    """
+    """Device ("cpu" or "cuda") and precision of a measurement; ``compiled`` is about training alone."""
 
     device: str
     threads: int
-    bf16: bool = False
+    bf16: bool = False  # decoding throughout, training in mixed precision
     compiled: bool = False
 
     @property
@@ -55,14 +48,15 @@ class Hardware:
     def median_seconds(self, run: Callable[[], object], rounds: int) -> float:
         """Median wall time of ``run`` over some rounds, after one that does not count."""
         run()
-        seconds = []
-        for _ in range(rounds):
-            self.wait()
-            start = time.perf_counter()
-            run()
-            self.wait()
-            seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds)
+        return statistics.median(self.seconds(run) for _ in range(rounds))
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Wall time of ``run``."""
+        self.wait()
+        start = time.perf_counter()
+        run()
+        self.wait()
+        return time.perf_counter() - start
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in MiB; on a GPU, of the GPU's."""

@@ -40,25 +40,15 @@ CHECKED_WINDOWS = 256
 
 @dataclass(frozen=True)
 class Adoption:
-    """The result of adopting foreign weights, as recorded in the checkpoint.
+    """The result of adopting foreign weights, as recorded in the checkpoint."""
 
-    Attributes:
-        source: name of the file or directory.
-        origin: "original", "rewrite" or "port".
-        bins: "refitted", or the name of the file that they were read from.
-        transitions: that the bins were fitted on.
-        reconstruction: (transition_dim,) mean distance of a value to its bin's centre, in standard deviations.
-        nats: the model's mean negative log-likelihood of a token of the data, by kind of token, stop tokens left out.
-        uniform_nats: that of a model that knows nothing.
-    """
-
-    source: str
-    origin: str
-    bins: str
-    transitions: int
-    reconstruction: tuple[float, ...]
-    nats: dict[str, float]
-    uniform_nats: float
+    source: str  # name of the file or directory
+    origin: str  # "original", "rewrite" or "port"
+    bins: str  # "refitted", or the name of the file that they were read from
+    transitions: int  # that the bins were fitted on
+    reconstruction: tuple[float, ...]  # for each dimension, mean distance to a bin's centre, in standard deviations
+    nats: dict[str, float]  # the model's mean negative log-likelihood by kind of token of the data, without stop tokens
+    uniform_nats: float  # that of a model that knows nothing
 
     def __str__(self) -> str:
         nats = ", ".join(f"{kind} {value:.2f}" for kind, value in self.nats.items())
@@ -144,20 +134,13 @@ def _as_loaded(episodes: Sequence[Episode]) -> list[Episode]:
 
 
 def _bins(
-    values: np.ndarray, options: DiscretizerConfig, model: TrajectoryTransformer, edges: Path | None
+    values: np.ndarray, options: DiscretizerConfig, model: TrajectoryTransformer, path: Path | None
 ) -> Discretizer:
-    """The bins that the weights were trained with, from the data or from a file."""
-    quantile = options.strategy == "quantile"
-    if edges is None:
-        return original_quantiles(values, options.num_bins) if quantile else make_discretizer(options).fit(values)
-    read = _read_edges(edges, model)
-    if quantile:
-        return with_original_rule(read)
-    return Discretizer.from_dict({"strategy": options.strategy, "edges": torch.from_numpy(read)})
-
-
-def _read_edges(path: Path, model: TrajectoryTransformer) -> np.ndarray:
-    """(transition_dim, num_bins + 1) float32 edges from a file of plain numbers."""
+    """The bins that the weights were trained with: fitted to the data, or from a file of plain numbers."""
+    if path is None and options.strategy == "quantile":
+        return original_quantiles(values, options.num_bins)
+    if path is None:
+        return make_discretizer(options).fit(values)
     try:
         edges = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -167,10 +150,12 @@ def _read_edges(path: Path, model: TrajectoryTransformer) -> np.ndarray:
     wanted = (model.config.transition_dim, model.config.vocab_size + 1)
     if not isinstance(edges, np.ndarray) or edges.dtype.kind != "f" or edges.shape not in (wanted, wanted[::-1]):
         raise UserError(f"'{path}' must hold real numbers of shape {wanted} or {wanted[::-1]}")
-    rows = np.ascontiguousarray(edges if edges.shape == wanted else edges.T, dtype=np.float32)
-    if not np.isfinite(rows).all() or (np.diff(rows, axis=1) < 0).any():
+    edges = np.ascontiguousarray(edges if edges.shape == wanted else edges.T, dtype=np.float32)
+    if not np.isfinite(edges).all() or (np.diff(edges, axis=1) < 0).any():
         raise UserError(f"'{path}' must hold finite edges in ascending order for each dimension")
-    return rows
+    if options.strategy == "quantile":
+        return with_original_rule(edges)
+    return Discretizer.from_dict({"strategy": options.strategy, "edges": torch.from_numpy(edges)})
 
 
 def _reconstruction(values: torch.Tensor, discretizer: Discretizer) -> tuple[float, ...]:
@@ -204,7 +189,6 @@ def _warn_of_other_data(adoption: Adoption) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.interop.adopt", description=__doc__)
     parser.add_argument("source", help="state_N.pt, model_last.pt, a directory with one, a converted one, or a hub id")
     parser.add_argument("checkpoint", help="the .ckpt file to write")
@@ -220,20 +204,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = {name: value for name in names if (value := getattr(options, name)) is not None}
 
     def work() -> str:
-        if options.termination_penalty is not None:
-            data["termination_penalty"] = _penalty(options.termination_penalty)
+        if (penalty := options.termination_penalty) is not None:
+            try:
+                data["termination_penalty"] = None if penalty.lower() in ("none", "null") else float(penalty)
+            except ValueError:
+                raise UserError(f"--termination-penalty={penalty} is neither a number nor none") from None
         chosen = {} if options.n_head is None else {"n_head": options.n_head}
         adoption = adopt(options.source, options.checkpoint, data, chosen, options.edges)
         return f"'{options.checkpoint}': {adoption}; `python evaluate.py checkpoint=…` plans with it"
 
     return run_command(work)
-
-
-def _penalty(text: str) -> float | None:
-    try:
-        return None if text.lower() in ("none", "null") else float(text)
-    except ValueError:
-        raise UserError(f"--termination-penalty={text} is neither a number nor none") from None
 
 
 if __name__ == "__main__":

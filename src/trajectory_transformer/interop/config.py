@@ -117,11 +117,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, has an unknown field or another architecture; the message names ``path``.
     """
-    values = read_json(path)
-    try:
-        return _stated(values)
-    except UserError as error:
-        raise UserError(f"'{path}': {error}") from None
+    return _stated(read_json(path), f"'{path}': ")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -139,18 +135,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a ``config.json`` that mean something to the model.
-
-    Raises:
-        UserError: it is another model's, or has a field that nobody knows.
-    """
+def _stated(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The fields of a ``config.json`` that mean something to the model; messages begin with ``where``."""
     model_type = values.get("model_type", MODEL_TYPE)
     if model_type != MODEL_TYPE:
-        raise UserError(f"model_type '{model_type}' is another architecture; only '{MODEL_TYPE}' can be read")
+        raise UserError(f"{where}model_type '{model_type}' is another architecture; only '{MODEL_TYPE}' can be read")
     ignored = {*_FOREIGN_NAMES.split(), *WITHOUT_EFFECT}
     kept = {name: value for name, value in values.items() if name not in ignored}
-    _require_known(kept, "the configuration")
+    _require_known(kept, f"{where}the configuration")
     if "transformers_version" in values or "layer_norm_epsilon" in values:
         # Whatever transformers wrote for these, its model computed with 1e-5 and the exact GELU.
         kept.pop("layer_norm_eps", None)

@@ -21,21 +21,18 @@ from .pretrained import TrajectoryTransformerModel
 from .weights import HUB_ID, INDEX_SUFFIX, WEIGHT_FILES, download, find_weights
 
 RECORD_FILE = "conversion.json"
-WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 OPTIONS = ("observation_dim", "action_dim", "n_head")
-# Where the original (args.json) and the rewrite (config.yaml) note what no tensor shows.
-_ORIGINAL_FIELDS = (
-    "n_head", "action_weight", "reward_weight", "value_weight", "embd_pdrop", "resid_pdrop", "attn_pdrop",
-)  # fmt: skip
+# Where the rewrite (config.yaml) and the original (args.json) note what no tensor shows.
 _REWRITE_FIELDS = {
     "num_heads": "n_head", "observation_dim": "observation_dim", "action_dim": "action_dim",
     "action_weight": "action_weight", "reward_weight": "reward_weight", "value_weight": "value_weight",
     "embedding_dropout": "embd_pdrop", "residual_dropout": "resid_pdrop", "attention_dropout": "attn_pdrop",
 }  # fmt: skip
+_ORIGINAL_FIELDS = set(_REWRITE_FIELDS.values()) - {"observation_dim", "action_dim"}
 
 
 def convert(source: str | Path, destination: str | Path, **chosen: int) -> TrajectoryTransformerModel:
-    """Write a directory that ``from_pretrained`` reads, and return the model, in evaluation mode.
+    """Write a directory that ``from_pretrained`` reads; returns the model, in evaluation mode.
 
     Args:
         source: an original's ``state_N.pt``, the faster rewrite's ``model_last.pt``, any file of such weights, or a
@@ -60,7 +57,8 @@ def load(source: Path, chosen: Mapping[str, int]) -> tuple[TrajectoryTransformer
     """The model of a :func:`convert` source, and what it was made of."""
     file = source
     if not source.exists():
-        if "/" not in str(source) or not HUB_ID.fullmatch(str(source)) or source.suffix in WEIGHT_SUFFIXES:
+        names_file = source.suffix in (".pt", ".pth", ".bin", ".safetensors")
+        if names_file or "/" not in str(source) or not HUB_ID.fullmatch(str(source)):
             raise UserError(f"'{source}' does not exist")
         file = download(str(source), {})
     if file.is_dir():
@@ -110,7 +108,6 @@ def run_command(work: Callable[[], str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.interop.convert", description=__doc__)
     parser.add_argument("source", help="state_N.pt, model_last.pt, another file of weights, or a directory with one")
     parser.add_argument("destination", help="directory to write")

@@ -28,17 +28,11 @@ SMALLEST_MEAN = 0.01  # of b / g: below it, constants would need heads that roun
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Weights under this project's names, in one dtype, without NaN.
+    """Weights under this project's names, in one dtype, without NaN."""
 
-    Attributes:
-        origin: "original", "rewrite" or "port" (the reference port and this project itself).
-        weights: by name.
-        path: the file they come from, or the index of its shards.
-    """
-
-    origin: str
+    origin: str  # "original", "rewrite" or "port" (the reference port and this project itself)
     weights: dict[str, Tensor]
-    path: Path
+    path: Path  # the file they come from, or the index of its shards
 
 
 def load_weights(path: Path, dtype: torch.dtype | None = torch.float32, own_blocks: bool = False) -> ForeignWeights:
@@ -89,9 +83,6 @@ def _with_stop_token(weights: Mapping[str, Tensor], path: Path) -> dict[str, Ten
     state is ``h = g * n + b`` with the norm's weight g and bias b, and the entries of n add up to 0. So the head
     ``k / g`` has the constant logit ``k * sum(b / g)``, whatever n is: that makes a stop token of logit -1000, and
     gives the biases of the rewrite's variant with one shared head a place.
-
-    Raises:
-        UserError: a tensor is missing or has other axes, or the final norm hides a dimension.
     """
     weights = dict(weights)
     try:
@@ -117,11 +108,7 @@ def _with_stop_token(weights: Mapping[str, Tensor], path: Path) -> dict[str, Ten
 
 
 def _inferred_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]:
-    """The configuration fields that the tensors' shapes decide: all sizes but heads and the observation/action split.
-
-    Raises:
-        UserError: a tensor is missing, or their shapes contradict each other.
-    """
+    """The configuration fields that the tensors' shapes decide: all but heads and the observation-action split."""
     names = ("head.weight", "tok_emb.weight", "pos_emb")
     if missing := [name for name in names if name not in weights]:
         raise UserError(f"'{path}' lacks the tensor '{missing[0]}'")
@@ -150,7 +137,7 @@ def fit_config(
         path: where they come from, for messages.
 
     Raises:
-        UserError: what the caller insists on contradicts the weights, or the observation/action split is unknown.
+        UserError: ``chosen`` contradicts the weights, their shapes each other, or the split of dimensions is unknown.
     """
     sizes = _inferred_sizes(weights, path)
     for name, value in sizes.items():

@@ -24,9 +24,7 @@ WITHOUT_MEANING = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
     """The reference's base class: saving, loading, sharing and sizes of a model.
 
-    Args:
-        config: sizes and options; those of a trained model without the reference's methods will do.
-        allow: as for :class:`~..model.gpt.TrajectoryTransformer`, which says what is raised, too.
+    Arguments and errors are those of :class:`~..model.gpt.TrajectoryTransformer`, whose ``config`` will do, too.
     """
 
     config: TrajectoryTransformerConfig
@@ -170,15 +168,12 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         max_shard_size: int | str = "5GB",
         **options: Any,
     ) -> Any:
-        """Commit what :meth:`save_pretrained` writes to the hub.
+        """Commit what :meth:`save_pretrained` writes to the hub; returns the client's description of the commit.
 
         Args:
             repo_id: user or organisation, and name; made if there is none.
             private: whether a new repository is; None: the account's default.
             options: the client's ``token``, ``revision`` and ``create_pr``.
-
-        Returns:
-            The client's description of the commit.
 
         Raises:
             UserError: the hub refused it or cannot be reached.

@@ -1,7 +1,4 @@
-"""Weight files: found in a directory, on the hub, read as named tensors, written as safetensors.
-
-Nothing in a file is ever executed.
-"""
+"""Weight files: found in a directory or on the hub, read as named tensors, written as safetensors; never executed."""
 
 import io
 import os
@@ -43,10 +40,7 @@ _EXACT = (torch.float16, torch.bfloat16, torch.float32)  # dtypes that float32 h
 def download(repo_id: str, options: Mapping[str, Any], subfolder: str = "") -> Path:
     """The folder of a hub repository's model files, fetched unless they are in the client's cache.
 
-    Args:
-        repo_id: such as ``CarlCochet/trajectory-transformer-hopper-medium-v2``.
-        options: any of :data:`DOWNLOAD_OPTIONS`.
-        subfolder: of the repository.
+    ``options`` are any of :data:`DOWNLOAD_OPTIONS`.
 
     Raises:
         UserError: it is not available; the message says why.
@@ -97,10 +91,7 @@ def find_weights(directory: Path, run: bool = False) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of the shards that an index names, on the CPU.
-
-    Args:
-        path: ``*.safetensors``, a PyTorch file of any other name, or ``*.index.json``.
+    """All tensors of a file, or of the shards that a ``*.index.json`` names, on the CPU.
 
     Raises:
         UserError: it is missing, cut short, no weight file, or holds anything but tensors.
@@ -123,10 +114,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def write_weights(weights: Mapping[str, Tensor], directory: Path, limit: int | str) -> None:
     """Write ``model.safetensors``, or shards of it with an index, and remove other weights in the directory.
 
-    Args:
-        weights: by name.
-        directory: exists.
-        limit: bytes of one file, also as "200KB"; a larger tensor gets a file of its own.
+    No file has more than ``limit`` bytes (also as "200KB"), unless it is one tensor.
 
     Raises:
         OSError: a file cannot be written; the earlier weights are kept.
