@@ -76,9 +76,6 @@ def adopt(
         chosen: ``n_head``, where it is not 4 and nothing beside the weights says so.
         edges: ``.npy`` file of the bins' edges, (transition_dim, V + 1) or the other way round; None: fit them again.
 
-    Returns:
-        What was done, and how well model and data go together.
-
     Raises:
         UserError: the weights, the data set or the edges are not available, or do not fit each other.
     """
@@ -88,10 +85,8 @@ def adopt(
     try:
         model, found = load(source, {**(chosen or {}), **dimensions})
     except UserError as error:
-        ids = ", ".join(offline.dataset_ids)
-        raise UserError(
-            f"{error} (data set {ids} has {', '.join(f'{n}={d}' for n, d in dimensions.items())})"
-        ) from None
+        ids, sizes = ", ".join(offline.dataset_ids), ", ".join(f"{name}={size}" for name, size in dimensions.items())
+        raise UserError(f"{error} (data set {ids} has {sizes})") from None
     record = source / RECORD_FILE  # a converted directory says whose weights it holds
     origin = str(read_json(record).get("origin", found.origin)) if record.is_file() else found.origin
     config = _configuration(data, model, origin)

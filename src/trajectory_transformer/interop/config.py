@@ -112,11 +112,7 @@ class TrajectoryTransformerConfig(TransformerConfig):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The fields that a ``config.json`` sets, be their values right or wrong.
-
-    Raises:
-        UserError: it cannot be read, has an unknown field or another architecture; the message names ``path``.
-    """
+    """The fields that a ``config.json`` sets, right or wrong; a UserError if one is unknown, or the model another."""
     return _stated(read_json(path), f"'{path}': ")
 
 

@@ -38,8 +38,7 @@ def convert(source: str | Path, destination: str | Path, **chosen: int) -> Traje
         source: an original's ``state_N.pt``, the faster rewrite's ``model_last.pt``, any file of such weights, or a
             directory that holds one, or a hub id.
         destination: directory to write, with ``conversion.json`` on where the weights come from.
-        chosen: ``observation_dim`` or ``action_dim`` where nothing beside the weights says them, and ``n_head`` unless
-            it is 4.
+        chosen: ``observation_dim`` or ``action_dim`` where nothing beside the weights says them; ``n_head`` if not 4.
 
     Raises:
         UserError: the source is missing, damaged, another model's or ambiguous, or an option contradicts it.

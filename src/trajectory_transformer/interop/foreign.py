@@ -38,10 +38,7 @@ class ForeignWeights:
 def load_weights(path: Path, dtype: torch.dtype | None = torch.float32, own_blocks: bool = False) -> ForeignWeights:
     """Read a file of weights, recognise whose they are and rename them.
 
-    Args:
-        path: as for :func:`read_weights`.
-        dtype: of the result; None: as stored.
-        own_blocks: this project saved it, with blocks of the user's, whose tensors may have any names.
+    ``dtype`` None is as stored. With ``own_blocks``, blocks are the user's, and their tensors may have any names.
 
     Raises:
         UserError: it cannot be read without executing something, is damaged, or is another architecture's.
@@ -119,10 +116,8 @@ def _inferred_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]
         shapes = ", ".join(f"{name} {tuple(weights[name].shape)}" for name in names)
         raise UserError(f"'{path}': the shapes of {shapes} do not fit together")
     layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))}
-    return {
-        "vocab_size": outputs - 1, "block_size": positions[1], "transition_dim": transition_dim, "n_embd": n_embd,
-        "n_layer": max(layers) + 1,
-    }  # fmt: skip
+    sizes = {"vocab_size": outputs - 1, "block_size": positions[1], "transition_dim": transition_dim}
+    return {**sizes, "n_embd": n_embd, "n_layer": max(layers) + 1}
 
 
 def fit_config(
@@ -130,11 +125,7 @@ def fit_config(
 ) -> tuple[TrajectoryTransformerConfig, list[str]]:
     """A configuration that the weights fit, and one clause for each correction of the stated one.
 
-    Args:
-        stated: fields of a configuration file; they may be missing or wrong.
-        chosen: fields that the caller insists on.
-        weights: under this project's names.
-        path: where they come from, for messages.
+    Fields may be missing or wrong in ``stated``; those ``chosen`` are insisted on.
 
     Raises:
         UserError: ``chosen`` contradicts the weights, their shapes each other, or the split of dimensions is unknown.
@@ -183,11 +174,7 @@ def _split(
 
 
 def fill(model: torch.nn.Module, found: ForeignWeights) -> None:
-    """Give a model these weights and their dtype, and put it in evaluation mode.
-
-    Raises:
-        UserError: naming the first tensor that is missing, superfluous or of another shape.
-    """
+    """Give a model these weights and their dtype, in evaluation mode; a UserError names the first that does not fit."""
     expected, weights, path = model.state_dict(), found.weights, found.path
     for problem, names in (("lacks", expected.keys() - weights.keys()), ("has", weights.keys() - expected.keys())):
         if names:

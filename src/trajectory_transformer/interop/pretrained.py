@@ -83,10 +83,9 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         warning says what was wrong.
 
         Args:
-            pretrained_model_name_or_path: a directory, or a hub id.
+            pretrained_model_name_or_path: a directory, or a hub id; of either, ``subfolder``.
             config: replaces ``config.json``, and must fit the weights.
             dtype: of the parameters; "auto": as stored; None: float32. ``torch_dtype`` is another name for it.
-            subfolder: of the directory or repository.
             allow: packages besides this one that the ``block`` in ``config.json`` may name.
             options: configuration fields that replace those of ``config.json``; the hub client's ``cache_dir``,
                 ``force_download``, ``local_files_only``, ``revision`` and ``token``.
@@ -125,14 +124,13 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
 
         Args:
             save_directory: made if missing; weights in it are replaced.
-            max_shard_size: bytes of one file, also as "200KB", "10MB", "5GB"; larger models are cut into shards.
+            max_shard_size: bytes of one file, also as "200KB"; larger models are cut into shards.
             is_main_process: False to do nothing, as one process among several.
             push_to_hub: also commit it to the hub, as ``repo_id``, or under the directory's name.
             options: of :meth:`push_to_hub`, and the reference's ``safe_serialization``, which has to be True.
 
         Raises:
-            UserError: the configuration holds a function, the size is not one, an option is unknown, or the directory
-                cannot be written.
+            UserError: ``hidden_act`` is a function, ``max_shard_size`` no size, an option unknown, or writing fails.
         """
         if not options.pop("safe_serialization", True):
             raise UserError("safe_serialization=False asks for pickled weights; only safetensors are written")
@@ -193,15 +191,9 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
                 ) from error
 
     def _card(self) -> str:
-        """The model card: Markdown with the hub's metadata."""
-        data = huggingface_hub.ModelCardData(
-            library_name="trajectory-transformer",
-            pipeline_tag="reinforcement-learning",
-            tags=["trajectory-transformer", "reinforcement-learning", "offline-rl", "planning"],
-        )
         template = str(Path(__file__).with_name("model_card.md"))
         facts = {"config": self.config, "num_parameters": f"{self.num_parameters():,}"}
-        return str(huggingface_hub.ModelCard.from_template(data, template, **facts))
+        return str(huggingface_hub.ModelCard.from_template(huggingface_hub.ModelCardData(), template, **facts))
 
 
 class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedModel):

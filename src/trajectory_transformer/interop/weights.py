@@ -40,8 +40,6 @@ _EXACT = (torch.float16, torch.bfloat16, torch.float32)  # dtypes that float32 h
 def download(repo_id: str, options: Mapping[str, Any], subfolder: str = "") -> Path:
     """The folder of a hub repository's model files, fetched unless they are in the client's cache.
 
-    ``options`` are any of :data:`DOWNLOAD_OPTIONS`.
-
     Raises:
         UserError: it is not available; the message says why.
     """
@@ -50,7 +48,7 @@ def download(repo_id: str, options: Mapping[str, Any], subfolder: str = "") -> P
         reason = reachability.unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"))
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         reason = "HF_HUB_OFFLINE is set"
-    chosen = {**options, "local_files_only": True} if reason else dict(options)
+    chosen = {**options, "local_files_only": True} if reason else options
     folder = Path()
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     try:
@@ -75,11 +73,7 @@ def first_line(error: Exception) -> str:
 
 
 def find_weights(directory: Path, run: bool = False) -> Path:
-    """The weight file of a model directory, or the index of its shards; with ``run``, also a training run's latest.
-
-    Raises:
-        UserError: it has none.
-    """
+    """The weight file of a model directory, or the index of its shards; with ``run``, also a training run's latest."""
     names = [*WEIGHT_FILES, *(["model_last.pt"] if run else [])]
     if present := [name for name in names if (directory / name).is_file()]:
         return directory / present[0]
@@ -112,12 +106,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_weights(weights: Mapping[str, Tensor], directory: Path, limit: int | str) -> None:
-    """Write ``model.safetensors``, or shards of it with an index, and remove other weights in the directory.
+    """Write ``model.safetensors``, or shards and an index, and remove other weights in the directory.
 
-    No file has more than ``limit`` bytes (also as "200KB"), unless it is one tensor.
-
-    Raises:
-        OSError: a file cannot be written; the earlier weights are kept.
+    No file has more than ``limit`` bytes (also as "200KB"), unless it is one tensor. An OSError leaves what was there.
     """
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
         try:
@@ -131,11 +122,7 @@ def write_weights(weights: Mapping[str, Tensor], directory: Path, limit: int | s
 
 
 def checked(weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors in ``dtype``; messages name ``path``.
-
-    Raises:
-        UserError: one is not made of real numbers that ``dtype`` can hold, or has NaN or infinite values.
-    """
+    """The tensors in ``dtype``; a UserError where it cannot hold one, or one has NaN or infinite values."""
     for name, tensor in weights.items():
         if tensor.dtype not in (*_EXACT, dtype) or tensor.layout != torch.strided:
             kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
