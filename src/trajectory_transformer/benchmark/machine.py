@@ -34,11 +34,6 @@ class Hardware:
         """Rows and columns of the matrices whose products say what the hardware can do."""
         return 2048 if self.device == "cpu" else 8192
 
-    def wait(self) -> None:
-        """Until a GPU has done what so far was only queued."""
-        if self.device != "cpu":
-            torch.cuda.synchronize()
-
     def matmul_rate(self, rounds: int = 9) -> float:
         """Multiply-adds, counted as two operations, per second of large square products in the chosen precision."""
         size, dtype = self.product_size, torch.bfloat16 if self.bf16 else torch.float32
@@ -51,16 +46,13 @@ class Hardware:
         return statistics.median(self.seconds(run) for _ in range(rounds))
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Wall time of ``run``."""
-        self.wait()
+        """Wall time of ``run``; on a GPU, of all that it queues and of nothing before."""
+        wait = torch.cuda.synchronize if self.device != "cpu" else lambda: None
+        wait()
         start = time.perf_counter()
         run()
-        self.wait()
+        wait()
         return time.perf_counter() - start
-
-    def peak_memory(self) -> int:
-        """The most memory that this process has held, in MiB; on a GPU, of the GPU's."""
-        return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_reserved() // 2**20
 
 
 def forward_operations(config: TransformerConfig, keys: float) -> float:
@@ -75,8 +67,10 @@ def make_model(layout: TransitionLayout, options: ModelConfig) -> TrajectoryTran
     return TrajectoryTransformer(TransformerConfig.for_data(options, layout, NUM_BINS, SEQUENCE_LENGTH))
 
 
-def peak_memory() -> int:
-    """The most memory that this process has held, in MiB."""
+def peak_memory(device: str = "cpu") -> int:
+    """The most memory that this process has held, in MiB; on a GPU, of the GPU's."""
+    if device != "cpu":
+        return torch.cuda.max_memory_reserved() // 2**20
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

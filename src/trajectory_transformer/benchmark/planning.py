@@ -13,7 +13,7 @@ from ..data.discretizer import make_discretizer
 from ..layout import TransitionLayout
 from ..model.config import TransformerConfig
 from ..planning.planner import BeamPlanner
-from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware, forward_operations, make_model
+from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware, forward_operations, make_model, peak_memory
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,14 @@ def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) 
     while len(taken) < 5 or sum(taken) < seconds:
         taken.append(hardware.seconds(lambda: planner.plan(prefix, generators)))
         if sum(taken) >= len(rates) * seconds / 10:
-            memory = memory or hardware.peak_memory()  # the planner's, without what the products need
+            memory = memory or peak_memory(hardware.device)  # the planner's, without what the products need
             rates.append(hardware.matmul_rate(rounds=3))
     after, rate = planner.decoding_seconds, statistics.median(rates)
     model_share, sampling_share = ((b - a) / sum(taken) for a, b in zip(before, after, strict=True))
     p50, p95 = np.percentile(taken, [50, 95]) * 1e3 / environments
-    return PlanningSpeed(
-        (float(p50), float(p95)),
-        planning_operations(setting, model.config) / rate * 1e3,
-        (model_share, sampling_share, 1.0 - model_share - sampling_share) if hardware.device == "cpu" else None,
-        memory,
-        rate,
-    )
+    shares = (model_share, sampling_share, 1.0 - model_share - sampling_share) if hardware.device == "cpu" else None
+    ideal = planning_operations(setting, model.config) / rate * 1e3
+    return PlanningSpeed((float(p50), float(p95)), ideal, shares, memory, rate)
 
 
 def measure_alone(setting: PlanningSetting, hardware: Hardware) -> PlanningSpeed:

@@ -18,12 +18,9 @@ from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware
 
 
 def training_rows(hardware: Hardware, rate: float) -> list[tuple[str, str, str]]:
-    """Tokens per second of whole updates (forward, backward, clipping, AdamW), and their share of a ``rate``.
-
-    A GPU trains in batches as large as the original's.
-    """
+    """Tokens per second of whole updates (forward, backward, clipping, AdamW), and their share of a ``rate``."""
     on_cpu, rows = hardware.device == "cpu", []
-    for name, layout, options, batch in (
+    for name, layout, options, batch in (  # a GPU's batch is as large as the original's
         ("tiny, hopper", HOPPER, TINY, 64),
         ("base, halfcheetah", HALFCHEETAH, BASE, 32 if on_cpu else 256),
     ):
@@ -66,10 +63,7 @@ def random_episodes(layout: TransitionLayout, episodes: int, steps: int) -> Offl
 def tokenising_rows(
     hardware: Hardware, episodes: int = 1000, steps: int = 1000, rounds: int = 3
 ) -> list[tuple[str, str, str]]:
-    """Seconds on the CPU from validated episodes to windows, what a run does between reading and updating.
-
-    Split, returns-to-go, bins of the training part, tokens of both parts.
-    """
+    """Seconds on the CPU from validated episodes to windows: split, returns-to-go, bins and tokens."""
     data = random_episodes(HALFCHEETAH, episodes, steps)
 
     def tokenise() -> list[TokenWindows]:
