@@ -15,7 +15,7 @@ from trajectory_transformer.analysis.attention import (
     context_transitions,
     evaluate_attention,
 )
-from trajectory_transformer.analysis.attention_measurements import AttentionMasses
+from trajectory_transformer.analysis.attention_masses import AttentionMasses
 from trajectory_transformer.configuration import AttentionConfig
 from trajectory_transformer.data.discretizer import UniformDiscretizer
 from trajectory_transformer.data.transitions import TransitionTable

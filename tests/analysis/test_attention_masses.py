@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trajectory_transformer.analysis.attention_measurements import AttentionMasses
+from trajectory_transformer.analysis.attention_masses import AttentionMasses
 from trajectory_transformer.layout import TransitionLayout
 
 # Tokens 0 … 11 are o a r v, o a r v, o a r v. Queries 7 … 10 predict the last transition, and only they count; value

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from trajectory_transformer.analysis.attention_measurements import MeasuredAttention
+from trajectory_transformer.analysis.attention_masses import MeasuredAttention
 from trajectory_transformer.analysis.plots import plot_attention_maps, plot_attention_summary
 from trajectory_transformer.layout import TransitionLayout
 

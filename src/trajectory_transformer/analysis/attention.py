@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from ..configuration import require
 from ..configuration.attention import MIN_TRANSITIONS, AttentionConfig
@@ -15,15 +14,8 @@ from ..data.transitions import TransitionTable
 from ..data.windows import TokenWindows
 from ..evaluation.measurements import Measurement, RunFacts, write_measurements
 from ..model.gpt import TrajectoryTransformer
-from ..model.output import TrajectoryTransformerOutput
 from ..planning.trained_transformer import TrainedTransformer
-from .attention_measurements import (
-    ALL_LAYERS,
-    AttentionMasses,
-    MeasuredAttention,
-    attention_measurements,
-    attention_table,
-)
+from .attention_masses import ALL_LAYERS, AttentionMasses, MeasuredAttention, attention_measurements, attention_table
 from .plots import plot_attention_maps, plot_attention_summary
 
 _WEIGHTS_AT_ONCE = 2**24  # 64 MiB of them
@@ -67,24 +59,20 @@ def evaluate_attention(
     extent, plots = f"{count} windows of {episodes} held-out episodes", directory / "plots"
     begin = chosen.steps[options.shown]
     where = f"held-out episode {chosen.episodes[options.shown]}, steps {begin} to {begin + transitions - 1}"
-    mask = model.mask[: len(mean[0, 0]), : len(mean[0, 0])].cpu().numpy()
+    tokens = mean.shape[-1]
+    mask = model.mask[:tokens, :tokens].cpu().numpy()
     for weights, title, name in (
         (shown, f"attention in {where}", "attention_window.png"),
         (mean, f"mean attention over {extent}", "attention_mean.png"),
     ):
         plot_attention_maps(weights, mask, model.layout, f"{run.env_id}: {title}", plots / name)
     plot_attention_summary(measured, f"{run.env_id}: where attention goes, {extent}", plots / "attention_summary.png")
-    title = f"{run.env_id}: attention over {transitions} transitions, {extent}"
-    Console().print(attention_table(measurements, title))
+    Console().print(attention_table(measurements, f"{run.env_id}: attention over {transitions} transitions, {extent}"))
     return measurements
 
 
 def context_transitions(model: TrajectoryTransformer, wanted: int | None) -> int:
-    """Transitions of context: ``wanted``, or all that the model sees.
-
-    Raises:
-        UserError: it sees fewer than are wanted, or than can be compared, or it is conditioned on goals.
-    """
+    """Transitions of context: ``wanted``, or all that the model sees; a UserError where they cannot be compared."""
     require(
         not model.config.goal_conditioned,
         "the model is conditioned on goals, and task=attention takes models that are not: a goal has no place among a "
@@ -102,10 +90,10 @@ def context_transitions(model: TrajectoryTransformer, wanted: int | None) -> int
 
 
 def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int) -> ChosenWindows:
-    """Draw ``count`` windows of so many transitions without replacement, or take all where there are fewer.
+    """Draw ``count`` windows without replacement from episodes of (episodes,) ``lengths``, or take all of them.
 
     Raises:
-        UserError: no episode is as long as a window, of (episodes,) ``lengths``.
+        UserError: no episode is as long as a window.
     """
     begins = np.maximum(lengths - transitions + 1, 0)  # windows in each episode
     require(
@@ -132,15 +120,13 @@ def average_attention(
     masses = AttentionMasses(model.layout, model.mask[:tokens, :tokens])
     total = torch.zeros(config.n_layer, config.n_head, tokens, tokens, device=windows.device)
     kept = torch.empty(0)
-    measured: list[Tensor] = []
+    measured: list[torch.Tensor] = []
     size = max(1, _WEIGHTS_AT_ONCE // total.numel())
     batches = torch.from_numpy(chosen.first).split(size)
     for index, batch in enumerate(track(batches, description="looking at attention")):
         with torch.inference_mode():
             inputs = windows.gather(batch).trajectories
             output = model(inputs, use_cache=False, output_attentions=True, return_dict=True)
-        assert isinstance(output, TrajectoryTransformerOutput)
-        assert output.attentions is not None
         attention = torch.stack(output.attentions)  # (layer, window, head, query, key)
         measured.append(masses.of(attention).transpose(0, 1).cpu())
         total += attention.sum(dim=1)

@@ -1,4 +1,4 @@
-"""Measurements of a model's attention: masses of each head and layer, ratios to uniform attention, and intervals.
+"""Attention masses of each head and layer, their ratios to uniform attention, and intervals.
 
 The model at position p predicts the token at p + 1, and so a query is named after that token: it has the predicted
 token's transition, kind and dimension. With t the predicted token's transition::
@@ -73,10 +73,10 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
     """The keys of each target, for each query: (query, key) bool, all of them seen."""
     width = layout.transition_dim
     key = torch.arange(len(mask), device=mask.device)
-    query = key[:, None]
-    dimension = key % width
+    query, dimension = key[:, None], key % width
     steps_back = (query + 1) // width - key // width
     past = steps_back > 0
+    observations, actions = (torch.isin(dimension, key[:width][part]) for part in (layout.observation, layout.action))
     targets = {
         "present_transition": steps_back == 0,
         "previous_transition": steps_back == 1,
@@ -85,8 +85,8 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
         # goes in at a query or by the one that is predicted there; the two stripes lie one token apart.
         "same_dimension_as_predicted": past & (dimension == (query + 1) % width),
         "same_dimension_as_query": (key < query) & (dimension == query % width),
-        "past_observations": past & _is_kind(layout, "observation", dimension),
-        "past_actions": past & _is_kind(layout, "action", dimension),
+        "past_observations": past & observations,
+        "past_actions": past & actions,
     }
     return {name: keys & mask for name, keys in targets.items()}
 
@@ -95,21 +95,15 @@ def _queries(layout: TransitionLayout, target: str, count: int) -> dict[str, Ten
     """Weights of the queries in each of a target's masses, by its name: (query,) float64, their sum 1 or 0."""
     predicted = torch.arange(1, count + 1)
     dimension = predicted % layout.transition_dim
-    counted = predicted >= _FIRST_TRANSITION * layout.transition_dim
-    if target == "same_dimension_as_predicted":
-        counted &= dimension != layout.value  # nothing may attend to a value token
-    if target == "same_dimension_as_query":
-        counted &= dimension != 0  # a value token is the query
+    # Nothing may attend to a value token: neither where it is predicted, nor where it is the query.
+    left_out = {"same_dimension_as_predicted": layout.value, "same_dimension_as_query": 0}.get(target, -1)
+    counted = (predicted >= _FIRST_TRANSITION * layout.transition_dim) & (dimension != left_out)
     kinds = ("observation", "action") if target.startswith("past_") else TOKEN_KINDS
-    chosen = {f"{kind}_mass_{target}": counted & _is_kind(layout, kind, dimension) for kind in kinds}
+    columns = {kind: torch.arange(layout.transition_dim)[part] for kind, part in layout.kind_slices().items()}
+    chosen = {f"{kind}_mass_{target}": counted & torch.isin(dimension, columns[kind]) for kind in kinds}
     if kinds == TOKEN_KINDS:
         chosen[f"mass_{target}"] = counted
     return {name: queries.double() / queries.sum().clamp(min=1) for name, queries in chosen.items()}
-
-
-def _is_kind(layout: TransitionLayout, kind: str, dimension: Tensor) -> Tensor:
-    columns = layout.kind_slices()[kind]
-    return (dimension >= columns.start) & (dimension < columns.stop)
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ def attention_measurements(measured: MeasuredAttention) -> list[Measurement]:
     """Measurements of uniform attention, of every head, of every layer (the mean of its heads) and of the whole model.
 
     Each has the masses, and under names with ``ratio`` for ``mass`` their ratio to those of uniform attention. Two
-    differences, of masses and of ratios, say whether actions attend to past actions more than to past observations.
+    differences, one of each, say whether actions attend to past actions more than to past observations.
     """
     count = len(np.unique(measured.episodes))
     measurements = [

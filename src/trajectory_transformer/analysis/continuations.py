@@ -57,11 +57,9 @@ def continue_freely(
 
     Args:
         decoder: of the model; its window must not slide.
-        layout: of a transition.
         start: (time,) tokens: whole transitions, if any, then one observation; it is cropped to the context.
         actions: (horizon, action_dim) tokens that all samples take, or None for the model's own.
-        settings: how.
-        generator: on the CPU; it alone decides all draws.
+        generator: on the CPU; decides all draws.
         on_transitions: called with the number of transitions sampled since the last call.
     """
     kept = (settings.context - 1) * layout.transition_dim + layout.observation_dim
@@ -95,8 +93,7 @@ def _next_transition(
         (rows, transition_dim) tokens; (observation_dim, vocab_size) float64 distributions, summed over rows.
     """
     decoder.prefill(window)
-    tokens: list[Tensor] = []
-    distributions: list[Tensor] = []
+    tokens, distributions = list[Tensor](), list[Tensor]()
     for column in (*range(layout.observation_dim, layout.transition_dim), *range(layout.observation_dim)):
         if tokens:
             decoder.step(tokens[-1].unsqueeze(1))
@@ -120,10 +117,7 @@ class ProbabilisticDynamics(Protocol):
     def num_members(self) -> int: ...
 
     def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the next observations, (n, observation_dim) each, in real units.
-
-        ``members`` are (n,) int64, which member predicts each row.
-        """
+        """Mean and standard deviation, in real units, of the next (n, observation_dim), by (n,) int64 members."""
         ...
 
 
@@ -151,10 +145,7 @@ def continue_with_members(
         dynamics: on the CPU.
         start: (observation_dim,) observation.
         actions: (horizon, action_dim), taken by all samples; entry t of the result follows action t.
-        samples: how many.
         bounds: (observation_dim,) lowest and highest values of the data; samples keep within three times that range.
-        generator: decides all draws.
-        on_transitions: as for :func:`continue_freely`.
     """
     # Differs from the paper: it names no propagation; a member for the whole rollout is PETS's better one.
     members = torch.arange(samples) % dynamics.num_members

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, finish, tidy
 from ..evaluation.scores import bootstrap_interval
 from ..layout import TOKEN_KINDS, TransitionLayout
-from .attention_measurements import REGIONS, MeasuredAttention, head_name
+from .attention_masses import REGIONS, MeasuredAttention, head_name
 from .prediction_curves import Curves
 
 _KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, ORANGE, SERIES[2], GREY), strict=True))
@@ -64,8 +64,8 @@ def plot_attention_maps(
         axes.set_xlabel("token attended to, by its transition")
     bar = figure.colorbar(grid[0, 0].images[0], ax=grid, extend="max", shrink=0.7, pad=0.01, aspect=30)
     bar.set_label("attention weight")
-    handles = [Patch(color=color, label=kind) for kind, color in _KIND_COLORS.items()]
-    handles.append(Patch(color=_UNSEEN, label="may not be seen"))
+    colors = _KIND_COLORS | {"may not be seen": _UNSEEN}
+    handles = [Patch(color=color, label=label) for label, color in colors.items()]
     finish(figure, title, path, handles, columns=len(handles))
 
 

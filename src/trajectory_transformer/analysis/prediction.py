@@ -95,20 +95,17 @@ class Predictor:
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """Options of a long-horizon prediction, and the run that it belongs to, whose seed decides all draws.
-
-    At most ``episodes`` are continued, and ``video`` of these filmed.
-    """
+    """Options of a long-horizon prediction, and the run that it belongs to, whose seed decides all draws."""
 
     options: PredictConfig
-    episodes: int
-    video: int
+    episodes: int  # held-out ones to continue, at most
+    video: int  # of them to film
     facts: RunFacts
     progress: bool = True
 
 
 def choose_references(held_out: Sequence[Episode], horizon: int, count: int) -> list[Episode]:
-    """The first ``count`` episodes of at least ``horizon`` steps, with a warning where there are fewer.
+    """The first ``count`` episodes of at least ``horizon`` steps; a warning where there are fewer.
 
     Raises:
         UserError: there is none.

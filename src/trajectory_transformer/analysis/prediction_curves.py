@@ -22,9 +22,7 @@ class ObservationBins:
     the same centre: it may overlap its neighbours, whose densities add up with its own, so that the whole still has
     mass 1. Values beyond the outermost edges count as on them, as for the model.
 
-    Args:
-        discretizer: fitted; its first dimensions are the observation's.
-        narrowest: (observation_dim,) above 0, in the units of each dimension.
+    The discretiser's first dimensions are the observation's; ``narrowest`` is (observation_dim,) above 0, in its units.
     """
 
     # Differs from the paper: it has uniform bins; the quantile bins of a repeated value would have infinite density.
@@ -134,19 +132,14 @@ def stack_curves(episodes: Sequence[Curves]) -> Curves:
 
 def prediction_measurements(curves: Curves) -> list[Measurement]:
     """The log-likelihood's mean over all steps, then each curve at :data:`REPORTED_STEPS` and the last step."""
-    measurements = [
-        _measurement(method, "log_likelihood_mean", values.mean(axis=1))
-        for method, values in curves["log_likelihood"].items()
-    ]
+    samples = [(method, "log_likelihood_mean", one.mean(axis=1)) for method, one in curves["log_likelihood"].items()]
     for curve, methods in curves.items():
         for method, values in methods.items():
             horizon = values.shape[1]
             steps = [step for step in REPORTED_STEPS if step < horizon] + [horizon]
-            measurements += [_measurement(method, f"{curve}_step_{step}", values[:, step - 1]) for step in steps]
+            samples += [(method, f"{curve}_step_{step}", values[:, step - 1]) for step in steps]
+    measurements = []
+    for method, name, values in samples:  # of each episode; a single one has no interval
+        low, high = bootstrap_interval(values).tolist() if len(values) > 1 else (None, None)
+        measurements.append(Measurement(method, name, float(values.mean()), low, high, len(values)))
     return measurements
-
-
-def _measurement(method: str, name: str, values: np.ndarray) -> Measurement:
-    """Mean of (episodes,) values with its interval, which a single one has not."""
-    low, high = bootstrap_interval(values).tolist() if len(values) > 1 else (None, None)
-    return Measurement(method, name, float(values.mean()), low, high, len(values))
