@@ -191,9 +191,14 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
                 ) from error
 
     def _card(self) -> str:
+        data = huggingface_hub.ModelCardData(
+            library_name="trajectory-transformer",
+            pipeline_tag="reinforcement-learning",
+            tags=["trajectory-transformer", "reinforcement-learning", "offline-rl", "planning"],
+        )
         template = str(Path(__file__).with_name("model_card.md"))
         facts = {"config": self.config, "num_parameters": f"{self.num_parameters():,}"}
-        return str(huggingface_hub.ModelCard.from_template(huggingface_hub.ModelCardData(), template, **facts))
+        return str(huggingface_hub.ModelCard.from_template(data, template, **facts))
 
 
 class TrajectoryTransformerModel(TrajectoryTransformerPreTrainedModel):
