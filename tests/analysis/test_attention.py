@@ -105,21 +105,22 @@ def test_a_loop_over_windows_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_WEIGHTS_AT_ONCE", 2 * 4 * TOKENS**2)  # two windows at a time
     network, data = model(), table(6, 2, 5)
     windows = TokenWindows(data, discretizer(), TRANSITIONS)
-    found = average_attention(network, windows, choose_windows(data.lengths, TRANSITIONS, 100, 0), shown=5)
+    chosen = choose_windows(data.lengths, TRANSITIONS, 100, 0)
+    measured, mean, shown = average_attention(network, windows, chosen, shown=5)
     maps = []
     for first in (0, 1, 2, 3, 8, 9, 10):
         tokens = discretizer().encode(torch.from_numpy(data.values[first : first + TRANSITIONS])).flatten()[:-1]
         with torch.no_grad():
             output = network(tokens[None], output_attentions=True)
         maps.append(torch.cat(output.attentions).numpy())
-    np.testing.assert_allclose(found.mean, np.mean(maps, axis=0), atol=1e-6)
-    np.testing.assert_allclose(found.shown, maps[5], atol=1e-6)
-    assert found.measured.masses.shape[:3] == (7, 2, 2)
+    np.testing.assert_allclose(mean, np.mean(maps, axis=0), atol=1e-6)
+    np.testing.assert_allclose(shown, maps[5], atol=1e-6)
+    assert measured.masses.shape[:3] == (7, 2, 2)
     masses = AttentionMasses(network.layout, network.mask)
     for index, one in enumerate(maps):
         expected = masses.of(torch.from_numpy(one)).numpy()
-        np.testing.assert_allclose(found.measured.masses[index], expected, atol=1e-6)
-    assert found.measured.episodes.tolist() == [0, 0, 0, 0, 2, 2, 2]
+        np.testing.assert_allclose(measured.masses[index], expected, atol=1e-6)
+    assert measured.episodes.tolist() == [0, 0, 0, 0, 2, 2, 2]
 
 
 def striped_model() -> TrajectoryTransformerModel:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from trajectory_transformer.analysis.attention_measurements import (
+from trajectory_transformer.analysis.attention_masses import (
     ALL_LAYERS,
     UNIFORM,
     MeasuredAttention,

@@ -8,12 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from trajectory_transformer.analysis.attention_measurements import MeasuredAttention
-from trajectory_transformer.analysis.attention_plots import (
-    AttentionMaps,
-    plot_attention_maps,
-    plot_attention_summary,
-)
+from trajectory_transformer.analysis.attention_masses import MeasuredAttention
+from trajectory_transformer.analysis.plots import plot_attention_maps, plot_attention_summary
 from trajectory_transformer.layout import TransitionLayout
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -31,7 +27,7 @@ def test_maps(tmp_path: Path, drawn: list[Figure]) -> None:
     mask[:, 4::5] = False
     weights = np.random.default_rng(0).uniform(0.1, 0.2, (2, 3, 14, 14))
     weights[1, 2, 9, 3] = 0.19
-    plot_attention_maps(AttentionMaps(weights, mask, layout), "Walk-v0", tmp_path / "maps.png")
+    plot_attention_maps(weights, mask, layout, "Walk-v0", tmp_path / "maps.png")
     assert (tmp_path / "maps.png").read_bytes().startswith(PNG)
     panels = drawn[0].axes[:6]
     assert [axes.get_title("left") for axes in panels][-1] == "layer 2 head 3"

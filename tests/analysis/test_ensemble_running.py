@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trajectory_transformer.analysis.ensemble_running import continue_with_members
+from trajectory_transformer.analysis.continuations import continue_with_members
 
 HORIZON, SAMPLES = 4, 6000
 BOUNDS = (torch.tensor([-100.0, -100.0]), torch.tensor([100.0, 100.0]))

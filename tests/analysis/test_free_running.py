@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.planning.decoders import MakeDecoder, both_decoders, make_eager
 from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
-from trajectory_transformer.analysis.free_running import Continuations, FreeRunning, continue_freely
+from trajectory_transformer.analysis.continuations import Continuations, FreeRunning, continue_freely
 from trajectory_transformer.planning.sampling import Choice
 
 BINS, TRANSITIONS, HORIZON, SAMPLES = 2, 3, 3, 4000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.analysis.marginals import (
+from trajectory_transformer.analysis.prediction_curves import (
     SMALLEST_PROBABILITY,
     GaussianMarginals,
     ObservationBins,

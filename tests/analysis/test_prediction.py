@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
-from trajectory_transformer.analysis.prediction import (
-    PredictionRequest,
-    choose_references,
-    predict,
-)
-from trajectory_transformer.analysis.predictor import Predictor
+from trajectory_transformer.analysis.prediction import PredictionRequest, Predictor, choose_references, predict
 from trajectory_transformer.configuration import PlannerConfig, PredictConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.data.episodes import Episode
@@ -140,7 +135,8 @@ def test_recorded_actions_are_the_episodes_own(trained: TrainedTransformer) -> N
         predictor = Predictor(
             trained, PlannerConfig(), request(actions=actions).options, np.ones(OBSERVATION_DIM), None
         )
-        return predictor.predict(reference, 0, lambda _: None).marginals["transformer"].mean()
+        marginals, _ = predictor.predict(reference, 0, lambda _: None)
+        return marginals["transformer"].mean()
 
     recorded = [means("recorded", reference) for reference in (HELD_OUT[0], other)]
     np.testing.assert_array_equal(recorded[0][:2], recorded[1][:2])
@@ -154,7 +150,8 @@ def test_both_decoders_predict_alike(trained: TrainedTransformer) -> None:
         predictor = Predictor(
             trained, PlannerConfig(decoder=decoder), request().options, np.ones(OBSERVATION_DIM), None
         )
-        means.append(predictor.predict(HELD_OUT[0], 0, lambda _: None).marginals["transformer"].mean())
+        marginals, _ = predictor.predict(HELD_OUT[0], 0, lambda _: None)
+        means.append(marginals["transformer"].mean())
     np.testing.assert_allclose(means[0], means[1], atol=1e-4)
 
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from trajectory_transformer.analysis.marginals import GaussianMarginals, ObservationBins, TokenMarginals
+from trajectory_transformer.analysis.plots import plot_errors, plot_log_likelihood
 from trajectory_transformer.analysis.prediction_curves import (
     Curves,
+    GaussianMarginals,
+    ObservationBins,
+    TokenMarginals,
     compare,
     prediction_measurements,
     stack_curves,
 )
-from trajectory_transformer.analysis.prediction_plots import plot_errors, plot_log_likelihood
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.evaluation.scores import bootstrap_interval
 

@@ -1,4 +1,4 @@
-"""Attention masses: the numbers behind the patterns that the paper sees in its attention maps.
+"""Attention masses of each head and layer, their ratios to uniform attention, and intervals.
 
 The model at position p predicts the token at p + 1, and so a query is named after that token: it has the predicted
 token's transition, kind and dimension. With t the predicted token's transition::
@@ -9,14 +9,31 @@ token's transition, kind and dimension. With t the predicted token's transition:
 Queries of the first two transitions are left out, so that an earlier transition exists for each one that counts.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from rich import box
+from rich.table import Table
 from torch import Tensor
 
+from ..evaluation.measurements import Measurement
 from ..layout import TOKEN_KINDS, TransitionLayout
 
 REGIONS = ("present_transition", "previous_transition", "earlier_transitions")
-PAST = ("past_observations", "past_actions")
+UNIFORM, ALL_LAYERS = "uniform attention", "all layers"
 _FIRST_TRANSITION = 2  # whose queries count
+_RESAMPLES = 10_000
+_ACTIONS, _OBSERVATIONS = "action_mass_past_actions", "action_mass_past_observations"
+_TABLE_COLUMNS = {  # of at most nine letters a word, so that the table fits a screen of eighty
+    "mass_present_transition": "present",
+    "mass_previous_transition": "previous",
+    "mass_same_dimension_as_predicted": "same dim. as predicted",
+    "mass_same_dimension_as_query": "same dim. as query",
+    _ACTIONS: "actions: past actions",
+    _OBSERVATIONS: "actions: past observ.",
+}
 
 
 class AttentionMasses:
@@ -35,22 +52,15 @@ class AttentionMasses:
     def __init__(self, layout: TransitionLayout, mask: Tensor) -> None:
         self._keys = _keys(layout, mask)
         self._queries = {target: _queries(layout, target, len(mask)) for target in self._keys}
-        self._kept = torch.ones(sum(map(len, self._queries.values())), dtype=torch.bool)
+        names = [name for queries in self._queries.values() for name in queries]
+        self._kept = torch.ones(len(names), dtype=torch.bool)
         uniform = self.of(mask / mask.sum(dim=1, keepdim=True)).cpu()
         self._kept = uniform > 0.0
         self.uniform = uniform[self._kept].numpy()
-        names = [name for queries in self._queries.values() for name in queries]
         self.names = [name for name, kept in zip(names, self._kept, strict=True) if kept]
 
     def of(self, attention: Tensor) -> Tensor:
-        """The masses of attention weights.
-
-        Args:
-            attention: (…, query, key), each row adding up to 1.
-
-        Returns:
-            (…, masses) float64 in [0, 1].
-        """
+        """(…, query, key) attention weights, each row adding up to 1 -> (…, masses) float64 in [0, 1]."""
         masses = []
         for target, keys in self._keys.items():
             received = torch.einsum("...qk,qk->...q", attention, keys.to(attention))
@@ -63,10 +73,10 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
     """The keys of each target, for each query: (query, key) bool, all of them seen."""
     width = layout.transition_dim
     key = torch.arange(len(mask), device=mask.device)
-    query = key[:, None]
-    dimension = key % width
-    steps_back = (query + 1).div(width, rounding_mode="floor") - key.div(width, rounding_mode="floor")
+    query, dimension = key[:, None], key % width
+    steps_back = (query + 1) // width - key // width
     past = steps_back > 0
+    observations, actions = (torch.isin(dimension, key[:width][part]) for part in (layout.observation, layout.action))
     targets = {
         "present_transition": steps_back == 0,
         "previous_transition": steps_back == 1,
@@ -75,31 +85,114 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
         # goes in at a query or by the one that is predicted there; the two stripes lie one token apart.
         "same_dimension_as_predicted": past & (dimension == (query + 1) % width),
         "same_dimension_as_query": (key < query) & (dimension == query % width),
-        "past_observations": past & _is_kind(layout, "observation", dimension),
-        "past_actions": past & _is_kind(layout, "action", dimension),
+        "past_observations": past & observations,
+        "past_actions": past & actions,
     }
     return {name: keys & mask for name, keys in targets.items()}
 
 
 def _queries(layout: TransitionLayout, target: str, count: int) -> dict[str, Tensor]:
-    """The names of a target's masses, and the weights of the queries in each: (query,) float64, adding up to 1 or 0.
-
-    Where a dimension is compared with itself, that of value tokens does not count, since nothing may attend to those.
-    """
+    """Weights of the queries in each of a target's masses, by its name: (query,) float64, their sum 1 or 0."""
     predicted = torch.arange(1, count + 1)
     dimension = predicted % layout.transition_dim
-    counted = predicted >= _FIRST_TRANSITION * layout.transition_dim
-    if target == "same_dimension_as_predicted":
-        counted &= dimension != layout.value
-    if target == "same_dimension_as_query":
-        counted &= dimension != 0  # a value token is the query
-    kinds = ("observation", "action") if target in PAST else TOKEN_KINDS
-    chosen = {f"{kind}_mass_{target}": counted & _is_kind(layout, kind, dimension) for kind in kinds}
-    if target not in PAST:
+    # Nothing may attend to a value token: neither where it is predicted, nor where it is the query.
+    left_out = {"same_dimension_as_predicted": layout.value, "same_dimension_as_query": 0}.get(target, -1)
+    counted = (predicted >= _FIRST_TRANSITION * layout.transition_dim) & (dimension != left_out)
+    kinds = ("observation", "action") if target.startswith("past_") else TOKEN_KINDS
+    columns = {kind: torch.arange(layout.transition_dim)[part] for kind, part in layout.kind_slices().items()}
+    chosen = {f"{kind}_mass_{target}": counted & torch.isin(dimension, columns[kind]) for kind in kinds}
+    if kinds == TOKEN_KINDS:
         chosen[f"mass_{target}"] = counted
     return {name: queries.double() / queries.sum().clamp(min=1) for name, queries in chosen.items()}
 
 
-def _is_kind(layout: TransitionLayout, kind: str, dimension: Tensor) -> Tensor:
-    columns = layout.kind_slices()[kind]
-    return (dimension >= columns.start) & (dimension < columns.stop)
+@dataclass(frozen=True)
+class MeasuredAttention:
+    """Attention masses of a model in some windows."""
+
+    names: list[str]
+    uniform: np.ndarray  # (mass,) under uniform attention
+    masses: np.ndarray  # (window, layer, head, mass) float64
+    episodes: np.ndarray  # (window,) int, the episode that each is from
+
+    def mean(self, name: str) -> np.ndarray:
+        """(layer, head) mean over windows of a mass."""
+        return self.masses[..., self.names.index(name)].mean(axis=0)
+
+    def baseline(self, name: str) -> float:
+        return float(self.uniform[self.names.index(name)])
+
+
+def head_name(layer: int, head: int) -> str:
+    """Layers and heads are counted from 1, as in the paper."""
+    return f"layer {layer + 1} head {head + 1}"
+
+
+def attention_measurements(measured: MeasuredAttention) -> list[Measurement]:
+    """Measurements of uniform attention, of every head, of every layer (the mean of its heads) and of the whole model.
+
+    Each has the masses, and under names with ``ratio`` for ``mass`` their ratio to those of uniform attention. Two
+    differences, one of each, say whether actions attend to past actions more than to past observations.
+    """
+    count = len(np.unique(measured.episodes))
+    measurements = [
+        Measurement(UNIFORM, name, float(value), None, None, count)
+        for name, value in zip(measured.names, measured.uniform, strict=True)
+    ]
+    masses, ratios = measured.masses, measured.masses / measured.uniform
+    actions, observations = measured.names.index(_ACTIONS), measured.names.index(_OBSERVATIONS)
+    differences = [part[..., actions] - part[..., observations] for part in (masses, ratios)]
+    values = np.concatenate([masses, ratios, np.stack(differences, axis=-1)], axis=-1)
+    names = [*measured.names, *(name.replace("mass_", "ratio_") for name in measured.names)]
+    names += ["action_mass_past_actions_minus_observations", "action_ratio_past_actions_minus_observations"]
+    _, layers, heads, _ = values.shape
+    methods: dict[str, np.ndarray] = {}  # (window, number) each
+    for layer in range(layers):
+        methods |= {head_name(layer, head): values[:, layer, head] for head in range(heads)}
+        methods[f"layer {layer + 1}"] = values[:, layer].mean(axis=1)
+    methods[ALL_LAYERS] = values.mean(axis=(1, 2))
+    for method, columns in methods.items():
+        intervals = episode_intervals(columns, measured.episodes)
+        for index, name in enumerate(names):
+            low, high = (None, None) if intervals is None else map(float, intervals[:, index])
+            measurements.append(Measurement(method, name, float(columns[:, index].mean()), low, high, count))
+    return measurements
+
+
+def episode_intervals(values: np.ndarray, episodes: np.ndarray) -> np.ndarray | None:
+    """95 % percentile bootstrap intervals of means over windows, drawing whole episodes, whose windows are alike.
+
+    Args:
+        values: (window, number).
+        episodes: (window,) int, the episode that each window is from.
+
+    Returns:
+        (2, number), lower and upper ends; the draws are always the same. None with a single episode.
+    """
+    _, index, sizes = np.unique(episodes, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return None
+    sums = np.zeros((len(sizes), values.shape[1]))
+    np.add.at(sums, index, values)
+    share = np.full(len(sizes), 1.0 / len(sizes))
+    drawn = np.random.default_rng(0).multinomial(len(sizes), share, size=_RESAMPLES)
+    return np.percentile((drawn @ sums) / (drawn @ sizes)[:, None], [2.5, 97.5], axis=0)
+
+
+def attention_table(measurements: Sequence[Measurement], title: str) -> Table:
+    """A row for each head, their mean and uniform attention: percent of attention, and times what is uniform."""
+    values = {(one.method, one.name): one.value for one in measurements}
+    heads = [method for method in dict.fromkeys(one.method for one in measurements) if " head " in method]
+    shown = [name for name in _TABLE_COLUMNS if (UNIFORM, name) in values]
+    caption = "% of attention to the present transition, …, × what it would be with uniform attention"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title_justify = table.caption_justify = "left"
+    table.add_column("attention of", style="cyan", no_wrap=True)
+    for name in shown:
+        table.add_column(_TABLE_COLUMNS[name], justify="right")
+    for method in (*heads, ALL_LAYERS):
+        shares = ((values[method, name], values[UNIFORM, name]) for name in shown)
+        cells = (f"{100 * mass:.0f} ×{mass / uniform:.1f}" for mass, uniform in shares)
+        table.add_row(method, *cells, end_section=method in (heads[-1], ALL_LAYERS))
+    table.add_row("uniform", *(f"{100 * values[UNIFORM, name]:.0f}     " for name in shown))
+    return table

@@ -1,58 +1,120 @@
 """Long-horizon prediction (paper §4.1): held-out episodes against what models make of their starts."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..configuration import PlannerConfig, PredictConfig, require
 from ..data.episodes import Episode
 from ..environments.batch import environment_title
 from ..evaluation.measurements import Measurement, RunFacts, write_measurements
 from ..evaluation.rollout import progress_bar
+from ..planning.planner import make_decoder
+from ..planning.sampling import Choice
 from ..planning.trained_transformer import TrainedTransformer
-from .ensemble_running import ProbabilisticDynamics
-from .prediction_curves import Curves, compare, prediction_measurements, stack_curves
-from .prediction_plots import plot_errors, plot_log_likelihood
-from .predictor import Predictor
+from . import prediction_curves
+from .continuations import FreeRunning, ProbabilisticDynamics, continue_freely, continue_with_members
+from .plots import plot_errors, plot_log_likelihood
+from .prediction_curves import GaussianMarginals, Marginals, ObservationBins, TokenMarginals
 from .state_video import film_predictions
 
 log = logging.getLogger(__name__)
+_NARROWEST = 1e-3  # of a dimension's standard deviation: what a bin's width is taken for at least
+
+
+class Predictor:
+    """The models that are compared, ready to continue episodes.
+
+    Of ``planner`` the ``decoder`` and ``precision`` are used; ``scale`` is (observation_dim,) above 0, the standard
+    deviation of each dimension.
+
+    Raises:
+        UserError: the model cannot see as far as asked for, or predicts for goals.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedTransformer,
+        planner: PlannerConfig,
+        options: PredictConfig,
+        scale: np.ndarray,
+        ensemble: ProbabilisticDynamics | None,
+    ) -> None:
+        config = trained.model.config
+        require(
+            not config.goal_conditioned,
+            "task=predict continues episodes whose end is open, but the checkpoint's model was trained to reach goals "
+            "(model.goal_conditioned=true); train one without",
+        )
+        context = options.context_within(config.sequence_length)
+        self.contexts = {"transformer": context, "markovian": 1} if context > 1 else {"transformer": 1}
+        self.trained, self.options, self.scale, self.ensemble = trained, options, scale, ensemble
+        self.bins = ObservationBins(trained.discretizer, _NARROWEST * scale)
+        self._decoder = make_decoder(trained.model, replace(planner, window="growing", beam_width=1, n_expand=1))
+
+    @property
+    def work(self) -> int:
+        """Transitions that all models together sample for an episode."""
+        models = len(self.contexts) + (self.ensemble is not None)
+        return models * self.options.samples * self.options.horizon
+
+    def predict(
+        self, episode: Episode, seed: int, on_transitions: Callable[[int], None]
+    ) -> tuple[dict[str, Marginals], np.ndarray]:
+        """Continue an episode of at least ``options.horizon`` steps; every model draws with ``seed``.
+
+        Returns:
+            Marginals by method; (horizon + 1, observation_dim) one of the transformer's samples, from the start on.
+        """
+        options, layout, discretizer = self.options, self.trained.model.layout, self.trained.discretizer
+        start = torch.from_numpy(episode.observations[0])
+        actions = torch.from_numpy(episode.actions[: options.horizon])
+        first = discretizer.encode(start, layout.observation)
+        taken = discretizer.encode(actions, layout.action) if options.actions == "recorded" else None
+        others = Choice(temperature=options.temperature)
+        runs, marginals = {}, dict[str, Marginals]()
+        for method, context in self.contexts.items():
+            settings = FreeRunning(options.samples, options.horizon, context, replace(others, k=options.k_obs), others)
+            generator = torch.Generator().manual_seed(seed)
+            run = continue_freely(self._decoder, layout, first, taken, settings, generator, on_transitions)
+            runs[method], marginals[method] = run, TokenMarginals(run.probabilities.cpu().numpy(), self.bins)
+        if self.ensemble is not None:
+            bounds = torch.from_numpy(self.bins.low).float(), torch.from_numpy(self.bins.high).float()
+            generator = torch.Generator().manual_seed(seed)
+            _, *normal = continue_with_members(
+                self.ensemble, start, actions, options.samples, bounds, generator, on_transitions
+            )
+            marginals["ensemble"] = GaussianMarginals(*(part.transpose(0, 1).double().numpy() for part in normal))
+        sample = discretizer.decode(runs["transformer"].observations[0], layout.observation).cpu().numpy()
+        return marginals, np.concatenate([episode.observations[:1], sample])
 
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """Options of a long-horizon prediction, and the run that it belongs to.
-
-    Attributes:
-        options: how far, how often, from how much.
-        episodes: held-out episodes to continue, at most.
-        video: of them to film.
-        facts: of the run; its seed decides all draws.
-        progress: show a progress bar.
-    """
+    """Options of a long-horizon prediction, and the run that it belongs to, whose seed decides all draws."""
 
     options: PredictConfig
-    episodes: int
-    video: int
+    episodes: int  # held-out ones to continue, at most
+    video: int  # of them to film
     facts: RunFacts
     progress: bool = True
 
 
 def choose_references(held_out: Sequence[Episode], horizon: int, count: int) -> list[Episode]:
-    """The first ``count`` held-out episodes of at least ``horizon`` steps, with one warning where there are fewer.
+    """The first ``count`` episodes of at least ``horizon`` steps; a warning where there are fewer.
 
     Raises:
         UserError: there is none.
     """
     chosen = [episode for episode in held_out if len(episode) >= horizon][:count]
-    longest = max(map(len, held_out))
     require(
         len(chosen) > 0,
         f"predict.horizon={horizon}: no held-out episode has that many steps; the longest of {len(held_out)} has "
-        f"{longest}",
+        f"{max(map(len, held_out))}",
     )
     if len(chosen) < count:
         log.warning(
@@ -73,15 +135,7 @@ def predict(
     """Continue held-out episodes from their first observations and record how well that predicts them.
 
     Writes ``figures.csv``, ``plots/prediction_log_likelihood.png``, ``plots/prediction_error.png`` and, if asked for,
-    ``videos/episode_<i>.mp4``.
-
-    Args:
-        trained: the model.
-        planner: its ``decoder`` and ``precision`` are used.
-        held_out: episodes that the model was not trained on.
-        ensemble: to compare with, on the CPU; of the same dimensions.
-        request: what to predict.
-        run_directory: where files go.
+    ``videos/episode_<i>.mp4``. ``ensemble`` is on the CPU, and of the same dimensions.
 
     Returns:
         The content of ``figures.csv``; the first is the transformer's log-likelihood.
@@ -92,20 +146,21 @@ def predict(
     references = choose_references(held_out, request.options.horizon, request.episodes)
     scale = np.concatenate([episode.observations for episode in held_out]).std(axis=0, dtype=np.float64)
     predictor = Predictor(trained, planner, request.options, np.where(scale > 0, scale, 1.0), ensemble)
-    curves: list[Curves] = []
+    curves: list[prediction_curves.Curves] = []
     films: list[tuple[np.ndarray, np.ndarray]] = []
     with progress_bar(request.progress, "{task.percentage:.0f} % of {task.fields[episodes]} episodes") as progress:
         task = progress.add_task("predicting", total=len(references) * predictor.work, episodes=len(references))
         for index, episode in enumerate(references):
-            prediction = predictor.predict(episode, request.facts.seed + index, lambda n: progress.advance(task, n))
-            curves.append(compare(prediction.marginals, episode.observations, predictor.bins, predictor.scale))
+            seed = request.facts.seed + index
+            marginals, sample = predictor.predict(episode, seed, lambda count: progress.advance(task, count))
+            curves.append(prediction_curves.compare(marginals, episode.observations, predictor.bins, predictor.scale))
             if index < request.video:
-                films.append((episode.observations[: request.options.horizon + 1], prediction.sample))
-    together = stack_curves(curves)
-    measurements = prediction_measurements(together)
+                films.append((episode.observations[: request.options.horizon + 1], sample))
+    together = prediction_curves.stack_curves(curves)
+    measurements = prediction_curves.prediction_measurements(together)
     write_measurements(run_directory / "figures.csv", request.facts, measurements)
-    title = environment_title(trained.environment)
-    plot_log_likelihood(together, title, run_directory / "plots" / "prediction_log_likelihood.png")
-    plot_errors(together, title, run_directory / "plots" / "prediction_error.png")
+    title, plots = environment_title(trained.environment), run_directory / "plots"
+    plot_log_likelihood(together, title, plots / "prediction_log_likelihood.png")
+    plot_errors(together, title, plots / "prediction_error.png")
     film_predictions(trained.environment, films, run_directory / "videos")
     return measurements

@@ -1,49 +1,124 @@
-"""Log-likelihood and error of predictions, step by step, and the figures made of them."""
+"""Log-likelihood and error of predicted distributions, step by step, and the figures made of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from scipy import special, stats
 
+from ..data.discretizer import Discretizer
 from ..evaluation.measurements import Measurement
 from ..evaluation.scores import bootstrap_interval
-from .marginals import Marginals, ObservationBins
 
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # where the model's softmax ends
+REPORTED_STEPS = (1, 10, 50, 100)
+
+
+class ObservationBins:
+    """The bins of the observation dimensions, as uniform densities.
+
+    A bin narrower than ``narrowest`` (of no width, where a value repeats in the data) counts as one of that width about
+    the same centre: it may overlap its neighbours, whose densities add up with its own, so that the whole still has
+    mass 1. Values beyond the outermost edges count as on them, as for the model.
+
+    The discretiser's first dimensions are the observation's; ``narrowest`` is (observation_dim,) above 0, in its units.
+    """
+
+    # Differs from the paper: it has uniform bins; the quantile bins of a repeated value would have infinite density.
+    def __init__(self, discretizer: Discretizer, narrowest: np.ndarray) -> None:
+        self._discretizer, self._columns = discretizer, slice(0, len(narrowest))
+        edges = discretizer.edges[self._columns].cpu().double().numpy()
+        self.low, self.high = edges[:, 0], edges[:, -1]
+        self.centers = (edges[:, :-1] + edges[:, 1:]) / 2
+        self._widened = np.diff(edges, axis=1) < narrowest[:, None]
+        self._widths = np.maximum(np.diff(edges, axis=1), narrowest[:, None])
+
+    def densities(self, values: np.ndarray) -> np.ndarray:
+        """(horizon, observation_dim) values -> (horizon, observation_dim, num_bins) density of each bin there."""
+        values = np.clip(values.astype(np.float64), self.low, self.high)
+        tokens = self._discretizer.encode(torch.from_numpy(values), self._columns).cpu().numpy()
+        own = tokens[..., None] == np.arange(self.centers.shape[1])
+        near = self._widened & (np.abs(values[..., None] - self.centers) <= self._widths / 2)
+        return (own | near) / self._widths
+
+    def best_log_density(self, values: np.ndarray) -> np.ndarray:
+        """The highest that any model with these bins can reach: all mass on the narrowest bin there (the oracle)."""
+        return np.log(self.densities(values).max(axis=-1))
+
+
+@dataclass(frozen=True)
+class TokenMarginals:
+    """Marginal distributions over tokens of ``bins``: (horizon, observation_dim, num_bins) float64 probabilities."""
+
+    probabilities: np.ndarray
+    bins: ObservationBins
+
+    def log_density(self, values: np.ndarray) -> np.ndarray:
+        """Natural logarithm of the density at (horizon, observation_dim) values, one for each step and dimension."""
+        # A probability that underflowed to 0 would make the average over episodes -inf.
+        probabilities = np.maximum(self.probabilities, SMALLEST_PROBABILITY)
+        return np.log((probabilities * self.bins.densities(values)).sum(axis=-1))
+
+    def mean(self) -> np.ndarray:
+        """(horizon, observation_dim) mean of each distribution."""
+        return (self.probabilities * self.bins.centers).sum(axis=-1)
+
+    def square_error(self, values: np.ndarray) -> np.ndarray:
+        """Expected squared distance of a sample from (horizon, observation_dim) values."""
+        return (self.probabilities * (self.bins.centers - values[..., None]) ** 2).sum(axis=-1)
+
+
+@dataclass(frozen=True)
+class GaussianMarginals:
+    """Mixtures of normal distributions, (horizon, samples, observation_dim) each; else as :class:`TokenMarginals`."""
+
+    means: np.ndarray
+    deviations: np.ndarray
+
+    def log_density(self, values: np.ndarray) -> np.ndarray:
+        logs = stats.norm.logpdf(values[:, None], self.means, self.deviations)
+        return special.logsumexp(logs, axis=1) - np.log(self.means.shape[1])
+
+    def mean(self) -> np.ndarray:
+        return self.means.mean(axis=1)
+
+    def square_error(self, values: np.ndarray) -> np.ndarray:
+        return (self.deviations**2 + (self.means - values[:, None]) ** 2).mean(axis=1)
+
+
+Marginals = TokenMarginals | GaussianMarginals
 Curves = dict[str, dict[str, np.ndarray]]
 """Curve → method → (horizon,) values of one episode, or (episodes, horizon) of several.
 
-- ``log_likelihood``: nats per dimension, density in the data's units; of the discrete oracle ("oracle") too.
-- ``mean_error``: root mean square over dimensions, in standard deviations of the data, of the samples' mean.
-- ``sample_error``: likewise, and over samples, of each sample.
-
-Both errors are also given for a prediction that nothing changes ("constant").
+``log_likelihood`` is in nats per dimension, in the data's units; "oracle" is :meth:`ObservationBins.best_log_density`.
+``mean_error`` (of the samples' mean) and ``sample_error`` (of each sample) are root mean squares over dimensions, in
+standard deviations of the data; "constant" predicts that nothing changes.
 """
-
-REPORTED_STEPS = (1, 10, 50, 100)
 
 
 def compare(
     marginals: Mapping[str, Marginals], observations: np.ndarray, bins: ObservationBins, scale: np.ndarray
 ) -> Curves:
-    """Curves of one episode.
+    """Curves of one episode, of marginals by method.
 
-    Args:
-        marginals: by method, all of one horizon.
-        observations: (more than horizon, observation_dim) what happened, from the common start on.
-        bins: of the oracle.
-        scale: (observation_dim,) standard deviations, above 0.
+    ``observations`` (more than the horizon, observation_dim) are what happened, from the common start on; ``scale`` is
+    (observation_dim,) standard deviations, above 0.
     """
     horizon = len(next(iter(marginals.values())).mean())
     happened = observations[1 : horizon + 1].astype(np.float64)
-    constant = ((observations[:1] - happened) / scale) ** 2
-    curves: Curves = {"log_likelihood": {}, "mean_error": {}, "sample_error": {}}
-    for method, predicted in marginals.items():
-        curves["log_likelihood"][method] = predicted.log_density(happened).mean(axis=1)
-        mean_square = ((predicted.mean() - happened) / scale) ** 2
-        curves["mean_error"][method] = np.sqrt(mean_square.mean(axis=1))
-        curves["sample_error"][method] = np.sqrt((predicted.square_error(happened) / scale**2).mean(axis=1))
+
+    def root_mean(squares: np.ndarray) -> np.ndarray:
+        return np.sqrt(squares.mean(axis=1))
+
+    curves: Curves = {
+        "log_likelihood": {method: one.log_density(happened).mean(axis=1) for method, one in marginals.items()},
+        "mean_error": {method: root_mean(((one.mean() - happened) / scale) ** 2) for method, one in marginals.items()},
+        "sample_error": {method: root_mean(one.square_error(happened) / scale**2) for method, one in marginals.items()},
+    }
     curves["log_likelihood"]["oracle"] = bins.best_log_density(happened).mean(axis=1)
     for curve in ("mean_error", "sample_error"):
-        curves[curve]["constant"] = np.sqrt(constant.mean(axis=1))
+        curves[curve]["constant"] = root_mean(((observations[:1] - happened) / scale) ** 2)
     return curves
 
 
@@ -56,24 +131,15 @@ def stack_curves(episodes: Sequence[Curves]) -> Curves:
 
 
 def prediction_measurements(curves: Curves) -> list[Measurement]:
-    """Each curve at :data:`REPORTED_STEPS` and the last step; before them the log-likelihood's mean over all steps.
-
-    Args:
-        curves: of several episodes.
-    """
-    measurements = [
-        _measurement(method, "log_likelihood_mean", values.mean(axis=1))
-        for method, values in curves["log_likelihood"].items()
-    ]
+    """The log-likelihood's mean over all steps, then each curve at :data:`REPORTED_STEPS` and the last step."""
+    samples = [(method, "log_likelihood_mean", one.mean(axis=1)) for method, one in curves["log_likelihood"].items()]
     for curve, methods in curves.items():
         for method, values in methods.items():
             horizon = values.shape[1]
             steps = [step for step in REPORTED_STEPS if step < horizon] + [horizon]
-            measurements += [_measurement(method, f"{curve}_step_{step}", values[:, step - 1]) for step in steps]
+            samples += [(method, f"{curve}_step_{step}", values[:, step - 1]) for step in steps]
+    measurements = []
+    for method, name, values in samples:  # of each episode; a single one has no interval
+        low, high = bootstrap_interval(values).tolist() if len(values) > 1 else (None, None)
+        measurements.append(Measurement(method, name, float(values.mean()), low, high, len(values)))
     return measurements
-
-
-def _measurement(method: str, name: str, values: np.ndarray) -> Measurement:
-    """Mean of (episodes,) values with its interval; None for one episode, of which nothing can be said."""
-    low, high = bootstrap_interval(values).tolist() if len(values) > 1 else (None, None)
-    return Measurement(method, name, float(values.mean()), low, high, len(values))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,9 @@ _VELOCITY_LIMIT = 10.0  # Gymnasium's Hopper and Walker2d clip velocities to it 
 def film_predictions(
     environment: EnvironmentSpec, pairs: Sequence[tuple[np.ndarray, np.ndarray]], directory: Path
 ) -> None:
-    """Write ``episode_<i>.mp4`` for each pair: what happened on the left, what was predicted on the right.
+    """Write ``episode_<i>.mp4`` for each pair of (steps, observation_dim): what happened, left, and what was predicted.
 
     One warning, and no film, where the observations do not say the state, or where nothing can be drawn.
-
-    Args:
-        environment: of the observations.
-        pairs: (steps, observation_dim) observations, both of one length.
-        directory: where the films go.
     """
     if not pairs:
         return
@@ -42,26 +38,18 @@ def film_predictions(
     with make_environments(environment, 1, render=True) as batch:
         batch.reset(0, 0)
         single = batch.environments[0]
-        recorder = VideoRecorder(directory, len(pairs), _STEPS_PER_SECOND)
-        try:
+        with closing(VideoRecorder(directory, len(pairs), _STEPS_PER_SECOND)) as recorder:
             for index, pair in enumerate(pairs):
                 states = [states_of(observations, hidden, single.unwrapped) for observations in pair]
                 for step, both in enumerate(zip(*states, strict=True)):
                     recorder.capture(index, step, lambda both=both: _side_by_side(single, both))
-        finally:
-            recorder.close()
 
 
 def hidden_positions(simulation: Any, observation: np.ndarray, environment: EnvironmentSpec) -> int | None:
     """Number of the position's leading coordinates that an observation leaves out, or None where it lacks others.
 
-    Found by comparing an observation with the state it was made of: it must begin with all further positions, then all
-    velocities, as those of Hopper, HalfCheetah, Walker2d and Humanoid do.
-
-    Args:
-        simulation: an environment after a reset, without wrappers.
-        observation: its (observation_dim,) observation.
-        environment: as the model sees it.
+    The (observation_dim,) observation, just reset to, must begin with all further positions, then all velocities, as
+    those of Hopper, HalfCheetah, Walker2d and Humanoid do. The simulation has no wrappers.
     """
     if environment.observation_indices is not None or not hasattr(simulation, "set_state"):
         return None
@@ -74,12 +62,9 @@ def hidden_positions(simulation: Any, observation: np.ndarray, environment: Envi
 
 
 def states_of(observations: np.ndarray, hidden: int, simulation: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(position, velocity) of each observation; the coordinates left out are integrated from their velocities.
+    """(position, velocity) of each of (steps, observation_dim) observations of a simulation.
 
-    Args:
-        observations: (steps, observation_dim).
-        hidden: how many coordinates are left out.
-        simulation: whose state is meant; its ``dt`` is the time of a step.
+    The ``hidden`` coordinates that are left out are integrated from their velocities.
     """
     positions, velocities = simulation.model.nq, simulation.model.nv
     seen = observations.astype(np.float64)

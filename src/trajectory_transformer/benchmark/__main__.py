@@ -35,11 +35,11 @@ def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], mark
     """Print a table, for people or for a page."""
     if markdown:
         print("\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)))
-        return
-    table = Table(*columns, title=title, title_justify="left")
-    for cells in rows:
-        table.add_row(*cells)
-    Console().print(table)
+    else:
+        table = Table(*columns, title=title, title_justify="left")
+        for cells in rows:
+            table.add_row(*cells)
+        Console().print(table)
 
 
 def main() -> None:

@@ -22,29 +22,17 @@ BASE = ModelConfig()
 
 @dataclass(frozen=True)
 class Hardware:
-    """Device and precision of a measurement.
-
-    Attributes:
-        device: of torch; "cpu" or "cuda".
-        threads: of the CPU.
-        bf16: in bfloat16, else in float32: decoding throughout, training in mixed precision.
-        compiled: training with ``torch.compile``; planning has nothing to do with it.
-    """
+    """Device ("cpu" or "cuda") and precision of a measurement; ``compiled`` is about training alone."""
 
     device: str
     threads: int
-    bf16: bool = False
+    bf16: bool = False  # decoding throughout, training in mixed precision
     compiled: bool = False
 
     @property
     def product_size(self) -> int:
         """Rows and columns of the matrices whose products say what the hardware can do."""
         return 2048 if self.device == "cpu" else 8192
-
-    def wait(self) -> None:
-        """Until a GPU has done what so far was only queued."""
-        if self.device != "cpu":
-            torch.cuda.synchronize()
 
     def matmul_rate(self, rounds: int = 9) -> float:
         """Multiply-adds, counted as two operations, per second of large square products in the chosen precision."""
@@ -55,18 +43,16 @@ class Hardware:
     def median_seconds(self, run: Callable[[], object], rounds: int) -> float:
         """Median wall time of ``run`` over some rounds, after one that does not count."""
         run()
-        seconds = []
-        for _ in range(rounds):
-            self.wait()
-            start = time.perf_counter()
-            run()
-            self.wait()
-            seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds)
+        return statistics.median(self.seconds(run) for _ in range(rounds))
 
-    def peak_memory(self) -> int:
-        """The most memory that this process has held, in MiB; on a GPU, of the GPU's."""
-        return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_reserved() // 2**20
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Wall time of ``run``; on a GPU, of all that it queues and of nothing before."""
+        wait = torch.cuda.synchronize if self.device != "cpu" else lambda: None
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        return time.perf_counter() - start
 
 
 def forward_operations(config: TransformerConfig, keys: float) -> float:
@@ -81,8 +67,10 @@ def make_model(layout: TransitionLayout, options: ModelConfig) -> TrajectoryTran
     return TrajectoryTransformer(TransformerConfig.for_data(options, layout, NUM_BINS, SEQUENCE_LENGTH))
 
 
-def peak_memory() -> int:
-    """The most memory that this process has held, in MiB."""
+def peak_memory(device: str = "cpu") -> int:
+    """The most memory that this process has held, in MiB; on a GPU, of the GPU's."""
+    if device != "cpu":
+        return torch.cuda.max_memory_reserved() // 2**20
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

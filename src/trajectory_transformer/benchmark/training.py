@@ -1,5 +1,7 @@
 """Speed of training on this machine, and of turning episodes into training windows."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -11,32 +13,18 @@ from ..data.windows import TokenWindows
 from ..environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from ..layout import TransitionLayout
 from ..training.datamodule import split_episodes
-from .machine import (
-    BASE,
-    HALFCHEETAH,
-    HOPPER,
-    NUM_BINS,
-    SEQUENCE_LENGTH,
-    TINY,
-    Hardware,
-    forward_operations,
-    make_model,
-)
+from . import machine
+from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware
 
 
 def training_rows(hardware: Hardware, rate: float) -> list[tuple[str, str, str]]:
-    """Tokens per second of whole updates: forward, backward, clipping, AdamW.
-
-    Args:
-        hardware: trains; a GPU in batches as large as the original's.
-        rate: operations per second of its large matrix products.
-    """
+    """Tokens per second of whole updates (forward, backward, clipping, AdamW), and their share of a ``rate``."""
     on_cpu, rows = hardware.device == "cpu", []
-    for name, layout, options, batch in (
+    for name, layout, options, batch in (  # a GPU's batch is as large as the original's
         ("tiny, hopper", HOPPER, TINY, 64),
         ("base, halfcheetah", HALFCHEETAH, BASE, 32 if on_cpu else 256),
     ):
-        model = make_model(layout, options).train().to(hardware.device)
+        model = machine.make_model(layout, options).train().to(hardware.device)
         if hardware.compiled:
             model.compile()
         optimizer = torch.optim.AdamW(model.decay_parameter_groups(0.1), lr=1e-4, fused=True)
@@ -52,39 +40,30 @@ def training_rows(hardware: Hardware, rate: float) -> list[tuple[str, str, str]]
             optimizer.step()
 
         per_second = tokens[0].numel() / hardware.median_seconds(update, rounds=7 if on_cpu else 30)
-        needed = 3 * forward_operations(model.config, model.config.block_size)
+        share = per_second * 3 * machine.forward_operations(model.config, model.config.block_size) / rate
         dropout = f", dropout {options.attn_pdrop}" if options.attn_pdrop else ""
         name = f"training, {name}, batch {batch}{dropout}"
-        share = f"{per_second * needed / rate:.0%} of the matrix-product rate"
-        rows.append((name, f"{per_second:,.0f} tokens/s", share))
+        rows.append((name, f"{per_second:,.0f} tokens/s", f"{share:.0%} of the matrix-product rate"))
     return rows
 
 
 def random_episodes(layout: TransitionLayout, episodes: int, steps: int) -> OfflineData:
     """Normally distributed episodes, every other one terminated."""
-    generator = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return generator.standard_normal(shape, dtype=np.float32)
-
-    def space(size: int) -> SpaceSpec:
-        return SpaceSpec((SpaceLeaf((), "box", (size,), (-np.inf,) * size, (np.inf,) * size),))
-
+    normal = partial(np.random.default_rng(0).standard_normal, dtype=np.float32)
+    sizes = layout.observation_dim, layout.action_dim
     made = [
-        Episode(normal(steps + 1, layout.observation_dim), normal(steps, layout.action_dim), normal(steps), bool(i % 2))
+        Episode(normal((steps + 1, sizes[0])), normal((steps, sizes[1])), normal(steps), bool(i % 2))
         for i in range(episodes)
     ]
-    environment = EnvironmentSpec("", None, space(layout.observation_dim), space(layout.action_dim))
+    observation, action = (SpaceSpec((SpaceLeaf((), "box", (n,), (-np.inf,) * n, (np.inf,) * n),)) for n in sizes)
+    environment = EnvironmentSpec("", None, observation, action)
     return OfflineData(["benchmark/random-v0"], made, environment, None, "none", "")
 
 
 def tokenising_rows(
     hardware: Hardware, episodes: int = 1000, steps: int = 1000, rounds: int = 3
 ) -> list[tuple[str, str, str]]:
-    """Seconds on the CPU from validated episodes to windows, what a run does between reading and updating.
-
-    Split, returns-to-go, bins of the training part, tokens of both parts.
-    """
+    """Seconds on the CPU from validated episodes to windows: split, returns-to-go, bins and tokens."""
     data = random_episodes(HALFCHEETAH, episodes, steps)
 
     def tokenise() -> list[TokenWindows]:
@@ -92,7 +71,7 @@ def tokenising_rows(
         split = split_episodes(data, options.validation_fraction, seed=0)
         tables = [join_episodes(part, options.discount, options.termination_penalty) for part in split]
         discretizer = make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(tables[0].values)
-        return [TokenWindows(table, discretizer, SEQUENCE_LENGTH, torch.device("cpu")) for table in tables]
+        return [TokenWindows(table, discretizer, machine.SEQUENCE_LENGTH) for table in tables]
 
     windows = sum(map(len, tokenise()))
     name = f"episodes to windows, {windows:,} transitions of width {HALFCHEETAH.transition_dim}"

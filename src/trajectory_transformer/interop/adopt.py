@@ -25,45 +25,30 @@ from ..data.discretizer import Discretizer, make_discretizer
 from ..data.episodes import Episode
 from ..data.original_bins import original_quantiles, with_original_rule
 from ..data.sources import load_offline_data
-from ..data.transitions import TransitionTable, join_episodes
+from ..data.transitions import join_episodes
 from ..data.windows import TokenWindows
 from ..errors import UserError
 from ..layout import TOKEN_KINDS
 from ..model.gpt import TrajectoryTransformer
 from ..training.metrics import TokenMetrics
 from .config import read_json
-from .convert import RECORD_FILE, load
+from .convert import RECORD_FILE, load, run_command
 from .foreign import REWRITE
-
-# How each code base turned data into tokens: strategy of the bins, reward of a terminating step.
-ORIGINAL_SETTINGS: tuple[str, float | None] = ("quantile", -100.0)
-REWRITE_SETTINGS: tuple[str, float | None] = ("uniform", None)
 
 CHECKED_WINDOWS = 256
 
 
 @dataclass(frozen=True)
 class Adoption:
-    """The result of adopting foreign weights, as recorded in the checkpoint.
+    """The result of adopting foreign weights, as recorded in the checkpoint."""
 
-    Attributes:
-        source: name of the file or directory.
-        origin: "original", "rewrite" or "port".
-        bins: "refitted", or the name of the file that they were read from.
-        transitions: that the bins were fitted on.
-        reconstruction: (transition_dim,) mean distance of a value to its bin's centre, in standard deviations.
-        nats: the model's mean negative log-likelihood of a token in windows of the data, by kind of token, stop
-            tokens apart.
-        uniform_nats: that of a model that knows nothing.
-    """
-
-    source: str
-    origin: str
-    bins: str
-    transitions: int
-    reconstruction: tuple[float, ...]
-    nats: dict[str, float]
-    uniform_nats: float
+    source: str  # name of the file or directory
+    origin: str  # "original", "rewrite" or "port"
+    bins: str  # "refitted", or the name of the file that they were read from
+    transitions: int  # that the bins were fitted on
+    reconstruction: tuple[float, ...]  # for each dimension, mean distance to a bin's centre, in standard deviations
+    nats: dict[str, float]  # the model's mean negative log-likelihood by kind of token of the data, without stop tokens
+    uniform_nats: float  # that of a model that knows nothing
 
     def __str__(self) -> str:
         nats = ", ".join(f"{kind} {value:.2f}" for kind, value in self.nats.items())
@@ -91,57 +76,49 @@ def adopt(
         chosen: ``n_head``, where it is not 4 and nothing beside the weights says so.
         edges: ``.npy`` file of the bins' edges, (transition_dim, V + 1) or the other way round; None: fit them again.
 
-    Returns:
-        What was done, and how well model and data go together.
-
     Raises:
         UserError: the weights, the data set or the edges are not available, or do not fit each other.
     """
-    source = Path(source)
+    source, edges = Path(source), None if edges is None else Path(edges)
     offline = load_offline_data(DataConfig(**{**data, "discretizer": DiscretizerConfig()}))
     dimensions = {"observation_dim": offline.environment.observation_dim, "action_dim": offline.environment.action_dim}
     try:
         model, found = load(source, {**(chosen or {}), **dimensions})
     except UserError as error:
-        ids = ", ".join(offline.dataset_ids)
-        raise UserError(
-            f"{error} (data set {ids} has {', '.join(f'{n}={d}' for n, d in dimensions.items())})"
-        ) from None
-    origin = _origin(source, found.origin)
+        ids, sizes = ", ".join(offline.dataset_ids), ", ".join(f"{name}={size}" for name, size in dimensions.items())
+        raise UserError(f"{error} (data set {ids} has {sizes})") from None
+    record = source / RECORD_FILE  # a converted directory says whose weights it holds
+    origin = str(read_json(record).get("origin", found.origin)) if record.is_file() else found.origin
     config = _configuration(data, model, origin)
     table = join_episodes(_as_loaded(offline.episodes), config.data.discount, config.data.termination_penalty)
-    discretizer = _bins(table.values, config, model, None if edges is None else Path(edges))
+    discretizer = _bins(table.values, config.data.discretizer, model, edges)
     adoption = Adoption(
         source=source.name,
         origin=origin,
-        bins="refitted" if edges is None else Path(edges).name,
+        bins="refitted" if edges is None else edges.name,
         transitions=len(table.values),
-        reconstruction=_reconstruction(table, discretizer),
+        reconstruction=_reconstruction(torch.from_numpy(table.values), discretizer),
         nats=_token_nats(model, TokenWindows(table, discretizer, config.data.sequence_length)),
         uniform_nats=math.log(model.config.vocab_size + 1),
     )
-    _write(Path(checkpoint), model, TrainingRecord.of("transformer", config, offline, discretizer), adoption)
+    _warn_of_other_data(adoption)
+    section = TrainingRecord.of("transformer", config, offline, discretizer).to_dict()
+    section |= {"model": model.config.to_dict(), "adoption": asdict(adoption)}
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    write_checkpoint(checkpoint, {"state_dict": weights, SECTION: section})
     return adoption
-
-
-def _origin(source: Path, found: str) -> str:
-    """Whose code trained the weights: a converted directory says so."""
-    record = source / RECORD_FILE
-    return str(read_json(record).get("origin", found)) if record.is_file() else found
 
 
 def _configuration(data: Mapping[str, Any], model: TrajectoryTransformer, origin: str) -> TrainConfig:
     """The options of a run that would have made such a model."""
-    strategy, penalty = REWRITE_SETTINGS if origin == REWRITE else ORIGINAL_SETTINGS
+    strategy, penalty = ("uniform", None) if origin == REWRITE else ("quantile", -100.0)  # as that code did
     length = (model.config.block_size + 1) // model.config.transition_dim
     bins = DiscretizerConfig(data.get("discretizer", strategy), model.config.vocab_size)
     fields = {"termination_penalty": penalty, **data, "discretizer": bins, "sequence_length": length}
     planner = PlannerConfig()
     horizon = min(planner.horizon, length)
-    return TrainConfig(
-        data=DataConfig(**fields),
-        planner=replace(planner, horizon=horizon, context=min(planner.context, length - horizon + 1)),
-    )
+    planner = replace(planner, horizon=horizon, context=min(planner.context, length - horizon + 1))
+    return TrainConfig(data=DataConfig(**fields), planner=planner)
 
 
 def _as_loaded(episodes: Sequence[Episode]) -> list[Episode]:
@@ -151,19 +128,14 @@ def _as_loaded(episodes: Sequence[Episode]) -> list[Episode]:
     return [*episodes[:-1], *([shorter] if len(shorter) else [])]
 
 
-def _bins(values: np.ndarray, config: TrainConfig, model: TrajectoryTransformer, edges: Path | None) -> Discretizer:
-    """The bins that the weights were trained with, from the data or from a file."""
-    options = config.data.discretizer
-    read = None if edges is None else _read_edges(edges, model)
-    if options.strategy == "quantile":
-        return original_quantiles(values, options.num_bins) if read is None else with_original_rule(read)
-    if read is None:
+def _bins(
+    values: np.ndarray, options: DiscretizerConfig, model: TrajectoryTransformer, path: Path | None
+) -> Discretizer:
+    """The bins that the weights were trained with: fitted to the data, or from a file of plain numbers."""
+    if path is None and options.strategy == "quantile":
+        return original_quantiles(values, options.num_bins)
+    if path is None:
         return make_discretizer(options).fit(values)
-    return Discretizer.from_dict({"strategy": options.strategy, "edges": torch.from_numpy(read)})
-
-
-def _read_edges(path: Path, model: TrajectoryTransformer) -> np.ndarray:
-    """(transition_dim, num_bins + 1) float32 edges from a file of plain numbers."""
     try:
         edges = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -173,15 +145,16 @@ def _read_edges(path: Path, model: TrajectoryTransformer) -> np.ndarray:
     wanted = (model.config.transition_dim, model.config.vocab_size + 1)
     if not isinstance(edges, np.ndarray) or edges.dtype.kind != "f" or edges.shape not in (wanted, wanted[::-1]):
         raise UserError(f"'{path}' must hold real numbers of shape {wanted} or {wanted[::-1]}")
-    rows = np.ascontiguousarray(edges if edges.shape == wanted else edges.T, dtype=np.float32)
-    if not np.isfinite(rows).all() or (np.diff(rows, axis=1) < 0).any():
+    edges = np.ascontiguousarray(edges if edges.shape == wanted else edges.T, dtype=np.float32)
+    if not np.isfinite(edges).all() or (np.diff(edges, axis=1) < 0).any():
         raise UserError(f"'{path}' must hold finite edges in ascending order for each dimension")
-    return rows
+    if options.strategy == "quantile":
+        return with_original_rule(edges)
+    return Discretizer.from_dict({"strategy": options.strategy, "edges": torch.from_numpy(edges)})
 
 
-def _reconstruction(table: TransitionTable, discretizer: Discretizer) -> tuple[float, ...]:
+def _reconstruction(values: torch.Tensor, discretizer: Discretizer) -> tuple[float, ...]:
     """Mean distance of a value to its bin's centre, in standard deviations of its dimension."""
-    values = torch.from_numpy(table.values)
     error = (discretizer.decode(discretizer.encode(values)) - values).abs().mean(dim=0)
     return tuple((error / values.std(dim=0).clamp_min(1e-12)).tolist())
 
@@ -200,7 +173,7 @@ def _token_nats(model: TrajectoryTransformer, windows: TokenWindows) -> dict[str
     return {kind: float(values[f"{kind}_loss"]) for kind in TOKEN_KINDS}
 
 
-def _write(path: Path, model: TrajectoryTransformer, record: TrainingRecord, adoption: Adoption) -> None:
+def _warn_of_other_data(adoption: Adoption) -> None:
     worse = [kind for kind, nats in adoption.nats.items() if nats > adoption.uniform_nats + 0.01]
     if worse:
         warnings.warn(
@@ -208,44 +181,9 @@ def _write(path: Path, model: TrajectoryTransformer, record: TrainingRecord, ado
             "or not the bins, that it was trained with",
             stacklevel=3,
         )
-    contents = {
-        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-        SECTION: record.to_dict() | {"model": model.config.to_dict(), "adoption": asdict(adoption)},
-    }
-    write_checkpoint(path, contents)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    data: dict[str, Any] = {"dataset_id": options.dataset_id}
-    for name in ("observation_indices", "discount", "discretizer"):
-        if getattr(options, name) is not None:
-            data[name] = getattr(options, name)
-    try:
-        if options.termination_penalty is not None:
-            data["termination_penalty"] = _penalty(options.termination_penalty)
-        chosen = {} if options.n_head is None else {"n_head": options.n_head}
-        with warnings.catch_warnings(record=True) as caught:
-            adoption = adopt(options.source, options.checkpoint, data, chosen, options.edges)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    print(f"'{options.checkpoint}': {adoption}; `python evaluate.py checkpoint=…` plans with it")
-    return 0
-
-
-def _penalty(text: str) -> float | None:
-    try:
-        return None if text.lower() in ("none", "null") else float(text)
-    except ValueError:
-        raise UserError(f"--termination-penalty={text} is neither a number nor none") from None
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.interop.adopt", description=__doc__)
     parser.add_argument("source", help="state_N.pt, model_last.pt, a directory with one, a converted one, or a hub id")
     parser.add_argument("checkpoint", help="the .ckpt file to write")
@@ -256,7 +194,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--discount", type=float, help="of the return-to-go; 0.99")
     parser.add_argument("--edges", help=".npy file of the bins' edges, instead of fitting them again")
     parser.add_argument("--n-head", type=int, help="attention heads, which no tensor shows; 4 unless noted beside them")
-    return parser
+    options = parser.parse_args(arguments)
+    names = ("dataset_id", "observation_indices", "discount", "discretizer")
+    data = {name: value for name in names if (value := getattr(options, name)) is not None}
+
+    def work() -> str:
+        if (penalty := options.termination_penalty) is not None:
+            try:
+                data["termination_penalty"] = None if penalty.lower() in ("none", "null") else float(penalty)
+            except ValueError:
+                raise UserError(f"--termination-penalty={penalty} is neither a number nor none") from None
+        chosen = {} if options.n_head is None else {"n_head": options.n_head}
+        adoption = adopt(options.source, options.checkpoint, data, chosen, options.edges)
+        return f"'{options.checkpoint}': {adoption}; `python evaluate.py checkpoint=…` plans with it"
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The reference API's configuration and its ``config.json``, also one from elsewhere."""
+"""The reference API's configuration and its ``config.json``."""
 
 import difflib
 import functools
@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..errors import UserError
 from ..model.config import TransformerConfig
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "trajectory_transformer"
-ARCHITECTURE = "TrajectoryTransformerModel"
 
 # The reference's fields, in its order; further ones of TransformerConfig follow them.
 REFERENCE_FIELDS = (
@@ -25,7 +24,7 @@ REFERENCE_FIELDS = (
 # Names that the reference's constructor takes and its model never reads; accepted, without effect here too.
 WITHOUT_EFFECT = ("learning_rate", "pad_token_id", "bos_token_id", "eos_token_id")
 # What else ``config.json`` holds when a transformers release or the published weight sets wrote it.
-_FOREIGN = """
+_FOREIGN_NAMES = """
     N _name_or_path activation_function add_cross_attention architectures auto_map bad_words_ids batch_size
     begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id discount
     diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
@@ -38,49 +37,21 @@ _FOREIGN = """
     temperature termination_penalty tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k
     top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_return_dict
 """
-FOREIGN_NAMES = frozenset(_FOREIGN.split())
 
 
-Class = TypeVar("Class", bound=type)
-
-
-def _constructed_as_the_reference(cls: Class) -> Class:
-    """Let the constructor take values in the reference's order and :data:`WITHOUT_EFFECT`; name unknown options."""
-    construct = cls.__init__
-
-    @functools.wraps(construct)
-    def __init__(self: object, *args: Any, **options: Any) -> None:
-        given = {**dict(zip(REFERENCE_FIELDS, args, strict=False)), **options}
-        kept = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
-        _require_known(kept, "TrajectoryTransformerConfig")
-        construct(self, **kept)
-
-    cls.__init__ = __init__
-    return cls
-
-
-@_constructed_as_the_reference
 class TrajectoryTransformerConfig(TransformerConfig):
     """Sizes, dropout, loss weights and initialisation, with the reference API's names and defaults.
 
-    Attributes:
-        vocab_size: bins per dimension V; the model adds one stop token, V.
-        action_weight, reward_weight, value_weight: loss weights of these tokens; observation tokens weigh 1.
-        block_size: longest input in tokens; ``sequence_length * transition_dim - 1`` in training.
-        transition_dim: must equal ``observation_dim + action_dim + 2``.
-        hidden_act: "gelu" (exact), "relu", "selu", "gelu_new" (tanh approximation) or a function of a tensor.
-        max_position_embeddings: upper limit of ``block_size``.
-        initializer_range: standard deviation of the normal initialisation of linear and embedding weights.
-        layer_norm_eps: 1e-5, what the published weights were trained with (the deprecated port's 1e-12 was unused).
-        kaiming_initializer_range: widens the heads' Kaiming-uniform initialisation, a = √5 / range.
-        use_cache, output_attentions, output_hidden_states, return_dict: what ``forward`` does when not told otherwise.
-        goal_conditioned: the first transition of every input is a goal, as :func:`..data.goals.goal_transitions` makes
-            them; one more transition then fits ``block_size``.
-        block: class of the blocks, ``{"_target_": "package.Class", …}``, as :class:`~..model.gpt.TrajectoryTransformer`
-            takes it; None: the paper's.
+    Values may be given in the reference's order. ``learning_rate`` and three token ids are taken and ignored, as there.
 
-    ``learning_rate``, ``pad_token_id``, ``bos_token_id`` and ``eos_token_id`` are taken too, as by the reference, and
-    have no effect, as there.
+    Attributes, beside the sizes of :class:`~..model.config.TransformerConfig`:
+        action_weight, reward_weight, value_weight: loss weights of these tokens; observation tokens weigh 1.
+        hidden_act: "gelu" (exact), "relu", "selu", "gelu_new" (tanh approximation) or a function of a tensor.
+        layer_norm_eps: 1e-5, what the published weights were trained with (the deprecated port's 1e-12 was unused).
+        initializer_range: standard deviation of the normal initialisation of linear and embedding weights.
+        kaiming_initializer_range: widens the heads' Kaiming-uniform initialisation, a = √5 / range.
+        goal_conditioned: each input begins with a goal, one more transition, of :func:`..data.goals.goal_transitions`.
+        block: class of the blocks, ``{"_target_": "package.Class", …}``; None: the paper's.
 
     Raises:
         UserError: an unknown field, a value of the wrong type or out of range, or contradictory dimensions.
@@ -92,17 +63,22 @@ class TrajectoryTransformerConfig(TransformerConfig):
     num_attention_heads = property(lambda self: self.n_head)
     num_hidden_layers = property(lambda self: self.n_layer)
 
+    if not TYPE_CHECKING:  # which, like help(), sees the fields
+
+        @functools.wraps(TransformerConfig.__init__)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            given = {**dict(zip(REFERENCE_FIELDS, args, strict=False)), **options}
+            kept = {name: value for name, value in given.items() if name not in WITHOUT_EFFECT}
+            _require_known(kept, "TrajectoryTransformerConfig")
+            super().__init__(**kept)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values of all fields, the reference's first and in its order; raises as the base class does."""
         return dict.fromkeys(REFERENCE_FIELDS) | super().to_dict()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """From the contents of a ``config.json``, of this project or of the reference.
-
-        Args:
-            values: field values; what only transformers reads is passed over.
-            overrides: fields that replace them.
+        """From the contents of a ``config.json``, of this project or of the reference; ``overrides`` replace fields.
 
         Raises:
             UserError: an unknown field, or values that contradict each other.
@@ -125,9 +101,8 @@ class TrajectoryTransformerConfig(TransformerConfig):
 
     def to_json_string(self) -> str:
         """Contents of ``config.json``: all fields and the model's type."""
-        return (
-            json.dumps({"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **self.to_dict()}, indent=2) + "\n"
-        )
+        kind = {"model_type": MODEL_TYPE, "architectures": ["TrajectoryTransformerModel"]}
+        return json.dumps({**kind, **self.to_dict()}, indent=2) + "\n"
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into a directory, which is made if missing."""
@@ -137,24 +112,12 @@ class TrajectoryTransformerConfig(TransformerConfig):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The fields that a ``config.json`` sets, be their values right or wrong.
-
-    Raises:
-        UserError: it cannot be read, has an unknown field or another architecture; the message names ``path``.
-    """
-    values = read_json(path)
-    try:
-        return _stated(values)
-    except UserError as error:
-        raise UserError(f"'{path}': {error}") from None
+    """The fields that a ``config.json`` sets, right or wrong; a UserError if one is unknown, or the model another."""
+    return _stated(read_json(path), f"'{path}': ")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: the file is missing, cannot be read, or holds something else.
-    """
+    """A JSON object; a UserError where the file is missing, cannot be read, or holds something else."""
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -168,22 +131,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a ``config.json`` that mean something to the model.
-
-    A file that transformers wrote says 1e-12 for ``layer_norm_eps``, and may name an activation; its model computed
-    with 1e-5 and the exact GELU whatever they said, so these are left out.
-
-    Raises:
-        UserError: it is another model's, or has a field that nobody knows.
-    """
+def _stated(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The fields of a ``config.json`` that mean something to the model; messages begin with ``where``."""
     model_type = values.get("model_type", MODEL_TYPE)
     if model_type != MODEL_TYPE:
-        raise UserError(f"model_type '{model_type}' is another architecture; only '{MODEL_TYPE}' can be read")
-    ignored = FOREIGN_NAMES.union(WITHOUT_EFFECT)
+        raise UserError(f"{where}model_type '{model_type}' is another architecture; only '{MODEL_TYPE}' can be read")
+    ignored = {*_FOREIGN_NAMES.split(), *WITHOUT_EFFECT}
     kept = {name: value for name, value in values.items() if name not in ignored}
-    _require_known(kept, "the configuration")
+    _require_known(kept, f"{where}the configuration")
     if "transformers_version" in values or "layer_norm_epsilon" in values:
+        # Whatever transformers wrote for these, its model computed with 1e-5 and the exact GELU.
         kept.pop("layer_norm_eps", None)
         kept.pop("hidden_act", None)
     return kept

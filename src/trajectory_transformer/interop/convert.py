@@ -10,49 +10,35 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from . import hub
 from .config import CONFIG_FILE, read_config, read_json
 from .foreign import REWRITE, ForeignWeights, fill, fit_config, load_weights
 from .pretrained import TrajectoryTransformerModel
-from .weights import INDEX_SUFFIX, WEIGHT_FILES
+from .weights import HUB_ID, INDEX_SUFFIX, WEIGHT_FILES, download, find_weights
 
 RECORD_FILE = "conversion.json"
-WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 OPTIONS = ("observation_dim", "action_dim", "n_head")
-# Where the original (args.json) and the rewrite (config.yaml) note what no tensor shows.
-_ORIGINAL_FIELDS = (
-    "n_head",
-    "action_weight",
-    "reward_weight",
-    "value_weight",
-    "embd_pdrop",
-    "resid_pdrop",
-    "attn_pdrop",
-)
+# Where the rewrite (config.yaml) and the original (args.json) note what no tensor shows.
 _REWRITE_FIELDS = {
     "num_heads": "n_head", "observation_dim": "observation_dim", "action_dim": "action_dim",
     "action_weight": "action_weight", "reward_weight": "reward_weight", "value_weight": "value_weight",
     "embedding_dropout": "embd_pdrop", "residual_dropout": "resid_pdrop", "attention_dropout": "attn_pdrop",
 }  # fmt: skip
+_ORIGINAL_FIELDS = set(_REWRITE_FIELDS.values()) - {"observation_dim", "action_dim"}
 
 
 def convert(source: str | Path, destination: str | Path, **chosen: int) -> TrajectoryTransformerModel:
-    """Write a directory that ``from_pretrained`` reads.
+    """Write a directory that ``from_pretrained`` reads; returns the model, in evaluation mode.
 
     Args:
         source: an original's ``state_N.pt``, the faster rewrite's ``model_last.pt``, any file of such weights, or a
             directory that holds one, or a hub id.
         destination: directory to write, with ``conversion.json`` on where the weights come from.
-        chosen: ``observation_dim`` or ``action_dim`` where nothing beside the weights says them, and ``n_head`` unless
-            it is 4.
-
-    Returns:
-        The model, in evaluation mode.
+        chosen: ``observation_dim`` or ``action_dim`` where nothing beside the weights says them; ``n_head`` if not 4.
 
     Raises:
         UserError: the source is missing, damaged, another model's or ambiguous, or an option contradicts it.
@@ -68,7 +54,14 @@ def convert(source: str | Path, destination: str | Path, **chosen: int) -> Traje
 
 def load(source: Path, chosen: Mapping[str, int]) -> tuple[TrajectoryTransformerModel, ForeignWeights]:
     """The model of a :func:`convert` source, and what it was made of."""
-    file = _weight_file(source)
+    file = source
+    if not source.exists():
+        names_file = source.suffix in (".pt", ".pth", ".bin", ".safetensors")
+        if names_file or "/" not in str(source) or not HUB_ID.fullmatch(str(source)):
+            raise UserError(f"'{source}' does not exist")
+        file = download(str(source), {})
+    if file.is_dir():
+        file = find_weights(file, run=True)
     found = load_weights(file)
     stated, from_config = _stated(file, found.origin)
     if not from_config and "observation_dim" not in {*stated, *chosen} and "action_dim" not in chosen:
@@ -84,50 +77,36 @@ def load(source: Path, chosen: Mapping[str, int]) -> tuple[TrajectoryTransformer
     return model, found
 
 
-def _weight_file(source: Path) -> Path:
-    """The one file of weights that a source means.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not source.is_dir():
-        if source.exists():
-            return source
-        if "/" not in str(source) or not hub.HUB_ID.fullmatch(str(source)) or source.suffix in WEIGHT_SUFFIXES:
-            raise UserError(f"'{source}' does not exist")
-        source = hub.download(str(source), {})
-    names = [*WEIGHT_FILES, "model_last.pt"]
-    if present := [name for name in names if (source / name).is_file()]:
-        return source / present[0]
-    epochs = {
-        int(found[1]): file for file in source.iterdir() if (found := re.fullmatch(r"state_(\d+)\.pt", file.name))
-    }
-    if not epochs:
-        raise UserError(f"'{source}' holds no weights: none of {', '.join(names)} or state_N.pt is in it")
-    return epochs[max(epochs)]
-
-
 def _stated(file: Path, origin: str) -> tuple[dict[str, Any], bool]:
     """Configuration fields noted in plain text beside the weights, and whether by a ``config.json``."""
     config, arguments, settings = (file.parent / name for name in (CONFIG_FILE, "args.json", "config.yaml"))
     if config.is_file() and file.name.removesuffix(INDEX_SUFFIX) in WEIGHT_FILES:
         return read_config(config), True
     if origin == REWRITE and settings.is_file():
-        return _rewrite_settings(settings), False
+        # Of its YAML, which may hold tags, only lines that are a plain number.
+        lines = re.findall(r"^\s+(\w+):\s*(\d+(?:\.\d+)?)\s*$", settings.read_text(errors="replace"), re.MULTILINE)
+        known = {_REWRITE_FIELDS[name]: value for name, value in lines if name in _REWRITE_FIELDS}
+        return {name: float(value) if "." in value else int(value) for name, value in known.items()}, False
     if arguments.is_file():
         return {name: value for name, value in read_json(arguments).items() if name in _ORIGINAL_FIELDS}, False
     return {}, False
 
 
-def _rewrite_settings(path: Path) -> dict[str, Any]:
-    """Of the rewrite's YAML, the lines that are plain numbers under names we know."""
-    lines = re.findall(r"^\s+(\w+):\s*(\d+(?:\.\d+)?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
-    known = {_REWRITE_FIELDS[name]: value for name, value in lines if name in _REWRITE_FIELDS}
-    return {name: float(value) if "." in value else int(value) for name, value in known.items()}
+def run_command(work: Callable[[], str]) -> int:
+    """Print what ``work`` returns, its warnings and mistakes as lines of their own; returns the exit status."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            done = work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    print(done)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.interop.convert", description=__doc__)
     parser.add_argument("source", help="state_N.pt, model_last.pt, another file of weights, or a directory with one")
     parser.add_argument("destination", help="directory to write")
@@ -135,18 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--action-dim", type=int, help="action dimensions; one of the two is enough")
     parser.add_argument("--n-head", type=int, help="attention heads, which no tensor shows; 4 unless noted beside them")
     options = parser.parse_args(arguments)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            chosen = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
-            model = convert(options.source, options.destination, **chosen)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    sizes = ", ".join(f"{name}={getattr(model.config, name)}" for name in (*OPTIONS, "transition_dim", "block_size"))
-    print(f"{model.num_parameters():,} parameters in '{options.destination}' ({sizes})")
-    return 0
+
+    def work() -> str:
+        chosen = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+        model = convert(options.source, options.destination, **chosen)
+        sizes = (f"{name}={getattr(model.config, name)}" for name in (*OPTIONS, "transition_dim", "block_size"))
+        return f"{model.num_parameters():,} parameters in '{options.destination}' ({', '.join(sizes)})"
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Weights under other names, with other fields: whose they are, what they are called here, what sizes they imply."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,94 +11,101 @@ from torch import Tensor
 
 from ..errors import UserError
 from .config import TrajectoryTransformerConfig
-from .stop_token import with_stop_token
 from .weights import checked, read_weights
 
-# Observation and action dimensions of the D4RL tasks that weights were published for, by transition_dim.
-PUBLISHED_SPLITS = {25: (17, 6), 16: (11, 3), 37: (27, 8)}
+# Observation dimensions of the D4RL tasks that weights were published for, by transition_dim.
+PUBLISHED_OBSERVATIONS = {25: 17, 16: 11, 37: 27}
 
 ORIGINAL, PORT, REWRITE = "original", "port", "rewrite"
-_MARKS = {"attention.in_proj_weight": REWRITE, "attn.key.weight": PORT}  # one of block 0's tensors in each
+_MARKS = {"blocks.0.attention.in_proj_weight": REWRITE, "blocks.0.attn.key.weight": PORT}
 _MASK = re.compile(r"(^|\.)(attn_)?mask$")  # buffers, which follow from the sizes
+_OF_ORIGINAL = {r"\.mlp\.0\.": ".l1.", r"\.mlp\.2\.": ".l2."}
+_OF_REWRITE = {r"^norm\.": "ln_f.", r"\.norm([12])\.": r".ln\1.", r"\.attention\.out_proj\.": ".attn.proj."}
+
+STOP_LOGIT = -1000.0
+SMALLEST_MEAN = 0.01  # of b / g: below it, constants would need heads that rounding errors drown in
 
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Weights under this project's names, in one dtype, without NaN.
+    """Weights under this project's names, in one dtype, without NaN."""
 
-    Attributes:
-        origin: "original", "rewrite" or "port" (the reference port and this project itself).
-        weights: by name.
-        path: the file they come from, or the index of its shards.
-    """
-
-    origin: str
+    origin: str  # "original", "rewrite" or "port" (the reference port and this project itself)
     weights: dict[str, Tensor]
-    path: Path
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights["head.weight"].dtype
+    path: Path  # the file they come from, or the index of its shards
 
 
 def load_weights(path: Path, dtype: torch.dtype | None = torch.float32, own_blocks: bool = False) -> ForeignWeights:
     """Read a file of weights, recognise whose they are and rename them.
 
-    Args:
-        path: as for :func:`read_weights`.
-        dtype: of the result; None: as stored.
-        own_blocks: this project saved it, with blocks of the user's, whose tensors may have any names.
+    ``dtype`` None is as stored. With ``own_blocks``, blocks are the user's, and their tensors may have any names.
 
     Raises:
         UserError: it cannot be read without executing something, is damaged, or is another architecture's.
     """
     stored = {name.removeprefix("module."): tensor for name, tensor in read_weights(path).items()}
-    origin = next((origin for mark, origin in _MARKS.items() if f"blocks.0.{mark}" in stored), None)
-    origin = PORT if own_blocks else origin
+    origin = PORT if own_blocks else next((origin for mark, origin in _MARKS.items() if mark in stored), None)
     if origin is None or "goal_emb.weight" in stored:
         what = "a goal-conditioned model" if origin else f"another architecture (it has '{next(iter(stored))}')"
         raise UserError(f"'{path}' holds the weights of {what}, not of a Trajectory Transformer")
     if "head.weight" not in stored:
         raise UserError(f"'{path}' lacks the tensor 'head.weight'")
-    dtype = dtype or stored["head.weight"].dtype
     kept = {name: tensor for name, tensor in stored.items() if own_blocks or not _MASK.search(name)}
-    weights = checked(kept, path, dtype)
+    weights = checked(kept, path, dtype or stored["head.weight"].dtype)
     if own_blocks:
         return ForeignWeights(PORT, weights, path)
     if origin == REWRITE:
-        return ForeignWeights(REWRITE, with_stop_token(_rename(weights, _of_rewrite), path), path)
-    if "blocks.0.mlp.0.weight" in weights:
-        origin = ORIGINAL
-    return ForeignWeights(origin, _rename(weights, _of_original), path)
+        return ForeignWeights(REWRITE, _with_stop_token(_renamed(weights, _OF_ORIGINAL | _OF_REWRITE), path), path)
+    origin = ORIGINAL if "blocks.0.mlp.0.weight" in weights else PORT
+    return ForeignWeights(origin, _renamed(weights, _OF_ORIGINAL), path)
 
 
-def _rename(weights: Mapping[str, Tensor], names: Callable[[str], list[str]]) -> dict[str, Tensor]:
-    """Each tensor under its new name, or in equal parts along the first axis under several."""
+def _renamed(weights: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors under this project's names, the rewrite's query, key and value apart."""
     renamed = {}
     for name, tensor in weights.items():
-        new = names(name)
-        parts = (tensor,) if len(new) == 1 else torch.atleast_1d(tensor).tensor_split(len(new))
-        renamed.update(zip(new, parts, strict=True))
+        for pattern, ours in patterns.items():
+            name = re.sub(pattern, ours, name)
+        fused = re.fullmatch(r"(.*)\.attention\.in_proj_(weight|bias)", name)
+        names = [f"{fused[1]}.attn.{part}.{fused[2]}" for part in ("query", "key", "value")] if fused else [name]
+        parts = torch.atleast_1d(tensor).tensor_split(3) if fused else (tensor,)
+        renamed.update(zip(names, parts, strict=True))
     return renamed
 
 
-def _of_original(name: str) -> list[str]:
-    return [re.sub(r"\.mlp\.([02])\.", lambda m: {"0": ".l1.", "2": ".l2."}[m[1]], name)]
+def _with_stop_token(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The rewrite's renamed weights with a stop token that is never predicted, changing no other logit.
 
-
-def _of_rewrite(name: str) -> list[str]:
-    name = re.sub(r"\.norm([12])\.", r".ln\1.", re.sub(r"^norm\.", "ln_f.", _of_original(name)[0]))
-    if fused := re.fullmatch(r"(.*)\.attention\.in_proj_(weight|bias)", name):
-        return [f"{fused[1]}.attn.{part}.{fused[2]}" for part in ("query", "key", "value")]
-    return [name.replace(".attention.out_proj.", ".attn.proj.")]
-
-
-def infer_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]:
-    """The configuration fields that the tensors' shapes decide: all sizes but heads and the observation/action split.
-
-    Raises:
-        UserError: a tensor is missing, or their shapes contradict each other.
+    The rewrite has V logits per position and here there are V + 1, by bias-free heads on normalised states. Such a
+    state is ``h = g * n + b`` with the norm's weight g and bias b, and the entries of n add up to 0. So the head
+    ``k / g`` has the constant logit ``k * sum(b / g)``, whatever n is: that makes a stop token of logit -1000, and
+    gives the biases of the rewrite's variant with one shared head a place.
     """
+    weights = dict(weights)
+    try:
+        # (transition_dim, V, n_embd), or (V, n_embd) with a bias
+        head, tokens = weights["head.weight"], weights["tok_emb.weight"]
+        gain, shift = weights["ln_f.weight"].double(), weights["ln_f.bias"].double()
+        bias = weights.pop("head.bias", torch.zeros(head.shape[-2]))
+        transition_dim = len(tokens) // len(bias)
+        heads = head.double().expand(transition_dim, len(bias), len(gain))
+    except (KeyError, IndexError, RuntimeError, ZeroDivisionError, TypeError):
+        raise UserError(f"'{path}' looks like the faster rewrite's, but its tensors do not fit together") from None
+    if gain.abs().min() < 1e-6:
+        raise UserError(f"'{path}': the final norm has a weight of 0, so no stop token can be added")
+    mean, constants = (shift / gain).mean(), bias.double().expand(heads.shape[:-1])
+    if mean.abs() < SMALLEST_MEAN:  # shift the states along g by 1; the heads undo it
+        weights["ln_f.bias"] = (shift + gain).to(head.dtype)
+        mean, constants = mean + 1, constants - (heads * gain).sum(dim=-1)
+    unit = 1 / (gain * mean * len(gain))  # the head of constant logit 1
+    stop = (STOP_LOGIT * unit).expand(transition_dim, 1, -1)
+    weights["head.weight"] = torch.cat([heads + constants.unsqueeze(-1) * unit, stop], dim=1).to(head.dtype)
+    weights["tok_emb.weight"] = torch.cat([tokens, torch.zeros_like(tokens[:1])])  # never an input either
+    return weights
+
+
+def _inferred_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]:
+    """The configuration fields that the tensors' shapes decide: all but heads and the observation-action split."""
     names = ("head.weight", "tok_emb.weight", "pos_emb")
     if missing := [name for name in names if name not in weights]:
         raise UserError(f"'{path}' lacks the tensor '{missing[0]}'")
@@ -109,44 +116,33 @@ def infer_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]:
         shapes = ", ".join(f"{name} {tuple(weights[name].shape)}" for name in names)
         raise UserError(f"'{path}': the shapes of {shapes} do not fit together")
     layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))}
-    return {
-        "vocab_size": outputs - 1, "block_size": positions[1], "transition_dim": transition_dim, "n_embd": n_embd,
-        "n_layer": max(layers) + 1,
-    }  # fmt: skip
+    sizes = {"vocab_size": outputs - 1, "block_size": positions[1], "transition_dim": transition_dim}
+    return {**sizes, "n_embd": n_embd, "n_layer": max(layers) + 1}
 
 
 def fit_config(
     stated: Mapping[str, Any], chosen: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path
 ) -> tuple[TrajectoryTransformerConfig, list[str]]:
-    """A configuration that the weights fit, and what of the stated one was wrong.
+    """A configuration that the weights fit, and one clause for each correction of the stated one.
 
-    Args:
-        stated: fields of a configuration file; they may be missing or wrong.
-        chosen: fields that the caller insists on.
-        weights: under this project's names.
-        path: where they come from, for messages.
-
-    Returns:
-        The configuration, and one clause for each correction.
+    Fields may be missing or wrong in ``stated``; those ``chosen`` are insisted on.
 
     Raises:
-        UserError: what the caller insists on contradicts the weights, or the observation/action split is unknown.
+        UserError: ``chosen`` contradicts the weights, their shapes each other, or the split of dimensions is unknown.
     """
-    sizes = infer_sizes(weights, path)
+    sizes = _inferred_sizes(weights, path)
     for name, value in sizes.items():
         if chosen.get(name, value) != value:
             raise UserError(f"'{path}': {name}={chosen[name]} was asked for, but its weights have {value}")
-    split, corrections = _split(stated, chosen, sizes["transition_dim"], path)
+    split, assumed = _split(stated, chosen, sizes["transition_dim"], path)
+    defaults = vars(TrajectoryTransformerConfig())
     values = {**stated, **chosen, **sizes, **split}
-    defaults = TrajectoryTransformerConfig()
-    wrong = {name: stated.get(name, getattr(defaults, name)) for name in sizes}
-    corrections = [
-        f"{name} is {sizes[name]}, not {was}" for name, was in wrong.items() if was != sizes[name]
-    ] + corrections
-    longest = values.get("max_position_embeddings", defaults.max_position_embeddings)
+    was = {**defaults, **stated}
+    wrong = [f"{name} is {value}, not {was[name]}" for name, value in sizes.items() if was[name] != value]
+    longest = values.get("max_position_embeddings", defaults["max_position_embeddings"])
     if isinstance(longest, int) and longest < sizes["block_size"]:
         values["max_position_embeddings"] = sizes["block_size"]
-    return TrajectoryTransformerConfig(**values), corrections
+    return TrajectoryTransformerConfig(**values), wrong + assumed
 
 
 def _split(
@@ -160,8 +156,8 @@ def _split(
         observation_dim = stated.get("observation_dim", both - stated.get("action_dim", 0))
         if stated.get("action_dim", both - observation_dim) != both - observation_dim:
             observation_dim = None
-    if observation_dim is None and transition_dim in PUBLISHED_SPLITS:
-        observation_dim = PUBLISHED_SPLITS[transition_dim][0]
+    if observation_dim is None and transition_dim in PUBLISHED_OBSERVATIONS:
+        observation_dim = PUBLISHED_OBSERVATIONS[transition_dim]
         assumed = [f"observation_dim={observation_dim} is assumed from transition_dim={transition_dim}"]
     if observation_dim is None:
         raise UserError(
@@ -178,11 +174,7 @@ def _split(
 
 
 def fill(model: torch.nn.Module, found: ForeignWeights) -> None:
-    """Give a model these weights and their dtype, and put it in evaluation mode.
-
-    Raises:
-        UserError: naming the first tensor that is missing, superfluous or of another shape.
-    """
+    """Give a model these weights and their dtype, in evaluation mode; a UserError names the first that does not fit."""
     expected, weights, path = model.state_dict(), found.weights, found.path
     for problem, names in (("lacks", expected.keys() - weights.keys()), ("has", weights.keys() - expected.keys())):
         if names:
@@ -192,4 +184,4 @@ def fill(model: torch.nn.Module, found: ForeignWeights) -> None:
             raise UserError(
                 f"'{path}': the tensor '{name}' has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
             )
-    model.to(found.dtype).eval().load_state_dict(weights)
+    model.to(weights["head.weight"].dtype).eval().load_state_dict(weights)

@@ -13,12 +13,10 @@ import torch
 from ..errors import UserError
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
-from . import hub
 from .config import CONFIG_FILE, TrajectoryTransformerConfig, read_config
 from .foreign import fill, fit_config, load_weights
-from .weights import find_weights, write_weights
+from .weights import DOWNLOAD_OPTIONS, HUB_ID, download, find_weights, first_line, write_weights
 
-CARD_FILE = "README.md"
 # Options of transformers' loaders that have no meaning for a model of this size.
 WITHOUT_MEANING = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 
@@ -26,9 +24,7 @@ WITHOUT_MEANING = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
     """The reference's base class: saving, loading, sharing and sizes of a model.
 
-    Args:
-        config: sizes and options; those of a trained model without the reference's methods will do.
-        allow: as for :class:`~..model.gpt.TrajectoryTransformer`, which says what is raised, too.
+    Arguments and errors are those of :class:`~..model.gpt.TrajectoryTransformer`, whose ``config`` will do, too.
     """
 
     config: TrajectoryTransformerConfig
@@ -55,12 +51,10 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
 
     @property
     def device(self) -> torch.device:
-        """Of the first parameter."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first parameter."""
         return next(self.parameters()).dtype
 
     def num_parameters(self, only_trainable: bool = False) -> int:
@@ -89,10 +83,9 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         warning says what was wrong.
 
         Args:
-            pretrained_model_name_or_path: a directory, or a hub id.
+            pretrained_model_name_or_path: a directory, or a hub id; of either, ``subfolder``.
             config: replaces ``config.json``, and must fit the weights.
             dtype: of the parameters; "auto": as stored; None: float32. ``torch_dtype`` is another name for it.
-            subfolder: of the directory or repository.
             allow: packages besides this one that the ``block`` in ``config.json`` may name.
             options: configuration fields that replace those of ``config.json``; the hub client's ``cache_dir``,
                 ``force_download``, ``local_files_only``, ``revision`` and ``token``.
@@ -102,16 +95,16 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
                 more than tensors; the weights are another model's; ``block`` is not allowed.
         """
         dtype = options.pop("torch_dtype", None) if dtype is None else dtype
-        hub_options = {name: options.pop(name) for name in hub.DOWNLOAD_OPTIONS if name in options}
+        hub_options = {name: options.pop(name) for name in DOWNLOAD_OPTIONS if name in options}
         chosen = {name: value for name, value in options.items() if name not in WITHOUT_MEANING}
         directory = _directory(pretrained_model_name_or_path, hub_options, subfolder)
-        file = find_weights(directory)
-        stated = read_config(directory / CONFIG_FILE) if config is None else vars(config)
+        file, config_file = find_weights(directory), directory / CONFIG_FILE
+        stated = read_config(config_file) if config is None else vars(config)
         found = load_weights(file, _dtype(dtype), stated.get("block") is not None)
         if config is None:
             config, corrections = fit_config(stated, chosen, found.weights, found.path)
             if corrections:
-                wrong = f"'{directory / CONFIG_FILE}' does not fit the weights beside it: {'; '.join(corrections)}"
+                wrong = f"'{config_file}' does not fit the weights beside it: {'; '.join(corrections)}"
                 warnings.warn(wrong, stacklevel=2)
         with torch.random.fork_rng(devices=[]):  # initial weights, overwritten at once
             model = cls(config, allow)
@@ -131,14 +124,13 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
 
         Args:
             save_directory: made if missing; weights in it are replaced.
-            max_shard_size: bytes of one file, also as "200KB", "10MB", "5GB"; larger models are cut into shards.
+            max_shard_size: bytes of one file, also as "200KB"; larger models are cut into shards.
             is_main_process: False to do nothing, as one process among several.
             push_to_hub: also commit it to the hub, as ``repo_id``, or under the directory's name.
-            options: of :meth:`push_to_hub`; also the reference's ``safe_serialization``, which has to be True.
+            options: of :meth:`push_to_hub`, and the reference's ``safe_serialization``, which has to be True.
 
         Raises:
-            UserError: the configuration holds a function, the size is not one, an option is unknown, or the directory
-                cannot be written.
+            UserError: ``hidden_act`` is a function, ``max_shard_size`` no size, an option unknown, or writing fails.
         """
         if not options.pop("safe_serialization", True):
             raise UserError("safe_serialization=False asks for pickled weights; only safetensors are written")
@@ -158,8 +150,8 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
             directory.mkdir(parents=True, exist_ok=True)
             write_weights(weights, directory, max_shard_size)
             (directory / CONFIG_FILE).write_text(config_text)
-            if not (directory / CARD_FILE).exists():
-                (directory / CARD_FILE).write_text(self._card())
+            if not (card := directory / "README.md").exists():
+                card.write_text(self._card())
         except OSError as error:
             raise UserError(f"the model could not be saved in '{directory}': {error.strerror or error}") from error
         if push_to_hub:
@@ -174,17 +166,12 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         max_shard_size: int | str = "5GB",
         **options: Any,
     ) -> Any:
-        """Commit what :meth:`save_pretrained` writes to the hub.
+        """Commit what :meth:`save_pretrained` writes to the hub; returns the client's description of the commit.
 
         Args:
             repo_id: user or organisation, and name; made if there is none.
-            commit_message: of the commit.
             private: whether a new repository is; None: the account's default.
-            max_shard_size: as for :meth:`save_pretrained`.
             options: the client's ``token``, ``revision`` and ``create_pr``.
-
-        Returns:
-            The client's description of the commit.
 
         Raises:
             UserError: the hub refused it or cannot be reached.
@@ -195,20 +182,15 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
             try:
                 api = huggingface_hub.HfApi(token=chosen.pop("token", None))
                 made = api.create_repo(repo_id=repo_id, private=private, exist_ok=True)
-                return api.upload_folder(
-                    repo_id=getattr(made, "repo_id", repo_id),
-                    folder_path=directory,
-                    commit_message=commit_message,
-                    **chosen,
-                )
+                target = getattr(made, "repo_id", repo_id)
+                return api.upload_folder(repo_id=target, folder_path=directory, commit_message=commit_message, **chosen)
             except Exception as error:  # whatever the client and the network raise
                 raise UserError(
-                    f"'{repo_id}' could not be pushed to the hub ({hub.first_line(error)}); `hf auth login` stores a "
+                    f"'{repo_id}' could not be pushed to the hub ({first_line(error)}); `hf auth login` stores a "
                     "token, and save_pretrained(DIRECTORY) needs none"
                 ) from error
 
     def _card(self) -> str:
-        """The model card: Markdown with the hub's metadata."""
         data = huggingface_hub.ModelCardData(
             library_name="trajectory-transformer",
             pipeline_tag="reinforcement-learning",
@@ -232,9 +214,9 @@ def _directory(name: str | os.PathLike[str], hub_options: dict[str, Any], subfol
             f"'{directory}' is a file, not a directory; `python -m trajectory_transformer.interop.convert {directory} "
             "DIRECTORY` makes one of it"
         )
-    if not hub.HUB_ID.fullmatch(str(name)):
+    if not HUB_ID.fullmatch(str(name)):
         raise UserError(f"there is no directory '{directory}', and that is no hub id (OWNER/NAME) either")
-    return hub.download(str(name), hub_options, subfolder)
+    return download(str(name), hub_options, subfolder)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

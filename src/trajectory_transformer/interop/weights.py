@@ -1,48 +1,91 @@
-"""Weight files: those of any origin as named tensors, ours as safetensors. Nothing in a file is ever executed."""
+"""Weight files: found in a directory or on the hub, read as named tensors, written as safetensors; never executed."""
 
 import io
+import os
 import pickle
 import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from .. import reachability
 from ..errors import UserError
-from .config import read_json
+from .config import CONFIG_FILE, read_json
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLED_FILE = "pytorch_model.bin"
 INDEX_SUFFIX = ".index.json"
 WEIGHT_FILES = (SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX_SUFFIX, PICKLED_FILE, PICKLED_FILE + INDEX_SUFFIX)
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
+# Files of a repository to ask the hub for, the pickled ones only where it has no others.
+_PATTERNS = (
+    (CONFIG_FILE, SAFETENSORS_FILE, "model-*.safetensors", SAFETENSORS_FILE + INDEX_SUFFIX),
+    (PICKLED_FILE, "pytorch_model-*.bin", PICKLED_FILE + INDEX_SUFFIX),
+)
 _EARLIER = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 _ZIP_START, _ZIP_END, _ZIP_END_LENGTH = b"PK\x03\x04", b"PK\x05\x06", 22
 _EXACT = (torch.float16, torch.bfloat16, torch.float32)  # dtypes that float32 holds without loss
 
 
-def find_weights(directory: Path) -> Path:
-    """The weight file of a model directory, or the index of its shards.
+def download(repo_id: str, options: Mapping[str, Any], subfolder: str = "") -> Path:
+    """The folder of a hub repository's model files, fetched unless they are in the client's cache.
 
     Raises:
-        UserError: it has none.
+        UserError: it is not available; the message says why.
     """
-    for name in WEIGHT_FILES:
-        if (directory / name).is_file():
-            return directory / name
-    raise UserError(f"'{directory}' holds no weights: none of {', '.join(WEIGHT_FILES)} is in it")
+    reason = None
+    if not options.get("local_files_only"):
+        reason = reachability.unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"))
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        reason = "HF_HUB_OFFLINE is set"
+    chosen = {**options, "local_files_only": True} if reason else options
+    folder = Path()
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    try:
+        for patterns in _PATTERNS:
+            wanted = [prefix + pattern for pattern in patterns]
+            root = huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted, etag_timeout=2, **chosen)
+            folder = Path(root) / prefix
+            if any((folder / name).is_file() for name in WEIGHT_FILES):
+                break
+    except Exception as error:  # whatever the client and the network raise
+        raise UserError(
+            f"'{repo_id}' is no directory here, and could not be fetched from the hub ({reason or first_line(error)}); "
+            "fetch it where there is a network and give the directory"
+        ) from None
+    return folder
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error, for a sentence."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def find_weights(directory: Path, run: bool = False) -> Path:
+    """The weight file of a model directory, or the index of its shards; with ``run``, also a training run's latest."""
+    names = [*WEIGHT_FILES, *(["model_last.pt"] if run else [])]
+    if present := [name for name in names if (directory / name).is_file()]:
+        return directory / present[0]
+    states = [file for file in directory.glob("state_*.pt") if run and file.stem[6:].isdecimal()]
+    if not states:
+        or_states = " or state_N.pt" if run else ""
+        raise UserError(f"'{directory}' holds no weights: none of {', '.join(names)}{or_states} is in it")
+    return max(states, key=lambda file: int(file.stem[6:]))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of the shards that an index names, on the CPU.
-
-    Args:
-        path: ``*.safetensors``, a PyTorch file of any other name, or ``*.index.json``.
+    """All tensors of a file, or of the shards that a ``*.index.json`` names, on the CPU.
 
     Raises:
         UserError: it is missing, cut short, no weight file, or holds anything but tensors.
@@ -63,15 +106,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_weights(weights: Mapping[str, Tensor], directory: Path, limit: int | str) -> None:
-    """Write ``model.safetensors``, or shards of it with an index, and remove other weights in the directory.
+    """Write ``model.safetensors``, or shards and an index, and remove other weights in the directory.
 
-    Args:
-        weights: by name.
-        directory: exists.
-        limit: bytes of one file, also as "200KB"; a larger tensor gets a file of its own.
-
-    Raises:
-        OSError: a file cannot be written; the earlier weights are kept.
+    No file has more than ``limit`` bytes (also as "200KB"), unless it is one tensor. An OSError leaves what was there.
     """
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
         try:
@@ -85,16 +122,7 @@ def write_weights(weights: Mapping[str, Tensor], directory: Path, limit: int | s
 
 
 def checked(weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors in the dtype wanted.
-
-    Args:
-        weights: by name.
-        path: where they come from, for messages.
-        dtype: of the model.
-
-    Raises:
-        UserError: one is not made of real numbers that ``dtype`` can hold, or has NaN or infinite values.
-    """
+    """The tensors in ``dtype``; a UserError where it cannot hold one, or one has NaN or infinite values."""
     for name, tensor in weights.items():
         if tensor.dtype not in (*_EXACT, dtype) or tensor.layout != torch.strided:
             kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
@@ -129,7 +157,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _what_is_wrong(data: bytes, error: Exception) -> str:
-    """Why a file was refused, as the end of a sentence."""
+    """Reason for refusing a file, as the end of a sentence."""
     reason = " ".join(str(error).split())
     if isinstance(error, SafetensorError):
         return f"is cut short or no safetensors file ({reason})"

@@ -1,6 +1,5 @@
-"""Pictures of attention: a map for each head, and what the maps amount to."""
+"""Pictures of attention and of predictions."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,14 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..evaluation.plots import BLACK, BLUE, GREY, ORANGE, SERIES, finish, tidy
+from ..evaluation.scores import bootstrap_interval
 from ..layout import TOKEN_KINDS, TransitionLayout
-from .attention_masses import REGIONS
-from .attention_measurements import MeasuredAttention, head_name
+from .attention_masses import REGIONS, MeasuredAttention, head_name
+from .prediction_curves import Curves
 
 _KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, ORANGE, SERIES[2], GREY), strict=True))
 _UNSEEN = "#E4E4E4"
@@ -29,74 +28,59 @@ _COLUMNS = {
     "action_mass_past_observations": "actions: past\nobservations",
 }
 _BAND = 0.035  # width of the coloured bands, as a share of the map's side
-
-
-@dataclass(frozen=True)
-class AttentionMaps:
-    """Attention weights to be drawn.
-
-    Attributes:
-        weights: (layer, head, query, key).
-        mask: (query, key) bool, True where the query may attend to the key.
-        layout: of a transition.
-    """
-
-    weights: np.ndarray
-    mask: np.ndarray
-    layout: TransitionLayout
+_STYLES = {
+    "transformer": ("transformer", BLUE, "-"),
+    "markovian": ("transformer, context of one transition", ORANGE, "-"),
+    "ensemble": ("ensemble of Gaussians (PETS)", SERIES[2], "-"),
+    "oracle": ("best that its bins allow", BLACK, "--"),
+    "constant": ("nothing changes", GREY, "--"),
+}
+# An ensemble can fall without end, and leaves the picture rather than flatten the others.
+_BELOW = 3.0  # nats shown below the lowest of the others
+_ABOVE = 2.0  # errors are shown up to that multiple of the highest of the others
 
 
 # Differs from the paper: rewards and values are drawn too, where its figure leaves rewards out.
-
-
-def plot_attention_maps(maps: AttentionMaps, title: str, path: Path) -> None:
-    """A map for each head, layers downwards, all on one scale; what may not be seen is grey.
+def plot_attention_maps(
+    weights: np.ndarray, mask: np.ndarray, layout: TransitionLayout, title: str, path: Path
+) -> None:
+    """Draw a map of (layer, head, query, key) weights for each head, layers downwards, all on one scale.
 
     Rows are tokens that are predicted, columns tokens that are attended to. Coloured bands along both say of what kind
-    they are, lines part the transitions.
-
-    Args:
-        maps: what to draw.
-        title: of the picture.
-        path: of the picture.
+    they are, lines part the transitions; what the (query, key) mask does not let be seen is grey.
     """
-    layers, heads = maps.weights.shape[:2]
+    layers, heads, *_ = weights.shape
     side = 3.5 if heads <= 4 else 2.4
     figure = Figure(figsize=(side * heads + 1.0, side * layers + 1.1), layout="constrained")
     grid = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
     # The first tokens have little else to attend to, and would set the scale for all.
-    highest = float(np.quantile(maps.weights[:, :, maps.mask], 0.995))
-    norm = PowerNorm(0.5, vmin=0.0, vmax=highest)
-    image = None
-    for layer in range(layers):
-        for head in range(heads):
-            axes = grid[layer, head]
-            image = _draw_map(axes, maps, maps.weights[layer, head], norm)
-            axes.set_title(head_name(layer, head), fontsize=10, loc="left")
-        grid[layer, 0].set_ylabel("token predicted, by its transition")
+    norm = PowerNorm(0.5, vmin=0.0, vmax=float(np.quantile(weights[:, :, mask], 0.995)))
+    for (layer, head), axes in np.ndenumerate(grid):
+        _draw_map(axes, np.where(mask, weights[layer, head], np.nan), layout, norm)
+        axes.set_title(head_name(layer, head), fontsize=10, loc="left")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("token predicted, by its transition")
     for axes in grid[-1]:
         axes.set_xlabel("token attended to, by its transition")
-    assert image is not None
-    bar = figure.colorbar(image, ax=grid, extend="max", shrink=0.7, pad=0.01, aspect=30)
+    bar = figure.colorbar(grid[0, 0].images[0], ax=grid, extend="max", shrink=0.7, pad=0.01, aspect=30)
     bar.set_label("attention weight")
-    handles = [Patch(color=color, label=kind) for kind, color in _KIND_COLORS.items()]
-    handles.append(Patch(color=_UNSEEN, label="may not be seen"))
+    colors = _KIND_COLORS | {"may not be seen": _UNSEEN}
+    handles = [Patch(color=color, label=label) for label, color in colors.items()]
     finish(figure, title, path, handles, columns=len(handles))
 
 
-def _draw_map(axes: Axes, maps: AttentionMaps, weights: np.ndarray, norm: PowerNorm) -> AxesImage:
-    """One head's map, over a grid of all tokens of the context; returns the image."""
-    width = maps.layout.transition_dim
+def _draw_map(axes: Axes, weights: np.ndarray, layout: TransitionLayout, norm: PowerNorm) -> None:
+    """One head's map, over a grid of all tokens of the context; weights that are NaN may not be seen."""
+    width = layout.transition_dim
     tokens = len(weights) + 1
     whole = np.full((tokens, tokens), np.nan)  # nothing predicts the first token, and the last one is not attended to
-    whole[1:, :-1] = np.where(maps.mask, weights, np.nan)
-    image = axes.imshow(
-        whole, cmap=colormaps["magma"].with_extremes(bad=_UNSEEN), norm=norm, extent=(0, tokens, tokens, 0)
-    )
-    kinds = np.zeros(tokens, dtype=int)
-    for index, columns in enumerate(maps.layout.kind_slices().values()):
-        for begin in range(0, tokens, width):
-            kinds[begin + columns.start : begin + columns.stop] = index
+    whole[1:, :-1] = weights
+    cmap = colormaps["magma"].with_extremes(bad=_UNSEEN)
+    axes.imshow(whole, cmap=cmap, norm=norm, extent=(0, tokens, tokens, 0))
+    kinds = np.zeros(width, dtype=int)
+    for index, columns in enumerate(layout.kind_slices().values()):
+        kinds[columns] = index
+    kinds = np.tile(kinds, tokens // width)
     colors = ListedColormap(list(_KIND_COLORS.values()))
     band = _BAND * tokens
     beside, below = (-band, 0, tokens, 0), (0, tokens, tokens + band, tokens)
@@ -105,24 +89,16 @@ def _draw_map(axes: Axes, maps: AttentionMaps, weights: np.ndarray, norm: PowerN
     for border in range(width, tokens, width):
         axes.axhline(border, color=GREY, linewidth=0.4, alpha=0.7)
         axes.axvline(border, color=GREY, linewidth=0.4, alpha=0.7)
-    axes.set_xlim(-band, tokens)
-    axes.set_ylim(tokens + band, 0)
+    axes.set(xlim=(-band, tokens), ylim=(tokens + band, 0))
     middles = np.arange(width / 2, tokens, width)
-    labels = [str(number + 1) for number in range(len(middles))]
+    labels = [str(number) for number in range(1, len(middles) + 1)]
     axes.set_xticks(middles, labels, fontsize=7)
     axes.set_yticks(middles, labels, fontsize=7)
     axes.tick_params(length=0)
-    return image
 
 
 def plot_attention_summary(measured: MeasuredAttention, title: str, path: Path) -> None:
-    """Bars of how attention divides among transitions, and a chart of how it compares with uniform attention.
-
-    Args:
-        measured: what to draw.
-        title: of the picture.
-        path: of the picture.
-    """
+    """Bars of how attention divides among transitions, and a chart of how it compares with uniform attention."""
     _, layers, heads, _ = measured.masses.shape
     rows = [head_name(layer, head) for layer in range(layers) for head in range(heads)]
     figure = Figure(figsize=(12.0, 0.36 * (len(rows) + 1) + 2.6), layout="constrained")
@@ -142,10 +118,8 @@ def _draw_shares(axes: Axes, measured: MeasuredAttention, rows: list[str]) -> No
         axes.barh(places, share, left=begin, height=0.75, color=color, label=_COLUMNS[name].replace("\n", " "))
         begin += share
     axes.set_yticks(places, rows, fontsize=8)
-    axes.set_ylim(len(rows), -0.6)
-    axes.set_xlim(0.0, 1.0)
+    axes.set(xlim=(0.0, 1.0), ylim=(len(rows), -0.6), xlabel="share of attention")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("share of attention")
     tidy(axes)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8, columnspacing=1.0)
 
@@ -169,3 +143,51 @@ def _draw_ratios(axes: Axes, measured: MeasuredAttention, rows: int) -> None:
     bar = axes.figure.colorbar(image, ax=axes, ticks=[-4, -2, 0, 2, 4], extend="both", pad=0.01, aspect=30)
     bar.ax.set_yticklabels(["1/16", "1/4", "1", "4", "16"])
     bar.set_label("times uniform attention", fontsize=8)
+
+
+def plot_log_likelihood(curves: Curves, title: str, path: Path) -> None:
+    """Draw the log-likelihood of what happened, mean over episodes with its 95 % band."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    methods = curves["log_likelihood"]
+    _draw_curves(axes, methods)
+    highest = max(values.mean(axis=0).max() for values in methods.values())
+    lowest = min(means.min() for means in _others(methods))
+    axes.set(ylim=(lowest - _BELOW, highest + 1.0), ylabel="log-likelihood (nats per dimension)")
+    _finish(figure, f"{title}: log-likelihood of held-out episodes", methods, path)
+
+
+def plot_errors(curves: Curves, title: str, path: Path) -> None:
+    """Draw the distance from what happened, of the samples' mean and of each sample."""
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, curve, name in ((left, "mean_error", "mean of the samples"), (right, "sample_error", "each sample")):
+        _draw_curves(axes, curves[curve])
+        axes.set_title(name, fontsize=10, loc="left")
+    highest = max(means.max() for name in ("mean_error", "sample_error") for means in _others(curves[name]))
+    left.set(ylim=(0, _ABOVE * highest), ylabel="root mean square error\n(standard deviations of the data)")
+    _finish(figure, f"{title}: error of predictions", curves["mean_error"], path)
+
+
+def _others(methods: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """(horizon,) means over episodes of all methods but the ensemble."""
+    return [values.mean(axis=0) for method, values in methods.items() if method != "ensemble"]
+
+
+def _draw_curves(axes: Axes, methods: dict[str, np.ndarray]) -> None:
+    for method, values in methods.items():
+        name, color, style = _STYLES[method]
+        steps = np.arange(1, values.shape[1] + 1)
+        marker = "o" if len(steps) == 1 else ""
+        axes.plot(steps, values.mean(axis=0), style, color=color, linewidth=1.8, marker=marker, label=name)
+        if len(values) > 1:
+            axes.fill_between(steps, *bootstrap_interval(values), color=color, alpha=0.2, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("step")
+    tidy(axes)
+
+
+def _finish(figure: Figure, title: str, methods: dict[str, np.ndarray], path: Path) -> None:
+    episodes = len(next(iter(methods.values())))
+    title = f"{title}, {episodes} episode{'s' * (episodes > 1)}"
+    finish(figure, title, path, figure.axes[0].lines, columns=2)
