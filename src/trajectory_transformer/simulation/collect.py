@@ -1,9 +1,6 @@
 """Simulate an embedded recipe and write it to disk as a Minari data set.
 
-    python -m trajectory_transformer.data.collect recipe=hopper_mixed
-    python -m trajectory_transformer.data.collect recipe=pointmaze_umaze steps=20000 overwrite=true
-
-The data set lands in ``$MINARI_DATASETS_PATH`` (``~/.minari/datasets`` where that is not set).
+python -m trajectory_transformer.data.collect recipe=pointmaze_umaze steps=20000 overwrite=true
 """
 
 import contextlib
@@ -11,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -34,7 +31,7 @@ def collect(
     processes: int | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Simulate ``recipe`` and write its data set, whole or not at all.
+    """Simulate ``recipe`` and write its data set, whole or not at all, to ``$MINARI_DATASETS_PATH``; returns its id.
 
     Args:
         steps: environment steps at least; the last episode is kept whole. None: the recipe's own number.
@@ -42,9 +39,6 @@ def collect(
         seed: the same seed gives the same data, whatever the number of processes.
         processes: how many processes simulate; None: as many as there are cores for this one, at most 8.
         overwrite: replace the data set if it exists.
-
-    Returns:
-        The data set id, ready for ``minari.load_dataset``.
 
     Raises:
         UserError: the data set exists, ``steps`` or ``processes`` is below 1, or the folder cannot be written.
@@ -61,18 +55,13 @@ def collect(
             write_dataset(recipe, episodes, seed, staging)
             path = publish(recipe, staging, overwrite)
     if progress:
-        seconds = time.monotonic() - start
-        print(f"{recipe.dataset_id}: {statistics(episodes)}, in {seconds:.0f} s, written to {path}")
+        returns = [episode.rewards.sum() for episode in episodes]
+        print(
+            f"{recipe.dataset_id}: {len(episodes)} episodes, {sum(map(len, episodes))} steps, "
+            f"return mean {np.mean(returns):.1f}, min {np.min(returns):.1f}, max {np.max(returns):.1f}, "
+            f"in {time.monotonic() - start:.0f} s, written to {path}"
+        )
     return recipe.dataset_id
-
-
-def statistics(episodes: Sequence[SimulatedEpisode]) -> str:
-    """Number of episodes and steps, and mean, least and greatest return, in words."""
-    returns = [episode.rewards.sum() for episode in episodes]
-    return (
-        f"{len(episodes)} episodes, {sum(map(len, episodes))} steps, "
-        f"return mean {np.mean(returns):.1f}, min {np.min(returns):.1f}, max {np.max(returns):.1f}"
-    )
 
 
 def _simulate_steps(
@@ -92,45 +81,34 @@ def _simulate_steps(
     return episodes
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Options of the command line."""
-
-    recipe: Recipe
-    steps: int | None = None
-    seed: int = 0
-    processes: int | None = None
-    overwrite: bool = False
-
-
-def parse_arguments(words: Sequence[str]) -> Arguments:
-    """``key=value`` words as :class:`Arguments`.
+def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """The arguments of :func:`collect` that ``key=value`` words give.
 
     Raises:
         UserError: an unknown option or recipe, a value of the wrong type, or no recipe.
     """
-    options: dict[str, str] = {}
+    options: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         require_choice("option", key, ("recipe", "steps", "seed", "processes", "overwrite"))
         require(bool(equals), f"option {word} needs a value, as in {word}=…")
-        options[key] = value
+        if key == "recipe":
+            options[key] = find_recipe(value)
+        elif key == "overwrite":
+            require_choice(key, value.lower(), ("true", "false"))
+            options[key] = value.lower() == "true"
+        else:
+            digits = value.replace("_", "")
+            require(digits.isdecimal(), f"{word} must be a whole number")
+            options[key] = int(digits)
     require("recipe" in options, f"recipe=NAME is missing; NAME is one of {', '.join(RECIPES)}")
-    overwrite = options.get("overwrite", "false").lower()
-    require_choice("overwrite", overwrite, ("true", "false"))
-    numbers: dict[str, int] = {}
-    for key in {"steps", "seed", "processes"} & options.keys():
-        digits = options[key].replace("_", "")
-        require(digits.isdecimal(), f"{key}={options[key]} must be a whole number")
-        numbers[key] = int(digits)
-    return Arguments(find_recipe(options["recipe"]), overwrite=overwrite == "true", **numbers)
+    return options
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     try:
-        asked = parse_arguments(sys.argv[1:] if words is None else words)
-        collect(asked.recipe, asked.steps, seed=asked.seed, processes=asked.processes, overwrite=asked.overwrite)
+        collect(**parse_arguments(sys.argv[1:] if words is None else words))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
