@@ -1,7 +1,8 @@
-"""Stages of training for each body, as D4RL's sets are: an expert, a medium policy, and what led to the latter."""
+"""Recipes of running bodies, after D4RL's sets: an expert, a medium policy, and what led to the latter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..environments.reference_scores import D4RL_REFERENCE_SCORES
 from .policies import PolicyBehavior
@@ -13,21 +14,13 @@ NUM_RANDOM_STEPS = 5_000  # with which train_behavior begins
 
 @dataclass(frozen=True)
 class Body:
-    """An environment, and the training whose snapshots act in it.
+    """An environment, and the training whose snapshots act in it."""
 
-    Attributes:
-        name: of its data sets and of the file of its snapshots.
-        environment: Gymnasium's name, without the version.
-        expert: training steps of the best snapshot, which may be of another training than the stages.
-        stages: snapshots up to the medium one: training steps, and mean length of the episodes that it acts.
-        random_length: mean length of episodes of random actions.
-    """
-
-    name: str
-    environment: str
-    expert: int
-    stages: tuple[tuple[int, float], ...]
-    random_length: float
+    name: str  # of its data sets and of the file of its snapshots
+    environment: str  # Gymnasium's name, without the version
+    expert: int  # training steps of the best snapshot, which may be of another training than the stages
+    stages: tuple[tuple[int, float], ...]  # snapshots up to the medium one: training steps, mean episode length
+    random_length: float  # mean length of episodes of random actions
 
     def recipes(self) -> list[Recipe]:
         """Medium, medium-replay and expert."""
@@ -55,12 +48,11 @@ class Body:
 
     def _replay(self) -> list[Behavior]:
         """Each snapshot stands for the steps since the one before; shares are of episodes, so long ones weigh less."""
-        behaviors: list[Behavior] = [UniformBehavior(weight=NUM_RANDOM_STEPS / self.random_length)]
-        before = NUM_RANDOM_STEPS
-        for step, length in self.stages:
-            behaviors.append(self._policy(step, weight=(step - before) / length))
-            before = step
-        return behaviors
+        policies = [
+            self._policy(step, weight=(step - before) / length)
+            for (before, _), (step, length) in pairwise([(NUM_RANDOM_STEPS, self.random_length), *self.stages])
+        ]
+        return [UniformBehavior(weight=NUM_RANDOM_STEPS / self.random_length), *policies]
 
     def _policy(self, step: int, weight: float = 1.0) -> PolicyBehavior:
         return PolicyBehavior(f"{self.name}.npz", f"step_{step:07d}", weight)
