@@ -24,13 +24,11 @@ OWN_ENVIRONMENTS = "trajectory_transformer.simulation.maze_environment"
 def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
     """``gymnasium.make`` with the robotics environments and ours registered, and without what they leave behind.
 
-    Importing gymnasium-robotics prints a notice on stderr, and each of its mazes leaves an XML file in the temporary
-    folder, which nothing reads again once MuJoCo has loaded it. Gymnasium's model of HalfCheetah has an attribute that
-    MuJoCo calls deprecated, on stderr and in a file ``MUJOCO_LOG.TXT``.
+    Importing gymnasium-robotics prints a notice, and each of its mazes leaves an XML file in the temporary folder.
+    MuJoCo calls an attribute of Gymnasium's HalfCheetah deprecated, on stderr and in a file ``MUJOCO_LOG.TXT``.
 
-    Args:
-        env_id: Gymnasium id.
-        arguments: of ``gymnasium.make``.
+    Raises:
+        UserError: the id names a module that is not imported yet.
     """
     module, colon, _ = env_id.partition(":")
     if colon and module not in sys.modules:
@@ -72,7 +70,7 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
 
 @contextlib.contextmanager
 def _deprecations_dropped() -> Iterator[None]:
-    """Let MuJoCo say anything about a model but that it is of an older style, which its user cannot mend."""
+    """Silence of MuJoCo's warnings of deprecated attributes, which its user cannot mend."""
 
     def tell(message: str) -> None:
         if "deprecated" not in message:

@@ -10,12 +10,6 @@ from .spec import SpaceLeaf, SpaceSpec
 def space_spec(space: gym.Space) -> SpaceSpec:
     """Describe a Box, a Discrete, or a (nested) Dict of them.
 
-    Args:
-        space: the space; keys of a Dict are taken in alphabetical order, depth first.
-
-    Returns:
-        One leaf for each Box or Discrete. A Discrete is one dimension that holds its index.
-
     Raises:
         UserError: another kind of space, named with its key, or a space without any dimension.
     """
