@@ -14,16 +14,10 @@ from ..errors import UserError
 from ..simulation import REGISTRY
 from .episode_source import EpisodeSource, StoredSet
 
-COLLECT_COMMAND = "python -m trajectory_transformer.data.collect recipe="
-
 
 @dataclass
 class LocalSet(EpisodeSource):
-    """A set that lies, or is put, in Minari's folder.
-
-    Attributes:
-        dataset_id: Minari id.
-    """
+    """A set that lies, or is put, in Minari's folder."""
 
     dataset_id: str
 
@@ -69,8 +63,8 @@ class EmbeddedSet(LocalSet):
             near = _most_similar(self.dataset_id)
             raise UserError(
                 f"data set '{self.dataset_id}' is not in '{dataset_root()}' and not one of the embedded sets, such as "
-                f"{', '.join(near)}{_did_you_mean(self.dataset_id)}; "
-                f"`{COLLECT_COMMAND}{REGISTRY[near[0]].name}` makes '{near[0]}'"
+                f"{', '.join(near)}{_did_you_mean(self.dataset_id)}; `python -m trajectory_transformer.data.collect "
+                f"recipe={REGISTRY[near[0]].name}` makes '{near[0]}'"
             )
 
     @override
@@ -86,11 +80,7 @@ class EmbeddedSet(LocalSet):
 
 @dataclass
 class MinariSet(LocalSet):
-    """A Minari data set, downloaded where it is not on disk.
-
-    Attributes:
-        download: whether downloading is allowed.
-    """
+    """A Minari data set, downloaded where it is not on disk, if ``download`` allows it."""
 
     download: bool = True
 
