@@ -29,6 +29,8 @@ class TransitionSet:
         episodes, termination_penalty: as of :func:`~.transitions.join_episodes`.
     """
 
+    _samples: Tensor | None = None
+
     def __init__(self, episodes: Sequence[Episode], termination_penalty: float | None) -> None:
         rows = [
             (
@@ -43,10 +45,14 @@ class TransitionSet:
         columns = (np.concatenate(column, dtype=np.float32) for column in zip(*rows, strict=True))
         self.all = TransitionBatch(*map(torch.from_numpy, columns))
 
-    def to(self, device: torch.device) -> "TransitionSet":
-        """The same transitions on another device."""
+    def to(self, device: torch.device, samples: Tensor | None = None) -> "TransitionSet":
+        """The same transitions on another device; ``samples``, (members, len) int64 indices: a sample for each member.
+
+        The members are those of an ensemble, each of which sees its own sample only.
+        """
         moved = copy.copy(self)
         moved.all = TransitionBatch(*(column.to(device) for column in self.all))
+        moved._samples = None if samples is None else samples.to(device)
         return moved
 
     def __len__(self) -> int:
@@ -57,32 +63,11 @@ class TransitionSet:
         return self.all.rewards.device
 
     def gather(self, indices: Tensor) -> TransitionBatch:
-        """Transitions by number: ``indices`` of any shape, int64 in [0, len), on any device."""
+        """Transitions by number: ``indices`` (batch,), int64 in [0, len), on any device; of each sample, if any."""
         rows = indices.to(self.device)
+        if self._samples is not None:
+            rows = self._samples[:, rows]
         return TransitionBatch(*(column[rows] for column in self.all))
-
-
-class BootstrappedTransitions:
-    """Each member of an ensemble sees its own sample of the transitions, drawn with replacement and as large.
-
-    Args:
-        transitions: to draw from.
-        samples: (members, len(transitions)) int64 indices of them.
-    """
-
-    def __init__(self, transitions: TransitionSet, samples: Tensor) -> None:
-        self.transitions, self._samples = transitions, samples.to(transitions.device)
-
-    def __len__(self) -> int:
-        return len(self.transitions)
-
-    @property
-    def device(self) -> torch.device:
-        return self.transitions.device
-
-    def gather(self, indices: Tensor) -> TransitionBatch:
-        """(members, batch, …): for each member, the transitions that lie at ``indices`` (batch,) of its own sample."""
-        return self.transitions.gather(self._samples[:, indices.to(self.device)])
 
 
 def return_range(episodes: Sequence[Episode], termination_penalty: float | None) -> tuple[float, float]:
