@@ -1,6 +1,5 @@
 """Recipes of running bodies, after D4RL's sets: an expert, a medium policy, and what led to the latter."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,25 +24,35 @@ class Body:
     def recipes(self) -> list[Recipe]:
         """Medium, medium-replay and expert."""
         medium = self.stages[-1][0]
-        return [
-            self._recipe(
-                "medium",
+        stages: dict[str, tuple[list[Behavior], str]] = {
+            "medium": (
                 [self._policy(medium)],
                 f"A soft actor-critic policy after {medium:,} steps of training, as stochastic as it was then.",
             ),
-            self._recipe(
-                "medium_replay",
+            "medium_replay": (
                 self._replay(),
                 f"Random actions, then soft actor-critic policies from the first {medium:,} steps of their training, "
                 "as stochastic as they were then, in the proportions of a replay buffer.",
             ),
-            self._recipe(
-                "expert",
+            "expert": (
                 # Never without noise: a model of such data has not seen what follows its own small mistakes.
                 [self._policy(self.expert)],
                 f"The best snapshot of a short training that had not converged, after {self.expert:,} steps, as "
                 "stochastic as it was then.",
             ),
+        }
+        return [
+            Recipe(
+                name=f"{self.name}_{stage}",
+                dataset_id=f"embedded/{self.name}/{stage.replace('_', '-')}-v0",
+                env_id=f"{self.environment}-v5",
+                behaviors=tuple(behaviors),
+                default_steps=NUM_STEPS,
+                reference_scores=D4RL_REFERENCE_SCORES[self.environment],
+                reference_note=f"D4RL's constants for {self.environment}, so that scores compare with published tables",
+                description=description,
+            )
+            for stage, (behaviors, description) in stages.items()
         ]
 
     def _replay(self) -> list[Behavior]:
@@ -56,18 +65,6 @@ class Body:
 
     def _policy(self, step: int, weight: float = 1.0) -> PolicyBehavior:
         return PolicyBehavior(f"{self.name}.npz", f"step_{step:07d}", weight)
-
-    def _recipe(self, stage: str, behaviors: Sequence[Behavior], description: str) -> Recipe:
-        return Recipe(
-            name=f"{self.name}_{stage}",
-            dataset_id=f"embedded/{self.name}/{stage.replace('_', '-')}-v0",
-            env_id=f"{self.environment}-v5",
-            behaviors=tuple(behaviors),
-            default_steps=NUM_STEPS,
-            reference_scores=D4RL_REFERENCE_SCORES[self.environment],
-            reference_note=f"D4RL's constants for {self.environment}, so that scores compare with published tables",
-            description=description,
-        )
 
 
 # Differs from the paper: D4RL's experts were trained to convergence; these are the best snapshots of short trainings on

@@ -61,41 +61,27 @@ class PairMazeEnv(PointMazeEnv):
     As there, start and goal lie within 0.25 m of their cells' centres in either direction, and a step within 0.45 m of
     the goal succeeds. Other than there, an action is a velocity, a fraction of 4 m/s in either direction, which forces
     track for a tenth of a second (of forces for a hundredth, a model learns only that the point moves on as it did),
-    and letters in the map mean nothing.
+    and letters in the map mean nothing. ``pair`` holds the start and goal cell of the episode.
 
     Args:
         maze_map: rows of cells; 1 is a wall.
         pairs: "train", "held_out" or "all".
-        render_mode, reward_type: of ``PointMazeEnv``.
-        continuing_task: go on at the goal, rather than end the episode.
         action_repeat: simulation steps of 0.01 s that an action lasts, at least 1; fewer where it reaches the goal.
-        arguments: further ones of ``PointMazeEnv``, but for ``reset_target``: a new goal would not belong to the start.
-
-    Attributes:
-        pair: start and goal cell of the episode.
-        max_speed: metres per second, of an action of 1.
+        arguments: of ``PointMazeEnv``, but for ``reset_target``, as a new goal would not belong to the start; without
+            ``continuing_task=True`` the episode ends at the goal.
 
     Raises:
         UserError: the map has no pair of this part.
     """
 
-    def __init__(
-        self,
-        maze_map: MazeMap,
-        pairs: str = "all",
-        render_mode: str | None = None,
-        reward_type: str = "sparse",
-        continuing_task: bool = False,
-        action_repeat: int = 10,
-        **arguments: Any,
-    ) -> None:
+    def __init__(self, maze_map: MazeMap, pairs: str = "all", action_repeat: int = 10, **arguments: Any) -> None:
         require(action_repeat >= 1, f"action_repeat={action_repeat} must be at least 1")
         self.action_repeat, self.max_speed = action_repeat, MAX_SPEED
         self.pairs = pairs_of(maze_map, pairs)
         self.candidates, self.pair = self.pairs, self.pairs[0]
-        cells = [list(row) for row in maze_map]
-        super().__init__(cells, render_mode, reward_type, continuing_task, reset_target=False, **arguments)
-        EzPickle.__init__(self, maze_map, pairs, render_mode, reward_type, continuing_task, action_repeat, **arguments)
+        arguments = {"continuing_task": False} | arguments
+        super().__init__([list(row) for row in maze_map], reset_target=False, **arguments)
+        EzPickle.__init__(self, maze_map, pairs, action_repeat, **arguments)
 
     def reset(  # type: ignore[override]  (the parent takes any keyword and ignores most)
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
