@@ -38,7 +38,11 @@ def read_set(dataset_id: str) -> StoredSet:
         metadata = json.loads((folder / "metadata.json").read_text())
         if not isinstance(metadata, dict):
             raise UserError(f"data set '{dataset_id}', metadata: '{folder / 'metadata.json'}' is not a JSON object")
-        num_episodes, num_steps = (_positive(dataset_id, metadata, f"total_{what}") for what in ("episodes", "steps"))
+        for field in ("total_episodes", "total_steps"):
+            number = metadata.get(field)
+            valid = isinstance(number, int) and number >= 1
+            require(valid, f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
+        num_episodes, num_steps = metadata["total_episodes"], metadata["total_steps"]
         dataset = minari.load_dataset(dataset_id)
         _require_episodes(dataset_id, dataset.storage, num_episodes)
     except UserError:
@@ -58,13 +62,6 @@ def read_set(dataset_id: str) -> StoredSet:
 
 def _remedy(folder: Path) -> str:
     return f"; if the data set is damaged, delete '{folder}' and fetch or make it again"
-
-
-def _positive(dataset_id: str, metadata: Mapping[str, object], field: str) -> int:
-    number = metadata.get(field)
-    if not isinstance(number, int) or number < 1:
-        raise UserError(f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
-    return number
 
 
 def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int) -> None:

@@ -73,9 +73,8 @@ class EnvironmentBatch:
         rewards, terminated, truncated = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         infos: list[Mapping[str, Any]] = [{}] * count
         for row in np.flatnonzero(active):
-            observation, reward, terminated[row], truncated[row], infos[row] = self.environments[row].step(
-                executed[row]
-            )
+            outcome = self.environments[row].step(executed[row])
+            observation, reward, terminated[row], truncated[row], infos[row] = outcome
             rewards[row] = float(reward)
             self._look(int(row), observation)
         return StepResult(shown, rewards, terminated, truncated, infos)
@@ -93,12 +92,7 @@ class EnvironmentBatch:
 
 
 def make_environments(spec: EnvironmentSpec, num_envs: int, render: bool = False) -> EnvironmentBatch:
-    """Make ``num_envs`` environments of the checkpoint's kind.
-
-    Args:
-        spec: which environment, and the spaces that the model was trained on.
-        num_envs: how many rows.
-        render: so that ``render()`` gives (height, width, 3) uint8 frames.
+    """Make ``num_envs`` environments of the checkpoint's kind; for ``render``, with (height, width, 3) uint8 frames.
 
     Raises:
         UserError: the environment cannot be made, or its spaces are not the checkpoint's.
