@@ -72,7 +72,7 @@ class EmbeddedSet(LocalSet):
 
     @override
     def obtain(self, progress: bool) -> None:
-        from ..simulation.collect import collect
+        from .collect import collect
 
         try:
             collect(REGISTRY[self.dataset_id], progress=progress)

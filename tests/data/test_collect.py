@@ -11,12 +11,12 @@ import minari
 import numpy as np
 import pytest
 
+from trajectory_transformer.data import collect as collect_module
+from trajectory_transformer.data.collect import collect, main, parse_arguments
 from trajectory_transformer.dataset_folders import is_on_disk
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.simulation import RECIPES, Recipe
-from trajectory_transformer.simulation import collect as collect_module
 from trajectory_transformer.simulation import storage as storage_module
-from trajectory_transformer.simulation.collect import collect, main, parse_arguments
 from trajectory_transformer.simulation.simulate import SimulatedEpisode, simulate
 
 HOPPER, POINTMAZE, GOAL_MAZE = (RECIPES[name] for name in ("hopper_mixed", "pointmaze_umaze", "goal_umaze"))
