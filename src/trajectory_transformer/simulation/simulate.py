@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from typing import IO, Any
@@ -60,9 +59,7 @@ def simulate_episode(environment: Environment, behavior: Behavior, seed: int, in
     )
 
 
-def simulate_share(
-    recipe: Recipe, seed: int, first: int = 0, stride: int = 1
-) -> Generator[SimulatedEpisode, None, None]:
+def simulate_share(recipe: Recipe, seed: int, first: int = 0, stride: int = 1) -> Iterator[SimulatedEpisode]:
     """Episodes ``first``, ``first + stride``, … in this process, without end."""
     with recipe.environment() as environment:
         for index in count(first, stride):
@@ -81,10 +78,9 @@ def simulate(recipe: Recipe, seed: int, processes: int) -> Generator[SimulatedEp
     if processes == 1:
         yield from simulate_share(recipe, seed)
         return
-    with ExitStack() as stack:
-        streams = [
-            stack.enter_context(_worker(pickle.dumps((recipe, seed, first, processes)))) for first in range(processes)
-        ]
+    shares = [pickle.dumps((recipe, seed, first, processes)) for first in range(processes)]
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(_worker(share)) for share in shares]
         for index in count():
             try:
                 yield pickle.load(streams[index % processes])
@@ -93,7 +89,7 @@ def simulate(recipe: Recipe, seed: int, processes: int) -> Generator[SimulatedEp
 
 
 @contextlib.contextmanager
-def _worker(job: bytes) -> Iterator[IO[bytes]]:
+def _worker(share: bytes) -> Iterator[IO[bytes]]:
     """The output of a process that runs :func:`work`; it is killed on leaving."""
     command = [sys.executable, "-c", f"from {__name__} import work; work()"]
     single_threaded = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -103,7 +99,7 @@ def _worker(job: bytes) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError, AttributeError):  # a smaller pipe only makes it slower
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
-            process.stdin.write(job)
+            process.stdin.write(share)
             process.stdin.close()
             yield process.stdout
         finally:
