@@ -13,7 +13,7 @@ from minari.dataset.minari_storage import MinariStorage
 
 from ..configuration import require
 from ..dataset_folders import dataset_folder
-from ..environments.spaces import space_spec
+from ..environments.make import space_spec
 from ..environments.spec import EnvironmentSpec, SpaceSpec
 from ..errors import UserError
 from .episode_source import StoredEpisode, StoredSet

@@ -10,8 +10,7 @@ import numpy as np
 from typing_extensions import override
 
 from ..configuration import require
-from ..environments.make import environment_spec
-from ..environments.spaces import space_spec
+from ..environments.make import environment_spec, space_spec
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from .episode_source import EpisodeSource, StoredEpisode, StoredSet

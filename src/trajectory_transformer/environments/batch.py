@@ -11,8 +11,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ..errors import UserError
-from .make import REGISTERING_PACKAGES, make_environment
-from .spaces import space_spec
+from .make import make_environment, space_spec
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
@@ -159,11 +158,10 @@ def _advice(stored: EnvSpec | None) -> str:
     """The package to install."""
     entry_point = "" if stored is None else stored.entry_point
     package = entry_point.split(":")[0].split(".")[0] if isinstance(entry_point, str) else ""
-    if package == "gymnasium":
-        return "(pip install 'gymnasium[mujoco]')"
-    if package:
-        return f"(pip install {REGISTERING_PACKAGES.get(package, package)})"
-    return "(install the package that registers it, such as gymnasium-robotics)"
+    if not package:
+        return "(install the package that registers it, such as gymnasium-robotics)"
+    installed_as = {"gymnasium": "'gymnasium[mujoco]'", "gymnasium_robotics": "gymnasium-robotics"}
+    return f"(pip install {installed_as.get(package, package)})"
 
 
 def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> None:

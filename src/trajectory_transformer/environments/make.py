@@ -1,4 +1,4 @@
-"""Make environments by their Gymnasium id, those of gymnasium-robotics and of this package included."""
+"""Environments made by their Gymnasium id, those of gymnasium-robotics and of this package included."""
 
 import contextlib
 import importlib
@@ -11,14 +11,13 @@ from typing import Any
 
 import gymnasium as gym
 import mujoco
+import numpy as np
 
 from ..errors import UserError
-from .spaces import space_spec
-from .spec import EnvironmentSpec
+from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
-# Packages that register environments when they are imported, and what to install for them.
-REGISTERING_PACKAGES = {"gymnasium_robotics": "gymnasium-robotics"}
-OWN_ENVIRONMENTS = "trajectory_transformer.simulation.maze_environment"
+# Modules that register environments when they are imported.
+REGISTERING_MODULES = ("gymnasium_robotics", "trajectory_transformer.simulation.maze_environment")
 
 
 def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
@@ -38,7 +37,7 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
         )
     if env_id not in gym.registry:
         with contextlib.redirect_stderr(io.StringIO()):
-            for module in filter(importlib.util.find_spec, (*REGISTERING_PACKAGES, OWN_ENVIRONMENTS)):
+            for module in filter(importlib.util.find_spec, REGISTERING_MODULES):
                 gym.register_envs(importlib.import_module(module))
     with _deprecations_dropped():
         environment = gym.make(env_id, **arguments)
@@ -66,6 +65,31 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
         assert environment.spec is not None
         observation, action = space_spec(environment.observation_space), space_spec(environment.action_space)
         return EnvironmentSpec(env_id, environment.spec.to_json(), observation, action)
+
+
+def space_spec(space: gym.Space) -> SpaceSpec:
+    """Describe a Box, a Discrete, or a (nested) Dict of them.
+
+    Raises:
+        UserError: another kind of space, named with its key, or a space without any dimension.
+    """
+    spec = SpaceSpec(tuple(_leaves(space, ())))
+    if spec.size == 0:
+        raise UserError(f"the space {space} has no dimension")
+    return spec
+
+
+def _leaves(space: gym.Space, path: tuple[str, ...]) -> list[SpaceLeaf]:
+    if isinstance(space, gym.spaces.Dict):
+        return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key))]
+    if isinstance(space, gym.spaces.Box):
+        low, high = (tuple(bound.astype(np.float64).ravel().tolist()) for bound in (space.low, space.high))
+        return [SpaceLeaf(path, "box", tuple(space.shape), low, high)]
+    if isinstance(space, gym.spaces.Discrete):
+        first = float(space.start)
+        return [SpaceLeaf(path, "discrete", (), (first,), (first + float(space.n) - 1.0,))]
+    where = f"key '{'.'.join(path)}'" if path else "the space"
+    raise UserError(f"{where} is a {type(space).__name__} space; only Box, Discrete and Dict spaces become tokens")
 
 
 @contextlib.contextmanager
