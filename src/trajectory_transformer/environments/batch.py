@@ -202,6 +202,4 @@ def _batch_of_one(value: Any) -> Any:
 
 def environment_title(spec: EnvironmentSpec) -> str:
     """The id to show: the data set's, else the one in its stored spec, else "unknown"."""
-    if spec.env_id or spec.spec_json is None:
-        return spec.env_id or "unknown"
-    return str(json.loads(spec.spec_json).get("id", "unknown"))
+    return spec.env_id or str(json.loads(spec.spec_json or "{}").get("id", "unknown"))
