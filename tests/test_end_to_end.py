@@ -21,11 +21,11 @@ from trajectory_transformer.configuration import (
     TrainConfig,
     TrainerConfig,
 )
+from trajectory_transformer.data.collect import collect
 from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.evaluation import plots
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.simulation import find_recipe
-from trajectory_transformer.simulation.collect import collect
 
 from .minari_sets import RawEpisode, random_episode, write_dataset
 from .test_configs import CONFIGS, composed

@@ -551,7 +551,7 @@ def test_an_embedded_set_is_simulated(minari_root: Path, monkeypatch: pytest.Mon
         made.append((recipe, progress))
         write_dataset("embedded/hopper/mixed-v0", [random_episode(3)])
 
-    monkeypatch.setattr("trajectory_transformer.simulation.collect.collect", simulate)
+    monkeypatch.setattr("trajectory_transformer.data.collect.collect", simulate)
     data, again = (load_offline_data(DataConfig("embedded/hopper/mixed-v0"), progress=False) for _ in range(2))
     assert data.fingerprint == again.fingerprint
     assert made == [(REGISTRY["embedded/hopper/mixed-v0"], False)]

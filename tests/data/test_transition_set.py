@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from trajectory_transformer.data.episodes import Episode
-from trajectory_transformer.data.transition_set import BootstrappedTransitions, TransitionSet, return_range
+from trajectory_transformer.data.transition_set import TransitionSet, return_range
 
 
 def episode(first: float, steps: int, terminated: bool) -> Episode:
@@ -36,7 +36,7 @@ def test_penalty_replaces_the_reward_of_a_termination_only() -> None:
 
 def test_members_see_their_own_sample() -> None:
     samples = torch.tensor([[3, 3, 0, 1], [0, 2, 2, 1]])
-    bootstrapped = BootstrappedTransitions(TransitionSet(EPISODES, None), samples)
+    bootstrapped = TransitionSet(EPISODES, None).to(torch.device("cpu"), samples)
     batch = bootstrapped.gather(torch.tensor([0, 2]))
     assert len(bootstrapped) == 4
     assert batch.observations[..., 0].tolist() == [[6, 1], [1, 5]]

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from trajectory_transformer.environments.batch import environment_title, make_environments
-from trajectory_transformer.environments.make import make_environment
-from trajectory_transformer.environments.spaces import space_spec
+from trajectory_transformer.environments.make import make_environment, space_spec
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 

@@ -2,7 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from trajectory_transformer.environments.spaces import space_spec
+from trajectory_transformer.environments.make import space_spec
 from trajectory_transformer.errors import UserError
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from trajectory_transformer.configuration import PlannerConfig
-from trajectory_transformer.environments.make import make_environment
-from trajectory_transformer.environments.spaces import space_spec
+from trajectory_transformer.environments.make import make_environment, space_spec
 from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.planning.plan import PlanCounts
 

@@ -12,6 +12,7 @@ import pytest
 from gymnasium_robotics.envs.maze.maps import U_MAZE
 
 from trajectory_transformer.configuration import DataConfig
+from trajectory_transformer.data.collect import collect
 from trajectory_transformer.data.episodes import OfflineData
 from trajectory_transformer.data.sources import load_offline_data
 from trajectory_transformer.environments.batch import make_environments
@@ -19,7 +20,6 @@ from trajectory_transformer.environments.make import make_environment
 from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.simulation import RECIPES
-from trajectory_transformer.simulation.collect import collect
 from trajectory_transformer.simulation.maze_environment import FOUR_ROOMS, MAX_SPEED, PairMazeEnv
 from trajectory_transformer.simulation.pointmaze import Cell, MazeMap, Navigator, shortest_path
 from trajectory_transformer.simulation.recipe import Environment

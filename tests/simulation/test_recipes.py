@@ -120,7 +120,7 @@ def test_killed_worker_is_reported() -> None:
     next(stream)
     children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()
     for child in children:
-        if "simulation.worker" in Path(f"/proc/{child}/cmdline").read_text():
+        if "simulation.simulate import work" in Path(f"/proc/{child}/cmdline").read_text():
             os.kill(int(child), signal.SIGKILL)
     with pytest.raises(RuntimeError, match="a worker that simulates Hopper-v5 has died"):
         for _ in stream:  # what the pipes still hold is episodes as good as any

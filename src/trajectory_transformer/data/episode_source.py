@@ -1,7 +1,6 @@
-"""The seam for data: a source of episodes is one subclass of :class:`EpisodeSource` and one YAML in ``configs/data``.
+"""Sources of episodes: each is one subclass of :class:`EpisodeSource` and one YAML in ``configs/data``.
 
-A source only reads. Validation, joining, the selection of observation dimensions and the fingerprint are the same for
-all of them, in :func:`~.sources.load_offline_data`.
+A source only reads; :func:`~.sources.load_offline_data` validates, joins and selects for all of them.
 """
 
 from abc import ABC, abstractmethod
@@ -16,44 +15,29 @@ from ..environments.spec import EnvironmentSpec
 class StoredEpisode:
     """One episode of T steps as it is stored, not yet to be trusted.
 
-    Attributes:
-        place: begins every message about the episode, such as "data set 'a-v0', episode 3".
-        observations: (T + 1, …) array, or nested dicts of them, as the space has them; or (T + 1, observation_dim)
-            flattened as :class:`~..environments.spec.SpaceSpec` does.
-        actions: (T, …), likewise.
-        rewards: (T,).
-        terminations: (T,) flags, or one flag for the last step: the environment ended the episode there.
-        truncations: likewise, of a time limit; None: not stored.
-        total_steps: T as stated elsewhere, to be compared; None: not stated.
+    Observations and actions are arrays or nested dicts of them, as the spaces are, or one array flattened as
+    :class:`~..environments.spec.SpaceSpec` does.
     """
 
-    place: str
-    observations: object
-    actions: object
-    rewards: object
-    terminations: object
-    truncations: object = None
-    total_steps: int | None = None
+    place: str  # begins every message about the episode, such as "data set 'a-v0', episode 3"
+    observations: object  # (T + 1, …)
+    actions: object  # (T, …)
+    rewards: object  # (T,)
+    terminations: object  # (T,) flags, or one flag for the last step: the environment ended the episode there
+    truncations: object = None  # likewise, of a time limit; None: not stored
+    total_steps: int | None = None  # T as stated elsewhere, to be compared; None: not stated
 
 
 @dataclass(frozen=True)
 class StoredSet:
-    """The episodes and facts that a source reads.
+    """The episodes and facts that a source reads."""
 
-    Attributes:
-        episodes: read one after the other, once; whatever is raised in between is let through.
-        num_episodes: how many there are.
-        environment: the environment that they were recorded in, with all observation dimensions.
-        metadata: facts of the set; ``ref_min_score`` and ``ref_max_score``, the returns that count as 0 and 100 %, are
-            made use of.
-        remedy: ends every message about an episode: what to do about it.
-    """
-
-    episodes: Iterable[StoredEpisode]
+    episodes: Iterable[StoredEpisode]  # read one after the other, once; whatever is raised in between is let through
     num_episodes: int
-    environment: EnvironmentSpec
+    environment: EnvironmentSpec  # that they were recorded in, with all observation dimensions
+    # Used of it: ref_min_score and ref_max_score, the returns that count as 0 and 100 %.
     metadata: Mapping[str, object] = field(default_factory=dict)
-    remedy: str = ""
+    remedy: str = ""  # ends every message about an episode: what to do about it
 
 
 class EpisodeSource(ABC):

@@ -9,19 +9,12 @@ from ..environments.spec import EnvironmentSpec
 
 @dataclass(frozen=True)
 class Episode:
-    """One validated episode of T ≥ 1 steps.
+    """One validated episode of T ≥ 1 steps."""
 
-    Attributes:
-        observations: (T + 1, observation_dim) float32, the last one following the last action.
-        actions: (T, action_dim) float32.
-        rewards: (T,) float32.
-        terminated: the environment ended it (a truncated episode has False).
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
+    observations: np.ndarray  # (T + 1, observation_dim) float32, the last one following the last action
+    actions: np.ndarray  # (T, action_dim) float32
+    rewards: np.ndarray  # (T,) float32
+    terminated: bool  # by the environment, not by a time limit
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -29,23 +22,14 @@ class Episode:
 
 @dataclass(frozen=True)
 class OfflineData:
-    """All that training and evaluation need to know of one data set, or of several joined.
+    """All that training and evaluation need to know of one data set, or of several joined."""
 
-    Attributes:
-        dataset_ids: names of the sources, which are Minari ids where they have one, in the order joined.
-        episodes: validated episodes, in the order stored.
-        environment: how to rebuild the environment, and its spaces.
-        reference_scores: (minimum, maximum) return for normalised scores, or None.
-        reference_source: where they come from: "dataset", "d4rl" or "none".
-        fingerprint: SHA-256 over all arrays, in hexadecimal: tells two sets of one name apart.
-    """
-
-    dataset_ids: list[str]
-    episodes: list[Episode]
+    dataset_ids: list[str]  # names of the sources, which are Minari ids where they have one, in the order joined
+    episodes: list[Episode]  # in the order stored
     environment: EnvironmentSpec
-    reference_scores: tuple[float, float] | None
-    reference_source: str
-    fingerprint: str
+    reference_scores: tuple[float, float] | None  # (minimum, maximum) return for normalised scores
+    reference_source: str  # where they come from: "dataset", "d4rl" or "none"
+    fingerprint: str  # SHA-256 over all arrays, in hexadecimal: tells two sets of one name apart
 
     @property
     def returns(self) -> np.ndarray:

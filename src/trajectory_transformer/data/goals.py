@@ -4,9 +4,7 @@
 
     [ goal | stop … stop ] [ observation | action | reward | value ] …      the goal fills the observation's place
 
-The paper prepends the final state of a trajectory alone; so does the original's unfinished code, whose mask then hides
-the wrong columns in place of the value tokens. Here stop tokens fill the rest of a transition, so that every later
-position is where it would be without a goal.
+Stop tokens fill the rest of a transition, so that every later position is where it would be without a goal.
 """
 
 # Differs from the paper: the goal fills a transition, where it prepends its observation tokens only.
@@ -23,16 +21,9 @@ from .discretizer import Discretizer
 def goal_transitions(
     goals: Tensor, dimensions: Sequence[int], layout: TransitionLayout, discretizer: Discretizer
 ) -> Tensor:
-    """Goals as tokens.
+    """Goals (n, goal_dim), real values of these observation ``dimensions``, as (n, transition_dim) int64 tokens.
 
-    Args:
-        goals: (n, goal_dim) real values.
-        dimensions: the observation dimensions that they fix; the others are left open, as stop tokens.
-        layout: of a transition.
-        discretizer: fitted.
-
-    Returns:
-        (n, transition_dim) int64.
+    Dimensions that they do not fix hold stop tokens.
     """
     observations = torch.zeros(len(goals), layout.observation_dim)
     observations[:, list(dimensions)] = goals.to(observations)

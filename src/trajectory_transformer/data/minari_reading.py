@@ -11,16 +11,17 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.dataset.minari_storage import MinariStorage
 
+from ..configuration import require
 from ..dataset_folders import dataset_folder
-from ..environments.spaces import space_spec
-from ..environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from ..environments.make import space_spec
+from ..environments.spec import EnvironmentSpec, SpaceSpec
 from ..errors import UserError
 from .episode_source import StoredEpisode, StoredSet
 
 if TYPE_CHECKING:
     import pyarrow
 
-ENVIRONMENT_FIELDS_OF_OLD_GYMNASIUM = ("autoreset", "apply_api_compatibility")
+FIELDS_OF_OLD_GYMNASIUM = ("autoreset", "apply_api_compatibility")
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")  # of an episode, as Minari stores it
 IGNORED_FILES = ["_", ".", "metadata.json"]  # prefixes, as Minari ignores them
 
@@ -29,17 +30,19 @@ def read_set(dataset_id: str) -> StoredSet:
     """Open a data set that is on disk; its episodes are read as they are asked for.
 
     Raises:
-        UserError: its files cannot be read, its metadata lacks something, its episodes are not those that the metadata
-            counts, or its spaces cannot become tokens; while episodes are asked for: one cannot be read, or they have
-            another number of steps together than the metadata says.
+        UserError: its files cannot be read, its metadata lacks something or disagrees with its episodes, or its spaces
+            cannot become tokens; some of it only while episodes are asked for.
     """
     folder = dataset_folder(dataset_id) / "data"
     try:
         metadata = json.loads((folder / "metadata.json").read_text())
         if not isinstance(metadata, dict):
             raise UserError(f"data set '{dataset_id}', metadata: '{folder / 'metadata.json'}' is not a JSON object")
-        num_episodes = _positive(dataset_id, metadata, "total_episodes")
-        num_steps = _positive(dataset_id, metadata, "total_steps")
+        for field in ("total_episodes", "total_steps"):
+            number = metadata.get(field)
+            valid = isinstance(number, int) and number >= 1
+            require(valid, f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
+        num_episodes, num_steps = metadata["total_episodes"], metadata["total_steps"]
         dataset = minari.load_dataset(dataset_id)
         _require_episodes(dataset_id, dataset.storage, num_episodes)
     except UserError:
@@ -53,7 +56,7 @@ def read_set(dataset_id: str) -> StoredSet:
     except UserError as error:
         raise UserError(f"data set '{dataset_id}': {error}") from error
     environment = EnvironmentSpec(*_environment(metadata), observation, action)
-    episodes = _checked_episodes(dataset_id, dataset.storage, num_episodes, num_steps, environment)
+    episodes = _episodes(dataset_id, dataset.storage, num_episodes, num_steps, environment)
     return StoredSet(episodes, num_episodes, environment, metadata, _remedy(folder))
 
 
@@ -61,26 +64,23 @@ def _remedy(folder: Path) -> str:
     return f"; if the data set is damaged, delete '{folder}' and fetch or make it again"
 
 
-def _positive(dataset_id: str, metadata: Mapping[str, object], field: str) -> int:
-    number = metadata.get(field)
-    if not isinstance(number, int) or number < 1:
-        raise UserError(f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
-    return number
-
-
 def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int) -> None:
-    """Refuse a data set whose episodes are not just those that its metadata counts."""
-    stored = _stored_indices(storage)
-    missing = sorted(set(range(num_episodes)) - stored)
-    if missing:
+    """Refuse a data set whose files do not hold just the episodes that its metadata counts."""
+    if storage.FORMAT == "hdf5":
+        with h5py.File(storage.data_path / "main_data.hdf5", "r") as file:
+            names = [str(name).removeprefix("episode_") for name in file]
+    else:
+        names = [path.name for path in storage.data_path.iterdir() if path.is_dir()]
+    stored = {int(name) for name in names if name.isdecimal()}
+    for missing in sorted(set(range(num_episodes)) - stored):
         raise UserError(
-            f"data set '{dataset_id}', episode {missing[0]}: missing, although the metadata's total_episodes is "
+            f"data set '{dataset_id}', episode {missing}: missing, although the metadata's total_episodes is "
             f"{num_episodes} ({len(stored)} are stored)"
         )
-    if len(stored) > num_episodes:
-        raise UserError(
-            f"data set '{dataset_id}', metadata: total_episodes is {num_episodes}, but {len(stored)} are stored"
-        )
+    require(
+        len(stored) <= num_episodes,
+        f"data set '{dataset_id}', metadata: total_episodes is {num_episodes}, but {len(stored)} are stored",
+    )
 
 
 def _environment(metadata: Mapping[str, object]) -> tuple[str, str | None]:
@@ -88,94 +88,61 @@ def _environment(metadata: Mapping[str, object]) -> tuple[str, str | None]:
     stored = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if not isinstance(stored, str):
         return "", None
-    fields = json.loads(stored)
-    for field in ENVIRONMENT_FIELDS_OF_OLD_GYMNASIUM:
-        fields.pop(field, None)
+    fields = {name: value for name, value in json.loads(stored).items() if name not in FIELDS_OF_OLD_GYMNASIUM}
     spec_json = json.dumps(fields)
     return EnvSpec.from_json(spec_json).id, spec_json
 
 
-def _checked_episodes(
+def _episodes(
     dataset_id: str, storage: MinariStorage, num_episodes: int, num_steps: int, environment: EnvironmentSpec
 ) -> Iterator[StoredEpisode]:
     """All episodes in order. Whoever asks for the next has found the one before to be valid."""
-    stored = _episodes(storage, num_episodes, environment)
-    steps = 0
-    for index in range(num_episodes):
-        place = f"data set '{dataset_id}', episode {index}"
-        try:
-            fields = next(stored)
-        except Exception as error:  # as above
-            raise UserError(f"{place}: cannot be read ({_one_line(error)}){_remedy(storage.data_path)}") from error
-        yield StoredEpisode(place, **fields)
-        steps += len(fields["rewards"])
-    if steps != num_steps:
-        raise UserError(
-            f"data set '{dataset_id}', metadata: total_steps is {num_steps}, but its episodes have {steps} together"
-        )
-
-
-def _episodes(storage: MinariStorage, num_episodes: int, environment: EnvironmentSpec) -> Iterator[dict[str, Any]]:
-    """Fields of the stored episodes. Any exception may come from a damaged file; iteration ends there."""
     indices = range(num_episodes)
     hdf5 = storage.FORMAT == "hdf5"
     contents = storage.get_episodes(indices) if hdf5 else (_read_arrow(storage, i, environment) for i in indices)
-    for content, metadata in zip(contents, storage.get_episode_metadata(indices), strict=True):
-        stated = metadata.get("total_steps")
-        total_steps = int(stated) if isinstance(stated, (int, np.integer)) else None
-        yield {**{field: content[field] for field in FIELDS}, "total_steps": total_steps}
+    stored = zip(contents, storage.get_episode_metadata(indices), strict=True)
+    steps = 0
+    for index in indices:
+        place = f"data set '{dataset_id}', episode {index}"
+        try:
+            content, metadata = next(stored)
+            fields = {field: content[field] for field in FIELDS}
+            stated = metadata.get("total_steps")
+            total_steps = int(stated) if isinstance(stated, (int, np.integer)) else None
+        except Exception as error:  # as above
+            raise UserError(f"{place}: cannot be read ({_one_line(error)}){_remedy(storage.data_path)}") from error
+        yield StoredEpisode(place, **fields, total_steps=total_steps)
+        steps += len(fields["rewards"])
+    require(
+        steps == num_steps,
+        f"data set '{dataset_id}', metadata: total_steps is {num_steps}, but its episodes have {steps} together",
+    )
 
 
-def _stored_indices(storage: MinariStorage) -> set[int]:
-    """Numbers of the episodes that the files hold, whatever the metadata says."""
-    if storage.FORMAT == "hdf5":
-        with h5py.File(storage.data_path / "main_data.hdf5", "r") as file:
-            names = [str(name).removeprefix("episode_") for name in file]
-    else:
-        names = [path.name for path in storage.data_path.iterdir() if path.is_dir()]
-    return {int(name) for name in names if name.isdecimal()}
-
-
-def _read_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec) -> Mapping[str, object]:
+def _read_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec) -> Mapping[str, Any]:
     """Arrow and Parquet. Minari's own reader cuts episodes longer than 32,768 rows and gives the rest as the next."""
     import pyarrow.dataset
 
     folder = storage.data_path / str(index)
     table = pyarrow.dataset.dataset(str(folder), format=storage.FORMAT, ignore_prefixes=IGNORED_FILES).to_table()
-
-    def column(name: str) -> "pyarrow.Array":
-        return table.column(name).combine_chunks()
-
-    def steps(name: str) -> np.ndarray:
-        return column(name).to_numpy(zero_copy_only=False)[:-1]
-
-    rows = len(table)
+    columns = {field: table.column(field).combine_chunks() for field in FIELDS}
     return {
-        "observations": _space_values(column("observations"), environment.observation, rows),
-        "actions": _space_values(column("actions"), environment.action, max(rows - 1, 0)),  # stored with one row more
-        **{field: steps(field) for field in FIELDS[2:]},
+        "observations": _flat_values(columns["observations"], environment.observation),
+        "actions": _flat_values(columns["actions"], environment.action)[:-1],  # stored with one row more
+        **{field: columns[field].to_numpy(zero_copy_only=False)[:-1] for field in FIELDS[2:]},
     }
 
 
-def _space_values(values: "pyarrow.Array", spec: SpaceSpec, rows: int) -> object:
-    """The first ``rows`` values of a space: an array (rows, …), or nested dicts of them."""
-    if spec.leaves[0].path == ():
-        return _leaf_values(values, spec.leaves[0])[:rows]
-    tree: dict[str, object] = {}
+def _flat_values(values: "pyarrow.Array", spec: SpaceSpec) -> np.ndarray:
+    """(rows, size) of a space."""
+    flat = []
     for leaf in spec.leaves:
-        node, column = tree, values
-        for key in leaf.path[:-1]:
-            node, column = node.setdefault(key, {}), column.field(key)
-            assert isinstance(node, dict)
-        node[leaf.path[-1]] = _leaf_values(column.field(leaf.path[-1]), leaf)[:rows]
-    return tree
-
-
-def _leaf_values(values: "pyarrow.Array", leaf: SpaceLeaf) -> np.ndarray:
-    """(rows, *shape) of one leaf."""
-    if leaf.kind == "discrete":
-        return values.to_numpy(zero_copy_only=False)
-    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), *leaf.shape)
+        column = values
+        for key in leaf.path:
+            column = column.field(key)
+        column = column if leaf.kind == "discrete" else column.flatten()
+        flat.append(column.to_numpy(zero_copy_only=False).reshape(len(values), leaf.size))
+    return np.concatenate(flat, axis=1)
 
 
 def _one_line(error: Exception) -> str:

@@ -14,16 +14,10 @@ from ..errors import UserError
 from ..simulation import REGISTRY
 from .episode_source import EpisodeSource, StoredSet
 
-COLLECT_COMMAND = "python -m trajectory_transformer.data.collect recipe="
-
 
 @dataclass
 class LocalSet(EpisodeSource):
-    """A set that lies, or is put, in Minari's folder.
-
-    Attributes:
-        dataset_id: Minari id.
-    """
+    """A set that lies, or is put, in Minari's folder."""
 
     dataset_id: str
 
@@ -58,6 +52,11 @@ class LocalSet(EpisodeSource):
 
         return read_set(self.dataset_id)
 
+    def absent(self, why: str, remedy: str) -> UserError:
+        near = difflib.get_close_matches(self.dataset_id, REGISTRY, n=1, cutoff=0.8)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return UserError(f"data set '{self.dataset_id}' is not in '{dataset_root()}' and {why}{hint}; {remedy}")
+
 
 @dataclass
 class EmbeddedSet(LocalSet):
@@ -67,15 +66,13 @@ class EmbeddedSet(LocalSet):
     def require_obtainable(self) -> None:
         if self.dataset_id not in REGISTRY:
             near = _most_similar(self.dataset_id)
-            raise UserError(
-                f"data set '{self.dataset_id}' is not in '{dataset_root()}' and not one of the embedded sets, such as "
-                f"{', '.join(near)}{_did_you_mean(self.dataset_id)}; "
-                f"`{COLLECT_COMMAND}{REGISTRY[near[0]].name}` makes '{near[0]}'"
-            )
+            command = f"python -m trajectory_transformer.data.collect recipe={REGISTRY[near[0]].name}"
+            why = f"not one of the embedded sets, such as {', '.join(near)}"
+            raise self.absent(why, f"`{command}` makes '{near[0]}'")
 
     @override
     def obtain(self, progress: bool) -> None:
-        from ..simulation.collect import collect
+        from .collect import collect
 
         try:
             collect(REGISTRY[self.dataset_id], progress=progress)
@@ -86,11 +83,7 @@ class EmbeddedSet(LocalSet):
 
 @dataclass
 class MinariSet(LocalSet):
-    """A Minari data set, downloaded where it is not on disk.
-
-    Attributes:
-        download: whether downloading is allowed.
-    """
+    """A Minari data set, downloaded where it is not on disk, if ``download`` allows it."""
 
     download: bool = True
 
@@ -98,11 +91,11 @@ class MinariSet(LocalSet):
     def require_obtainable(self) -> None:
         reason = unreachable() if self.download else "data.download=false"
         if reason is not None:
-            raise UserError(
-                f"data set '{self.dataset_id}' is not in '{dataset_root()}' and cannot be downloaded ({reason})"
-                f"{_did_you_mean(self.dataset_id)}; fetch it with `minari download {self.dataset_id}` where there is a "
-                "network (MINARI_DATASETS_PATH names the folder), or take an embedded set that needs none, such as "
-                f"{', '.join(_most_similar(self.dataset_id))}"
+            raise self.absent(
+                f"cannot be downloaded ({reason})",
+                f"fetch it with `minari download {self.dataset_id}` where there is a network (MINARI_DATASETS_PATH "
+                "names the folder), or take an embedded set that needs none, such as "
+                f"{', '.join(_most_similar(self.dataset_id))}",
             )
 
     @override
@@ -115,10 +108,8 @@ class MinariSet(LocalSet):
             reason = " ".join(str(error).split())
             if isinstance(error, ImportError):
                 raise UserError(f"downloading '{self.dataset_id}' needs another package: {reason}") from error
-            raise UserError(
-                f"data set '{self.dataset_id}' is not in '{dataset_root()}' and its download failed ({reason})"
-                f"{_did_you_mean(self.dataset_id)}; `minari download {self.dataset_id}` tries again"
-            ) from error
+            remedy = f"`minari download {self.dataset_id}` tries again"
+            raise self.absent(f"its download failed ({reason})", remedy) from error
 
 
 def unreachable() -> str | None:
@@ -134,8 +125,3 @@ def unreachable() -> str | None:
 def _most_similar(dataset_id: str) -> list[str]:
     """Three embedded sets."""
     return difflib.get_close_matches(dataset_id, REGISTRY, n=3, cutoff=0.0)
-
-
-def _did_you_mean(dataset_id: str) -> str:
-    near = difflib.get_close_matches(dataset_id, REGISTRY, n=1, cutoff=0.8)
-    return f"; did you mean '{near[0]}'?" if near else ""

@@ -7,14 +7,9 @@ from .discretizer import SMALLEST_NORMAL, QuantileDiscretizer
 
 
 def original_quantiles(values: np.ndarray, num_bins: int) -> QuantileDiscretizer:
-    """The original's quantile bins: every ``ceil(n / num_bins)``-th value in order, and the largest.
+    """The original's quantile bins of values (n, transition_dim): every ``ceil(n / num_bins)``-th, and the largest.
 
-    Where that gives fewer than ``num_bins + 1`` edges (few values), the original cannot plan, and
-    :meth:`QuantileDiscretizer.fit` decides.
-
-    Args:
-        values: (n, transition_dim) float32.
-        num_bins: V.
+    Where that gives fewer than ``num_bins + 1`` edges, the original cannot plan, and our own rule is taken.
     """
     thresholds = np.sort(values, axis=0)[:: -(-len(values) // num_bins)]
     if len(thresholds) != num_bins:
@@ -23,14 +18,10 @@ def original_quantiles(values: np.ndarray, num_bins: int) -> QuantileDiscretizer
 
 
 def with_original_rule(edges: np.ndarray) -> QuantileDiscretizer:
-    """A discretiser that gives a value on a repeated edge the original's token.
+    """A discretiser of ascending edges (transition_dim, num_bins + 1) with the original's token for a repeated edge.
 
-    There a value gets the last bin whose lower edge does not exceed it, here the first of the bins between equal edges.
-    All but the last of the equal edges (but the last two, at the top) are therefore moved down by the least possible
-    step.
-
-    Args:
-        edges: (transition_dim, num_bins + 1), ascending along the last axis; they may repeat.
+    Of the bins between equal edges that is the last, otherwise the first. So all but the last of the equal edges (but
+    the last two, at the top) are moved down by the least possible step.
     """
     edges = np.array(edges, dtype=np.float32)
     repeated = edges[:, :-1] == edges[:, 1:]

@@ -13,53 +13,46 @@ from .transitions import penalized_rewards
 
 
 class TransitionBatch(NamedTuple):
-    """Transitions, one a row; a leading axis before the rows, where there is one, is that of an ensemble's members.
+    """Transitions in float32, one a row; a leading axis, where there is one, is that of an ensemble's members."""
 
-    Attributes:
-        observations: (…, batch, observation_dim) float32.
-        actions: (…, batch, action_dim) float32.
-        rewards: (…, batch) float32.
-        next_observations: (…, batch, observation_dim) float32.
-        terminal: (…, batch) float32, 1 where the environment ended the episode, 0 elsewhere, after a time limit too.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    next_observations: Tensor
-    terminal: Tensor
+    observations: Tensor  # (…, batch, observation_dim)
+    actions: Tensor  # (…, batch, action_dim)
+    rewards: Tensor  # (…, batch)
+    next_observations: Tensor  # (…, batch, observation_dim)
+    terminal: Tensor  # (…, batch), 1 where the environment ended the episode, 0 elsewhere, after a time limit too
 
 
 class TransitionSet:
-    """All transitions of some episodes, one episode after the other.
+    """All transitions of at least one episode, one episode after the other, in ``all``.
 
     Args:
-        episodes: at least one.
-        termination_penalty: reward of the last step of a terminated episode, instead of the recorded one; or None.
-
-    Attributes:
-        all: every transition, in order.
+        episodes, termination_penalty: as of :func:`~.transitions.join_episodes`.
     """
 
-    all: TransitionBatch
+    _samples: Tensor | None = None
 
     def __init__(self, episodes: Sequence[Episode], termination_penalty: float | None) -> None:
-        terminal = [np.zeros(len(episode), dtype=np.float32) for episode in episodes]
-        for flags, episode in zip(terminal, episodes, strict=True):
-            flags[-1] = episode.terminated
-        columns = (
-            [episode.observations[:-1] for episode in episodes],
-            [episode.actions for episode in episodes],
-            [penalized_rewards(episode, termination_penalty).astype(np.float32) for episode in episodes],
-            [episode.observations[1:] for episode in episodes],
-            terminal,
-        )
-        self.all = TransitionBatch(*(torch.from_numpy(np.concatenate(column)) for column in columns))
+        rows = [
+            (
+                episode.observations[:-1],
+                episode.actions,
+                penalized_rewards(episode, termination_penalty),
+                episode.observations[1:],
+                (np.arange(len(episode)) == len(episode) - 1) & episode.terminated,
+            )
+            for episode in episodes
+        ]
+        columns = (np.concatenate(column, dtype=np.float32) for column in zip(*rows, strict=True))
+        self.all = TransitionBatch(*map(torch.from_numpy, columns))
 
-    def to(self, device: torch.device) -> "TransitionSet":
-        """The same transitions on another device."""
+    def to(self, device: torch.device, samples: Tensor | None = None) -> "TransitionSet":
+        """The same transitions on another device; ``samples``, (members, len) int64 indices: a sample for each member.
+
+        The members are those of an ensemble, each of which sees its own sample only.
+        """
         moved = copy.copy(self)
         moved.all = TransitionBatch(*(column.to(device) for column in self.all))
+        moved._samples = None if samples is None else samples.to(device)
         return moved
 
     def __len__(self) -> int:
@@ -70,32 +63,11 @@ class TransitionSet:
         return self.all.rewards.device
 
     def gather(self, indices: Tensor) -> TransitionBatch:
-        """Transitions by number: ``indices`` of any shape, int64 in [0, len), on any device."""
+        """Transitions by number: ``indices`` (batch,), int64 in [0, len), on any device; of each sample, if any."""
         rows = indices.to(self.device)
+        if self._samples is not None:
+            rows = self._samples[:, rows]
         return TransitionBatch(*(column[rows] for column in self.all))
-
-
-class BootstrappedTransitions:
-    """Each member of an ensemble sees its own sample of the transitions, drawn with replacement and as large.
-
-    Args:
-        transitions: to draw from.
-        samples: (members, len(transitions)) int64 indices of them.
-    """
-
-    def __init__(self, transitions: TransitionSet, samples: Tensor) -> None:
-        self.transitions, self._samples = transitions, samples.to(transitions.device)
-
-    def __len__(self) -> int:
-        return len(self.transitions)
-
-    @property
-    def device(self) -> torch.device:
-        return self.transitions.device
-
-    def gather(self, indices: Tensor) -> TransitionBatch:
-        """(members, batch, …): for each member, the transitions that lie at ``indices`` (batch,) of its own sample."""
-        return self.transitions.gather(self._samples[:, indices.to(self.device)])
 
 
 def return_range(episodes: Sequence[Episode], termination_penalty: float | None) -> tuple[float, float]:

@@ -11,14 +11,9 @@ from .episodes import Episode
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
-    """Discounted sum of the rewards that follow each step: ``V[t] = r[t+1] + discount * V[t+1]``, 0 at the last step.
+    """Discounted sum of the rewards (T,) after each step: ``V[t] = r[t+1] + discount * V[t+1]``, 0 at the last.
 
-    Args:
-        rewards: (T,) rewards.
-        discount: in [0, 1].
-
-    Returns:
-        (T,) float64; the current reward is excluded. Takes O(T) time; float64 throughout.
+    Returns (T,) float64, for a discount in [0, 1].
     """
     following = accumulate(
         np.asarray(rewards, dtype=np.float64)[:0:-1].tolist(),
@@ -37,16 +32,13 @@ def penalized_rewards(episode: Episode, termination_penalty: float | None) -> np
 
 
 def join_transitions(episode: Episode, discount: float, termination_penalty: float | None) -> np.ndarray:
-    """One row for each step of an episode.
+    """One row for each step of an episode, (T, transition_dim) float32, columns as in :class:`TransitionLayout`.
 
     Args:
         episode: T steps.
         discount: of the return-to-go.
         termination_penalty: reward of the last step of a terminated episode, instead of the recorded one, before
             returns are computed; None keeps the reward. Truncated episodes always keep theirs.
-
-    Returns:
-        (T, transition_dim) float32, columns as in :class:`TransitionLayout`.
     """
     layout = TransitionLayout(episode.observations.shape[1], episode.actions.shape[1])
     rewards = penalized_rewards(episode, termination_penalty)
@@ -60,21 +52,11 @@ def join_transitions(episode: Episode, discount: float, termination_penalty: flo
 
 @dataclass(frozen=True)
 class TransitionTable:
-    """The transitions of several episodes, one episode after the other.
+    """The transitions of several episodes, one episode after the other."""
 
-    ::
-
-        values   | episode 0: lengths[0] rows | episode 1: lengths[1] rows | …   each row (transition_dim,)
-
-    Attributes:
-        values: (rows, transition_dim) float32.
-        lengths: (episodes,) int64, steps of each episode; they add up to ``rows``.
-        terminated: (episodes,) bool.
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray
-    terminated: np.ndarray
+    values: np.ndarray  # (rows, transition_dim) float32: lengths[0] rows of episode 0, lengths[1] of episode 1, …
+    lengths: np.ndarray  # (episodes,) int64, steps of each episode
+    terminated: np.ndarray  # (episodes,) bool
 
 
 def join_episodes(episodes: Sequence[Episode], discount: float, termination_penalty: float | None) -> TransitionTable:

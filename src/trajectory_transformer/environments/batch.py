@@ -1,8 +1,9 @@
 """Environments rebuilt from what a checkpoint says of them, and stepped side by side."""
 
+import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -10,9 +11,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ..errors import UserError
-from .make import REGISTERING_PACKAGES, make_environment
-from .spaces import space_spec
-from .spec import EnvironmentSpec, SpaceSpec
+from .make import make_environment, space_spec
+from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
 _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
@@ -20,33 +20,24 @@ _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of one step of the active rows; rows that were not active hold 0 and False.
+    """Outcome of one step of the active rows; rows that were not active hold 0, False and no info."""
 
-    Attributes:
-        actions: (env, action_dim) float32, as executed: clipped to the bounds, or an index.
-        rewards: (env,) float64.
-        terminated, truncated: (env,) bool.
-        infos: one mapping for each row.
-    """
-
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    infos: list[Mapping[str, Any]]
+    actions: np.ndarray  # (env, action_dim) float32, as executed: clipped to the bounds, or an index
+    rewards: np.ndarray  # (env,) float64
+    terminated: np.ndarray  # (env,) bool
+    truncated: np.ndarray  # (env,) bool
+    infos: list[Mapping[str, Any]]  # one for each row
 
 
 class EnvironmentBatch:
     """Environments of one kind stepped one after the other, each row reset with its own seed when the caller says so.
 
-    Not Gymnasium's ``SyncVectorEnv``: its autoreset draws its own seeds, and without autoreset it refuses to step while
-    a finished row has no further episode. Here a row that is not active is left alone, and no step is wasted.
+    Gymnasium's ``SyncVectorEnv`` resets with seeds of its own, or refuses to step while a row is finished.
 
     Attributes:
         observations: (env, observation_dim) float32, the latest of each row; 0 before a row's first reset.
-        desired_goals: (env, goal_dim) float32, the goal of each row as of its latest reset or step, whether the model
-            sees it or not; None where observations hold none.
-        achieved_goals: the same of what each row has achieved, such as its position.
+        desired_goals, achieved_goals: (env, goal_dim) float32, the latest goal of each row and what it has achieved,
+            such as its position, whether the model sees them or not; None where observations hold none.
     """
 
     def __init__(self, environments: list[gymnasium.Env], spec: EnvironmentSpec) -> None:
@@ -59,7 +50,8 @@ class EnvironmentBatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        for environment in self.environments:
+            environment.close()
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -73,32 +65,18 @@ class EnvironmentBatch:
         self._look(row, observation)
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
-        """Step the active rows.
-
-        Args:
-            actions: (env, action_dim) flat actions; rows that are not active are not looked at.
-            active: (env,) bool.
-        """
+        """Step the rows that are ``active``, (env,) bool, with flat actions (env, action_dim)."""
         count = len(self.environments)
         executed = self.spec.action.to_environment(actions)
-        result = StepResult(
-            np.where(active[:, None], executed.reshape(count, -1), 0).astype(np.float32),
-            np.zeros(count),
-            np.zeros(count, dtype=bool),
-            np.zeros(count, dtype=bool),
-            [{} for _ in range(count)],
-        )
+        shown = np.where(active[:, None], executed.reshape(count, -1), 0).astype(np.float32)
+        rewards, terminated, truncated = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+        infos: list[Mapping[str, Any]] = [{}] * count
         for row in np.flatnonzero(active):
-            observation, reward, terminated, truncated, info = self.environments[row].step(executed[row])
+            outcome = self.environments[row].step(executed[row])
+            observation, reward, terminated[row], truncated[row], infos[row] = outcome
+            rewards[row] = float(reward)
             self._look(int(row), observation)
-            result.rewards[row] = float(reward)
-            result.terminated[row], result.truncated[row] = terminated, truncated
-            result.infos[row] = info
-        return result
-
-    def close(self) -> None:
-        for environment in self.environments:
-            environment.close()
+        return StepResult(shown, rewards, terminated, truncated, infos)
 
     def _goals(self, key: str) -> np.ndarray | None:
         """Zeros (env, goal_dim) for the goals that observations hold under ``key``."""
@@ -113,33 +91,22 @@ class EnvironmentBatch:
 
 
 def make_environments(spec: EnvironmentSpec, num_envs: int, render: bool = False) -> EnvironmentBatch:
-    """Make ``num_envs`` environments of the checkpoint's kind.
-
-    Args:
-        spec: which environment, and the spaces that the model was trained on.
-        num_envs: how many rows.
-        render: so that ``render()`` gives (height, width, 3) uint8 frames.
+    """Make ``num_envs`` environments of the checkpoint's kind; for ``render``, with (height, width, 3) uint8 frames.
 
     Raises:
         UserError: the environment cannot be made, or its spaces are not the checkpoint's.
     """
-    environments: list[gymnasium.Env] = []
-    try:
-        for _ in range(num_envs):
-            environments.append(_make(spec, render))
+    with contextlib.ExitStack() as closing:
+        environments = [closing.enter_context(_make(spec, render)) for _ in range(num_envs)]
         _require_same_spaces(spec, environments[0])
-    except BaseException:
-        for environment in environments:
-            environment.close()
-        raise
+        closing.pop_all()
     return EnvironmentBatch(environments, spec)
 
 
 def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
     """One environment. Its class comes from Gymnasium's registry; the stored spec gives arguments and time limit only.
 
-    ``gymnasium.make(EnvSpec.from_json(…))`` would call whatever entry point the text names, so that a checkpoint of
-    unknown origin could run any function.
+    ``gymnasium.make(EnvSpec.from_json(…))`` would call any function that a checkpoint names as entry point.
     """
     stored = _stored_spec(spec)
     env_id = spec.env_id or (stored.id if stored is not None else "")
@@ -189,21 +156,20 @@ def _wrap(environment: gymnasium.Env, entry_point: str, arguments: dict[str, Any
 
 def _advice(stored: EnvSpec | None) -> str:
     """The package to install."""
-    entry_point = stored.entry_point if stored is not None else None
+    entry_point = "" if stored is None else stored.entry_point
     package = entry_point.split(":")[0].split(".")[0] if isinstance(entry_point, str) else ""
-    if package == "gymnasium":
-        return "(pip install 'gymnasium[mujoco]')"
-    if package:
-        return f"(pip install {REGISTERING_PACKAGES.get(package, package)})"
-    return "(install the package that registers it, such as gymnasium-robotics)"
+    if not package:
+        return "(install the package that registers it, such as gymnasium-robotics)"
+    installed_as = {"gymnasium": "'gymnasium[mujoco]'", "gymnasium_robotics": "gymnasium-robotics"}
+    return f"(pip install {installed_as.get(package, package)})"
 
 
 def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> None:
-    pairs = (
-        ("observation", spec.observation, space_spec(environment.observation_space)),
-        ("action", spec.action, space_spec(environment.action_space)),
-    )
-    for name, expected, actual in pairs:
+    for name, expected, space in (
+        ("observation", spec.observation, environment.observation_space),
+        ("action", spec.action, environment.action_space),
+    ):
+        actual = space_spec(space)
         misfit = f"the {name} space of environment '{spec.env_id}' does not fit the checkpoint: "
         if _structure(actual) != _structure(expected):
             raise UserError(f"{misfit}it has {_describe(actual)}, the model was trained on {_describe(expected)}")
@@ -215,19 +181,16 @@ def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> N
             )
 
 
-def _structure(space: SpaceSpec) -> list[object]:
-    return [
-        (leaf.path, leaf.kind, leaf.shape, (leaf.low, leaf.high) if leaf.kind == "discrete" else None)
-        for leaf in space.leaves
-    ]
+def _structure(space: SpaceSpec) -> list[SpaceLeaf]:
+    """The leaves without the bounds of a Box."""
+    return [replace(leaf, low=(), high=()) if leaf.kind == "box" else leaf for leaf in space.leaves]
 
 
 def _describe(space: SpaceSpec) -> str:
-    parts = [
-        f"{'.'.join(leaf.path) + ' ' if leaf.path else ''}"
-        + (f"Box{leaf.shape}" if leaf.kind == "box" else f"Discrete({leaf.low[0]:.0f} to {leaf.high[0]:.0f})")
-        for leaf in space.leaves
-    ]
+    parts = []
+    for leaf in space.leaves:
+        kind = f"Box{leaf.shape}" if leaf.kind == "box" else f"Discrete({leaf.low[0]:.0f} to {leaf.high[0]:.0f})"
+        parts.append(f"{'.'.join(leaf.path)} {kind}".lstrip())
     return f"{', '.join(parts)} ({space.size} dimensions)"
 
 
@@ -239,6 +202,4 @@ def _batch_of_one(value: Any) -> Any:
 
 def environment_title(spec: EnvironmentSpec) -> str:
     """The id to show: the data set's, else the one in its stored spec, else "unknown"."""
-    if spec.env_id or spec.spec_json is None:
-        return spec.env_id or "unknown"
-    return str(json.loads(spec.spec_json).get("id", "unknown"))
+    return spec.env_id or str(json.loads(spec.spec_json or "{}").get("id", "unknown"))

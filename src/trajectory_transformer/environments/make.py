@@ -1,4 +1,4 @@
-"""Make environments by their Gymnasium id, those of gymnasium-robotics and of this package included."""
+"""Environments made by their Gymnasium id, those of gymnasium-robotics and of this package included."""
 
 import contextlib
 import importlib
@@ -11,26 +11,23 @@ from typing import Any
 
 import gymnasium as gym
 import mujoco
+import numpy as np
 
 from ..errors import UserError
-from .spaces import space_spec
-from .spec import EnvironmentSpec
+from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
-# Packages that register environments when they are imported, and what to install for them.
-REGISTERING_PACKAGES = {"gymnasium_robotics": "gymnasium-robotics"}
-OWN_ENVIRONMENTS = "trajectory_transformer.simulation.maze_environment"
+# Modules that register environments when they are imported.
+REGISTERING_MODULES = ("gymnasium_robotics", "trajectory_transformer.simulation.maze_environment")
 
 
 def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
     """``gymnasium.make`` with the robotics environments and ours registered, and without what they leave behind.
 
-    Importing gymnasium-robotics prints a notice on stderr, and each of its mazes leaves an XML file in the temporary
-    folder, which nothing reads again once MuJoCo has loaded it. Gymnasium's model of HalfCheetah has an attribute that
-    MuJoCo calls deprecated, on stderr and in a file ``MUJOCO_LOG.TXT``.
+    Importing gymnasium-robotics prints a notice, and each of its mazes leaves an XML file in the temporary folder.
+    MuJoCo calls an attribute of Gymnasium's HalfCheetah deprecated, on stderr and in a file ``MUJOCO_LOG.TXT``.
 
-    Args:
-        env_id: Gymnasium id.
-        arguments: of ``gymnasium.make``.
+    Raises:
+        UserError: the id names a module that is not imported yet.
     """
     module, colon, _ = env_id.partition(":")
     if colon and module not in sys.modules:
@@ -40,7 +37,7 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
         )
     if env_id not in gym.registry:
         with contextlib.redirect_stderr(io.StringIO()):
-            for module in filter(importlib.util.find_spec, (*REGISTERING_PACKAGES, OWN_ENVIRONMENTS)):
+            for module in filter(importlib.util.find_spec, REGISTERING_MODULES):
                 gym.register_envs(importlib.import_module(module))
     with _deprecations_dropped():
         environment = gym.make(env_id, **arguments)
@@ -70,9 +67,34 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
         return EnvironmentSpec(env_id, environment.spec.to_json(), observation, action)
 
 
+def space_spec(space: gym.Space) -> SpaceSpec:
+    """Describe a Box, a Discrete, or a (nested) Dict of them.
+
+    Raises:
+        UserError: another kind of space, named with its key, or a space without any dimension.
+    """
+    spec = SpaceSpec(tuple(_leaves(space, ())))
+    if spec.size == 0:
+        raise UserError(f"the space {space} has no dimension")
+    return spec
+
+
+def _leaves(space: gym.Space, path: tuple[str, ...]) -> list[SpaceLeaf]:
+    if isinstance(space, gym.spaces.Dict):
+        return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key))]
+    if isinstance(space, gym.spaces.Box):
+        low, high = (tuple(bound.astype(np.float64).ravel().tolist()) for bound in (space.low, space.high))
+        return [SpaceLeaf(path, "box", tuple(space.shape), low, high)]
+    if isinstance(space, gym.spaces.Discrete):
+        first = float(space.start)
+        return [SpaceLeaf(path, "discrete", (), (first,), (first + float(space.n) - 1.0,))]
+    where = f"key '{'.'.join(path)}'" if path else "the space"
+    raise UserError(f"{where} is a {type(space).__name__} space; only Box, Discrete and Dict spaces become tokens")
+
+
 @contextlib.contextmanager
 def _deprecations_dropped() -> Iterator[None]:
-    """Let MuJoCo say anything about a model but that it is of an older style, which its user cannot mend."""
+    """Silence of MuJoCo's warnings of deprecated attributes, which its user cannot mend."""
 
     def tell(message: str) -> None:
         if "deprecated" not in message:

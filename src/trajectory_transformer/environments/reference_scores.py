@@ -21,14 +21,10 @@ D4RL_ANTMAZE = (0.0, 1.0)
 
 
 def reference_scores(metadata: Mapping[str, object], env_id: str) -> tuple[tuple[float, float] | None, str]:
-    """(minimum, maximum) return for normalised scores, and where they come from.
+    """(minimum, maximum) return for normalised scores or None, and where they come from.
 
-    Args:
-        metadata: the data set's, where ``ref_min_score`` and ``ref_max_score`` come first.
-        env_id: Gymnasium id; D4RL's constants for it come second.
-
-    Returns:
-        The pair or None, and "dataset", "d4rl" or "none".
+    They are the metadata's ``ref_min_score`` and ``ref_max_score`` ("dataset"), else D4RL's for the environment
+    ("d4rl"), else there are none ("none").
     """
     minimum, maximum = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if isinstance(minimum, (int, float)) and isinstance(maximum, (int, float)) and minimum < maximum:

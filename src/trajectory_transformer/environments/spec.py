@@ -1,7 +1,4 @@
-"""Observation and action spaces of an environment as plain data that a checkpoint can carry.
-
-No Gymnasium here: ``spaces.py`` makes these from Gymnasium spaces.
-"""
+"""Environments and their spaces as plain data that a checkpoint can carry; nothing here imports Gymnasium."""
 
 import json
 from collections.abc import Mapping
@@ -15,20 +12,13 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class SpaceLeaf:
-    """One Box or Discrete space within a (nested Dict) space.
+    """One Box or Discrete space within a (nested Dict) space."""
 
-    Attributes:
-        path: keys from the root to this leaf; empty where the root is the leaf.
-        kind: "box" or "discrete".
-        shape: the Box's shape; empty for Discrete, which becomes one dimension that holds the index.
-        low, high: bounds of each flattened dimension (±inf allowed); for Discrete its first and last index.
-    """
-
-    path: tuple[str, ...]
-    kind: str
-    shape: tuple[int, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    path: tuple[str, ...]  # keys from the root to this leaf; empty where the root is the leaf
+    kind: str  # "box" or "discrete"
+    shape: tuple[int, ...]  # the Box's; empty for Discrete, which becomes one dimension that holds the index
+    low: tuple[float, ...]  # bounds of each flattened dimension (±inf allowed); for Discrete its first index
+    high: tuple[float, ...]  # likewise; for Discrete its last index
 
     @property
     def size(self) -> int:
@@ -39,8 +29,7 @@ class SpaceLeaf:
 class SpaceSpec:
     """A space as a row of leaves; flattened dimensions are theirs, one after the other.
 
-    Dict keys are visited depth first in alphabetical order, as Gymnasium sorts them and Minari stores them. A goal
-    (``desired_goal``) is thus part of the observation, between ``achieved_goal`` and ``observation``.
+    Dict keys are visited depth first in alphabetical order, as Gymnasium sorts them and Minari stores them.
     """
 
     leaves: tuple[SpaceLeaf, ...]
@@ -97,33 +86,16 @@ class SpaceSpec:
             return np.rint(clipped[:, 0]).astype(np.int64)
         return clipped.astype(np.float32).reshape(len(flat), *leaf.shape)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "SpaceSpec":
-        """A space from lists, strings and numbers, as :meth:`EnvironmentSpec.to_dict` gives them."""
-        leaves: list[dict[str, Any]] = [
-            {name: tuple(v) if isinstance(v, list) else v for name, v in leaf.items()} for leaf in data["leaves"]
-        ]
-        return cls(tuple(SpaceLeaf(**leaf) for leaf in leaves))
-
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """Enough to rebuild the environment of a data set and to speak to it.
+    """Enough to rebuild the environment of a data set and to speak to it."""
 
-    Attributes:
-        env_id: Gymnasium id, such as ``Hopper-v5``; empty where the data set names none.
-        spec_json: Gymnasium's ``EnvSpec.to_json()`` of the environment to evaluate in (the data set's evaluation
-            environment where it has one), or None.
-        observation: the full observation space.
-        action: the action space.
-        observation_indices: the flattened observation dimensions that the model sees, or None for all.
-    """
-
-    env_id: str
-    spec_json: str | None
-    observation: SpaceSpec
+    env_id: str  # Gymnasium id, such as Hopper-v5; empty where the data set names none
+    spec_json: str | None  # Gymnasium's EnvSpec.to_json() of the environment to evaluate in, or None
+    observation: SpaceSpec  # with all dimensions
     action: SpaceSpec
-    observation_indices: tuple[int, ...] | None = None
+    observation_indices: tuple[int, ...] | None = None  # flattened dimensions that the model sees; None: all
 
     @property
     def observation_dim(self) -> int:
@@ -135,7 +107,7 @@ class EnvironmentSpec:
         return self.action.size
 
     def finite_action_bounds(self, learner: str) -> tuple[list[float], list[float]]:
-        """Least and greatest action in each dimension, for a learner whose policy needs them.
+        """Least and greatest action in each dimension, for a learner whose policy rests on them.
 
         Raises:
             UserError: the actions are not a Box with finite bounds.
@@ -178,11 +150,13 @@ class EnvironmentSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EnvironmentSpec":
-        indices = data["observation_indices"]
-        return cls(
-            data["env_id"],
-            data["spec_json"],
-            SpaceSpec.from_dict(data["observation"]),
-            SpaceSpec.from_dict(data["action"]),
-            None if indices is None else tuple(indices),
+        observation, action = (
+            SpaceSpec(tuple(SpaceLeaf(**_with_tuples(leaf)) for leaf in data[space]["leaves"]))
+            for space in ("observation", "action")
         )
+        indices = _with_tuples(data)["observation_indices"]
+        return cls(data["env_id"], data["spec_json"], observation, action, indices)
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

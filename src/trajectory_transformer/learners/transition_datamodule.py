@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from ..configuration import DataConfig
 from ..data.episodes import Episode
-from ..data.transition_set import BootstrappedTransitions, TransitionBatch, TransitionSet, return_range
+from ..data.transition_set import TransitionBatch, TransitionSet, return_range
 from ..training.batches import BOOTSTRAP, Examples, random_stream
 from ..training.datamodule import OfflineDataModule
 
@@ -43,12 +43,12 @@ class TransitionDataModule(OfflineDataModule[TransitionBatch]):
 
     @override
     def make_examples(self, part: str) -> Examples[TransitionBatch]:
-        transitions = (self.train_set if part == "train" else self.validation_set).to(self.device)
+        transitions = self.train_set if part == "train" else self.validation_set
         if self.num_members is None:
-            return transitions
+            return transitions.to(self.device)
         count = len(transitions)
         if part == "validation":
-            return BootstrappedTransitions(transitions, torch.arange(count).expand(self.num_members, count))
+            return transitions.to(self.device, torch.arange(count).expand(self.num_members, count))
         streams = [random_stream(self.seed, BOOTSTRAP, member) for member in range(self.num_members)]
         samples = [torch.randint(count, (count,), generator=stream) for stream in streams]
-        return BootstrappedTransitions(transitions, torch.stack(samples))
+        return transitions.to(self.device, torch.stack(samples))

@@ -1,7 +1,6 @@
-"""Embedded data sets: simulated on this machine with behaviours of our own, so that nothing has to be downloaded.
+"""Embedded data sets, simulated on this machine, so that nothing has to be downloaded.
 
-To add one, add a :class:`Recipe` here; a MuJoCo recipe also needs its policies, one ``.npz`` written by
-``train_behavior`` and ``select_snapshots``.
+To add one, add a :class:`Recipe`, and for MuJoCo its policies: an ``.npz`` of ``train_behavior``, ``select_snapshots``.
 """
 
 from ..configuration import require_choice
@@ -39,10 +38,9 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         UserError: there is none; the message offers the nearest.
     """
-    if name in REGISTRY:
-        return REGISTRY[name]
-    require_choice("recipe", name, tuple(RECIPES))
-    return RECIPES[name]
+    if name not in REGISTRY:
+        require_choice("recipe", name, tuple(RECIPES))
+    return REGISTRY.get(name) or RECIPES[name]
 
 
 __all__ = ["RECIPES", "REGISTRY", "Recipe", "find_recipe"]

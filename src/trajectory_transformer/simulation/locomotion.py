@@ -1,7 +1,7 @@
-"""Stages of training for each body, as D4RL's sets are: an expert, a medium policy, and what led to the latter."""
+"""Recipes of running bodies, after D4RL's sets: an expert, a medium policy, and what led to the latter."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..environments.reference_scores import D4RL_REFERENCE_SCORES
 from .policies import PolicyBehavior
@@ -13,69 +13,58 @@ NUM_RANDOM_STEPS = 5_000  # with which train_behavior begins
 
 @dataclass(frozen=True)
 class Body:
-    """An environment, and the training whose snapshots act in it.
+    """An environment, and the training whose snapshots act in it."""
 
-    Attributes:
-        name: of its data sets and of the file of its snapshots.
-        environment: Gymnasium's name, without the version.
-        expert: training steps of the best snapshot, which may be of another training than the stages.
-        stages: snapshots up to the medium one: training steps, and mean length of the episodes that it acts.
-        random_length: mean length of episodes of random actions.
-    """
-
-    name: str
-    environment: str
-    expert: int
-    stages: tuple[tuple[int, float], ...]
-    random_length: float
+    name: str  # of its data sets and of the file of its snapshots
+    environment: str  # Gymnasium's name, without the version
+    expert: int  # training steps of the best snapshot, which may be of another training than the stages
+    stages: tuple[tuple[int, float], ...]  # snapshots up to the medium one: training steps, mean episode length
+    random_length: float  # mean length of episodes of random actions
 
     def recipes(self) -> list[Recipe]:
         """Medium, medium-replay and expert."""
         medium = self.stages[-1][0]
-        return [
-            self._recipe(
-                "medium",
+        stages: dict[str, tuple[list[Behavior], str]] = {
+            "medium": (
                 [self._policy(medium)],
                 f"A soft actor-critic policy after {medium:,} steps of training, as stochastic as it was then.",
             ),
-            self._recipe(
-                "medium_replay",
+            "medium_replay": (
                 self._replay(),
                 f"Random actions, then soft actor-critic policies from the first {medium:,} steps of their training, "
                 "as stochastic as they were then, in the proportions of a replay buffer.",
             ),
-            self._recipe(
-                "expert",
+            "expert": (
                 # Never without noise: a model of such data has not seen what follows its own small mistakes.
                 [self._policy(self.expert)],
                 f"The best snapshot of a short training that had not converged, after {self.expert:,} steps, as "
                 "stochastic as it was then.",
             ),
+        }
+        return [
+            Recipe(
+                name=f"{self.name}_{stage}",
+                dataset_id=f"embedded/{self.name}/{stage.replace('_', '-')}-v0",
+                env_id=f"{self.environment}-v5",
+                behaviors=tuple(behaviors),
+                default_steps=NUM_STEPS,
+                reference_scores=D4RL_REFERENCE_SCORES[self.environment],
+                reference_note=f"D4RL's constants for {self.environment}, so that scores compare with published tables",
+                description=description,
+            )
+            for stage, (behaviors, description) in stages.items()
         ]
 
     def _replay(self) -> list[Behavior]:
         """Each snapshot stands for the steps since the one before; shares are of episodes, so long ones weigh less."""
-        behaviors: list[Behavior] = [UniformBehavior(weight=NUM_RANDOM_STEPS / self.random_length)]
-        before = NUM_RANDOM_STEPS
-        for step, length in self.stages:
-            behaviors.append(self._policy(step, weight=(step - before) / length))
-            before = step
-        return behaviors
+        policies = [
+            self._policy(step, weight=(step - before) / length)
+            for (before, _), (step, length) in pairwise([(NUM_RANDOM_STEPS, self.random_length), *self.stages])
+        ]
+        return [UniformBehavior(weight=NUM_RANDOM_STEPS / self.random_length), *policies]
 
     def _policy(self, step: int, weight: float = 1.0) -> PolicyBehavior:
         return PolicyBehavior(f"{self.name}.npz", f"step_{step:07d}", weight)
-
-    def _recipe(self, stage: str, behaviors: Sequence[Behavior], description: str) -> Recipe:
-        return Recipe(
-            name=f"{self.name}_{stage}",
-            dataset_id=f"embedded/{self.name}/{stage.replace('_', '-')}-v0",
-            env_id=f"{self.environment}-v5",
-            behaviors=tuple(behaviors),
-            default_steps=NUM_STEPS,
-            reference_scores=D4RL_REFERENCE_SCORES[self.environment],
-            reference_note=f"D4RL's constants for {self.environment}, so that scores compare with published tables",
-            description=description,
-        )
 
 
 # Differs from the paper: D4RL's experts were trained to convergence; these are the best snapshots of short trainings on

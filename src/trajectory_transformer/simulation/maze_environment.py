@@ -18,8 +18,6 @@ from .pointmaze import VELOCITY_GAIN, WALL, Cell, MazeMap, free_cells
 
 Pair = tuple[Cell, Cell]
 
-PARTS = ("train", "held_out", "all")
-ONE_IN = 5  # pairs are held out
 MAX_SPEED = 4.0  # metres per second, of an action of 1
 
 # Four rooms of 4 × 4 cells; each shares one door with either neighbour.
@@ -39,22 +37,20 @@ FOUR_ROOMS: MazeMap = [
 ]
 
 
-def is_held_out(start: Cell, goal: Cell) -> bool:
-    """True if this ordered pair is one of those held out, about one in five: a fixed function of the four numbers."""
-    return zlib.crc32(f"{start[0]},{start[1]} to {goal[0]},{goal[1]}".encode()) % ONE_IN == 0
-
-
 def pairs_of(maze_map: MazeMap, part: str) -> list[Pair]:
     """The ordered pairs (start, goal) of different free cells that belong to ``part``.
+
+    About one pair in five is held out: a fixed function of its four numbers.
 
     Raises:
         UserError: there is no such part, or it is empty.
     """
-    require_choice("pairs", part, PARTS)
+    require_choice("pairs", part, ("train", "held_out", "all"))
     cells = free_cells(maze_map)
     pairs = [(start, goal) for start in cells for goal in cells if start != goal]
     if part != "all":
-        pairs = [pair for pair in pairs if is_held_out(*pair) == (part == "held_out")]
+        held_out = {(s, g) for s, g in pairs if zlib.crc32(f"{s[0]},{s[1]} to {g[0]},{g[1]}".encode()) % 5 == 0}
+        pairs = [pair for pair in pairs if (pair in held_out) == (part == "held_out")]
     require(bool(pairs), f"pairs={part}: none of the start-goal pairs of this maze_map ({len(cells)} free cells) is")
     return pairs
 
@@ -62,56 +58,37 @@ def pairs_of(maze_map: MazeMap, part: str) -> list[Pair]:
 class PairMazeEnv(PointMazeEnv):
     """gymnasium-robotics' point maze with a start and a goal drawn together, among the pairs of one part.
 
-    Start and goal lie within 0.25 m of their cells' centres in either direction, as there, and a step within 0.45 m of
-    the goal succeeds. Letters in the map, which elsewhere say where starts and goals are, mean nothing here.
-
-    An action is a velocity, a fraction of 4 m/s in either direction, which forces track for a tenth of a second. With
-    forces for a hundredth, as there, nearly all that a model can learn is that the point moves on as it did, and goals
-    drown in it.
+    As there, start and goal lie within 0.25 m of their cells' centres in either direction, and a step within 0.45 m of
+    the goal succeeds. Other than there, an action is a velocity, a fraction of 4 m/s in either direction, which forces
+    track for a tenth of a second (of forces for a hundredth, a model learns only that the point moves on as it did),
+    and letters in the map mean nothing. ``pair`` holds the start and goal cell of the episode.
 
     Args:
         maze_map: rows of cells; 1 is a wall.
         pairs: "train", "held_out" or "all".
-        render_mode, reward_type: of ``PointMazeEnv``.
-        continuing_task: go on at the goal, rather than end the episode.
         action_repeat: simulation steps of 0.01 s that an action lasts, at least 1; fewer where it reaches the goal.
-        arguments: further ones of ``PointMazeEnv``, but for ``reset_target``: a new goal would not belong to the start.
-
-    Attributes:
-        pair: start and goal cell of the episode.
-        max_speed: metres per second, of an action of 1.
+        arguments: of ``PointMazeEnv``, but for ``reset_target``, as a new goal would not belong to the start; without
+            ``continuing_task=True`` the episode ends at the goal.
 
     Raises:
         UserError: the map has no pair of this part.
     """
 
-    def __init__(
-        self,
-        maze_map: MazeMap,
-        pairs: str = "all",
-        render_mode: str | None = None,
-        reward_type: str = "sparse",
-        continuing_task: bool = False,
-        action_repeat: int = 10,
-        **arguments: Any,
-    ) -> None:
+    def __init__(self, maze_map: MazeMap, pairs: str = "all", action_repeat: int = 10, **arguments: Any) -> None:
         require(action_repeat >= 1, f"action_repeat={action_repeat} must be at least 1")
         self.action_repeat, self.max_speed = action_repeat, MAX_SPEED
         self.pairs = pairs_of(maze_map, pairs)
         self.candidates, self.pair = self.pairs, self.pairs[0]
-        cells = [list(row) for row in maze_map]
-        super().__init__(cells, render_mode, reward_type, continuing_task, reset_target=False, **arguments)
-        EzPickle.__init__(self, maze_map, pairs, render_mode, reward_type, continuing_task, action_repeat, **arguments)
+        arguments = {"continuing_task": False} | arguments
+        super().__init__([list(row) for row in maze_map], reset_target=False, **arguments)
+        EzPickle.__init__(self, maze_map, pairs, action_repeat, **arguments)
 
     def reset(  # type: ignore[override]  (the parent takes any keyword and ignores most)
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin an episode.
+        """Begin an episode, at ``reset_cell`` and ``goal_cell`` (row, column) where ``options`` give them.
 
-        Args:
-            seed: decides the pair and the positions in its cells.
-            options: ``reset_cell`` and ``goal_cell``, (row, column). With one of them the other is drawn among the
-                pairs of the part; two are taken as they are, whatever part they belong to.
+        With one of them the other is drawn among the pairs of the part; two are taken, whatever part they belong to.
 
         Raises:
             UserError: a cell is a wall or outside the map, both are the same, or the part has no pair with this one.
@@ -123,15 +100,15 @@ class PairMazeEnv(PointMazeEnv):
             self.candidates = [(start, goal)]
         else:
             self.candidates = [pair for pair in self.pairs if start in (None, pair[0]) and goal in (None, pair[1])]
-        require(bool(self.candidates), f"none of this environment's start-goal pairs has {_words(asked)}")
+        words = " and ".join(f"{name}={cell}" for name, cell in asked.items())
+        require(bool(self.candidates), f"none of this environment's start-goal pairs has {words}")
         return super().reset(seed=seed)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Move at about this velocity; the reward is that of the last simulation step."""
         result = super().step(self._force(action))
         for _ in range(self.action_repeat - 1):
-            _, _, terminated, truncated, _ = result
-            if terminated or truncated:
+            if result[2] or result[3]:  # terminated or truncated
                 break
             result = super().step(self._force(action))
         return result
@@ -158,10 +135,6 @@ class PairMazeEnv(PointMazeEnv):
         )
         require(self.maze.maze_map[row][column] != WALL, f"{name}=({row}, {column}) is a wall; choose a free cell")
         return row, column
-
-
-def _words(asked: Mapping[str, Cell]) -> str:
-    return " and ".join(f"{name}={cell}" for name, cell in asked.items())
 
 
 # Steps of 0.1 s; enough for the scripted controller at 4 m/s from any start to any goal.

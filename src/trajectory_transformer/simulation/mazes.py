@@ -25,10 +25,7 @@ POINTMAZE_UMAZE = Recipe(
 
 
 def _sparse_maze(maze: str, reference_score: float) -> Recipe:
-    """Walks to anywhere, cut short: only who begins near the goal is seen to reach it, so far ones have to be stitched.
-
-    Like AntMaze's "play" sets, but that the goal is another one in each episode, and that the walks are shorter.
-    """
+    """Walks to anywhere, cut short, after AntMaze's "play" sets: ways to far goals have to be stitched from several."""
     return Recipe(
         name=f"pointmaze_{maze.lower()}",
         dataset_id=f"embedded/pointmaze/{maze.lower()}-v1",

@@ -1,7 +1,7 @@
 """Scripted behaviours for the point mazes: breadth-first search over cells, then a velocity controller between them."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ def free_cells(maze_map: MazeMap) -> list[Cell]:
 
 
 def shortest_path(maze_map: MazeMap, start: Cell, goal: Cell) -> list[Cell]:
-    """Cells from ``start`` (excluded) to ``goal`` (included) by breadth-first search; [goal] where both are one.
+    """Cells after ``start`` up to ``goal`` by breadth-first search; [goal] where both are one.
 
     Raises:
         ValueError: walls separate them.
@@ -53,9 +53,9 @@ class Navigator:
     """Walks to a target position, cell by cell.
 
     Args:
-        maze: gymnasium-robotics' ``Maze``: the map, and where its cells are.
+        maze: gymnasium-robotics' ``Maze``.
         speed: most metres per second.
-        max_speed: where actions are velocities, that of an action of 1; None where they are forces.
+        max_speed: metres per second of an action of 1 where actions are velocities; None where they are forces.
     """
 
     def __init__(self, maze: Any, speed: float, max_speed: float | None = None) -> None:
@@ -99,31 +99,22 @@ class Navigator:
 
 @dataclass(frozen=True)
 class MazeBehavior:
-    """Walk to the goal, or about the maze first.
+    """Walk to the goal, or about the maze first."""
 
-    Attributes:
-        name: stored with each of its episodes.
-        weight: share of the episodes.
-        speed: range, metres per second, from which each episode draws its greatest speed.
-        noise: standard deviation of the action noise; an action is clipped to [-1, 1].
-        detours: range, both ends included, from which each episode draws how many random cells it visits before it
-            heads for the goal. A number no episode can reach makes the point wander until the end.
-    """
-
-    name: str
-    weight: float
-    speed: tuple[float, float]
-    noise: float = 0.0
+    name: str  # stored with each of its episodes
+    weight: float  # share of the episodes
+    speed: tuple[float, float]  # range, metres per second, from which each episode draws its greatest speed
+    noise: float = 0.0  # standard deviation of the action noise; an action is clipped to [-1, 1]
+    # Range, both ends included, from which each episode draws how many random cells it visits before it heads for the
+    # goal. A number no episode can reach makes the point wander until the end.
     detours: tuple[int, int] = (0, 0)
 
     def controller(self, environment: Environment, generator: np.random.Generator) -> Controller:
-        maze: Any = getattr(environment.unwrapped, "maze")  # noqa: B009  (Gymnasium's type does not know it)
-        return self._controller(maze, generator, getattr(environment.unwrapped, "max_speed", None))
-
-    def _controller(self, maze: Any, generator: np.random.Generator, max_speed: float | None) -> Controller:
-        navigator = Navigator(maze, float(generator.uniform(*self.speed)), max_speed)
+        unwrapped: Any = environment.unwrapped
+        maze = unwrapped.maze
+        navigator = Navigator(maze, float(generator.uniform(*self.speed)), getattr(unwrapped, "max_speed", None))
         detours_left = int(generator.integers(self.detours[0], self.detours[1] + 1))
-        choose = _cell_chooser(maze, generator)
+        centres: list[np.ndarray] = [maze.cell_rowcol_to_xy(np.array(cell)) for cell in free_cells(maze.maze_map)]
         heading: np.ndarray | None = None
 
         def act(observation: dict[str, np.ndarray]) -> np.ndarray:
@@ -132,14 +123,9 @@ class MazeBehavior:
             if heading is not None and detours_left > 0 and navigator.arrived(position):
                 detours_left, heading = detours_left - 1, None
             if heading is None:
-                heading = choose() if detours_left > 0 else observation["desired_goal"]
+                goal = observation["desired_goal"]
+                heading = centres[int(generator.integers(len(centres)))] if detours_left > 0 else goal
                 navigator.head_for(heading, position)
             return navigator.action(position, velocity) + self.noise * generator.standard_normal(2)
 
         return act
-
-
-def _cell_chooser(maze: Any, generator: np.random.Generator) -> Callable[[], np.ndarray]:
-    """A function that returns the centre (2,) of a random free cell."""
-    free = free_cells(maze.maze_map)
-    return lambda: maze.cell_rowcol_to_xy(np.array(free[int(generator.integers(len(free)))]))

@@ -14,11 +14,7 @@ Arrays = dict[str, np.ndarray]
 
 @cache
 def load_policy(file: str, snapshot: str) -> Arrays:
-    """The arrays of one snapshot, float32, by layer name (``hidden_0_weight`` is (out, in), and so on).
-
-    Args:
-        file: an ``.npz`` beside this module, as ``select_snapshots`` writes it: keys ``SNAPSHOT/LAYER``.
-        snapshot: which of its snapshots.
+    """The float32 arrays ``SNAPSHOT/LAYER`` of an ``.npz`` beside this module, by layer; weights are (out, in).
 
     Raises:
         KeyError: the file has no such snapshot.
@@ -57,20 +53,13 @@ def is_soft(policy: Arrays) -> bool:
 
 @dataclass(frozen=True)
 class PolicyBehavior:
-    """A Gaussian policy, optionally disturbed.
+    """A Gaussian policy, optionally disturbed."""
 
-    Attributes:
-        file, snapshot: where its arrays are; see :func:`load_policy`.
-        weight: share of the episodes.
-        temperature: factor on the policy's own standard deviation; 0 acts deterministically, 1 as in its training.
-        noise: standard deviation of Gaussian noise added to the action, as a fraction of half the action range.
-    """
-
-    file: str
+    file: str  # see load_policy
     snapshot: str
     weight: float
-    temperature: float = 1.0
-    noise: float = 0.0
+    temperature: float = 1.0  # factor on the policy's own standard deviation; 0 acts deterministically
+    noise: float = 0.0  # standard deviation of Gaussian noise on the action, as a fraction of half the action range
 
     @property
     def name(self) -> str:

@@ -1,6 +1,6 @@
 """Recipes: an environment, the behaviours that act in it, and the reference scores of its data set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,12 +10,7 @@ import numpy as np
 from ..environments.make import make_environment
 
 Environment = gym.Env[Any, Any]
-
-
-class Controller(Protocol):
-    """Acts through one episode; called once per step with the newest observation."""
-
-    def __call__(self, observation: Any) -> np.ndarray: ...
+Controller = Callable[[Any], np.ndarray]  # newest observation to action, once per step of one episode
 
 
 class Behavior(Protocol):
@@ -47,31 +42,18 @@ class UniformBehavior:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that is needed to simulate one embedded data set.
+    """All that is needed to simulate one embedded data set."""
 
-    Attributes:
-        name: what ``recipe=`` names on the command line.
-        dataset_id: Minari id of the data set that it writes.
-        env_id: Gymnasium id of the environment.
-        behaviors: the mixture; each episode is acted by one of them.
-        default_steps: environment steps simulated unless told otherwise.
-        reference_scores: (minimum, maximum) return that count as 0 and 100 % when scores are normalised.
-        reference_note: where the two come from.
-        description: one or two sentences stored with the data set.
-        arguments: of the environment that the behaviours act in.
-        evaluation_arguments: of the environment to evaluate in, which is stored with the data set; None: the same.
-    """
-
-    name: str
-    dataset_id: str
-    env_id: str
-    behaviors: tuple[Behavior, ...]
-    default_steps: int
-    reference_scores: tuple[float, float]
-    reference_note: str
-    description: str
-    arguments: Mapping[str, object] = field(default_factory=dict)
-    evaluation_arguments: Mapping[str, object] | None = None
+    name: str  # as in recipe=NAME on the command line
+    dataset_id: str  # Minari id of the data set that it writes
+    env_id: str  # Gymnasium id of the environment
+    behaviors: tuple[Behavior, ...]  # the mixture; each episode is acted by one of them
+    default_steps: int  # environment steps simulated unless told otherwise
+    reference_scores: tuple[float, float]  # returns that count as 0 and 100 % when scores are normalised
+    reference_note: str  # where the two come from
+    description: str  # one or two sentences stored with the data set
+    arguments: Mapping[str, object] = field(default_factory=dict)  # of the environment that the behaviours act in
+    evaluation_arguments: Mapping[str, object] | None = None  # of the stored one to evaluate in; None: the same
 
     def environment(self) -> Environment:
         """A new environment that the behaviours act in."""
@@ -84,10 +66,9 @@ class Recipe:
         return make_environment(self.env_id, **self.evaluation_arguments)
 
     def behavior(self, index: int) -> Behavior:
-        """The behaviour of episode ``index``.
+        """The behaviour of episode ``index``: golden-ratio steps through the cumulated weights.
 
-        Golden-ratio steps through the cumulated weights, so that even a short data set has the stated proportions and
-        neighbouring episodes differ.
+        Thus even a short data set has the stated proportions, and neighbouring episodes differ.
         """
         shares = np.cumsum([behavior.weight for behavior in self.behaviors])
         position = (index + 0.5) * 0.6180339887498949 % 1.0

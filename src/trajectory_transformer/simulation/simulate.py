@@ -1,13 +1,13 @@
-"""Simulated episodes of a recipe, one after the other, by one process or by several with the same result."""
+"""Simulation of a recipe's episodes, by one process or by several with the same result."""
 
 import contextlib
 import fcntl
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from typing import IO, Any
@@ -24,23 +24,14 @@ PIPE_BYTES = 1 << 20  # lets each worker simulate some episodes ahead
 
 @dataclass(frozen=True)
 class SimulatedEpisode:
-    """One episode of T steps.
+    """One episode of T steps."""
 
-    Attributes:
-        seed: the environment's reset seed.
-        behavior: name of the behaviour that acted.
-        observations: (T + 1, …) in each leaf, of the space's own type.
-        actions: (T, action_dim), as executed.
-        rewards: (T,) float64.
-        terminated: the environment ended it; otherwise the time limit did.
-    """
-
-    seed: int
-    behavior: str
-    observations: Observations
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
+    seed: int  # of the environment's reset
+    behavior: str  # name of the behaviour that acted
+    observations: Observations  # (T + 1, …) in each leaf, of the space's own type
+    actions: np.ndarray  # (T, action_dim), as executed
+    rewards: np.ndarray  # (T,) float64
+    terminated: bool  # by the environment; otherwise the time limit ended it
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -68,24 +59,18 @@ def simulate_episode(environment: Environment, behavior: Behavior, seed: int, in
     )
 
 
-def simulate_share(
-    recipe: Recipe, seed: int, first: int = 0, stride: int = 1
-) -> Generator[SimulatedEpisode, None, None]:
+def simulate_share(recipe: Recipe, seed: int, first: int = 0, stride: int = 1) -> Iterator[SimulatedEpisode]:
     """Episodes ``first``, ``first + stride``, … in this process, without end."""
-    environment = recipe.environment()
-    try:
+    with recipe.environment() as environment:
         for index in count(first, stride):
             yield simulate_episode(environment, recipe.behavior(index), seed, index)
-    finally:
-        environment.close()
 
 
 def simulate(recipe: Recipe, seed: int, processes: int) -> Generator[SimulatedEpisode, None, None]:
     """Episodes 0, 1, 2, … without end; ``processes`` > 1 shares them out among that many other processes.
 
-    The workers are plain subprocesses rather than ``multiprocessing``: they neither run the caller's script again, as
-    spawn and forkserver do, which needs a guard in it, nor inherit its threads, as fork does; and a worker whose reader
-    is gone ends at its next write.
+    Workers are plain subprocesses: unlike those of ``multiprocessing`` they neither run the caller's script again
+    (spawn, forkserver) nor inherit its threads (fork), and one whose reader is gone ends at its next write.
 
     Raises:
         RuntimeError: a worker died; its own message is on stderr.
@@ -93,10 +78,9 @@ def simulate(recipe: Recipe, seed: int, processes: int) -> Generator[SimulatedEp
     if processes == 1:
         yield from simulate_share(recipe, seed)
         return
-    with ExitStack() as stack:
-        streams = [
-            stack.enter_context(_worker(pickle.dumps((recipe, seed, first, processes)))) for first in range(processes)
-        ]
+    shares = [pickle.dumps((recipe, seed, first, processes)) for first in range(processes)]
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(_worker(share)) for share in shares]
         for index in count():
             try:
                 yield pickle.load(streams[index % processes])
@@ -105,23 +89,35 @@ def simulate(recipe: Recipe, seed: int, processes: int) -> Generator[SimulatedEp
 
 
 @contextlib.contextmanager
-def _worker(job: bytes) -> Iterator[IO[bytes]]:
-    """The output of a worker process that simulates one share; it is killed on leaving."""
-    command = [sys.executable, "-m", f"{__package__}.worker"]
+def _worker(share: bytes) -> Iterator[IO[bytes]]:
+    """The output of a process that runs :func:`work`; it is killed on leaving."""
+    command = [sys.executable, "-c", f"from {__name__} import work; work()"]
     single_threaded = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=single_threaded)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with contextlib.suppress(OSError, AttributeError):  # a smaller pipe only makes it slower
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=single_threaded) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(OSError, AttributeError):  # a smaller pipe only makes it slower
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        try:
+            process.stdin.write(share)
+            process.stdin.close()
+            yield process.stdout
+        finally:
+            process.kill()
+
+
+def work() -> None:
+    """A worker process: takes a share on stdin and writes pickled episodes to stdout until nobody reads them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    share = pickle.load(sys.stdin.buffer)
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints goes to stderr
     try:
-        process.stdin.write(job)
-        process.stdin.close()
-        yield process.stdout
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
+        for episode in simulate_share(*share):
+            pickle.dump(episode, output, protocol=pickle.HIGHEST_PROTOCOL)
+            output.flush()
+    except BrokenPipeError:
+        os._exit(0)  # closing the output would raise again
 
 
 def _stack(observations: list[Any]) -> Observations:

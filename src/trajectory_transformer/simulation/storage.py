@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import minari
 import numpy as np
@@ -36,11 +37,7 @@ def disk_errors(recipe: Recipe) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder beside the data sets, on their file system, removed at the end.
-
-    Made before the simulation starts, so that a folder that cannot be written to is noticed at once. What a killed
-    process left behind is removed by a later one.
-    """
+    """A hidden folder beside the data sets, on their file system, removed at the end or by a later process."""
     with disk_errors(recipe):
         root, path = get_dataset_path(), get_dataset_path(recipe.dataset_id)
         require(
@@ -59,23 +56,16 @@ def staging_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
 
 def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: int, staging: Path) -> None:
     """Write the Minari data set below ``staging`` instead of Minari's folder."""
-    buffers = [  # arrays: Minari takes them, although its annotations know lists only
-        EpisodeBuffer(
-            seed=episode.seed,
-            observations=episode.observations,  # type: ignore[arg-type]  (an array)
-            actions=episode.actions,  # type: ignore[arg-type]  (an array)
-            rewards=episode.rewards,  # type: ignore[arg-type]  (an array)
-            terminations=_flags(len(episode), episode.terminated),  # type: ignore[arg-type]  (an array)
-            truncations=_flags(len(episode), not episode.terminated),  # type: ignore[arg-type]  (an array)
-        )
-        for episode in episodes
-    ]
-    environment, evaluation = recipe.environment(), recipe.evaluation_environment()
-    with _minari_folder(staging), warnings.catch_warnings():
+    with (
+        _minari_folder(staging),
+        warnings.catch_warnings(),
+        recipe.environment() as environment,
+        recipe.evaluation_environment() or contextlib.nullcontext() as evaluation,
+    ):
         warnings.filterwarnings("ignore", message=r"`(eval_env|author_email)` is set to None")
         dataset = minari.create_dataset_from_buffers(
             recipe.dataset_id,
-            buffers,
+            [_buffer(episode) for episode in episodes],
             env=environment,
             eval_env=evaluation,
             algorithm_name=f"trajectory_transformer.simulation: {recipe.name}",
@@ -87,9 +77,6 @@ def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: in
         minimum, maximum = recipe.reference_scores
         dataset.storage.update_metadata({"ref_min_score": minimum, "ref_max_score": maximum})
         dataset.storage.update_episode_metadata([{"behavior": episode.behavior} for episode in episodes])
-    for made in (environment, evaluation):
-        if made is not None:
-            made.close()
 
 
 def publish(recipe: Recipe, staging: Path, overwrite: bool) -> Path:
@@ -97,10 +84,9 @@ def publish(recipe: Recipe, staging: Path, overwrite: bool) -> Path:
     root, path = get_dataset_path(), get_dataset_path(recipe.dataset_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     for namespace in Path(recipe.dataset_id).parents[:-1]:
-        if not (root / namespace / NAMESPACE_METADATA_FILENAME).exists():
-            os.replace(
-                staging / namespace / NAMESPACE_METADATA_FILENAME, root / namespace / NAMESPACE_METADATA_FILENAME
-            )
+        metadata = namespace / NAMESPACE_METADATA_FILENAME
+        if not (root / metadata).exists():
+            os.replace(staging / metadata, root / metadata)
     if overwrite and path.exists():
         os.rename(path, staging / "replaced")
     try:
@@ -111,11 +97,16 @@ def publish(recipe: Recipe, staging: Path, overwrite: bool) -> Path:
     return path
 
 
-def _flags(steps: int, last: bool) -> np.ndarray:
-    """(steps,) booleans, False but for the last."""
-    flags = np.zeros(steps, dtype=bool)
-    flags[-1] = last
-    return flags
+def _buffer(episode: SimulatedEpisode) -> EpisodeBuffer:
+    last = np.arange(len(episode)) == len(episode) - 1
+    arrays: Any = {  # which Minari takes, although its annotations know lists only
+        "observations": episode.observations,
+        "actions": episode.actions,
+        "rewards": episode.rewards,
+        "terminations": last & episode.terminated,
+        "truncations": last & (not episode.terminated),
+    }
+    return EpisodeBuffer(seed=episode.seed, **arrays)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,12 @@ import minari
 import numpy as np
 import pytest
 
+from trajectory_transformer.data import collect as collect_module
+from trajectory_transformer.data.collect import collect, main, parse_arguments
 from trajectory_transformer.dataset_folders import is_on_disk
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.simulation import RECIPES, Recipe
-from trajectory_transformer.simulation import collect as collect_module
 from trajectory_transformer.simulation import storage as storage_module
-from trajectory_transformer.simulation.collect import Arguments, collect, main, parse_arguments
 from trajectory_transformer.simulation.simulate import SimulatedEpisode, simulate
 
 HOPPER, POINTMAZE, GOAL_MAZE = (RECIPES[name] for name in ("hopper_mixed", "pointmaze_umaze", "goal_umaze"))
@@ -177,8 +177,9 @@ def test_numbers_below_one_are_refused(steps: int, processes: int) -> None:
 
 def test_arguments_are_parsed() -> None:
     words = ["recipe=hopper_mixed", "steps=20_000", "seed=3", "processes=2", "overwrite=True"]
-    assert parse_arguments(words) == Arguments(HOPPER, 20_000, 3, 2, True)
-    assert parse_arguments(["recipe=embedded/pointmaze/umaze-v0"]) == Arguments(POINTMAZE)
+    expected = {"recipe": HOPPER, "steps": 20_000, "seed": 3, "processes": 2, "overwrite": True}
+    assert parse_arguments(words) == expected
+    assert parse_arguments(["recipe=embedded/pointmaze/umaze-v0"]) == {"recipe": POINTMAZE}
 
 
 @pytest.mark.parametrize(
