@@ -14,14 +14,7 @@ from ..training.optimization import TrainingPlan
 
 
 class TransitionModule(LearnerModule):
-    """Minimises the first of a learner's losses, and logs the others beside it.
-
-    Args:
-        network: to be trained.
-        optimizer: AdamW and its schedule.
-        plan: length of the run, seed, logging.
-        record: what the network is trained on, for checkpoints.
-    """
+    """Minimises a loss of its network, and logs it and other values; arguments as of the base class."""
 
     logged: ClassVar[tuple[str, ...]]  # names of what :meth:`losses` gives; "loss" is one
 
