@@ -29,29 +29,17 @@ EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normali
 
 @dataclass(frozen=True)
 class RunLabels:
-    """Labels of a run where the options give none.
+    """Labels of a run where the options give none."""
 
-    Attributes:
-        group: runs that are compared side by side, such as a sweep; or None.
-        job_type: "train" or "evaluate".
-        tags: to find it by.
-    """
-
-    group: str | None = None
-    job_type: str = "train"
-    tags: tuple[str, ...] = ()
+    group: str | None = None  # runs that are compared side by side, such as a sweep
+    job_type: str = "train"  # or "evaluate"
+    tags: tuple[str, ...] = ()  # to find it by
 
 
 def make_loggers(
     config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], defaults: RunLabels
 ) -> list[Logger]:
-    """The loggers of one run.
-
-    Args:
-        config: which, and what the user calls the run.
-        run_directory: everything they write lies below it.
-        resolved_config: all options of the run, to be shown beside its metrics.
-        defaults: labels where ``config`` has none.
+    """The loggers of one run, which write below ``run_directory`` and show ``resolved_config`` beside its metrics.
 
     Raises:
         UserError: W&B refuses to start, such as online without a key, or one of ``config.extra`` cannot be built.
@@ -69,12 +57,8 @@ def make_loggers(
 def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
     """Refuse what is no Lightning logger among ``config.extra``, before anything is loaded for the run.
 
-    Args:
-        config: as of :func:`make_loggers`.
-        allow: as of :func:`~..building.build`: packages that a file may name, or ``TYPED_BY_USER``.
-
     Raises:
-        UserError: a class does not exist, is no logger, or is not allowed.
+        UserError: a class does not exist, is no logger, or is not among what :func:`~..building.build` may ``allow``.
     """
     for name, spec in config.extra.items():
         for target in [spec["_target_"]] if allow is TYPED_BY_USER else targets_in(spec):
@@ -94,6 +78,8 @@ def _extra_logger(spec: Mapping[str, Any], place: str, run_directory: Path) -> L
 def _wandb_logger(
     config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], labels: RunLabels
 ) -> WandbLogger:
+    from wandb.errors import CommError, UsageError  # here, as it takes a second
+
     folder = (run_directory / "wandb").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     # By default artifacts wait for their upload in the home directory and are lost when a run is copied elsewhere.
@@ -113,8 +99,12 @@ def _wandb_logger(
         config=dict(resolved_config),
         resume="allow" if mode == "online" else None,
     )
-    if is_first_process():
-        _start(logger)
+    if is_first_process():  # starts now, so that a missing key stops the run before training, not in the middle of it
+        try:
+            logger.experiment.define_metric("val/loss", step_metric="trainer/global_step", summary="min")
+        except (UsageError, CommError) as error:
+            reason = f"W&B does not start: {error}; log in with `wandb login`, or use logger.offline=true"
+            raise UserError(reason) from None
     return logger
 
 
@@ -137,17 +127,6 @@ def _wandb_url() -> str:
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
-def _start(logger: WandbLogger) -> None:
-    """Start the run now, so that a missing key stops the run before training, not in the middle of it."""
-    from wandb.errors import CommError, UsageError
-
-    try:
-        run = logger.experiment
-    except (UsageError, CommError) as error:
-        raise UserError(f"W&B does not start: {error}; log in with `wandb login`, or use logger.offline=true") from None
-    run.define_metric("val/loss", step_metric="trainer/global_step", summary="min")
-
-
 def _stable_id(file: Path) -> str:
     """The run's id, kept with it, so that a resumed or requeued run is the same one."""
     if not file.exists():
@@ -157,26 +136,19 @@ def _stable_id(file: Path) -> str:
 
 def wandb_key_is_configured() -> bool:
     """A key is in the environment, or in the netrc file for W&B's host."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    return get_netrc_auth(_wandb_url()) is not None
+    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(_wandb_url()) is not None
 
 
 @rank_zero_only
 def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """Add an evaluation's summary as ``evaluation/…``, its data's, and what a deadline did; to W&B also its episodes.
-
-    Args:
-        loggers: of the run.
-        results: the content of ``results.json``.
-    """
+    """Add the summary in a ``results.json``, its data's, and what a deadline did; to W&B also its episodes."""
     for run in _wandb_runs(loggers):
         import wandb
 
         rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
     parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
-    _summarize(loggers, dict(pair for name, part in parts.items() for pair in _flat(name, part)))
+    _summarize(loggers, _flat(parts))
 
 
 @rank_zero_only
@@ -198,13 +170,9 @@ def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any]) -> None:
 def log_artifacts(
     loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any], folders: Sequence[Path] = ()
 ) -> None:
-    """Add the checkpoint, and a description that identifies the data set and says where it lies, as W&B artifacts.
+    """Add the checkpoint, and the data set by its description, as W&B artifacts.
 
-    Args:
-        loggers: of the run.
-        checkpoint: the file to keep.
-        dataset: ids, fingerprint and what else describes the set; the arrays stay where they are.
-        folders: of the data set's parts on this machine; those that are there are referred to.
+    The arrays stay where they are; those ``folders`` of the set's parts that are on this machine are referred to.
     """
     for run in _wandb_runs(loggers):
         import wandb
@@ -239,10 +207,9 @@ def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:
     return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
 
 
-def _flat(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as ``prefix/key/key``."""
-    pairs: list[tuple[str, Any]] = []
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        name = f"{prefix}/{key}"
-        pairs += _flat(name, value) if isinstance(value, Mapping) else [(name, value)]
-    return pairs
+        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
