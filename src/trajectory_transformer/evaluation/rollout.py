@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -53,17 +54,18 @@ def run_episodes(
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
             rollout.step()
-            progress.update(task, completed=rollout.done_fraction(), finished=len(rollout.records), mean=rollout.mean())
+            progress.update(task, **rollout.progress())
         return rollout.record()
 
 
 @dataclass
 class _Running:
-    """An episode under way in one row."""
+    """An episode as it is played in one row."""
 
     episode: int
     episode_return: float = 0.0
     length: int = 0
+    terminated: bool = False
     success: bool | None = None
     observations: list[np.ndarray] = field(default_factory=list)
     plans: list[PlanTrace] = field(default_factory=list)
@@ -81,9 +83,7 @@ class _Rollout:
         self.rows = [_Running(episode) for episode in range(rows)]
         self.active = np.ones(rows, dtype=bool)
         self.next_episode = rows
-        self.records: dict[int, EpisodeRecord] = {}
-        self.traces: dict[int, EpisodeTrace] = {}
-        self.paths: dict[int, EpisodePath] = {}
+        self.finished: list[_Running] = []
         self.plan_seconds: list[float] = []
         self.started = time.perf_counter()
         self.render_seconds = 0.0
@@ -143,13 +143,8 @@ class _Rollout:
 
     def _finish(self, row: int, terminated: bool) -> None:
         """Keep the row's episode, and begin the next one where one is left."""
-        running = self.rows[row]
-        episode, totals = running.episode, (running.episode_return, running.length)
-        self.records[episode] = EpisodeRecord(self.seed + episode, *totals, terminated, running.success)
-        if running.observations:
-            self.traces[episode] = EpisodeTrace(episode, np.stack(running.observations), tuple(running.plans))
-        if running.path:
-            self.paths[episode] = EpisodePath(episode, *map(np.stack, zip(*running.path, strict=True)))
+        self.rows[row].terminated = terminated
+        self.finished.append(self.rows[row])
         if self.next_episode == self.episodes:
             self.active[row] = False
             return
@@ -159,22 +154,25 @@ class _Rollout:
         self.next_episode += 1
         self._look(row)
 
-    def mean(self) -> str:
-        """Mean return of the finished episodes, to show."""
-        returns = [record.episode_return for record in self.records.values()]
-        return f"{np.mean(returns):.5g}" if returns else "–"
-
-    def done_fraction(self) -> float:
-        """Episodes done, each one under way counted by its share of the time limit."""
-        limit = self.batch.max_episode_steps
+    def progress(self) -> dict[str, Any]:
+        """Fields of the progress bar; an episode under way counts by its share of the time limit."""
+        limit = self.batch.max_episode_steps or math.inf
         running = sum(row.length for row, active in zip(self.rows, self.active, strict=True) if active)
-        return len(self.records) + (running / limit if limit else 0.0)
+        returns = [run.episode_return for run in self.finished]
+        mean = f"{np.mean(returns):.5g}" if returns else "–"
+        return {"completed": len(returns) + running / limit, "finished": len(returns), "mean": mean}
 
     def record(self) -> RolloutRecord:
-        episodes = tuple(self.records[episode] for episode in sorted(self.records))
-        traces = tuple(self.traces[episode] for episode in sorted(self.traces))
-        paths = tuple(self.paths[episode] for episode in sorted(self.paths))
-        steps = sum(record.length for record in episodes)
+        runs = sorted(self.finished, key=lambda run: run.episode)
+        episodes = tuple(
+            EpisodeRecord(self.seed + run.episode, run.episode_return, run.length, run.terminated, run.success)
+            for run in runs
+        )
+        traces = tuple(
+            EpisodeTrace(run.episode, np.stack(run.observations), tuple(run.plans)) for run in runs if run.observations
+        )
+        paths = tuple(EpisodePath(run.episode, *map(np.stack, zip(*run.path, strict=True))) for run in runs if run.path)
+        steps = sum(run.length for run in runs)
         seconds = time.perf_counter() - self.started - self.render_seconds
         return RolloutRecord(episodes, np.array(self.plan_seconds), steps, seconds, traces, self.agent.counts, paths)
 
