@@ -35,10 +35,9 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     run_directory = Path(run_directory)
     recorder = _recorder(request, agent.environment, run_directory / "videos")
     options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS)
+    wanted = request.episodes, request.num_envs, request.first_episode_seed
     try:
-        record = run_episodes(
-            agent, agent.environment, request.episodes, request.num_envs, request.first_episode_seed, options
-        )
+        record = run_episodes(agent, agent.environment, *wanted, options)
     finally:
         if recorder is not None:
             recorder.close()

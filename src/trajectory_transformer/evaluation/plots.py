@@ -98,11 +98,17 @@ def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> 
 
     One panel for each dimension that changes, the first twelve of them, under its name.
     """
-    begin, window, shown = _plan_window(trace)
+    reach = max(len(trace.plans[0].observations) - 1, 1)
+    window = min(len(trace.observations), max(6 * reach, 24) + 1)
+    begin = (len(trace.observations) - window) // 2
     outcome = trace.observations[begin : begin + window]
+    shown: list[PlanTrace] = []  # those within the window that do not overlap
+    for plan in trace.plans:
+        if begin <= plan.step < begin + window - 1 and (not shown or plan.step - shown[-1].step > reach):
+            shown.append(plan)
     changing = np.flatnonzero(np.ptp(outcome, axis=0) > 0)
     dimensions = (changing if len(changing) else np.arange(outcome.shape[1]))[:_MAX_PANELS]
-    figure, panels = _panels(len(dimensions), height=1.9)
+    figure, panels = _panels(len(dimensions), 1.9, "environment step")
     for axes, dimension in zip(panels, dimensions, strict=True):
         axes.plot(np.arange(begin, begin + window), outcome[:, dimension], color=BLACK, linewidth=1.5)
         for plan in shown:
@@ -110,25 +116,12 @@ def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> 
             axes.plot(plan.step + np.arange(len(predicted)), predicted, color=ORANGE, linewidth=1.8)
             axes.plot(plan.step, predicted[0], "o", color=ORANGE, markersize=4)
         axes.set_title(names[dimension], fontsize=9, loc="left")
-    _label_steps(panels, "environment step")
     words = "predicted by a plan, which begins at its dot"
     handles = [
         Line2D([], [], color=BLACK, linewidth=1.5, label="what happened"),
         Line2D([], [], color=ORANGE, linewidth=1.8, marker="o", markersize=4, label=words),
     ]
     finish(figure, f"{title}: plans against what happened, episode {trace.episode}", path, handles)
-
-
-def _plan_window(trace: EpisodeTrace) -> tuple[int, int, list[PlanTrace]]:
-    """First step and number of observations to show from the episode's middle, and plans in it that do not overlap."""
-    reach = max(len(trace.plans[0].observations) - 1, 1)
-    window = min(len(trace.observations), max(6 * reach, 24) + 1)
-    begin = (len(trace.observations) - window) // 2
-    shown: list[PlanTrace] = []
-    for plan in trace.plans:
-        if begin <= plan.step < begin + window - 1 and (not shown or plan.step - shown[-1].step > reach):
-            shown.append(plan)
-    return begin, window, shown
 
 
 def plot_training(metrics: Path, path: Path) -> bool:
@@ -142,7 +135,7 @@ def plot_training(metrics: Path, path: Path) -> bool:
     found = [(key, name) for key, name in panels if any(f"{split}/{key}" in columns for split in ("train", "val"))]
     if not found:
         return False
-    figure, panels = _panels(len(found), height=2.5)
+    figure, panels = _panels(len(found), 2.5, "optimiser update")
     for axes, (key, name) in zip(panels, found, strict=True):
         for split, color, label, style in (("train", BLUE, "training", "-"), ("val", ORANGE, "validation", "o-")):
             if f"{split}/{key}" in columns:
@@ -150,7 +143,6 @@ def plot_training(metrics: Path, path: Path) -> bool:
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_ylabel("loss (nats per token)" if of_tokens else "loss", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    _label_steps(panels, "optimiser update")
     panels[0].legend(frameon=False, fontsize=9)
     _save(figure, path)
     return True
@@ -170,8 +162,8 @@ def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
     return {name: np.transpose(found) for name, found in points.items()}
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """``count`` axes that share the horizontal one, at most three in a row, each ``height`` inches high."""
+def _panels(count: int, height: float, label: str) -> tuple[Figure, list[Axes]]:
+    """``count`` panels that share the horizontal axis, at most three in a row, each ``height`` inches high."""
     columns = min(3, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(3.4 * columns + 0.6, height * rows + 0.9), layout="constrained")
@@ -180,14 +172,10 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
         tidy(axes)
     for axes in panels[count:]:
         axes.set_visible(False)
-    return figure, panels[:count]
-
-
-def _label_steps(panels: list[Axes], label: str) -> None:
-    """Name the horizontal axis under the lowest panel of each column."""
-    for axes in panels[-3:]:
+    for axes in panels[:count][-3:]:  # the lowest of each column
         axes.set_xlabel(label)
         axes.tick_params(axis="x", labelbottom=True)
+    return figure, panels[:count]
 
 
 def tidy(axes: Axes) -> None:

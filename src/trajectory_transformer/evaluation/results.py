@@ -188,7 +188,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def require_valid(results: Any, name: str) -> None:
-    """Refuse ``results`` that differ from schema 1; fields beyond it are allowed."""
+    """Refuse ``results`` that differ from schema 1, by a :class:`UserError`; fields beyond it are allowed."""
     try:
         TypeAdapter(_typed("results", _RESULTS)).validate_python(results, strict=True)
     except ValidationError as error:
