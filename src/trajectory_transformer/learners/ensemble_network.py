@@ -11,7 +11,6 @@ from ..checkpoint import Checkpoint
 from ..configuration import EnsembleConfig
 from ..data.transition_set import TransitionBatch
 from ..errors import UserError
-from .mlp import MemberLinear
 
 ALL_MEMBERS = slice(None)
 SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is not divided by its deviation
@@ -20,6 +19,25 @@ SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is not divided by its 
 def gaussian_nats(targets: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Negative log-likelihood in nats of each target under its own Gaussian; all of one shape."""
     return 0.5 * ((targets - mean).square() * (-log_variance).exp() + log_variance + math.log(2.0 * math.pi))
+
+
+class MemberLinear(nn.Module):
+    """A linear layer for each member of an ensemble, in one batched product.
+
+    Weights (members, inputs, outputs) are drawn as in PETS, from a normal distribution of standard deviation
+    1 / (2 √inputs), truncated at twice that; biases (members, 1, outputs) are zero.
+    """
+
+    def __init__(self, num_members: int, input_dim: int, output_dim: int) -> None:
+        super().__init__()
+        deviation = 0.5 / math.sqrt(input_dim)
+        self.weight = nn.Parameter(torch.empty(num_members, input_dim, output_dim))
+        self.bias = nn.Parameter(torch.zeros(num_members, 1, output_dim))
+        nn.init.trunc_normal_(self.weight, std=deviation, a=-2.0 * deviation, b=2.0 * deviation)
+
+    def forward(self, inputs: Tensor, members: slice) -> Tensor:
+        """(chosen members, batch, outputs) for inputs (chosen members, batch, inputs)."""
+        return torch.baddbmm(self.bias[members], inputs, self.weight[members])
 
 
 class DynamicsEnsemble(nn.Module):

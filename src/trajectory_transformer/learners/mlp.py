@@ -1,10 +1,9 @@
-"""Feed-forward networks: one for a critic, several at once for an ensemble."""
+"""Feed-forward networks, as in implicit Q-learning."""
 
 import math
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def make_mlp(input_dim: int, hidden_layers: int, hidden_width: int, output_dim: int) -> nn.Sequential:
@@ -16,22 +15,3 @@ def make_mlp(input_dim: int, hidden_layers: int, hidden_width: int, output_dim: 
         nn.init.zeros_(linear.bias)
     layers = [layer for linear in linears for layer in (linear, nn.ReLU())]
     return nn.Sequential(*layers[:-1])
-
-
-class MemberLinear(nn.Module):
-    """A linear layer for each member of an ensemble, in one batched product.
-
-    Weights (members, inputs, outputs) are drawn as in PETS, from a normal distribution of standard deviation
-    1 / (2 √inputs), truncated at twice that; biases (members, 1, outputs) are zero.
-    """
-
-    def __init__(self, num_members: int, input_dim: int, output_dim: int) -> None:
-        super().__init__()
-        deviation = 0.5 / math.sqrt(input_dim)
-        self.weight = nn.Parameter(torch.empty(num_members, input_dim, output_dim))
-        self.bias = nn.Parameter(torch.zeros(num_members, 1, output_dim))
-        nn.init.trunc_normal_(self.weight, std=deviation, a=-2.0 * deviation, b=2.0 * deviation)
-
-    def forward(self, inputs: Tensor, members: slice) -> Tensor:
-        """(chosen members, batch, outputs) for inputs (chosen members, batch, inputs)."""
-        return torch.baddbmm(self.bias[members], inputs, self.weight[members])
