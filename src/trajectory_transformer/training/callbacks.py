@@ -34,7 +34,7 @@ class KeepCheckpoints(Checkpoint):
         self.last, self.best = directory / "last.ckpt", directory / "best.ckpt"
         self.options, self.watch = options, watch
         self.best_loss = math.nan  # validation loss of what ``best.ckpt`` holds; NaN where nothing was saved yet
-        self._failures: dict[Path, str] = {}  # of each file's latest save, where it failed
+        self._failures: dict[Path, str | None] = {}  # of each file's latest save
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,8 +64,8 @@ class KeepCheckpoints(Checkpoint):
             self._require(self.best)
 
     def _require(self, path: Path) -> None:
-        if path in self._failures:
-            raise UserError(self._failures[path])
+        if failure := self._failures.get(path):
+            raise UserError(failure)
 
     def _save(self, trainer: L.Trainer, path: Path) -> bool:
         """Save; whether that succeeded, on every process, although only the first one writes."""
@@ -73,9 +73,7 @@ class KeepCheckpoints(Checkpoint):
         plugin = trainer.strategy.checkpoint_io
         assert isinstance(plugin, VerifiedCheckpointIO)
         failure = trainer.strategy.broadcast(None if plugin.failure is None else str(plugin.failure))
-        self._failures.pop(path, None)
-        if failure is not None:
-            self._failures[path] = failure
+        self._failures[path] = failure
         return failure is None
 
     def _save_last(self, trainer: L.Trainer) -> None:
@@ -135,8 +133,7 @@ class RunProgress(Callback):
 
     def __init__(self, max_steps: int, throughput: Throughput) -> None:
         self.max_steps, self.throughput, self.console = max_steps, throughput, Console(stderr=True)
-        self._began, self._first_step, self._shown = 0.0, 0, 0.0
-        self._validation_loss = ""
+        self._began, self._first_step, self._shown, self._validation_loss = 0.0, 0, 0.0, ""
         self._bar: Progress | None = None
 
     @override

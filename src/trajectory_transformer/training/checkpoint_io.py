@@ -73,11 +73,11 @@ def require_same_run(path: Path, module: LearnerModule) -> None:
         raise UserError(
             f"'{path}' has other discretiser bins than data.discretizer gives now; resume with the same options"
         )
-    values, before = (
-        {"seed": run.seed, **{f"data.{k}": v for k, v in asdict(run.data).items()}} for run in (now, saved.training)
+    before, after = (
+        {"seed": run.seed, **{f"data.{k}": v for k, v in asdict(run.data).items()}} for run in (saved.training, now)
     )
     for name, was in before.items():
-        if was != (value := values[name]) and name != "data.download":
+        if was != (value := after[name]) and name != "data.download":
             raise UserError(
                 f"'{path}' was trained with {name}={was}, now it is {value}; a run cannot change it half way"
             )

@@ -48,9 +48,14 @@ def make_loggers(
     if config.name == "wandb":
         loggers.append(_wandb_logger(config, run_directory, resolved_config, defaults))
     for name, spec in config.extra.items():
-        logger = _extra_logger(spec, f"logger.extra.{name}", run_directory)
-        logger.log_hyperparams(dict(resolved_config))
-        loggers.append(logger)
+        place = f"logger.extra.{name}"
+        parameters = inspect.signature(locate(spec["_target_"], Logger, place, TYPED_BY_USER)).parameters
+        folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}  # unless told otherwise
+        try:
+            loggers.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
+        except ImportError as error:  # such as TensorBoard's
+            raise UserError(f"{place}: {' '.join(str(error).split())}") from None
+        loggers[-1].log_hyperparams(dict(resolved_config))
     return loggers
 
 
@@ -65,23 +70,16 @@ def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
             locate(target, Logger, f"logger.extra.{name}", allow)
 
 
-def _extra_logger(spec: Mapping[str, Any], place: str, run_directory: Path) -> Logger:
-    """The logger that ``spec`` describes; one that takes a ``save_dir`` writes to the run's, unless told otherwise."""
-    parameters = inspect.signature(locate(spec["_target_"], Logger, place, TYPED_BY_USER)).parameters
-    folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}
-    try:
-        return build({**folder, **spec}, Logger, place, TYPED_BY_USER)
-    except ImportError as error:  # such as TensorBoard's
-        raise UserError(f"{place}: {' '.join(str(error).split())}") from None
-
-
 def _wandb_logger(
     config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], labels: RunLabels
 ) -> WandbLogger:
-    from wandb.errors import CommError, UsageError  # here, as it takes a second
+    from wandb.errors import CommError, UsageError  # here, so that runs without it need not wait
 
     folder = (run_directory / "wandb").absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    id_file = folder / "run_id.txt"  # kept with the run, so that a resumed or requeued one is the same one
+    if is_first_process() and not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:12])
     # By default artifacts wait for their upload in the home directory and are lost when a run is copied elsewhere.
     for name, part in (("WANDB_DIR", ".."), ("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         os.environ[name] = str((folder / part).resolve())
@@ -89,7 +87,7 @@ def _wandb_logger(
     logger = WandbLogger(
         save_dir=run_directory,
         name=run_directory.name,
-        id=_stable_id(folder / "run_id.txt") if is_first_process() else None,
+        id=id_file.read_text().strip() if is_first_process() else None,
         project=config.project,
         mode=mode,  # not Lightning's offline=, which leaves WANDB_MODE set for whatever runs next
         entity=config.entity,
@@ -116,8 +114,7 @@ def _wandb_mode(config: LoggerConfig) -> str:
     if not wandb_key_is_configured():
         log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
         return "offline"
-    reason = reachability.unreachable(_wandb_url()) if is_first_process() else None
-    if reason is not None:
+    if is_first_process() and (reason := reachability.unreachable(_wandb_url())) is not None:
         log.warning("W&B cannot be reached (%s): this run is logged offline; `wandb sync` uploads it later", reason)
         return "offline"
     return "online"
@@ -125,13 +122,6 @@ def _wandb_mode(config: LoggerConfig) -> str:
 
 def _wandb_url() -> str:
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-
-
-def _stable_id(file: Path) -> str:
-    """The run's id, kept with it, so that a resumed or requeued run is the same one."""
-    if not file.exists():
-        file.write_text(uuid.uuid4().hex[:12])
-    return file.read_text().strip()
 
 
 def wandb_key_is_configured() -> bool:
