@@ -23,38 +23,29 @@ _DRAWN_PATHS = 40
 
 
 def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path) -> dict[str, Any]:
-    """Plan episodes in the agent's environment and record what came of it.
+    """Plan episodes in the agent's environment, print a table of their results, and return what ``results.json`` holds.
 
     Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png`` where plans look
     ahead, ``plots/trajectories.png`` where the environment is a maze, ``videos/episode_<i>.mp4`` if asked for, and
-    ``plots/training.png`` if the directory holds ``metrics.csv``; prints a table.
-
-    Args:
-        agent: acts; its ``environment`` is what it acts in.
-        request: how many episodes, and what to compare them with.
-        run_directory: where files go; made if it is missing.
-
-    Returns:
-        The content of ``results.json``.
+    ``plots/training.png`` if ``run_directory`` holds ``metrics.csv``; the directory is made if it is missing.
 
     Raises:
         UserError: the environment cannot be made or does not fit, or the directory cannot be written.
     """
     run_directory = Path(run_directory)
-    env_id = environment_title(agent.environment)
     recorder = _recorder(request, agent.environment, run_directory / "videos")
     options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS)
+    wanted = request.episodes, request.num_envs, request.first_episode_seed
     try:
-        record = run_episodes(
-            agent, agent.environment, request.episodes, request.num_envs, request.first_episode_seed, options
-        )
+        record = run_episodes(agent, agent.environment, *wanted, options)
     finally:
         if recorder is not None:
             recorder.close()
-    results = build_results(request, agent.settings, env_id, record, agent.imitates)
+    title = environment_title(agent.environment)
+    results = build_results(request, agent.settings, title, record, agent.imitates)
     write_results(results, run_directory / "results.json")
     write_measurements(run_directory / "figures.csv", *planning_measurements(results))
-    _plot(agent.environment, request, results, record, run_directory)
+    _plot(agent.environment, request.behavior_returns, results, record, run_directory)
     Console().print(results_table(results))
     return results
 
@@ -73,33 +64,20 @@ def _recorder(request: EvaluationRequest, environment: EnvironmentSpec, director
 
 
 def _plot(
-    environment: EnvironmentSpec,
-    request: EvaluationRequest,
-    results: dict[str, Any],
-    record: RolloutRecord,
-    run_directory: Path,
+    environment: EnvironmentSpec, behavior: np.ndarray, results: dict[str, Any], record: RolloutRecord, directory: Path
 ) -> None:
-    plots = run_directory / "plots"
+    plots, title = directory / "plots", results["env_id"]
     returns = np.array([episode.episode_return for episode in record.episodes])
-    interval = tuple(results["summary"]["return_ci95"])
-    plot_returns(request.behavior_returns, returns, interval, results["env_id"], plots / "returns.png")
-    names = _observation_names(environment)
-    for trace in record.traces[:1]:
-        if len(trace.plans[0].observations) == 1:  # only the present: a policy, or a plan of a single action
-            continue
-        plot_plan(trace, names, results["env_id"], plots / "plan_vs_outcome.png")
-    _plot_paths(environment, record, results["env_id"], plots / "trajectories.png")
-    plot_training(run_directory / "metrics.csv", plots / "training.png")
-
-
-def _plot_paths(environment: EnvironmentSpec, record: RolloutRecord, title: str, path: Path) -> None:
-    """Draw the paths where the environment is a maze."""
-    if not record.paths:
-        return
-    with make_environments(environment, 1) as batch:
-        walls = read_walls(batch.environments[0])
-    if walls is not None:
-        plot_trajectories(walls, record, title, path)
+    plot_returns(behavior, returns, tuple(results["summary"]["return_ci95"]), title, plots / "returns.png")
+    for trace in record.traces:
+        if len(trace.plans[0].observations) > 1:  # else only the present: a policy, or a plan of a single action
+            plot_plan(trace, _observation_names(environment), title, plots / "plan_vs_outcome.png")
+    if record.paths:
+        with make_environments(environment, 1) as batch:
+            walls = read_walls(batch.environments[0])
+        if walls is not None:
+            plot_trajectories(walls, record, title, plots / "trajectories.png")
+    plot_training(directory / "metrics.csv", plots / "training.png")
 
 
 def _observation_names(environment: EnvironmentSpec) -> list[str]:
@@ -111,16 +89,15 @@ def _observation_names(environment: EnvironmentSpec) -> list[str]:
 
 def results_table(results: dict[str, Any]) -> Table:
     """The main results, for the screen; ``results`` as in ``results.json``."""
-    summary, behavior, count = results["summary"], results["behavior"], len(results["episodes"])
+    summary, behavior, episodes = results["summary"], results["behavior"], results["episodes"]
     low, high = summary["return_ci95"]
-    latency = summary["plan_latency_ms"]
     rows = [
         ("behaviour mean return", f"{behavior['return_mean']:.5g}  ({behavior['episodes']} episodes)"),
         ("behaviour best return", f"{behavior['return_max']:.5g}"),
-        ("planner mean return", f"{summary['return_mean']:.5g}  ({count} episodes)"),
-        ("  its 95 % interval", f"{low:.5g} to {high:.5g}" if count > 1 else "needs more than one episode"),
+        ("planner mean return", f"{summary['return_mean']:.5g}  ({len(episodes)} episodes)"),
+        ("  its 95 % interval", f"{low:.5g} to {high:.5g}" if len(episodes) > 1 else "needs more than one episode"),
         ("planner interquartile mean", f"{summary['return_iqm']:.5g}"),
-        ("planner best return", f"{max(episode['return'] for episode in results['episodes']):.5g}"),
+        ("planner best return", f"{max(episode['return'] for episode in episodes):.5g}"),
     ]
     if "percent_of_data_return" in summary:
         shares = summary["percent_of_data_return"]
@@ -129,22 +106,18 @@ def results_table(results: dict[str, Any]) -> Table:
         source = results["reference_scores"]["source"]
         rows.append(("normalised score", f"{summary['normalized_score_mean']:.1f} %  (reference: {source})"))
     if summary["success_rate"] is not None:
-        low, high = summary["success_ci95"]
-        interval = f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
-        rows.append(("success rate", f"{100 * summary['success_rate']:.0f} %  {interval}"))
+        percents = [100 * share for share in (summary["success_rate"], *summary["success_ci95"])]
+        rows.append(("success rate", "{:.0f} %  (95 % interval {:.0f} to {:.0f} %)".format(*percents)))
     together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
-    quantiles = f"{latency['p50']:.1f} ms median, {latency['p95']:.1f} ms 95th percentile"
-    rows.append(("plan latency", f"{quantiles}, for {together}"))
+    latency = "{p50:.1f} ms median, {p95:.1f} ms 95th percentile".format(**summary["plan_latency_ms"])
+    rows.append(("plan latency", f"{latency}, for {together}"))
     if (deadline := results["deadline"]) is not None:
-        shares = [
-            f"{round(100 * deadline[what] / deadline['plans'], 1):g} % {what}"
-            for what in ("shortened", "narrowed", "late")
-        ]
-        rows.append((f"deadline {deadline['ms']:g} ms", f"{deadline['plans']} plans: {', '.join(shares)}"))
+        percents = {name: 100 * deadline[name] / deadline["plans"] for name in ("shortened", "narrowed", "late")}
+        shares = ", ".join(f"{round(percent, 1):g} % {name}" for name, percent in percents.items())
+        rows.append((f"deadline {deadline['ms']:g} ms", f"{deadline['plans']} plans: {shares}"))
     rows.append(("environment steps per second", f"{summary['env_steps_per_second']:.1f}"))
-    table = Table(
-        title=f"{results['env_id']}: {results['planner']['name']} planner", show_header=False, title_justify="left"
-    )
+    title = f"{results['env_id']}: {results['planner']['name']} planner"
+    table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     for row in rows:

@@ -23,17 +23,11 @@ _PANEL_INCHES = 1.6
 
 @dataclass(frozen=True)
 class MazeWalls:
-    """The walls of a maze, in the coordinates of its goals.
+    """The walls of a maze, in the coordinates of its goals, in metres."""
 
-    Attributes:
-        corners: (wall, 2), metres: the lower left corner of each wall's cell.
-        side: of a cell, metres.
-        low, high: (2,), metres: opposite corners of the whole map.
-    """
-
-    corners: np.ndarray
-    side: float
-    low: np.ndarray
+    corners: np.ndarray  # (wall, 2) lower left corner of each wall's cell
+    side: float  # of a cell
+    low: np.ndarray  # (2,) opposite corners of the whole map
     high: np.ndarray
 
 
@@ -50,14 +44,7 @@ def read_walls(environment: gymnasium.Env) -> MazeWalls | None:
 
 
 def plot_trajectories(walls: MazeWalls, record: RolloutRecord, title: str, path: Path) -> None:
-    """Each kept episode's way from its start to its goal, a small map for each, by whether it succeeded.
-
-    Args:
-        walls: of the maze.
-        record: at least one path, and all episodes, of which the title gives the success rate.
-        title: environment id.
-        path: of the picture.
-    """
+    """Draw each kept episode's way (at least one) to its goal, on a small map of its own, by whether it succeeded."""
     rows = math.ceil(len(record.paths) / _COLUMNS)
     columns = math.ceil(len(record.paths) / rows)
     width, height = walls.high - walls.low
@@ -67,7 +54,7 @@ def plot_trajectories(walls: MazeWalls, record: RolloutRecord, title: str, path:
     for axes in panels:
         axes.set_axis_off()
     for axes, way in zip(panels, record.paths, strict=False):
-        _draw(axes, walls, way, bool(record.episodes[way.episode].success))
+        _draw(axes, walls, way, BLUE if record.episodes[way.episode].success else ORANGE)
     reached = sum(bool(episode.success) for episode in record.episodes)
     share = f"{reached} of {len(record.episodes)} episodes succeed ({100 * reached / len(record.episodes):.0f} %)"
     shown = "" if len(record.paths) == len(record.episodes) else f"; these are the first {len(record.paths)}"
@@ -80,15 +67,13 @@ def plot_trajectories(walls: MazeWalls, record: RolloutRecord, title: str, path:
     finish(figure, f"{title}\n{share}{shown}", path, handles, columns=4)
 
 
-def _draw(axes: Axes, walls: MazeWalls, way: EpisodePath, success: bool) -> None:
+def _draw(axes: Axes, walls: MazeWalls, way: EpisodePath, color: str) -> None:
     """One episode on its map; several goals, where the environment moves them, are all marked."""
     cells = [Rectangle((float(x), float(y)), walls.side, walls.side) for x, y in walls.corners]
     axes.add_collection(PatchCollection(cells, facecolor=GREY, edgecolor=GREY, linewidth=0.3, alpha=0.6))
-    color = BLUE if success else ORANGE
     axes.plot(way.positions[:, 0], way.positions[:, 1], color=color, linewidth=1.2)
     axes.plot(*way.positions[0, :2], "o", color=color, markersize=4)
     goals = np.unique(way.goals, axis=0)
     axes.plot(goals[:, 0], goals[:, 1], "*", color=BLACK, markersize=6, markeredgewidth=0, linestyle="none")
-    axes.set_xlim(walls.low[0], walls.high[0])
-    axes.set_ylim(walls.low[1], walls.high[1])
-    axes.set_aspect("equal")
+    (left, bottom), (right, top) = walls.low, walls.high
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")

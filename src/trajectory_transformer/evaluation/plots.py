@@ -1,8 +1,11 @@
 """Pictures of a run. Figures are drawn without pyplot, so nothing global is touched and no display is needed."""
 
+import contextlib
 import csv
 import io
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from ..files import write_output
@@ -34,111 +36,79 @@ _LOSS_NAMES = {f"{kind}_loss": f"{kind} tokens" for kind in TOKEN_KINDS} | {
 def plot_returns(
     behavior: np.ndarray, planner: np.ndarray, interval: tuple[float, float], title: str, path: Path
 ) -> None:
-    """The planner's returns against the distribution of the behaviour's.
-
-    Args:
-        behavior: (episodes,) returns of the data.
-        planner: (episodes,) returns of the planned episodes.
-        interval: 95 % interval of the planner's mean.
-        title: environment id.
-        path: of the picture.
-    """
+    """Draw the planner's returns (episodes,) and the 95 % ``interval`` of their mean below the behaviour's returns."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     grid = figure.subplots(2, 1, sharex=True)
     both = np.concatenate([behavior, planner])
     low, high = float(both.min()), float(both.max())
     margin = 0.02 * (high - low) or 1.0
     bins = np.linspace(low - margin, high + margin, 51).tolist()
-    kinds = (("behaviour data", behavior, BLUE), ("planner", planner, ORANGE))
-    for axes, (name, values, color) in zip(grid, kinds, strict=True):
+    kinds = (("behaviour data", "behaviour", behavior, BLUE, "--"), ("planner", "planner", planner, ORANGE, "-"))
+    for axes, (name, _, values, color, _) in zip(grid, kinds, strict=True):
         axes.hist(values, bins, weights=np.full(len(values), 1.0 / len(values)), color=color, alpha=0.6)
         axes.set_title(f"{name}, {len(values)} episodes", fontsize=10, loc="left")
         axes.set_ylabel("share of episodes")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        for other, returns, line in kinds:
-            style = "--" if other == "behaviour data" else "-"
-            axes.axvline(float(returns.mean()), color=line, linewidth=2, linestyle=style)
+        for _, owner, returns, line, style in kinds:
+            label = f"{owner}'s mean {returns.mean():.5g}" if axes is grid[1] else None
+            axes.axvline(float(returns.mean()), color=line, linewidth=2, linestyle=style, label=label)
         tidy(axes)
-    grid[1].axvspan(*interval, color=ORANGE, alpha=0.2, linewidth=0)
+    words = "its 95 % interval {:.5g} to {:.5g}".format(*interval)
+    grid[1].axvspan(*interval, color=ORANGE, alpha=0.2, linewidth=0, label=words)
     grid[1].set_xlabel("return of an episode (sum of rewards)")
-    handles = [
-        Line2D([], [], color=BLUE, linewidth=2, linestyle="--", label=f"behaviour's mean {behavior.mean():.5g}"),
-        Line2D([], [], color=ORANGE, linewidth=2, label=f"planner's mean {planner.mean():.5g}"),
-        Patch(color=ORANGE, alpha=0.2, linewidth=0, label=f"its 95 % interval {interval[0]:.5g} to {interval[1]:.5g}"),
-    ]
-    finish(figure, f"{title}: returns", path, handles)
+    finish(figure, f"{title}: returns", path)
 
 
 @dataclass(frozen=True)
 class TradeoffPoint:
-    """Return and planning time of one choice of planner options.
+    """Return and planning time of one choice of planner options."""
 
-    Attributes:
-        series: points of one name are joined by a line.
-        label: what tells it from the other points of its series.
-        milliseconds: of an action that plans, the median.
-        episode_return: mean, and the ends of its 95 % interval.
-    """
-
-    series: str
-    label: str
-    milliseconds: float
-    episode_return: tuple[float, float, float]
+    series: str  # points of one name are joined by a line
+    label: str  # tells it from the other points of its series
+    milliseconds: float  # of an action that plans, the median
+    episode_return: tuple[float, float, float]  # mean, and the ends of its 95 % interval
 
 
 def plot_tradeoff(points: list[TradeoffPoint], behavior_mean: float, title: str, path: Path) -> None:
-    """Return against the time that an action takes; upwards and to the left is better.
-
-    Args:
-        points: at least one.
-        behavior_mean: return of the data.
-        title: environment id.
-        path: of the picture.
-    """
+    """Draw the return against the time that an action takes, of at least one point, beside the data's mean return."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
-    series = list(dict.fromkeys(point.series for point in points))
-    for index, name in enumerate(series):
-        color = SERIES[index % len(SERIES)]
+    for name, color in zip(dict.fromkeys(point.series for point in points), itertools.cycle(SERIES), strict=False):
         line = sorted((point for point in points if point.series == name), key=lambda point: point.milliseconds)
         x, (mean, low, high) = [p.milliseconds for p in line], np.array([p.episode_return for p in line]).T
-        axes.errorbar(
-            x, mean, yerr=[mean - low, high - mean], color=color, marker="o", capsize=2, linewidth=1.2, label=name
-        )
+        style = {"color": color, "marker": "o", "capsize": 2, "linewidth": 1.2}
+        axes.errorbar(x, mean, yerr=[mean - low, high - mean], label=name, **style)
         for point in line:
             position = (point.milliseconds, point.episode_return[0])
             axes.annotate(point.label, position, xytext=(4, 4), textcoords="offset points", fontsize=8, color=color)
-    axes.axhline(
-        behavior_mean, color=GREY, linestyle="--", linewidth=1.5, label=f"behaviour's mean {behavior_mean:.5g}"
-    )
+    words = f"behaviour's mean {behavior_mean:.5g}"
+    axes.axhline(behavior_mean, color=GREY, linestyle="--", linewidth=1.5, label=words)
+    axes.set(xlabel="milliseconds per action (median)", ylabel="return of an episode, mean and 95 % interval")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("milliseconds per action (median)")
-    axes.set_ylabel("return of an episode, mean and 95 % interval")
     tidy(axes)
     finish(figure, f"{title}: return against planning time", path)
 
 
 def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> None:
-    """Plans made in the middle of an episode, over their horizon, against what then happened.
+    """Draw plans (at least one) made in the middle of an episode, one after the other, against what then happened.
 
-    One panel for each dimension that changes, the first twelve of them. Plans are shown one after the other; each
-    begins at its dot, the observation it was made from.
-
-    Args:
-        trace: observations (T + 1, observation_dim) and plans of one episode, at least one.
-        names: of the observation dimensions.
-        title: environment id.
-        path: of the picture.
+    One panel for each dimension that changes, the first twelve of them, under its name.
     """
-    begin, window, shown = _plan_window(trace)
+    reach = max(len(trace.plans[0].observations) - 1, 1)
+    window = min(len(trace.observations), max(6 * reach, 24) + 1)
+    begin = (len(trace.observations) - window) // 2
     outcome = trace.observations[begin : begin + window]
+    shown: list[PlanTrace] = []  # those within the window that do not overlap
+    for plan in trace.plans:
+        if begin <= plan.step < begin + window - 1 and (not shown or plan.step - shown[-1].step > reach):
+            shown.append(plan)
     changing = np.flatnonzero(np.ptp(outcome, axis=0) > 0)
     dimensions = (changing if len(changing) else np.arange(outcome.shape[1]))[:_MAX_PANELS]
-    figure, panels = _panels(len(dimensions), height=1.9)
+    figure, panels = _panels(len(dimensions), 1.9, "environment step")
     for axes, dimension in zip(panels, dimensions, strict=True):
         axes.plot(np.arange(begin, begin + window), outcome[:, dimension], color=BLACK, linewidth=1.5)
         for plan in shown:
@@ -146,7 +116,6 @@ def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> 
             axes.plot(plan.step + np.arange(len(predicted)), predicted, color=ORANGE, linewidth=1.8)
             axes.plot(plan.step, predicted[0], "o", color=ORANGE, markersize=4)
         axes.set_title(names[dimension], fontsize=9, loc="left")
-    _label_steps(panels, "environment step")
     words = "predicted by a plan, which begins at its dot"
     handles = [
         Line2D([], [], color=BLACK, linewidth=1.5, label="what happened"),
@@ -155,27 +124,10 @@ def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> 
     finish(figure, f"{title}: plans against what happened, episode {trace.episode}", path, handles)
 
 
-def _plan_window(trace: EpisodeTrace) -> tuple[int, int, list[PlanTrace]]:
-    """First step and number of observations to show from the episode's middle, and plans in it that do not overlap."""
-    reach = max(len(trace.plans[0].observations) - 1, 1)
-    window = min(len(trace.observations), max(6 * reach, 24) + 1)
-    begin = (len(trace.observations) - window) // 2
-    shown: list[PlanTrace] = []
-    for plan in trace.plans:
-        if begin <= plan.step < begin + window - 1 and (not shown or plan.step - shown[-1].step > reach):
-            shown.append(plan)
-    return begin, window, shown
-
-
 def plot_training(metrics: Path, path: Path) -> bool:
-    """Training and validation loss, in total and for each of its parts, over optimiser updates.
+    """Draw training and validation loss, in total and for each of its parts, over optimiser updates.
 
-    Args:
-        metrics: the ``metrics.csv`` of a run; columns that are missing are left out.
-        path: of the picture.
-
-    Returns:
-        Whether there was anything to draw.
+    Returns whether the ``metrics.csv`` had anything to draw; columns that are missing are left out.
     """
     columns = _read_columns(metrics)
     of_tokens = any(f"{split}/{kind}_loss" in columns for split in ("train", "val") for kind in TOKEN_KINDS)
@@ -183,43 +135,35 @@ def plot_training(metrics: Path, path: Path) -> bool:
     found = [(key, name) for key, name in panels if any(f"{split}/{key}" in columns for split in ("train", "val"))]
     if not found:
         return False
-    figure, panels = _panels(len(found), height=2.5)
+    figure, panels = _panels(len(found), 2.5, "optimiser update")
     for axes, (key, name) in zip(panels, found, strict=True):
         for split, color, label, style in (("train", BLUE, "training", "-"), ("val", ORANGE, "validation", "o-")):
             if f"{split}/{key}" in columns:
-                steps, values = columns[f"{split}/{key}"]
-                axes.plot(steps, values, style, color=color, linewidth=1.3, markersize=3, label=label)
+                axes.plot(*columns[f"{split}/{key}"], style, color=color, linewidth=1.3, markersize=3, label=label)
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_ylabel("loss (nats per token)" if of_tokens else "loss", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    _label_steps(panels, "optimiser update")
     panels[0].legend(frameon=False, fontsize=9)
     _save(figure, path)
     return True
 
 
-def _read_columns(metrics: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(steps, values) of each column that has numbers; empty where the file is missing."""
-    if not metrics.is_file():
-        return {}
-    with metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    numbers = {name: np.array([_number(row[name]) for row in rows]) for name in (rows[0] if rows else ()) if name}
-    steps = numbers.pop("step", np.full(len(rows), np.nan))
-    found = {name: np.isfinite(steps) & np.isfinite(values) for name, values in numbers.items()}
-    return {name: (steps[kept], numbers[name][kept]) for name, kept in found.items() if kept.any()}
+def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
+    """(2, n) steps and values of each column that has numbers; empty where the file is missing."""
+    points = defaultdict(list)
+    if metrics.is_file():
+        with metrics.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, cell in row.items():
+                    with contextlib.suppress(KeyError, TypeError, ValueError):  # a cell that is empty or cut off
+                        point = float(row["step"]), float(cell)
+                        if all(map(math.isfinite, point)):
+                            points[name].append(point)
+    return {name: np.transpose(found) for name, found in points.items()}
 
 
-def _number(text: str | None) -> float:
-    """NaN where a cell is empty, cut off or no number."""
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
-
-
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """``count`` axes that share the horizontal one, at most three in a row, each ``height`` inches high."""
+def _panels(count: int, height: float, label: str) -> tuple[Figure, list[Axes]]:
+    """``count`` panels that share the horizontal axis, at most three in a row, each ``height`` inches high."""
     columns = min(3, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(3.4 * columns + 0.6, height * rows + 0.9), layout="constrained")
@@ -228,14 +172,10 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
         tidy(axes)
     for axes in panels[count:]:
         axes.set_visible(False)
-    return figure, panels[:count]
-
-
-def _label_steps(panels: list[Axes], label: str) -> None:
-    """Name the horizontal axis under the lowest panel of each column."""
-    for axes in panels[-3:]:
+    for axes in panels[:count][-3:]:  # the lowest of each column
         axes.set_xlabel(label)
         axes.tick_params(axis="x", labelbottom=True)
+    return figure, panels[:count]
 
 
 def tidy(axes: Axes) -> None:
@@ -246,14 +186,9 @@ def tidy(axes: Axes) -> None:
 
 
 def finish(figure: Figure, title: str, path: Path, handles: Sequence[Artist] | None = None, columns: int = 3) -> None:
-    """Put the title above and the legend below a picture, and save it.
+    """Put the title above and the legend below a picture with constrained layout, and save it.
 
-    Args:
-        figure: with constrained layout.
-        title: of the picture.
-        path: of the picture.
-        handles: of the legend, which is left out where there are none; None: whatever has a label.
-        columns: of the legend.
+    The legend has ``handles``, by default whatever has a label, and is left out where there are none.
 
     Raises:
         UserError: the file cannot be written.

@@ -11,28 +11,18 @@ from ..planning.plan import PlanCounts
 
 
 class PlannerRecord(Protocol):
-    """Options of a planner, or of a policy that acts in its place; a dataclass, all of whose fields are recorded.
-
-    Attributes:
-        name: of the planner.
-        horizon: steps that a plan looks ahead, at least 1.
-        beam_width: plans that the search keeps, at least 1.
-        deadline_ms: time that an action may take, or None.
-    """
+    """Options of a planner, or of a policy that acts in its place; a dataclass, all of whose fields are recorded."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def name(self) -> str: ...
-
     @property
-    def horizon(self) -> int: ...
-
+    def horizon(self) -> int: ...  # steps that a plan looks ahead, at least 1
     @property
-    def beam_width(self) -> int: ...
-
+    def beam_width(self) -> int: ...  # plans that the search keeps, at least 1
     @property
-    def deadline_ms(self) -> float | None: ...
+    def deadline_ms(self) -> float | None: ...  # time that an action may take
 
 
 class PredictedPlan(Protocol):
@@ -40,10 +30,7 @@ class PredictedPlan(Protocol):
 
     @property
     def observations(self) -> np.ndarray:
-        """(env, horizon, observation_dim); the first is the observation that the plan starts from.
-
-        NaN beyond a plan that a deadline cut short.
-        """
+        """(env, horizon, observation_dim) from the present one on; NaN beyond a plan that a deadline cut short."""
         ...
 
 
@@ -52,41 +39,22 @@ class ActingAgent(Protocol):
 
     @property
     def environment(self) -> EnvironmentSpec: ...
-
     @property
     def settings(self) -> PlannerRecord: ...
-
     @property
-    def needs_goal(self) -> bool:
-        """True if ``aim`` must give it a goal."""
-        ...
-
+    def needs_goal(self) -> bool: ...  # ``aim`` must give it one
     @property
-    def imitates(self) -> bool:
-        """True if it imitates its data, so that its return is reported as a share of theirs."""
-        ...
-
+    def imitates(self) -> bool: ...  # its return is reported as a share of its data's
     @property
     def last_plan(self) -> PredictedPlan: ...
-
     @property
-    def planned(self) -> np.ndarray:
-        """(env,) bool: whether the last ``act`` made a plan, rather than following an earlier one."""
-        ...
-
+    def planned(self) -> np.ndarray: ...  # (env,) bool: the last ``act`` made a plan, and did not follow an earlier one
     @property
-    def counts(self) -> PlanCounts:
-        """Of the plans since the last ``reset``."""
-        ...
-
+    def counts(self) -> PlanCounts: ...  # of the plans since the last ``reset``
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None: ...
-
     def begin_episode(self, env_index: int, seed: int) -> None: ...
-
     def aim(self, goals: np.ndarray) -> None: ...
-
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray: ...
-
     def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None: ...
 
 
@@ -98,21 +66,13 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One finished episode.
+    """One finished episode."""
 
-    Attributes:
-        seed: of the environment and of the agent's random numbers.
-        episode_return: sum of rewards, undiscounted.
-        length: steps.
-        terminated: the environment ended it; False where it was truncated.
-        success: whether any step reported success, or None where the environment never reports it.
-    """
-
-    seed: int
-    episode_return: float
-    length: int
-    terminated: bool
-    success: bool | None
+    seed: int  # of the environment and of the agent's random numbers
+    episode_return: float  # sum of rewards, undiscounted
+    length: int  # steps
+    terminated: bool  # by the environment; False where it was truncated
+    success: bool | None  # at any step; None where the environment never reports it
 
 
 @dataclass(frozen=True)
@@ -134,54 +94,31 @@ class EpisodeTrace:
 
 @dataclass(frozen=True)
 class EpisodePath:
-    """Positions of an episode, in the coordinates of the environment's goals.
-
-    Attributes:
-        episode: which.
-        positions: (T + 1, goal_dim), what was achieved.
-        goals: (T + 1, goal_dim), what was desired then.
-    """
+    """Positions of an episode, in the coordinates of the environment's goals."""
 
     episode: int
-    positions: np.ndarray
-    goals: np.ndarray
+    positions: np.ndarray  # (T + 1, goal_dim), achieved
+    goals: np.ndarray  # (T + 1, goal_dim), desired then
 
 
 @dataclass(frozen=True)
 class RolloutRecord:
-    """All episodes in the order of their seeds, and how long things took.
-
-    Attributes:
-        episodes: one record per episode.
-        plan_seconds: time of each ``agent.act`` that made a plan, at least one; it serves all active rows.
-        env_steps: steps of single environments, together.
-        seconds: wall time of planning and stepping, without rendering.
-        traces: of the first episodes, as many as asked for.
-        counts: of the plans, and what a deadline did to them.
-        paths: of the first episodes, as many as asked for, where the environment has goals.
-    """
+    """All episodes in the order of their seeds, and how long things took."""
 
     episodes: tuple[EpisodeRecord, ...]
-    plan_seconds: np.ndarray
-    env_steps: int
-    seconds: float
-    traces: tuple[EpisodeTrace, ...]
+    plan_seconds: np.ndarray  # of each ``agent.act`` that made a plan, at least one; it serves all active rows
+    env_steps: int  # of single environments, together
+    seconds: float  # wall time of planning and stepping, without rendering
+    traces: tuple[EpisodeTrace, ...]  # of the first episodes, as many as asked for
     counts: PlanCounts
-    paths: tuple[EpisodePath, ...] = ()
+    paths: tuple[EpisodePath, ...] = ()  # the same, where the environment has goals
 
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """Records to be kept of a rollout beside its episodes.
+    """Records to be kept of a rollout beside its episodes."""
 
-    Attributes:
-        progress: show a progress bar.
-        traces: episodes to keep observations and plans of.
-        recorder: takes pictures, if given.
-        paths: episodes to keep the positions of.
-    """
-
-    progress: bool = True
-    traces: int = 0
+    progress: bool = True  # show a bar
+    traces: int = 0  # episodes to keep observations and plans of
     recorder: Recorder | None = None
-    paths: int = 0
+    paths: int = 0  # episodes to keep the positions of

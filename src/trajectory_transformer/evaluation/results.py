@@ -6,9 +6,10 @@ import json
 import platform
 import reprlib
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
@@ -21,110 +22,67 @@ from .scores import normalized_scores, return_summary, wilson_interval
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "lightning", "numpy", "gymnasium", "mujoco")
+_FiniteOrNone: TypeAlias = FiniteFloat | None
 
 
-class _Versions(TypedDict):
-    python: str
+def _typed(name: str, fields: Mapping[str, Any]) -> Any:
+    """A ``TypedDict`` of these fields; a mapping among them becomes one of its own."""
+    types = {key: _typed(key, kind) if isinstance(kind, Mapping) else kind for key, kind in fields.items()}
+    return TypedDict(name, types)  # pyright: ignore
 
 
-class _Planner(TypedDict):
-    name: str
-    horizon: int
-    beam_width: int
-
-
-class _Behavior(TypedDict):
-    return_mean: FiniteFloat
-    return_max: FiniteFloat
-    episodes: int
-
-
-class _Scores(TypedDict):
-    min: FiniteFloat | None
-    max: FiniteFloat | None
-    source: str
-
-
-class _Latency(TypedDict):
-    p50: FiniteFloat
-    p95: FiniteFloat
-
-
-_Episode = TypedDict(
-    "_Episode",
-    {
-        "seed": int,
-        "return": FiniteFloat,
-        "length": int,
-        "terminated": bool,
-        "success": bool | None,
-        "normalized_score": FiniteFloat | None,
-    },
-)
-
-
-class _Summary(TypedDict):
-    return_mean: FiniteFloat
-    return_std_error: FiniteFloat
-    return_iqm: FiniteFloat
-    return_ci95: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
-    normalized_score_mean: FiniteFloat | None
-    success_rate: FiniteFloat | None
-    plan_latency_ms: _Latency
-    env_steps_per_second: FiniteFloat
-
-
-class _Results(TypedDict):
-    """The fields of ``results.json`` that every version of schema 1 has."""
-
-    schema: int
-    command: str
-    commit: str | None
-    versions: _Versions
-    seed: int
-    dataset: str
-    env_id: str
-    checkpoint: str
-    planner: _Planner
-    behavior: _Behavior
-    reference_scores: _Scores
-    episodes: list[_Episode]
-    summary: _Summary
+_EPISODE = {
+    "seed": int,
+    "return": FiniteFloat,
+    "length": int,
+    "terminated": bool,
+    "success": bool | None,
+    "normalized_score": _FiniteOrNone,
+}
+_SUMMARY = {
+    "return_mean": FiniteFloat,
+    "return_std_error": FiniteFloat,
+    "return_iqm": FiniteFloat,
+    "return_ci95": Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)],
+    "normalized_score_mean": _FiniteOrNone,
+    "success_rate": _FiniteOrNone,
+    "plan_latency_ms": {"p50": FiniteFloat, "p95": FiniteFloat},
+    "env_steps_per_second": FiniteFloat,
+}
+_RESULTS = {  # the fields that every version of schema 1 has
+    "schema": int,
+    "command": str,
+    "commit": str | None,
+    "versions": {"python": str},
+    "seed": int,
+    "dataset": str,
+    "env_id": str,
+    "checkpoint": str,
+    "planner": {"name": str, "horizon": int, "beam_width": int},
+    "behavior": {"return_mean": FiniteFloat, "return_max": FiniteFloat, "episodes": int},
+    "reference_scores": {"min": _FiniteOrNone, "max": _FiniteOrNone, "source": str},
+    "episodes": list[_typed("episode", _EPISODE)],
+    "summary": _SUMMARY,
+}
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """An evaluation to be made, and the data that its results are compared with.
+    """An evaluation to be made, and the data that its results are compared with."""
 
-    Attributes:
-        episodes: how many, at least 1; episode i has seed ``first_episode_seed + i``.
-        num_envs: environments planned for at once.
-        seed: of the run.
-        video: how many of the first episodes to film.
-        dataset_ids: Minari ids that the checkpoint was trained on.
-        behavior_returns: (episodes,) undiscounted returns of that data, at least one.
-        reference_scores: (minimum, maximum) return for normalised scores, or None.
-        reference_source: where they come from: "dataset", "d4rl" or "none".
-        checkpoint: path, as it is to be recorded.
-        command: the command line, as it is to be recorded.
-        commit: of the code that runs, or None.
-        progress: show a progress bar.
-        first_episode_seed: of its environment and its planning.
-    """
-
-    episodes: int
-    num_envs: int
-    seed: int
-    video: int
-    dataset_ids: tuple[str, ...]
-    behavior_returns: np.ndarray
-    reference_scores: tuple[float, float] | None
-    reference_source: str
-    checkpoint: str
-    command: str
-    commit: str | None
+    episodes: int  # at least 1; episode i has seed ``first_episode_seed + i``, for environment and planning
+    num_envs: int  # planned for at once
+    seed: int  # of the run
+    video: int  # first episodes to film
+    dataset_ids: tuple[str, ...]  # Minari ids that the checkpoint was trained on
+    behavior_returns: np.ndarray  # (episodes,) undiscounted, of that data; at least one
+    reference_scores: tuple[float, float] | None  # (minimum, maximum) return for normalised scores
+    reference_source: str  # of them: "dataset", "d4rl" or "none"
+    checkpoint: str  # path, as it is to be recorded
+    command: str  # as it is to be recorded
+    commit: str | None  # of the code that runs
     first_episode_seed: int
-    progress: bool = True
+    progress: bool = True  # show a bar
 
 
 def build_results(
@@ -139,7 +97,16 @@ def build_results(
     scores = normalized_scores(returns, request.reference_scores)
     low, high = request.reference_scores or (None, None)
     behavior = float(np.mean(request.behavior_returns, dtype=np.float64))
-    summary = _summary(record, returns, scores)
+    successes = [episode.success for episode in record.episodes if episode.success is not None]
+    p50, p95 = np.percentile(1000.0 * record.plan_seconds, [50, 95])
+    summary = {
+        **return_summary(returns),
+        "normalized_score_mean": None if scores is None else float(scores.mean()),
+        "success_rate": float(np.mean(successes)) if successes else None,
+        "success_ci95": list(wilson_interval(sum(successes), len(successes))) if successes else None,
+        "plan_latency_ms": {"p50": float(p50), "p95": float(p95)},
+        "env_steps_per_second": record.env_steps / max(record.seconds, 1e-9),
+    }
     if imitates and behavior > 0:
         told = (summary["return_mean"], *summary["return_ci95"])
         summary["percent_of_data_return"] = [100 * value / behavior for value in told]
@@ -161,35 +128,18 @@ def build_results(
             "episodes": len(request.behavior_returns),
         },
         "reference_scores": {"min": low, "max": high, "source": request.reference_source},
-        "episodes": _episode_rows(record, scores),
+        "episodes": [
+            {
+                "seed": episode.seed,
+                "return": episode.episode_return,
+                "length": episode.length,
+                "terminated": episode.terminated,
+                "success": episode.success,
+                "normalized_score": None if scores is None else float(scores[index]),
+            }
+            for index, episode in enumerate(record.episodes)
+        ],
         "summary": summary,
-    }
-
-
-def _episode_rows(record: RolloutRecord, scores: np.ndarray | None) -> list[dict[str, Any]]:
-    return [
-        {
-            "seed": episode.seed,
-            "return": episode.episode_return,
-            "length": episode.length,
-            "terminated": episode.terminated,
-            "success": episode.success,
-            "normalized_score": None if scores is None else float(scores[i]),
-        }
-        for i, episode in enumerate(record.episodes)
-    ]
-
-
-def _summary(record: RolloutRecord, returns: np.ndarray, scores: np.ndarray | None) -> dict[str, Any]:
-    successes = [episode.success for episode in record.episodes if episode.success is not None]
-    p50, p95 = np.percentile(1000.0 * record.plan_seconds, [50, 95])
-    return {
-        **return_summary(returns),
-        "normalized_score_mean": None if scores is None else float(scores.mean()),
-        "success_rate": float(np.mean(successes)) if successes else None,
-        "success_ci95": list(wilson_interval(sum(successes), len(successes))) if successes else None,
-        "plan_latency_ms": {"p50": float(p50), "p95": float(p95)},
-        "env_steps_per_second": record.env_steps / max(record.seconds, 1e-9),
     }
 
 
@@ -197,10 +147,9 @@ def current_commit() -> str | None:
     """Commit of the repository that this package's source lies in, or None outside a repository or without git."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def package_versions() -> dict[str, str]:
@@ -223,7 +172,7 @@ def write_results(results: dict[str, Any], path: Path) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a ``results.json``, with every field of the schema present and of its type.
+    """The content of a ``results.json``, checked.
 
     Raises:
         UserError: the file is missing, is not JSON, or a field is missing or wrong; the message names it.
@@ -239,9 +188,9 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def require_valid(results: Any, name: str) -> None:
-    """Refuse ``results`` that differ from schema 1; fields beyond it are allowed."""
+    """Refuse ``results`` that differ from schema 1, by a :class:`UserError`; fields beyond it are allowed."""
     try:
-        TypeAdapter(_Results).validate_python(results, strict=True)
+        TypeAdapter(_typed("results", _RESULTS)).validate_python(results, strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
         place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"]).removeprefix(".")

@@ -1,7 +1,7 @@
 """Episodes in the real environment, planned for side by side."""
 
+import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,15 +38,8 @@ def run_episodes(
     Episode i resets its environment and the agent's random numbers with ``seed + i``, so that what happens in it does
     not depend on ``num_envs`` nor on the episodes beside it.
 
-    Args:
-        agent: acts for all rows at once.
-        environment: what to act in.
-        episodes: how many, at least 1.
-        num_envs: environments stepped side by side, at least 1.
-        seed: of the first episode.
-        options: progress bar, traces, pictures.
-
     Raises:
+        ValueError: ``episodes`` or ``num_envs`` is below 1.
         UserError: the environment cannot be made, does not fit, ends before a plan does, has no goal for a planner that
             needs one, or gives a reward that is not finite.
     """
@@ -61,17 +54,18 @@ def run_episodes(
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
             rollout.step()
-            progress.update(task, completed=rollout.done_fraction(), finished=len(rollout.records), mean=rollout.mean())
+            progress.update(task, **rollout.progress())
         return rollout.record()
 
 
 @dataclass
 class _Running:
-    """An episode under way in one row."""
+    """An episode as it is played in one row."""
 
     episode: int
     episode_return: float = 0.0
     length: int = 0
+    terminated: bool = False
     success: bool | None = None
     observations: list[np.ndarray] = field(default_factory=list)
     plans: list[PlanTrace] = field(default_factory=list)
@@ -84,15 +78,12 @@ class _Rollout:
     def __init__(
         self, agent: ActingAgent, batch: EnvironmentBatch, episodes: int, seed: int, options: RolloutOptions
     ) -> None:
-        self.agent, self.batch, self.seed, self.options = agent, batch, seed, options
-        self.episodes = episodes
+        self.agent, self.batch, self.episodes, self.seed, self.options = agent, batch, episodes, seed, options
         rows = len(batch.environments)
         self.rows = [_Running(episode) for episode in range(rows)]
         self.active = np.ones(rows, dtype=bool)
         self.next_episode = rows
-        self.records: dict[int, EpisodeRecord] = {}
-        self.traces: dict[int, EpisodeTrace] = {}
-        self.paths: dict[int, EpisodePath] = {}
+        self.finished: list[_Running] = []
         self.plan_seconds: list[float] = []
         self.started = time.perf_counter()
         self.render_seconds = 0.0
@@ -110,39 +101,31 @@ class _Rollout:
         actions = self.agent.act(self.batch.observations, active=active)
         if self.agent.planned.any():
             self.plan_seconds.append(time.perf_counter() - started)
-        self._keep_plans()
+        for row in np.flatnonzero(self.agent.planned):
+            if (running := self.rows[row]).episode < self.options.traces:
+                running.plans.append(PlanTrace(running.length, self.agent.last_plan.observations[row].copy()))
         result = self.batch.step(actions, active)
-        self._require_finite(result.rewards)
         done = result.terminated | result.truncated
-        self.agent.observe(result.actions, result.rewards, done | ~active)
         for row in np.flatnonzero(active):
             self._account(int(row), result)
+        self.agent.observe(result.actions, result.rewards, done | ~active)
         for row in np.flatnonzero(done & active):
             self._finish(int(row), bool(result.terminated[row]))
 
-    def _keep_plans(self) -> None:
-        """Keep the plans that were just made in traced episodes."""
-        due = [row for row in np.flatnonzero(self.agent.planned) if self.rows[row].episode < self.options.traces]
-        if due:
-            observations = self.agent.last_plan.observations
-            for row in due:
-                self.rows[row].plans.append(PlanTrace(self.rows[row].length, observations[row].copy()))
-
-    def _require_finite(self, rewards: np.ndarray) -> None:
-        for row in np.flatnonzero(~np.isfinite(rewards)):
-            running = self.rows[row]
+    def _account(self, row: int, result: StepResult) -> None:
+        """Add the row's step to its episode."""
+        running, reward = self.rows[row], float(result.rewards[row])
+        running.length += 1
+        if not math.isfinite(reward):
             raise UserError(
-                f"the environment's reward is {rewards[row]} at step {running.length + 1} of the episode with seed "
+                f"the environment's reward is {reward} at step {running.length} of the episode with seed "
                 f"{self.seed + running.episode}: its simulation has broken down"
             )
-
-    def _account(self, row: int, result: StepResult) -> None:
-        running = self.rows[row]
-        running.length += 1
-        running.episode_return += float(result.rewards[row])
-        success = _success(result.infos[row])
-        if success is not None:
-            running.success = success or bool(running.success)
+        running.episode_return += reward
+        info = result.infos[row]
+        reported = [bool(np.any(info[key])) for key in ("success", "is_success") if key in info]
+        if reported:
+            running.success = reported[0] or bool(running.success)
         self._look(row)
 
     def _look(self, row: int) -> None:
@@ -159,18 +142,9 @@ class _Rollout:
             self.render_seconds += time.perf_counter() - started
 
     def _finish(self, row: int, terminated: bool) -> None:
-        running = self.rows[row]
-        seed = self.seed + running.episode
-        self.records[running.episode] = EpisodeRecord(
-            seed, running.episode_return, running.length, terminated, running.success
-        )
-        if running.observations:
-            self.traces[running.episode] = EpisodeTrace(
-                running.episode, np.stack(running.observations), tuple(running.plans)
-            )
-        if running.path:
-            positions, goals = map(np.stack, zip(*running.path, strict=True))
-            self.paths[running.episode] = EpisodePath(running.episode, positions, goals)
+        """Keep the row's episode, and begin the next one where one is left."""
+        self.rows[row].terminated = terminated
+        self.finished.append(self.rows[row])
         if self.next_episode == self.episodes:
             self.active[row] = False
             return
@@ -180,37 +154,31 @@ class _Rollout:
         self.next_episode += 1
         self._look(row)
 
-    def mean(self) -> str:
-        """Mean return of the finished episodes, to show."""
-        returns = [record.episode_return for record in self.records.values()]
-        return f"{np.mean(returns):.5g}" if returns else "–"
-
-    def done_fraction(self) -> float:
-        """Episodes done, each one under way counted by its share of the time limit."""
-        limit = self.batch.max_episode_steps
-        running = [r.length for r, active in zip(self.rows, self.active, strict=True) if active]
-        return len(self.records) + (sum(running) / limit if limit else 0.0)
+    def progress(self) -> dict[str, Any]:
+        """Fields of the progress bar; an episode under way counts by its share of the time limit."""
+        limit = self.batch.max_episode_steps or math.inf
+        running = sum(row.length for row, active in zip(self.rows, self.active, strict=True) if active)
+        returns = [run.episode_return for run in self.finished]
+        mean = f"{np.mean(returns):.5g}" if returns else "–"
+        return {"completed": len(returns) + running / limit, "finished": len(returns), "mean": mean}
 
     def record(self) -> RolloutRecord:
-        ordered = tuple(self.records[episode] for episode in range(self.episodes))
-        return RolloutRecord(
-            ordered,
-            np.array(self.plan_seconds),
-            sum(record.length for record in ordered),
-            time.perf_counter() - self.started - self.render_seconds,
-            tuple(self.traces[episode] for episode in sorted(self.traces)),
-            self.agent.counts,
-            tuple(self.paths[episode] for episode in sorted(self.paths)),
+        runs = sorted(self.finished, key=lambda run: run.episode)
+        episodes = tuple(
+            EpisodeRecord(self.seed + run.episode, run.episode_return, run.length, run.terminated, run.success)
+            for run in runs
         )
+        traces = tuple(
+            EpisodeTrace(run.episode, np.stack(run.observations), tuple(run.plans)) for run in runs if run.observations
+        )
+        paths = tuple(EpisodePath(run.episode, *map(np.stack, zip(*run.path, strict=True))) for run in runs if run.path)
+        steps = sum(run.length for run in runs)
+        seconds = time.perf_counter() - self.started - self.render_seconds
+        return RolloutRecord(episodes, np.array(self.plan_seconds), steps, seconds, traces, self.agent.counts, paths)
 
 
 def require_possible(settings: PlannerRecord, needs_goal: bool, batch: EnvironmentBatch) -> None:
     """Refuse plans that an episode has no time for, or no goal.
-
-    Args:
-        settings: of the plans.
-        needs_goal: whether they lead to one.
-        batch: of the environment.
 
     Raises:
         UserError: saying which.
@@ -228,22 +196,8 @@ def require_possible(settings: PlannerRecord, needs_goal: bool, batch: Environme
         )
 
 
-def _success(info: Mapping[str, Any]) -> bool | None:
-    for key in ("success", "is_success"):
-        if key in info:
-            return bool(np.any(info[key]))
-    return None
-
-
 def progress_bar(shown: bool, text: str) -> Progress:
     """A bar with the time that remains, shown or not; ``text`` is Rich's template of the words beside it."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(text),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        disable=not shown,
-        refresh_per_second=4,
-    )
+    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn(text), *times
+    return Progress(*columns, disable=not shown, refresh_per_second=4)

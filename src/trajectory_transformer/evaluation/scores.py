@@ -25,22 +25,15 @@ def bootstrap_interval(values: np.ndarray) -> np.ndarray:
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """95 % interval of a success rate (Wilson 1927), which has a width at 0 and 100 % too.
-
-    Args:
-        successes: in [0, count].
-        count: trials, at least 1.
-    """
+    """95 % interval of a success rate in [0, 1] (Wilson 1927), which has a width at 0 and 100 % too."""
     low, high = stats.binomtest(successes, count).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
 def normalized_scores(returns: np.ndarray, reference: tuple[float, float] | None) -> np.ndarray | None:
-    """Returns in percent: 0 at the reference minimum (a random policy), 100 at its maximum (an expert).
+    """Returns (episodes,) in percent: 0 at the reference minimum (a random policy), 100 at its maximum (an expert).
 
-    Args:
-        returns: (episodes,).
-        reference: (minimum, maximum) return, or None where none is known, which gives None.
+    None without a reference, or where its ends are one.
     """
     if reference is None or reference[1] == reference[0]:
         return None
@@ -49,10 +42,9 @@ def normalized_scores(returns: np.ndarray, reference: tuple[float, float] | None
 
 
 def return_summary(returns: np.ndarray) -> dict[str, Any]:
-    """The fields ``return_…`` of the summary in ``results.json``.
+    """The fields ``return_…`` of the summary in ``results.json``, of at least one return (episodes,).
 
-    Args:
-        returns: (episodes,), at least one. A single one has no standard error, and 0 stands for it.
+    A single one has no standard error, and 0 stands for it.
     """
     return {
         "return_mean": float(returns.mean()),

@@ -21,15 +21,10 @@ _FRAMES_PER_SECOND = 25.0  # at most: drawing a frame in software takes as long 
 def mujoco_rendering_works() -> bool:
     """True if MuJoCo can draw without a display; sets ``MUJOCO_GL`` to the back end that works.
 
-    A back end that is missing breaks in ways that differ by driver, so each is tried in a process of its own. A
-    ``MUJOCO_GL`` that is set already is the only one tried.
+    Each is tried in a process of its own, as a missing one may crash; one that is set already is the only one tried.
     """
     chosen = os.environ.get("MUJOCO_GL")
-    if chosen:
-        candidates: list[str | None] = [chosen]
-    else:
-        candidates = ["egl", "osmesa"] if sys.platform == "linux" else [None]
-    for backend in candidates:
+    for backend in [chosen] if chosen else ["egl", "osmesa"] if sys.platform == "linux" else [None]:
         if _probe(backend):
             if backend is not None:
                 os.environ["MUJOCO_GL"] = backend
@@ -47,12 +42,7 @@ def _probe(backend: str | None) -> bool:
 
 
 def unavailable_reason(metadata: dict[str, Any], uses_mujoco: bool) -> str | None:
-    """The reason why no video can be made, or None if it can.
-
-    Args:
-        metadata: of the environment.
-        uses_mujoco: so that a graphics back end is needed.
-    """
+    """The reason why no video can be made of an environment with this metadata, or None if it can."""
     if importlib.util.find_spec("imageio") is None or importlib.util.find_spec("imageio_ffmpeg") is None:
         return "imageio and imageio-ffmpeg are not installed (pip install 'trajectory-transformer[video]')"
     if "rgb_array" not in (metadata.get("render_modes") or []):
@@ -63,15 +53,9 @@ def unavailable_reason(metadata: dict[str, Any], uses_mujoco: bool) -> str | Non
 
 
 class VideoRecorder:
-    """Writes ``episode_<i>.mp4`` for the first episodes, frame by frame, as they are played.
+    """Writes ``episode_<i>.mp4`` of the first ``episodes``, frame by frame, at about true speed.
 
-    Frames are taken so that the film runs at about true speed with at most 25 frames per second. The first failure
-    ends recording with one warning; the episodes go on.
-
-    Args:
-        directory: where the films go; made when the first frame comes.
-        episodes: how many of the first episodes to film.
-        steps_per_second: of the simulation, in true speed.
+    The first failure ends recording with one warning; the episodes go on.
     """
 
     def __init__(self, directory: Path, episodes: int, steps_per_second: float) -> None:
@@ -88,7 +72,9 @@ class VideoRecorder:
         try:
             if episode not in self.writers:
                 self.writers[episode] = self._open(episode)
-            self.writers[episode].append_data(_even(np.asarray(render())))
+            frame = np.asarray(render())
+            height, width = (side // 2 * 2 for side in frame.shape[:2])  # the codec wants even sides
+            self.writers[episode].append_data(frame[:height, :width])
         except Exception as error:  # drivers, codecs and environments fail in their own ways
             self.failed = True
             self.close()
@@ -98,17 +84,11 @@ class VideoRecorder:
         import imageio.v2 as imageio  # an extra
 
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"episode_{episode}.mp4"
         options: dict[str, Any] = {"fps": self.frames_per_second, "codec": "libx264", "macro_block_size": 1}
-        return imageio.get_writer(path, format="FFMPEG", **options)
+        return imageio.get_writer(self.directory / f"episode_{episode}.mp4", format="FFMPEG", **options)
 
     def close(self) -> None:
         """Finish the films."""
         for writer in self.writers.values():
             writer.close()
         self.writers.clear()
-
-
-def _even(frame: np.ndarray) -> np.ndarray:
-    """A frame (height, width, 3) cropped to even sides, as the codec wants them."""
-    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]

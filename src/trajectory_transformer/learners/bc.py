@@ -64,15 +64,11 @@ class BehaviorCloning(Learner):
 class CloningPolicy(nn.Module):
     """A feed-forward network from normalised observations to actions within their bounds.
 
-    Args:
-        environment: with a Box of actions with finite bounds.
-        options: sizes.
-
-    Attributes:
-        observation_mean, observation_deviation: (observation_dim,) of the training data.
+    Raises:
+        UserError: the environment's actions are not a Box with finite bounds.
     """
 
-    observation_mean: Tensor
+    observation_mean: Tensor  # (observation_dim,) of the training data
     observation_deviation: Tensor
     action_middle: Tensor
     action_half_range: Tensor
@@ -80,11 +76,12 @@ class CloningPolicy(nn.Module):
     def __init__(self, environment: EnvironmentSpec, options: BehaviorCloning) -> None:
         super().__init__()
         low, high = (torch.tensor(bound) for bound in environment.finite_action_bounds(options.kind))
-        self.register_buffer("observation_mean", torch.zeros(environment.observation_dim))
-        self.register_buffer("observation_deviation", torch.ones(environment.observation_dim))
+        inputs = environment.observation_dim
+        self.register_buffer("observation_mean", torch.zeros(inputs))
+        self.register_buffer("observation_deviation", torch.ones(inputs))
         self.register_buffer("action_middle", (low + high) / 2)
         self.register_buffer("action_half_range", (high - low) / 2)
-        self.layers = make_mlp(environment.observation_dim, options.hidden_layers, options.hidden_width, len(low))
+        self.layers = make_mlp(inputs, options.hidden_layers, options.hidden_width, len(low))
 
     @torch.no_grad()
     def normalize_like(self, observations: Tensor) -> None:

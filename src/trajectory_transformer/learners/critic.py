@@ -12,28 +12,17 @@ from .iql_network import ImplicitQ
 
 @dataclass(frozen=True)
 class Critic:
-    """Trained networks with all that gives their values a meaning.
+    """Trained networks with all that gives their values a meaning."""
 
-    Attributes:
-        network: in evaluation mode, without gradients.
-        reward_scale, reward_shift: the networks know a reward r as ``reward_scale * r + reward_shift``.
-        discount: of their values.
-        environment: the spaces of the data, and the environment to act in.
-    """
-
-    network: ImplicitQ
-    reward_scale: float
+    network: ImplicitQ  # in evaluation mode, without gradients
+    reward_scale: float  # the networks know a reward r as ``reward_scale * r + reward_shift``
     reward_shift: float
-    discount: float
-    environment: EnvironmentSpec
+    discount: float  # of their values
+    environment: EnvironmentSpec  # the spaces of the data, and the environment to act in
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "Critic":
-        """Read a checkpoint.
-
-        Raises:
-            UserError: the file is no good, or holds something other than a critic.
-        """
+        """The critic in a file; raises as :meth:`of`, and where the file is no good."""
         return cls.of(Checkpoint.read(path), device)
 
     @classmethod

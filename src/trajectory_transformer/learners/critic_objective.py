@@ -20,16 +20,12 @@ class CriticValue(Objective):
     not matter; ``q`` by Q(s_t, a_t) alone. Rewards and values are discounted as the critic's were; observations and
     actions are bin centres.
 
-    Attributes:
-        critic: path of a checkpoint of ``experiment=iql_…``, trained on the model's data.
-        score: return, v or q.
-
     Raises:
         UserError: there is no such score.
     """
 
-    critic: str
-    score: str = "return"
+    critic: str  # path of a checkpoint of ``experiment=iql_…``, trained on the model's data
+    score: str = "return"  # return, v or q
 
     def __post_init__(self) -> None:
         require_choice("planner.objective.score", self.score, ("return", "v", "q"))
@@ -54,8 +50,7 @@ class CriticValue(Objective):
 
         checkpoint = Checkpoint.read(self.critic)
         critic = Critic.of(checkpoint, str(context.device))
-        known = (critic.environment.observation_dim, critic.environment.action_dim)
-        given = (context.layout.observation_dim, context.layout.action_dim)
+        known, given = ((space.observation_dim, space.action_dim) for space in (critic.environment, context.layout))
         require(
             known == given,
             f"planner.objective.critic was trained on {known[0]} observation and {known[1]} action dimensions, the "
@@ -71,10 +66,11 @@ class CriticValue(Objective):
     def __call__(self, candidates: Candidates) -> "Tensor":
         critic, t, shape = self._critic, candidates.t, candidates.tokens.shape[:2]
         state, action = candidates.observations.flatten(0, 1), candidates.actions.flatten(0, 1)
-        network = critic.network
-        value = (network.v(state) if self.score == "v" else network.q(state, action)).view(shape)
+        value = (critic.network.v(state) if self.score == "v" else critic.network.q(state, action)).view(shape)
         if self.score == "q":
             return value
-        rewards = critic.reward_scale * candidates.rewards[:, :, :t] + critic.reward_shift
-        discounts = self._discounts[t]
+        rewards, discounts = (
+            critic.reward_scale * candidates.rewards[:, :, :t] + critic.reward_shift,
+            self._discounts[t],
+        )
         return (rewards * discounts[:t]).sum(dim=-1) + discounts[t] * value

@@ -12,14 +12,7 @@ from .transition_module import TransitionModule
 
 
 class EnsembleModule(TransitionModule):
-    """Trains a :class:`DynamicsEnsemble` on bootstrapped transitions, (members, batch, …).
-
-    Args:
-        network: to be trained, its normalisation set.
-        optimizer: AdamW and its schedule.
-        plan: length of the run, seed, logging.
-        record: what the network is trained on, for checkpoints.
-    """
+    """Trains a :class:`DynamicsEnsemble`, its normalisation set, on bootstrapped transitions, (members, batch, …)."""
 
     logged = ("loss", "worst_member_loss")
     network: DynamicsEnsemble
@@ -30,11 +23,12 @@ class EnsembleModule(TransitionModule):
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:
-        weights = [p for name, p in self.network.named_parameters() if name.endswith(".weight")]
-        others = [p for name, p in self.network.named_parameters() if not name.endswith(".weight")]
+        named, decay = list(self.network.named_parameters()), self.optimizer_config.weight_decay
         # Differs from the original: AdamW's decay, one value, in place of an L2 term with a factor for each layer.
-        decay = self.optimizer_config.weight_decay
-        return [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        return [
+            {"params": [p for name, p in named if name.endswith(".weight") == decays], "weight_decay": decay * decays}
+            for decays in (True, False)
+        ]
 
     @override
     def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:

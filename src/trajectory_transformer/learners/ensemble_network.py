@@ -11,7 +11,6 @@ from ..checkpoint import Checkpoint
 from ..configuration import EnsembleConfig
 from ..data.transition_set import TransitionBatch
 from ..errors import UserError
-from .mlp import MemberLinear
 
 ALL_MEMBERS = slice(None)
 SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is not divided by its deviation
@@ -22,23 +21,34 @@ def gaussian_nats(targets: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor
     return 0.5 * ((targets - mean).square() * (-log_variance).exp() + log_variance + math.log(2.0 * math.pi))
 
 
+class MemberLinear(nn.Module):
+    """A linear layer for each member of an ensemble, in one batched product.
+
+    Weights (members, inputs, outputs) are drawn as in PETS, from a normal distribution of standard deviation
+    1 / (2 √inputs), truncated at twice that; biases (members, 1, outputs) are zero.
+    """
+
+    def __init__(self, num_members: int, input_dim: int, output_dim: int) -> None:
+        super().__init__()
+        deviation = 0.5 / math.sqrt(input_dim)
+        self.weight = nn.Parameter(torch.empty(num_members, input_dim, output_dim))
+        self.bias = nn.Parameter(torch.zeros(num_members, 1, output_dim))
+        nn.init.trunc_normal_(self.weight, std=deviation, a=-2.0 * deviation, b=2.0 * deviation)
+
+    def forward(self, inputs: Tensor, members: slice) -> Tensor:
+        """(chosen members, batch, outputs) for inputs (chosen members, batch, inputs)."""
+        return torch.baddbmm(self.bias[members], inputs, self.weight[members])
+
+
 class DynamicsEnsemble(nn.Module):
     """Members that each predict a Gaussian over the change of the observation; all computed in one batched network.
 
-    Args:
-        observation_dim: O.
-        action_dim: A.
-        config: members, layers, widths.
-
-    Attributes:
-        input_mean, input_deviation: (O + A,) of observations and actions in the training data.
-        change_mean, change_deviation: (O,) of the change of the observation.
-        log_variance_low, log_variance_high: (O,) learnt soft bounds, in units of the normalised change.
+    Below, O is the observation's dimension and A the action's.
     """
 
-    input_mean: Tensor
+    input_mean: Tensor  # (O + A,) of observations and actions in the training data
     input_deviation: Tensor
-    change_mean: Tensor
+    change_mean: Tensor  # (O,) of the change of the observation
     change_deviation: Tensor
 
     def __init__(self, observation_dim: int, action_dim: int, config: EnsembleConfig) -> None:
@@ -46,9 +56,8 @@ class DynamicsEnsemble(nn.Module):
         self.config = config
         inputs, outputs = observation_dim + action_dim, 2 * observation_dim
         widths = [inputs, *[config.hidden_width] * config.hidden_layers, outputs]
-        self.layers = nn.ModuleList(
-            MemberLinear(config.num_members, before, after) for before, after in pairwise(widths)
-        )
+        self.layers = nn.ModuleList(MemberLinear(config.num_members, *sizes) for sizes in pairwise(widths))
+        # (O,) learnt soft bounds, in units of the normalised change
         self.log_variance_low = nn.Parameter(torch.full((observation_dim,), -10.0))
         self.log_variance_high = nn.Parameter(torch.full((observation_dim,), 0.5))
         for name, size in (("input", inputs), ("change", observation_dim)):
@@ -73,10 +82,7 @@ class DynamicsEnsemble(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor, members: slice = ALL_MEMBERS) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the normalised change, (chosen members, batch, O) each.
 
-        Args:
-            observations: (chosen members, batch, O).
-            actions: (chosen members, batch, A).
-            members: which of them compute.
+        Of observations (chosen members, batch, O) and actions (chosen members, batch, A).
         """
         hidden = (torch.cat([observations, actions], dim=-1) - self.input_mean) / self.input_deviation
         for layer in self.layers[:-1]:
@@ -86,11 +92,7 @@ class DynamicsEnsemble(nn.Module):
         return mean, self.log_variance_low + F.softplus(log_variance - self.log_variance_low)
 
     def nats(self, batch: TransitionBatch) -> Tensor:
-        """(members,) mean negative log-likelihood of a dimension of the normalised change.
-
-        Args:
-            batch: (members, batch, …).
-        """
+        """(members,) mean negative log-likelihood of a dimension of the normalised change; of (members, n, …)."""
         mean, log_variance = self(batch.observations, batch.actions)
         change = batch.next_observations - batch.observations
         targets = (change - self.change_mean) / self.change_deviation
@@ -103,17 +105,13 @@ class DynamicsEnsemble(nn.Module):
     def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the next observation, (n, O) each, in real units.
 
-        Args:
-            observations: (n, O).
-            actions: (n, A).
-            members: (n,) int64: which member predicts the row.
+        Of observations (n, O) and actions (n, A), each row predicted by the member that ``members`` (n,) int64 says.
         """
         mean, deviation = torch.empty_like(observations), torch.empty_like(observations)
         for member in range(self.num_members):
             rows = (members == member).nonzero().squeeze(1)
             if len(rows):
-                chosen = slice(member, member + 1)
-                change, log_variance = self(observations[rows][None], actions[rows][None], chosen)
+                change, log_variance = self(observations[rows][None], actions[rows][None], slice(member, member + 1))
                 mean[rows] = observations[rows] + self.change_mean + self.change_deviation * change[0]
                 deviation[rows] = self.change_deviation * (0.5 * log_variance[0]).exp()
         return mean, deviation

@@ -15,15 +15,9 @@ from .transition_module import TransitionModule
 
 
 class ImplicitQModule(TransitionModule):
-    """Trains V, Q and the policy of :class:`ImplicitQ` together.
+    """Trains V, Q and the policy of :class:`ImplicitQ` together; ``transform`` is scale and shift of rewards.
 
-    Args:
-        network: to be trained.
-        transform: scale and shift of rewards.
-        discount: of values.
-        optimizer: the policy's rate follows the schedule, as in the paper; V and Q keep ``learning_rate``.
-        plan: length of the run, seed, logging.
-        record: what the network is trained on, for checkpoints.
+    The policy's learning rate follows the schedule, as in the paper; V and Q keep theirs.
     """
 
     best_is_latest = True
@@ -45,8 +39,7 @@ class ImplicitQModule(TransitionModule):
 
     @override
     def model_options(self) -> dict[str, Any]:
-        transform = {"reward_scale": self.reward_scale, "reward_shift": self.reward_shift}
-        return asdict(self.network.config) | transform
+        return {**asdict(self.network.config), "reward_scale": self.reward_scale, "reward_shift": self.reward_shift}
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -27,11 +27,9 @@ class ImplicitLosses(NamedTuple):
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
-    """Mean of |expectile − 1(difference < 0)| · difference² (equation 5), which is least at the expectile.
+    """Mean of |expectile − 1(difference < 0)| · difference² (equation 5), which is least at the expectile, in (0, 1).
 
-    Args:
-        difference: target minus prediction, of any shape.
-        expectile: in (0, 1); 0.5 is half of the squared error.
+    ``difference`` is target minus prediction, of any shape.
     """
     weight = torch.where(difference < 0, 1.0 - expectile, expectile)
     return (weight * difference.square()).mean()
@@ -45,9 +43,7 @@ def advantage_weights(advantage: Tensor, inverse_temperature: float, max_weight:
 def reward_transform(rewards: str, worst_return: float, best_return: float) -> tuple[float, float]:
     """Scale and shift of rewards, as the paper has them.
 
-    Args:
-        rewards: "scaled" so that the data's returns span 1000, "minus_one" (a step costs 1, the goal nothing), "raw".
-        worst_return, best_return: of the data.
+    "scaled": so that the data's returns span 1000; "minus_one": a step costs 1, the goal nothing; "raw".
 
     Raises:
         UserError: all returns are equal, so that there is no scale.
@@ -65,10 +61,7 @@ def reward_transform(rewards: str, worst_return: float, best_return: float) -> t
 class ImplicitQ(nn.Module):
     """The networks: V(s), twin Q(s, a) with slowly following targets, and a Gaussian policy.
 
-    Args:
-        observation_dim: O.
-        action_low, action_high: (A,) finite bounds of the actions; the networks see actions scaled to [−1, 1].
-        config: sizes and constants of the losses.
+    They see actions scaled to [−1, 1] from their finite bounds (A,); below, O is the observation's dimension.
     """
 
     action_middle: Tensor
@@ -91,19 +84,13 @@ class ImplicitQ(nn.Module):
 
     @classmethod
     def of_environment(cls, environment: EnvironmentSpec, config: IqlConfig) -> "ImplicitQ":
-        """Networks for an environment's spaces.
-
-        Raises:
-            UserError: its actions are not a Box with finite bounds.
-        """
+        """Networks for an environment's spaces; a UserError where its actions are not a Box with finite bounds."""
         return cls(environment.observation_dim, *environment.finite_action_bounds("iql"), config)
 
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(n,) the lesser of the two target networks, in the unit of the transformed rewards.
 
-        Args:
-            observations: (n, O).
-            actions: (n, A), in the action space's own units.
+        At observations (n, O) and actions (n, A), in the action space's own units.
         """
         return self._twins(self.targets, observations, actions).amin(dim=0)
 
@@ -116,12 +103,7 @@ class ImplicitQ(nn.Module):
         return self.action_middle + self.action_half_range * self.policy(observations).tanh()
 
     def losses(self, batch: TransitionBatch, discount: float) -> ImplicitLosses:
-        """The losses of one update (equations 5 to 7).
-
-        Args:
-            batch: with transformed rewards.
-            discount: of the next observation's value; a terminal transition has none.
-        """
+        """The losses of one update (equations 5 to 7); ``batch`` has transformed rewards."""
         observations, actions = batch.observations, batch.actions
         # Differs from the original: it updates V before Q and the policy, here all three begin from the same V.
         value = self.v(observations)

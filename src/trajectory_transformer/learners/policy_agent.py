@@ -24,13 +24,9 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class PolicyStep:
-    """The plan of an agent that does not plan.
+    """The plan of an agent that does not plan."""
 
-    Attributes:
-        observations: (environment, 1, observation_dim): the present; a policy predicts nothing.
-    """
-
-    observations: np.ndarray
+    observations: np.ndarray  # (environment, 1, observation_dim): the present; a policy predicts nothing
 
 
 class PolicyAgent:
@@ -41,17 +37,11 @@ class PolicyAgent:
         environment: its spaces.
         device: where the policy computes.
         name: what results call it.
-
-    Attributes:
-        environment: what observations and actions look like.
-        settings: what is recorded of the planner.
-        planned: (environment,) bool: which rows the last :meth:`act` chose an action for.
-        counts: actions chosen since the last :meth:`reset`, as plans of one step.
     """
 
     needs_goal = imitates = False
-    planned: np.ndarray
-    counts: PlanCounts
+    planned: np.ndarray  # (environment,) bool: which rows the last :meth:`act` chose an action for
+    counts: PlanCounts  # actions chosen since the last :meth:`reset`, as plans of one step
 
     def __init__(
         self, policy: Callable[[Tensor], Tensor], environment: EnvironmentSpec, device: str, name: str
@@ -74,14 +64,9 @@ class PolicyAgent:
 
     @torch.no_grad()
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """The next action of each environment.
+        """The next action of each environment, (environment, action_dim) float32, at its real-valued observations.
 
-        Args:
-            observations: (environment, observation_dim) real values.
-            active: (environment,) bool; other rows get 0. None: all are active.
-
-        Returns:
-            (environment, action_dim) float32.
+        Rows that are not ``active`` get 0; None: all are.
 
         Raises:
             UserError: an active row has another width or is not finite.
@@ -89,10 +74,8 @@ class PolicyAgent:
         expected = self._observations.shape
         require(observations.shape == expected, f"observations have shape {observations.shape}, expected {expected}")
         self.planned = np.ones(len(observations), dtype=bool) if active is None else np.array(active, dtype=bool)
-        bad = self.planned & ~np.isfinite(observations).all(axis=1)
-        require(
-            not bad.any(), f"the observation of environment {np.flatnonzero(bad).tolist()} has NaN or infinite values"
-        )
+        bad = np.flatnonzero(self.planned & ~np.isfinite(observations).all(axis=1)).tolist()
+        require(not bad, f"the observation of environment {bad} has NaN or infinite values")
         self._observations = np.array(observations, dtype=np.float32)
         self.counts = PlanCounts(self.counts.plans + int(self.planned.sum()))
         actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)

@@ -15,20 +15,13 @@ from ..training.datamodule import OfflineDataModule
 class TransitionDataModule(OfflineDataModule[TransitionBatch]):
     """Transitions of the two parts, as recorded but for ``data.termination_penalty``.
 
-    Args:
-        config: which data.
-        seed: of the split, of the order of batches, and of the members' samples.
-        num_members: of an ensemble: batches get a leading axis, along which each member has its own bootstrap sample
-            of the training transitions and the same validation transitions; None: no such axis.
-
-    Attributes:
-        train_set, validation_set: on the CPU.
-        train_returns: worst and best undiscounted return of the training episodes.
+    With ``num_members``, batches get a leading axis, along which each member of an ensemble has its own bootstrap
+    sample of the training transitions and the same validation transitions.
     """
 
-    train_set: TransitionSet
+    train_set: TransitionSet  # on the CPU
     validation_set: TransitionSet
-    train_returns: tuple[float, float]
+    train_returns: tuple[float, float]  # worst and best of the training episodes, undiscounted
 
     def __init__(self, config: DataConfig, seed: int, num_members: int | None = None) -> None:
         super().__init__(config, seed)

@@ -14,14 +14,7 @@ from ..training.optimization import TrainingPlan
 
 
 class TransitionModule(LearnerModule):
-    """Minimises the first of a learner's losses, and logs the others beside it.
-
-    Args:
-        network: to be trained.
-        optimizer: AdamW and its schedule.
-        plan: length of the run, seed, logging.
-        record: what the network is trained on, for checkpoints.
-    """
+    """Minimises a loss of its network, and logs it and other values; arguments as of the base class."""
 
     logged: ClassVar[tuple[str, ...]]  # names of what :meth:`losses` gives; "loss" is one
 
@@ -31,7 +24,8 @@ class TransitionModule(LearnerModule):
         super().__init__(optimizer, plan, record)
         self.network = network
         self.last_values: dict[str, Tensor] = {}
-        self.validation_means = nn.ModuleDict({name: torchmetrics.MeanMetric() for name in self.logged})
+        means = {name: torchmetrics.MeanMetric() for name in self.logged}
+        self.validation_means = torchmetrics.MetricCollection({**means}, compute_groups=False)
 
     def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that an update minimises, and the values that are logged, by name; all scalars."""
@@ -52,16 +46,10 @@ class TransitionModule(LearnerModule):
     @override
     def validation_step(self, batch: TransitionBatch, batch_idx: int) -> None:
         for name, value in self.losses(batch)[1].items():
-            self._mean(name).update(value, batch.rewards.shape[-1])
+            self.validation_means[name].update(value, batch.rewards.shape[-1])
 
     @override
     def on_validation_epoch_end(self) -> None:
-        means = {name: self._mean(name).compute() for name in self.logged}
-        self.log_dict(self.labelled(means, "val"), sync_dist=True)
-        for name in self.logged:
-            self._mean(name).reset()
-
-    def _mean(self, name: str) -> torchmetrics.MeanMetric:
-        metric = self.validation_means[name]
-        assert isinstance(metric, torchmetrics.MeanMetric)
-        return metric
+        means = self.validation_means.compute()
+        self.validation_means.reset()
+        self.log_dict(self.labelled({name: means[name] for name in self.logged}, "val"), sync_dist=True)

@@ -24,36 +24,24 @@ PLAIN_LINE_SECONDS = 30.0  # between lines of progress where there is no termina
 class KeepCheckpoints(Checkpoint):
     """``last.ckpt`` every so many updates, at the end and when interrupted; ``best.ckpt`` by validation loss.
 
-    For a learner that no loss can judge, ``best.ckpt`` is the latest validated one.
-
-    Where a validation follows an update, ``last.ckpt`` is written after it: a resumed run then neither repeats nor
-    skips a validation.
-
-    A save that fails does not end the run, as a later one may succeed; at the end, a file that is not there does.
-
-    Args:
-        directory: of both files.
-        options: how often; the run's last update is always followed by a validation and a save.
-        watch: says when to stop.
-
-    Attributes:
-        best_loss: validation loss of what ``best.ckpt`` holds; NaN where nothing was saved yet.
+    For a learner that no loss can judge, ``best.ckpt`` is the latest validated one. The run's last update is always
+    followed by a validation and a save. Where a validation follows an update, ``last.ckpt`` is written after it: a
+    resumed run then neither repeats nor skips one. A save that fails does not end the run, as a later one may succeed;
+    at the end, a file that is not there does.
     """
 
     def __init__(self, directory: Path, options: TrainerConfig, watch: SignalWatch) -> None:
         self.last, self.best = directory / "last.ckpt", directory / "best.ckpt"
         self.options, self.watch = options, watch
-        self.best_loss = math.nan
-        self._failures: dict[Path, str] = {}  # of each file's latest save, where it failed
+        self.best_loss = math.nan  # validation loss of what ``best.ckpt`` holds; NaN where nothing was saved yet
+        self._failures: dict[Path, str | None] = {}  # of each file's latest save
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.watch.arm()
 
     @override
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         if trainer.global_step >= self.options.max_steps:
             trainer.should_stop = True  # the only way to have Lightning validate after the last update in any case
         if not trainer.should_stop and trainer.global_step % self.options.validate_every:
@@ -76,8 +64,8 @@ class KeepCheckpoints(Checkpoint):
             self._require(self.best)
 
     def _require(self, path: Path) -> None:
-        if path in self._failures:
-            raise UserError(self._failures[path])
+        if failure := self._failures.get(path):
+            raise UserError(failure)
 
     def _save(self, trainer: L.Trainer, path: Path) -> bool:
         """Save; whether that succeeded, on every process, although only the first one writes."""
@@ -85,9 +73,7 @@ class KeepCheckpoints(Checkpoint):
         plugin = trainer.strategy.checkpoint_io
         assert isinstance(plugin, VerifiedCheckpointIO)
         failure = trainer.strategy.broadcast(None if plugin.failure is None else str(plugin.failure))
-        self._failures.pop(path, None)
-        if failure is not None:
-            self._failures[path] = failure
+        self._failures[path] = failure
         return failure is None
 
     def _save_last(self, trainer: L.Trainer) -> None:
@@ -108,19 +94,16 @@ class KeepCheckpoints(Checkpoint):
 
 
 class Throughput(Callback):
-    """Tokens per second of training, validation apart, over all devices.
+    """Tokens (or another ``unit``) per second of training, validation apart, over all devices.
 
-    Args:
-        tokens_per_step: trained tokens of one update, over all devices.
-        log_every: updates between logged values, each the mean since the one before.
-        unit: what is counted, where that is not tokens.
+    ``tokens_per_step`` are those of an update on all devices; a value is logged after every so many updates, the mean
+    since the one before.
     """
 
     def __init__(self, tokens_per_step: int, log_every: int, unit: str = "tokens") -> None:
         self.tokens_per_step, self.log_every, self.unit = tokens_per_step, log_every, unit
-        self.seconds, self.steps = 0.0, 0
+        self.seconds, self.steps, self._since = 0.0, 0, 0.0
         self._logged_seconds, self._logged_steps = 0.0, 0
-        self._since = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -132,9 +115,7 @@ class Throughput(Callback):
         self._since = time.perf_counter()
 
     @override
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         now = time.perf_counter()
         self.seconds, self.steps, self._since = self.seconds + now - self._since, self.steps + 1, now
         if trainer.global_step % self.log_every == 0:
@@ -148,19 +129,11 @@ class Throughput(Callback):
 
 
 class RunProgress(Callback):
-    """One bar over all updates of the run, with the time that remains; where there is no terminal, a line now and then.
+    """A bar on standard error over all updates, with the time that remains; without a terminal, a line now and then."""
 
-    Args:
-        max_steps: updates of the run.
-        throughput: where tokens per second come from.
-        console: where to write; None: standard error.
-    """
-
-    def __init__(self, max_steps: int, throughput: Throughput, console: Console | None = None) -> None:
-        self.max_steps, self.throughput = max_steps, throughput
-        self.console = Console(stderr=True) if console is None else console
-        self._began, self._first_step, self._shown = 0.0, 0, 0.0
-        self._validation_loss = ""
+    def __init__(self, max_steps: int, throughput: Throughput) -> None:
+        self.max_steps, self.throughput, self.console = max_steps, throughput, Console(stderr=True)
+        self._began, self._first_step, self._shown, self._validation_loss = 0.0, 0, 0.0, ""
         self._bar: Progress | None = None
 
     @override
@@ -198,14 +171,9 @@ class RunProgress(Callback):
         self._validation_loss = f"  validation {float(trainer.callback_metrics['val/loss']):.3f}"
 
     @override
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._stop()
-
-    @override
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    on_exception = teardown

@@ -21,13 +21,9 @@ class VerifiedCheckpointIO(CheckpointIO):
 
     Lightning writes on one process only and then waits for it, so a failed save must not raise there: it warns, keeps
     the error in :attr:`failure`, and whoever cannot do without the file raises it.
-
-    Attributes:
-        failure: why the latest save failed; None where it did not.
     """
 
-    def __init__(self) -> None:
-        self.failure: UserError | None = None
+    failure: UserError | None = None  # of the latest save
 
     @override
     def save_checkpoint(
@@ -52,11 +48,7 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 def require_same_run(path: Path, module: LearnerModule) -> None:
-    """Refuse to go on from a checkpoint of another learner, model, data set or seed.
-
-    Args:
-        path: the checkpoint.
-        module: of the run as it would be now.
+    """Refuse to go on from a checkpoint of another learner, model, data set or seed than the module has.
 
     Raises:
         UserError: naming the first option that differs.
@@ -81,12 +73,11 @@ def require_same_run(path: Path, module: LearnerModule) -> None:
         raise UserError(
             f"'{path}' has other discretiser bins than data.discretizer gives now; resume with the same options"
         )
-    data = asdict(now.data)
-    for name, was, value in [
-        ("seed", saved.training.seed, now.seed),
-        *((f"data.{name}", was, data[name]) for name, was in asdict(saved.training.data).items()),
-    ]:
-        if was != value and name != "data.download":
+    before, after = (
+        {"seed": run.seed, **{f"data.{k}": v for k, v in asdict(run.data).items()}} for run in (saved.training, now)
+    )
+    for name, was in before.items():
+        if was != (value := after[name]) and name != "data.download":
             raise UserError(
                 f"'{path}' was trained with {name}={was}, now it is {value}; a run cannot change it half way"
             )

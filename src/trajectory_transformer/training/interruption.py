@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 import lightning as L
@@ -17,7 +17,7 @@ REQUEUE_SIGNAL = signal.SIGUSR1
 class TrainingInterrupted(SystemExit):
     """Ends the process with 128 + signal (143 for SIGTERM, 130 for SIGINT), after the state was saved.
 
-    A ``SystemExit``, because everything above should let it through: Lightning, Hydra, a sweep's remaining jobs.
+    It is a ``SystemExit`` so that Lightning, Hydra and a sweep's remaining jobs let it through.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,17 +25,14 @@ class TrainingInterrupted(SystemExit):
 
 
 class SignalWatch:
-    """Takes over SIGTERM and SIGINT (with ``requeue`` SIGUSR1 too) while used as a context.
+    """Takes over SIGTERM and SIGINT while used as a context.
 
     The first signal is noted in :attr:`received`; a second Ctrl-C ends the process at once. Outside the main thread,
-    where Python allows no handlers, it does nothing.
-
-    Args:
-        requeue: SLURM announces the end of a job's time by SIGUSR1: save, and put the job back in the queue.
+    where Python allows no handlers, it does nothing. With ``requeue`` also SIGUSR1, by which SLURM announces the end of
+    a job's time: save, and put the job back in the queue.
     """
 
     def __init__(self, requeue: bool = False) -> None:
-        self.requeue = requeue
         self.received: int | None = None
         self._signals = (signal.SIGTERM, signal.SIGINT, *([REQUEUE_SIGNAL] if requeue else []))
         self._previous: dict[int, signal._HANDLER] = {}
@@ -46,9 +43,7 @@ class SignalWatch:
             self.arm()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -72,8 +67,10 @@ class SignalWatch:
             TrainingInterrupted: always.
         """
         if number == REQUEUE_SIGNAL and is_global_zero:
+            array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+            job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"
             with contextlib.suppress(OSError):  # without scontrol the job ends, saved, and can be resumed by hand
-                subprocess.run(["scontrol", "requeue", _job_id()], check=False)
+                subprocess.run(["scontrol", "requeue", job], check=False)
         raise TrainingInterrupted(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -84,8 +81,3 @@ class SignalWatch:
         self.received = number
         text = f"\n{signal.Signals(number).name}: saving at the end of this update; Ctrl-C quits at once\n"
         os.write(2, text.encode())  # not print: the signal may have come in the middle of one
-
-
-def _job_id() -> str:
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"

@@ -29,29 +29,17 @@ EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normali
 
 @dataclass(frozen=True)
 class RunLabels:
-    """Labels of a run where the options give none.
+    """Labels of a run where the options give none."""
 
-    Attributes:
-        group: runs that are compared side by side, such as a sweep; or None.
-        job_type: "train" or "evaluate".
-        tags: to find it by.
-    """
-
-    group: str | None = None
-    job_type: str = "train"
-    tags: tuple[str, ...] = ()
+    group: str | None = None  # runs that are compared side by side, such as a sweep
+    job_type: str = "train"  # or "evaluate"
+    tags: tuple[str, ...] = ()  # to find it by
 
 
 def make_loggers(
     config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], defaults: RunLabels
 ) -> list[Logger]:
-    """The loggers of one run.
-
-    Args:
-        config: which, and what the user calls the run.
-        run_directory: everything they write lies below it.
-        resolved_config: all options of the run, to be shown beside its metrics.
-        defaults: labels where ``config`` has none.
+    """The loggers of one run, which write below ``run_directory`` and show ``resolved_config`` beside its metrics.
 
     Raises:
         UserError: W&B refuses to start, such as online without a key, or one of ``config.extra`` cannot be built.
@@ -60,42 +48,38 @@ def make_loggers(
     if config.name == "wandb":
         loggers.append(_wandb_logger(config, run_directory, resolved_config, defaults))
     for name, spec in config.extra.items():
-        logger = _extra_logger(spec, f"logger.extra.{name}", run_directory)
-        logger.log_hyperparams(dict(resolved_config))
-        loggers.append(logger)
+        place = f"logger.extra.{name}"
+        parameters = inspect.signature(locate(spec["_target_"], Logger, place, TYPED_BY_USER)).parameters
+        folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}  # unless told otherwise
+        try:
+            loggers.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
+        except ImportError as error:  # such as TensorBoard's
+            raise UserError(f"{place}: {' '.join(str(error).split())}") from None
+        loggers[-1].log_hyperparams(dict(resolved_config))
     return loggers
 
 
 def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
     """Refuse what is no Lightning logger among ``config.extra``, before anything is loaded for the run.
 
-    Args:
-        config: as of :func:`make_loggers`.
-        allow: as of :func:`~..building.build`: packages that a file may name, or ``TYPED_BY_USER``.
-
     Raises:
-        UserError: a class does not exist, is no logger, or is not allowed.
+        UserError: a class does not exist, is no logger, or is not among what :func:`~..building.build` may ``allow``.
     """
     for name, spec in config.extra.items():
         for target in [spec["_target_"]] if allow is TYPED_BY_USER else targets_in(spec):
             locate(target, Logger, f"logger.extra.{name}", allow)
 
 
-def _extra_logger(spec: Mapping[str, Any], place: str, run_directory: Path) -> Logger:
-    """The logger that ``spec`` describes; one that takes a ``save_dir`` writes to the run's, unless told otherwise."""
-    parameters = inspect.signature(locate(spec["_target_"], Logger, place, TYPED_BY_USER)).parameters
-    folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}
-    try:
-        return build({**folder, **spec}, Logger, place, TYPED_BY_USER)
-    except ImportError as error:  # such as TensorBoard's
-        raise UserError(f"{place}: {' '.join(str(error).split())}") from None
-
-
 def _wandb_logger(
     config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], labels: RunLabels
 ) -> WandbLogger:
+    from wandb.errors import CommError, UsageError  # here, so that runs without it need not wait
+
     folder = (run_directory / "wandb").absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    id_file = folder / "run_id.txt"  # kept with the run, so that a resumed or requeued one is the same one
+    if is_first_process() and not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:12])
     # By default artifacts wait for their upload in the home directory and are lost when a run is copied elsewhere.
     for name, part in (("WANDB_DIR", ".."), ("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         os.environ[name] = str((folder / part).resolve())
@@ -103,7 +87,7 @@ def _wandb_logger(
     logger = WandbLogger(
         save_dir=run_directory,
         name=run_directory.name,
-        id=_stable_id(folder / "run_id.txt") if is_first_process() else None,
+        id=id_file.read_text().strip() if is_first_process() else None,
         project=config.project,
         mode=mode,  # not Lightning's offline=, which leaves WANDB_MODE set for whatever runs next
         entity=config.entity,
@@ -113,8 +97,12 @@ def _wandb_logger(
         config=dict(resolved_config),
         resume="allow" if mode == "online" else None,
     )
-    if is_first_process():
-        _start(logger)
+    if is_first_process():  # starts now, so that a missing key stops the run before training, not in the middle of it
+        try:
+            logger.experiment.define_metric("val/loss", step_metric="trainer/global_step", summary="min")
+        except (UsageError, CommError) as error:
+            reason = f"W&B does not start: {error}; log in with `wandb login`, or use logger.offline=true"
+            raise UserError(reason) from None
     return logger
 
 
@@ -126,8 +114,7 @@ def _wandb_mode(config: LoggerConfig) -> str:
     if not wandb_key_is_configured():
         log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
         return "offline"
-    reason = reachability.unreachable(_wandb_url()) if is_first_process() else None
-    if reason is not None:
+    if is_first_process() and (reason := reachability.unreachable(_wandb_url())) is not None:
         log.warning("W&B cannot be reached (%s): this run is logged offline; `wandb sync` uploads it later", reason)
         return "offline"
     return "online"
@@ -137,46 +124,21 @@ def _wandb_url() -> str:
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
-def _start(logger: WandbLogger) -> None:
-    """Start the run now, so that a missing key stops the run before training, not in the middle of it."""
-    from wandb.errors import CommError, UsageError
-
-    try:
-        run = logger.experiment
-    except (UsageError, CommError) as error:
-        raise UserError(f"W&B does not start: {error}; log in with `wandb login`, or use logger.offline=true") from None
-    run.define_metric("val/loss", step_metric="trainer/global_step", summary="min")
-
-
-def _stable_id(file: Path) -> str:
-    """The run's id, kept with it, so that a resumed or requeued run is the same one."""
-    if not file.exists():
-        file.write_text(uuid.uuid4().hex[:12])
-    return file.read_text().strip()
-
-
 def wandb_key_is_configured() -> bool:
     """A key is in the environment, or in the netrc file for W&B's host."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    return get_netrc_auth(_wandb_url()) is not None
+    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(_wandb_url()) is not None
 
 
 @rank_zero_only
 def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """Add an evaluation's summary as ``evaluation/…``, its data's, and what a deadline did; to W&B also its episodes.
-
-    Args:
-        loggers: of the run.
-        results: the content of ``results.json``.
-    """
+    """Add the summary in a ``results.json``, its data's, and what a deadline did; to W&B also its episodes."""
     for run in _wandb_runs(loggers):
         import wandb
 
         rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
     parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
-    _summarize(loggers, dict(pair for name, part in parts.items() for pair in _flat(name, part)))
+    _summarize(loggers, _flat(parts))
 
 
 @rank_zero_only
@@ -198,13 +160,9 @@ def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any]) -> None:
 def log_artifacts(
     loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any], folders: Sequence[Path] = ()
 ) -> None:
-    """Add the checkpoint, and a description that identifies the data set and says where it lies, as W&B artifacts.
+    """Add the checkpoint, and the data set by its description, as W&B artifacts.
 
-    Args:
-        loggers: of the run.
-        checkpoint: the file to keep.
-        dataset: ids, fingerprint and what else describes the set; the arrays stay where they are.
-        folders: of the data set's parts on this machine; those that are there are referred to.
+    The arrays stay where they are; those ``folders`` of the set's parts that are on this machine are referred to.
     """
     for run in _wandb_runs(loggers):
         import wandb
@@ -239,10 +197,9 @@ def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:
     return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
 
 
-def _flat(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as ``prefix/key/key``."""
-    pairs: list[tuple[str, Any]] = []
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        name = f"{prefix}/{key}"
-        pairs += _flat(name, value) if isinstance(value, Mapping) else [(name, value)]
-    return pairs
+        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -41,11 +41,10 @@ class TokenMetrics(torchmetrics.Metric):
         if values is not None:  # standardised: a difference of large sums would be rounded away
             values = (values - values.mean()) / values.std().clamp(min=1e-30)
         self.register_buffer("values", values, persistent=False)
-        self.add_state("moments", torch.zeros(4, dtype=torch.float32), dist_reduce_fx="sum")
-        for name in ("nats", "correct", "count"):
-            self.add_state(name, torch.zeros(len(TOKEN_KINDS), dtype=torch.float32), dist_reduce_fx="sum")
-        for name in ("loss", "windows"):
-            self.add_state(name, torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        kind = (len(TOKEN_KINDS),)
+        shapes = {"nats": kind, "correct": kind, "count": kind, "loss": (), "windows": (), "moments": (4,)}
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float32), dist_reduce_fx="sum")
         kinds = torch.zeros(layout.transition_dim, dtype=torch.long)
         for index, columns in enumerate(layout.kind_slices().values()):
             kinds[columns] = index
@@ -101,45 +100,37 @@ class TokenMetrics(torchmetrics.Metric):
         return values
 
 
-def make_own_metrics(specs: Mapping[str, Any]) -> dict[str, torchmetrics.Metric]:
-    """The metrics of ``trainer.metrics``, each by its name.
-
-    Args:
-        specs: for each name a mapping with a ``_target_``: a :class:`torchmetrics.Metric` whose ``update`` takes
-            (logits, targets, mask), of the shapes that :meth:`TokenMetrics.update` has, and whose ``compute`` returns
-            one number.
-
-    Raises:
-        UserError: there is no such class, it is no such metric, or the name is taken.
-    """
-    taken = {"loss", "perplexity", "value_r2", "learning_rate", "gradient_norm", "tokens_per_second"}
-    taken |= {f"{kind}_{what}" for kind in TOKEN_KINDS for what in ("loss", "accuracy")}
-    metrics: dict[str, torchmetrics.Metric] = {}
-    for name, spec in specs.items():
-        if name in taken or not name.isidentifier():
-            raise UserError(f"trainer.metrics.{name}: that name is taken or no word; choose another")
-        metrics[name] = build(spec, torchmetrics.Metric, f"trainer.metrics.{name}", TYPED_BY_USER)
-        try:
-            inspect.signature(metrics[name].update).bind("logits", "targets", "mask")
-        except TypeError:
-            raise UserError(
-                f"trainer.metrics.{name}: update() of {spec['_target_']} must take logits, targets and mask"
-            ) from None
-    return metrics
-
-
 class LoggedMetrics(nn.Module):
     """:class:`TokenMetrics` and the user's own metrics, as one.
 
     Args:
         layout, values: as for :class:`TokenMetrics`.
-        own: as for :func:`make_own_metrics`, which says what is raised.
+        own: ``trainer.metrics``: for each name a mapping with a ``_target_``, a :class:`torchmetrics.Metric` whose
+            ``update`` takes (logits, targets, mask) of :meth:`TokenMetrics.update` and whose ``compute`` returns one
+            number.
+
+    Raises:
+        UserError: there is no such class, it is no such metric, or the name is taken.
     """
 
     def __init__(self, layout: TransitionLayout, own: Mapping[str, Any], values: Tensor | None = None) -> None:
         super().__init__()
         self.tokens = TokenMetrics(layout, values)
-        self.own = torchmetrics.MetricCollection(dict(make_own_metrics(own)), compute_groups=False)
+        metrics = {name: self._own_metric(name, spec) for name, spec in own.items()}
+        self.own = torchmetrics.MetricCollection({**metrics}, compute_groups=False)
+
+    def _own_metric(self, name: str, spec: Mapping[str, Any]) -> torchmetrics.Metric:
+        option = f"trainer.metrics.{name}"
+        taken = {"loss", "perplexity", "value_r2", "learning_rate", "gradient_norm", "tokens_per_second"}
+        taken |= {f"{kind}_{what}" for kind in TOKEN_KINDS for what in ("loss", "accuracy")}
+        if name in taken or not name.isidentifier():
+            raise UserError(f"{option}: that name is taken or no word; choose another")
+        metric = build(spec, torchmetrics.Metric, option, TYPED_BY_USER)
+        try:
+            inspect.signature(metric.update).bind("logits", "targets", "mask")
+        except TypeError:
+            raise UserError(f"{option}: update() of {spec['_target_']} must take logits, targets and mask") from None
+        return metric
 
     @torch.no_grad()
     def update(self, loss: Tensor, logits: Tensor, targets: Tensor, mask: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import logging
 import os
 from argparse import Namespace
@@ -13,6 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from ..files import write_whole
+
 log = logging.getLogger(__name__)
 
 
@@ -21,15 +24,12 @@ class MetricsFile(Logger):
 
     A run that goes on drops the rows that it is about to repeat. A metric first seen late adds a column. Rows that
     cannot be written, as on a full disk, are lost with one warning: no reason to lose the training too.
-
-    Args:
-        path: of the file.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._columns: list[str] | None = None  # None: nothing written by this process yet
+        self._columns: list[str] = []  # none: nothing written by this process yet
         self._warned = False
 
     @property
@@ -55,32 +55,17 @@ class MetricsFile(Logger):
     @override
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": str(step or 0), **{name: repr(float(value)) for name, value in metrics.items()}}
         try:
-            self._log(metrics, step)
+            if not self._columns:
+                self._begin(step or 0)
+            if new := [name for name in row if name not in self._columns]:
+                self._rewrite([*self._columns, *new], self._read())
+            self._append(row)
         except OSError as error:
             if not self._warned:
                 log.warning("%s cannot be written (%s): metrics are missing from it", self._path, error.strerror)
             self._warned = True
-
-    def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
-        row = {"step": str(step or 0), **{name: repr(float(value)) for name, value in metrics.items()}}
-        if self._columns is None:
-            self._begin(step or 0)
-        assert self._columns is not None
-        if new := [name for name in row if name not in self._columns]:
-            self._rewrite([*self._columns, *new], self._read())
-        self._append(row)
-
-    def _append(self, row: Mapping[str, str]) -> None:
-        assert self._columns is not None
-        size = self._path.stat().st_size
-        try:
-            with self._path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns, restval="").writerow(row)
-        except OSError:
-            with contextlib.suppress(OSError):  # the next row shall not continue what was written of this one
-                os.truncate(self._path, size)
-            raise
 
     def _begin(self, step: int) -> None:
         """Keep the rows before ``step`` of an earlier process."""
@@ -93,14 +78,22 @@ class MetricsFile(Logger):
         if not self._path.exists():
             return []
         with self._path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            return [row for row in reader if None not in row and all(value is not None for value in row.values())]
+            return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
 
     def _rewrite(self, columns: list[str], rows: Sequence[Mapping[str, str]]) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.partial")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self._path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self._path, text.getvalue())
         self._columns = columns
+
+    def _append(self, row: Mapping[str, str]) -> None:
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, restval="").writerow(row)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next row shall not continue what was written of this one
+                os.truncate(self._path, size)
+            raise
