@@ -11,11 +11,21 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ..building import PACKAGE
 from ..errors import UserError
 from .schema import OPEN_OPTIONS, group_names, option_names
 
 EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher -> optional dependency
+
+MOVED = {  # options, and commands taken for options, of earlier versions -> their names now
+    "planner.critic": "planner.objective.critic",
+    "planner.critic_score": "planner.objective.score",
+    "iql": "learner",
+    "ensemble": "learner",
+    "model.convert": f"python -m {PACKAGE}.interop.convert",
+    "model.adopt": f"python -m {PACKAGE}.interop.adopt",
+}
 
 
 def nearest(key: str, names: Sequence[str]) -> list[str]:
@@ -32,7 +42,10 @@ def nearest(key: str, names: Sequence[str]) -> list[str]:
 
 
 def did_you_mean(key: str, names: Sequence[str]) -> str:
-    """A clause to append to a message; where nothing is near, all names of the same level."""
+    """A clause to append to a message: the option's name now, the nearest, or else all names of the same level."""
+    for old, new in MOVED.items():
+        if f"{key}.".startswith(f"{old}.") and (new != "learner" or new in names):
+            return f"; it is now '{new}{key.removeprefix(old)}'"
     near = nearest(key, names)
     if near:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
