@@ -72,6 +72,20 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
     return found
 
 
+def require_options(spec: Mapping[str, object], place: str, given: Sequence[str] = ()) -> None:
+    """Refuse a user's ``spec`` with options that its class lacks, without making the object.
+
+    Args:
+        spec, place: as of :func:`build`.
+        given: arguments that are added where the object is made.
+
+    Raises:
+        UserError: there is no such class or option.
+    """
+    found = locate(str(spec["_target_"]), object, place, TYPED_BY_USER)
+    _require_parameters(found, {**spec, **dict.fromkeys(given)}, place)
+
+
 def targets_in(spec: object) -> list[str]:
     """All values of ``_target_`` in nested mappings and lists, in order."""
     if isinstance(spec, Mapping):
@@ -134,6 +148,7 @@ def _build_nested(value: object, kind: type, place: str, allow: Sequence[str] | 
 
 
 def _require_parameters(found: type, arguments: Mapping[str, object], place: str) -> None:
+    arguments = {name: value for name, value in arguments.items() if name != "_target_"}
     signature = inspect.signature(found)
     known = [parameter.name for parameter in signature.parameters.values()]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())

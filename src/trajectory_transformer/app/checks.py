@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,15 +10,17 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from ..building import TYPED_BY_USER, locate, targets_in
+from ..building import TYPED_BY_USER, build, locate, require_options, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import require_file
-from ..planning.objectives import make_objective
+from ..planning.objectives import Objective, make_objective
 from ..processes import is_first_process
+from ..training.learner import make_learner
 from . import mistakes, sweep
 from .run_folder import why_taken
-from .schema import option_names, plain_options, schema_of, typed_evaluate, typed_train
+from .schema import option_names, schema_of, typed_evaluate, typed_train
+from .search import with_values
 
 
 def config_folder(hydra: DictConfig) -> Path:
@@ -57,11 +60,9 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
         for target in targets_in(specs):  # what they are is seen once torch and Lightning are there
             locate(target, object, place, TYPED_BY_USER)
     if options.data.source is not None:
-        from ..data.sources import sources_of  # here, as it takes half a second
-
-        sources_of(options.data)
+        _check_source(options)
     if options.tune is not None:
-        _check_search(config, options.tune)
+        _check_search(options, options.tune)
     return options
 
 
@@ -82,18 +83,39 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     )
 
 
-def _check_search(config: DictConfig, tune: TuneConfig) -> None:
+def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
     """Refuse a search over an option that does not exist, or with a value of a wrong type, before the first trial."""
     names = [name for name in option_names(TrainConfig) if not name.startswith(("tune", "resume"))]
-    options = OmegaConf.merge(OmegaConf.structured(TrainConfig), plain_options(config))
     for name, parameter in tune.parameters.items():
-        if name not in names:
+        record = next((record for record in _RECORDS if name.startswith(f"{record}.")), None)
+        if record is None and name not in names:
             raise UserError(f"tune.parameters: there is no option '{name}'{mistakes.did_you_mean(name, names)}")
         for value in parameter.choices or (parameter.low, parameter.high):
             try:
-                OmegaConf.update(options, name, value)
+                if record is not None:
+                    _RECORDS[record](with_values(options, {name: value}))
+                else:  # values need only go together as the trials combine them
+                    OmegaConf.update(OmegaConf.structured(options), name, value)
             except ValidationError as error:
                 raise UserError(f"tune.parameters.{name}: {str(error).splitlines()[0]}") from None
+            except UserError as error:
+                raise UserError(f"tune.parameters.{name}: {error}") from None
+
+
+def _check_source(options: TrainConfig) -> None:
+    from ..data.sources import sources_of  # here, as it takes half a second
+
+    sources_of(options.data)
+
+
+_RECORDS: dict[str, Callable[[TrainConfig], object]] = {  # whose options are their class's -> their check
+    "learner": lambda options: make_learner(options.learner, TYPED_BY_USER),
+    "planner.objective": lambda options: build(
+        options.planner.objective_spec, Objective, "planner.objective", TYPED_BY_USER
+    ),
+    "data.source": _check_source,
+    "model.block": lambda options: require_options(options.model.block, "model.block", ("config",)),
+}
 
 
 class RunChecks(Callback):

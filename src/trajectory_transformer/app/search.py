@@ -5,10 +5,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ..configuration import TrainConfig
 from ..errors import UserError
 from .jobs import Job, begin, config_text, note, recorded, train
-from .schema import typed
 from .tune import search
 
 
@@ -39,12 +40,11 @@ def with_values(options: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 
     Raises:
         UserError: the values do not go together.
+        omegaconf.errors.OmegaConfBaseException: a name or a type is wrong.
     """
-    plain = asdict(options)
+    config = OmegaConf.structured(options)
     for name, value in values.items():
-        *parents, leaf = name.split(".")
-        node = plain
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
-    return typed(TrainConfig, plain)
+        OmegaConf.update(config, name, value)
+    changed = OmegaConf.to_object(config)
+    assert isinstance(changed, TrainConfig)
+    return changed

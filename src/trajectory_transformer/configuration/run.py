@@ -83,6 +83,8 @@ class TuneConfig:
     def __post_init__(self) -> None:
         require(self.trials >= 1, f"tune.trials={self.trials} must be at least 1")
         require(len(self.parameters) > 0, "tune.parameters must name at least one option")
+        for name in self.parameters:  # also as no search that is gone on with may choose what is imported
+            require(not name.endswith("_target_"), f"tune.parameters.{name}: a search varies options, not classes")
 
 
 @dataclass
