@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,9 +18,9 @@ from ..planning.objectives import Objective, make_objective
 from ..processes import is_first_process
 from ..training.learner import make_learner
 from . import mistakes, sweep
-from .run_folder import why_taken
+from .run_record import why_taken
 from .schema import option_names, schema_of, typed_evaluate, typed_train
-from .search import with_values
+from .tune import with_values
 
 
 def config_folder(hydra: DictConfig) -> Path:
@@ -45,25 +45,28 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
             evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
             if chosen:
                 make_objective(evaluation.planner)
-            for target in targets_in(evaluation.planner.objective):  # its options may lie in the checkpoint
-                locate(target, object, "planner.objective", TYPED_BY_USER)
-            require_file(evaluation.checkpoint)
-            if evaluation.predict.ensemble is not None:
-                require_file(evaluation.predict.ensemble)
+            _require_classes({"planner.objective": evaluation.planner.objective})  # its options may be the checkpoint's
+            for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
+                require_file(checkpoint)
             return evaluation
         options = typed_train(config)
     except mistakes.EXPECTED as error:
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
     _require_effect(options, hydra)
-    trainer, named = options.trainer, {"model.block": options.model.block}
-    for place, specs in (named | {"trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics}).items():
-        for target in targets_in(specs):  # what they are is seen once torch and Lightning are there
-            locate(target, object, place, TYPED_BY_USER)
+    trainer, block = options.trainer, options.model.block  # whose kinds are seen once torch and Lightning are there
+    _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
     if options.data.source is not None:
         _check_source(options)
     if options.tune is not None:
         _check_search(options, options.tune)
     return options
+
+
+def _require_classes(specs: Mapping[str, object]) -> None:
+    """Refuse ``_target_`` options, by their place, that name no class."""
+    for place, spec in specs.items():
+        for target in targets_in(spec):
+            locate(target, object, place, TYPED_BY_USER)
 
 
 def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
@@ -127,45 +130,39 @@ class RunChecks(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
-            options = validated(config, config.hydra)
+            options, directory = validated(config, config.hydra), Path(config.hydra.run.dir)
+            goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
+            if is_first_process():
+                taken = None if goes_on else why_taken(directory, isinstance(options, EvaluateConfig))
+                require(taken is None, str(taken))
+                _reserve(directory)
         except UserError as error:
             leave(str(error), 2)
-        directory = Path(config.hydra.run.dir)
-        goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
-        if not is_first_process():
-            return
-        if not goes_on and (taken := why_taken(directory, isinstance(options, EvaluateConfig))):
-            leave(taken, 2)
-        _reserve(directory)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
+            if is_first_process():
+                _reserve(Path(config.hydra.sweep.dir))
         except UserError as error:
             leave(str(error), 2)
-        if is_first_process():
-            _reserve(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if not is_first_process():
-            return
-        jobs = sweep.report(Path(config.hydra.sweep.dir))
-        if any(job.status != "finished" for job in jobs):
+        if is_first_process() and any(job.status != "finished" for job in sweep.report(Path(config.hydra.sweep.dir))):
             sys.exit(1)
 
 
 def _reserve(directory: Path) -> None:
-    """Make ``directory``, or exit with one sentence where it cannot be written."""
+    """Make ``directory``, and refuse one that cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        leave(
+        raise UserError(
             f"the output directory '{directory}' cannot be written ({error.strerror}); choose another with "
-            "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep",
-            2,
-        )
+            "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep"
+        ) from None
 
 
 def leave(message: str, code: int) -> NoReturn:

@@ -1,6 +1,8 @@
 """The two things a user can ask for: train and then plan, or evaluate what was trained."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from ..analysis.attention import evaluate_attention
 from ..analysis.prediction import PredictionRequest, predict
-from ..building import TYPED_BY_USER, build, packages_in
+from ..building import TYPED_BY_USER, packages_in
 from ..checkpoint import Checkpoint, DatasetRecord
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from ..data.episode_source import EpisodeSource
@@ -63,36 +65,8 @@ class RunContext:
     commit: str | None = field(default_factory=current_commit)
 
 
-@dataclass(frozen=True)
-class _Rollouts:
-    """Options of an evaluation, from either command."""
-
-    episodes: int
-    num_envs: int
-    seed: int
-    first_episode_seed: int
-    video: int
-    threads: int | None
-    progress: bool
-
-
-def make_callbacks(specs: Mapping[str, object]) -> tuple[Callback, ...]:
-    """The Lightning callbacks that ``trainer.callbacks`` describes.
-
-    Raises:
-        UserError: one is no Lightning callback, or cannot be made.
-    """
-    return tuple(
-        build(spec, Callback, f"trainer.callbacks.{name}", TYPED_BY_USER) for name, spec in specs.items()
-    )  # fmt: skip
-
-
 def run_training(config: TrainConfig, run: RunContext) -> float:
     """Fit, then act in the real environment with the best checkpoint.
-
-    Args:
-        config: validated options.
-        run: where, and how.
 
     Returns:
         The score that a sweep maximises: the mean return over ``evaluation.episodes``; without episodes, and for an
@@ -111,31 +85,20 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     _require_evaluable(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or datamodule.data.dataset_ids[0]
-    labels = RunLabels(group, "train", tags)
-    loggers = make_loggers(config.logger, run.directory, asdict(config), labels)
-    with _Finishing(loggers):
+    loggers = make_loggers(config.logger, run.directory, asdict(config), RunLabels(group, "train", tags))
+    with _finishing(loggers):
         report = fit(learner, config, run.directory, datamodule, loggers, run.callbacks, run.resume)
         if not is_first_process():
-            return float("nan")
+            return math.nan
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
-        options = config.evaluation
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data), sources_of(config.data))
-        if options.episodes == 0 or not learner.acts:
+        if config.evaluation.episodes == 0 or not learner.acts:
             return -report.validation_loss
         planner = vars(config.planner) if learner.plans else {}  # as typed, not as a file says
         allow = packages_in(asdict(config))
         trained = load_agent(report.best, config.trainer.accelerator, planner, allow, learner)
-        rollouts = _Rollouts(
-            options.episodes,
-            options.num_envs,
-            config.seed,
-            1000 * config.seed,  # so that the seeds of a sweep do not share episodes
-            options.video,
-            config.trainer.threads,
-            config.trainer.progress_bar,
-        )
-        return _evaluate(trained, rollouts, run, loggers)
+        return _plan(config, run, trained, loggers)
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> float:
@@ -152,33 +115,27 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
     Raises:
         UserError: a mistake that the options alone do not show, such as an environment that cannot be made.
     """
-    rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     training = trained.checkpoint.training
     sources = sources_of(training.data, config.allow) if _keeps_artifacts(config.logger) else []
     labels = RunLabels(run.sweep or training.dataset.ids[0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
-    with _Finishing(loggers):
+    with _finishing(loggers):
         if config.task == "plan":
-            score = _evaluate(trained, rollouts, run, loggers)
+            score = _plan(config, run, trained, loggers)
         else:
             with torch_threads(config.threads):
                 measurements = (_attend if config.task == "attention" else _predict)(config, run, trained)
             log_measurements(loggers, measurements)
-            score = (
-                measurements[0].value if config.task == "predict" else float("nan")
-            )  # attention has nothing to maximise
+            # Attention has nothing to maximise.
+            score = measurements[0].value if config.task == "predict" else math.nan
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.path, training.dataset, sources)
         return score
 
 
 def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> None:
-    """Refuse an evaluation that cannot be, rather before training than after.
-
-    Raises:
-        UserError: the environment cannot be made, the planner is not for it, or its objective is not available.
-    """
+    """Refuse, before training, an evaluation whose environment cannot be made, or that the planner is not for."""
     learner.check_data(config, datamodule)
     if config.evaluation.episodes == 0 or not learner.acts:
         return
@@ -193,15 +150,22 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
             require_possible(config.planner, make_objective(config.planner).needs_goal, batch)
 
 
-def _evaluate(trained: LoadedAgent, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:
-    """Write the results of planning; returns the mean return."""
+def _plan(
+    config: TrainConfig | EvaluateConfig, run: RunContext, trained: LoadedAgent, loggers: Sequence[Logger]
+) -> float:
+    """Write the results of acting in the environment; returns the mean return."""
+    if isinstance(config, TrainConfig):
+        options, threads, progress = config.evaluation, config.trainer.threads, config.trainer.progress_bar
+        first_seed = 1000 * config.seed  # so that the seeds of a sweep do not share episodes
+    else:
+        options, threads, progress, first_seed = config, config.threads, True, config.seed
     dataset = trained.checkpoint.training.dataset
     request = EvaluationRequest(
-        episodes=rollouts.episodes,
-        num_envs=min(rollouts.num_envs, rollouts.episodes),
-        seed=rollouts.seed,
-        first_episode_seed=rollouts.first_episode_seed,
-        video=rollouts.video,
+        episodes=options.episodes,
+        num_envs=min(options.num_envs, options.episodes),
+        seed=config.seed,
+        first_episode_seed=first_seed,
+        video=options.video,
         dataset_ids=dataset.ids,
         behavior_returns=dataset.returns.numpy(),
         reference_scores=dataset.reference_scores,
@@ -209,9 +173,9 @@ def _evaluate(trained: LoadedAgent, rollouts: _Rollouts, run: RunContext, logger
         checkpoint=str(trained.path),
         command=run.command,
         commit=run.commit,
-        progress=rollouts.progress,
+        progress=progress,
     )
-    with torch_threads(rollouts.threads):
+    with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results)
     return float(results["summary"]["return_mean"])
@@ -227,9 +191,8 @@ def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> li
 
 def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
     """Write how well models predict its held-out episodes; the first figure is the score."""
-    checkpoint = trained.checkpoint
+    checkpoint, network = trained.checkpoint, None
     model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
-    network = None
     if config.predict.ensemble is not None:
         ensemble, training = Checkpoint.read(config.predict.ensemble), checkpoint.training
         ensemble.require_same_data("predict.ensemble", training.environment, training.dataset.fingerprint)
@@ -257,18 +220,14 @@ def _keep_artifacts(
     log_artifacts(loggers, checkpoint, {**dataset.to_dict(), "returns": dataset.returns.tolist()}, folders)
 
 
-class _Finishing:
-    """Ends the loggers' runs when a job is over, telling them whether it failed, and the connection to other ranks."""
-
-    def __init__(self, loggers: Sequence[Logger]) -> None:
-        self._loggers = loggers
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        finish_loggers(self._loggers, exit_code=0 if kind is None else 1)
-        if (
-            torch.distributed.is_initialized()
-        ):  # Lightning leaves it to the process's end; a sweep's next job would hang
+@contextmanager
+def _finishing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """End the loggers' runs with the job, telling them whether it failed, and the connection to other ranks."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        finish_loggers(loggers, exit_code)
+        if torch.distributed.is_initialized():  # Lightning leaves it; a sweep's next job would hang
             torch.distributed.destroy_process_group()

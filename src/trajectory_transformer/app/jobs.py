@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
+from ..building import TYPED_BY_USER, build
 from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
 from ..files import write_whole
 from ..processes import is_first_process
-from .run_folder import claim
-from .run_record import RunRecord
+from .run_record import REFUSAL, STATUS, RunRecord, claim
 
 if TYPE_CHECKING:
     from .experiment import RunContext
@@ -38,7 +38,7 @@ class Job:
     Attributes:
         directory: of the run.
         parameters: what the command line, or a search, set for it.
-        sweep: name of the sweep that it belongs to, or None.
+        sweep: name of the sweep that it belongs to, whose runs go on unasked; or None.
         claimed: the directory is this run's; until then one that holds a run may be another's.
     """
 
@@ -46,11 +46,6 @@ class Job:
     parameters: dict[str, str] = field(default_factory=dict)
     sweep: str | None = None
     claimed: bool = False
-
-    @property
-    def continues(self) -> bool:
-        """A run that is found in the directory may be continued without being asked to."""
-        return self.sweep is not None
 
 
 def recorded(job: Job, run: Callable[[], float]) -> float:
@@ -62,9 +57,11 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
     Raises:
         SystemExit: 1 after a failure of a single run; the exit code of an interruption.
     """
-    with _environment_restored(), _sigterm_exits():
+    with _process_restored():
         try:
-            return run()
+            score = run()
+            note(job, "finished", score=score)
+            return score
         except KeyboardInterrupt:
             note(job, "interrupted", "interrupted")
             raise
@@ -94,23 +91,45 @@ def train(options: TrainConfig, job: Job) -> float:
     from ..data.sources import require_available
 
     require_available(options.data)  # before anything heavy is imported
-    text = config_text(asdict(options))
-    action = _claim(job, text, job.continues or options.trainer.requeue)
-    record = RunRecord.read(job.directory)
-    if action == "skip" and record is not None:
-        print(f"{job.directory} is finished already; nothing to do")
-        return math.nan if record.score is None else record.score
-    return fit_and_record(options, job, text, resume=action == "continue")
+    text = config_text(options)
+    action = claim(job.directory, text, job.sweep is not None or options.trainer.requeue)
+    return skip(job) if action == "skip" else fit_in(options, job, text, resume=action == "continue")
 
 
-def _claim(job: Job, text: str, go_on: bool) -> str:
-    """:func:`claim` for a training run; processes other than the first only look at what there is to go on with."""
-    if is_first_process():
-        return claim(job.directory, text, go_on)
+def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
+    """Train in a directory that has been claimed, with ``text`` as its ``config.yaml``; returns the score."""
+    begin(job, text)
+    os.environ[RANK_RUN] = json.dumps({"directory": str(job.directory.absolute()), "resume": resume})
+    from .experiment import run_training
+
+    return run_training(options, context(job, options.trainer.callbacks, resume))
+
+
+def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
+    """Evaluate a checkpoint; returns the score, NaN where the task has none.
+
+    Args:
+        planner: options that replace those recorded in the checkpoint.
+
+    Raises:
+        UserError: a mistake that only shows at run time.
+    """
+    from .experiment import run_evaluation
+    from .loading import load_agent
+
+    trained = load_agent(Path(options.checkpoint), options.accelerator, planner, options.allow)
+    text = config_text(options, planner=asdict(trained.agent.settings))
+    if claim(job.directory, text, job.sweep is not None, evaluation=True) == "skip":
+        return skip(job)
+    begin(job, text)
+    return run_evaluation(options, context(job), trained)
+
+
+def skip(job: Job) -> float:
+    """Say that the run is finished; returns the score that it recorded."""
+    print(f"{job.directory} is finished already; nothing to do")
     record = RunRecord.read(job.directory)
-    if record is not None and record.status == "finished":
-        return "skip"
-    return "continue" if (job.directory / "checkpoints" / "last.ckpt").exists() else "start"
+    return math.nan if record is None or record.score is None else record.score
 
 
 def begin(job: Job, text: str) -> None:
@@ -130,95 +149,52 @@ def begin(job: Job, text: str) -> None:
     note(job, "running")
 
 
-def fit_and_record(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
-    """Train in a directory that has been claimed, with ``text`` as its ``config.yaml``; returns the score."""
-    begin(job, text)
-    os.environ[RANK_RUN] = json.dumps({"directory": str(job.directory.absolute()), "resume": resume})
-    from .experiment import run_training
-
-    score = run_training(options, context(options, job, resume))
-    note(job, "finished", score=score)
-    return score
+def config_text(options: TrainConfig | EvaluateConfig, **replaced: Any) -> str:
+    """``config.yaml`` of a run: all options, none left to be resolved."""
+    return yaml.safe_dump({**asdict(options), **replaced}, sort_keys=False, allow_unicode=True)
 
 
-def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
-    """Evaluate a checkpoint; returns the score, NaN where the task has none.
-
-    Args:
-        planner: options that replace those recorded in the checkpoint.
+def context(job: Job, callbacks: Mapping[str, object] | None = None, resume: bool = False) -> "RunContext":
+    """The surroundings of a run, with the ``trainer.callbacks`` that its options describe; imports torch.
 
     Raises:
-        UserError: a mistake that only shows at run time.
+        UserError: one is no Lightning callback, or cannot be made.
     """
-    from .experiment import RunContext, run_evaluation
-    from .loading import load_agent
+    from lightning.pytorch.callbacks import Callback
 
-    trained = load_agent(Path(options.checkpoint), options.accelerator, planner, options.allow)
-    text = config_text({**asdict(options), "planner": asdict(trained.agent.settings)})
-    action = claim(job.directory, text, job.continues, evaluation=True)
-    record = RunRecord.read(job.directory)
-    if action == "skip" and record is not None:
-        print(f"{job.directory} is finished already; nothing to do")
-        return math.nan if record.score is None else record.score
-    begin(job, text)
-    score = run_evaluation(options, RunContext(job.directory, command_text(), sweep=job.sweep), trained)
-    note(job, "finished", score=score)
-    return score
+    from .experiment import RunContext
 
-
-def config_text(options: dict[str, Any]) -> str:
-    """``config.yaml`` of a run: all options, none left to be resolved."""
-    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-
-
-def command_text() -> str:
-    """The command line, to be pasted."""
-    return shlex.join(["python", *sys.argv])
-
-
-def context(options: TrainConfig, job: Job, resume: bool) -> "RunContext":
-    """The surroundings of a training run, besides its options; imports torch."""
-    from .experiment import RunContext, make_callbacks
-
-    callbacks = make_callbacks(options.trainer.callbacks)
-    return RunContext(job.directory, command_text(), resume, job.sweep, callbacks)
+    made = (build(s, Callback, f"trainer.callbacks.{name}", TYPED_BY_USER) for name, s in (callbacks or {}).items())
+    return RunContext(job.directory, shlex.join(["python", *sys.argv]), resume, job.sweep, tuple(made))
 
 
 def note(job: Job, status: str, reason: str = "", score: float | None = None) -> None:
     """Keep the state of a run in its directory, or, where another run's lies there, that it was refused."""
     if not is_first_process():
         return
-    record = RunRecord(status, job.parameters, score, reason)
-    with contextlib.suppress(OSError):  # a full disk is reported by what fails on it
-        if job.claimed or not (job.directory / "config.yaml").exists():
-            record.write(job.directory)
-        elif status == "failed" and job.sweep is not None:
-            record.write_refusal(job.directory)
+    own = job.claimed or not (job.directory / "config.yaml").exists()
+    if own or (status == "failed" and job.sweep is not None):
+        with contextlib.suppress(OSError):  # a full disk is reported by what fails on it
+            RunRecord(status, job.parameters, score, reason).write(job.directory, STATUS if own else REFUSAL)
 
 
 @contextlib.contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, with its state recorded; training sets its own handler meanwhile."""
+def _process_restored() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does, with its state recorded; training sets its own handler meanwhile.
+
+    Afterwards the environment is as before: what Lightning and W&B leave there would misguide a sweep's next job.
+    """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
+    environment = dict(os.environ)
+    may_handle = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, leave) if may_handle else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _environment_restored() -> Iterator[None]:
-    """Undo what Lightning and W&B leave in the environment, which would misguide the next job of a sweep."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
+        if may_handle:
+            signal.signal(signal.SIGTERM, handler)
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)

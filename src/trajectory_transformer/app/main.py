@@ -16,7 +16,7 @@ from ..errors import UserError
 from . import jobs, mistakes, resume
 from .checks import leave, validated
 from .schema import planner_overrides
-from .search import run_search
+from .tune import run_search
 
 SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig}
 
@@ -40,7 +40,8 @@ def entry_point(name: str, configs: Path) -> None:
         if name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume.resume(*asked)
         else:
-            _run_hydra(name, configs)
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, without advice of Hydra's own
+            hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:
         leave(str(error), code)
     except mistakes.EXPECTED as error:
@@ -49,20 +50,13 @@ def entry_point(name: str, configs: Path) -> None:
         sys.exit(130)
 
 
-def _run_hydra(name: str, configs: Path) -> None:
-    """Compose, check and run; Hydra lets its errors through instead of printing them with advice of its own."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
-
-
 def hydra_job(config: DictConfig) -> float:
     """One run, alone or in a sweep; returns its score, or NaN after a failure within a sweep."""
     node = cast(DictConfig, HydraConfig.get())
     directory = Path(node.runtime.output_dir)
     overrides = list(node.overrides.task)
     parameters = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    sweep = directory.parent.name if node.mode == RunMode.MULTIRUN else None
-    job = jobs.Job(directory, parameters, sweep)
+    job = jobs.Job(directory, parameters, directory.parent.name if node.mode == RunMode.MULTIRUN else None)
 
     def run() -> float:
         options = validated(config, node)
@@ -76,15 +70,14 @@ def hydra_job(config: DictConfig) -> float:
 
 def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
     """The run directory of ``resume=DIR``, and the packages of ``allow=``, the only option beside it."""
-    given = [a for a in arguments if a.startswith("resume=") and a.partition("=")[2] not in ("", "null")]
-    if not given:
+    given = next((a for a in arguments if a.startswith("resume=") and a.partition("=")[2] not in ("", "null")), None)
+    if given is None:
         return None
     allowed = [a for a in arguments if a.startswith("allow=")]
-    others = [a for a in arguments if a not in (given[0], *allowed[:1])]
-    if others:
+    if others := [a for a in arguments if a not in (given, *allowed[:1])]:
         raise UserError(
-            f"{given[0]} goes on with a run as it was set up and takes no other option but allow=[PACKAGE]: "
+            f"{given} goes on with a run as it was set up and takes no other option but allow=[PACKAGE]: "
             f"{', '.join(others)}"
         )
     packages = [name.strip() for text in allowed for name in text.partition("=")[2].strip("[]'\"").split(",")]
-    return Path(given[0].partition("=")[2].strip("'\"")), [name for name in packages if name]
+    return Path(given.partition("=")[2].strip("'\"")), [name for name in packages if name]

@@ -12,10 +12,10 @@ from ..building import TYPED_BY_USER, require_allowed
 from ..configuration import TrainConfig, current_record
 from ..errors import UserError
 from . import mistakes
-from .jobs import RANK_RUN, Job, context, fit_and_record, recorded
+from .jobs import RANK_RUN, Job, context, fit_in, recorded
 from .run_record import RunRecord
 from .schema import typed
-from .search import run_search
+from .tune import run_search
 
 
 def resume(directory: Path, allow: Sequence[str]) -> None:
@@ -31,25 +31,24 @@ def resume(directory: Path, allow: Sequence[str]) -> None:
     """
     options = read_config(directory, allow)
     record = RunRecord.read(directory)
-    finished = record is not None and record.status == "finished"
+    has_checkpoint = (directory / "checkpoints" / "last.ckpt").exists()
     in_sweep = (directory.parent / "multirun.yaml").exists()
     sweep = directory.absolute().parent.name if in_sweep else None
     job = Job(directory, record.parameters if record else {}, sweep, claimed=True)
-    if finished and options.tune is None:
+    if options.tune is None and record is not None and record.status == "finished":
         if options.evaluation.episodes == 0 or (directory / "results.json").exists():
             print(f"{directory} is finished; nothing to do")
             return
         print(f"{directory} is finished but for its evaluation")
-    elif not (directory / "checkpoints" / "last.ckpt").exists() and options.tune is None:
+    elif options.tune is None and not has_checkpoint:
         print(f"{directory} holds no checkpoint yet; starting from the beginning")
     from ..data.sources import require_available
 
     require_available(options.data, allow)
     text = (directory / "config.yaml").read_text()
-    has_checkpoint = (directory / "checkpoints" / "last.ckpt").exists()
 
     def run() -> float:
-        return fit_and_record(options, job, text, has_checkpoint) if options.tune is None else run_search(options, job)
+        return run_search(options, job) if options.tune is not None else fit_in(options, job, text, has_checkpoint)
 
     score = recorded(job, run)
     after = RunRecord.read(directory)
@@ -58,18 +57,18 @@ def resume(directory: Path, allow: Sequence[str]) -> None:
 
 
 def is_later_rank() -> bool:
-    """This process was started by Lightning beside the one that reads the command line."""
+    """True in a process that Lightning started beside the one that reads the command line."""
     return RANK_RUN in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0
 
 
 def run_rank() -> None:
     """Train as one of several processes, in the first one's run directory and with its ``config.yaml``."""
     run = json.loads(os.environ[RANK_RUN])
-    directory = Path(run["directory"])
-    options = read_config(directory, TYPED_BY_USER)
+    job = Job(Path(run["directory"]))
+    options = read_config(job.directory, TYPED_BY_USER)  # which this very command has just written
     from .experiment import run_training
 
-    run_training(options, context(options, Job(directory), run["resume"]))
+    run_training(options, context(job, options.trainer.callbacks, run["resume"]))
 
 
 def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
@@ -77,8 +76,7 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
 
     Args:
         directory: of the run.
-        allow: packages besides this one that its ``config.yaml`` may name classes of; :data:`TYPED_BY_USER`: any, as
-            this very command has just written it.
+        allow: packages besides this one that its ``config.yaml`` may name classes of; :data:`TYPED_BY_USER`: any.
 
     Raises:
         UserError: there is none, or it is not valid.
@@ -87,9 +85,9 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
     try:
         options = yaml.safe_load(file.read_text())
     except OSError:
-        raise UserError(
-            f"resume={directory}: there is no {file}, so no run to go on with{_runs_beside(directory)}"
-        ) from None
+        runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
+        latest = f"; the latest one there is {runs[-1]}" if runs else ""
+        raise UserError(f"resume={directory}: there is no {file}, so no run to go on with{latest}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(options, dict) or "checkpoint" in options:
@@ -105,8 +103,3 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
     if allow is not None:
         require_allowed(options, str(file), allow)
     return config
-
-
-def _runs_beside(directory: Path) -> str:
-    runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
-    return f"; the latest one there is {runs[-1]}" if runs else ""
