@@ -1,4 +1,4 @@
-"""A checkpoint with its agent, as the two commands use it, whatever was trained."""
+"""Checkpoints with their agents and held-out data, for either command and any learner."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,7 @@ from ..training.learner import Learner, make_learner
 
 @dataclass(frozen=True)
 class LoadedAgent:
-    """A checkpoint, read and verified once, and its agent.
-
-    Attributes:
-        path: of the file.
-        checkpoint: its contents.
-        agent: plans with it, or follows its policy.
-    """
+    """A checkpoint, read and verified once, and the agent that plans with it or follows its policy."""
 
     path: Path
     checkpoint: Checkpoint
@@ -43,7 +37,7 @@ def load_agent(
     Args:
         path: a ``.ckpt`` file.
         accelerator: that plans; as Lightning's.
-        planner_overrides: planner options that replace those recorded in the checkpoint.
+        planner_overrides: options that replace those recorded in the checkpoint.
         allow: packages that the checkpoint may name parts of.
         learner: that trained it; None: the one that the checkpoint names.
 
@@ -60,9 +54,7 @@ def load_agent(
 def held_out_episodes(checkpoint: Checkpoint, allow: Sequence[str] = ()) -> list[Episode]:
     """The validation episodes of a checkpoint's own data, which its training has not seen, in the order stored.
 
-    Args:
-        checkpoint: as read.
-        allow: packages besides this one that its source of episodes may come from.
+    Its source of episodes may come from this package and those in ``allow``.
 
     Raises:
         UserError: the data is not available, or is not what the checkpoint was trained on.
