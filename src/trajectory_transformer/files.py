@@ -6,31 +6,39 @@ from pathlib import Path
 
 from .errors import UserError
 
+PARTIAL = ".partial"  # ends the name of a file that is being written
 
-def write_whole(file: Path, content: str | bytes) -> None:
+
+def write_whole(file: Path, content: str | bytes | bytearray) -> None:
     """Replace ``file`` at once: another process reads all of it, or what was there before.
 
     Raises:
-        OSError: it cannot be written; nothing partial is left behind.
+        OSError: it cannot be written; nothing partial is left behind, unless the process is killed.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     try:
         with temporary.open("wb") as opened:
             opened.write(content.encode() if isinstance(content, str) else content)
             opened.flush()
             os.fsync(opened.fileno())
         temporary.replace(file)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    with contextlib.suppress(OSError):  # the new name itself survives a power cut, where the file system allows it
+        descriptor = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def write_output(what: str, file: Path, content: str | bytes) -> None:
+def write_output(what: str, file: Path, content: str | bytes | bytearray) -> None:
     """As :func:`write_whole`, in a folder that is made where it is missing.
 
     Raises:
-        UserError: it cannot be written; ``what`` begins the sentence.
+        UserError: it cannot be written; the sentence begins with ``what``.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
