@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .attention import AttentionConfig
 from .data import DataConfig
 from .planner import PlannerConfig
-from .predict import PredictConfig
+from .tasks import AttentionConfig, PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
 
