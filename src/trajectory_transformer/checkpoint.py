@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint_file import FORMAT, SECTION, read_checkpoint
-from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig
+from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig, require
 from .data.discretizer import Discretizer
 from .data.episodes import OfflineData
 from .environments.spec import EnvironmentSpec
@@ -97,10 +97,8 @@ class TrainingRecord:
     ) -> "TrainingRecord":
         """The record of a run; with a discretiser, of one that plans."""
         planner = None if discretizer is None else config.planner
-        dataset = DatasetRecord.of(data)
-        return cls(
-            kind, config.learner, data.environment, dataset, config.data, config.seed, planner, discretizer
-        )  # fmt: skip
+        named = (DatasetRecord.of(data), config.data, config.seed, planner, discretizer)
+        return cls(kind, config.learner, data.environment, *named)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors: the checkpoint's own section, without the network's sizes."""
@@ -127,19 +125,18 @@ class TrainingRecord:
             KeyError, TypeError, ValueError: it is no such record.
         """
         kind = str(values.get("kind", "transformer"))
-        learner = values.get("learner")
-        if learner is None and kind in _LEARNERS_BY_KIND:
-            learner = {"_target_": _LEARNERS_BY_KIND[kind]}
+        named = {"_target_": _LEARNERS_BY_KIND[kind]} if kind in _LEARNERS_BY_KIND else None
+        learner = named if values.get("learner") is None else values["learner"]
         if not isinstance(learner, Mapping):
             raise ValueError(f"it holds '{kind}', which this version does not know")
-        data = dict(values["data"])
-        planner, discretizer = values.get("planner"), values.get("discretizer")
+        data, planner, discretizer = dict(values["data"]), values.get("planner"), values.get("discretizer")
+        data["discretizer"] = DiscretizerConfig(**data.get("discretizer", {}))
         return cls(
             kind,
             learner,
             EnvironmentSpec.from_dict(values["environment"]),
             DatasetRecord.from_dict(values["dataset"]),
-            DataConfig(**{**data, "discretizer": DiscretizerConfig(**data.get("discretizer", {}))}),
+            DataConfig(**data),
             int(values.get("seed", 0)),
             None if planner is None else PlannerConfig.from_record(planner),
             None if discretizer is None else Discretizer.from_dict(discretizer),
@@ -191,11 +188,11 @@ class Checkpoint:
         Raises:
             UserError: naming both.
         """
-        if self.training.kind != kind:
-            raise UserError(
-                f"checkpoint '{self.name}' was trained with learner={self.training.kind}, and one of learner={kind} is "
-                "needed here"
-            )
+        require(
+            self.training.kind == kind,
+            f"checkpoint '{self.name}' was trained with learner={self.training.kind}, and one of learner={kind} is "
+            "needed here",
+        )
 
     def require_same_data(self, option: str, environment: EnvironmentSpec, fingerprint: str) -> None:
         """Refuse a network of other dimensions or other data than the model that it stands beside.
@@ -208,41 +205,36 @@ class Checkpoint:
             UserError: naming the difference.
         """
         ours = self.training.environment
-        for what, other, own in (
-            ("observation", ours.observation_dim, environment.observation_dim),
-            ("action", ours.action_dim, environment.action_dim),
-        ):
-            if other != own:
-                raise UserError(
-                    f"{option} has {other} {what} dimensions, the checkpoint's model {own}; train both on one data set"
-                )
-        if self.training.dataset.fingerprint != fingerprint:
-            raise UserError(
-                f"{option} was trained on other data ({', '.join(self.training.dataset.ids)}) than the checkpoint's "
-                "model; train both on one data set"
+        for kind in ("observation", "action"):
+            other, own = getattr(ours, f"{kind}_dim"), getattr(environment, f"{kind}_dim")
+            require(
+                other == own,
+                f"{option} has {other} {kind} dimensions, the checkpoint's model {own}; train both on one data set",
             )
-        if ours.observation_indices != environment.observation_indices:
-            raise UserError(
-                f"{option} sees the observation's dimensions {ours.observation_indices}, the checkpoint's model "
-                f"{environment.observation_indices}; train both with the same data.observation_indices"
-            )
+        require(
+            self.training.dataset.fingerprint == fingerprint,
+            f"{option} was trained on other data ({', '.join(self.training.dataset.ids)}) than the checkpoint's "
+            "model; train both on one data set",
+        )
+        require(
+            ours.observation_indices == environment.observation_indices,
+            f"{option} sees the observation's dimensions {ours.observation_indices}, the checkpoint's model "
+            f"{environment.observation_indices}; train both with the same data.observation_indices",
+        )
 
     def require_same_split(self, option: str, data: DataConfig, seed: int) -> None:
         """Refuse a network that other episodes were held out from than from the model that it stands beside.
 
-        Args:
-            option: that named this checkpoint.
-            data, seed: of the model's run.
-
         Raises:
-            UserError: naming the difference.
+            UserError: naming the difference between its run's and the model's ``data`` and ``seed``.
         """
+        ours = self.training
         for name, other, own in (
-            ("seed", self.training.seed, seed),
-            ("data.validation_fraction", self.training.data.validation_fraction, data.validation_fraction),
+            ("seed", ours.seed, seed),
+            ("data.validation_fraction", ours.data.validation_fraction, data.validation_fraction),
         ):
-            if other != own:
-                raise UserError(
-                    f"{option} was trained with {name}={other}, the checkpoint's model with {own}: it may have seen "
-                    "episodes that were held out from the model; train both alike"
-                )
+            require(
+                other == own,
+                f"{option} was trained with {name}={other}, the checkpoint's model with {own}: it may have seen "
+                "episodes that were held out from the model; train both alike",
+            )
