@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, TypeVar, cast
 
 from .errors import UserError
@@ -48,8 +48,7 @@ def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | Non
 
 def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None) -> type[Kind]:
     """The class named ``path``; arguments and errors as of :func:`build`."""
-    if allow is not None:
-        _require_allowed(path, path, place, allow)
+    _require_allowed(path, path, place, allow)
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -59,17 +58,12 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
         raise UserError(f"{place}._target_={path}: there is no such class") from None
     if not inspect.isclass(found) or not issubclass(found, kind):
         raise UserError(f"{place}._target_={path} is not a {'class' if kind is object else kind.__name__}")
-    if allow is not None:  # a name can lead to what another package defines
-        _require_allowed(f"{found.__module__}.{name}", path, place, allow)
+    _require_allowed(f"{found.__module__}.{name}", path, place, allow)  # a name can lead to another package's class
     return found
 
 
 def require_options(spec: Mapping[str, object], place: str, given: Sequence[str] = ()) -> None:
-    """Refuse a user's ``spec`` with options that its class lacks, beside those ``given`` where the object is made.
-
-    Raises:
-        UserError: there is no such class or option.
-    """
+    """Refuse a user's ``spec`` with options that its class lacks, beside those ``given`` where the object is made."""
     options = {name: value for name, value in spec.items() if name != "_target_"}
     found = locate(str(spec["_target_"]), object, place, TYPED_BY_USER)
     _require_parameters(found, options | dict.fromkeys(given), place)
@@ -83,32 +77,19 @@ def targets_in(spec: object) -> list[str]:
 
 
 def packages_in(spec: object) -> tuple[str, ...]:
-    """The packages that a file made from ``spec``, the user's own words, may name: those named and those that define.
-
-    Raises:
-        UserError: a target is no class.
-    """
+    """The packages that a file made from ``spec``, a user's own words, may name: those named, and those that define."""
     found = {path: locate(path, object, "_target_", TYPED_BY_USER).__module__ for path in targets_in(spec)}
     return tuple(dict.fromkeys(name.partition(".")[0] for pair in found.items() for name in pair))
 
 
 def require_allowed(spec: object, place: str, allow: Sequence[str]) -> None:
-    """Refuse what a file names, anywhere in ``spec``, outside this package and ``allow``.
-
-    Raises:
-        UserError: naming the first such class.
-    """
+    """Refuse, with a UserError, what a file names anywhere in ``spec`` outside this package and ``allow``."""
     for target in targets_in(spec):
         _require_allowed(target, target, place, allow)
 
 
-def spec_of(built: object) -> dict[str, Any]:
-    """The description that :func:`build` makes an equal object from, for a dataclass of plain values."""
-    return {"_target_": f"{type(built).__module__}.{type(built).__qualname__}", **asdict(cast(Any, built))}
-
-
-def _require_allowed(path: str, named: str, place: str, allow: Sequence[str]) -> None:
-    if not path.startswith(tuple(f"{package}." for package in (PACKAGE, *allow))):
+def _require_allowed(path: str, named: str, place: str, allow: Sequence[str] | None) -> None:
+    if allow is not None and not path.startswith(tuple(f"{package}." for package in (PACKAGE, *allow))):
         package = path.partition(".")[0]
         raise UserError(
             f"{place} names the class {named}, and a file must not choose what is imported; if you trust that package, "
