@@ -52,7 +52,7 @@ MISTAKES = [
     (["planner.name=imitation"], ["planner.name=imitation", "choose planner.name=return"]),
     (["planner.name=imitaton"], ["planner.name=imitaton", "did you mean planner=imitation?"]),
     (["planner.objective._target_=trajectory_transformer.planning.objectives.Retrn"], ["Retrn", "no such class"]),
-    (["planner.objective._target_=trajectory_transformer.app.run_record.RunRecord"], ["is not a Objective"]),
+    (["planner.objective._target_=trajectory_transformer.app.jobs.RunRecord"], ["is not a Objective"]),
     (["planner=goal"], ["planner=goal needs a model that was trained to reach goals"]),
     (["model.goal_conditioned=true"], ["planner=return cannot plan with a model that was trained to reach goals"]),
     (["experiment=goal_umaze", "planner.window=sliding", "planner.context=2"], ["planner=goal needs planner.window"]),

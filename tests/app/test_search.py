@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.tune import with_values
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError

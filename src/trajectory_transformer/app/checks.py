@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,14 +13,15 @@ from omegaconf.errors import ValidationError
 from ..building import TYPED_BY_USER, build, locate, require_options, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
-from ..files import require_file
+from ..files import is_first_process, require_file
 from ..planning.objectives import Objective, make_objective
-from ..processes import is_first_process
 from ..training.learner import make_learner
 from . import mistakes, sweep
-from .run_record import why_taken
+from .jobs import why_taken
 from .schema import option_names, schema_of, typed_evaluate, typed_train
 from .tune import with_values
+
+RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # which a search may vary options of
 
 
 def config_folder(hydra: DictConfig) -> Path:
@@ -29,15 +30,7 @@ def config_folder(hydra: DictConfig) -> Path:
 
 
 def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateConfig:
-    """The typed options of either command.
-
-    Args:
-        config: composed options, with or without Hydra's node.
-        hydra: Hydra's node.
-
-    Raises:
-        UserError: one clear sentence about a wrong name, type, value or target.
-    """
+    """The typed options of either command; raises UserError about a wrong name, type, value or target."""
     schema = schema_of(config)
     try:
         if schema is EvaluateConfig:
@@ -55,8 +48,7 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     _require_effect(options, hydra)
     trainer, block = options.trainer, options.model.block  # whose kinds are seen once torch and Lightning are there
     _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
-    if options.data.source is not None:
-        _check_source(options)
+    _check_record("data.source", options)
     if options.tune is not None:
         _check_search(options, options.tune)
     return options
@@ -90,60 +82,60 @@ def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
     """Refuse a search over an option that does not exist, or with a value of a wrong type, before the first trial."""
     names = [name for name in option_names(TrainConfig) if not name.startswith(("tune", "resume"))]
     for name, parameter in tune.parameters.items():
-        record = next((record for record in _RECORDS if name.startswith(f"{record}.")), None)
+        record = next((record for record in RECORDS if name.startswith(f"{record}.")), None)
         if record is None and name not in names:
             raise UserError(f"tune.parameters: there is no option '{name}'{mistakes.did_you_mean(name, names)}")
         for value in parameter.choices or (parameter.low, parameter.high):
             try:
                 if record is not None:
-                    _RECORDS[record](with_values(options, {name: value}))
+                    _check_record(record, with_values(options, {name: value}))
                 else:  # values need only go together as the trials combine them
                     OmegaConf.update(OmegaConf.structured(options), name, value)
-            except ValidationError as error:
+            except (ValidationError, UserError) as error:
                 raise UserError(f"tune.parameters.{name}: {str(error).splitlines()[0]}") from None
-            except UserError as error:
-                raise UserError(f"tune.parameters.{name}: {error}") from None
 
 
-def _check_source(options: TrainConfig) -> None:
-    from ..data.sources import sources_of  # here, as it takes half a second
+def _check_record(place: str, options: TrainConfig) -> None:
+    """Refuse wrong options of a learner, objective or source by making it, and of a block by its signature."""
+    if place == "learner":
+        make_learner(options.learner, TYPED_BY_USER)
+    elif place == "planner.objective":
+        build(options.planner.objective_spec, Objective, place, TYPED_BY_USER)
+    elif place == "model.block":
+        require_options(options.model.block, place, ("config",))
+    elif options.data.source is not None:
+        from ..data.sources import sources_of  # here, as it takes half a second
 
-    sources_of(options.data)
-
-
-_RECORDS: dict[str, Callable[[TrainConfig], object]] = {  # whose options are their class's -> their check
-    "learner": lambda options: make_learner(options.learner, TYPED_BY_USER),
-    "planner.objective": lambda options: build(
-        options.planner.objective_spec, Objective, "planner.objective", TYPED_BY_USER
-    ),
-    "data.source": _check_source,
-    "model.block": lambda options: require_options(options.model.block, "model.block", ("config",)),
-}
+        sources_of(options.data)
 
 
 class RunChecks(Callback):
-    """Hydra's hooks around a run and a sweep.
-
-    Hydra turns an exception in a hook into a warning, so that these exit instead: 2 for a mistake, 1 for failed jobs.
-    """
+    """Hydra's hooks around a run and a sweep; they exit, as Hydra turns an exception in a hook into a warning."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
-            options, directory = validated(config, config.hydra), Path(config.hydra.run.dir)
-            goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
-            if is_first_process():
-                taken = None if goes_on else why_taken(directory, isinstance(options, EvaluateConfig))
-                require(taken is None, str(taken))
-                _reserve(directory)
-        except UserError as error:
-            leave(str(error), 2)
+        self._check(config, Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._check(config, Path(config.hydra.sweep.dir), is_sweep=True)
+
+    def _check(self, config: DictConfig, directory: Path, is_sweep: bool = False) -> None:
+        """Exit with 2 after a mistake, or where the output directory cannot be used; a sweep's jobs check theirs."""
         try:
             mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
-            if is_first_process():
-                _reserve(Path(config.hydra.sweep.dir))
+            options = None if is_sweep else validated(config, config.hydra)
+            if not is_first_process():
+                return
+            goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
+            if options and not goes_on and (taken := why_taken(directory, isinstance(options, EvaluateConfig))):
+                raise UserError(taken)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=directory).close()
+            except OSError as error:
+                raise UserError(
+                    f"the output directory '{directory}' cannot be written ({error.strerror}); choose another with "
+                    "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep"
+                ) from None
         except UserError as error:
             leave(str(error), 2)
 
@@ -152,24 +144,7 @@ class RunChecks(Callback):
             sys.exit(1)
 
 
-def _reserve(directory: Path) -> None:
-    """Make ``directory``, and refuse one that cannot be written."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"the output directory '{directory}' cannot be written ({error.strerror}); choose another with "
-            "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep"
-        ) from None
-
-
 def leave(message: str, code: int) -> NoReturn:
-    """Print one message and exit.
-
-    Raises:
-        SystemExit: always.
-    """
+    """Print one message and exit."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)

@@ -1,10 +1,11 @@
-"""The two things a user can ask for: train and then plan, or evaluate what was trained."""
+"""Training with planning after it, and evaluation of the checkpoints that it leaves."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -16,20 +17,22 @@ from ..building import TYPED_BY_USER, packages_in
 from ..checkpoint import Checkpoint, DatasetRecord
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from ..data.episode_source import EpisodeSource
-from ..data.sources import sources_of
+from ..data.episodes import Episode
+from ..data.sources import load_offline_data, sources_of
 from ..data.transitions import join_episodes
 from ..environments.batch import environment_title, make_environments
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.measurements import Measurement, RunFacts
 from ..evaluation.plots import plot_training
+from ..evaluation.records import ActingAgent
 from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import require_possible
+from ..files import is_first_process
 from ..learners.ensemble_network import read_ensemble
 from ..planning.objectives import make_objective
 from ..planning.trained_transformer import TrainedTransformer
-from ..processes import is_first_process
-from ..training.datamodule import OfflineDataModule
+from ..training.datamodule import OfflineDataModule, split_episodes
 from ..training.fit import fit, torch_threads
 from ..training.learner import Learner, make_learner
 from ..training.loggers import (
@@ -41,28 +44,27 @@ from ..training.loggers import (
     make_loggers,
     require_loggers,
 )
-from .loading import LoadedAgent, held_out_episodes, load_agent, torch_device
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's surroundings, as opposed to its options.
+    """A run's surroundings, as opposed to its options."""
 
-    Attributes:
-        directory: where everything it writes goes.
-        command: the command line, to be recorded.
-        resume: go on from ``checkpoints/last.ckpt``.
-        sweep: name of the sweep that it belongs to, or None.
-        callbacks: Lightning callbacks that the user added.
-        commit: of the code that runs, taken before it does, or None.
-    """
+    directory: Path  # where everything it writes goes
+    command: str  # the command line, to be recorded
+    resume: bool = False  # go on from checkpoints/last.ckpt
+    sweep: str | None = None  # name of the sweep that it belongs to
+    callbacks: tuple[Callback, ...] = ()  # that the user added
+    commit: str | None = field(default_factory=current_commit)  # of the code that runs, taken before it does
 
-    directory: Path
-    command: str
-    resume: bool = False
-    sweep: str | None = None
-    callbacks: tuple[Callback, ...] = ()
-    commit: str | None = field(default_factory=current_commit)
+
+@dataclass(frozen=True)
+class LoadedAgent:
+    """A checkpoint, read and verified once, and the agent that plans with it or follows its policy."""
+
+    path: Path
+    checkpoint: Checkpoint
+    agent: ActingAgent
 
 
 def run_training(config: TrainConfig, run: RunContext) -> float:
@@ -102,12 +104,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> float:
-    """Do with a checkpoint what ``config.task`` says.
-
-    Args:
-        config: validated options; the checkpoint and planner in them have been made use of in ``trained``.
-        run: where, and how.
-        trained: what plans, is looked into, or predicts.
+    """Do what ``config.task`` says with what its checkpoint and planner options made, ``trained``.
 
     Returns:
         The mean return, or of predictions the log-likelihood in nats per dimension; NaN where the task has no score.
@@ -125,13 +122,61 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
             score = _plan(config, run, trained, loggers)
         else:
             with torch_threads(config.threads):
-                measurements = (_attend if config.task == "attention" else _predict)(config, run, trained)
+                measurements = _measure(config, run, trained)
             log_measurements(loggers, measurements)
             # Attention has nothing to maximise.
             score = measurements[0].value if config.task == "predict" else math.nan
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.path, training.dataset, sources)
         return score
+
+
+def load_agent(
+    path: Path,
+    accelerator: str,
+    planner_overrides: Mapping[str, Any],
+    allow: Sequence[str] = (),
+    learner: Learner | None = None,
+) -> LoadedAgent:
+    """Read a checkpoint and make its agent, for one of Lightning's accelerators.
+
+    ``planner_overrides`` replace options that the checkpoint records. It may name parts of the packages in ``allow``,
+    and, unless one is given, the ``learner`` that trained it.
+
+    Raises:
+        UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
+    """
+    device = torch_device(accelerator, "accelerator")
+    checkpoint = Checkpoint.read(path)
+    if learner is None:
+        learner = make_learner(checkpoint.training.learner, allow)
+    return LoadedAgent(path, checkpoint, learner.make_agent(checkpoint, device, planner_overrides, allow))
+
+
+def held_out_episodes(checkpoint: Checkpoint, allow: Sequence[str] = ()) -> list[Episode]:
+    """The validation episodes of a checkpoint's own data, in the order stored, from a source that ``allow`` lets in.
+
+    Raises:
+        UserError: the data is not available, or is not what the checkpoint was trained on.
+    """
+    training = checkpoint.training
+    data = load_offline_data(training.data, allow=allow)
+    if data.fingerprint != training.dataset.fingerprint:
+        raise UserError(
+            f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "
+            f"'{checkpoint.name}' was trained on"
+        )
+    return split_episodes(data, training.data.validation_fraction, training.seed)[1]
+
+
+def torch_device(accelerator: str, option: str) -> str:
+    """The torch device of one of Lightning's accelerators; raises UserError where there is none."""
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    there = {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if accelerator in there and not there[accelerator]():
+        raise UserError(f"{option}={accelerator}: this machine has none that torch can use; choose {option}=cpu")
+    return "cuda" if accelerator == "gpu" else accelerator
 
 
 def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> None:
@@ -181,32 +226,25 @@ def _plan(
     return float(results["summary"]["return_mean"])
 
 
-def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
-    """Write what the model attends to in its held-out episodes."""
-    model = TrainedTransformer.of(trained.checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
-    data = trained.checkpoint.training.data
-    table = join_episodes(held_out_episodes(trained.checkpoint, config.allow), data.discount, data.termination_penalty)
-    return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
-
-
-def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
-    """Write how well models predict its held-out episodes; the first figure is the score."""
-    checkpoint, network = trained.checkpoint, None
+def _measure(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
+    """Write what the model attends to in its held-out episodes, or how well it predicts them: the first one."""
+    checkpoint, training, network = trained.checkpoint, trained.checkpoint.training, None
     model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
+    env_id = environment_title(trained.agent.environment)
+    facts = RunFacts(",".join(training.dataset.ids), env_id, config.seed, run.commit, run.command)
+    if config.task == "attention":
+        episodes = held_out_episodes(checkpoint, config.allow)
+        table = join_episodes(episodes, training.data.discount, training.data.termination_penalty)
+        return evaluate_attention(model, table, config.attention, facts, run.directory)
     if config.predict.ensemble is not None:
-        ensemble, training = Checkpoint.read(config.predict.ensemble), checkpoint.training
+        ensemble = Checkpoint.read(config.predict.ensemble)
         ensemble.require_same_data("predict.ensemble", training.environment, training.dataset.fingerprint)
         ensemble.require_same_split("predict.ensemble", training.data, training.seed)
         network = read_ensemble(ensemble)
-    request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
+    request = PredictionRequest(config.predict, config.episodes, config.video, facts)
     planner = trained.agent.settings
     assert isinstance(planner, PlannerConfig)  # a policy's checkpoint has no such model
     return predict(model, planner, held_out_episodes(checkpoint, config.allow), network, request, run.directory)
-
-
-def _facts(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> RunFacts:
-    env_id = environment_title(trained.agent.environment)
-    return RunFacts(",".join(trained.checkpoint.training.dataset.ids), env_id, config.seed, run.commit, run.command)
 
 
 def _keeps_artifacts(config: LoggerConfig) -> bool:

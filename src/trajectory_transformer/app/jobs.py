@@ -1,4 +1,4 @@
-"""Jobs: the directory, record and environment variables around one training or evaluation."""
+"""One training or evaluation as a job: its folder, who may run there, and what became of it."""
 
 import contextlib
 import json
@@ -20,53 +20,100 @@ import yaml
 from ..building import TYPED_BY_USER, build
 from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
-from ..files import write_whole
-from ..processes import is_first_process
-from .run_record import REFUSAL, STATUS, RunRecord, claim
+from ..files import is_first_process, write_whole
 
 if TYPE_CHECKING:
     from .experiment import RunContext
 
+STATUS = "status.json"
+REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
 RANK_RUN = "TRAJECTORY_TRANSFORMER_RANK_RUN"  # tells the processes that Lightning starts which run is theirs
 INTERRUPTED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """State of one run."""
+
+    status: str  # "running", "finished", "failed" or "interrupted"
+    parameters: dict[str, str] = field(default_factory=dict)  # what the command line, or a search, set for it
+    score: float | None = None  # what a sweep maximises
+    reason: str = ""  # of a failure
+
+    def write(self, directory: Path, file: str = STATUS) -> None:
+        """Replace the record in ``directory`` at once, never leaving half a file."""
+        score = self.score if self.score is not None and math.isfinite(self.score) else None
+        write_whole(directory / file, json.dumps({**asdict(self), "score": score}, indent=1))
+
+    @classmethod
+    def read(cls, directory: Path, file: str = STATUS) -> "RunRecord | None":
+        """The record in ``directory``, or None where there is none that can be read."""
+        try:
+            return cls(**json.loads((directory / file).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
 @dataclass
 class Job:
-    """A run in its place.
-
-    Attributes:
-        directory: of the run.
-        parameters: what the command line, or a search, set for it.
-        sweep: name of the sweep that it belongs to, whose runs go on unasked; or None.
-        claimed: the directory is this run's; until then one that holds a run may be another's.
-    """
+    """A run in its directory."""
 
     directory: Path
-    parameters: dict[str, str] = field(default_factory=dict)
-    sweep: str | None = None
-    claimed: bool = False
+    parameters: dict[str, str] = field(default_factory=dict)  # what the command line, or a search, set for it
+    sweep: str | None = None  # name of the sweep that it belongs to, whose runs go on unasked
+    claimed: bool = False  # the directory is this run's; until then one that holds a run may be another's
+
+
+def why_taken(directory: Path, evaluation: bool) -> str | None:
+    """The reason why no new run may begin in ``directory``, or None: an ``evaluation`` may replace one that failed."""
+    existing = directory / "config.yaml"
+    if not existing.exists():
+        return None
+    if not evaluation:
+        return f"{directory} already holds a run; resume={directory} goes on with it, or choose another folder"
+    record = RunRecord.read(directory)
+    stopped = record is not None and record.status in ("failed", "interrupted")
+    if stopped and existing.read_text().startswith("checkpoint:"):
+        return None
+    return f"{directory} already holds a run; choose another folder with hydra.run.dir=DIR"
+
+
+def claim(directory: Path, config: str, go_on: bool, evaluation: bool = False) -> str:
+    """Decide what to do in a run directory: "start", "continue" from its last checkpoint, or "skip" a finished run.
+
+    A repeated sweep's job and a requeued SLURM job may ``go_on`` with a run of the same ``config``, as YAML.
+
+    Raises:
+        UserError: the directory belongs to another run; later ranks of a training run do not ask.
+    """
+    if evaluation or is_first_process():
+        taken = why_taken(directory, evaluation)
+        if taken is None:
+            return "start"
+        if not go_on:
+            raise UserError(taken)
+        if (directory / "config.yaml").read_text() != config:
+            raise UserError(f"{directory} holds a run with other options (see its config.yaml); choose another folder")
+        (directory / REFUSAL).unlink(missing_ok=True)
+    record = RunRecord.read(directory)
+    if record is not None and record.status == "finished":
+        return "skip"
+    return "continue" if (directory / "checkpoints" / "last.ckpt").exists() else "start"
 
 
 def recorded(job: Job, run: Callable[[], float]) -> float:
-    """Call ``run`` and keep what became of it in the job's directory.
+    """Call ``run`` and keep what became of it in the job's directory; returns the score.
 
-    Returns:
-        The score; NaN after a failure within a sweep, whose other jobs go on.
-
-    Raises:
-        SystemExit: 1 after a failure of a single run; the exit code of an interruption.
+    A failure within a sweep, whose other jobs go on, gives NaN; that of a single run raises SystemExit with 1, an
+    interruption with its own code.
     """
     with _process_restored():
         try:
             score = run()
             note(job, "finished", score=score)
             return score
-        except KeyboardInterrupt:
-            note(job, "interrupted", "interrupted")
-            raise
-        except SystemExit as exit:
-            if exit.code in INTERRUPTED:
+        except (KeyboardInterrupt, SystemExit) as exit:
+            if isinstance(exit, KeyboardInterrupt) or exit.code in INTERRUPTED:
                 note(job, "interrupted", "interrupted")
                 raise
             reason = f"exit code {exit.code}"
@@ -83,11 +130,7 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
 
 
 def train(options: TrainConfig, job: Job) -> float:
-    """Train, unless the directory holds the finished run already; returns the score.
-
-    Raises:
-        UserError: a mistake that only shows at run time.
-    """
+    """Train, unless the directory holds the finished run already; returns the score."""
     from ..data.sources import require_available
 
     require_available(options.data)  # before anything heavy is imported
@@ -106,16 +149,8 @@ def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
 
 
 def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
-    """Evaluate a checkpoint; returns the score, NaN where the task has none.
-
-    Args:
-        planner: options that replace those recorded in the checkpoint.
-
-    Raises:
-        UserError: a mistake that only shows at run time.
-    """
-    from .experiment import run_evaluation
-    from .loading import load_agent
+    """Evaluate a checkpoint, with its ``planner`` options replaced; returns the score, NaN where the task has none."""
+    from .experiment import load_agent, run_evaluation
 
     trained = load_agent(Path(options.checkpoint), options.accelerator, planner, options.allow)
     text = config_text(options, planner=asdict(trained.agent.settings))
@@ -133,11 +168,7 @@ def skip(job: Job) -> float:
 
 
 def begin(job: Job, text: str) -> None:
-    """Take over a directory that has been claimed, with ``text`` as its ``config.yaml``.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Take over a directory that has been claimed, with ``text`` as its ``config.yaml``, or raise UserError."""
     job.claimed = True
     if not is_first_process():
         return
@@ -155,11 +186,7 @@ def config_text(options: TrainConfig | EvaluateConfig, **replaced: Any) -> str:
 
 
 def context(job: Job, callbacks: Mapping[str, object] | None = None, resume: bool = False) -> "RunContext":
-    """The surroundings of a run, with the ``trainer.callbacks`` that its options describe; imports torch.
-
-    Raises:
-        UserError: one is no Lightning callback, or cannot be made.
-    """
+    """The surroundings of a run, with the callbacks of Lightning's that its options describe; imports torch."""
     from lightning.pytorch.callbacks import Callback
 
     from .experiment import RunContext
@@ -180,10 +207,7 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
 
 @contextlib.contextmanager
 def _process_restored() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, with its state recorded; training sets its own handler meanwhile.
-
-    Afterwards the environment is as before: what Lightning and W&B leave there would misguide a sweep's next job.
-    """
+    """Let SIGTERM end the process as Ctrl-C does, and undo what Lightning and W&B leave in the environment."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

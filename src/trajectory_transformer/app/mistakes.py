@@ -27,40 +27,27 @@ MOVED = {  # options, and commands taken for options, of earlier versions -> the
 }
 
 
-def nearest(key: str, names: Sequence[str]) -> list[str]:
-    """Up to three of ``names`` that ``key`` may have meant, those with its parent first."""
-    last = key.rpartition(".")[2]
+def did_you_mean(key: str, names: Sequence[str]) -> str:
+    """A clause to append to a message: the option's name now, up to three near it, or else all of the same level."""
+    for old, new in MOVED.items():
+        if f"{key}.".startswith(f"{old}.") and (new != "learner" or new in names):
+            return f"; it is now '{new}{key.removeprefix(old)}'"
+    parent, _, last = key.rpartition(".")
+    level = dict.fromkeys(name for name in names if name.rpartition(".")[0] == parent)
     by_last: dict[str, list[str]] = {}
     for name in names:
         by_last.setdefault(name.rpartition(".")[2], []).append(name)
     similar_whole = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
     similar_last = difflib.get_close_matches(last, by_last, n=3, cutoff=0.65)
     ranked = by_last.get(last, []) + similar_whole + [name for part in similar_last for name in by_last[part]]
-    same_parent = [name for name in ranked if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    return list(dict.fromkeys(same_parent + ranked))[:3]
-
-
-def did_you_mean(key: str, names: Sequence[str]) -> str:
-    """A clause to append to a message: the option's name now, the nearest, or else all names of the same level."""
-    for old, new in MOVED.items():
-        if f"{key}.".startswith(f"{old}.") and (new != "learner" or new in names):
-            return f"; it is now '{new}{key.removeprefix(old)}'"
-    near = nearest(key, names)
-    if near:
+    ranked.sort(key=lambda name: name not in level)  # those with its parent first
+    if near := list(dict.fromkeys(ranked))[:3]:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
-    parent = key.rpartition(".")[0]
-    level = dict.fromkeys(name for name in names if name.rpartition(".")[0] == parent)
     return f"; valid here: {', '.join(level)}" if level else ""
 
 
 def explain(error: BaseException, schema: type, configs: Path) -> str:
-    """One sentence for an error of composition, one of ``EXPECTED``.
-
-    Args:
-        error: as raised.
-        schema: root dataclass of the command.
-        configs: folder of the YAML groups.
-    """
+    """One sentence for one of the ``EXPECTED`` errors, with names of the ``schema`` and of the YAML groups."""
     text = " ".join(str(error).split())
     if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {text}"
@@ -109,19 +96,18 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Path, gr
     hint = f"; did you mean '{group}={near[0]}'?" if near else ""
     if group == "hydra/launcher" and option in EXTRAS:
         hint = f"; it comes with pip install 'trajectory-transformer[{EXTRAS[option]}]'"
-    place = _file_that_chooses(group, option, configs)
+    # Hydra names train.yaml whoever chose it.
+    place = next((f"{file}: " for file in sorted(configs.rglob("*.yaml")) if _chooses(file, group, option)), "")
     return f"{place}{group}={option}: there is no such option; there are {', '.join(options)}{hint}"
 
 
-def _file_that_chooses(group: str, option: str, configs: Path) -> str:
-    """The YAML file with ``group: option`` in its defaults list; Hydra names ``train.yaml`` whoever chose it."""
-    for file in sorted(configs.rglob("*.yaml")):
-        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):  # one without a list, or that cannot be read
-            for entry in yaml.safe_load(file.read_text()).get("defaults") or []:
-                choices = entry.items() if isinstance(entry, dict) else ()
-                if any(str(key).split()[-1].lstrip("/") == group and value == option for key, value in choices):
-                    return f"{file}: "
-    return ""
+def _chooses(file: Path, group: str, option: str) -> bool:
+    """True if a YAML file has ``group: option`` in its defaults list."""
+    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):  # it has none, or cannot be read
+        entries = [e for e in yaml.safe_load(file.read_text()).get("defaults") or [] if isinstance(e, dict)]
+        choices = [(str(key).split()[-1].lstrip("/"), value) for entry in entries for key, value in entry.items()]
+        return (group, option) in choices
+    return False
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -131,11 +117,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def refuse_additions(overrides: Sequence[str], schema: type, configs: Path) -> None:
-    """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept.
-
-    Raises:
-        UserError: naming the option and the nearest valid ones.
-    """
+    """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept."""
     names = [*option_names(schema), *group_names(configs, schema)]
     for override in overrides:
         key = override.lstrip("+").split("=", 1)[0].split("@", 1)[0]

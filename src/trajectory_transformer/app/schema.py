@@ -22,10 +22,7 @@ OPEN_OPTIONS = (  # mappings whose keys are the user's
 
 
 def run_name(requeued: bool) -> str:
-    """Name of a run directory: the time, or what a run's processes have in common where the clock may part them.
-
-    That is the SLURM job, also where it may be requeued and must find its run again, or the torchrun session.
-    """
+    """Name of a run directory: the SLURM job or torchrun session where several processes share it, else the time."""
     job, interactive = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     ranks_of_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and not interactive  # as Lightning decides
     if job and (requeued or ranks_of_slurm):
@@ -55,14 +52,10 @@ def option_names(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def group_names(configs: Path, schema: type) -> list[str]:
-    """Config groups of the command with the root dataclass ``schema``: folders of ``configs``.
-
-    A folder belongs to both commands unless it is named after an option that only the other one has.
-    """
-    own, all_options = fields_of(schema), fields_of(TrainConfig) | fields_of(EvaluateConfig)
+    """Config groups of a command: folders of ``configs`` but those named after an option that only the other has."""
+    foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
     groups = sorted(path.name for path in configs.iterdir() if path.is_dir())
-    names = {group: group if group in all_options else f"{group}_name" for group in groups}
-    return [group for group in groups if names[group] in own or names[group] not in all_options]
+    return [group for group in groups if not {group, f"{group}_name"} & foreign]
 
 
 def fields_of(schema: type) -> set[str]:
@@ -99,25 +92,16 @@ def typed_train(config: DictConfig) -> TrainConfig:
 
 
 def typed_evaluate(config: DictConfig, overrides: Sequence[str], planner_chosen: bool) -> EvaluateConfig:
-    """The options of ``evaluate.py``, validated; arguments as of :func:`planner_overrides`, raises as :func:`typed`.
-
-    Where no planner was chosen, options that are checked against each other are checked with the checkpoint's later.
-    """
+    """The options of ``evaluate.py``, validated; arguments as of :func:`planner_overrides`, raises as :func:`typed`."""
     options = plain_options(config)
     planner = options["planner"]
     if not planner_chosen and "horizon" not in planner_overrides(overrides, planner, False):
-        planner["horizon"] = max(planner["horizon"], planner["plan_freq"])
+        planner["horizon"] = max(planner["horizon"], planner["plan_freq"])  # the checkpoint's is checked later
     return typed(EvaluateConfig, options)
 
 
 def planner_overrides(overrides: Sequence[str], planner: dict[str, Any], planner_chosen: bool) -> dict[str, Any]:
-    """Planner options that replace those in a checkpoint.
-
-    Args:
-        overrides: the command line's.
-        planner: all options of the planner, as composed.
-        planner_chosen: ``planner=NAME`` was given, so that all replace; otherwise those that ``overrides`` name do.
-    """
+    """Planner options in place of a checkpoint's: all where ``planner=NAME`` was given, else those in ``overrides``."""
     if planner_chosen:
         return dict(planner)
     names = [override.lstrip("+~").split("=", 1)[0] for override in overrides]

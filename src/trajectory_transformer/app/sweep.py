@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .run_record import REFUSAL, RunRecord
+from .jobs import REFUSAL, RunRecord
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,7 @@ def confidence(scores: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def read_jobs(directory: Path) -> list[SweepJob]:
-    """Jobs of a sweep, by their number; a folder without a readable record counts as failed.
-
-    Where a job was refused the folder of an older one, that job is listed, not the older one.
-    """
+    """Jobs of a sweep, by their number, the failed ones included that left no record or were refused a folder."""
     folders = [path for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
     lost = RunRecord("failed", reason="it left no record")
     return [

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
@@ -20,11 +20,7 @@ JOURNAL = "study.journal"
 
 
 def run_search(options: TrainConfig, job: Job) -> float:
-    """Run the trials of ``options.tune`` in numbered folders of the job's directory; returns the best score.
-
-    Raises:
-        UserError: as :func:`search`, or the directory holds a run that is no search.
-    """
+    """Run the trials of ``options.tune`` in numbered folders of the job's directory; returns the best score."""
     assert options.tune is not None
     if (job.directory / "config.yaml").exists() and not (job.directory / JOURNAL).exists():
         raise UserError(f"{job.directory} holds a run that is no search; choose another folder")
@@ -39,38 +35,22 @@ def run_search(options: TrainConfig, job: Job) -> float:
 
 
 def with_values(options: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """``options`` with those named replaced.
-
-    Raises:
-        UserError: the values do not go together.
-        omegaconf.errors.OmegaConfBaseException: a name or a type is wrong.
-    """
+    """``options`` with those named replaced; raises as :func:`.schema.typed`."""
     config = OmegaConf.structured(options)
     for name, value in values.items():
         OmegaConf.update(config, name, value)
-    changed = OmegaConf.to_object(config)
-    assert isinstance(changed, TrainConfig)
-    return changed
+    return cast(TrainConfig, OmegaConf.to_object(config))
 
 
 def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[dict[str, Any], Path], float]) -> float:
-    """Try values for the highest score until ``config.trials`` trials are done; print them all and the best.
+    """Try values for the highest score until ``config.trials`` trials are done; print them, and return the best.
 
     A search that was stopped goes on in its folder: trials that it left unfinished first. Several processes may work
     in one folder at the same time only if none was stopped in the middle of a trial before.
-
-    Args:
-        config: the options to vary, and how many trials.
-        directory: of the search; trial n runs in its folder ``n``.
-        seed: of the sampler.
-        run_trial: from option values and a folder to the trial's score, NaN where it failed.
-
-    Returns:
-        The best score.
+    Trial n is ``run_trial(values, directory / "n")``, whose result is its score, or NaN where it failed.
 
     Raises:
-        UserError: Optuna is not installed, the search space is not the one of the search in ``directory``, or no
-            trial succeeded.
+        UserError: Optuna is missing, ``directory`` holds the search of another space, or no trial succeeded.
     """
     study = _study(directory, seed)
     from optuna.trial import TrialState
