@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from trajectory_transformer.building import TYPED_BY_USER, build, packages_in, require_allowed, spec_of, targets_in
+from trajectory_transformer.building import TYPED_BY_USER, build, packages_in, require_allowed, targets_in
 from trajectory_transformer.configuration import DiscretizerConfig
 from trajectory_transformer.errors import UserError
+
+from .specs import spec_of
 
 PACKAGE = """
 print("imported")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trajectory_transformer.app.loading import load_agent
+from trajectory_transformer.app.experiment import load_agent
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.learners.ensemble_network import read_ensemble
 

@@ -7,11 +7,11 @@
 Either way the class must be of the kind that the place is for. There is no other way from a name to code.
 """
 
-import dataclasses
 import difflib
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, TypeVar, cast
 
 from .errors import UserError
@@ -26,38 +26,29 @@ def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | Non
     """The object that ``spec`` describes.
 
     Args:
-        spec: a mapping with the class's dotted name under ``_target_``; the other keys are its arguments, among which
-            further such mappings are built first. The options of a dataclass are checked against its types. An object
-            of the right kind is returned as it is.
-        kind: what the class must be, or inherit from.
+        spec: a class's dotted name under ``_target_``, and its arguments, in which further such mappings are built
+            first; those of a dataclass are checked against its types. An object of the right kind is returned as is.
+        kind: of the class, or a parent of it.
         place: the option's name, for messages.
         allow: packages besides this one that ``spec``, which comes from a file, may name; :data:`TYPED_BY_USER`: any.
 
     Raises:
-        UserError: there is no such class, it is not of that kind or not allowed, or an argument is unknown or of the
-            wrong type.
+        UserError: the class does not exist, is of another kind or not allowed, or an argument is unknown or ill-typed.
     """
     if isinstance(spec, kind) and not isinstance(spec, Mapping):
         return spec
     if not isinstance(spec, Mapping) or "_target_" not in spec:
         raise UserError(f"{place} needs a class, as in {place}._target_=my_package.{kind.__name__}")
     found = locate(str(spec["_target_"]), kind, place, allow)
-    nested = object if allow is None else kind
-    arguments = {
-        str(name): _build_nested(value, nested, f"{place}.{name}", allow)
-        for name, value in spec.items()
-        if name != "_target_"
-    }
+    options = {str(name): value for name, value in spec.items() if name != "_target_"}
+    arguments = _build_nested(options, object if allow is None else kind, place, allow)
     _require_parameters(found, arguments, place)
-    if dataclasses.is_dataclass(found):
-        return cast(Kind, _typed_dataclass(found, arguments, place))
-    return found(**arguments)
+    return cast(Kind, _typed_dataclass(found, arguments, place) if is_dataclass(found) else found(**arguments))
 
 
 def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None) -> type[Kind]:
     """The class named ``path``; arguments and errors as of :func:`build`."""
-    if allow is not None:
-        _require_allowed(path, path, place, allow)
+    _require_allowed(path, path, place, allow)
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -67,55 +58,38 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
         raise UserError(f"{place}._target_={path}: there is no such class") from None
     if not inspect.isclass(found) or not issubclass(found, kind):
         raise UserError(f"{place}._target_={path} is not a {'class' if kind is object else kind.__name__}")
-    if allow is not None:  # a name can lead to what another package defines
-        _require_allowed(f"{found.__module__}.{name}", path, place, allow)
+    _require_allowed(f"{found.__module__}.{name}", path, place, allow)  # a name can lead to another package's class
     return found
+
+
+def require_options(spec: Mapping[str, object], place: str, given: Sequence[str] = ()) -> None:
+    """Refuse a user's ``spec`` with options that its class lacks, beside those ``given`` where the object is made."""
+    options = {name: value for name, value in spec.items() if name != "_target_"}
+    found = locate(str(spec["_target_"]), object, place, TYPED_BY_USER)
+    _require_parameters(found, options | dict.fromkeys(given), place)
 
 
 def targets_in(spec: object) -> list[str]:
     """All values of ``_target_`` in nested mappings and lists, in order."""
-    if isinstance(spec, Mapping):
-        own = [str(spec["_target_"])] if "_target_" in spec else []
-        return own + [target for value in spec.values() for target in targets_in(value)]
-    if isinstance(spec, (list, tuple)):
-        return [target for value in spec for target in targets_in(value)]
-    return []
+    own = [str(spec["_target_"])] if isinstance(spec, Mapping) and "_target_" in spec else []
+    inner = spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, (list, tuple)) else ()
+    return own + [target for value in inner for target in targets_in(value)]
 
 
 def packages_in(spec: object) -> tuple[str, ...]:
-    """The packages that a file made from ``spec``, the user's own words, may name: those named and those that define.
-
-    Raises:
-        UserError: a target is no class.
-    """
+    """The packages that a file made from ``spec``, a user's own words, may name: those named, and those that define."""
     found = {path: locate(path, object, "_target_", TYPED_BY_USER).__module__ for path in targets_in(spec)}
     return tuple(dict.fromkeys(name.partition(".")[0] for pair in found.items() for name in pair))
 
 
 def require_allowed(spec: object, place: str, allow: Sequence[str]) -> None:
-    """Refuse what a file names, anywhere in ``spec``, outside this package and ``allow``.
-
-    Raises:
-        UserError: naming the first such class.
-    """
+    """Refuse, with a UserError, what a file names anywhere in ``spec`` outside this package and ``allow``."""
     for target in targets_in(spec):
         _require_allowed(target, target, place, allow)
 
 
-def is_allowed(path: str, allow: Sequence[str]) -> bool:
-    """True if a file may name the class ``path``."""
-    return path.startswith(tuple(f"{package}." for package in (PACKAGE, *allow)))
-
-
-def spec_of(built: object) -> dict[str, Any]:
-    """The description that :func:`build` makes an equal object from, for a dataclass of plain values."""
-    cls = type(built)
-    options = dataclasses.asdict(cast(Any, built))
-    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **options}
-
-
-def _require_allowed(path: str, named: str, place: str, allow: Sequence[str]) -> None:
-    if not is_allowed(path, allow):
+def _require_allowed(path: str, named: str, place: str, allow: Sequence[str] | None) -> None:
+    if allow is not None and not path.startswith(tuple(f"{package}." for package in (PACKAGE, *allow))):
         package = path.partition(".")[0]
         raise UserError(
             f"{place} names the class {named}, and a file must not choose what is imported; if you trust that package, "
@@ -123,7 +97,7 @@ def _require_allowed(path: str, named: str, place: str, allow: Sequence[str]) ->
         )
 
 
-def _build_nested(value: object, kind: type, place: str, allow: Sequence[str] | None) -> object:
+def _build_nested(value: Any, kind: type, place: str, allow: Sequence[str] | None) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:
             return build(value, kind, place, allow)
@@ -135,13 +109,12 @@ def _build_nested(value: object, kind: type, place: str, allow: Sequence[str] | 
 
 def _require_parameters(found: type, arguments: Mapping[str, object], place: str) -> None:
     signature = inspect.signature(found)
-    known = [parameter.name for parameter in signature.parameters.values()]
+    known = list(signature.parameters)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    for name in arguments if not takes_any else ():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{place}.{near[0]}'?" if near else f"it has {', '.join(known) or 'no options'}"
-            raise UserError(f"there is no option '{place}.{name}'; {hint}")
+    if unknown := [] if takes_any else [name for name in arguments if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean '{place}.{near[0]}'?" if near else f"it has {', '.join(known) or 'no options'}"
+        raise UserError(f"there is no option '{place}.{unknown[0]}'; {hint}")
     try:
         signature.bind(**arguments)
     except TypeError as error:
@@ -159,17 +132,14 @@ def _typed_dataclass(found: type, arguments: Mapping[str, object], place: str) -
     except (OmegaConfBaseException, ValueError):  # it has fields that are no plain options
         return found(**arguments)
     try:
-        typed = OmegaConf.to_container(OmegaConf.merge(schema, plain))
+        typed = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(schema, plain)))
     except ValidationError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{place}.{error.full_key}: {reason[0].lower()}{reason[1:]}") from None
-    assert isinstance(typed, dict)
     return found(**{name: typed[name] if name in plain else value for name, value in arguments.items()})
 
 
 def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(entry) for entry in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(entry) for entry in value)
+    if isinstance(value, (Mapping, list, tuple)):
+        return all(map(_is_plain, value.values() if isinstance(value, Mapping) else value))
     return value is None or isinstance(value, (bool, int, float, str))

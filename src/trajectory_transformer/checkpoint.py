@@ -1,7 +1,6 @@
-"""A trained network with all that gives its numbers a meaning, as one typed record.
+"""A trained network with all that gives its numbers a meaning, as one typed record of what ``checkpoint_file`` keeps.
 
-``checkpoint_file.py`` knows how the file is kept whole; this module knows what is in it. Reading builds and imports
-nothing that the file names.
+Reading builds and imports nothing that the file names.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint_file import FORMAT, SECTION, read_checkpoint
-from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig
+from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig, require
 from .data.discretizer import Discretizer
 from .data.episodes import OfflineData
 from .environments.spec import EnvironmentSpec
@@ -29,21 +28,13 @@ _LEARNERS_BY_KIND = {
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A data set as a checkpoint remembers it.
+    """A data set as a checkpoint remembers it."""
 
-    Attributes:
-        ids: of the sets that were joined.
-        fingerprint: SHA-256 of all arrays, in hexadecimal.
-        returns: (episodes,) float64 undiscounted returns of the behaviour.
-        reference_scores: (minimum, maximum) return for normalised scores, or None.
-        reference_source: "dataset", "d4rl" or "none".
-    """
-
-    ids: tuple[str, ...]
-    fingerprint: str
-    returns: Tensor
-    reference_scores: tuple[float, float] | None
-    reference_source: str
+    ids: tuple[str, ...]  # of the sets that were joined
+    fingerprint: str  # SHA-256 of all arrays, in hexadecimal
+    returns: Tensor  # (episodes,) float64 undiscounted returns of the behaviour
+    reference_scores: tuple[float, float] | None  # (minimum, maximum) return for normalised scores
+    reference_source: str  # "dataset", "d4rl" or "none"
 
     @classmethod
     def of(cls, data: OfflineData) -> "DatasetRecord":
@@ -69,30 +60,17 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The data, options and purpose that a network was trained with.
+    """The data, options and purpose that a network was trained with."""
 
-    Attributes:
-        kind: short name of the learner, such as "transformer".
-        learner: the learner's ``_target_`` and options, as :func:`~.building.build` takes them.
-        environment: its spaces, and the environment to act in.
-        dataset: what it was trained on.
-        data: how the data were cut.
-        seed: of the run.
-        planner: how its agent plans; None where it does not.
-        discretizer: of a model of tokens; else None.
-        value_r2: share of the variance of held-out returns-to-go that such a model explained when last validated; None:
-            not known.
-    """
-
-    kind: str
-    learner: Mapping[str, Any]
-    environment: EnvironmentSpec
+    kind: str  # short name of the learner, such as "transformer"
+    learner: Mapping[str, Any]  # its _target_ and options, as building.build takes them
+    environment: EnvironmentSpec  # the data's spaces, and the environment to act in
     dataset: DatasetRecord
-    data: DataConfig
+    data: DataConfig  # how the data were cut
     seed: int
-    planner: PlannerConfig | None = None
-    discretizer: Discretizer | None = None
-    value_r2: float | None = None
+    planner: PlannerConfig | None = None  # of an agent that plans
+    discretizer: Discretizer | None = None  # of a model of tokens
+    value_r2: float | None = None  # share of the variance of held-out returns-to-go that such a model explained, at last
 
     @classmethod
     def of(
@@ -100,51 +78,33 @@ class TrainingRecord:
     ) -> "TrainingRecord":
         """The record of a run; with a discretiser, of one that plans."""
         planner = None if discretizer is None else config.planner
-        dataset = DatasetRecord.of(data)
-        return cls(
-            kind, config.learner, data.environment, dataset, config.data, config.seed, planner, discretizer
-        )  # fmt: skip
+        about = (DatasetRecord.of(data), config.data, config.seed)
+        return cls(kind, config.learner, data.environment, *about, planner, discretizer)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors: the checkpoint's own section, without the network's sizes."""
-        parts: dict[str, Any] = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "learner": dict(self.learner),
-            "environment": self.environment.to_dict(),
-            "dataset": self.dataset.to_dict(),
-            "data": asdict(self.data),
-            "seed": self.seed,
-        }
-        if self.planner is not None:
-            parts["planner"] = asdict(self.planner)
-        if self.discretizer is not None:
-            parts["discretizer"] = self.discretizer.to_dict()
-        if self.value_r2 is not None:
-            parts["value_r2"] = self.value_r2
-        return parts
+        parts = {"format": FORMAT, **vars(self), "learner": dict(self.learner), "data": asdict(self.data)}
+        parts |= {name: parts[name].to_dict() for name in ("environment", "dataset")}
+        parts["planner"] = None if self.planner is None else asdict(self.planner)
+        parts["discretizer"] = None if self.discretizer is None else self.discretizer.to_dict()
+        return {name: part for name, part in parts.items() if part is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainingRecord":
-        """From :meth:`to_dict`, or what earlier versions wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is no such record.
-        """
+        """From :meth:`to_dict`, or what earlier versions wrote; else raises KeyError, TypeError or ValueError."""
         kind = str(values.get("kind", "transformer"))
-        learner = values.get("learner")
-        if learner is None and kind in _LEARNERS_BY_KIND:
-            learner = {"_target_": _LEARNERS_BY_KIND[kind]}
+        named = {"_target_": _LEARNERS_BY_KIND[kind]} if kind in _LEARNERS_BY_KIND else None
+        learner = named if values.get("learner") is None else values["learner"]
         if not isinstance(learner, Mapping):
             raise ValueError(f"it holds '{kind}', which this version does not know")
-        data = dict(values["data"])
-        planner, discretizer = values.get("planner"), values.get("discretizer")
+        data, planner, discretizer = dict(values["data"]), values.get("planner"), values.get("discretizer")
+        data["discretizer"] = DiscretizerConfig(**data.get("discretizer", {}))
         return cls(
             kind,
             learner,
             EnvironmentSpec.from_dict(values["environment"]),
             DatasetRecord.from_dict(values["dataset"]),
-            DataConfig(**{**data, "discretizer": DiscretizerConfig(**data.get("discretizer", {}))}),
+            DataConfig(**data),
             int(values.get("seed", 0)),
             None if planner is None else PlannerConfig.from_record(planner),
             None if discretizer is None else Discretizer.from_dict(discretizer),
@@ -154,19 +114,12 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The contents of a ``.ckpt`` file.
+    """The contents of a ``.ckpt`` file."""
 
-    Attributes:
-        name: the file, for messages.
-        training: what the network was trained on and for.
-        model: what rebuilds the network, beside the spaces; plain values.
-        state_dict: of the training module, on the CPU.
-    """
-
-    name: str
+    name: str  # the file, for messages
     training: TrainingRecord
-    model: Mapping[str, Any]
-    state_dict: Mapping[str, Tensor]
+    model: Mapping[str, Any]  # plain values that rebuild the network, beside the spaces
+    state_dict: Mapping[str, Tensor]  # of the training module, on the CPU
 
     @classmethod
     def read(cls, path: str | Path) -> "Checkpoint":
@@ -192,63 +145,42 @@ class Checkpoint:
         return {k.removeprefix(prefix): value for k, value in self.state_dict.items() if k.startswith(prefix)}
 
     def require_kind(self, kind: str) -> None:
-        """Refuse a checkpoint of another learner.
-
-        Raises:
-            UserError: naming both.
-        """
-        if self.training.kind != kind:
-            raise UserError(
-                f"checkpoint '{self.name}' was trained with learner={self.training.kind}, and one of learner={kind} is "
-                "needed here"
-            )
+        """Refuse a checkpoint of another learner with a UserError."""
+        require(
+            self.training.kind == kind,
+            f"checkpoint '{self.name}' was trained with learner={self.training.kind}, and one of learner={kind} is "
+            "needed here",
+        )
 
     def require_same_data(self, option: str, environment: EnvironmentSpec, fingerprint: str) -> None:
-        """Refuse a network of other dimensions or other data than the model that it stands beside.
-
-        Args:
-            option: that named this checkpoint, such as ``planner.objective.critic``.
-            environment, fingerprint: of the model's data.
-
-        Raises:
-            UserError: naming the difference.
-        """
+        """Refuse, with a UserError that names ``option``, a network of other dimensions or data than a model's."""
         ours = self.training.environment
-        for what, other, own in (
-            ("observation", ours.observation_dim, environment.observation_dim),
-            ("action", ours.action_dim, environment.action_dim),
-        ):
-            if other != own:
-                raise UserError(
-                    f"{option} has {other} {what} dimensions, the checkpoint's model {own}; train both on one data set"
-                )
-        if self.training.dataset.fingerprint != fingerprint:
-            raise UserError(
-                f"{option} was trained on other data ({', '.join(self.training.dataset.ids)}) than the checkpoint's "
-                "model; train both on one data set"
+        for kind in ("observation", "action"):
+            other, own = getattr(ours, f"{kind}_dim"), getattr(environment, f"{kind}_dim")
+            require(
+                other == own,
+                f"{option} has {other} {kind} dimensions, the checkpoint's model {own}; train both on one data set",
             )
-        if ours.observation_indices != environment.observation_indices:
-            raise UserError(
-                f"{option} sees the observation's dimensions {ours.observation_indices}, the checkpoint's model "
-                f"{environment.observation_indices}; train both with the same data.observation_indices"
-            )
+        require(
+            self.training.dataset.fingerprint == fingerprint,
+            f"{option} was trained on other data ({', '.join(self.training.dataset.ids)}) than the checkpoint's "
+            "model; train both on one data set",
+        )
+        require(
+            ours.observation_indices == environment.observation_indices,
+            f"{option} sees the observation's dimensions {ours.observation_indices}, the checkpoint's model "
+            f"{environment.observation_indices}; train both with the same data.observation_indices",
+        )
 
     def require_same_split(self, option: str, data: DataConfig, seed: int) -> None:
-        """Refuse a network that other episodes were held out from than from the model that it stands beside.
-
-        Args:
-            option: that named this checkpoint.
-            data, seed: of the model's run.
-
-        Raises:
-            UserError: naming the difference.
-        """
+        """Refuse, with a UserError that names ``option``, a network that other episodes were held out from."""
+        ours = self.training
         for name, other, own in (
-            ("seed", self.training.seed, seed),
-            ("data.validation_fraction", self.training.data.validation_fraction, data.validation_fraction),
+            ("seed", ours.seed, seed),
+            ("data.validation_fraction", ours.data.validation_fraction, data.validation_fraction),
         ):
-            if other != own:
-                raise UserError(
-                    f"{option} was trained with {name}={other}, the checkpoint's model with {own}: it may have seen "
-                    "episodes that were held out from the model; train both alike"
-                )
+            require(
+                other == own,
+                f"{option} was trained with {name}={other}, the checkpoint's model with {own}: it may have seen "
+                "episodes that were held out from the model; train both alike",
+            )

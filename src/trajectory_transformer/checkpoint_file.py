@@ -16,14 +16,14 @@ import io
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import UserError
-from .files import checkpoints_near
+from .files import PARTIAL, checkpoints_near, write_whole
 
 FORMAT = 1
 SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
@@ -45,19 +45,32 @@ def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) 
     Raises:
         UserError: it cannot be written (full disk, no permission); nothing partial is left behind.
     """
-    path = Path(path)
-    data = _serialize(contents)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.partial"
+    path, buffer = Path(path), io.BytesIO()
+    torch.save(_on_cpu(contents), buffer)
+    data = bytearray(buffer.getbuffer())
+    data[-2:] = (len(_COMMENT) + _DIGEST_LENGTH).to_bytes(2, "little")
+    data += _COMMENT
+    data += hashlib.sha256(data).hexdigest().encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _removed_on_failure(temporary), open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-        _sync_directory(path.parent)
+        write_whole(path, data)
     except OSError as error:
-        raise UserError(_write_failure(path, len(data), error)) from error
+        message = f"'{path}' could not be saved: {error.strerror or error}; it needs {len(data):,} bytes"
+        with contextlib.suppress(OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message += f" and {shutil.disk_usage(path.parent).free:,} are free"
+        with contextlib.suppress(OSError):
+            message += "; the previous file is kept" if path.is_file() else ""
+        raise UserError(message) from error
+
+
+def _on_cpu(value: Any) -> Any:
+    """``value`` with all tensors on the CPU, so that a file from a GPU loads on a machine without one."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -73,7 +86,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"checkpoint '{path}' does not exist{checkpoints_near(path)}") from None
     except OSError as error:
         raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from error
-    _verify(path, data)
+    if wrong := _what_is_wrong(data):
+        raise UserError(f"checkpoint '{path}' {wrong}")
     try:
         contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -81,60 +95,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"checkpoint '{path}' holds something other than tensors and plain values; it was refused and nothing in "
             "it was executed"
         ) from error
-    _require_format(path, contents)
-    return contents
-
-
-def remove_partial_files(directory: str | os.PathLike[str]) -> None:
-    """Delete what writers that were killed left behind in ``directory``."""
-    for leftover in Path(directory).glob(".*.partial"):
-        leftover.unlink(missing_ok=True)
-
-
-def _serialize(contents: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(_on_cpu(contents), buffer)
-    data = bytearray(buffer.getbuffer())
-    comment_length = len(_COMMENT) + _DIGEST_LENGTH
-    data[-2:] = comment_length.to_bytes(2, "little")
-    data += _COMMENT
-    data += hashlib.sha256(data).hexdigest().encode()
-    return bytes(data)
-
-
-def _on_cpu(value: Any) -> Any:
-    """``value`` with all tensors on the CPU, so that a file from a GPU loads on a machine without one."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_on_cpu(item) for item in value)
-    return value
-
-
-def _verify(path: Path, data: bytes) -> None:
-    if not data:
-        raise UserError(f"checkpoint '{path}' is empty")
-    body, digest = data[:-_DIGEST_LENGTH], data[-_DIGEST_LENGTH:]
-    if not body.endswith(_COMMENT):
-        raise UserError(f"checkpoint '{path}' {_what_else(data)}")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise UserError(
-            f"checkpoint '{path}' is damaged: its SHA-256 does not match its contents; restore it from a copy"
-        )
-
-
-def _what_else(data: bytes) -> str:
-    """What a file without our comment is, as the end of a sentence."""
-    if not data.startswith(_ZIP_START):
-        return "is not a checkpoint of this project (it is no archive at all); it was not loaded"
-    if data[-_ZIP_END_LENGTH:].startswith(_ZIP_END):
-        return "is an archive that this project did not write; it was not loaded"
-    return "is cut short or damaged: its end is missing; restore it from a copy"
-
-
-def _require_format(path: Path, contents: Any) -> None:
     section = contents.get(SECTION) if isinstance(contents, dict) else None
     if not isinstance(section, dict) or "format" not in section:
         raise UserError(f"checkpoint '{path}' has no '{SECTION}' section: this project did not write it")
@@ -143,33 +103,25 @@ def _require_format(path: Path, contents: Any) -> None:
             f"checkpoint '{path}' has format {section['format']!r}, and this version reads format {FORMAT}; "
             "use the version of the project that wrote it"
         )
+    return contents
 
 
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+def remove_partial_files(directory: str | os.PathLike[str]) -> None:
+    """Delete what writers that were killed left behind in ``directory``."""
+    for leftover in Path(directory).glob(f".*{PARTIAL}"):
+        leftover.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
-    """Make the new name itself survive a power cut, where the file system allows it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_failure(path: Path, needed: int, error: OSError) -> str:
-    message = f"'{path}' could not be saved: {error.strerror or error}; it needs {needed:,} bytes"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with contextlib.suppress(OSError):
-            message += f" and {shutil.disk_usage(path.parent).free:,} are free"
-    with contextlib.suppress(OSError):
-        if path.is_file():
-            message += "; the previous file is kept"
-    return message
+def _what_is_wrong(data: bytes) -> str | None:
+    """The end of a sentence about a file that is not as :func:`write_checkpoint` left it."""
+    body, digest = data[:-_DIGEST_LENGTH], data[-_DIGEST_LENGTH:]
+    if not data:
+        return "is empty"
+    if body.endswith(_COMMENT):
+        whole = hashlib.sha256(body).hexdigest().encode() == digest
+        return None if whole else "is damaged: its SHA-256 does not match its contents; restore it from a copy"
+    if not data.startswith(_ZIP_START):
+        return "is not a checkpoint of this project (it is no archive at all); it was not loaded"
+    if data[-_ZIP_END_LENGTH:].startswith(_ZIP_END):
+        return "is an archive that this project did not write; it was not loaded"
+    return "is cut short or damaged: its end is missing; restore it from a copy"

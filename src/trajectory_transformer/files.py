@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and checkpoints named wrongly."""
+"""Files: by which process they are written, whole or not at all; and checkpoints named wrongly."""
 
 import contextlib
 import os
@@ -6,32 +6,44 @@ from pathlib import Path
 
 from .errors import UserError
 
+PARTIAL = ".partial"  # ends the name of a file that is being written
 
-def write_whole(file: Path, content: str | bytes) -> None:
+
+def is_first_process() -> bool:
+    """This process is the one that writes files: rank 0, also where SLURM or torchrun start every rank."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    names = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def write_whole(file: Path, content: str | bytes | bytearray) -> None:
     """Replace ``file`` at once: another process reads all of it, or what was there before.
 
     Raises:
-        OSError: it cannot be written; nothing partial is left behind.
+        OSError: it cannot be written; nothing partial is left behind, unless the process is killed.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     try:
         with temporary.open("wb") as opened:
             opened.write(content.encode() if isinstance(content, str) else content)
             opened.flush()
             os.fsync(opened.fileno())
         temporary.replace(file)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    with contextlib.suppress(OSError):  # the new name itself survives a power cut, where the file system allows it
+        descriptor = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def write_output(what: str, file: Path, content: str | bytes) -> None:
-    """As :func:`write_whole`, in a folder that is made where it is missing.
-
-    Raises:
-        UserError: it cannot be written; ``what`` begins the sentence.
-    """
+def write_output(what: str, file: Path, content: str | bytes | bytearray) -> None:
+    """As :func:`write_whole`, in a folder that is made where it is missing, or raise UserError about ``what``."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
@@ -40,11 +52,7 @@ def write_output(what: str, file: Path, content: str | bytes) -> None:
 
 
 def require_file(checkpoint: str) -> None:
-    """Refuse a checkpoint that is not there, before torch is imported to read it.
-
-    Raises:
-        UserError: naming those nearby.
-    """
+    """Refuse a checkpoint that is not there, naming those nearby, before torch is imported to read it."""
     path = Path(checkpoint)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"

@@ -1,6 +1,7 @@
 """The layout of a transition: the only owner of [observation | action | reward | value]."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 TOKEN_KINDS = ("observation", "action", "reward", "value")
 
@@ -13,14 +14,10 @@ class TransitionLayout:
 
         position   0 … O-1        O … O+A-1    O+A       O+A+1
                    observation    action       reward    value (discounted return-to-go, without the reward itself)
-
-    Attributes:
-        observation_dim: number of observation dimensions O, at least 1.
-        action_dim: number of action dimensions A, at least 1.
     """
 
-    observation_dim: int
-    action_dim: int
+    observation_dim: int  # O ≥ 1
+    action_dim: int  # A ≥ 1
 
     def __post_init__(self) -> None:
         if self.observation_dim < 1 or self.action_dim < 1:
@@ -51,12 +48,8 @@ class TransitionLayout:
 
     def kind_slices(self) -> dict[str, slice]:
         """The columns of each of :data:`TOKEN_KINDS`."""
-        return {
-            "observation": self.observation,
-            "action": self.action,
-            "reward": slice(self.reward, self.reward + 1),
-            "value": slice(self.value, self.value + 1),
-        }
+        starts = (0, self.observation_dim, self.reward, self.value, self.transition_dim)
+        return {kind: slice(*ends) for kind, ends in zip(TOKEN_KINDS, pairwise(starts), strict=True)}
 
     def block_size(self, sequence_length: int) -> int:
         """Tokens that a model trained on windows of ``sequence_length`` transitions sees: the last one is a target."""

@@ -18,10 +18,14 @@ import torch
 import yaml
 
 from trajectory_transformer.app import entry_point, experiment
-from trajectory_transformer.app.experiment import RunContext, run_evaluation, run_training
-from trajectory_transformer.app.loading import held_out_episodes, load_agent
-from trajectory_transformer.app.run_record import RunRecord
-from trajectory_transformer.building import spec_of
+from trajectory_transformer.app.experiment import (
+    RunContext,
+    held_out_episodes,
+    load_agent,
+    run_evaluation,
+    run_training,
+)
+from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint, write_checkpoint
 from trajectory_transformer.configuration import (
@@ -45,6 +49,7 @@ from trajectory_transformer.learners.transformer_datamodule import TrajectoryDat
 from trajectory_transformer.training.loggers import RunLabels
 
 from ..minari_sets import random_episode, write_dataset
+from ..specs import spec_of
 
 DATASET = "tests/pendulum-v0"
 

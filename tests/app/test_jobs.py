@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from trajectory_transformer.app import jobs
-from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.schema import run_name
 from trajectory_transformer.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.configuration import OBJECTIVES
 from trajectory_transformer.errors import UserError
 

@@ -1,17 +1,20 @@
 """tune=… as one job: its trials, going on, and folders that are not its own."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from trajectory_transformer.app.run_record import RunRecord
-from trajectory_transformer.app.search import with_values
+from trajectory_transformer.app.jobs import RunRecord
+from trajectory_transformer.app.tune import with_values
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError
 
-from .conftest import Runs
+from .conftest import CONFIGS, Runs
 
 SEARCH = ("tune=optimizer", "hydra.run.dir=search", "seed=3")
 
@@ -72,6 +75,88 @@ def test_another_runs_folder_is_refused_and_left_alone(
     assert "holds a run that is no search" in capsys.readouterr().err
     assert {name: (tmp_path / "search" / name).read_text() for name in before} == before
     assert len(runs.calls) == 1
+
+
+class TestOptionsOfClasses:
+    """Groups whose options are those of the class under ``_target_``."""
+
+    CASES: ClassVar[dict[str, tuple[list[str], str, list[Any]]]] = {  # options beside, name, values
+        "learner": (["learner=iql"], "learner.expectile", [0.8, 0.9]),
+        "objective": (
+            ["planner=critic", "planner.objective.critic=c.ckpt", "planner.horizon=2"],
+            "planner.objective.score",
+            ["v", "q"],
+        ),
+        "source": (
+            ["data=npz", "data.source.path=one", "data.source.env_id=null", "evaluation.episodes=0"],
+            "data.source.path",
+            ["one", "two"],
+        ),
+        "block": (["+model.block={_target_:swiglu_block.SwiGluBlock}"], "model.block.expansion", [1.5, 3.0]),
+    }
+
+    @pytest.fixture(autouse=True)
+    def places(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two folders of episodes, of which only the names are read; and the example block, importable."""
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "episode.npz").touch()
+        monkeypatch.syspath_prepend(CONFIGS.parent / "examples")
+
+    @staticmethod
+    def search(folder: Path, options: list[str], name: str, choices: list[Any]) -> list[str]:
+        """The command line of a search over one option."""
+        (folder / "own" / "tune").mkdir(parents=True, exist_ok=True)
+        tune = {"trials": 8, "parameters": {name: {"choices": choices}}}
+        (folder / "own" / "tune" / "own.yaml").write_text(yaml.safe_dump(tune))
+        return ["--config-dir", "own", "tune=own", "hydra.run.dir=search", *options]
+
+    @pytest.mark.parametrize("kind", CASES)
+    def test_they_are_searched(self, train: Callable[..., int], runs: Runs, tmp_path: Path, kind: str) -> None:
+        options, name, choices = self.CASES[kind]
+        assert train(*self.search(tmp_path, options, name, choices)) == 0
+        tried = [OmegaConf.select(OmegaConf.create(asdict(options)), name) for options, _ in runs.calls]
+        assert len(tried) == 8
+        assert set(tried) == set(choices)
+
+    @pytest.mark.parametrize(
+        ("kind", "name", "value", "words"),
+        [
+            ("learner", "learner.expectil", 0.8, "did you mean 'learner.expectile'?"),
+            ("learner", "learner.expectile", "high", "learner.expectile: value 'high'"),
+            ("learner", "learner.expectile", 1.5, "learner.expectile=1.5 must lie in (0, 1)"),
+            ("objective", "planner.objective.scor", "v", "did you mean 'planner.objective.score'?"),
+            ("objective", "planner.objective.score", "w", "planner.objective.score='w'"),
+            ("source", "data.source.paths", "one", "did you mean 'data.source.path'?"),
+            ("source", "data.source.path", {"a": 1}, "data.source.path"),
+            ("block", "model.block.expansoin", 2.0, "did you mean 'model.block.expansion'?"),
+            ("learner", "iql.expectile", 0.8, "it is now 'learner.expectile'"),
+            ("learner", "learner._target_", "os.system", "a search varies options, not classes"),
+        ],
+    )
+    def test_a_mistake_is_named_before_the_first_trial(
+        self,
+        train: Callable[..., int],
+        runs: Runs,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        kind: str,
+        name: str,
+        value: object,
+        words: str,
+    ) -> None:
+        assert train(*self.search(tmp_path, self.CASES[kind][0], name, [value])) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: tune.parameters")
+        assert words in message
+        assert not runs.calls
+
+    def test_options_of_no_class_are_refused(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert train(*self.search(tmp_path, [], "model.block.expansion", [2.0])) == 2
+        assert "model.block={'expansion': 2.0} is no mapping with a _target_" in capsys.readouterr().err
+        assert not runs.calls
 
 
 def test_values_replace_nested_options() -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from tests.evaluation.test_results import make_results
 from trajectory_transformer.app import entry_point, experiment
-from trajectory_transformer.app.run_folder import claim
-from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.jobs import RunRecord, claim
 from trajectory_transformer.app.sweep import SweepJob, confidence, group_by_settings, read_jobs, report
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError

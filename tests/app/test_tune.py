@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.tune import search
 from trajectory_transformer.configuration import ParameterConfig, TuneConfig
 from trajectory_transformer.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trajectory_transformer.app.loading import held_out_episodes
+from trajectory_transformer.app.experiment import held_out_episodes
 from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from trajectory_transformer.building import TYPED_BY_USER, spec_of
+from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint, write_checkpoint
 from trajectory_transformer.configuration import OptimizerConfig, TrainConfig
@@ -31,6 +31,7 @@ from trajectory_transformer.training.datamodule import split_episodes
 from trajectory_transformer.training.fit import FitReport, fit
 from trajectory_transformer.training.learner import Learner, make_learner
 
+from ..specs import spec_of
 from ..training.small_run import Rows, small_config, small_data, small_fit, weights
 
 LEARNERS: dict[str, Learner] = {

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..configuration import require
-from ..configuration.attention import MIN_TRANSITIONS, AttentionConfig
+from ..configuration.tasks import MIN_TRANSITIONS, AttentionConfig
 from ..data.transitions import TransitionTable
 from ..data.windows import TokenWindows
 from ..evaluation.measurements import Measurement, RunFacts, write_measurements

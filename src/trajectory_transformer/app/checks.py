@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,15 +10,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from ..building import TYPED_BY_USER, locate, targets_in
+from ..building import TYPED_BY_USER, build, locate, require_options, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
-from ..files import require_file
-from ..planning.objectives import make_objective
-from ..processes import is_first_process
+from ..files import is_first_process, require_file
+from ..planning.objectives import Objective, make_objective
+from ..training.learner import make_learner
 from . import mistakes, sweep
-from .run_folder import why_taken
-from .schema import option_names, plain_options, schema_of, typed_evaluate, typed_train
+from .jobs import why_taken
+from .schema import option_names, schema_of, typed_evaluate, typed_train
+from .tune import with_values
+
+RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # which a search may vary options of
 
 
 def config_folder(hydra: DictConfig) -> Path:
@@ -26,15 +30,7 @@ def config_folder(hydra: DictConfig) -> Path:
 
 
 def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateConfig:
-    """The typed options of either command.
-
-    Args:
-        config: composed options, with or without Hydra's node.
-        hydra: Hydra's node.
-
-    Raises:
-        UserError: one clear sentence about a wrong name, type, value or target.
-    """
+    """The typed options of either command; raises UserError about a wrong name, type, value or target."""
     schema = schema_of(config)
     try:
         if schema is EvaluateConfig:
@@ -42,27 +38,27 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
             evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
             if chosen:
                 make_objective(evaluation.planner)
-            for target in targets_in(evaluation.planner.objective):  # its options may lie in the checkpoint
-                locate(target, object, "planner.objective", TYPED_BY_USER)
-            require_file(evaluation.checkpoint)
-            if evaluation.predict.ensemble is not None:
-                require_file(evaluation.predict.ensemble)
+            _require_classes({"planner.objective": evaluation.planner.objective})  # its options may be the checkpoint's
+            for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
+                require_file(checkpoint)
             return evaluation
         options = typed_train(config)
     except mistakes.EXPECTED as error:
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
     _require_effect(options, hydra)
-    trainer, named = options.trainer, {"model.block": options.model.block}
-    for place, specs in (named | {"trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics}).items():
-        for target in targets_in(specs):  # what they are is seen once torch and Lightning are there
-            locate(target, object, place, TYPED_BY_USER)
-    if options.data.source is not None:
-        from ..data.sources import sources_of  # here, as it takes half a second
-
-        sources_of(options.data)
+    trainer, block = options.trainer, options.model.block  # whose kinds are seen once torch and Lightning are there
+    _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
+    _check_record("data.source", options)
     if options.tune is not None:
-        _check_search(config, options.tune)
+        _check_search(options, options.tune)
     return options
+
+
+def _require_classes(specs: Mapping[str, object]) -> None:
+    """Refuse ``_target_`` options, by their place, that name no class."""
+    for place, spec in specs.items():
+        for target in targets_in(spec):
+            locate(target, object, place, TYPED_BY_USER)
 
 
 def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
@@ -82,75 +78,73 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     )
 
 
-def _check_search(config: DictConfig, tune: TuneConfig) -> None:
+def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
     """Refuse a search over an option that does not exist, or with a value of a wrong type, before the first trial."""
     names = [name for name in option_names(TrainConfig) if not name.startswith(("tune", "resume"))]
-    options = OmegaConf.merge(OmegaConf.structured(TrainConfig), plain_options(config))
     for name, parameter in tune.parameters.items():
-        if name not in names:
+        record = next((record for record in RECORDS if name.startswith(f"{record}.")), None)
+        if record is None and name not in names:
             raise UserError(f"tune.parameters: there is no option '{name}'{mistakes.did_you_mean(name, names)}")
         for value in parameter.choices or (parameter.low, parameter.high):
             try:
-                OmegaConf.update(options, name, value)
-            except ValidationError as error:
+                if record is not None:
+                    _check_record(record, with_values(options, {name: value}))
+                else:  # values need only go together as the trials combine them
+                    OmegaConf.update(OmegaConf.structured(options), name, value)
+            except (ValidationError, UserError) as error:
                 raise UserError(f"tune.parameters.{name}: {str(error).splitlines()[0]}") from None
 
 
-class RunChecks(Callback):
-    """Hydra's hooks around a run and a sweep.
+def _check_record(place: str, options: TrainConfig) -> None:
+    """Refuse wrong options of a learner, objective or source by making it, and of a block by its signature."""
+    if place == "learner":
+        make_learner(options.learner, TYPED_BY_USER)
+    elif place == "planner.objective":
+        build(options.planner.objective_spec, Objective, place, TYPED_BY_USER)
+    elif place == "model.block":
+        require_options(options.model.block, place, ("config",))
+    elif options.data.source is not None:
+        from ..data.sources import sources_of  # here, as it takes half a second
 
-    Hydra turns an exception in a hook into a warning, so that these exit instead: 2 for a mistake, 1 for failed jobs.
-    """
+        sources_of(options.data)
+
+
+class RunChecks(Callback):
+    """Hydra's hooks around a run and a sweep; they exit, as Hydra turns an exception in a hook into a warning."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
-            options = validated(config, config.hydra)
-        except UserError as error:
-            leave(str(error), 2)
-        directory = Path(config.hydra.run.dir)
-        goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
-        if not is_first_process():
-            return
-        if not goes_on and (taken := why_taken(directory, isinstance(options, EvaluateConfig))):
-            leave(taken, 2)
-        _reserve(directory)
+        self._check(config, Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._check(config, Path(config.hydra.sweep.dir), is_sweep=True)
+
+    def _check(self, config: DictConfig, directory: Path, is_sweep: bool = False) -> None:
+        """Exit with 2 after a mistake, or where the output directory cannot be used; a sweep's jobs check theirs."""
         try:
             mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
+            options = None if is_sweep else validated(config, config.hydra)
+            if not is_first_process():
+                return
+            goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
+            if options and not goes_on and (taken := why_taken(directory, isinstance(options, EvaluateConfig))):
+                raise UserError(taken)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=directory).close()
+            except OSError as error:
+                raise UserError(
+                    f"the output directory '{directory}' cannot be written ({error.strerror}); choose another with "
+                    "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep"
+                ) from None
         except UserError as error:
             leave(str(error), 2)
-        if is_first_process():
-            _reserve(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if not is_first_process():
-            return
-        jobs = sweep.report(Path(config.hydra.sweep.dir))
-        if any(job.status != "finished" for job in jobs):
+        if is_first_process() and any(job.status != "finished" for job in sweep.report(Path(config.hydra.sweep.dir))):
             sys.exit(1)
 
 
-def _reserve(directory: Path) -> None:
-    """Make ``directory``, or exit with one sentence where it cannot be written."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        leave(
-            f"the output directory '{directory}' cannot be written ({error.strerror}); choose another with "
-            "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep",
-            2,
-        )
-
-
 def leave(message: str, code: int) -> NoReturn:
-    """Print one message and exit.
-
-    Raises:
-        SystemExit: always.
-    """
+    """Print one message and exit."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)

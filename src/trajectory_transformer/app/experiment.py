@@ -1,8 +1,11 @@
-"""The two things a user can ask for: train and then plan, or evaluate what was trained."""
+"""Training with planning after it, and evaluation of the checkpoints that it leaves."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -10,24 +13,26 @@ from lightning.pytorch.loggers import Logger
 
 from ..analysis.attention import evaluate_attention
 from ..analysis.prediction import PredictionRequest, predict
-from ..building import TYPED_BY_USER, build, packages_in
+from ..building import TYPED_BY_USER, packages_in
 from ..checkpoint import Checkpoint, DatasetRecord
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from ..data.episode_source import EpisodeSource
-from ..data.sources import sources_of
+from ..data.episodes import Episode
+from ..data.sources import load_offline_data, sources_of
 from ..data.transitions import join_episodes
 from ..environments.batch import environment_title, make_environments
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.measurements import Measurement, RunFacts
 from ..evaluation.plots import plot_training
+from ..evaluation.records import ActingAgent
 from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import require_possible
+from ..files import is_first_process
 from ..learners.ensemble_network import read_ensemble
 from ..planning.objectives import make_objective
 from ..planning.trained_transformer import TrainedTransformer
-from ..processes import is_first_process
-from ..training.datamodule import OfflineDataModule
+from ..training.datamodule import OfflineDataModule, split_episodes
 from ..training.fit import fit, torch_threads
 from ..training.learner import Learner, make_learner
 from ..training.loggers import (
@@ -39,60 +44,31 @@ from ..training.loggers import (
     make_loggers,
     require_loggers,
 )
-from .loading import LoadedAgent, held_out_episodes, load_agent, torch_device
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's surroundings, as opposed to its options.
+    """A run's surroundings, as opposed to its options."""
 
-    Attributes:
-        directory: where everything it writes goes.
-        command: the command line, to be recorded.
-        resume: go on from ``checkpoints/last.ckpt``.
-        sweep: name of the sweep that it belongs to, or None.
-        callbacks: Lightning callbacks that the user added.
-        commit: of the code that runs, taken before it does, or None.
-    """
-
-    directory: Path
-    command: str
-    resume: bool = False
-    sweep: str | None = None
-    callbacks: tuple[Callback, ...] = ()
-    commit: str | None = field(default_factory=current_commit)
+    directory: Path  # where everything it writes goes
+    command: str  # the command line, to be recorded
+    resume: bool = False  # go on from checkpoints/last.ckpt
+    sweep: str | None = None  # name of the sweep that it belongs to
+    callbacks: tuple[Callback, ...] = ()  # that the user added
+    commit: str | None = field(default_factory=current_commit)  # of the code that runs, taken before it does
 
 
 @dataclass(frozen=True)
-class _Rollouts:
-    """Options of an evaluation, from either command."""
+class LoadedAgent:
+    """A checkpoint, read and verified once, and the agent that plans with it or follows its policy."""
 
-    episodes: int
-    num_envs: int
-    seed: int
-    first_episode_seed: int
-    video: int
-    threads: int | None
-    progress: bool
-
-
-def make_callbacks(specs: Mapping[str, object]) -> tuple[Callback, ...]:
-    """The Lightning callbacks that ``trainer.callbacks`` describes.
-
-    Raises:
-        UserError: one is no Lightning callback, or cannot be made.
-    """
-    return tuple(
-        build(spec, Callback, f"trainer.callbacks.{name}", TYPED_BY_USER) for name, spec in specs.items()
-    )  # fmt: skip
+    path: Path
+    checkpoint: Checkpoint
+    agent: ActingAgent
 
 
 def run_training(config: TrainConfig, run: RunContext) -> float:
     """Fit, then act in the real environment with the best checkpoint.
-
-    Args:
-        config: validated options.
-        run: where, and how.
 
     Returns:
         The score that a sweep maximises: the mean return over ``evaluation.episodes``; without episodes, and for an
@@ -111,40 +87,24 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     _require_evaluable(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or datamodule.data.dataset_ids[0]
-    labels = RunLabels(group, "train", tags)
-    loggers = make_loggers(config.logger, run.directory, asdict(config), labels)
-    with _Finishing(loggers):
+    loggers = make_loggers(config.logger, run.directory, asdict(config), RunLabels(group, "train", tags))
+    with _finishing(loggers):
         report = fit(learner, config, run.directory, datamodule, loggers, run.callbacks, run.resume)
         if not is_first_process():
-            return float("nan")
+            return math.nan
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
-        options = config.evaluation
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data), sources_of(config.data))
-        if options.episodes == 0 or not learner.acts:
+        if config.evaluation.episodes == 0 or not learner.acts:
             return -report.validation_loss
         planner = vars(config.planner) if learner.plans else {}  # as typed, not as a file says
         allow = packages_in(asdict(config))
         trained = load_agent(report.best, config.trainer.accelerator, planner, allow, learner)
-        rollouts = _Rollouts(
-            options.episodes,
-            options.num_envs,
-            config.seed,
-            1000 * config.seed,  # so that the seeds of a sweep do not share episodes
-            options.video,
-            config.trainer.threads,
-            config.trainer.progress_bar,
-        )
-        return _evaluate(trained, rollouts, run, loggers)
+        return _plan(config, run, trained, loggers)
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> float:
-    """Do with a checkpoint what ``config.task`` says.
-
-    Args:
-        config: validated options; the checkpoint and planner in them have been made use of in ``trained``.
-        run: where, and how.
-        trained: what plans, is looked into, or predicts.
+    """Do what ``config.task`` says with what its checkpoint and planner options made, ``trained``.
 
     Returns:
         The mean return, or of predictions the log-likelihood in nats per dimension; NaN where the task has no score.
@@ -152,33 +112,75 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
     Raises:
         UserError: a mistake that the options alone do not show, such as an environment that cannot be made.
     """
-    rollouts = _Rollouts(config.episodes, config.num_envs, config.seed, config.seed, config.video, config.threads, True)
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     training = trained.checkpoint.training
     sources = sources_of(training.data, config.allow) if _keeps_artifacts(config.logger) else []
     labels = RunLabels(run.sweep or training.dataset.ids[0], "evaluate")
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
-    with _Finishing(loggers):
+    with _finishing(loggers):
         if config.task == "plan":
-            score = _evaluate(trained, rollouts, run, loggers)
+            score = _plan(config, run, trained, loggers)
         else:
             with torch_threads(config.threads):
-                measurements = (_attend if config.task == "attention" else _predict)(config, run, trained)
+                measurements = _measure(config, run, trained)
             log_measurements(loggers, measurements)
-            score = (
-                measurements[0].value if config.task == "predict" else float("nan")
-            )  # attention has nothing to maximise
+            # Attention has nothing to maximise.
+            score = measurements[0].value if config.task == "predict" else math.nan
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.path, training.dataset, sources)
         return score
 
 
-def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> None:
-    """Refuse an evaluation that cannot be, rather before training than after.
+def load_agent(
+    path: Path,
+    accelerator: str,
+    planner_overrides: Mapping[str, Any],
+    allow: Sequence[str] = (),
+    learner: Learner | None = None,
+) -> LoadedAgent:
+    """Read a checkpoint and make its agent, for one of Lightning's accelerators.
+
+    ``planner_overrides`` replace options that the checkpoint records. It may name parts of the packages in ``allow``,
+    and, unless one is given, the ``learner`` that trained it.
 
     Raises:
-        UserError: the environment cannot be made, the planner is not for it, or its objective is not available.
+        UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
     """
+    device = torch_device(accelerator, "accelerator")
+    checkpoint = Checkpoint.read(path)
+    if learner is None:
+        learner = make_learner(checkpoint.training.learner, allow)
+    return LoadedAgent(path, checkpoint, learner.make_agent(checkpoint, device, planner_overrides, allow))
+
+
+def held_out_episodes(checkpoint: Checkpoint, allow: Sequence[str] = ()) -> list[Episode]:
+    """The validation episodes of a checkpoint's own data, in the order stored, from a source that ``allow`` lets in.
+
+    Raises:
+        UserError: the data is not available, or is not what the checkpoint was trained on.
+    """
+    training = checkpoint.training
+    data = load_offline_data(training.data, allow=allow)
+    if data.fingerprint != training.dataset.fingerprint:
+        raise UserError(
+            f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "
+            f"'{checkpoint.name}' was trained on"
+        )
+    return split_episodes(data, training.data.validation_fraction, training.seed)[1]
+
+
+def torch_device(accelerator: str, option: str) -> str:
+    """The torch device of one of Lightning's accelerators; raises UserError where there is none."""
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    there = {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if accelerator in there and not there[accelerator]():
+        raise UserError(f"{option}={accelerator}: this machine has none that torch can use; choose {option}=cpu")
+    return "cuda" if accelerator == "gpu" else accelerator
+
+
+def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> None:
+    """Refuse, before training, an evaluation whose environment cannot be made, or that the planner is not for."""
     learner.check_data(config, datamodule)
     if config.evaluation.episodes == 0 or not learner.acts:
         return
@@ -193,15 +195,22 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
             require_possible(config.planner, make_objective(config.planner).needs_goal, batch)
 
 
-def _evaluate(trained: LoadedAgent, rollouts: _Rollouts, run: RunContext, loggers: Sequence[Logger]) -> float:
-    """Write the results of planning; returns the mean return."""
+def _plan(
+    config: TrainConfig | EvaluateConfig, run: RunContext, trained: LoadedAgent, loggers: Sequence[Logger]
+) -> float:
+    """Write the results of acting in the environment; returns the mean return."""
+    if isinstance(config, TrainConfig):
+        options, threads, progress = config.evaluation, config.trainer.threads, config.trainer.progress_bar
+        first_seed = 1000 * config.seed  # so that the seeds of a sweep do not share episodes
+    else:
+        options, threads, progress, first_seed = config, config.threads, True, config.seed
     dataset = trained.checkpoint.training.dataset
     request = EvaluationRequest(
-        episodes=rollouts.episodes,
-        num_envs=min(rollouts.num_envs, rollouts.episodes),
-        seed=rollouts.seed,
-        first_episode_seed=rollouts.first_episode_seed,
-        video=rollouts.video,
+        episodes=options.episodes,
+        num_envs=min(options.num_envs, options.episodes),
+        seed=config.seed,
+        first_episode_seed=first_seed,
+        video=options.video,
         dataset_ids=dataset.ids,
         behavior_returns=dataset.returns.numpy(),
         reference_scores=dataset.reference_scores,
@@ -209,41 +218,33 @@ def _evaluate(trained: LoadedAgent, rollouts: _Rollouts, run: RunContext, logger
         checkpoint=str(trained.path),
         command=run.command,
         commit=run.commit,
-        progress=rollouts.progress,
+        progress=progress,
     )
-    with torch_threads(rollouts.threads):
+    with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results)
     return float(results["summary"]["return_mean"])
 
 
-def _attend(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
-    """Write what the model attends to in its held-out episodes."""
-    model = TrainedTransformer.of(trained.checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
-    data = trained.checkpoint.training.data
-    table = join_episodes(held_out_episodes(trained.checkpoint, config.allow), data.discount, data.termination_penalty)
-    return evaluate_attention(model, table, config.attention, _facts(config, run, trained), run.directory)
-
-
-def _predict(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
-    """Write how well models predict its held-out episodes; the first figure is the score."""
-    checkpoint = trained.checkpoint
+def _measure(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
+    """Write what the model attends to in its held-out episodes, or how well it predicts them: the first one."""
+    checkpoint, training, network = trained.checkpoint, trained.checkpoint.training, None
     model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
-    network = None
+    env_id = environment_title(trained.agent.environment)
+    facts = RunFacts(",".join(training.dataset.ids), env_id, config.seed, run.commit, run.command)
+    if config.task == "attention":
+        episodes = held_out_episodes(checkpoint, config.allow)
+        table = join_episodes(episodes, training.data.discount, training.data.termination_penalty)
+        return evaluate_attention(model, table, config.attention, facts, run.directory)
     if config.predict.ensemble is not None:
-        ensemble, training = Checkpoint.read(config.predict.ensemble), checkpoint.training
+        ensemble = Checkpoint.read(config.predict.ensemble)
         ensemble.require_same_data("predict.ensemble", training.environment, training.dataset.fingerprint)
         ensemble.require_same_split("predict.ensemble", training.data, training.seed)
         network = read_ensemble(ensemble)
-    request = PredictionRequest(config.predict, config.episodes, config.video, _facts(config, run, trained))
+    request = PredictionRequest(config.predict, config.episodes, config.video, facts)
     planner = trained.agent.settings
     assert isinstance(planner, PlannerConfig)  # a policy's checkpoint has no such model
     return predict(model, planner, held_out_episodes(checkpoint, config.allow), network, request, run.directory)
-
-
-def _facts(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> RunFacts:
-    env_id = environment_title(trained.agent.environment)
-    return RunFacts(",".join(trained.checkpoint.training.dataset.ids), env_id, config.seed, run.commit, run.command)
 
 
 def _keeps_artifacts(config: LoggerConfig) -> bool:
@@ -257,18 +258,14 @@ def _keep_artifacts(
     log_artifacts(loggers, checkpoint, {**dataset.to_dict(), "returns": dataset.returns.tolist()}, folders)
 
 
-class _Finishing:
-    """Ends the loggers' runs when a job is over, telling them whether it failed, and the connection to other ranks."""
-
-    def __init__(self, loggers: Sequence[Logger]) -> None:
-        self._loggers = loggers
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        finish_loggers(self._loggers, exit_code=0 if kind is None else 1)
-        if (
-            torch.distributed.is_initialized()
-        ):  # Lightning leaves it to the process's end; a sweep's next job would hang
+@contextmanager
+def _finishing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """End the loggers' runs with the job, telling them whether it failed, and the connection to other ranks."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        finish_loggers(loggers, exit_code)
+        if torch.distributed.is_initialized():  # Lightning leaves it; a sweep's next job would hang
             torch.distributed.destroy_process_group()

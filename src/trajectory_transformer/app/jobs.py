@@ -1,4 +1,4 @@
-"""Jobs: the directory, record and environment variables around one training or evaluation."""
+"""One training or evaluation as a job: its folder, who may run there, and what became of it."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,59 +17,103 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
+from ..building import TYPED_BY_USER, build
 from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
-from ..files import write_whole
-from ..processes import is_first_process
-from .run_folder import claim
-from .run_record import RunRecord
+from ..files import is_first_process, write_whole
 
 if TYPE_CHECKING:
     from .experiment import RunContext
 
+STATUS = "status.json"
+REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
 RANK_RUN = "TRAJECTORY_TRANSFORMER_RANK_RUN"  # tells the processes that Lightning starts which run is theirs
 INTERRUPTED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """State of one run."""
+
+    status: str  # "running", "finished", "failed" or "interrupted"
+    parameters: dict[str, str] = field(default_factory=dict)  # what the command line, or a search, set for it
+    score: float | None = None  # what a sweep maximises
+    reason: str = ""  # of a failure
+
+    def write(self, directory: Path, file: str = STATUS) -> None:
+        """Replace the record in ``directory`` at once, never leaving half a file."""
+        score = self.score if self.score is not None and math.isfinite(self.score) else None
+        write_whole(directory / file, json.dumps({**asdict(self), "score": score}, indent=1))
+
+    @classmethod
+    def read(cls, directory: Path, file: str = STATUS) -> "RunRecord | None":
+        """The record in ``directory``, or None where there is none that can be read."""
+        try:
+            return cls(**json.loads((directory / file).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
 @dataclass
 class Job:
-    """A run in its place.
-
-    Attributes:
-        directory: of the run.
-        parameters: what the command line, or a search, set for it.
-        sweep: name of the sweep that it belongs to, or None.
-        claimed: the directory is this run's; until then one that holds a run may be another's.
-    """
+    """A run in its directory."""
 
     directory: Path
-    parameters: dict[str, str] = field(default_factory=dict)
-    sweep: str | None = None
-    claimed: bool = False
+    parameters: dict[str, str] = field(default_factory=dict)  # what the command line, or a search, set for it
+    sweep: str | None = None  # name of the sweep that it belongs to, whose runs go on unasked
+    claimed: bool = False  # the directory is this run's; until then one that holds a run may be another's
 
-    @property
-    def continues(self) -> bool:
-        """A run that is found in the directory may be continued without being asked to."""
-        return self.sweep is not None
+
+def why_taken(directory: Path, evaluation: bool) -> str | None:
+    """The reason why no new run may begin in ``directory``, or None: an ``evaluation`` may replace one that failed."""
+    existing = directory / "config.yaml"
+    if not existing.exists():
+        return None
+    if not evaluation:
+        return f"{directory} already holds a run; resume={directory} goes on with it, or choose another folder"
+    record = RunRecord.read(directory)
+    stopped = record is not None and record.status in ("failed", "interrupted")
+    if stopped and existing.read_text().startswith("checkpoint:"):
+        return None
+    return f"{directory} already holds a run; choose another folder with hydra.run.dir=DIR"
+
+
+def claim(directory: Path, config: str, go_on: bool, evaluation: bool = False) -> str:
+    """Decide what to do in a run directory: "start", "continue" from its last checkpoint, or "skip" a finished run.
+
+    A repeated sweep's job and a requeued SLURM job may ``go_on`` with a run of the same ``config``, as YAML.
+
+    Raises:
+        UserError: the directory belongs to another run; later ranks of a training run do not ask.
+    """
+    if evaluation or is_first_process():
+        taken = why_taken(directory, evaluation)
+        if taken is None:
+            return "start"
+        if not go_on:
+            raise UserError(taken)
+        if (directory / "config.yaml").read_text() != config:
+            raise UserError(f"{directory} holds a run with other options (see its config.yaml); choose another folder")
+        (directory / REFUSAL).unlink(missing_ok=True)
+    record = RunRecord.read(directory)
+    if record is not None and record.status == "finished":
+        return "skip"
+    return "continue" if (directory / "checkpoints" / "last.ckpt").exists() else "start"
 
 
 def recorded(job: Job, run: Callable[[], float]) -> float:
-    """Call ``run`` and keep what became of it in the job's directory.
+    """Call ``run`` and keep what became of it in the job's directory; returns the score.
 
-    Returns:
-        The score; NaN after a failure within a sweep, whose other jobs go on.
-
-    Raises:
-        SystemExit: 1 after a failure of a single run; the exit code of an interruption.
+    A failure within a sweep, whose other jobs go on, gives NaN; that of a single run raises SystemExit with 1, an
+    interruption with its own code.
     """
-    with _environment_restored(), _sigterm_exits():
+    with _process_restored():
         try:
-            return run()
-        except KeyboardInterrupt:
-            note(job, "interrupted", "interrupted")
-            raise
-        except SystemExit as exit:
-            if exit.code in INTERRUPTED:
+            score = run()
+            note(job, "finished", score=score)
+            return score
+        except (KeyboardInterrupt, SystemExit) as exit:
+            if isinstance(exit, KeyboardInterrupt) or exit.code in INTERRUPTED:
                 note(job, "interrupted", "interrupted")
                 raise
             reason = f"exit code {exit.code}"
@@ -86,39 +130,45 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
 
 
 def train(options: TrainConfig, job: Job) -> float:
-    """Train, unless the directory holds the finished run already; returns the score.
-
-    Raises:
-        UserError: a mistake that only shows at run time.
-    """
+    """Train, unless the directory holds the finished run already; returns the score."""
     from ..data.sources import require_available
 
     require_available(options.data)  # before anything heavy is imported
-    text = config_text(asdict(options))
-    action = _claim(job, text, job.continues or options.trainer.requeue)
-    record = RunRecord.read(job.directory)
-    if action == "skip" and record is not None:
-        print(f"{job.directory} is finished already; nothing to do")
-        return math.nan if record.score is None else record.score
-    return fit_and_record(options, job, text, resume=action == "continue")
+    text = config_text(options)
+    action = claim(job.directory, text, job.sweep is not None or options.trainer.requeue)
+    return skip(job) if action == "skip" else fit_in(options, job, text, resume=action == "continue")
 
 
-def _claim(job: Job, text: str, go_on: bool) -> str:
-    """:func:`claim` for a training run; processes other than the first only look at what there is to go on with."""
-    if is_first_process():
-        return claim(job.directory, text, go_on)
+def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
+    """Train in a directory that has been claimed, with ``text`` as its ``config.yaml``; returns the score."""
+    begin(job, text)
+    os.environ[RANK_RUN] = json.dumps({"directory": str(job.directory.absolute()), "resume": resume})
+    from .experiment import run_training
+
+    return run_training(options, context(job, options.trainer.callbacks, resume))
+
+
+def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
+    """Evaluate a checkpoint, with its ``planner`` options replaced; returns the score, NaN where the task has none."""
+    from .experiment import load_agent, run_evaluation
+
+    trained = load_agent(Path(options.checkpoint), options.accelerator, planner, options.allow)
+    text = config_text(options, planner=asdict(trained.agent.settings))
+    if claim(job.directory, text, job.sweep is not None, evaluation=True) == "skip":
+        return skip(job)
+    begin(job, text)
+    return run_evaluation(options, context(job), trained)
+
+
+def skip(job: Job) -> float:
+    """Say that the run is finished; returns the score that it recorded."""
+    print(f"{job.directory} is finished already; nothing to do")
     record = RunRecord.read(job.directory)
-    if record is not None and record.status == "finished":
-        return "skip"
-    return "continue" if (job.directory / "checkpoints" / "last.ckpt").exists() else "start"
+    return math.nan if record is None or record.score is None else record.score
 
 
 def begin(job: Job, text: str) -> None:
-    """Take over a directory that has been claimed, with ``text`` as its ``config.yaml``.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Take over a directory that has been claimed, with ``text`` as its ``config.yaml``, or raise UserError."""
     job.claimed = True
     if not is_first_process():
         return
@@ -130,95 +180,45 @@ def begin(job: Job, text: str) -> None:
     note(job, "running")
 
 
-def fit_and_record(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
-    """Train in a directory that has been claimed, with ``text`` as its ``config.yaml``; returns the score."""
-    begin(job, text)
-    os.environ[RANK_RUN] = json.dumps({"directory": str(job.directory.absolute()), "resume": resume})
-    from .experiment import run_training
-
-    score = run_training(options, context(options, job, resume))
-    note(job, "finished", score=score)
-    return score
-
-
-def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
-    """Evaluate a checkpoint; returns the score, NaN where the task has none.
-
-    Args:
-        planner: options that replace those recorded in the checkpoint.
-
-    Raises:
-        UserError: a mistake that only shows at run time.
-    """
-    from .experiment import RunContext, run_evaluation
-    from .loading import load_agent
-
-    trained = load_agent(Path(options.checkpoint), options.accelerator, planner, options.allow)
-    text = config_text({**asdict(options), "planner": asdict(trained.agent.settings)})
-    action = claim(job.directory, text, job.continues, evaluation=True)
-    record = RunRecord.read(job.directory)
-    if action == "skip" and record is not None:
-        print(f"{job.directory} is finished already; nothing to do")
-        return math.nan if record.score is None else record.score
-    begin(job, text)
-    score = run_evaluation(options, RunContext(job.directory, command_text(), sweep=job.sweep), trained)
-    note(job, "finished", score=score)
-    return score
-
-
-def config_text(options: dict[str, Any]) -> str:
+def config_text(options: TrainConfig | EvaluateConfig, **replaced: Any) -> str:
     """``config.yaml`` of a run: all options, none left to be resolved."""
-    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump({**asdict(options), **replaced}, sort_keys=False, allow_unicode=True)
 
 
-def command_text() -> str:
-    """The command line, to be pasted."""
-    return shlex.join(["python", *sys.argv])
+def context(job: Job, callbacks: Mapping[str, object] | None = None, resume: bool = False) -> "RunContext":
+    """The surroundings of a run, with the callbacks of Lightning's that its options describe; imports torch."""
+    from lightning.pytorch.callbacks import Callback
 
+    from .experiment import RunContext
 
-def context(options: TrainConfig, job: Job, resume: bool) -> "RunContext":
-    """The surroundings of a training run, besides its options; imports torch."""
-    from .experiment import RunContext, make_callbacks
-
-    callbacks = make_callbacks(options.trainer.callbacks)
-    return RunContext(job.directory, command_text(), resume, job.sweep, callbacks)
+    made = (build(s, Callback, f"trainer.callbacks.{name}", TYPED_BY_USER) for name, s in (callbacks or {}).items())
+    return RunContext(job.directory, shlex.join(["python", *sys.argv]), resume, job.sweep, tuple(made))
 
 
 def note(job: Job, status: str, reason: str = "", score: float | None = None) -> None:
     """Keep the state of a run in its directory, or, where another run's lies there, that it was refused."""
     if not is_first_process():
         return
-    record = RunRecord(status, job.parameters, score, reason)
-    with contextlib.suppress(OSError):  # a full disk is reported by what fails on it
-        if job.claimed or not (job.directory / "config.yaml").exists():
-            record.write(job.directory)
-        elif status == "failed" and job.sweep is not None:
-            record.write_refusal(job.directory)
+    own = job.claimed or not (job.directory / "config.yaml").exists()
+    if own or (status == "failed" and job.sweep is not None):
+        with contextlib.suppress(OSError):  # a full disk is reported by what fails on it
+            RunRecord(status, job.parameters, score, reason).write(job.directory, STATUS if own else REFUSAL)
 
 
 @contextlib.contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, with its state recorded; training sets its own handler meanwhile."""
+def _process_restored() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does, and undo what Lightning and W&B leave in the environment."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
+    environment = dict(os.environ)
+    may_handle = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, leave) if may_handle else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _environment_restored() -> Iterator[None]:
-    """Undo what Lightning and W&B leave in the environment, which would misguide the next job of a sweep."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
+        if may_handle:
+            signal.signal(signal.SIGTERM, handler)
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)

@@ -1,5 +1,7 @@
-"""From the command line to one job: Hydra for a run or a sweep, ``config.yaml`` alone for ``resume=DIR`` and ranks."""
+"""The command line: Hydra for a run or a sweep, ``config.yaml`` alone for ``resume=DIR`` and later ranks."""
 
+import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -7,52 +9,43 @@ from pathlib import Path
 from typing import cast
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ..configuration import EvaluateConfig, TrainConfig
+from ..building import TYPED_BY_USER, require_allowed
+from ..configuration import EvaluateConfig, TrainConfig, current_record
 from ..errors import UserError
-from . import jobs, mistakes, resume
+from . import jobs, mistakes
 from .checks import leave, validated
-from .schema import planner_overrides
-from .search import run_search
-
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig}
+from .schema import planner_overrides, typed
+from .tune import run_search
 
 
 def entry_point(name: str, configs: Path) -> None:
-    """Run one of the two commands with ``sys.argv``; returns after success.
-
-    Args:
-        name: "train" or "evaluate"; ``configs/NAME.yaml`` is its root.
-        configs: folder of the YAML files.
+    """Run "train" or "evaluate", whose root is ``configs/NAME.yaml``, with ``sys.argv``; returns after success.
 
     Raises:
         SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep, 130 or 143 after SIGINT or SIGTERM.
     """
     code = 1
     try:
-        if name == "train" and resume.is_later_rank():
-            resume.run_rank()
+        if name == "train" and jobs.RANK_RUN in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            run_rank()
             return
         code = 2  # a mistake within a run never comes up to here
         if name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
-            resume.resume(*asked)
+            resume(*asked)
         else:
-            _run_hydra(name, configs)
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, without advice of Hydra's own
+            hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:
         leave(str(error), code)
     except mistakes.EXPECTED as error:
-        leave(mistakes.explain(error, SCHEMAS[name], configs), 2)
+        leave(mistakes.explain(error, TrainConfig if name == "train" else EvaluateConfig, configs), 2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _run_hydra(name: str, configs: Path) -> None:
-    """Compose, check and run; Hydra lets its errors through instead of printing them with advice of its own."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
 
 
 def hydra_job(config: DictConfig) -> float:
@@ -61,8 +54,7 @@ def hydra_job(config: DictConfig) -> float:
     directory = Path(node.runtime.output_dir)
     overrides = list(node.overrides.task)
     parameters = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    sweep = directory.parent.name if node.mode == RunMode.MULTIRUN else None
-    job = jobs.Job(directory, parameters, sweep)
+    job = jobs.Job(directory, parameters, directory.parent.name if node.mode == RunMode.MULTIRUN else None)
 
     def run() -> float:
         options = validated(config, node)
@@ -76,15 +68,78 @@ def hydra_job(config: DictConfig) -> float:
 
 def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
     """The run directory of ``resume=DIR``, and the packages of ``allow=``, the only option beside it."""
-    given = [a for a in arguments if a.startswith("resume=") and a.partition("=")[2] not in ("", "null")]
-    if not given:
+    given = next((a for a in arguments if a.startswith("resume=") and a.partition("=")[2] not in ("", "null")), None)
+    if given is None:
         return None
     allowed = [a for a in arguments if a.startswith("allow=")]
-    others = [a for a in arguments if a not in (given[0], *allowed[:1])]
-    if others:
+    if others := [a for a in arguments if a not in (given, *allowed[:1])]:
         raise UserError(
-            f"{given[0]} goes on with a run as it was set up and takes no other option but allow=[PACKAGE]: "
+            f"{given} goes on with a run as it was set up and takes no other option but allow=[PACKAGE]: "
             f"{', '.join(others)}"
         )
     packages = [name.strip() for text in allowed for name in text.partition("=")[2].strip("[]'\"").split(",")]
-    return Path(given[0].partition("=")[2].strip("'\"")), [name for name in packages if name]
+    return Path(given.partition("=")[2].strip("'\"")), [name for name in packages if name]
+
+
+def resume(directory: Path, allow: Sequence[str]) -> None:
+    """Go on with the run in ``directory``, whose ``config.yaml`` may name classes of the packages in ``allow``."""
+    options = read_config(directory, allow)
+    record = jobs.RunRecord.read(directory)
+    has_checkpoint = (directory / "checkpoints" / "last.ckpt").exists()
+    sweep = directory.absolute().parent.name if (directory.parent / "multirun.yaml").exists() else None
+    job = jobs.Job(directory, record.parameters if record else {}, sweep, claimed=True)
+    if options.tune is None and record is not None and record.status == "finished":
+        if options.evaluation.episodes == 0 or (directory / "results.json").exists():
+            print(f"{directory} is finished; nothing to do")
+            return
+        print(f"{directory} is finished but for its evaluation")
+    elif options.tune is None and not has_checkpoint:
+        print(f"{directory} holds no checkpoint yet; starting from the beginning")
+    from ..data.sources import require_available
+
+    require_available(options.data, allow)
+    text = (directory / "config.yaml").read_text()
+
+    def run() -> float:
+        return run_search(options, job) if options.tune is not None else jobs.fit_in(options, job, text, has_checkpoint)
+
+    score = jobs.recorded(job, run)
+    after = jobs.RunRecord.read(directory)
+    if math.isnan(score) and after is not None and after.status == "failed":
+        raise SystemExit(1)
+
+
+def run_rank() -> None:
+    """Train in a process that Lightning started beside the first, in its run directory and with its options."""
+    run = json.loads(os.environ[jobs.RANK_RUN])
+    job = jobs.Job(Path(run["directory"]))
+    options = read_config(job.directory, TYPED_BY_USER)  # which this very command has just written
+    from .experiment import run_training
+
+    run_training(options, jobs.context(job, options.trainer.callbacks, run["resume"]))
+
+
+def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
+    """The options of the run in ``directory``, or a UserError where it holds none of ``train.py``, or wrong ones."""
+    file = directory / "config.yaml"
+    try:
+        options = yaml.safe_load(file.read_text())
+    except OSError:
+        runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
+        latest = f"; the latest one there is {runs[-1]}" if runs else ""
+        raise UserError(f"resume={directory}: there is no {file}, so no run to go on with{latest}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(options, dict) or "checkpoint" in options:
+        raise UserError(f"{file} is not the config of a run of train.py")
+    if isinstance(options.get("planner"), dict):
+        options["planner"] = current_record(options["planner"])
+    try:
+        config: TrainConfig = typed(TrainConfig, options)
+    except mistakes.EXPECTED as error:
+        raise UserError(f"{file}: {mistakes.explain(error, TrainConfig, directory)}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    if allow is not None:
+        require_allowed(options, str(file), allow)
+    return config

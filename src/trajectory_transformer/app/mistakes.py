@@ -5,124 +5,109 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ..building import PACKAGE
 from ..errors import UserError
 from .schema import OPEN_OPTIONS, group_names, option_names
 
 EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher -> optional dependency
 
+MOVED = {  # options, and commands taken for options, of earlier versions -> their names now
+    "planner.critic": "planner.objective.critic",
+    "planner.critic_score": "planner.objective.score",
+    "iql": "learner",
+    "ensemble": "learner",
+    "model.convert": f"python -m {PACKAGE}.interop.convert",
+    "model.adopt": f"python -m {PACKAGE}.interop.adopt",
+}
 
-def nearest(key: str, names: Sequence[str]) -> list[str]:
-    """Up to three of ``names`` that ``key`` may have meant, those with its parent first."""
-    last = key.rpartition(".")[2]
+
+def did_you_mean(key: str, names: Sequence[str]) -> str:
+    """A clause to append to a message: the option's name now, up to three near it, or else all of the same level."""
+    for old, new in MOVED.items():
+        if f"{key}.".startswith(f"{old}.") and (new != "learner" or new in names):
+            return f"; it is now '{new}{key.removeprefix(old)}'"
+    parent, _, last = key.rpartition(".")
+    level = dict.fromkeys(name for name in names if name.rpartition(".")[0] == parent)
     by_last: dict[str, list[str]] = {}
     for name in names:
         by_last.setdefault(name.rpartition(".")[2], []).append(name)
     similar_whole = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
     similar_last = difflib.get_close_matches(last, by_last, n=3, cutoff=0.65)
     ranked = by_last.get(last, []) + similar_whole + [name for part in similar_last for name in by_last[part]]
-    same_parent = [name for name in ranked if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    return list(dict.fromkeys(same_parent + ranked))[:3]
-
-
-def did_you_mean(key: str, names: Sequence[str]) -> str:
-    """A clause to append to a message; where nothing is near, all names of the same level."""
-    near = nearest(key, names)
-    if near:
+    ranked.sort(key=lambda name: name not in level)  # those with its parent first
+    if near := list(dict.fromkeys(ranked))[:3]:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
-    parent = key.rpartition(".")[0]
-    level = dict.fromkeys(name for name in names if name.rpartition(".")[0] == parent)
     return f"; valid here: {', '.join(level)}" if level else ""
 
 
 def explain(error: BaseException, schema: type, configs: Path) -> str:
-    """One sentence for an error of composition.
-
-    Args:
-        error: one of ``EXPECTED``.
-        schema: root dataclass of the command.
-        configs: folder of the YAML groups.
-    """
-    text = str(error)
+    """One sentence for one of the ``EXPECTED`` errors, with names of the ``schema`` and of the YAML groups."""
+    text = " ".join(str(error).split())
     if isinstance(error, yaml.YAMLError):
-        return f"not valid YAML: {' '.join(text.split())}"
+        return f"not valid YAML: {text}"
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read the option '{error.override}'; quote a value that holds '=', ',' or brackets: \"key='value'\""
         )
-    place = _place(text, configs)
+    found = re.match(r"In '([^']+)':", text)
+    file = configs / f"{found[1]}.yaml" if found else None
+    place = f"{file}: " if file is not None and file.is_file() else ""
+    groups = group_names(configs, schema)
     if isinstance(error, MissingConfigException):
-        return _missing_choice(error, place, configs, schema)
-    names = [*option_names(schema), *group_names(configs, schema)]
+        return _missing_choice(error, place, configs, groups)
     if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
-        return f"{place}there is no config group '{group[1]}'{did_you_mean(group[1], group_names(configs, schema))}"
+        return f"{place}there is no config group '{group[1]}'{did_you_mean(group[1], groups)}"
     cause = next((e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
     if cause is None:
-        return " ".join(text.split())
+        return text
     if isinstance(cause, MissingMandatoryValue):
         return f"{place}{cause.full_key} is needed: give {cause.full_key}=VALUE"
     message = str(cause).splitlines()[0]
-    if "not in" in message:
-        override = re.search(r"Could not override '([^']+)'", text)
-        key = override[1] if override else str(cause.full_key)
-        if opened := next((name for name in OPEN_OPTIONS if key.startswith(f"{name}.")), None):
-            parent, _, last = str(cause.full_key).rpartition(".")
-            there = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, Mapping) else []
-            if near := difflib.get_close_matches(last, there, n=1):
-                return f"{place}there is no option '{key}'; did you mean '{parent}.{near[0]}'?"
-            return f"'{key}' is a new entry of {opened}; write +{key}=VALUE to add it"
-        if key.startswith("hydra."):
-            names = [
-                f"{key.rpartition('.')[0]}.{name}" for name in getattr(cause.object_type, "__dataclass_fields__", {})
-            ]
-        return f"{place}there is no option '{key}'{did_you_mean(key, names)}"
-    return f"{place}{cause.full_key}: {message[0].lower()}{message[1:]}"
+    if "not in" not in message:
+        return f"{place}{cause.full_key}: {message[0].lower()}{message[1:]}"
+    override = re.search(r"Could not override '([^']+)'", text)
+    key, names = override[1] if override else str(cause.full_key), [*option_names(schema), *groups]
+    if opened := next((name for name in OPEN_OPTIONS if key.startswith(f"{name}.")), None):
+        parent, _, last = str(cause.full_key).rpartition(".")
+        there = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, Mapping) else []
+        if near := difflib.get_close_matches(last, there, n=1):
+            return f"{place}there is no option '{key}'; did you mean '{parent}.{near[0]}'?"
+        return f"'{key}' is a new entry of {opened}; write +{key}=VALUE to add it"
+    if key.startswith("hydra."):
+        parent = key.rpartition(".")[0]
+        names = [f"{parent}.{name}" for name in getattr(cause.object_type, "__dataclass_fields__", {})]
+    return f"{place}there is no option '{key}'{did_you_mean(key, names)}"
 
 
-def _place(text: str, configs: Path) -> str:
-    """``FILE: `` for an error within one of the YAML files."""
-    found = re.match(r"In '([^']+)':", text)
-    file = configs / f"{found[1]}.yaml" if found else None
-    return f"{file}: " if file is not None and file.is_file() else ""
-
-
-def _missing_choice(error: MissingConfigException, place: str, configs: Path, schema: type) -> str:
+def _missing_choice(error: MissingConfigException, place: str, configs: Path, groups: Sequence[str]) -> str:
     """A choice, on the command line or in a defaults list, that names no file."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or [])
     if not options:
         name = group or option
-        return f"{place}there is no config group '{name}'{did_you_mean(name, group_names(configs, schema))}"
+        return f"{place}there is no config group '{name}'{did_you_mean(name, groups)}"
     near = difflib.get_close_matches(option, options, n=1)
     hint = f"; did you mean '{group}={near[0]}'?" if near else ""
     if group == "hydra/launcher" and option in EXTRAS:
         hint = f"; it comes with pip install 'trajectory-transformer[{EXTRAS[option]}]'"
-    place = _file_that_chooses(group, option, configs)
+    # Hydra names train.yaml whoever chose it.
+    place = next((f"{file}: " for file in sorted(configs.rglob("*.yaml")) if _chooses(file, group, option)), "")
     return f"{place}{group}={option}: there is no such option; there are {', '.join(options)}{hint}"
 
 
-def _file_that_chooses(group: str, option: str, configs: Path) -> str:
-    """The YAML file with ``group: option`` in its defaults list; Hydra names ``train.yaml`` whoever chose it."""
-    for file in sorted(configs.rglob("*.yaml")):
-        for entry in _defaults(file):
-            if isinstance(entry, dict) and any(
-                str(key).split()[-1].lstrip("/") == group and value == option for key, value in entry.items()
-            ):
-                return f"{file}: "
-    return ""
-
-
-def _defaults(file: Path) -> list[Any]:
-    """The defaults list of a YAML file, empty where it has none or cannot be read."""
-    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
-        return yaml.safe_load(file.read_text()).get("defaults") or []
-    return []
+def _chooses(file: Path, group: str, option: str) -> bool:
+    """True if a YAML file has ``group: option`` in its defaults list."""
+    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):  # it has none, or cannot be read
+        entries = [e for e in yaml.safe_load(file.read_text()).get("defaults") or [] if isinstance(e, dict)]
+        choices = [(str(key).split()[-1].lstrip("/"), value) for entry in entries for key, value in entry.items()]
+        return (group, option) in choices
+    return False
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -132,11 +117,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def refuse_additions(overrides: Sequence[str], schema: type, configs: Path) -> None:
-    """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept.
-
-    Raises:
-        UserError: naming the option and the nearest valid ones.
-    """
+    """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept."""
     names = [*option_names(schema), *group_names(configs, schema)]
     for override in overrides:
         key = override.lstrip("+").split("=", 1)[0].split("@", 1)[0]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -22,12 +22,10 @@ OPEN_OPTIONS = (  # mappings whose keys are the user's
 
 
 def run_name(requeued: bool) -> str:
-    """Name of a run directory: the time, or what a run's processes have in common where the clock may part them.
-
-    That is the SLURM job, also where it may be requeued and must find its run again, or the torchrun session.
-    """
-    job = os.environ.get("SLURM_JOB_ID")
-    if job and (requeued or _slurm_starts_all_ranks()):
+    """Name of a run directory: the SLURM job or torchrun session where several processes share it, else the time."""
+    job, interactive = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    ranks_of_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and not interactive  # as Lightning decides
+    if job and (requeued or ranks_of_slurm):
         return f"slurm-{job}"
     session = os.environ.get("TORCHELASTIC_RUN_ID")
     if session and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -36,49 +34,28 @@ def run_name(requeued: bool) -> str:
     return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def _slurm_starts_all_ranks() -> bool:
-    """As Lightning decides: several tasks, and no interactive shell."""
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and not interactive
-
-
-def register() -> None:
-    """Make the schemas and the resolver known; repeating it is harmless."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
-    OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
-
-
-register()  # at import, because the joblib launcher's processes only import this module
+# At import, because the joblib launcher's processes only import this module; repeating it is harmless.
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 
 
 def option_names(schema: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of all options of ``schema``, those that hold further options included."""
-    hints = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        name = f"{prefix}{field.name}"
-        yield name
-        nested = _dataclass_of(hints[field.name])
-        if nested is not None:
-            yield from option_names(nested, f"{name}.")
-
-
-def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass that ``hint`` is, or is optionally."""
-    candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
+    for name, hint in get_type_hints(schema).items():
+        if name in fields_of(schema):
+            yield f"{prefix}{name}"
+            candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            for nested in candidates:
+                if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+                    yield from option_names(nested, f"{prefix}{name}.")
 
 
 def group_names(configs: Path, schema: type) -> list[str]:
-    """Config groups of the command with the root dataclass ``schema``: folders of ``configs``.
-
-    A folder belongs to both commands unless it is named after an option that only the other one has.
-    """
-    own, all_options = fields_of(schema), fields_of(TrainConfig) | fields_of(EvaluateConfig)
+    """Config groups of a command: folders of ``configs`` but those named after an option that only the other has."""
+    foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
     groups = sorted(path.name for path in configs.iterdir() if path.is_dir())
-    names = {group: group if group in all_options else f"{group}_name" for group in groups}
-    return [group for group in groups if names[group] in own or names[group] not in all_options]
+    return [group for group in groups if not {group, f"{group}_name"} & foreign]
 
 
 def fields_of(schema: type) -> set[str]:
@@ -88,16 +65,13 @@ def fields_of(schema: type) -> set[str]:
 
 def schema_of(config: DictConfig) -> type[TrainConfig] | type[EvaluateConfig]:
     """The root dataclass that ``config`` was composed from."""
-    schema = OmegaConf.get_type(config)
-    return schema if schema in (TrainConfig, EvaluateConfig) else TrainConfig
+    return EvaluateConfig if OmegaConf.get_type(config) is EvaluateConfig else TrainConfig
 
 
 def plain_options(config: DictConfig) -> dict[str, Any]:
     """All options but Hydra's own, resolved, as plain values."""
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    plain = OmegaConf.to_container(options, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return cast(dict[str, Any], OmegaConf.to_container(options, resolve=True, throw_on_missing=True))
 
 
 def typed(schema: type, options: dict[str, Any]) -> Any:
@@ -118,23 +92,16 @@ def typed_train(config: DictConfig) -> TrainConfig:
 
 
 def typed_evaluate(config: DictConfig, overrides: Sequence[str], planner_chosen: bool) -> EvaluateConfig:
-    """The options of ``evaluate.py``, validated; raises as :func:`typed`.
-
-    Args:
-        config: as composed.
-        overrides: the command line's.
-        planner_chosen: ``planner=NAME`` was given. Otherwise only the overridden planner options count, and those that
-            are checked against each other are checked again together with the checkpoint's.
-    """
+    """The options of ``evaluate.py``, validated; arguments as of :func:`planner_overrides`, raises as :func:`typed`."""
     options = plain_options(config)
     planner = options["planner"]
     if not planner_chosen and "horizon" not in planner_overrides(overrides, planner, False):
-        planner["horizon"] = max(planner["horizon"], planner["plan_freq"])
+        planner["horizon"] = max(planner["horizon"], planner["plan_freq"])  # the checkpoint's is checked later
     return typed(EvaluateConfig, options)
 
 
 def planner_overrides(overrides: Sequence[str], planner: dict[str, Any], planner_chosen: bool) -> dict[str, Any]:
-    """Planner options that replace those in a checkpoint: all where a planner was chosen, else those named."""
+    """Planner options in place of a checkpoint's: all where ``planner=NAME`` was given, else those in ``overrides``."""
     if planner_chosen:
         return dict(planner)
     names = [override.lstrip("+~").split("=", 1)[0] for override in overrides]

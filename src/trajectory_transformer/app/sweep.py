@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .run_record import RunRecord
+from .jobs import REFUSAL, RunRecord
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,9 @@ class SweepJob:
     def status(self) -> str:
         return self.record.status
 
-    @property
-    def settings(self) -> tuple[tuple[str, str], ...]:
-        """Its parameters but the seed: jobs that share them are repetitions."""
-        return tuple((key, value) for key, value in sorted(self.record.parameters.items()) if key != "seed")
+    def values(self, names: Sequence[str]) -> list[str]:
+        """Its parameters of these names; empty where it was not given one."""
+        return [self.record.parameters.get(name, "") for name in names]
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,11 @@ def confidence(scores: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def read_jobs(directory: Path) -> list[SweepJob]:
-    """Jobs of a sweep, by their number; a folder without a readable record counts as failed.
-
-    Where a job was refused the folder of an older one, that job is listed, not the older one.
-    """
+    """Jobs of a sweep, by their number, the failed ones included that left no record or were refused a folder."""
     folders = [path for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
     lost = RunRecord("failed", reason="it left no record")
     return [
-        SweepJob(path.name, RunRecord.read_refusal(path) or RunRecord.read(path) or lost)
+        SweepJob(path.name, RunRecord.read(path, REFUSAL) or RunRecord.read(path) or lost)
         for path in sorted(folders, key=lambda path: int(path.name))
     ]
 
@@ -69,12 +65,13 @@ def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
     """Jobs that differ only in their seed, together; in the order of their first job."""
     members: dict[tuple[tuple[str, str], ...], list[SweepJob]] = {}
     for job in jobs:
-        members.setdefault(job.settings, []).append(job)
-    groups = []
-    for same in members.values():
-        scores = [job.record.score for job in same if job.status == "finished" and job.record.score is not None]
-        groups.append(Group(same, *confidence(scores)))
-    return groups
+        settings = sorted((name, value) for name, value in job.record.parameters.items() if name != "seed")
+        members.setdefault(tuple(settings), []).append(job)
+    scores = [
+        [job.record.score for job in same if job.status == "finished" and job.record.score is not None]
+        for same in members.values()
+    ]
+    return [Group(same, *confidence(own)) for same, own in zip(members.values(), scores, strict=True)]
 
 
 def report(directory: Path) -> list[SweepJob]:
@@ -84,12 +81,19 @@ def report(directory: Path) -> list[SweepJob]:
     """
     jobs = read_jobs(directory)
     groups = group_by_settings(jobs)
-    varied = _varied_parameters(jobs)
+    names = list(dict.fromkeys(name for job in jobs for name in job.record.parameters))
+    varied = [name for name in names if len({job.record.parameters.get(name) for job in jobs}) > 1] or names
     results = {job.name: evaluation for job in jobs if (evaluation := _evaluation(directory / job.name, job))}
-    header = ["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "ms per plan", "reason"]
+    rows = [["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "ms per plan", "reason"]]
+    for group in groups:
+        numbers = [_number(group.mean), _number(group.half_width), str(group.seeds)]  # in each row, for filters
+        for job in group.jobs:
+            planned = results.get(job.name)
+            latency = "" if planned is None else _number(planned["summary"]["plan_latency_ms"]["p50"])
+            score = _number(job.record.score)
+            rows.append([job.name, job.status, *job.values(varied), score, *numbers, latency, job.record.reason])
     with (directory / "sweep.csv").open("w", newline="") as file:
-        table = [_row(job, group, varied, results.get(job.name)) for group in groups for job in group.jobs]
-        csv.writer(file).writerows([header, *table])
+        csv.writer(file).writerows(rows)
     _show(groups, varied, f"{len(jobs)} jobs in {directory}")
     if len(results) > 1 and any(name.startswith("planner") for name in varied):
         _plot_tradeoff([job for job in jobs if job.name in results], results, varied, directory / "tradeoff.png")
@@ -116,29 +120,13 @@ def _plot_tradeoff(
     first, *rest = sorted(varied, key=lambda name: not name.startswith("planner"))
     points = []
     for job in jobs:
-        summary, parameters = results[job.name]["summary"], job.record.parameters
-        label = ", ".join(parameters.get(name, "") for name in rest)
+        summary = results[job.name]["summary"]
+        series = f"{first.removeprefix('planner.')}={job.values([first])[0]}"
         interval = (summary["return_mean"], *summary["return_ci95"])
-        series = f"{first.removeprefix('planner.')}={parameters.get(first, '')}"
-        points.append(TradeoffPoint(series, label, summary["plan_latency_ms"]["p50"], interval))
+        points.append(TradeoffPoint(series, ", ".join(job.values(rest)), summary["plan_latency_ms"]["p50"], interval))
     any_result = results[jobs[0].name]
     numbers = f" (numbers: {', '.join(name.removeprefix('planner.') for name in rest)})" if rest else ""
     plot_tradeoff(points, any_result["behavior"]["return_mean"], any_result["env_id"] + numbers, path)
-
-
-def _varied_parameters(jobs: Sequence[SweepJob]) -> list[str]:
-    """Names of parameters that are not the same in all jobs; where all are, all names."""
-    names = list(dict.fromkeys(name for job in jobs for name in job.record.parameters))
-    varied = [name for name in names if len({job.record.parameters.get(name) for job in jobs}) > 1]
-    return varied or names
-
-
-def _row(job: SweepJob, group: Group, names: Sequence[str], results: dict[str, Any] | None) -> list[str]:
-    """Cells of one job; the group's numbers stand in each of its rows so that the CSV can be filtered."""
-    numbers = [_number(job.record.score), _number(group.mean), _number(group.half_width), str(group.seeds)]
-    latency = "" if results is None else _number(results["summary"]["plan_latency_ms"]["p50"])
-    settings = (job.record.parameters.get(name, "") for name in names)
-    return [job.name, job.status, *settings, *numbers, latency, job.record.reason]
 
 
 def _number(value: float | None) -> str:
@@ -158,8 +146,7 @@ def _show(groups: Sequence[Group], varied: Sequence[str], title: str) -> None:
         if group.half_width is not None:
             interval += f" ± {_number(group.half_width)} ({group.seeds} seeds)"
         for job in group.jobs:
-            settings = (job.record.parameters.get(name, "") for name in varied)
-            table.add_row(job.name, job.status, *settings, _number(job.record.score), interval)
+            table.add_row(job.name, job.status, *job.values(varied), _number(job.record.score), interval)
             interval = ""
         table.add_section()
     console = Console()

@@ -1,12 +1,16 @@
-"""Hyper-parameter search with Optuna, resumable from the file that it keeps in its folder."""
+"""Hyper-parameter search with Optuna as one job, resumable from the file that it keeps in its folder."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ..configuration import ParameterConfig, TuneConfig
+from omegaconf import OmegaConf
+
+from ..configuration import ParameterConfig, TrainConfig, TuneConfig
 from ..errors import UserError
+from .jobs import Job, begin, config_text, recorded, train
 from .sweep import report
 
 if TYPE_CHECKING:
@@ -15,34 +19,52 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 
 
+def run_search(options: TrainConfig, job: Job) -> float:
+    """Run the trials of ``options.tune`` in numbered folders of the job's directory; returns the best score."""
+    assert options.tune is not None
+    if (job.directory / "config.yaml").exists() and not (job.directory / JOURNAL).exists():
+        raise UserError(f"{job.directory} holds a run that is no search; choose another folder")
+    begin(job, config_text(options))
+
+    def run_trial(values: dict[str, Any], directory: Path) -> float:
+        trial = Job(directory, {name: str(value) for name, value in values.items()}, sweep=job.directory.name)
+        directory.mkdir(exist_ok=True)
+        return recorded(trial, lambda: train(with_values(replace(options, tune=None), values), trial))
+
+    return search(options.tune, job.directory, options.seed, run_trial)
+
+
+def with_values(options: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """``options`` with those named replaced; raises as :func:`.schema.typed`."""
+    config = OmegaConf.structured(options)
+    for name, value in values.items():
+        OmegaConf.update(config, name, value)
+    return cast(TrainConfig, OmegaConf.to_object(config))
+
+
 def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[dict[str, Any], Path], float]) -> float:
-    """Try values for the highest score until ``config.trials`` trials are done; print them all and the best.
+    """Try values for the highest score until ``config.trials`` trials are done; print them, and return the best.
 
     A search that was stopped goes on in its folder: trials that it left unfinished first. Several processes may work
     in one folder at the same time only if none was stopped in the middle of a trial before.
-
-    Args:
-        config: the options to vary, and how many trials.
-        directory: of the search; trial n runs in its folder ``n``.
-        seed: of the sampler.
-        run_trial: runs one trial with the given option values in the given folder, and returns its score, or NaN
-            where it failed.
-
-    Returns:
-        The best score.
+    Trial n is ``run_trial(values, directory / "n")``, whose result is its score, or NaN where it failed.
 
     Raises:
-        UserError: Optuna is not installed, the search space is not the one of the search in ``directory``, or no
-            trial succeeded.
+        UserError: Optuna is missing, ``directory`` holds the search of another space, or no trial succeeded.
     """
     study = _study(directory, seed)
-    unfinished = [(trial.number, dict(trial.params)) for trial in study.trials if not trial.state.is_finished()]
-    for number, values in unfinished:
-        _finish(study, number, run_trial(values, directory / str(number)))
+    from optuna.trial import TrialState
+
+    def finish(number: int, values: dict[str, Any]) -> None:
+        score = run_trial(values, directory / str(number))
+        failed = math.isnan(score)
+        study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)
+
+    for trial in [trial for trial in study.trials if not trial.state.is_finished()]:
+        finish(trial.number, dict(trial.params))
     while len(study.trials) < config.trials:
         trial = study.ask()
-        values = {name: _suggest(trial, name, parameter) for name, parameter in config.parameters.items()}
-        _finish(study, trial.number, run_trial(values, directory / str(trial.number)))
+        finish(trial.number, {name: _suggest(trial, name, values) for name, values in config.parameters.items()})
     report(directory)
     try:
         best = study.best_trial
@@ -69,18 +91,12 @@ def _study(directory: Path, seed: int) -> "optuna.Study":
 
 
 def _suggest(trial: "optuna.Trial", name: str, parameter: ParameterConfig) -> Any:
+    low, high = parameter.low, parameter.high
     try:
         if parameter.choices is not None:
             return trial.suggest_categorical(name, parameter.choices)
-        if isinstance(parameter.low, int) and isinstance(parameter.high, int):
-            return trial.suggest_int(name, parameter.low, parameter.high, log=parameter.log)
-        return trial.suggest_float(name, float(parameter.low), float(parameter.high), log=parameter.log)
+        if isinstance(low, int) and isinstance(high, int):
+            return trial.suggest_int(name, low, high, log=parameter.log)
+        return trial.suggest_float(name, float(low), float(high), log=parameter.log)
     except ValueError as error:
         raise UserError(f"tune.parameters.{name}: {error}; search other values in another folder") from None
-
-
-def _finish(study: "optuna.Study", number: int, score: float) -> None:
-    from optuna.trial import TrialState
-
-    failed = math.isnan(score)
-    study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)

@@ -1,49 +1,20 @@
 """Typed options of the two commands. Each class validates itself; nothing here imports torch, Hydra or Lightning.
 
-The classes are the schemas behind the YAML groups in ``configs/``; the YAML files hold the choices, these hold names,
-types, ranges and defaults. They are not frozen because OmegaConf makes a frozen dataclass read-only even for overrides;
-nothing mutates them after composition.
+The classes are the schemas behind the YAML groups in ``configs/``: names, types, ranges and defaults. They are not
+frozen because OmegaConf makes a frozen dataclass read-only even for overrides; nothing mutates them after composition.
 """
 
-from .attention import AttentionConfig
 from .data import DataConfig, DiscretizerConfig
 from .learners import EnsembleConfig, IqlConfig
 from .planner import OBJECTIVES, PlannerConfig, current_record
-from .predict import PredictConfig
-from .run import (
-    EvaluateConfig,
-    EvaluationConfig,
-    LoggerConfig,
-    ParameterConfig,
-    TrainConfig,
-    TuneConfig,
-)
+from .run import EvaluateConfig, EvaluationConfig, LoggerConfig, ParameterConfig, TrainConfig, TuneConfig
+from .tasks import AttentionConfig, PredictConfig
 from .training import HIDDEN_ACTIVATIONS, ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice, require_finite, require_probability, require_target
 
 __all__ = [
-    "HIDDEN_ACTIVATIONS",
-    "OBJECTIVES",
-    "AttentionConfig",
-    "DataConfig",
-    "DiscretizerConfig",
-    "EnsembleConfig",
-    "EvaluateConfig",
-    "EvaluationConfig",
-    "IqlConfig",
-    "LoggerConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "ParameterConfig",
-    "PlannerConfig",
-    "PredictConfig",
-    "TrainConfig",
-    "TrainerConfig",
-    "TuneConfig",
-    "current_record",
-    "require",
-    "require_choice",
-    "require_finite",
-    "require_probability",
-    "require_target",
-]
+    "HIDDEN_ACTIVATIONS", "OBJECTIVES", "AttentionConfig", "DataConfig", "DiscretizerConfig", "EnsembleConfig",
+    "EvaluateConfig", "EvaluationConfig", "IqlConfig", "LoggerConfig", "ModelConfig", "OptimizerConfig",
+    "ParameterConfig", "PlannerConfig", "PredictConfig", "TrainConfig", "TrainerConfig", "TuneConfig",
+    "current_record", "require", "require_choice", "require_finite", "require_probability", "require_target",
+]  # fmt: skip

@@ -58,20 +58,17 @@ class DataConfig:
             self.dataset_id = None
         require(self.sequence_length >= 1, f"data.sequence_length={self.sequence_length} must be at least 1")
         require(0.0 < self.discount <= 1.0, f"data.discount={self.discount} must lie in (0, 1]")
-        require(
-            0.0 < self.validation_fraction < 1.0,
-            f"data.validation_fraction={self.validation_fraction} must lie in (0, 1)",
-        )
+        held_out = self.validation_fraction
+        require(0.0 < held_out < 1.0, f"data.validation_fraction={held_out} must lie in (0, 1)")
         require(self.batch_size >= 1, f"data.batch_size={self.batch_size} must be at least 1")
-        chosen = self.observation_indices
-        require(
-            chosen is None or len(chosen) > 0,
-            "data.observation_indices=[] hides every dimension of the observation; name one at least, or null for all",
-        )
-        require(
-            chosen is None or (min(chosen) >= 0 and len(set(chosen)) == len(chosen)),
-            f"data.observation_indices={chosen} must be distinct indices from 0",
-        )
+        if (chosen := self.observation_indices) is not None:
+            require(
+                len(chosen) > 0,
+                "data.observation_indices=[] hides every dimension of the observation; name one at least, or null for "
+                "all",
+            )
+            distinct = min(chosen) >= 0 and len(set(chosen)) == len(chosen)
+            require(distinct, f"data.observation_indices={chosen} must be distinct indices from 0")
 
     @property
     def dataset_ids(self) -> list[str]:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .attention import AttentionConfig
 from .data import DataConfig
 from .planner import PlannerConfig
-from .predict import PredictConfig
+from .tasks import AttentionConfig, PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice
 
@@ -83,6 +82,8 @@ class TuneConfig:
     def __post_init__(self) -> None:
         require(self.trials >= 1, f"tune.trials={self.trials} must be at least 1")
         require(len(self.parameters) > 0, "tune.parameters must name at least one option")
+        for name in self.parameters:  # also as no search that is gone on with may choose what is imported
+            require(not name.endswith("_target_"), f"tune.parameters.{name}: a search varies options, not classes")
 
 
 @dataclass

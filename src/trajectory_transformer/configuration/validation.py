@@ -27,13 +27,7 @@ def require_probability(name: str, value: float) -> None:
 
 
 def require_target(name: str, spec: object, kind: str) -> None:
-    """Refuse a ``spec`` that names no class, as :func:`..building.build` would, before anything is imported.
-
-    Args:
-        name: of the option.
-        spec: its value.
-        kind: what the class must be, with an example, for the message.
-    """
+    """Refuse a ``spec`` that names no class, before anything is imported; ``kind`` says what is needed instead."""
     named = isinstance(spec, Mapping) and isinstance(spec.get("_target_"), str)
     require(named, f"{name}={spec!r} is no mapping with a _target_; it needs {kind}")
 

@@ -19,7 +19,7 @@ from ..building import TYPED_BY_USER, build, locate, targets_in
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..evaluation.measurements import Measurement
-from ..processes import is_first_process
+from ..files import is_first_process
 from .metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)

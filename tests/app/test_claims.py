@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from trajectory_transformer.app.run_folder import claim, why_taken
-from trajectory_transformer.app.run_record import RunRecord
+from trajectory_transformer.app.jobs import RunRecord, claim, why_taken
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.files import write_whole
-from trajectory_transformer.processes import is_first_process
+from trajectory_transformer.files import is_first_process, write_whole
 
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 
