@@ -70,7 +70,7 @@ class TrainingRecord:
     seed: int
     planner: PlannerConfig | None = None  # of an agent that plans
     discretizer: Discretizer | None = None  # of a model of tokens
-    value_r2: float | None = None  # share of the variance of held-out returns-to-go that such a model explained, at last
+    value_r2: float | None = None  # share of held-out returns-to-go's variance that it last explained
 
     @classmethod
     def of(
