@@ -385,3 +385,12 @@ def test_gradients_pass_through_an_expectation_that_a_search_asked_for_first():
     (gradient,) = torch.autograd.grad(discretizer.expectation(probabilities.requires_grad_()).sum(), probabilities)
     centers = (discretizer.edges[:, 1:] + discretizer.edges[:, :-1]) / 2
     torch.testing.assert_close(gradient[0], centers)
+
+
+def test_widths_are_relative_to_the_mean_and_not_too_small() -> None:
+    discretizer = QuantileDiscretizer(4)
+    discretizer.edges = torch.tensor([[0.0, 1.0, 1.0, 2.0, 8.0], [3.0, 3.0, 3.0, 3.0, 3.0]])
+    assert discretizer.log_widths().exp().tolist() == [
+        pytest.approx([0.5, 0.05, 0.5, 3.0, 1.0]),
+        pytest.approx([1.0, 1.0, 1.0, 1.0, 1.0]),
+    ]

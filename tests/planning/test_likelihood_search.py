@@ -53,6 +53,22 @@ def test_an_exhaustive_beam_finds_the_most_likely_action(
     assert found.value.isnan().all()
 
 
+@both_decoders
+def test_densities_are_probabilities_over_widths(model: TrajectoryTransformerModel, make_decoder: MakeDecoder) -> None:
+    """All pairs of action tokens enumerated; each dimension has widths of its own."""
+    log_widths = torch.randn(WIDTH, TOKENS, generator=torch.Generator().manual_seed(0))
+    prefix = torch.tensor([[1, 2], [7, 0]])
+    settings = PlannerConfig(name="imitation", horizon=1, beam_width=TOKENS**2)
+    decoder = make_decoder(model, TRANSITIONS, False)
+    found = likelihood_search(decoder, prefix, model.layout, settings, log_widths=log_widths)
+    for environment, given in enumerate(prefix.tolist()):
+        sequences = torch.tensor([[*given, *pair] for pair in itertools.product(range(TOKENS), repeat=2)])
+        widths = log_widths[2, sequences[:, 2]] + log_widths[3, sequences[:, 3]]
+        best, index = (log_likelihoods(model, sequences, 2) - widths).max(0)
+        assert found.score[environment].item() == pytest.approx(best.item(), abs=1e-5)
+        assert found.tokens[environment, 0, :4].tolist() == sequences[index].tolist()
+
+
 def reference(model: TrajectoryTransformerModel, given: list[int], steps: int, width: int, limit: int) -> list:
     """(log-likelihood, tokens) of the beams, best first; every window is computed anew for every token."""
     beams = [(0.0, given)]

@@ -156,6 +156,17 @@ class Discretizer(nn.Module, ABC):
         tokens = (cumulative < fraction * mass).sum(dim=-1)
         return self.decode(tokens, columns).to(bins).masked_fill(mass.squeeze(-1).isnan(), torch.nan)
 
+    def log_widths(self) -> Tensor:
+        """(transition_dim, num_bins + 1) logarithms of the bins' widths, in units of a dimension's mean width.
+
+        A bin counts as a twentieth of that at least, so that values that repeat do not outweigh all others; the stop
+        token counts as 1.
+        """
+        widths = self.edges.diff(dim=1)
+        mean = widths.mean(dim=1, keepdim=True)
+        relative = torch.where(mean > 0, widths / mean, torch.ones_like(widths)).clamp(min=0.05)
+        return nn.functional.pad(relative.log(), (0, 1))
+
     def to_dict(self) -> dict[str, str | Tensor]:
         """The strategy's name and the edges on the CPU; :meth:`from_dict` restores it."""
         return {"strategy": self.strategy, "edges": self.edges.detach().cpu().clone()}

@@ -22,6 +22,7 @@ def likelihood_search(
     layout: TransitionLayout,
     settings: PlannerConfig,
     deadline: Deadline | None = None,
+    log_widths: Tensor | None = None,
 ) -> SearchResult:
     """The most likely ``settings.horizon`` transitions, without the reward and value of the last one.
 
@@ -30,6 +31,7 @@ def likelihood_search(
     Args:
         prefix: (environment, time) tokens: whole past transitions, then the current observation.
         deadline: shortens and narrows the search; it has been started.
+        log_widths: (transition_dim, vocabulary) of the tokens' bins: densities are ranked, not probabilities.
 
     Returns:
         Scores are log-likelihoods, in nats; reward and value tokens of the last transition are stop tokens; estimated
@@ -48,7 +50,8 @@ def likelihood_search(
                 break
             width = affordable
         for _ in range(length):
-            scores, rows, chosen = most_likely(scores, decoder.logits, width)
+            widths = None if log_widths is None else log_widths[tokens.shape[2] % layout.transition_dim]
+            scores, rows, chosen = most_likely(scores, decoder.logits, width, widths)
             decoder.keep(rows)
             decoder.step(chosen)
             tokens = torch.cat([gather_rows(tokens, rows), chosen.unsqueeze(2)], dim=2)
@@ -63,19 +66,23 @@ def likelihood_search(
     return SearchResult(best, unknown, unknown[:, 0], scores[:, 0], [], width, late)
 
 
-def most_likely(scores: Tensor, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def most_likely(
+    scores: Tensor, logits: Tensor, width: int, log_widths: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations by one token.
 
     Args:
         scores: (environment, rows) log-likelihoods so far.
         logits: (environment, rows, vocabulary) of the next token.
         width: how many to keep at most.
+        log_widths: (vocabulary,) subtracted from the log-likelihoods, or None.
 
     Returns:
         log-likelihoods, best first, the rows that they continue and the tokens that they continue them with; each
         (environment, kept).
     """
-    candidates = scores.unsqueeze(2) + logits.log_softmax(dim=-1)
+    added = logits.log_softmax(dim=-1)
+    candidates = scores.unsqueeze(2) + (added if log_widths is None else added - log_widths)
     candidates = candidates.masked_fill(~candidates.isfinite(), -torch.inf).flatten(1)
     best, index = candidates.topk(min(width, candidates.shape[1]), dim=1)
     vocabulary = logits.shape[2]

@@ -181,12 +181,17 @@ class Return(Objective):
         return (candidates.returns * candidates.discounts).sum(dim=-1)
 
 
+@dataclass
 class Likelihood(Objective):
     """The log-likelihood of the plan: it acts like the model's data.
 
     By itself it counts all tokens and tries each one; as a term of a :class:`WeightedSum`, it counts those of
     :attr:`Candidates.log_likelihoods`.
     """
+
+    # By itself: rank by probability density, not by the probability of bins. Bins of equal mass are narrow where the
+    # data are, so that the most probable one is seldom where they are densest.
+    density: bool = False
 
     needs_log_likelihoods = True
     imitates = True
@@ -196,6 +201,7 @@ class Likelihood(Objective):
         return candidates.log_likelihoods
 
 
+@dataclass
 class Goal(Likelihood):
     """The log-likelihood of the plan, given where it should end."""
 

@@ -17,7 +17,7 @@ from .captured_search import CapturedSearch, cuda_graph
 from .deadline import Deadline
 from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search
-from .objectives import Objective, PlanningContext, Return, make_objective, record_of, require_same_purpose
+from .objectives import Likelihood, Objective, PlanningContext, Return, make_objective, record_of, require_same_purpose
 from .proof import require_same_logits
 from .transformer_decoder import TransformerDecoder
 
@@ -67,6 +67,8 @@ class BeamPlanner:
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
         self.layout, device = model.layout, model.pos_emb.device
         self.objective.prepare(PlanningContext(self.layout, discretizer, settings, device, environment, fingerprint))
+        density = isinstance(self.objective, Likelihood) and self.objective.density
+        self._log_widths = discretizer.log_widths().to(device) if density else None
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
         self._native_search = None
@@ -108,7 +110,7 @@ class BeamPlanner:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
         objective, discretizer = self.objective, self.discretizer
         if objective.by_token:
-            return likelihood_search(decoder, prefix, layout, settings, deadline)
+            return likelihood_search(decoder, prefix, layout, settings, deadline, self._log_widths)
         if self._native_search is not None:
             return self._native_search(prefix, uniforms)
         return beam_search(

@@ -47,6 +47,7 @@ class StaticMemory:
         self.environments = environments  # whose rows are in use
         self._length = 0  # of what is common
         self._seen = [capacity, capacity]
+        self._unseen: Tensor | None = None
 
     def move(self, position: int, tokens: Tensor) -> None:
         """These tokens (rows,) are about to be appended there."""
@@ -55,6 +56,7 @@ class StaticMemory:
             self._append(self._numbers, tokens, position % self._width)
         if not self._whole:
             self._seen = [self._length, position + 1 - self._length]
+            self._unseen = self._hidden(*self._seen)  # once for all layers
 
     def positions(self, time: int) -> Tensor:
         assert time == 1
@@ -87,7 +89,8 @@ class StaticMemory:
         # All rows of an environment at once: (environment, head, rows of it, ...)
         together = query.reshape(*grouped, size).transpose(1, 2) @ common_keys.transpose(2, 3)
         scores = [together.transpose(1, 2).reshape(rows, heads, 1, common), query @ keys[:, :, :own].transpose(2, 3)]
-        weights = torch.cat(scores, dim=3).masked_fill(self._hidden(common, own), -torch.inf).softmax(dim=-1)
+        hidden = self._hidden(common, own) if self._unseen is None else self._unseen
+        weights = torch.cat(scores, dim=3).masked_fill(hidden, -torch.inf).softmax(dim=-1)
         together = weights[..., :common].reshape(*grouped, common).transpose(1, 2) @ common_values
         return together.transpose(1, 2).reshape(query.shape) + weights[..., common:] @ values[:, :, :own]
 
