@@ -31,7 +31,7 @@ class DataConfig:
     download: bool = True  # fetch a set that is neither on disk nor embedded
     observation_indices: list[int] | None = None  # keep these dimensions of the flattened observation; null: all
     discretizer: DiscretizerConfig = field(default_factory=DiscretizerConfig)
-    sequence_length: int = 10  # transitions in a training window
+    sequence_length: int = 4  # transitions in a training window
     discount: float = 0.99  # of the return-to-go
     termination_penalty: float | None = -100.0  # replaces the reward of a terminating step; null: keep the reward
     validation_fraction: float = 0.1  # of the episodes
