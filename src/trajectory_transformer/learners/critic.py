@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, fitting_parts
 from ..configuration import IqlConfig
 from ..environments.spec import EnvironmentSpec
-from ..errors import UserError
 from .iql_network import ImplicitQ
 
 
@@ -34,12 +33,10 @@ class Critic:
         """
         checkpoint.require_kind("iql")
         environment = checkpoint.training.environment
-        try:
+        with fitting_parts(checkpoint.name):
             options = dict(checkpoint.model)
             transform = float(options.pop("reward_scale")), float(options.pop("reward_shift"))
             network = ImplicitQ.of_environment(environment, IqlConfig(**options))
             network.load_state_dict(checkpoint.weights("network"))
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise UserError(f"the contents of checkpoint '{checkpoint.name}' do not fit together: {error}") from error
         network.to(device).eval().requires_grad_(False)
         return cls(network, *transform, checkpoint.training.data.discount, environment)

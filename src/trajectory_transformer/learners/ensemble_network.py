@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, fitting_parts
 from ..configuration import EnsembleConfig
 from ..data.transition_set import TransitionBatch
-from ..errors import UserError
 
 ALL_MEMBERS = slice(None)
 SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is not divided by its deviation
@@ -125,10 +124,8 @@ def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemb
     """
     checkpoint.require_kind("ensemble")
     environment = checkpoint.training.environment
-    try:
+    with fitting_parts(checkpoint.name):
         options = EnsembleConfig(**checkpoint.model)
         network = DynamicsEnsemble(environment.observation_dim, environment.action_dim, options)
         network.load_state_dict(checkpoint.weights("network"))
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise UserError(f"the contents of checkpoint '{checkpoint.name}' do not fit together: {error}") from error
     return network.to(device).eval().requires_grad_(False)

@@ -51,8 +51,8 @@ def reward_transform(rewards: str, worst_return: float, best_return: float) -> t
     if rewards == "scaled":
         if best_return <= worst_return:
             raise UserError(
-                f"all episodes have the return {best_return:g}, so that iql.rewards=scaled has no scale; choose "
-                "iql.rewards=minus_one or raw"
+                f"all episodes have the return {best_return:g}, so that learner.rewards=scaled has no scale; choose "
+                "learner.rewards=minus_one or raw"
             )
         return RETURN_SPAN / (best_return - worst_return), 0.0
     return 1.0, -1.0 if rewards == "minus_one" else 0.0
