@@ -69,8 +69,5 @@ class CriticValue(Objective):
         value = (critic.network.v(state) if self.score == "v" else critic.network.q(state, action)).view(shape)
         if self.score == "q":
             return value
-        rewards, discounts = (
-            critic.reward_scale * candidates.rewards[:, :, :t] + critic.reward_shift,
-            self._discounts[t],
-        )
-        return (rewards * discounts[:t]).sum(dim=-1) + discounts[t] * value
+        rewards, discounts = critic.reward_scale * candidates.rewards[:, :, :t], self._discounts[t]
+        return ((rewards + critic.reward_shift) * discounts[:t]).sum(dim=-1) + discounts[t] * value

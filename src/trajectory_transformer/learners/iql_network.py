@@ -18,10 +18,10 @@ LOG_STD_RANGE = (-5.0, 2.0)  # of the policy, as its authors clip it
 
 
 class ImplicitLosses(NamedTuple):
-    """Scalars: of V, of both Q networks together, of the policy, each of which moves its own networks only; and V."""
+    """Scalar losses, each of which moves its own networks only, and the mean of V."""
 
     value: Tensor
-    q: Tensor
+    q: Tensor  # of both Q networks together
     policy: Tensor
     mean_value: Tensor
 
@@ -88,10 +88,7 @@ class ImplicitQ(nn.Module):
         return cls(environment.observation_dim, *environment.finite_action_bounds("iql"), config)
 
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(n,) the lesser of the two target networks, in the unit of the transformed rewards.
-
-        At observations (n, O) and actions (n, A), in the action space's own units.
-        """
+        """(n,) lesser of the two targets at (n, O) and (n, A) in the action space's units; in transformed rewards."""
         return self._twins(self.targets, observations, actions).amin(dim=0)
 
     def v(self, observations: Tensor) -> Tensor:

@@ -32,11 +32,8 @@ class PolicyStep:
 class PolicyAgent:
     """Takes the policy's action in each environment; its past and random numbers play no part.
 
-    Args:
-        policy: actions (n, action_dim) at observations (n, observation_dim), in the spaces' own units.
-        environment: its spaces.
-        device: where the policy computes.
-        name: what results call it.
+    ``policy`` gives actions (n, action_dim) at observations (n, observation_dim), in the spaces' own units; results
+    call it ``name``.
     """
 
     needs_goal = imitates = False

@@ -19,16 +19,11 @@ class Learner(ABC):
     """A kind of network to train: its options, data, Lightning module, and the agent that acts with the result.
 
     A subclass is a dataclass whose fields are its options; ``configs/learner/NAME.yaml`` names it under ``_target_``.
-
-    Attributes:
-        kind: short name, recorded in checkpoints.
-        acts: whether :meth:`make_agent` gives an agent, which training then ends by evaluating.
-        plans: whether that agent takes planner options.
     """
 
-    kind: ClassVar[str]
-    acts: ClassVar[bool] = True
-    plans: ClassVar[bool] = False
+    kind: ClassVar[str]  # short name, recorded in checkpoints
+    acts: ClassVar[bool] = True  # :meth:`make_agent` gives an agent, which training then ends by evaluating
+    plans: ClassVar[bool] = False  # that agent takes planner options
 
     def check(self, config: TrainConfig) -> None:
         """Refuse options that do not go together, before data are read.
@@ -40,11 +35,7 @@ class Learner(ABC):
         require(not config.trainer.metrics, f"trainer.metrics are for learner=transformer, not {self.kind}")
 
     def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:  # noqa: B027 - optional
-        """Refuse options that do not go with the data, before training rather than after.
-
-        Args:
-            config: options of the run.
-            datamodule: of :meth:`make_datamodule`, set up.
+        """Refuse options that do not go with a data module that is set up, before training rather than after.
 
         Raises:
             UserError: naming them.
@@ -60,10 +51,7 @@ class Learner(ABC):
     ) -> "LearnerModule":
         """The network with its initial weights, drawn from torch's random numbers, which have been seeded.
 
-        Args:
-            config: options of the run.
-            datamodule: of :meth:`make_datamodule`, set up.
-            plan: length of the run; ``tokens_per_step`` counts examples.
+        The data module is set up; ``plan.tokens_per_step`` counts examples.
 
         Raises:
             UserError: the data does not fit.
@@ -76,8 +64,8 @@ class Learner(ABC):
 
         Args:
             checkpoint: as read.
-            device: that computes.
-            planner: planner options that replace those recorded.
+            device: where it computes.
+            planner: options that replace those recorded.
             allow: packages that the checkpoint may name parts of.
 
         Raises:

@@ -26,13 +26,13 @@ class TokenMetrics(torchmetrics.Metric):
     """
 
     full_state_update = False
-    nats: Tensor
+    nats: Tensor  # by kind, as are the next two
     correct: Tensor
     count: Tensor
     loss: Tensor
     windows: Tensor
-    kinds: Tensor
-    moments: Tensor
+    moments: Tensor  # of returns-to-go: count, sum, sum of squares, sum of squared errors
+    kinds: Tensor  # (transition_dim,)
     values: Tensor
 
     def __init__(self, layout: TransitionLayout, values: Tensor | None = None) -> None:
