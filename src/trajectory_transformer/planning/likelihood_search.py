@@ -23,13 +23,10 @@ def likelihood_search(
     settings: PlannerConfig,
     deadline: Deadline | None = None,
 ) -> SearchResult:
-    """The most likely ``settings.horizon`` transitions, without the reward and value of the last one.
+    """The most likely ``settings.horizon`` transitions after a prefix, without the reward and value of the last one.
 
-    Draws nothing at random. A candidate whose likelihood is not finite is worse than any other.
-
-    Args:
-        prefix: (environment, time) tokens: whole past transitions, then the current observation.
-        deadline: shortens and narrows the search; it has been started.
+    The prefix (environment, time) has whole past transitions, then the current observation. Nothing is drawn at random.
+    A candidate whose likelihood is not finite is worse than any other. A deadline has been started.
 
     Returns:
         Scores are log-likelihoods, in nats; reward and value tokens of the last transition are stop tokens; estimated
@@ -64,12 +61,7 @@ def likelihood_search(
 
 
 def most_likely(scores: Tensor, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations by one token.
-
-    Args:
-        scores: (environment, rows) log-likelihoods so far.
-        logits: (environment, rows, vocabulary) of the next token.
-        width: how many to keep at most.
+    """The best continuations by one token, at most ``width``, of log-likelihoods so far (environment, rows).
 
     Returns:
         log-likelihoods, best first, the rows that they continue and the tokens that they continue them with; each
