@@ -65,11 +65,7 @@ class Discretizer(nn.Module, ABC):
         return self._from_edges().centers
 
     def fit(self, values: Tensor | np.ndarray) -> Self:
-        """Choose the edges by values (n ≥ 1, transition_dim), taken as float32; returns itself.
-
-        Raises:
-            ValueError: no rows, or values that are not finite.
-        """
+        """Choose the edges by values (n ≥ 1, transition_dim), as float32; ValueError if not finite; returns itself."""
         rows = torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()
         if rows.ndim != 2 or rows.size == 0:
             raise ValueError(f"fit needs values of shape (n ≥ 1, transition_dim ≥ 1), got {tuple(rows.shape)}")
@@ -142,11 +138,7 @@ class Discretizer(nn.Module, ABC):
 
     @staticmethod
     def from_dict(data: Mapping[str, object]) -> "Discretizer":
-        """Restore what :meth:`to_dict` gave.
-
-        Raises:
-            ValueError: an unknown strategy, or edges that are not ascending rows of finite numbers.
-        """
+        """Restore what :meth:`to_dict` gave; ValueError for another strategy or edges that do not ascend."""
         strategy, edges = data.get("strategy"), data.get("edges")
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown discretiser strategy {strategy!r}")

@@ -45,10 +45,7 @@ def sources_of(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) 
 
 
 def require_available(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> None:
-    """Refuse data that is not available, in less than 2 s and without importing torch or Minari.
-
-    Arguments and errors are those of :func:`sources_of`, and errors of each source's ``require_available``.
-    """
+    """Refuse data that is not available, as its sources do, in less than 2 s and without importing torch or Minari."""
     for source in sources_of(config, allow):
         source.require_available()
 

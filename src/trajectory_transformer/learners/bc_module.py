@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 class CloningPolicy(nn.Module):
-    """A feed-forward network from normalised observations to actions within their bounds.
-
-    Raises:
-        UserError: the environment's actions are not a Box with finite bounds.
-    """
+    """A feed-forward network from normalised observations to actions within finite bounds; UserError without these."""
 
     observation_mean: Tensor  # (observation_dim,) of the training data
     observation_deviation: Tensor

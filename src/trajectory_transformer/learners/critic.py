@@ -26,11 +26,7 @@ class Critic:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "cpu") -> "Critic":
-        """The critic in a checkpoint.
-
-        Raises:
-            UserError: its parts do not fit together, or it holds something other than a critic.
-        """
+        """The critic in a checkpoint; UserError if it holds something else, or its parts do not fit together."""
         checkpoint.require_kind("iql")
         environment = checkpoint.training.environment
         with fitting_parts(checkpoint.name):

@@ -108,11 +108,7 @@ class DynamicsEnsemble(nn.Module):
 
 
 def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemble:
-    """The trained network in a checkpoint, in evaluation mode, without gradients.
-
-    Raises:
-        UserError: it holds something other than an ensemble, or its parts do not fit together.
-    """
+    """The ensemble in a checkpoint, for evaluation, without gradients; UserError if there is none, or it is damaged."""
     checkpoint.require_kind("ensemble")
     environment = checkpoint.training.environment
     with fitting_parts(checkpoint.name):

@@ -41,12 +41,9 @@ def advantage_weights(advantage: Tensor, inverse_temperature: float, max_weight:
 
 
 def reward_transform(rewards: str, worst_return: float, best_return: float) -> tuple[float, float]:
-    """Scale and shift of rewards, as the paper has them.
+    """Scale and shift of rewards, as the paper has them; UserError where equal returns give no scale.
 
     "scaled": so that the data's returns span 1000; "minus_one": a step costs 1, the goal nothing; "raw".
-
-    Raises:
-        UserError: all returns are equal, so that there is no scale.
     """
     if rewards == "scaled":
         if best_return <= worst_return:

@@ -63,10 +63,7 @@ class PolicyAgent:
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """The next action of each environment, (environment, action_dim) float32, at its real-valued observations.
 
-        Rows that are not ``active`` get 0; None: all are.
-
-        Raises:
-            UserError: an active row has another width or is not finite.
+        Rows that are not ``active`` (None: all are) get 0; UserError if another has another width or is not finite.
         """
         expected = self._observations.shape
         require(observations.shape == expected, f"observations have shape {observations.shape}, expected {expected}")

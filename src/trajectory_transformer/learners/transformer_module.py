@@ -20,11 +20,7 @@ from ..training.optimization import TrainingPlan
 
 
 class TrajectoryModule(LearnerModule):
-    """Trains a :class:`TrajectoryTransformer` on windows of tokens, and logs ``trainer.metrics`` too.
-
-    Raises:
-        UserError: the model's block or a metric cannot be built.
-    """
+    """Trains a :class:`TrajectoryTransformer` on windows of tokens; UserError if block or metric cannot be built."""
 
     unit = "tokens"
 

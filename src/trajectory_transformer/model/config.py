@@ -9,11 +9,7 @@ from ..layout import TransitionLayout
 
 @dataclass(kw_only=True)
 class TransformerConfig(ModelConfig):
-    """The options of :class:`~..configuration.ModelConfig` with the sizes of the data.
-
-    Raises:
-        UserError: as :class:`~..configuration.ModelConfig` does; sizes below 1; contradictory dimensions.
-    """
+    """The options of :class:`~..configuration.ModelConfig` with the sizes of the data; UserError if they contradict."""
 
     vocab_size: int = 100  # bins per dimension V; the model adds one stop token, V
     block_size: int = 249  # longest input in tokens; in training sequence_length * transition_dim - 1, goal included
@@ -64,11 +60,7 @@ class TransformerConfig(ModelConfig):
         return TransitionLayout(self.observation_dim, self.action_dim)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints.
-
-        Raises:
-            UserError: ``hidden_act`` is a function, which no file can carry.
-        """
+        """Plain values, for checkpoints; UserError if ``hidden_act`` is a function, which no file can carry."""
         names = ", ".join(HIDDEN_ACTIVATIONS)
         require(not callable(self.hidden_act), f"hidden_act is a function and cannot be saved; name one of {names}")
         return asdict(self)

@@ -115,9 +115,7 @@ class TrajectoryTransformer(nn.Module):
     """
 
     mask: Tensor
-    gradient_checkpointing = (
-        False  # in training, compute blocks' inner values again in the backward pass, not keep them
-    )
+    gradient_checkpointing: bool = False  # in training, compute blocks' inner values again in the backward pass
     numbers: NumericalEmbedding | None  # what is added to embeddings, with ``config.numerical_embedding``
 
     def __init__(self, config: TransformerConfig, allow: Sequence[str] | None = ()) -> None:
@@ -135,7 +133,7 @@ class TrajectoryTransformer(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
         self._initialize()
         self.numbers = None
-        if (hidden := config.numerical_embedding) is not None:  # by torch's rule: the trunk's begins near nothing
+        if (hidden := config.numerical_embedding) is not None:  # its initialisation is torch's: ours is next to nothing
             self.numbers = NumericalEmbedding(self.layout, config.vocab_size + 1, hidden, config.n_embd)
 
     def _initialize(self) -> None:

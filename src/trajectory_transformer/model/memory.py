@@ -14,15 +14,11 @@ class AttentionMemory(Protocol):
     """Turns one block's queries, keys and values into attention outputs."""
 
     def positions(self, time: int) -> Tensor:
-        """(time,) positions of the new tokens.
-
-        Raises:
-            ValueError: there is no room for them.
-        """
+        """(time,) positions of the new tokens; ValueError if there is no room for them."""
         ...
 
     def embed_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
-        """(batch, time, n_embd) what the embedding adds for new tokens (batch, time), given those before them."""
+        """(batch, time, n_embd) that the embedding adds for new tokens (batch, time), given those before them."""
         ...
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:

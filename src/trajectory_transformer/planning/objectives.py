@@ -119,18 +119,10 @@ class Objective(ABC):
             cls.by_token = False  # what its author wrote must be called
 
     def check(self, settings: PlannerConfig) -> None:  # noqa: B027 - most objectives do with any
-        """Refuse settings that this objective cannot do with; called before anything is loaded, torch included.
-
-        Raises:
-            UserError: naming the option and what to do.
-        """
+        """Refuse settings that this objective cannot do with, by a UserError, before even torch is loaded."""
 
     def prepare(self, context: PlanningContext) -> None:  # noqa: B027 - most objectives load nothing
-        """Load what scoring needs; called before training, and again before the first plan.
-
-        Raises:
-            UserError: it is not available, or does not fit the model or its data.
-        """
+        """Load what scoring needs, or raise UserError; called before training, and again before the first plan."""
 
     @abstractmethod
     def __call__(self, candidates: Candidates) -> "Tensor":
@@ -180,11 +172,7 @@ class Goal(Likelihood):
 
 @dataclass
 class WeightedSum(Objective):
-    """A weighted sum of other objectives.
-
-    Raises:
-        UserError: there are no terms, or one is something else.
-    """
+    """A weighted sum of other objectives; UserError if there are no terms, or one is something else."""
 
     terms: dict[str, Any]  # a name of one's choice -> ``weight``, a number, and ``objective``
 

@@ -28,10 +28,8 @@ class Examples(Protocol[Batch]):
 class BatchOrder:
     """Order of the training examples: a pure function of the seed and the update's number.
 
-    Every epoch is a new permutation. Its last incomplete batch is dropped, unless there is no complete one.
-
-    Raises:
-        UserError: the processes' shares would differ in size or be empty.
+    Every epoch is a new permutation. Its last incomplete batch is dropped, unless there is no complete one. UserError
+    if the processes' shares would differ in size or be empty.
     """
 
     num_windows: int  # examples (windows, transitions) to choose from, at least 1

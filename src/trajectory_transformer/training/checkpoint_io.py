@@ -47,11 +47,7 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 def require_same_run(path: Path, module: LearnerModule) -> None:
-    """Refuse to go on from a checkpoint of another learner, model, data set or seed than the module has.
-
-    Raises:
-        UserError: naming the first option that differs.
-    """
+    """Refuse a checkpoint of another learner, model, data set or seed, with a UserError that names the option."""
     saved, now = Checkpoint.read(path), module.record
     saved.require_kind(now.kind)
     learner = ((f"learner.{name}", saved.training.learner.get(name), now.learner[name]) for name in now.learner)

@@ -44,11 +44,7 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
 
     @override
     def setup(self, stage: str = "fit") -> None:
-        """Read the data and prepare it; a second call does nothing.
-
-        Raises:
-            UserError: the data is not available, is corrupt, or is a single episode.
-        """
+        """Read the data and prepare it, once; UserError if it is not available, corrupt, or a single episode."""
         if self._ready:
             return
         self.data = load_offline_data(self.config)

@@ -101,9 +101,7 @@ def make_trainer(
     """A Lightning trainer that counts in updates and leaves files, bars and signals to us.
 
     To Lightning the whole run is a single endless epoch: it could not resume in the middle of one of several exactly.
-
-    Raises:
-        UserError: the accelerator, number of devices or precision asked for is not there.
+    UserError where the accelerator, number of devices or precision asked for is not there.
     """
     options = config.trainer
     # Lightning's own requeueing saves in the middle of an update, within the signal handler; ours waits for its end.

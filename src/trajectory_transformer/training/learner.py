@@ -26,20 +26,12 @@ class Learner(ABC):
     plans: ClassVar[bool] = False  # that agent takes planner options
 
     def check(self, config: TrainConfig) -> None:
-        """Refuse options that do not go together, before data are read.
-
-        Raises:
-            UserError: naming them.
-        """
+        """Refuse options that do not go together, with a UserError that names them, before data are read."""
         require(not config.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.kind}")
         require(not config.trainer.metrics, f"trainer.metrics are for learner=transformer, not {self.kind}")
 
     def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:  # noqa: B027 - optional
-        """Refuse options that do not go with a data module that is set up, before training rather than after.
-
-        Raises:
-            UserError: naming them.
-        """
+        """Refuse options that do not go with a data module's data, with a UserError that names them."""
 
     @abstractmethod
     def make_datamodule(self, config: TrainConfig) -> "OfflineDataModule[Any]":
@@ -74,11 +66,7 @@ class Learner(ABC):
         raise NotImplementedError(f"{type(self).__name__} has acts=True and no make_agent")
 
     def require_no_planner(self, checkpoint: "Checkpoint", planner: Mapping[str, Any]) -> None:
-        """Refuse planner options for an agent that does not plan.
-
-        Raises:
-            UserError: naming them.
-        """
+        """Refuse planner options for an agent that does not plan, with a UserError that names them."""
         require(
             not planner,
             f"'{checkpoint.name}' holds a policy of learner={self.kind}, which acts without planning: leave out "

@@ -154,11 +154,7 @@ class NativeDecoder(BeamDecoder):
             self._window = gather_rows(self._window, rows)
 
     def step(self, tokens: Tensor) -> None:
-        """Append one token in [0, vocab_size] to each sequence: integers (environment, rows).
-
-        Raises:
-            ValueError: there is no such token, or not one for each row, or the sequences would exceed ``block_size``.
-        """
+        """As :meth:`BeamDecoder.step`; ValueError if there is no such token or row, or past ``block_size``."""
         self._require_rows("tokens", tokens.shape)
         if self._slides_within(1):
             window = torch.cat([self._window, tokens.unsqueeze(2)], dim=2)

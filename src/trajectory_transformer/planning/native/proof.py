@@ -42,10 +42,9 @@ class _SamplingInPython(NativeDecoder):
 def make_decoder(
     model: TrajectoryTransformer, window: int, sliding: bool, settings: PlannerConfig
 ) -> NativeDecoder | None:
-    """The native decoder, or None, with one warning in the log, where it is not to be had or computes other logits.
+    """The native decoder; or None, with one warning, where it is not to be had or computes other logits.
 
-    Raises:
-        UserError: the same, where ``planner.decoder`` says that it must be native.
+    Where ``planner.decoder`` says that it must be native, the warning is a UserError.
     """
     decoder, cost = None, "several times slower than natively"
     reason = unavailable_reason(model)
@@ -91,7 +90,7 @@ class _RandomDecoder(NativeDecoder):
 
 
 class _RandomSamplingInPython(_RandomDecoder):
-    """Forward passes that are the same to the last bit whoever searches, cheap, and saturate no prediction."""
+    """The same, so that searches may be compared alone: to the last bit, its forward passes do not depend on them."""
 
     extend = BeamDecoder.extend
 
