@@ -3,7 +3,8 @@
 Reading builds and imports nothing that the file names.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,15 @@ class TrainingRecord:
         )
 
 
+@contextlib.contextmanager
+def fitting_parts(name: str) -> Iterator[None]:
+    """Turns the errors of putting a checkpoint's contents together into a UserError that names its file."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+        raise UserError(f"the contents of checkpoint '{name}' do not fit together: {error}") from error
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The contents of a ``.ckpt`` file."""
@@ -134,10 +144,8 @@ class Checkpoint:
     def from_contents(cls, contents: Mapping[str, Any], name: str = "the checkpoint") -> "Checkpoint":
         """From what :func:`~.checkpoint_file.read_checkpoint` returned; raises as :meth:`read`."""
         section = contents[SECTION]
-        try:
+        with fitting_parts(name):
             return cls(name, TrainingRecord.from_dict(section), section["model"], contents["state_dict"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"the contents of checkpoint '{name}' do not fit together: {error}") from error
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """The ``state_dict`` of one attribute of the training module, such as "model"."""

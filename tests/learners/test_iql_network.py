@@ -178,7 +178,7 @@ def test_reward_transforms() -> None:
     assert reward_transform("scaled", -50.0, 350.0) == (2.5, 0.0)  # 1000 / (best − worst)
     assert reward_transform("minus_one", 0.0, 1.0) == (1.0, -1.0)
     assert reward_transform("raw", 0.0, 1.0) == (1.0, 0.0)
-    with pytest.raises(UserError, match=r"^all episodes have the return 3, .*iql\.rewards=minus_one or raw$"):
+    with pytest.raises(UserError, match=r"^all episodes have the return 3, .*learner\.rewards=minus_one or raw$"):
         reward_transform("scaled", 3.0, 3.0)
 
 

@@ -220,6 +220,14 @@ def test_checkpoints_of_another_kind(tmp_path: Path) -> None:
         Checkpoint.from_contents(unknown)
 
 
+@pytest.mark.parametrize("learner", ["iql", "bc"])
+def test_a_checkpoint_whose_weights_do_not_fit(tmp_path: Path, learner: str) -> None:
+    contents = read_checkpoint(run(tmp_path, config(learner, max_steps=1)).best)
+    contents["state_dict"] = {name: torch.zeros(3) for name in contents["state_dict"]}
+    with pytest.raises(UserError, match=r"^the contents of checkpoint 'bad\.ckpt' do not fit together: Error"):
+        LEARNERS[learner].make_agent(Checkpoint.from_contents(contents, "bad.ckpt"), "cpu", {})
+
+
 def test_a_checkpoint_of_earlier_versions_names_its_learner_by_kind(tmp_path: Path) -> None:
     for learner in ("iql", "ensemble"):
         contents = read_checkpoint(run(tmp_path / learner, config(learner, max_steps=1)).best)

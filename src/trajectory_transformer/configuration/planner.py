@@ -35,7 +35,7 @@ class PlannerConfig:
     temperature: float = 1.0
     percentile: Any = "mean"  # of the predicted reward and value: "mean", or a fraction in (0, 1)
     # best: the first action of the best sequence; elite: the mean of those of the best kept in the end; mean: of all
-    # candidates, whatever their scores, as if cloning; auto: elite where the value is known well enough, else mean
+    # candidates, whatever their scores: cloning; auto: elite where the value is known well enough, else mean, unfiltered
     act: str = "best"
     elite_share: float = 1.0  # of the sequences kept in the end: those that act=elite averages
     plan_freq: int = 1  # environment steps between plans
@@ -113,13 +113,16 @@ class PlannerConfig:
         return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}
 
     def resolve_act(self, value_r2: float | None) -> Self:
-        """The settings with ``auto`` decided.
+        """The settings with ``auto`` decided: a mean is of unfiltered candidates, as filters would move it.
 
         Args:
             value_r2: share of the variance of held-out returns-to-go that the model explains; None: not known.
         """
-        trusted = value_r2 is not None and value_r2 >= TRUSTED_VALUE_R2
-        return self if self.act != "auto" else replace(self, act="elite" if trusted else "mean")
+        if self.act != "auto":
+            return self
+        if value_r2 is not None and value_r2 >= TRUSTED_VALUE_R2:
+            return replace(self, act="elite")
+        return replace(self, act="mean", cdf_act=None, k_act=None, temperature=1.0)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:

@@ -15,7 +15,7 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 class _Derived(NamedTuple):
-    """Values derived from edges, kept until these change: deriving them costs more than looking a few values up."""
+    """Values derived from edges, which takes longer than looking a few values up, and kept until the edges change."""
 
     edges: Tensor
     version: int
@@ -34,13 +34,10 @@ class Discretizer(nn.Module, ABC):
 
     A value equal to a repeated edge gets the first bin between those equal edges; it has zero width, so the value is
     decoded exactly. Values outside the edges get the bin that the nearest edge gets. All arithmetic is in float32.
-
-    Attributes:
-        edges: (transition_dim, num_bins + 1) float32 buffer, ascending along the last axis; no rows before ``fit``.
-        num_bins: tokens per dimension, at least 2.
+    Methods take ``columns``, the transition dimensions that their d values are of; by default all.
     """
 
-    edges: Tensor
+    edges: Tensor  # (transition_dim, num_bins + 1) float32 buffer, rows ascend; no rows before ``fit``
     strategy: str = ""
     _derived: _Derived | None = None
 
@@ -68,14 +65,7 @@ class Discretizer(nn.Module, ABC):
         return self._from_edges().centers
 
     def fit(self, values: Tensor | np.ndarray) -> Self:
-        """Choose the edges; returns itself.
-
-        Args:
-            values: (n, transition_dim), n ≥ 1; taken as float32.
-
-        Raises:
-            ValueError: no rows, or values that are not finite.
-        """
+        """Choose the edges by values (n ≥ 1, transition_dim), as float32; ValueError if not finite; returns itself."""
         rows = torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()
         if rows.ndim != 2 or rows.size == 0:
             raise ValueError(f"fit needs values of shape (n ≥ 1, transition_dim ≥ 1), got {tuple(rows.shape)}")
@@ -91,11 +81,7 @@ class Discretizer(nn.Module, ABC):
         """(num_bins + 1,) float32 edges for one dimension's values (n,) in ascending order."""
 
     def encode(self, values: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
-        """Tokens of real values.
-
-        Args:
-            values: (..., d), where d is the number of ``columns``; ±inf go to the end bins.
-            columns: which transition dimensions they are.
+        """Tokens of real values (..., d), of which ±inf go to the end bins.
 
         Returns:
             (..., d) int64 in [0, num_bins), on the edges' device.
@@ -114,35 +100,25 @@ class Discretizer(nn.Module, ABC):
         return tokens.clamp_(0, self.num_bins - 1).T.reshape(values.shape).to(torch.int64)
 
     def decode(self, tokens: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
-        """Bin centres, (..., d) float32.
-
-        Args:
-            tokens: (..., d) integers; the stop token counts as the last bin.
-            columns: which transition dimensions they are.
-        """
+        """Bin centres (..., d) float32 of integer tokens (..., d); the stop token counts as the last bin."""
         centers = _some(self.centers, columns, tokens.shape[-1])
         flat = tokens.reshape(-1, len(centers)).to(centers.device, torch.int64).clamp(0, self.num_bins - 1)
         return centers.T.gather(0, flat).reshape(tokens.shape)
 
     def expectation(self, probabilities: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
-        """Mean bin centre under given probabilities, (..., d).
+        """Mean bin centre (..., d) under probabilities (..., d, num_bins) or (..., d, num_bins + 1).
 
-        Args:
-            probabilities: (..., d, num_bins) or (..., d, num_bins + 1). A stop column is dropped and the rest not
-                rescaled, as in the original: a likely end of the episode pulls the expectation towards 0.
-            columns: which transition dimensions they are about.
+        A stop column is dropped and the rest not rescaled, as in the original: a likely end of the episode pulls the
+        expectation towards 0.
         """
         bins = self._bin_probabilities(probabilities)
         return (bins * _some(self.centers, columns, bins.shape[-2]).to(bins)).sum(dim=-1)
 
     def percentile(self, probabilities: Tensor, fraction: float, columns: slice = ALL_COLUMNS) -> Tensor:
-        """Centre of the first bin at which the cumulative probability reaches ``fraction``, (..., d).
+        """Centre (..., d) of the first bin at which the cumulative probability reaches ``fraction``, in (0, 1).
 
-        Args:
-            probabilities: (..., d, num_bins) or (..., d, num_bins + 1). A stop column is dropped; the fraction is of
-                the probability that is left. Where they are NaN, the result is.
-            fraction: in (0, 1).
-            columns: which transition dimensions they are about.
+        Of probabilities (..., d, num_bins) or (..., d, num_bins + 1). A stop column is dropped; the fraction is of the
+        probability that is left. Where they are NaN, the result is.
 
         Raises:
             ValueError: ``fraction`` outside (0, 1).
@@ -173,11 +149,7 @@ class Discretizer(nn.Module, ABC):
 
     @staticmethod
     def from_dict(data: Mapping[str, object]) -> "Discretizer":
-        """Restore what :meth:`to_dict` gave.
-
-        Raises:
-            ValueError: an unknown strategy, or edges that are not ascending rows of finite numbers.
-        """
+        """Restore what :meth:`to_dict` gave; ValueError for another strategy or edges that do not ascend."""
         strategy, edges = data.get("strategy"), data.get("edges")
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown discretiser strategy {strategy!r}")

@@ -23,7 +23,7 @@ class LocalSet(EpisodeSource):
 
     @abstractmethod
     def require_obtainable(self) -> None:
-        """Refuse a set that is not on disk and cannot be put there."""
+        """Refuse a set that cannot be put on disk."""
 
     @abstractmethod
     def obtain(self, progress: bool) -> None:
@@ -123,5 +123,4 @@ def unreachable() -> str | None:
 
 
 def _most_similar(dataset_id: str) -> list[str]:
-    """Three embedded sets."""
     return difflib.get_close_matches(dataset_id, REGISTRY, n=3, cutoff=0.0)

@@ -23,9 +23,7 @@ EMBEDDED_NAMESPACE = "embedded/"
 def sources_of(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> list[EpisodeSource]:
     """The sources that ``data.source`` describes, or those of the ids in ``data.dataset_id``, in order.
 
-    Args:
-        config: which data.
-        allow: as of :func:`~..building.build`: where ``config`` comes from a file, packages that it may name.
+    Where ``config`` comes from a file, ``allow`` are the packages that it may name, as of :func:`~..building.build`.
 
     Raises:
         UserError: ``data.source`` names no :class:`EpisodeSource`, or an option that it lacks; or a set is named twice.
@@ -47,10 +45,7 @@ def sources_of(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) 
 
 
 def require_available(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> None:
-    """Refuse data that is not available, in less than 2 s and without importing torch or Minari.
-
-    Arguments and errors are those of :func:`sources_of`, and errors of each source's ``require_available``.
-    """
+    """Refuse data that is not available, as its sources do, in less than 2 s and without importing torch or Minari."""
     for source in sources_of(config, allow):
         source.require_available()
 
@@ -60,11 +55,7 @@ def load_offline_data(
 ) -> OfflineData:
     """Read, join and validate all episodes of ``config``; fetch or simulate what is not on disk.
 
-    Environment and reference scores are those of the first source.
-
-    Args:
-        config, allow: as of :func:`sources_of`.
-        progress: show a progress bar, where there is a terminal.
+    Environment and reference scores are those of the first source; ``allow`` as of :func:`sources_of`.
 
     Raises:
         UserError: a set is named twice, is not available, or is corrupt (named: data set, episode, field);

@@ -13,17 +13,11 @@ ROWS_PER_CHUNK = 65_536
 
 
 class WindowBatch(NamedTuple):
-    """Windows of L transitions of D tokens (``sequence_length``, and one more for a goal), ready for the model.
+    """Windows of L transitions of D tokens (``sequence_length``, and one more for a goal), ready for the model."""
 
-    Attributes:
-        trajectories: (batch, L * D - 1) int64 input tokens.
-        targets: (batch, L * D - 1) int64, the token after each input token.
-        mask: (batch, L * D - 1) float32, 1 where the target counts in the loss, 0 after a truncated episode.
-    """
-
-    trajectories: Tensor
-    targets: Tensor
-    mask: Tensor
+    trajectories: Tensor  # (batch, L * D - 1) int64 input tokens
+    targets: Tensor  # the same, of the token after each
+    mask: Tensor  # the same, float32: 1 where the target counts in the loss, 0 after a truncated episode
 
 
 class TokenWindows:
@@ -35,15 +29,8 @@ class TokenWindows:
         counts  |  1 1 … 1  |  1 … 1: terminated, 0 … 0: truncated      | …       each row one bool
 
     Stop rows after a terminated episode are trained on; after a truncated one, where nobody knows what would have come,
-    they are masked.
-
-    Args:
-        table: transitions of the episodes.
-        discretizer: fitted on as many dimensions.
-        sequence_length: transitions L in a window, at least 1.
-        device: where the tokens are kept and the batches made.
-        goals: (episodes, D) int64 tokens that every window of an episode begins with, as a transition more; it is not
-            trained on. None: there is none.
+    they are masked. ``sequence_length`` is L, at least 1. ``goals`` (episodes, D) are int64 tokens of one transition
+    more, which every window of an episode begins with, and which is not trained on.
     """
 
     # Differs from the original: every transition starts a window, an episode's last one too.
@@ -79,11 +66,9 @@ class TokenWindows:
         self._counts = counts.to(device)
         self._starts = starts.to(device)
         self._steps = torch.arange(sequence_length, device=device)
-        self._goals = (
-            None
-            if goals is None
-            else goals.to(device, dtype).repeat_interleave(torch.from_numpy(table.lengths).to(device), dim=0)
-        )
+        self._goals = None
+        if goals is not None:
+            self._goals = goals.to(device, dtype).repeat_interleave(torch.from_numpy(table.lengths).to(device), dim=0)
 
     def __len__(self) -> int:
         """Windows: one for each transition."""
@@ -95,22 +80,12 @@ class TokenWindows:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes held on the device: tokens, their mask, and the windows' starts and goals."""
+        """Bytes held on the device."""
         tensors = (self._tokens, self._counts, self._starts, self._goals)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def gather(self, indices: Tensor) -> WindowBatch:
-        """Windows by number.
-
-        Args:
-            indices: (batch,) int64 in [0, len), on any device.
-
-        Returns:
-            The batch, on :attr:`device`.
-
-        Raises:
-            IndexError: an index is out of range (on a CPU).
-        """
+        """The windows with these numbers (batch,) in [0, len), on :attr:`device`; IndexError for others (on a CPU)."""
         indices = indices.to(self.device)
         rows = self._starts[indices][:, None] + self._steps  # (batch, L)
         tokens, counts = self._tokens[rows], self._counts[rows]

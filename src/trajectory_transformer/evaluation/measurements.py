@@ -40,11 +40,7 @@ COLUMNS = (*(field.name for field in fields(Measurement)), *(field.name for fiel
 
 
 def write_measurements(path: Path, run: RunFacts, measurements: Sequence[Measurement]) -> None:
-    """Write them whole; numbers have six significant digits.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write them whole, numbers with six significant digits; UserError if the file cannot be written."""
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()

@@ -186,12 +186,9 @@ def tidy(axes: Axes) -> None:
 
 
 def finish(figure: Figure, title: str, path: Path, handles: Sequence[Artist] | None = None, columns: int = 3) -> None:
-    """Put the title above and the legend below a picture with constrained layout, and save it.
+    """Put the title above and the legend below a picture with constrained layout, and save it, or raise UserError.
 
     The legend has ``handles``, by default whatever has a label, and is left out where there are none.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     if handles is None:
         handles = [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]

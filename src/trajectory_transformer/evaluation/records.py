@@ -29,9 +29,7 @@ class PredictedPlan(Protocol):
     """Observations that a plan expects; row i belongs to environment i."""
 
     @property
-    def observations(self) -> np.ndarray:
-        """(env, horizon, observation_dim) from the present one on; NaN beyond a plan that a deadline cut short."""
-        ...
+    def observations(self) -> np.ndarray: ...  # (env, horizon, observation_dim), the present first; NaN where cut short
 
 
 class ActingAgent(Protocol):

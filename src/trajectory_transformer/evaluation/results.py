@@ -162,21 +162,13 @@ def package_versions() -> dict[str, str]:
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
-    """Write valid JSON under the final name in one move, so that a reader never sees half of it.
-
-    Raises:
-        UserError: a field is wrong or not finite, or the file cannot be written.
-    """
+    """Write valid JSON in one move, never half of it; UserError if a field is wrong or the file cannot be written."""
     require_valid(results, str(path))
     write_output("results", path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a ``results.json``, checked.
-
-    Raises:
-        UserError: the file is missing, is not JSON, or a field is missing or wrong; the message names it.
-    """
+    """The checked content of a ``results.json``; UserError if it is no JSON, or a field is missing or wrong."""
     try:
         results = json.loads(Path(path).read_text())
     except OSError as error:

@@ -178,11 +178,7 @@ class _Rollout:
 
 
 def require_possible(settings: PlannerRecord, needs_goal: bool, batch: EnvironmentBatch) -> None:
-    """Refuse plans that an episode has no time for, or no goal.
-
-    Raises:
-        UserError: saying which.
-    """
+    """Refuse, with a UserError, plans that an episode has no time for, or no goal."""
     limit = batch.max_episode_steps
     if limit is not None and settings.horizon > limit:
         raise UserError(

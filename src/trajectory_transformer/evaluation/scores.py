@@ -7,13 +7,9 @@ from scipy import stats
 
 
 def bootstrap_interval(values: np.ndarray) -> np.ndarray:
-    """95 % percentile bootstrap interval of the mean over the first axis, from 10 000 resamples, always the same.
+    """95 % percentile bootstrap interval (2, …) of the mean of values (n ≥ 1, …) over the first axis.
 
-    Args:
-        values: (n, …), n at least 1; of a single one, both ends are that one.
-
-    Returns:
-        (2, …) lower and upper ends.
+    From 10 000 resamples, always the same; of a single value, both ends are that one.
     """
     if len(values) == 1:  # which SciPy refuses
         return np.repeat(values, 2, axis=0)
@@ -42,10 +38,7 @@ def normalized_scores(returns: np.ndarray, reference: tuple[float, float] | None
 
 
 def return_summary(returns: np.ndarray) -> dict[str, Any]:
-    """The fields ``return_…`` of the summary in ``results.json``, of at least one return (episodes,).
-
-    A single one has no standard error, and 0 stands for it.
-    """
+    """The fields ``return_…`` of the summary in ``results.json``; a single return has 0 for its standard error."""
     return {
         "return_mean": float(returns.mean()),
         "return_std_error": float(stats.sem(returns)) if len(returns) > 1 else 0.0,

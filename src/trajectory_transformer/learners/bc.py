@@ -2,24 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
 from typing_extensions import override
 
-from ..checkpoint import Checkpoint, TrainingRecord
 from ..configuration import TrainConfig, require
-from ..data.episodes import Episode
-from ..data.transition_set import TransitionBatch
-from ..environments.spec import EnvironmentSpec
-from ..training.datamodule import OfflineDataModule
 from ..training.learner import Learner
-from ..training.optimization import TrainingPlan
-from .mlp import make_mlp
-from .policy_agent import PolicyAgent
-from .transition_datamodule import TransitionDataModule
-from .transition_module import TransitionModule
+
+if TYPE_CHECKING:  # options are checked before torch is loaded
+    from ..checkpoint import Checkpoint
+    from ..training.datamodule import OfflineDataModule
+    from ..training.optimization import TrainingPlan
+    from .bc_module import BestEpisodes, CloningModule
+    from .policy_agent import PolicyAgent
 
 
 @dataclass
@@ -39,12 +34,17 @@ class BehaviorCloning(Learner):
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "BestEpisodes":
+        from .bc_module import BestEpisodes
+
         return BestEpisodes(config, self.best_fraction)
 
     @override
     def make_module(
-        self, config: TrainConfig, datamodule: OfflineDataModule[Any], plan: TrainingPlan
+        self, config: TrainConfig, datamodule: "OfflineDataModule[Any]", plan: "TrainingPlan"
     ) -> "CloningModule":
+        from ..checkpoint import TrainingRecord
+        from .bc_module import BestEpisodes, CloningModule, CloningPolicy
+
         assert isinstance(datamodule, BestEpisodes)
         network = CloningPolicy(datamodule.data.environment, self)
         network.normalize_like(datamodule.train_set.all.observations)
@@ -52,70 +52,15 @@ class BehaviorCloning(Learner):
 
     @override
     def make_agent(
-        self, checkpoint: Checkpoint, device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
-    ) -> PolicyAgent:
+        self, checkpoint: "Checkpoint", device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
+    ) -> "PolicyAgent":
+        from ..checkpoint import fitting_parts
+        from .bc_module import CloningPolicy
+        from .policy_agent import PolicyAgent
+
         self.require_no_planner(checkpoint, planner)
         environment = checkpoint.training.environment
-        network = CloningPolicy(environment, self)
-        network.load_state_dict(checkpoint.weights("network"))
+        with fitting_parts(checkpoint.name):
+            network = CloningPolicy(environment, self)
+            network.load_state_dict(checkpoint.weights("network"))
         return PolicyAgent(network.to(device).eval(), environment, device, "bc_policy")
-
-
-class CloningPolicy(nn.Module):
-    """A feed-forward network from normalised observations to actions within their bounds.
-
-    Raises:
-        UserError: the environment's actions are not a Box with finite bounds.
-    """
-
-    observation_mean: Tensor  # (observation_dim,) of the training data
-    observation_deviation: Tensor
-    action_middle: Tensor
-    action_half_range: Tensor
-
-    def __init__(self, environment: EnvironmentSpec, options: BehaviorCloning) -> None:
-        super().__init__()
-        low, high = (torch.tensor(bound) for bound in environment.finite_action_bounds(options.kind))
-        inputs = environment.observation_dim
-        self.register_buffer("observation_mean", torch.zeros(inputs))
-        self.register_buffer("observation_deviation", torch.ones(inputs))
-        self.register_buffer("action_middle", (low + high) / 2)
-        self.register_buffer("action_half_range", (high - low) / 2)
-        self.layers = make_mlp(inputs, options.hidden_layers, options.hidden_width, len(low))
-
-    @torch.no_grad()
-    def normalize_like(self, observations: Tensor) -> None:
-        """Take mean and deviation of observations (n, observation_dim)."""
-        self.observation_mean.copy_(observations.mean(dim=0))
-        self.observation_deviation.copy_(observations.std(dim=0, unbiased=False).clamp_min(1e-6))
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Actions (…, action_dim) at observations (…, observation_dim)."""
-        output = self.layers((observations - self.observation_mean) / self.observation_deviation).tanh()
-        return self.action_middle + self.action_half_range * output
-
-
-class BestEpisodes(TransitionDataModule):
-    """Transitions of the training episodes with the highest returns, and of all validation episodes."""
-
-    def __init__(self, config: TrainConfig, best_fraction: float) -> None:
-        super().__init__(config.data, config.seed)
-        self.best_fraction = best_fraction
-
-    @override
-    def select(self, train: list[Episode]) -> list[Episode]:
-        count = max(1, round(self.best_fraction * len(train)))
-        return sorted(train, key=lambda episode: -float(episode.rewards.sum()))[:count]
-
-
-class CloningModule(TransitionModule):
-    """Minimises the mean squared error of actions, in units of half their range."""
-
-    logged = ("loss",)
-    network: CloningPolicy
-
-    @override
-    def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        error = (self.network(batch.observations) - batch.actions) / self.network.action_half_range
-        loss = error.square().mean()
-        return loss, {"loss": loss}

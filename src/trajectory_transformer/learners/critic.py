@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, fitting_parts
 from ..configuration import IqlConfig
 from ..environments.spec import EnvironmentSpec
-from ..errors import UserError
 from .iql_network import ImplicitQ
 
 
@@ -27,19 +26,13 @@ class Critic:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "cpu") -> "Critic":
-        """The critic in a checkpoint.
-
-        Raises:
-            UserError: its parts do not fit together, or it holds something other than a critic.
-        """
+        """The critic in a checkpoint; UserError if it holds something else, or its parts do not fit together."""
         checkpoint.require_kind("iql")
         environment = checkpoint.training.environment
-        try:
+        with fitting_parts(checkpoint.name):
             options = dict(checkpoint.model)
             transform = float(options.pop("reward_scale")), float(options.pop("reward_shift"))
             network = ImplicitQ.of_environment(environment, IqlConfig(**options))
             network.load_state_dict(checkpoint.weights("network"))
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise UserError(f"the contents of checkpoint '{checkpoint.name}' do not fit together: {error}") from error
         network.to(device).eval().requires_grad_(False)
         return cls(network, *transform, checkpoint.training.data.discount, environment)

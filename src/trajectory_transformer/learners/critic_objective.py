@@ -17,11 +17,8 @@ class CriticValue(Objective):
 
     ``score=return`` ranks by the rewards expected before that action, as the critic knows them, plus the action's
     discounted value Q(s_t, a_t); ``v`` by the same rewards plus the state's value V(s_t), so that the last action does
-    not matter; ``q`` by Q(s_t, a_t) alone. Rewards and values are discounted as the critic's were; observations and
-    actions are bin centres.
-
-    Raises:
-        UserError: there is no such score.
+    not matter; ``q`` by Q(s_t, a_t) alone; any other is a UserError. Rewards and values are discounted as the critic's
+    were; observations and actions are bin centres.
     """
 
     critic: str  # path of a checkpoint of ``experiment=iql_…``, trained on the model's data
@@ -38,11 +35,7 @@ class CriticValue(Objective):
         )
 
     def prepare(self, context: PlanningContext) -> None:
-        """Read the critic.
-
-        Raises:
-            UserError: the file is no good, holds no critic, or one that was trained on other data or dimensions.
-        """
+        """Read the critic; UserError if the file is no good, or the critic was trained on other data or dimensions."""
         import torch  # here, so that the check of options need not wait for it
 
         from ..checkpoint import Checkpoint
@@ -69,8 +62,5 @@ class CriticValue(Objective):
         value = (critic.network.v(state) if self.score == "v" else critic.network.q(state, action)).view(shape)
         if self.score == "q":
             return value
-        rewards, discounts = (
-            critic.reward_scale * candidates.rewards[:, :, :t] + critic.reward_shift,
-            self._discounts[t],
-        )
-        return (rewards * discounts[:t]).sum(dim=-1) + discounts[t] * value
+        rewards, discounts = critic.reward_scale * candidates.rewards[:, :, :t], self._discounts[t]
+        return ((rewards + critic.reward_shift) * discounts[:t]).sum(dim=-1) + discounts[t] * value

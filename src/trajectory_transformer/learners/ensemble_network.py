@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, fitting_parts
 from ..configuration import EnsembleConfig
 from ..data.transition_set import TransitionBatch
-from ..errors import UserError
 
 ALL_MEMBERS = slice(None)
 SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is not divided by its deviation
@@ -41,10 +40,7 @@ class MemberLinear(nn.Module):
 
 
 class DynamicsEnsemble(nn.Module):
-    """Members that each predict a Gaussian over the change of the observation; all computed in one batched network.
-
-    Below, O is the observation's dimension and A the action's.
-    """
+    """Members that each predict a Gaussian over the change of an observation (O,) under an action (A,), all in one."""
 
     input_mean: Tensor  # (O + A,) of observations and actions in the training data
     input_deviation: Tensor
@@ -80,10 +76,7 @@ class DynamicsEnsemble(nn.Module):
             getattr(self, f"{name}_deviation").copy_(torch.where(deviation > SMALLEST_DEVIATION, deviation, 1.0))
 
     def forward(self, observations: Tensor, actions: Tensor, members: slice = ALL_MEMBERS) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the normalised change, (chosen members, batch, O) each.
-
-        Of observations (chosen members, batch, O) and actions (chosen members, batch, A).
-        """
+        """Mean and log-variance of the normalised change, (chosen members, batch, O) each, of inputs of that form."""
         hidden = (torch.cat([observations, actions], dim=-1) - self.input_mean) / self.input_deviation
         for layer in self.layers[:-1]:
             hidden = F.silu(layer(hidden, members))
@@ -103,10 +96,7 @@ class DynamicsEnsemble(nn.Module):
         return nats.sum() + self.config.bound_weight * (self.log_variance_high - self.log_variance_low).sum()
 
     def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the next observation, (n, O) each, in real units.
-
-        Of observations (n, O) and actions (n, A), each row predicted by the member that ``members`` (n,) int64 says.
-        """
+        """Mean and deviation of the next observation, (n, O) each, in real units; ``members`` (n,) are who predicts."""
         mean, deviation = torch.empty_like(observations), torch.empty_like(observations)
         for member in range(self.num_members):
             rows = (members == member).nonzero().squeeze(1)
@@ -118,17 +108,11 @@ class DynamicsEnsemble(nn.Module):
 
 
 def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemble:
-    """The trained network in a checkpoint, in evaluation mode, without gradients.
-
-    Raises:
-        UserError: it holds something other than an ensemble, or its parts do not fit together.
-    """
+    """The ensemble in a checkpoint, for evaluation, without gradients; UserError if there is none, or it is damaged."""
     checkpoint.require_kind("ensemble")
     environment = checkpoint.training.environment
-    try:
+    with fitting_parts(checkpoint.name):
         options = EnsembleConfig(**checkpoint.model)
         network = DynamicsEnsemble(environment.observation_dim, environment.action_dim, options)
         network.load_state_dict(checkpoint.weights("network"))
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise UserError(f"the contents of checkpoint '{checkpoint.name}' do not fit together: {error}") from error
     return network.to(device).eval().requires_grad_(False)

@@ -18,10 +18,10 @@ LOG_STD_RANGE = (-5.0, 2.0)  # of the policy, as its authors clip it
 
 
 class ImplicitLosses(NamedTuple):
-    """Scalars: of V, of both Q networks together, of the policy, each of which moves its own networks only; and V."""
+    """Scalar losses, each of which moves its own networks only, and the mean of V."""
 
     value: Tensor
-    q: Tensor
+    q: Tensor  # of both Q networks together
     policy: Tensor
     mean_value: Tensor
 
@@ -41,18 +41,15 @@ def advantage_weights(advantage: Tensor, inverse_temperature: float, max_weight:
 
 
 def reward_transform(rewards: str, worst_return: float, best_return: float) -> tuple[float, float]:
-    """Scale and shift of rewards, as the paper has them.
+    """Scale and shift of rewards, as the paper has them; UserError where equal returns give no scale.
 
     "scaled": so that the data's returns span 1000; "minus_one": a step costs 1, the goal nothing; "raw".
-
-    Raises:
-        UserError: all returns are equal, so that there is no scale.
     """
     if rewards == "scaled":
         if best_return <= worst_return:
             raise UserError(
-                f"all episodes have the return {best_return:g}, so that iql.rewards=scaled has no scale; choose "
-                "iql.rewards=minus_one or raw"
+                f"all episodes have the return {best_return:g}, so that learner.rewards=scaled has no scale; choose "
+                "learner.rewards=minus_one or raw"
             )
         return RETURN_SPAN / (best_return - worst_return), 0.0
     return 1.0, -1.0 if rewards == "minus_one" else 0.0
@@ -88,10 +85,7 @@ class ImplicitQ(nn.Module):
         return cls(environment.observation_dim, *environment.finite_action_bounds("iql"), config)
 
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(n,) the lesser of the two target networks, in the unit of the transformed rewards.
-
-        At observations (n, O) and actions (n, A), in the action space's own units.
-        """
+        """(n,) lesser of the two targets at (n, O) and (n, A) in the action space's units; in transformed rewards."""
         return self._twins(self.targets, observations, actions).amin(dim=0)
 
     def v(self, observations: Tensor) -> Tensor:

@@ -32,11 +32,8 @@ class PolicyStep:
 class PolicyAgent:
     """Takes the policy's action in each environment; its past and random numbers play no part.
 
-    Args:
-        policy: actions (n, action_dim) at observations (n, observation_dim), in the spaces' own units.
-        environment: its spaces.
-        device: where the policy computes.
-        name: what results call it.
+    ``policy`` gives actions (n, action_dim) at observations (n, observation_dim), in the spaces' own units; results
+    call it ``name``.
     """
 
     needs_goal = imitates = False
@@ -66,10 +63,7 @@ class PolicyAgent:
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """The next action of each environment, (environment, action_dim) float32, at its real-valued observations.
 
-        Rows that are not ``active`` get 0; None: all are.
-
-        Raises:
-            UserError: an active row has another width or is not finite.
+        Rows that are not ``active`` (None: all are) get 0; UserError if another has another width or is not finite.
         """
         expected = self._observations.shape
         require(observations.shape == expected, f"observations have shape {observations.shape}, expected {expected}")

@@ -20,22 +20,12 @@ from ..training.datamodule import OfflineDataModule
 class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
     """Discretiser of the training part → windows of tokens, one from each transition on.
 
-    The model's sizes follow from :attr:`layout`.
-
-    Args:
-        config: which data, and how it is cut.
-        seed: of the split and of the order of batches.
-        goal_conditioned: windows begin with the state in which their episode ends, and neither reward nor value tells
-            anything.
-
-    Attributes:
-        layout: positions within a transition.
-        discretizer: fitted on the training episodes only.
-        train_table, validation_table: transitions of the two parts.
+    With ``goal_conditioned``, windows begin with the state in which their episode ends, and neither reward nor value
+    tells anything.
     """
 
-    layout: TransitionLayout
-    discretizer: Discretizer
+    layout: TransitionLayout  # from which the model's sizes follow
+    discretizer: Discretizer  # fitted on the training episodes only
     train_table: TransitionTable
     validation_table: TransitionTable
 

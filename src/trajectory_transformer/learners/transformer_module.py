@@ -20,18 +20,7 @@ from ..training.optimization import TrainingPlan
 
 
 class TrajectoryModule(LearnerModule):
-    """Trains a :class:`TrajectoryTransformer` on windows of tokens.
-
-    Args:
-        model: sizes and loss weights.
-        optimizer: AdamW and its schedule.
-        plan: length of the run, seed, logging.
-        record: what the network is trained on, for checkpoints.
-        metrics: what else is logged, as ``trainer.metrics``.
-
-    Raises:
-        UserError: the model's block or a metric cannot be built.
-    """
+    """Trains a :class:`TrajectoryTransformer` on windows of tokens; UserError if block or metric cannot be built."""
 
     unit = "tokens"
 
@@ -46,9 +35,8 @@ class TrajectoryModule(LearnerModule):
         super().__init__(optimizer, plan, record)
         self.model = TrajectoryTransformer(model, TYPED_BY_USER)
         values = None if record.discretizer is None else record.discretizer.centers[model.layout.value]
-        self.train_metrics, self.validation_metrics = (
-            LoggedMetrics(model.layout, metrics or {}, values) for _ in range(2)
-        )
+        self.train_metrics = LoggedMetrics(model.layout, metrics or {}, values)
+        self.validation_metrics = LoggedMetrics(model.layout, metrics or {}, values)
 
     @override
     def model_options(self) -> dict[str, Any]:

@@ -4,33 +4,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 from ..configuration import HIDDEN_ACTIVATIONS, ModelConfig, require
-from ..errors import UserError
 from ..layout import TransitionLayout
 
 
 @dataclass(kw_only=True)
 class TransformerConfig(ModelConfig):
-    """The options of :class:`~..configuration.ModelConfig` with the sizes of the data.
+    """The options of :class:`~..configuration.ModelConfig` with the sizes of the data; UserError if they contradict."""
 
-    Attributes:
-        vocab_size: bins per dimension V; the model adds one stop token, V.
-        block_size: longest input in tokens; ``sequence_length * transition_dim - 1`` in training. A goal, which is a
-            whole transition so that all positions keep their meaning, counts.
-        transition_dim: must equal ``observation_dim + action_dim + 2``.
-        max_position_embeddings: upper limit of ``block_size``.
-        use_cache, output_attentions, output_hidden_states, return_dict: what ``forward`` does when not told otherwise.
-
-    Raises:
-        UserError: as :class:`~..configuration.ModelConfig` does; sizes below 1; contradictory dimensions.
-    """
-
-    vocab_size: int = 100
-    block_size: int = 249
+    vocab_size: int = 100  # bins per dimension V; the model adds one stop token, V
+    block_size: int = 249  # longest input in tokens; in training sequence_length * transition_dim - 1, goal included
     action_dim: int = 6
     observation_dim: int = 17
-    transition_dim: int = 25
-    max_position_embeddings: int = 512
-    use_cache: bool = True
+    transition_dim: int = 25  # observation_dim + action_dim + 2
+    max_position_embeddings: int = 512  # upper limit of ``block_size``
+    use_cache: bool = True  # this and the next three: what ``forward`` does when not told otherwise
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
@@ -73,13 +60,7 @@ class TransformerConfig(ModelConfig):
         return TransitionLayout(self.observation_dim, self.action_dim)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints.
-
-        Raises:
-            UserError: ``hidden_act`` is a function, which no file can carry.
-        """
-        if callable(self.hidden_act):
-            raise UserError(
-                "hidden_act is a function and cannot be saved; name one of " + ", ".join(HIDDEN_ACTIVATIONS)
-            )
+        """Plain values, for checkpoints; UserError if ``hidden_act`` is a function, which no file can carry."""
+        names = ", ".join(HIDDEN_ACTIVATIONS)
+        require(not callable(self.hidden_act), f"hidden_act is a function and cannot be saved; name one of {names}")
         return asdict(self)

@@ -27,28 +27,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DimensionHeads(nn.Module):
-    """One bias-free linear map to the vocabulary for each of a transition's dimensions.
-
-    Args:
-        transition_dim: number of heads.
-        n_embd: input features.
-        outputs: logits of each head, vocab_size + 1.
-    """
+    """One bias-free linear map (n_embd -> outputs, vocab_size + 1) for each of a transition's dimensions."""
 
     def __init__(self, transition_dim: int, n_embd: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(transition_dim, outputs, n_embd))
 
     def forward(self, hidden: Tensor, first: int | Tensor) -> Tensor:
-        """Logits of the token that follows each position.
+        """Logits (batch, time, outputs) of the token that follows each position of ``hidden`` (batch, time, n_embd).
 
-        Args:
-            hidden: (batch, time, n_embd).
-            first: position of the first of them within its transition, in [0, transition_dim); where time is 1, it may
-                be a tensor without dimensions.
-
-        Returns:
-            (batch, time, outputs); position p uses head p, which predicts dimension p + 1.
+        ``first`` is the first one's position p within its transition, in [0, transition_dim); head p predicts dimension
+        p + 1. Where time is 1, it may be a tensor without dimensions.
         """
         batch, time, n_embd = hidden.shape
         heads = len(self.weight)
@@ -121,21 +110,17 @@ class TrajectoryTransformer(nn.Module):
         allow: packages besides this one that ``config.block`` may name, as it may come from a file;
             :data:`~..building.TYPED_BY_USER`: any.
 
-    Attributes:
-        numbers: what is added to embeddings, with ``config.numerical_embedding``; else None.
-        gradient_checkpointing: in training, compute each block's inner values again in the backward pass instead of
-            keeping them.
-
     Raises:
         UserError: there is no such block, it is not allowed, or does not take the options.
     """
 
     mask: Tensor
+    gradient_checkpointing: bool = False  # in training, compute blocks' inner values again in the backward pass
+    numbers: NumericalEmbedding | None  # what is added to embeddings, with ``config.numerical_embedding``
 
     def __init__(self, config: TransformerConfig, allow: Sequence[str] | None = ()) -> None:
         super().__init__()
-        self.config, self.gradient_checkpointing = config, False
-        self.layout = config.layout
+        self.config, self.layout = config, config.layout
         self.stop_index = config.vocab_size * config.transition_dim
         self.tok_emb = nn.Embedding(self.stop_index + 1, config.n_embd)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, config.n_embd))
@@ -147,11 +132,9 @@ class TrajectoryTransformer(nn.Module):
         mask[:, self.layout.value :: config.transition_dim] = False
         self.register_buffer("mask", mask, persistent=False)
         self._initialize()
-        hidden = (
-            config.numerical_embedding
-        )  # its initialisation is torch's: the trunk's would begin with next to nothing
-        outputs = config.vocab_size + 1
-        self.numbers = None if hidden is None else NumericalEmbedding(self.layout, outputs, hidden, config.n_embd)
+        self.numbers = None
+        if (hidden := config.numerical_embedding) is not None:  # its initialisation is torch's: ours is next to nothing
+            self.numbers = NumericalEmbedding(self.layout, config.vocab_size + 1, hidden, config.n_embd)
 
     def _initialize(self) -> None:
         config = self.config
@@ -173,29 +156,18 @@ class TrajectoryTransformer(nn.Module):
         return [{"params": groups[1], "weight_decay": weight_decay}, {"params": groups[0], "weight_decay": 0.0}]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Token plus position embeddings.
+        """(batch, time, n_embd) token plus position embeddings.
 
-        Args:
-            tokens: (batch, time) integers in [0, vocab_size]; vocab_size is the stop token.
-            positions: (time,) integers in [0, block_size), where they stand.
-
-        Returns:
-            (batch, time, n_embd)
+        Tokens (batch, time) are integers in [0, vocab_size], the stop token; positions (time,) in [0, block_size).
         """
         indices = tokens + positions % self.config.transition_dim * self.config.vocab_size
         indices = indices.masked_fill(tokens == self.config.vocab_size, self.stop_index)
         return self.tok_emb(indices) + F.embedding(positions, self.pos_emb[0])
 
     def hidden(self, tokens: Tensor, memory: AttentionMemory, states: list[Tensor] | None = None) -> Tensor:
-        """Final, normalised hidden states of new tokens that follow what ``memory`` holds.
+        """Final, normalised hidden states (batch, time, n_embd) of new tokens that follow what ``memory`` holds.
 
-        Args:
-            tokens: (batch, time) integers in [0, vocab_size].
-            memory: what they attend to.
-            states: where given, the embeddings and each block's output are appended to it.
-
-        Returns:
-            (batch, time, n_embd)
+        Where ``states`` are given, the embeddings and each block's output are appended to them.
 
         Raises:
             ValueError: the tokens would go past ``block_size``.
@@ -244,25 +216,29 @@ class TrajectoryTransformer(nn.Module):
             UserError: ``past_key_values`` is nothing of the kind, or pairs that end within a transition whose tokens a
                 model with a numerical embedding needs.
         """
+
+        def chosen(given: bool | None, default: bool) -> bool:
+            return default if given is None else bool(given)
+
         config = self.config
-        keep = config.use_cache and not (self.gradient_checkpointing and self.training)
-        use_cache = keep if use_cache is None else use_cache
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return_dict = config.return_dict if return_dict is None else return_dict
-        memory = CausalMemory(self.mask, self._cache(past_key_values), bool(use_cache), bool(output_attentions))
-        states: list[Tensor] | None = [] if output_hidden_states else None
+        keep = chosen(use_cache, config.use_cache and not (self.gradient_checkpointing and self.training))
+        attentions = chosen(output_attentions, config.output_attentions)
+        states: list[Tensor] | None = [] if chosen(output_hidden_states, config.output_hidden_states) else None
+        memory = CausalMemory(self.mask, self._cache(past_key_values), keep, attentions)
         start = memory.length
-        hidden = self.hidden(trajectories, memory, states)
-        logits = self.head(hidden, start % self.config.transition_dim)
+        logits = self.head(self.hidden(trajectories, memory, states), start % config.transition_dim)
+        loss = None
+        if targets is not None:
+            weights = token_weights(config, start, targets.shape[1]).to(logits)
+            loss = weighted_cross_entropy(logits, targets, weights, attention_mask)
         output = TrajectoryTransformerOutput(
-            loss=None if targets is None else self._loss(logits, targets, attention_mask, start),
+            loss=loss,
             logits=logits,
-            past_key_values=memory.cache if use_cache else None,
+            past_key_values=memory.cache if keep else None,
             hidden_states=None if states is None else tuple(states),
-            attentions=tuple(memory.weights) if output_attentions else None,
+            attentions=tuple(memory.weights) if attentions else None,
         )
-        return output if return_dict else output.to_tuple()
+        return output if chosen(return_dict, config.return_dict) else output.to_tuple()
 
     def _cache(self, past: KeyValueCache | Sequence[tuple[Tensor, Tensor]] | None) -> KeyValueCache | None:
         if past is None or isinstance(past, KeyValueCache):
@@ -279,7 +255,3 @@ class TrajectoryTransformer(nn.Module):
                 "earlier call returned, or whole transitions"
             )
         return cache
-
-    def _loss(self, logits: Tensor, targets: Tensor, mask: Tensor | None, start: int) -> Tensor:
-        weights = token_weights(self.config, start, targets.shape[1]).to(logits)
-        return weighted_cross_entropy(logits, targets, weights, mask)

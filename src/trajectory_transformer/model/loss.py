@@ -8,15 +8,9 @@ from .config import TransformerConfig
 
 
 def token_weights(config: TransformerConfig, start: int, time: int) -> Tensor:
-    """Loss weight of the token that each position predicts.
+    """(time,) float32 loss weight of the token that each position predicts, by its kind; observations weigh 1.
 
-    Args:
-        config: gives the weight of each kind of token; observations weigh 1.
-        start: position of the first token; it predicts dimension (start + 1) mod transition_dim.
-        time: number of positions.
-
-    Returns:
-        (time,) float32
+    The first position is ``start``, and predicts dimension (start + 1) mod transition_dim.
     """
     layout = config.layout
     weights = torch.ones(layout.transition_dim)
@@ -34,8 +28,8 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, mas
     Args:
         logits: (batch, time, vocab_size + 1).
         targets: (batch, time) integers in [0, vocab_size].
-        weights: (time,) weights of the predicted dimensions.
-        mask: (batch, time) weights in [0, 1], or None for all 1.
+        weights: (time,) of the predicted dimensions.
+        mask: (batch, time) weights in [0, 1]; None: all 1.
 
     Returns:
         scalar, in nats

@@ -1,8 +1,4 @@
-"""Attention memories: none, a growing cache, or a buffer of fixed size.
-
-The trunk is one and the same for all of them. Each block hands its queries, keys and values to the memory, and the
-memory says what they attend to.
-"""
+"""Attention memories: each block of the one trunk hands its queries, keys and values to one, which lets them attend."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -18,27 +14,18 @@ class AttentionMemory(Protocol):
     """Turns one block's queries, keys and values into attention outputs."""
 
     def positions(self, time: int) -> Tensor:
-        """(time,) positions of the new tokens.
-
-        Raises:
-            ValueError: there is no room for them.
-        """
+        """(time,) positions of the new tokens; ValueError if there is no room for them."""
         ...
 
     def embed_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
-        """(batch, time, n_embd) what the embedding adds for new tokens (batch, time), given those before them."""
+        """(batch, time, n_embd) that the embedding adds for new tokens (batch, time), given those before them."""
         ...
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """Attend from the new tokens to everything they may see.
+        """Attend from the new tokens to everything they may see, in the block with index ``layer``.
 
-        Args:
-            layer: index of the block.
-            query, key, value: (batch, head, time, head_dim) of the new tokens.
-            dropout: probability of dropping an attention weight; 0 outside training.
-
-        Returns:
-            (batch, head, time, head_dim)
+        Query, key, value and the result are (batch, head, time, head_dim); ``dropout`` is the probability of dropping
+        an attention weight, 0 outside training.
         """
         ...
 
@@ -48,10 +35,10 @@ class KeyValueCache:
 
     Extending makes a new cache and leaves this one as it was, so that one past may be continued in several ways.
 
-    Attributes:
+    Args:
         layers: (key, value) pairs, each (batch, head, time, head_dim).
         unfinished: (batch, time mod transition_dim) tokens of the last transition if it is not whole, for models with a
-            numerical embedding; None: it is whole, or there is no such embedding.
+            numerical embedding.
     """
 
     def __init__(self, layers: tuple[tuple[Tensor, Tensor], ...] = (), unfinished: Tensor | None = None) -> None:
@@ -72,11 +59,7 @@ class KeyValueCache:
         return iter(self.layers)
 
     def select(self, rows: Tensor) -> "KeyValueCache":
-        """The cache of the given rows, in that order; rows may repeat.
-
-        Args:
-            rows: (new batch,) int64 indices into the batch.
-        """
+        """The cache of the given rows (new batch,) of the batch, in that order; rows may repeat."""
         unfinished = None if self.unfinished is None else self.unfinished[rows]
         return KeyValueCache(tuple((key[rows], value[rows]) for key, value in self.layers), unfinished)
 

@@ -27,12 +27,9 @@ class NumericalEmbedding(nn.Module):
         vocabulary: tokens of a dimension, stop token included.
         hidden: width of both hidden layers.
         n_embd: output features.
-
-    Attributes:
-        values: (transition_dim, vocabulary) buffer, standardised values of all tokens; 0 for the stop token.
     """
 
-    values: Tensor
+    values: Tensor  # (transition_dim, vocabulary) buffer, standardised values of all tokens; 0 for the stop token
 
     def __init__(self, layout: TransitionLayout, vocabulary: int, hidden: int, n_embd: int) -> None:
         super().__init__()
@@ -47,12 +44,9 @@ class NumericalEmbedding(nn.Module):
 
     @torch.no_grad()
     def set_values(self, centers: Tensor, data: Tensor) -> None:
-        """Choose what tokens stand for.
+        """Take the bins' values, ``centers`` (transition_dim, vocabulary - 1), for what tokens stand for.
 
-        Args:
-            centers: (transition_dim, vocabulary - 1) the bins' values.
-            data: (n, transition_dim) training data, whose mean and deviation standardise them; what is more than 5
-                deviations off counts as that.
+        Mean and deviation of training data (n, transition_dim) standardise them, to at most 5 deviations.
         """
         deviation, mean = torch.std_mean(data.double(), dim=0, correction=0)
         standard = (centers - mean[:, None]) / (deviation[:, None] + 1e-6)
@@ -70,14 +64,7 @@ class NumericalEmbedding(nn.Module):
         return self.values[torch.arange(dimensions, device=tokens.device), tokens[..., :dimensions]]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """What is added to the embeddings.
-
-        Args:
-            tokens: (batch, time) integers, from a transition's first dimension on.
-
-        Returns:
-            (batch, time, n_embd)
-        """
+        """(batch, time, n_embd) to be added for tokens (batch, time), from a transition's first dimension on."""
         batch, time = tokens.shape
         width = len(self.values)
         whole = F.pad(tokens, (0, -time % width)).view(batch, -1, width)

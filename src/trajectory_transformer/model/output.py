@@ -11,21 +11,13 @@ from .memory import KeyValueCache
 
 @dataclass
 class TrajectoryTransformerOutput:
-    """Results of ``forward``, by name, by index (those that are not None) and by :meth:`to_tuple`.
+    """Results of ``forward``, by name, by index (those that are not None) and by :meth:`to_tuple`."""
 
-    Attributes:
-        loss: scalar, or None without targets.
-        logits: (batch, time, vocab_size + 1); the last column is the stop token.
-        past_key_values: keys and values of all tokens so far, or None.
-        hidden_states: n_layer + 1 tensors (batch, time, n_embd): the embeddings, then each block's output.
-        attentions: n_layer tensors (batch, head, time, total time), before dropout.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: KeyValueCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    loss: Tensor | None = None  # scalar, where there are targets
+    logits: Tensor | None = None  # (batch, time, vocab_size + 1); the last column is the stop token
+    past_key_values: KeyValueCache | None = None  # keys and values of all tokens so far
+    hidden_states: tuple[Tensor, ...] | None = None  # (batch, time, n_embd) embeddings, then each block's output
+    attentions: tuple[Tensor, ...] | None = None  # (batch, head, time, total time) of each layer, before dropout
 
     def keys(self) -> list[str]:
         """Names of the fields that are not None, in order."""

@@ -36,9 +36,6 @@ class CapturedSearch:
     The first capture is proven: replayed, it must find what the search finds, or, where rounding decided otherwise, do
     so for other draws. If it does not, as where a search decides in Python by what it has computed, one warning is
     logged, and all searches run as they are. The proof was not run on a GPU yet; tests replay a stand-in.
-
-    Args:
-        capture: how.
     """
 
     def __init__(self, capture: Capture) -> None:
@@ -48,12 +45,9 @@ class CapturedSearch:
         self._proven: bool | None = None
 
     def __call__(self, search: Search, prefix: Tensor, uniforms: Tensor) -> SearchResult:
-        """The plans that ``search`` finds.
+        """The plans that ``search``, the same one at every call, finds.
 
-        Args:
-            search: the same at every call. It gives each environment what it would give it alone, and keeps what it
-                allocates for as many as it has seen.
-            prefix, uniforms: what it takes.
+        It gives each environment what it would give it alone, and keeps what it allocates for as many as it has seen.
         """
         if self._proven is False:
             return search(prefix, uniforms)

@@ -14,9 +14,7 @@ class Deadline:
     2. The width, if not even the first transition is expected to: half of it, a quarter, …, one beam. That one
        transition is always planned.
 
-    Args:
-        milliseconds: for one search, in all environments together; above 0.
-        clock: seconds, ever growing.
+    ``milliseconds``, above 0, are for one search, in all environments together; ``clock`` gives ever growing seconds.
     """
 
     def __init__(self, milliseconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -31,13 +29,7 @@ class Deadline:
         self._end = self._mark + share * self._seconds
 
     def width(self, transition: int, environments: int, widest: int) -> int:
-        """Beams to plan the next transition with; 0: none, the search ends here.
-
-        Args:
-            transition: how many were planned before it.
-            environments: planned for at once.
-            widest: the most beams.
-        """
+        """Beams, at most ``widest``, to plan the transition after so many with; 0: none, the search ends here."""
         left, width = self._end - self._clock(), widest
         while self._expect(transition, environments * width) > left:
             if transition > 0:

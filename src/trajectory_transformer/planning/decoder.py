@@ -25,11 +25,7 @@ class BeamDecoder(ABC):
 
     @abstractmethod
     def prefill(self, tokens: Tensor) -> None:
-        """Begin anew with one sequence for each environment.
-
-        Args:
-            tokens: (environment, time) integers.
-        """
+        """Begin anew with one sequence for each environment: integer tokens (environment, time)."""
 
     @abstractmethod
     def expand(self, candidates: int) -> None:
@@ -37,19 +33,11 @@ class BeamDecoder(ABC):
 
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
-        """Prune: keep these rows, in this order; a row may be kept more than once.
-
-        Args:
-            rows: (environment, new rows) int64 indices into the present rows.
-        """
+        """Prune: keep these rows (environment, new rows), in this order; a row may be kept more than once."""
 
     @abstractmethod
     def step(self, tokens: Tensor) -> None:
-        """Append one token to each sequence.
-
-        Args:
-            tokens: (environment, rows) integers.
-        """
+        """Append one token to each sequence: integers (environment, rows)."""
 
     @property
     @abstractmethod
@@ -65,9 +53,8 @@ class BeamDecoder(ABC):
             uniforms: (environment, tokens, rows) numbers in [0, 1) that decide the draws.
             choice: how they are drawn.
             given: (environment, rows) tokens to append before them.
-            log_likelihoods: (environment, rows) float32, to which the log-probabilities (natural logarithm) of each
-                row's sampled tokens are added, the given one not among them: under the model's own distribution, at
-                temperature 1 and without the filters of ``choice``.
+            log_likelihoods: (environment, rows) float32, to which the log-probabilities, in nats, of each row's sampled
+                tokens are added: under the model's own distribution, at temperature 1 and without filters.
 
         Returns:
             (environment, rows, tokens) int64.

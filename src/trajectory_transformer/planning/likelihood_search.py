@@ -24,14 +24,11 @@ def likelihood_search(
     deadline: Deadline | None = None,
     log_widths: Tensor | None = None,
 ) -> SearchResult:
-    """The most likely ``settings.horizon`` transitions, without the reward and value of the last one.
+    """The most likely ``settings.horizon`` transitions after a prefix, without the reward and value of the last one.
 
-    Draws nothing at random. A candidate whose likelihood is not finite is worse than any other.
-
-    Args:
-        prefix: (environment, time) tokens: whole past transitions, then the current observation.
-        deadline: shortens and narrows the search; it has been started.
-        log_widths: (transition_dim, vocabulary) of the tokens' bins: densities are ranked, not probabilities.
+    The prefix (environment, time) has whole past transitions, then the current observation. Nothing is drawn at random.
+    A candidate whose likelihood is not finite is worse than any other. A deadline has been started. With ``log_widths``
+    (transition_dim, vocabulary) of the tokens' bins, densities are ranked, not probabilities.
 
     Returns:
         Scores are log-likelihoods, in nats; reward and value tokens of the last transition are stop tokens; estimated
@@ -69,13 +66,9 @@ def likelihood_search(
 def most_likely(
     scores: Tensor, logits: Tensor, width: int, log_widths: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations by one token.
+    """The best continuations by one token, at most ``width``, of log-likelihoods so far (environment, rows).
 
-    Args:
-        scores: (environment, rows) log-likelihoods so far.
-        logits: (environment, rows, vocabulary) of the next token.
-        width: how many to keep at most.
-        log_widths: (vocabulary,) subtracted from the log-likelihoods, or None.
+    ``log_widths`` (vocabulary,) are subtracted from the new token's.
 
     Returns:
         log-likelihoods, best first, the rows that they continue and the tokens that they continue them with; each

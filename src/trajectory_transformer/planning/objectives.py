@@ -12,11 +12,12 @@ Nothing here imports torch, so that the command line can refuse a mistake before
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..building import TYPED_BY_USER, build
@@ -34,54 +35,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidates:
-    """All continuations of the kept sequences by transition ``t`` of the plan, to be scored.
+    """All continuations (n for each environment) of kept sequences by transition ``t`` of the plan, to be scored."""
 
-    Attributes:
-        t: number of the transition within the plan, from 0.
-        returns: (environment, candidates, horizon + 1) estimated rewards of transitions 0 … t, then the return-to-go
-            after them, then 0.
-        discounts: (horizon + 1,) 1, γ, γ², ….
-        tokens: (environment, candidates, transition_dim) int64 of transition ``t``: observation, action, reward, value.
-        layout: which of them is what.
-        decode: from tokens of some columns to real values.
-        sampled: (environment, candidates) :attr:`log_likelihoods`, or None where no objective needs them.
-    """
-
-    t: int
-    returns: "Tensor"
-    discounts: "Tensor"
-    tokens: "Tensor"
-    layout: TransitionLayout
-    decode: "Decode | None" = None
-    sampled: "Tensor | None" = None
+    t: int  # number of the transition within the plan, from 0
+    returns: "Tensor"  # (environment, n, horizon + 1) rewards expected up to ``t``, then the return-to-go, then 0
+    discounts: "Tensor"  # (horizon + 1,) 1, γ, γ², …
+    tokens: "Tensor"  # (environment, n, transition_dim) int64 of transition ``t``
+    layout: TransitionLayout  # which of them is what
+    decode: "Decode | None" = None  # from tokens of some columns to real values
+    sampled: "Tensor | None" = None  # :attr:`log_likelihoods`, where an objective needs them
 
     @property
     def rewards(self) -> "Tensor":
-        """(environment, candidates, t + 1) estimated rewards of the transitions planned so far."""
+        """(environment, n, t + 1) estimated rewards of the transitions planned so far."""
         return self.returns[:, :, : self.t + 1]
 
     @property
     def value(self) -> "Tensor":
-        """(environment, candidates) estimated return-to-go after transition ``t``, without its own reward."""
+        """(environment, n) estimated return-to-go after transition ``t``, without its own reward."""
         return self.returns[:, :, self.t + 1]
 
     @property
     def observations(self) -> "Tensor":
-        """(environment, candidates, observation_dim) real values of the state that the action is taken in."""
+        """(environment, n, observation_dim) real values of the state that the action is taken in."""
         return self._decoded[:, :, self.layout.observation]
 
     @property
     def actions(self) -> "Tensor":
-        """(environment, candidates, action_dim) real values."""
+        """(environment, n, action_dim) real values."""
         return self._decoded[:, :, self.layout.action]
 
     @property
     def log_likelihoods(self) -> "Tensor":
-        """(environment, candidates) log-likelihood, in nats, of what was sampled so far, given the past.
+        """(environment, n) log-likelihood, in nats, of the action and observation tokens sampled so far.
 
-        That are the action tokens of transitions 0 … t and the observation tokens of transitions 1 … t, under the
-        model's own distribution: without filters, at temperature 1. The first observation is given; reward and value
-        tokens are taken greedily and do not count.
+        Under the model's own distribution: without filters, at temperature 1. The first observation is given; reward
+        and value tokens are taken greedily and do not count.
 
         Raises:
             UserError: the objective does not say that it needs them.
@@ -93,7 +82,7 @@ class Candidates:
         assert self.sampled is not None
         return self.sampled
 
-    @cached_property
+    @functools.cached_property
     def _decoded(self) -> "Tensor":
         assert self.decode is not None
         columns = slice(0, self.layout.reward)
@@ -102,23 +91,14 @@ class Candidates:
 
 @dataclass(frozen=True)
 class PlanningContext:
-    """The facts that an objective may prepare with, before the first plan.
-
-    Attributes:
-        layout: of a transition.
-        discretizer: between tokens and real values.
-        settings: of the planner, with ``discount`` set.
-        device: where scores are computed.
-        environment: the spaces of the model's data, or None where they are not known.
-        fingerprint: of the model's data, or None where it is not known.
-    """
+    """The facts that an objective may prepare with, before the first plan."""
 
     layout: TransitionLayout
     discretizer: "Discretizer"
-    settings: PlannerConfig
-    device: "device | str"
-    environment: "EnvironmentSpec | None" = None
-    fingerprint: str | None = None
+    settings: PlannerConfig  # with ``discount`` set
+    device: "device | str"  # where scores are computed
+    environment: "EnvironmentSpec | None" = None  # the spaces of the model's data, where they are known
+    fingerprint: str | None = None  # of the model's data, where it is known
 
 
 class Objective(ABC):
@@ -126,20 +106,12 @@ class Objective(ABC):
 
     Options are the constructor's arguments. Those of a dataclass are checked against its types, and recorded when an
     object is handed to an agent in Python.
-
-    Attributes:
-        needs_log_likelihoods: it reads :attr:`Candidates.log_likelihoods`.
-        needs_goal: it plans to a goal: the model must be goal-conditioned, and the agent be told where to (``aim``).
-        imitates: it acts like its data, so that its return is reported as a share of theirs.
-        by_token: the search is for the most likely tokens, each one tried (:mod:`.likelihood_search`), and this scores
-            candidates only as a term of a :class:`WeightedSum`. Not inherited by a class with a ``__call__`` of its
-            own.
     """
 
-    needs_log_likelihoods: bool = False
-    needs_goal: bool = False
-    imitates: bool = False
-    by_token: bool = False
+    needs_log_likelihoods: bool = False  # it reads :attr:`Candidates.log_likelihoods`
+    needs_goal: bool = False  # it plans with goal-conditioned models, to where the agent is told (``aim``)
+    imitates: bool = False  # it acts like its data, so that its return is reported as a share of theirs
+    by_token: bool = False  # it is searched for token by token, unless as a term; not inherited beside a new __call__
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -147,29 +119,18 @@ class Objective(ABC):
             cls.by_token = False  # what its author wrote must be called
 
     def check(self, settings: PlannerConfig) -> None:  # noqa: B027 - most objectives do with any
-        """Refuse settings that this objective cannot do with; called before anything is loaded, torch included.
-
-        Raises:
-            UserError: naming the option and what to do.
-        """
+        """Refuse settings that this objective cannot do with, by a UserError, before even torch is loaded."""
 
     def prepare(self, context: PlanningContext) -> None:  # noqa: B027 - most objectives load nothing
-        """Load what scoring needs; called before training, and again before the first plan.
-
-        Raises:
-            UserError: it is not available, or does not fit the model or its data.
-        """
+        """Load what scoring needs, or raise UserError; called before training, and again before the first plan."""
 
     @abstractmethod
     def __call__(self, candidates: Candidates) -> "Tensor":
-        """Score one transition's candidates.
+        """(environment, n) scores of one transition's candidates; one that is not finite is worse than any other.
 
-        On a GPU the whole search is captured as a CUDA graph and replayed: scores must follow from the candidates by
-        operations of tensors, whose values Python does not look at (or give ``planner.decoder=eager``).
-
-        Returns:
-            (environment, candidates) floating point; one that is not finite is worse than any other. A row's scores
-            must not depend on other environments.
+        A row's scores must not depend on other environments. On a GPU the whole search is captured as a CUDA graph and
+        replayed: scores must follow from the candidates by operations of tensors, whose values Python does not look at
+        (or give ``planner.decoder=eager``).
         """
 
 
@@ -217,16 +178,9 @@ class Goal(Likelihood):
 
 @dataclass
 class WeightedSum(Objective):
-    """A weighted sum of other objectives.
+    """A weighted sum of other objectives; UserError if there are no terms, or one is something else."""
 
-    Attributes:
-        terms: a name of one's choice -> ``weight``, a number, and ``objective``.
-
-    Raises:
-        UserError: there are no terms, or one is something else.
-    """
-
-    terms: dict[str, Any]
+    terms: dict[str, Any]  # a name of one's choice -> ``weight``, a number, and ``objective``
 
     def __post_init__(self) -> None:
         place = "planner.objective.terms"
@@ -240,10 +194,10 @@ class WeightedSum(Objective):
                 and isinstance(term["objective"], Objective),
                 f"{place}.{name} needs a weight, a finite number, an objective with its _target_, and nothing else",
             )
+        self._weighted: list[tuple[float, Objective]]
         self._weighted = [(float(term["weight"]), term["objective"]) for term in self.terms.values()]
-        objectives: list[Objective] = [objective for _, objective in self._weighted]
-        self.needs_log_likelihoods = any(objective.needs_log_likelihoods for objective in objectives)
-        self.needs_goal = any(objective.needs_goal for objective in objectives)
+        self.needs_log_likelihoods = any(objective.needs_log_likelihoods for _, objective in self._weighted)
+        self.needs_goal = any(objective.needs_goal for _, objective in self._weighted)
 
     def check(self, settings: PlannerConfig) -> None:
         for _, objective in self._weighted:
@@ -254,54 +208,31 @@ class WeightedSum(Objective):
             objective.prepare(context)
 
     def __call__(self, candidates: Candidates) -> "Tensor":
-        (weight, first), *others = self._weighted
-        total = weight * first(candidates)
-        for weight, objective in others:
-            total = total + weight * objective(candidates)
-        return total
+        scores = (weight * objective(candidates) for weight, objective in self._weighted)
+        return functools.reduce(operator.add, scores)
 
 
 def make_objective(settings: PlannerConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> Objective:
     """The objective that ``settings`` name, checked against them; imports torch only if its own module does.
 
-    Args:
-        settings: with ``objective``, or with the name of one of the package's.
-        allow: as of :func:`~..building.build`: where ``settings`` come from a file, packages that it may name.
+    Where ``settings`` come from a file, ``allow`` are the packages that it may name, as of :func:`~..building.build`.
 
     Raises:
         UserError: there is no such class, it is no objective or must not be imported, one of its options is wrong, or
             it cannot do with the settings.
     """
     objective = build(settings.objective_spec, Objective, "planner.objective", allow)
-    require_samples(objective, settings)
-    objective.check(settings)
-    return objective
-
-
-def require_samples(objective: Objective, settings: PlannerConfig) -> None:
-    """Refuse to average over candidates that are not drawn at random.
-
-    Raises:
-        UserError: naming the option.
-    """
     require(
         settings.act in ("best", "auto") or not objective.by_token,
         f"planner.act={settings.act} averages over sampled plans, and planner={settings.name} draws none: it tries all "
         "tokens; leave planner.act=best",
     )
+    objective.check(settings)
+    return objective
 
 
 def require_same_purpose(objective: Objective, name: str, goal_conditioned: bool) -> None:
-    """Refuse to plan to a goal with a model that knows none, and otherwise with one that needs one.
-
-    Args:
-        objective: of the plans.
-        name: the planner's.
-        goal_conditioned: whether the model was trained to reach goals.
-
-    Raises:
-        UserError: the planner is not for such a model.
-    """
+    """Refuse, with a UserError, to plan to a goal with a model that knows none, and without one where it needs one."""
     require(
         objective.needs_goal or not goal_conditioned,
         f"planner={name} cannot plan with a model that was trained to reach goals (model.goal_conditioned=true); "

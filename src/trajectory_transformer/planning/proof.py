@@ -35,10 +35,8 @@ def decoding_error(
     large that this would take seconds, shorter sequences are compared. The global random state is left alone.
 
     Args:
-        decoder: of this model; what it has decoded is lost.
+        decoder: of this model, with this window and room for so many rows; what it has decoded is lost.
         model: in any mode.
-        window, sliding: those of the decoder.
-        rows: the most sequences that the decoder has room for.
 
     Returns:
         In units of the logit's own size plus the standard deviation of all; infinity where only the decoder's logits
@@ -114,14 +112,7 @@ def _evaluation_mode(model: TrajectoryTransformer) -> Iterator[None]:
 def require_same_logits(
     decoder: BeamDecoder, model: TrajectoryTransformer, window: int, sliding: bool, rows: int
 ) -> None:
-    """Refuse to plan in PyTorch where decoding token by token is not the model's forward pass.
-
-    Args:
-        decoder, model, window, sliding, rows: as for :func:`decoding_error`.
-
-    Raises:
-        UserError: naming the largest difference.
-    """
+    """Refuse, with a UserError, to plan where decoding in PyTorch token by token is not the model's forward pass."""
     error = decoding_error(decoder, model, window, sliding, rows)
     require(
         error <= tolerance_of(model),

@@ -9,35 +9,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Choice:
-    """Filters and temperature of a draw of tokens.
+    """Filters and temperature of a draw of tokens."""
 
-    Attributes:
-        k: keep the ``k`` most likely tokens, see :func:`filter_top_k`; 1: the most likely one; None: no limit.
-        cdf: drop the least likely ones of that mass, see :func:`filter_cdf`; None: no filter.
-        temperature: logits are divided by it, above 0.
-    """
-
-    k: int | None = None
-    cdf: float | None = None
-    temperature: float = 1.0
+    k: int | None = None  # keep that many of the most likely tokens (:func:`filter_top_k`); 1: the most likely one
+    cdf: float | None = None  # drop the least likely ones of that mass (:func:`filter_cdf`)
+    temperature: float = 1.0  # above 0; logits are divided by it
 
 
 GREEDY = Choice(k=1)
 
 
 def filter_cdf(logits: Tensor, threshold: float) -> Tensor:
-    """Drop the least likely tokens (the original's ``filter_cdf``; not nucleus sampling).
+    """Put the least likely tokens of logits (..., vocabulary) at -1000 (the original's filter; not nucleus sampling).
 
-    The least likely tokens are dropped as long as their mass stays below ``threshold``, so roughly the top
-    ``1 - threshold`` of the mass remains; tokens as likely as the last one dropped go too. Where all tokens are equally
-    likely nothing would remain, and all are kept.
-
-    Args:
-        logits: (..., vocabulary).
-        threshold: mass to drop, in [0, 1).
-
-    Returns:
-        (..., vocabulary) logits; dropped tokens are at -1000, the original's value.
+    They are dropped as long as their mass stays below ``threshold``, in [0, 1), so roughly the top ``1 - threshold`` of
+    the mass remains; tokens as likely as the last one dropped go too. Where all tokens are equally likely nothing would
+    remain, and all are kept.
     """
     probabilities = logits.softmax(dim=-1)
     ascending = sort_ascending(probabilities)
@@ -54,11 +41,9 @@ def sort_ascending(values: Tensor) -> Tensor:
 
 
 def filter_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the ``k`` most likely tokens, and those as likely as the last of them; the rest are at -inf.
+    """Put all but the ``k`` ≥ 1 most likely tokens, and those as likely as the last of them, at -inf.
 
-    Args:
-        logits: (..., vocabulary).
-        k: at least 1; beyond the vocabulary nothing is dropped.
+    Of logits (..., vocabulary); of ``k`` beyond the vocabulary nothing is dropped.
     """
     if k >= logits.shape[-1]:
         return logits
@@ -67,14 +52,9 @@ def filter_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Sample a token from each row by inverting its cumulative distribution.
+    """Sample tokens (...) int64 from logits (..., vocabulary) by inverting each row's cumulative distribution.
 
-    Args:
-        logits: (..., vocabulary).
-        uniforms: (...) numbers in [0, 1); the same number draws the same token, whatever else is in the batch.
-
-    Returns:
-        (...) int64 tokens.
+    The same number in [0, 1) of ``uniforms`` (...) draws the same token, whatever else is in the batch.
     """
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
     # Scaled by the last entry, which rounding leaves slightly off 1: a token of no mass is never drawn.
@@ -82,13 +62,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def choose(logits: Tensor, uniforms: Tensor, choice: Choice) -> Tensor:
-    """Filter and draw, in the original's order: the cumulative filter first, then top-k.
-
-    Args:
-        logits: (..., vocabulary).
-        uniforms: (...) numbers in [0, 1); unused where the most likely token is taken.
-        choice: how.
-    """
+    """Filter and :func:`draw`, in the original's order: the cumulative filter first, then top-k."""
     if choice.k == 1:
         return logits.argmax(dim=-1)
     logits = logits / choice.temperature

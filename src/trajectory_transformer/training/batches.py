@@ -20,11 +20,7 @@ class Examples(Protocol[Batch]):
 
     @property
     def device(self) -> torch.device: ...
-
-    def gather(self, indices: Tensor) -> Batch:
-        """A batch on :attr:`device`, of the examples with these numbers."""
-        ...
-
+    def gather(self, indices: Tensor) -> Batch: ...  # on that device, the examples with these numbers
     def __len__(self) -> int: ...
 
 
@@ -32,22 +28,14 @@ class Examples(Protocol[Batch]):
 class BatchOrder:
     """Order of the training examples: a pure function of the seed and the update's number.
 
-    Every epoch is a new permutation. Its last incomplete batch is dropped, unless there is no complete one.
-
-    Attributes:
-        num_windows: examples (windows, transitions) to choose from, at least 1.
-        batch_size: examples of an update, over all processes.
-        seed: of the run.
-        rank, world_size: this process takes every ``world_size``-th window of a batch, from ``rank`` on.
-
-    Raises:
-        UserError: the processes' shares would differ in size or be empty.
+    Every epoch is a new permutation. Its last incomplete batch is dropped, unless there is no complete one. UserError
+    if the processes' shares would differ in size or be empty.
     """
 
-    num_windows: int
-    batch_size: int
+    num_windows: int  # examples (windows, transitions) to choose from, at least 1
+    batch_size: int  # examples of an update, over all processes
     seed: int
-    rank: int = 0
+    rank: int = 0  # this process takes every ``world_size``-th example of a batch, from ``rank`` on
     world_size: int = 1
     _epoch: int = field(default=-1, init=False)
     _permutation: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long), init=False)
@@ -106,10 +94,14 @@ class ValidationBatches(Generic[Batch]):
             yield self.examples.gather(batch[order.rank :: order.world_size])
 
 
+def derived_seed(*parts: int) -> int:
+    """A seed for torch, mixed from whole numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
 def random_stream(seed: int, *stream: int) -> torch.Generator:
     """Random numbers that depend on the arguments alone, and on no global state."""
-    entropy = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(entropy >> 1))
+    return torch.Generator().manual_seed(derived_seed(seed, *stream))
 
 
 def permutation(count: int, seed: int, *stream: int) -> Tensor:

@@ -94,11 +94,7 @@ class KeepCheckpoints(Checkpoint):
 
 
 class Throughput(Callback):
-    """Tokens (or another ``unit``) per second of training, validation apart, over all devices.
-
-    ``tokens_per_step`` are those of an update on all devices; a value is logged after every so many updates, the mean
-    since the one before.
-    """
+    """Tokens (or another ``unit``) per second of training, validation apart, over all devices: means between logs."""
 
     def __init__(self, tokens_per_step: int, log_every: int, unit: str = "tokens") -> None:
         self.tokens_per_step, self.log_every, self.unit = tokens_per_step, log_every, unit

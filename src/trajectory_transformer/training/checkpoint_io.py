@@ -17,13 +17,12 @@ from .learner_module import LearnerModule
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Lightning's file access by way of ``checkpoint.py``: atomic, verified, never unpickling.
+    """Lightning's file access by way of ``checkpoint_file.py``: atomic, verified, never unpickling.
 
-    Lightning writes on one process only and then waits for it, so a failed save must not raise there: it warns, keeps
-    the error in :attr:`failure`, and whoever cannot do without the file raises it.
+    Lightning writes on one process, for which the others wait, so a failed save warns there in place of raising.
     """
 
-    failure: UserError | None = None  # of the latest save
+    failure: UserError | None = None  # of the latest save; raised by whoever cannot do without the file
 
     @override
     def save_checkpoint(
@@ -48,11 +47,7 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 def require_same_run(path: Path, module: LearnerModule) -> None:
-    """Refuse to go on from a checkpoint of another learner, model, data set or seed than the module has.
-
-    Raises:
-        UserError: naming the first option that differs.
-    """
+    """Refuse a checkpoint of another learner, model, data set or seed, with a UserError that names the option."""
     saved, now = Checkpoint.read(path), module.record
     saved.require_kind(now.kind)
     learner = ((f"learner.{name}", saved.training.learner.get(name), now.learner[name]) for name in now.learner)

@@ -18,18 +18,10 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
     """Data set → split by episode → training and validation examples; what these are is the learner's.
 
     :meth:`setup` must be called before anything else is used.
-
-    Args:
-        config: which data, and how it is cut.
-        seed: of the split and of the order of batches.
-
-    Attributes:
-        data: the whole set.
-        num_train, num_validation: examples, one for each transition.
     """
 
-    data: OfflineData
-    num_train: int
+    data: OfflineData  # the whole set
+    num_train: int  # examples, one for each transition
     num_validation: int
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -52,11 +44,7 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
 
     @override
     def setup(self, stage: str = "fit") -> None:
-        """Read the data and prepare it; a second call does nothing.
-
-        Raises:
-            UserError: the data is not available, is corrupt, or is a single episode.
-        """
+        """Read the data and prepare it, once; UserError if it is not available, corrupt, or a single episode."""
         if self._ready:
             return
         self.data = load_offline_data(self.config)
@@ -86,7 +74,6 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         return made
 
     def train_order(self, rank: int = 0, world_size: int = 1) -> BatchOrder:
-        """The order of training batches."""
         return BatchOrder(self.num_train, self.config.batch_size, self.seed, rank, world_size)
 
     @override
@@ -111,12 +98,7 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
 
 
 def split_episodes(data: OfflineData, fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
-    """Training and validation episodes, each in the order stored, at least one of each.
-
-    Args:
-        data: episodes to split.
-        fraction: of the episodes that go to validation, in (0, 1).
-        seed: decides which.
+    """Training and validation episodes, at least one of each, in the order stored; ``fraction`` goes to validation.
 
     Raises:
         UserError: there is only one episode.

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -47,22 +47,13 @@ UNWANTED_MESSAGES = (
 
 @dataclass(frozen=True)
 class FitReport:
-    """The result of a training run.
+    """The result of a training run."""
 
-    Attributes:
-        best: checkpoint of the lowest validation loss, or the latest where no loss can judge.
-        last: checkpoint of the last update.
-        steps: updates made, those before a resume included.
-        validation_loss: of ``best``; for models of tokens or dynamics in nats.
-        tokens_per_second: (transitions, for learners that see no tokens) over all devices, validation apart; NaN where
-            this process made no update.
-    """
-
-    best: Path
-    last: Path
-    steps: int
-    validation_loss: float
-    tokens_per_second: float
+    best: Path  # checkpoint of the lowest validation loss, or the latest where no loss can judge
+    last: Path  # checkpoint of the last update
+    steps: int  # updates made, those before a resume included
+    validation_loss: float  # of ``best``; for models of tokens or dynamics in nats
+    tokens_per_second: float  # or transitions, over all devices, validation apart; NaN where no update was made
 
 
 def fit(
@@ -76,14 +67,8 @@ def fit(
 ) -> FitReport:
     """Train, keeping ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the run directory.
 
-    Args:
-        learner: what is trained.
-        config: options of the run.
-        run_directory: where it lives; made if missing.
-        datamodule: set up here if it is not yet.
-        loggers: Lightning loggers; none is added.
-        callbacks: the user's, besides ours.
-        resume: go on from ``last.ckpt``. With ``trainer.requeue`` that happens by itself where there is one.
+    ``resume`` goes on from ``last.ckpt``; with ``trainer.requeue`` that happens by itself where there is one. A
+    data module that is not set up yet is; ``callbacks`` are the user's, besides ours.
 
     Raises:
         UserError: the directory cannot be written or holds another run, there is nothing to resume or it does not
@@ -116,20 +101,17 @@ def make_trainer(
     """A Lightning trainer that counts in updates and leaves files, bars and signals to us.
 
     To Lightning the whole run is a single endless epoch: it could not resume in the middle of one of several exactly.
-
-    Raises:
-        UserError: the accelerator, number of devices or precision asked for is not there.
+    UserError where the accelerator, number of devices or precision asked for is not there.
     """
     options = config.trainer
     # Lightning's own requeueing saves in the middle of an update, within the signal handler; ours waits for its end.
     cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    names = ("accelerator", "devices", "num_nodes", "precision")
+    hardware: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         return L.Trainer(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
+            **hardware,
             strategy=options.strategy,
-            precision=cast(Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"], options.precision),
             max_epochs=-1,
             max_steps=options.max_steps,
             check_val_every_n_epoch=None,
@@ -146,8 +128,7 @@ def make_trainer(
             default_root_dir=run_directory,
         )
     except (MisconfigurationException, ValueError) as error:
-        names = ("accelerator", "devices", "num_nodes", "precision")
-        chosen = ", ".join(f"trainer.{name}={getattr(options, name)}" for name in names)
+        chosen = ", ".join(f"trainer.{name}={value}" for name, value in hardware.items())
         reason = " ".join(str(error).split())
         raise UserError(f"{chosen} are not possible together here: {reason}") from error
 
@@ -171,20 +152,17 @@ def quiet_lightning() -> Iterator[None]:
         return not record.getMessage().startswith(UNWANTED_MESSAGES)
 
     names = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "pytorch.accelerators.cuda")
-    sources = [logging.getLogger(f"lightning.{name}") for name in names]
-    for source in sources:
-        source.addFilter(wanted)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
-            yield
-    finally:
-        for source in sources:
-            source.removeFilter(wanted)
+    with contextlib.ExitStack() as stack:
+        for source in (logging.getLogger(f"lightning.{name}") for name in names):
+            source.addFilter(wanted)
+            stack.callback(source.removeFilter, wanted)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        yield
 
 
 def make_module(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> LearnerModule:
-    """The learner's module with its initial weights, which follow from the seed; raises as ``learner.make_module``."""
+    """The learner's module with its initial weights, which follow from the seed."""
     L.seed_everything(config.seed, verbose=False)  # the initial weights; every update seeds itself
     order = datamodule.train_order()
     trainer = config.trainer

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 from types import FrameType
-from typing import Self
+from typing import NoReturn, Self
 
 import lightning as L
 import torch
@@ -60,12 +60,8 @@ class SignalWatch:
         mine = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(mine, reduce_op="max")) or None
 
-    def stop(self, number: int, is_global_zero: bool) -> None:
-        """End the run, with everything saved.
-
-        Raises:
-            TrainingInterrupted: always.
-        """
+    def stop(self, number: int, is_global_zero: bool) -> NoReturn:
+        """End the run, with everything saved, by a :class:`TrainingInterrupted`."""
         if number == REQUEUE_SIGNAL and is_global_zero:
             array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
             job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"

@@ -19,36 +19,19 @@ class Learner(ABC):
     """A kind of network to train: its options, data, Lightning module, and the agent that acts with the result.
 
     A subclass is a dataclass whose fields are its options; ``configs/learner/NAME.yaml`` names it under ``_target_``.
-
-    Attributes:
-        kind: short name, recorded in checkpoints.
-        acts: whether :meth:`make_agent` gives an agent, which training then ends by evaluating.
-        plans: whether that agent takes planner options.
     """
 
-    kind: ClassVar[str]
-    acts: ClassVar[bool] = True
-    plans: ClassVar[bool] = False
+    kind: ClassVar[str]  # short name, recorded in checkpoints
+    acts: ClassVar[bool] = True  # :meth:`make_agent` gives an agent, which training then ends by evaluating
+    plans: ClassVar[bool] = False  # that agent takes planner options
 
     def check(self, config: TrainConfig) -> None:
-        """Refuse options that do not go together, before data are read.
-
-        Raises:
-            UserError: naming them.
-        """
+        """Refuse options that do not go together, with a UserError that names them, before data are read."""
         require(not config.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.kind}")
         require(not config.trainer.metrics, f"trainer.metrics are for learner=transformer, not {self.kind}")
 
     def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:  # noqa: B027 - optional
-        """Refuse options that do not go with the data, before training rather than after.
-
-        Args:
-            config: options of the run.
-            datamodule: of :meth:`make_datamodule`, set up.
-
-        Raises:
-            UserError: naming them.
-        """
+        """Refuse options that do not go with a data module's data, with a UserError that names them."""
 
     @abstractmethod
     def make_datamodule(self, config: TrainConfig) -> "OfflineDataModule[Any]":
@@ -60,10 +43,7 @@ class Learner(ABC):
     ) -> "LearnerModule":
         """The network with its initial weights, drawn from torch's random numbers, which have been seeded.
 
-        Args:
-            config: options of the run.
-            datamodule: of :meth:`make_datamodule`, set up.
-            plan: length of the run; ``tokens_per_step`` counts examples.
+        The data module is set up; ``plan.tokens_per_step`` counts examples.
 
         Raises:
             UserError: the data does not fit.
@@ -76,8 +56,8 @@ class Learner(ABC):
 
         Args:
             checkpoint: as read.
-            device: that computes.
-            planner: planner options that replace those recorded.
+            device: where it computes.
+            planner: options that replace those recorded.
             allow: packages that the checkpoint may name parts of.
 
         Raises:
@@ -86,11 +66,7 @@ class Learner(ABC):
         raise NotImplementedError(f"{type(self).__name__} has acts=True and no make_agent")
 
     def require_no_planner(self, checkpoint: "Checkpoint", planner: Mapping[str, Any]) -> None:
-        """Refuse planner options for an agent that does not plan.
-
-        Raises:
-            UserError: naming them.
-        """
+        """Refuse planner options for an agent that does not plan, with a UserError that names them."""
         require(
             not planner,
             f"'{checkpoint.name}' holds a policy of learner={self.kind}, which acts without planning: leave out "

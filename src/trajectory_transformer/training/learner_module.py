@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -14,6 +13,7 @@ from ..checkpoint import TrainingRecord
 from ..checkpoint_file import SECTION
 from ..configuration import OptimizerConfig
 from ..errors import UserError
+from .batches import derived_seed
 from .optimization import TrainingPlan, make_optimizer, make_schedule, set_learning_rate
 
 
@@ -22,13 +22,7 @@ class NonFiniteLossError(UserError):
 
 
 class LearnerModule(L.LightningModule):
-    """Base of the learners. An update's randomness follows from (seed, step, rank): resume is exact.
-
-    Args:
-        optimizer: AdamW and its schedule.
-        plan: length of the run, seed, logging.
-        record: what the network is trained on, for checkpoints.
-    """
+    """Base of the learners. An update's randomness follows from (seed, step, rank): resume is exact."""
 
     unit: ClassVar[str] = "transitions"  # what ``plan.tokens_per_step`` and the learning rate's schedule count
     best_is_latest: ClassVar[bool] = False  # there is no loss that could choose: ``best.ckpt`` is the latest
@@ -58,8 +52,7 @@ class LearnerModule(L.LightningModule):
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step
-        entropy = np.random.SeedSequence([self.plan.seed, step, self.global_rank])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(derived_seed(self.plan.seed, step, self.global_rank))
         set_learning_rate(self.trainer.optimizers, self.schedule.at((step + 1) * self.plan.tokens_per_step))
 
     @override

@@ -60,11 +60,7 @@ def make_loggers(
 
 
 def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
-    """Refuse what is no Lightning logger among ``config.extra``, before anything is loaded for the run.
-
-    Raises:
-        UserError: a class does not exist, is no logger, or is not among what :func:`~..building.build` may ``allow``.
-    """
+    """Refuse, with a UserError, what in ``config.extra`` is no Lightning logger or not allowed, before it is loaded."""
     for name, spec in config.extra.items():
         for target in [spec["_target_"]] if allow is TYPED_BY_USER else targets_in(spec):
             locate(target, Logger, f"logger.extra.{name}", allow)

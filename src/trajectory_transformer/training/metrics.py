@@ -18,21 +18,18 @@ from ..layout import TOKEN_KINDS, TransitionLayout
 class TokenMetrics(torchmetrics.Metric):
     """Cross-entropy in nats and accuracy of observation, action, reward and value tokens, unweighted; perplexity.
 
-    Masked tokens count nowhere. Sums are added up over batches and, under DDP, over processes.
-
-    Args:
-        layout: which positions are of which kind.
-        values: (num_bins,) the returns-to-go that value tokens stand for: their share explained is measured, too.
+    Masked tokens count nowhere. Sums are added up over batches and, under DDP, over processes. Where ``values``
+    (num_bins,), the returns-to-go that value tokens stand for, are given, their share explained is measured, too.
     """
 
     full_state_update = False
-    nats: Tensor
+    nats: Tensor  # by kind, as are the next two
     correct: Tensor
     count: Tensor
     loss: Tensor
     windows: Tensor
-    kinds: Tensor
-    moments: Tensor
+    moments: Tensor  # of returns-to-go: count, sum, sum of squares, sum of squared errors
+    kinds: Tensor  # (transition_dim,)
     values: Tensor
 
     def __init__(self, layout: TransitionLayout, values: Tensor | None = None) -> None:
@@ -103,14 +100,9 @@ class TokenMetrics(torchmetrics.Metric):
 class LoggedMetrics(nn.Module):
     """:class:`TokenMetrics` and the user's own metrics, as one.
 
-    Args:
-        layout, values: as for :class:`TokenMetrics`.
-        own: ``trainer.metrics``: for each name a mapping with a ``_target_``, a :class:`torchmetrics.Metric` whose
-            ``update`` takes (logits, targets, mask) of :meth:`TokenMetrics.update` and whose ``compute`` returns one
-            number.
-
-    Raises:
-        UserError: there is no such class, it is no such metric, or the name is taken.
+    ``own`` is ``trainer.metrics``: for each name a mapping with a ``_target_``, a :class:`torchmetrics.Metric` whose
+    ``update`` takes (logits, targets, mask) of :meth:`TokenMetrics.update` and whose ``compute`` returns one number.
+    UserError if there is no such class, it is no such metric, or the name is taken.
     """
 
     def __init__(self, layout: TransitionLayout, own: Mapping[str, Any], values: Tensor | None = None) -> None:
@@ -139,11 +131,7 @@ class LoggedMetrics(nn.Module):
         self.own.update(logits.detach(), targets, mask)
 
     def compute(self) -> dict[str, Tensor]:
-        """All values by name.
-
-        Raises:
-            UserError: a metric of the user's gave something other than one number.
-        """
+        """All values by name; UserError if a metric of the user's gave something other than one number."""
         own = self.own.compute()
         for name, value in own.items():
             if not isinstance(value, Tensor) or value.numel() != 1:

@@ -12,19 +12,12 @@ from ..configuration import OptimizerConfig
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """Linear warm-up, then a cosine that reaches its floor with the last token and stays there.
+    """Linear warm-up, then a cosine that reaches its floor with the last token and stays there."""
 
-    Attributes:
-        peak: learning rate at the end of the warm-up.
-        warmup_tokens: tokens over which it rises from 0.
-        total_tokens: tokens of the whole run.
-        final_fraction: floor, as a fraction of the peak, in [0, 1].
-    """
-
-    peak: float
-    warmup_tokens: int
-    total_tokens: int
-    final_fraction: float
+    peak: float  # learning rate at the end of the warm-up
+    warmup_tokens: int  # over which it rises from 0
+    total_tokens: int  # of the whole run
+    final_fraction: float  # floor, as a fraction of the peak, in [0, 1]
 
     def at(self, tokens: int) -> float:
         """Learning rate of the update that brings the tokens seen to ``tokens``."""
@@ -38,21 +31,13 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Seed and sizes of a run, on which an update's learning rate and randomness depend.
-
-    Attributes:
-        seed: of the run.
-        max_steps: updates of the run.
-        steps_per_epoch: updates that see each training window once.
-        tokens_per_step: trained tokens of one update, over all devices.
-        log_every: updates between rows of training metrics.
-    """
+    """Seed and sizes of a run, on which an update's learning rate and randomness depend."""
 
     seed: int
-    max_steps: int
-    steps_per_epoch: int
-    tokens_per_step: int
-    log_every: int
+    max_steps: int  # updates of the run
+    steps_per_epoch: int  # updates that see each training window once
+    tokens_per_step: int  # trained tokens of one update, over all devices
+    log_every: int  # updates between rows of training metrics
 
 
 def make_schedule(config: OptimizerConfig, plan: TrainingPlan) -> CosineSchedule:
@@ -67,10 +52,7 @@ def make_schedule(config: OptimizerConfig, plan: TrainingPlan) -> CosineSchedule
 def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool) -> torch.optim.AdamW:
     """AdamW over parameter groups that carry their own ``weight_decay``.
 
-    Args:
-        groups: of ``TrajectoryTransformer.decay_parameter_groups``.
-        config: learning rate and betas.
-        fused: one kernel for all parameters: 3.6 times faster on a CPU. Impossible with a gradient scaler.
+    ``fused``, one kernel for all parameters, is 3.6 times faster on a CPU, and impossible with a gradient scaler.
     """
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
 

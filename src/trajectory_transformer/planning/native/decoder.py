@@ -73,13 +73,10 @@ def unsupported_reason(model: TrajectoryTransformer) -> str | None:
 
 
 class NativeDecoder(BeamDecoder):
-    """:class:`BeamDecoder` in C, for float32 models on a CPU.
+    """:class:`BeamDecoder` in C, for float32 models on a CPU; ``window`` is the transitions that it sees at once.
 
-    Args:
-        model: in evaluation mode, of a kind that :func:`unavailable_reason` has no objection to; its weights are copied
-            here, so build a new decoder after they change.
-        window: transitions that the model may see at once.
-        sliding: as for :class:`~..transformer_decoder.TransformerDecoder`.
+    The model is in evaluation mode, and :func:`unavailable_reason` has no objection to it; its weights are copied here,
+    so build a new decoder after they change.
 
     Raises:
         UnavailableError: the library cannot be compiled here.
@@ -157,14 +154,7 @@ class NativeDecoder(BeamDecoder):
             self._window = gather_rows(self._window, rows)
 
     def step(self, tokens: Tensor) -> None:
-        """Append one token to each sequence.
-
-        Args:
-            tokens: (environment, rows) integers in [0, vocab_size].
-
-        Raises:
-            ValueError: there is no such token, or not one for each row, or the sequences would exceed ``block_size``.
-        """
+        """As :meth:`BeamDecoder.step`; ValueError if there is no such token or row, or past ``block_size``."""
         self._require_rows("tokens", tokens.shape)
         if self._slides_within(1):
             window = torch.cat([self._window, tokens.unsqueeze(2)], dim=2)
@@ -287,14 +277,10 @@ def _mismatch(model: TrajectoryTransformer) -> str | None:
 
 
 def _folded_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """The weights in the order and form of ``tt_create``.
+    """The weights, of :func:`expected_shapes`, in the order and form of ``tt_create``.
 
     Norms are folded into the products behind them. Queries are divided by √head_dim, and by ln 2: the kernel takes
     scores as powers of 2.
-
-    Args:
-        config: the model's.
-        weights: of the shapes of :func:`expected_shapes`.
     """
     tokens, heads = weights["tok_emb.weight"], weights["head.weight"]
     embeddings = tokens[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)

@@ -83,11 +83,7 @@ def find_compiler() -> list[str] | None:
 
 
 def cache_folder() -> Path:
-    """The folder of compiled libraries: ``$XDG_CACHE_HOME/trajectory_transformer`` or the like under ``~/.cache``.
-
-    Raises:
-        UnavailableError: this user has neither.
-    """
+    """The folder of compiled libraries, below ``$XDG_CACHE_HOME`` or ``~/.cache``; UnavailableError without either."""
     root = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(root) if root else Path.home() / ".cache") / "trajectory_transformer"

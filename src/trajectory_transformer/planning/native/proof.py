@@ -42,14 +42,9 @@ class _SamplingInPython(NativeDecoder):
 def make_decoder(
     model: TrajectoryTransformer, window: int, sliding: bool, settings: PlannerConfig
 ) -> NativeDecoder | None:
-    """The native decoder, or None, with one warning in the log, where it is not to be had or computes other logits.
+    """The native decoder; or None, with one warning, where it is not to be had or computes other logits.
 
-    Args:
-        model, window, sliding: as for :class:`NativeDecoder`.
-        settings: ``decoder`` says whether it must be native.
-
-    Raises:
-        UserError: the same, where it must be.
+    Where ``planner.decoder`` says that it must be native, the warning is a UserError.
     """
     decoder, cost = None, "several times slower than natively"
     reason = unavailable_reason(model)
@@ -71,7 +66,7 @@ def make_decoder(
     if settings.decoder == "native":
         raise UserError(f"planner.decoder=native is not available: {reason}; use planner.decoder=auto")
     if decoder is None and unsupported_reason(model) is None:
-        decoder = _SizedDecoder(model.config, window, sliding)  # only to measure what it would take
+        decoder = _RandomDecoder(model.config, window, sliding)  # only to measure what it would take
     if decoder is not None:
         eager = TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand)
         native_seconds, seconds = (_transition_seconds(some, model, settings) for some in (decoder, eager))
@@ -83,11 +78,21 @@ def make_decoder(
     return None
 
 
-class _SizedDecoder(NativeDecoder):
+class _RandomDecoder(NativeDecoder):
     """A native decoder of random weights, of the sizes that a configuration gives."""
 
     def __init__(self, config: TransformerConfig, window: int, sliding: bool) -> None:
-        self._prepare(config, _random_weights(config), window, sliding)
+        generator = torch.Generator().manual_seed(0)
+        weights = {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
+        for name in (name for name in weights if name.startswith("numbers.")):  # so that tokens still count beside it
+            weights[name] /= weights[name].shape[-1] ** 0.5
+        self._prepare(config, weights, window, sliding)
+
+
+class _RandomSamplingInPython(_RandomDecoder):
+    """The same, so that searches may be compared alone: to the last bit, its forward passes do not depend on them."""
+
+    extend = BeamDecoder.extend
 
 
 @torch.inference_mode()
@@ -124,12 +129,8 @@ def make_search(
 ) -> NativeSearch | None:  # fmt: skip
     """The search in C, or None where the decoder is not native, or, with one warning, where Python's finds other plans.
 
-    Args:
-        decoder: what plans are decoded with; its window does not slide.
-        model: whose configuration counts.
-        settings: of the search, without a deadline or another ranking.
-        centers: (transition_dim, vocab_size) float32, what bins stand for.
-        search: in Python, for any such decoder, settings with smaller numbers, and uniforms.
+    The decoder's window does not slide; ``settings`` have no deadline and rank by the return. ``centers``
+    (transition_dim, vocab_size) float32 are what bins stand for.
 
     Raises:
         UserError: Python's finds other plans, and the decoder must be native.
@@ -147,26 +148,6 @@ def make_search(
     return lambda prefix, uniforms: native_search(native, prefix, layout, settings, centers, uniforms)
 
 
-class _RandomDecoder(_SamplingInPython):
-    """A native decoder of random weights whose tokens are sampled in Python, so that a search may be looked at alone.
-
-    Its forward passes are the same to the last bit whoever searches, no prediction is saturated, and a large model
-    costs no more than a small one.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        window = (config.block_size + 1) // config.transition_dim
-        self._prepare(config, _random_weights(config), window, sliding=False)
-
-
-def _random_weights(config: TransformerConfig) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
-    for name in (name for name in weights if name.startswith("numbers.")):  # so that tokens still count beside it
-        weights[name] /= weights[name].shape[-1] ** 0.5
-    return weights
-
-
 @torch.inference_mode()
 def _search_difference(
     config: TransformerConfig, settings: PlannerConfig, centers: Tensor, search: PythonSearch
@@ -182,8 +163,9 @@ def _search_difference(
         n_expand=min(4, settings.n_expand), context=min(2, settings.context), plan_freq=1,
     )  # fmt: skip
     candidates, dim = small.beam_width * small.n_expand, config.transition_dim
-    shape = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": (small.context - 1 + small.horizon) * dim}
-    decoder = _RandomDecoder(replace(config, hidden_act="relu", **shape))
+    window = small.context - 1 + small.horizon
+    shape = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": window * dim}
+    decoder = _RandomSamplingInPython(replace(config, hidden_act="relu", **shape), window, sliding=False)
     generator = torch.Generator().manual_seed(0)
     length = (small.context - 1) * dim + config.observation_dim
     prefix = torch.randint(0, config.vocab_size, (_ENVIRONMENTS, length), generator=generator)

@@ -43,11 +43,7 @@ def native_search(
 ) -> SearchResult:
     """Plan ``settings.horizon`` transitions, as :func:`~..beam_search.beam_search` does.
 
-    Args:
-        decoder: its window does not slide.
-        prefix, uniforms: as there.
-        settings: as there; ``percentile`` says how bins are weighed.
-        centers: (transition_dim, vocab_size) float32, what bins stand for.
+    ``centers`` (transition_dim, vocab_size) float32 are what bins stand for; ``percentile`` says how they are weighed.
     """
     assert settings.discount is not None
     environments, horizon, width = len(prefix), settings.horizon, settings.beam_width
