@@ -236,7 +236,17 @@ def test_from_checkpoint_restores_the_agent(
         Agent.from_checkpoint(path, horizn=2)
     with pytest.raises(UserError, match=r"planner\.beam_width=0 must be at least 1"):
         Agent.from_checkpoint(path, beam_width=0)
-    contents["trajectory_transformer"] |= {"model": {"vocab_size": BINS}}
+    section = contents["trajectory_transformer"]
+    for value_r2, act, cdf in ((0.5, "best", 0.3), (0.49, "mean", None), (None, "mean", None)):
+        section |= {
+            "value_r2": value_r2,
+            "planner": asdict(PlannerConfig(**(recorded | {"act": "auto", "cdf_act": 0.3}))),
+        }
+        found = Agent.of(Checkpoint.from_contents(contents))
+        assert (found.settings.act, found.settings.cdf_act) == (act, cdf)
+        assert Agent.of(Checkpoint.from_contents(contents), act="best").settings.cdf_act == 0.3
+        assert Agent.of(Checkpoint.from_contents(contents), name="imitation").settings.act == "best"
+    section |= {"model": {"vocab_size": BINS}}
     with pytest.raises(UserError, match="do not fit together"):
         Agent.of(Checkpoint.from_contents(contents))
     contents["trajectory_transformer"] |= {"planner": {"horizon": 3, "depth": 9}}

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from trajectory_transformer.checkpoint_file import read_checkpoint
+from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.training.fit import fit
@@ -51,12 +51,12 @@ class KillAt(Callback):
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of all weights and optimiser states, for both checkpoints."""
+    """SHA-256 of all weights, optimiser states and what the value explains, for both checkpoints."""
     found = {}
     for name in ("last", "best"):
         contents = read_checkpoint(directory / "checkpoints" / f"{name}.ckpt")
         states = contents["optimizer_states"][0]["state"]
-        digest = hashlib.sha256(str(contents["global_step"]).encode())
+        digest = hashlib.sha256(f"{contents['global_step']} {contents[SECTION]['value_r2']}".encode())
         for values in [contents["state_dict"], *(states[index] for index in sorted(states))]:
             for key in sorted(values):
                 digest.update(key.encode() + values[key].numpy().tobytes())

@@ -35,7 +35,7 @@ class PlannerConfig:
     temperature: float = 1.0
     percentile: Any = "mean"  # of the predicted reward and value: "mean", or a fraction in (0, 1)
     # best: the first action of the best sequence; elite: the mean of those of the best kept in the end; mean: of all
-    # candidates, whatever their scores: cloning; auto: elite where the value is known well, else an unfiltered mean
+    # candidates, whatever their scores: cloning; auto: best where the value is known well, else an unfiltered mean
     act: str = "best"
     elite_share: float = 1.0  # of the sequences kept in the end: those that act=elite averages
     plan_freq: int = 1  # environment steps between plans
@@ -121,7 +121,7 @@ class PlannerConfig:
         if self.act != "auto":
             return self
         if value_r2 is not None and value_r2 >= TRUSTED_VALUE_R2:
-            return replace(self, act="elite")
+            return replace(self, act="best")
         return replace(self, act="mean", cdf_act=None, k_act=None, temperature=1.0)
 
     @classmethod

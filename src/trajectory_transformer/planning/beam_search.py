@@ -27,44 +27,25 @@ Decode = Callable[[Tensor, slice], Tensor]
 
 @dataclass(frozen=True)
 class SearchStep:
-    """One transition of the search, for those who want to look inside.
+    """One transition of the search."""
 
-    Attributes:
-        tokens: (environment, candidates, transition) token of each candidate: action, reward and value tokens of this
-            transition.
-        rewards, values: (environment, candidates) estimates.
-        kept: (environment, beam_width) indices of the candidates kept, best first; candidate ``b * n_expand + e`` is
-            continuation ``e`` of the ``b``-th sequence kept before.
-    """
-
-    tokens: Tensor
-    rewards: Tensor
+    tokens: Tensor  # (environment, candidates, action_dim + 2): action, reward and value tokens of each candidate
+    rewards: Tensor  # (environment, candidates) estimates, like the values
     values: Tensor
-    kept: Tensor
+    kept: Tensor  # (environment, beam_width) candidates, best first; b * n_expand + e continues the b-th kept before
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best sequence of each environment.
+    """The best sequence of each environment."""
 
-    Attributes:
-        tokens: (environment, horizon, transition_dim) int64; the horizon is shorter than asked for where a deadline
-            ended the search.
-        rewards: (environment, horizon) estimated rewards, or NaN.
-        value: (environment,) estimated return-to-go after the last transition, or NaN.
-        score: (environment,) by the objective.
-        steps: one for each transition; none of a search for likelihood, which estimates neither rewards nor value.
-        beam_width: sequences kept; fewer than asked for where the deadline was too near for more.
-        late: whether the deadline had passed when the search ended.
-    """
-
-    tokens: Tensor
-    rewards: Tensor
-    value: Tensor
-    score: Tensor
-    steps: list[SearchStep]
-    beam_width: int
-    late: bool = False
+    tokens: Tensor  # (environment, horizon, transition_dim) int64; fewer transitions where a deadline ended the search
+    rewards: Tensor  # (environment, horizon) estimates, or NaN
+    value: Tensor  # (environment,) estimated return-to-go after the last transition, or NaN
+    score: Tensor  # (environment,) by the objective
+    steps: list[SearchStep]  # of each transition; none of a search for likelihood, which estimates nothing
+    beam_width: int  # sequences kept; fewer than asked for where the deadline was too near for more
+    late: bool = False  # the deadline had passed when the search ended
 
 
 def beam_search(

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ..building import TYPED_BY_USER
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, fitting_parts
 from ..configuration import OBJECTIVES, PlannerConfig
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
@@ -19,36 +19,23 @@ from .objectives import Objective, make_objective
 
 @dataclass(frozen=True)
 class TrainedTransformer:
-    """A model with all that gives its tokens a meaning.
+    """A model with all that gives its tokens a meaning."""
 
-    Attributes:
-        model: with its trained weights, in evaluation mode.
-        discretizer: the one it was trained with.
-        environment: the spaces of its data, and the environment to act in.
-    """
-
-    model: TrajectoryTransformer
-    discretizer: Discretizer
-    environment: EnvironmentSpec
+    model: TrajectoryTransformer  # with its trained weights, in evaluation mode
+    discretizer: Discretizer  # the one that it was trained with
+    environment: EnvironmentSpec  # the spaces of its data, and the environment to act in
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = ()) -> "TrainedTransformer":
-        """The model in a checkpoint.
-
-        Args:
-            checkpoint: as read.
-            device: where it computes.
-            allow: packages besides this one that its blocks may come from.
+        """The model in a checkpoint, on a device; its blocks may come from this package and those allowed.
 
         Raises:
             UserError: its parts do not fit together, or are no transformer's.
         """
         checkpoint.require_kind("transformer")
-        try:
+        with fitting_parts(checkpoint.name):
             model = TrajectoryTransformer(TransformerConfig(**checkpoint.model), allow)
             model.load_state_dict(checkpoint.weights("model"))
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise UserError(f"the contents of checkpoint '{checkpoint.name}' do not fit together: {error}") from error
         discretizer = checkpoint.training.discretizer
         if discretizer is None:
             raise UserError(f"checkpoint '{checkpoint.name}' has no discretiser, so its tokens mean nothing")
