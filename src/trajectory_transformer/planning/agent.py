@@ -30,16 +30,12 @@ class Agent:
         environment: what observations and actions look like; its ``observations`` flattens raw observations, and its
             ``action.to_environment`` turns actions into what the environment takes.
 
-    Attributes:
-        planned: (environment,) bool: whether the last :meth:`act` made a plan, rather than following an earlier one.
-        counts: how often it planned, and what a deadline did to its plans.
-
     Raises:
         UserError: the environment has other dimensions than the model.
     """
 
-    planned: np.ndarray
-    counts: PlanCounts
+    planned: np.ndarray  # (environment,) bool: the last act made a plan, and did not follow an earlier one
+    counts: PlanCounts  # how often it planned, and what a deadline did to its plans
 
     def __init__(self, planner: BeamPlanner, environment: EnvironmentSpec) -> None:
         self._planner, self.environment = planner, environment
@@ -102,12 +98,7 @@ class Agent:
         return self._planner.objective.imitates
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
-        """Forget everything and begin ``num_envs`` episodes.
-
-        Args:
-            num_envs: environments to act in from now on.
-            seeds: of each environment's random numbers; None: 0, 1, ….
-        """
+        """Forget everything and begin ``num_envs`` episodes; seeds of their random numbers are 0, 1, … if not given."""
         seeds = range(num_envs) if seeds is None else seeds
         require(len(seeds) == num_envs, f"{len(seeds)} seeds for {num_envs} environments")
         past, width, horizon = self.settings.context - 1, self._layout.transition_dim, self.settings.horizon

@@ -30,14 +30,9 @@ class BeamPlanner:
     Args:
         model: trained; put into evaluation mode.
         discretizer: the one the model was trained with.
-        settings: with ``discount`` set. Their objective may be an object.
-        environment: the spaces of the model's data, where they are known.
-        fingerprint: of the model's data, where it is known.
-        objective: which the settings describe, where it has been built; None: it is built from them.
-
-    Attributes:
-        objective: what plans maximise.
-        settings: their objective is described by plain values.
+        settings: with ``discount`` set and ``act`` decided. Their objective may be an object.
+        environment, fingerprint: of the model's data, where they are known.
+        objective: which the settings describe; None: it is built from them.
 
     Raises:
         UserError: the discretiser is another model's, context or horizon exceed what the model can see, the model was

@@ -45,16 +45,10 @@ class TrainedTransformer:
 def planner_settings(
     checkpoint: Checkpoint, changes: Mapping[str, Any], allow: Sequence[str] = ()
 ) -> tuple[PlannerConfig, Objective]:
-    """Planner settings of a checkpoint: the recorded ones with some replaced, and the data's discount if none is set.
+    """Planner settings of a checkpoint, some replaced, the discount and ``act`` decided; and their objective.
 
-    Args:
-        checkpoint: as read.
-        changes: what the user gave. Another built-in's ``name`` also chooses its objective; an ``objective`` without
-            ``_target_`` changes options of what is there.
-        allow: packages besides this one whose classes the checkpoint may name.
-
-    Returns:
-        settings, and their objective.
+    Another built-in's ``name`` among the changes also chooses its objective; an ``objective`` without ``_target_`` changes
+    options of what is there. The checkpoint may name classes of this package and of those allowed.
 
     Raises:
         UserError: a name is not a planner option, a value is out of range, there is no record of a planner, or its

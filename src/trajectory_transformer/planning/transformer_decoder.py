@@ -34,9 +34,9 @@ class StaticMemory:
         self._own = like.new_zeros(config.n_layer, 2, environments * rows, heads, capacity, size)
         # Of each row's present transition: its tokens so far, and what a numerical embedding adds to the newest.
         self._transition = torch.zeros(
-            len(self._own[0, 0]), config.transition_dim, dtype=torch.int64, device=like.device
+            environments * rows, config.transition_dim, dtype=torch.int64, device=like.device
         )
-        self._added = like.new_zeros(len(self._own[0, 0]), 1, config.n_embd)
+        self._added = like.new_zeros(environments * rows, 1, config.n_embd)
         self._numbers = model.numbers
         for stored in (self._common, self._own, self._added):
             torch._dynamo.mark_static_address(stored)  # so that CUDA graphs may write to it
