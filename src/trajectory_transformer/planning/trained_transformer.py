@@ -47,8 +47,8 @@ def planner_settings(
 ) -> tuple[PlannerConfig, Objective]:
     """Planner settings of a checkpoint, some replaced, the discount and ``act`` decided; and their objective.
 
-    Another built-in's ``name`` among the changes also chooses its objective; an ``objective`` without ``_target_`` changes
-    options of what is there. The checkpoint may name classes of this package and of those allowed.
+    Another built-in's ``name`` among the changes also chooses its objective; an ``objective`` without ``_target_``
+    changes options of what is there. The checkpoint may name classes of this package and of those allowed.
 
     Raises:
         UserError: a name is not a planner option, a value is out of range, there is no record of a planner, or its
