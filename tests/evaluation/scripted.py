@@ -110,7 +110,7 @@ class ScriptedAgent:
 
     def __init__(self, environment: EnvironmentSpec, settings: PlannerConfig | None = None) -> None:
         self.environment = environment
-        self.settings = PlannerConfig() if settings is None else settings
+        self.settings = PlannerConfig(horizon=5) if settings is None else settings
         self.needs_goal, self.imitates = self.settings.name == "goal", self.settings.name == "imitation"
         self.generators: list[np.random.Generator] = []
         self.begun: list[tuple[int, int]] = []

@@ -22,11 +22,11 @@ class PlannerConfig:
     """Beam search, under the original's option names (its ``config/offline.py``)."""
 
     name: str = ""  # one of OBJECTIVES, or any label beside an objective; "": the objective's, or return
-    horizon: int = 5  # transitions planned ahead; a likelihood plan ends with the last one's action
+    horizon: int = 1  # transitions planned ahead; a likelihood plan ends with the last one's action
     beam_width: int = 32  # sequences kept after each transition, or, planning for likelihood, after each token
     # Planning for likelihood tries all tokens: n_expand, k_obs, k_act, cdf_act, temperature, percentile are for reward.
     n_expand: int = 2  # continuations tried for each kept sequence
-    context: int = 5  # transitions, the current one included, that the model sees at most before the plan begins
+    context: int = 1  # transitions, the current one included, that the model sees at most before the plan begins
     window: str = "growing"  # growing: the plan is appended to the context; sliding: the original's cropping
     discount: float | None = None  # null: the data's
     k_obs: int | None = 1  # most likely tokens kept for observations; 1: greedy
