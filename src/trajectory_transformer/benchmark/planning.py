@@ -27,11 +27,11 @@ class PlanningSetting:
     environments: int = 1
 
 
-DEFAULT, SHORT = PlannerConfig(horizon=4, beam_width=16), PlannerConfig(horizon=5, beam_width=32)
-LONG = PlannerConfig(horizon=15, beam_width=128, window="sliding")
+SMALL, SHORT = (PlannerConfig(horizon=h, beam_width=width, context=5) for h, width in ((4, 16), (5, 32)))
+LONG = PlannerConfig(horizon=15, beam_width=128, context=5, window="sliding")
 PLANNING = (
-    PlanningSetting("default: hopper, tiny", HOPPER, TINY, DEFAULT),
-    PlanningSetting("default: hopper, tiny", HOPPER, TINY, DEFAULT, 20),
+    PlanningSetting("hopper, tiny", HOPPER, TINY, SMALL),
+    PlanningSetting("hopper, tiny", HOPPER, TINY, SMALL, 20),
     PlanningSetting("halfcheetah, base", HALFCHEETAH, BASE, SHORT),
     PlanningSetting("halfcheetah, base", HALFCHEETAH, BASE, SHORT, 8),
     PlanningSetting("halfcheetah, base", HALFCHEETAH, BASE, replace(SHORT, window="sliding")),
