@@ -5,9 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+import optuna
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.tune import with_values
@@ -55,6 +58,27 @@ def test_an_interrupted_trial_is_done_again(train: Callable[..., int], runs: Run
     assert train("resume=search") == 0
     first, second = runs.calls
     assert first[0] == second[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"), [("learner", ["{_target_: os.system, command: x}"]), ("optimizer.beta1", [0.7])]
+)
+def test_a_journal_of_other_values_is_refused(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], name: str, choices: list[Any]
+) -> None:
+    """It may come with somebody else's folder, whose configuration alone is looked through."""
+    runs.error = SystemExit(143)
+    assert train(*SEARCH, "tune.trials=1") == 143
+    runs.error = None
+    journal = Path("search/study.journal")
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.load_study(study_name="search", storage=storage)
+    study.tell(0, 1.0)
+    study.ask().suggest_categorical(name, choices)
+    calls = len(runs.calls)
+    assert train("resume=search") != 0
+    assert f"study.journal holds a trial with {name}=" in capsys.readouterr().err
+    assert len(runs.calls) == calls
 
 
 def test_a_failed_trial_is_not_the_end(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
-from ..configuration import ParameterConfig, TrainConfig, TuneConfig
+from ..configuration import ParameterConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from .jobs import Job, begin, config_text, recorded, train
 from .sweep import report
@@ -61,6 +61,12 @@ def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[
         study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)
 
     for trial in [trial for trial in study.trials if not trial.state.is_finished()]:
+        for name, value in trial.params.items():  # the file may be somebody else's, and options say what is imported
+            require(
+                name in config.parameters and _allows(config.parameters[name], value),
+                f"{directory / JOURNAL} holds a trial with {name}={value!r}, which tune.parameters does not allow; "
+                "search in another folder",
+            )
         finish(trial.number, dict(trial.params))
     while len(study.trials) < config.trials:
         trial = study.ask()
@@ -73,6 +79,12 @@ def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[
     settings = " ".join(f"{name}={'null' if value is None else value}" for name, value in best.params.items())
     print(f"best of {len(study.trials)} trials: number {best.number} with score {best.value:.6g}: {settings}")
     return float(best.value or 0.0)
+
+
+def _allows(parameter: ParameterConfig, value: Any) -> bool:
+    if parameter.choices is not None:
+        return value in parameter.choices
+    return isinstance(value, (int, float)) and float(parameter.low) <= value <= float(parameter.high)
 
 
 def _study(directory: Path, seed: int) -> "optuna.Study":
