@@ -115,7 +115,7 @@ def _configuration(data: Mapping[str, Any], model: TrajectoryTransformer, origin
     length = (model.config.block_size + 1) // model.config.transition_dim
     bins = DiscretizerConfig(data.get("discretizer", strategy), model.config.vocab_size)
     fields = {"termination_penalty": penalty, **data, "discretizer": bins, "sequence_length": length}
-    planner = PlannerConfig()
+    planner = PlannerConfig(horizon=5, context=5)
     horizon = min(planner.horizon, length)
     planner = replace(planner, horizon=horizon, context=min(planner.context, length - horizon + 1))
     return TrainConfig(data=DataConfig(**fields), planner=planner)
