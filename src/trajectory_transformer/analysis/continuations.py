@@ -21,8 +21,8 @@ class FreeRunning:
     samples: int
     horizon: int  # transitions of each
     context: int  # transitions that an observation is predicted from; one more must fit the decoder's window
-    observations: Choice = Choice()  # noqa: RUF009 - of observation tokens; without a cdf, as are the others
-    others: Choice = Choice()  # noqa: RUF009 - of action, reward and value tokens
+    observations: Choice = Choice()  # noqa: RUF009 - frozen; of observation tokens, without a cdf like the others
+    others: Choice = Choice()  # noqa: RUF009 - frozen; of action, reward and value tokens
 
 
 class Continuations(NamedTuple):

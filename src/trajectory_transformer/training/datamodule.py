@@ -92,6 +92,7 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         order = BatchOrder(self.num_validation, batch_size, self.seed, rank, world_size)
         return ValidationBatches(self.validation_examples, order)
 
+    # Batch is covariant for what a module returns; this one argument is Lightning's, and comes back as it is.
     @override
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # type: ignore[misc]
         return batch  # it was made there
