@@ -1,6 +1,5 @@
 """A small model and its agents."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,15 +21,6 @@ def box(size: int) -> SpaceSpec:
 
 
 ENVIRONMENT = EnvironmentSpec("Test-v0", None, box(OBSERVATION_DIM), box(ACTION_DIM))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads are a matter of the tests that set them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
+from trajectory_transformer.c_library import find_compiler
 from trajectory_transformer.planning.decoder import BeamDecoder, gather_rows
 from trajectory_transformer.planning.native.decoder import NativeDecoder
-from trajectory_transformer.planning.native.library import find_compiler
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
 
 WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9

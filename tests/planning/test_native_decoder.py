@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tests.planning.decoders import needs_compiler
-from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
+from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel, c_library
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.errors import UserError
@@ -634,7 +634,9 @@ def locked_folder(patch: pytest.MonkeyPatch, folder: Path) -> None:
     def denied(path: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
-    patch.setattr(library.Path, "exists", denied)  # as for a folder that may not be searched, even if tests run as root
+    patch.setattr(
+        c_library.Path, "exists", denied
+    )  # as for a folder that may not be searched, even if tests run as root
 
 
 def no_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -642,7 +644,7 @@ def no_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     patch.delenv("XDG_CACHE_HOME")
-    patch.setattr(library.Path, "home", homeless)
+    patch.setattr(c_library.Path, "home", homeless)
 
 
 def other_openmp(patch: pytest.MonkeyPatch, folder: Path) -> None:

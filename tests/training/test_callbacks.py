@@ -43,15 +43,23 @@ def test_last_is_saved_regularly_and_at_the_end(tmp_path: Path) -> None:
     assert read_checkpoint(last)["global_step"] == 14
 
 
+class Spoil(Callback):
+    """From the 13th update on the model predicts badly, and is sure of it."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.global_step == 13:
+            for parameter in pl_module.parameters():
+                parameter.data.mul_(10)
+
+
 def test_best_has_the_lowest_validation_loss(tmp_path: Path) -> None:
     rows = Rows()
     config = small_config(max_steps=20, validate_every=2)
-    config.optimizer.learning_rate = 0.3  # so high that the loss goes up and down
-    report = fit(TransformerLearner(), config, tmp_path, small_datamodule(config), [rows], [], False)
+    report = fit(TransformerLearner(), config, tmp_path, small_datamodule(config), [rows], [Spoil()], False)
     losses = {step: value for (step, name), value in rows.rows.items() if name == "val/loss"}
     assert sorted(step or 0 for step in losses) == list(range(2, 21, 2))
     best = min(losses, key=lambda step: losses[step])
-    assert best != 20
+    assert best <= 12
     assert read_checkpoint(report.best)["global_step"] == best
     assert report.validation_loss == pytest.approx(losses[best])
 

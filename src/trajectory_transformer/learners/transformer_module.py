@@ -48,6 +48,7 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def compile_network(self) -> None:
+        self.model.compare_attention()  # which is not to be traced
         self.model.compile()
 
     def shared_step(self, batch: WindowBatch, metrics: LoggedMetrics | None) -> Tensor:

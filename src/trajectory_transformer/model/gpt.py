@@ -12,14 +12,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ..building import build
 from ..errors import UserError
+from .attention_proof import may_attend_in_c
 from .config import TransformerConfig
+from .elementwise import Dropout, gelu
 from .loss import token_weights, weighted_cross_entropy
 from .memory import AttentionMemory, CausalMemory, KeyValueCache
 from .numerical_embedding import NumericalEmbedding
 from .output import TrajectoryTransformerOutput
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
+    "gelu": gelu,
     "relu": F.relu,
     "selu": F.selu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
@@ -61,7 +63,7 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(config.n_embd, config.n_embd)
         self.value = nn.Linear(config.n_embd, config.n_embd)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
-        self.resid_drop = nn.Dropout(config.resid_pdrop)
+        self.resid_drop = Dropout(config.resid_pdrop)
         self.n_head, self.attn_pdrop = config.n_head, config.attn_pdrop
 
     def forward(self, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
@@ -84,7 +86,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(config)
         self.l1 = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.l2 = nn.Linear(4 * config.n_embd, config.n_embd)
-        self.drop = nn.Dropout(config.resid_pdrop)
+        self.drop = Dropout(config.resid_pdrop)
         self.act = config.hidden_act if callable(config.hidden_act) else ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
@@ -116,6 +118,7 @@ class TrajectoryTransformer(nn.Module):
 
     mask: Tensor
     gradient_checkpointing: bool = False  # in training, compute blocks' inner values again in the backward pass
+    attends_in_c: bool | None = None  # while gradients are wanted, on a CPU; None: not compared with our own code yet
     numbers: NumericalEmbedding | None  # what is added to embeddings, with ``config.numerical_embedding``
 
     def __init__(self, config: TransformerConfig, allow: Sequence[str] | None = ()) -> None:
@@ -124,7 +127,7 @@ class TrajectoryTransformer(nn.Module):
         self.stop_index = config.vocab_size * config.transition_dim
         self.tok_emb = nn.Embedding(self.stop_index + 1, config.n_embd)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, config.n_embd))
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(_make_block(config, allow) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)
         self.head = DimensionHeads(config.transition_dim, config.n_embd, config.vocab_size + 1)
@@ -187,6 +190,11 @@ class TrajectoryTransformer(nn.Module):
             states.append(x)
         return self.ln_f(x)
 
+    def compare_attention(self) -> None:
+        """Decide, once, whether training attends in C: where that is the same (see :mod:`.attention_proof`)."""
+        if self.attends_in_c is None and self.pos_emb.device.type == "cpu" and self.pos_emb.dtype == torch.float32:
+            self.attends_in_c = may_attend_in_c(self)
+
     def forward(
         self,
         trajectories: Tensor,
@@ -224,7 +232,9 @@ class TrajectoryTransformer(nn.Module):
         keep = chosen(use_cache, config.use_cache and not (self.gradient_checkpointing and self.training))
         attentions = chosen(output_attentions, config.output_attentions)
         states: list[Tensor] | None = [] if chosen(output_hidden_states, config.output_hidden_states) else None
-        memory = CausalMemory(self.mask, self._cache(past_key_values), keep, attentions)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.compare_attention()
+        memory = CausalMemory(self.mask, self._cache(past_key_values), keep, attentions, bool(self.attends_in_c))
         start = memory.length
         logits = self.head(self.hidden(trajectories, memory, states), start % config.transition_dim)
         loss = None

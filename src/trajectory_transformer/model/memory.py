@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .attention import causal_attention
 from .numerical_embedding import NumericalEmbedding
 
 
@@ -72,10 +73,13 @@ class CausalMemory:
         past: keys and values of earlier tokens, or None.
         keep: collect keys and values into :attr:`cache`.
         keep_weights: compute the attention weights explicitly and collect them into :attr:`weights`.
+        in_c: attend by :func:`~.attention.causal_attention` where gradients are wanted, on a CPU in float32.
     """
 
-    def __init__(self, mask: Tensor, past: KeyValueCache | None, keep: bool, keep_weights: bool) -> None:
-        self._mask, self._past, self._keep, self._keep_weights = mask, past, keep, keep_weights
+    def __init__(
+        self, mask: Tensor, past: KeyValueCache | None, keep: bool, keep_weights: bool, in_c: bool = False
+    ) -> None:
+        self._mask, self._past, self._keep, self._keep_weights, self._in_c = mask, past, keep, keep_weights, in_c
         self._layers: list[tuple[Tensor, Tensor]] = []
         self.weights: list[Tensor] = []
         self._unfinished: Tensor | None = None
@@ -109,6 +113,9 @@ class CausalMemory:
             self._layers.append((key, value))
         total = key.shape[2]
         mask = self._mask[total - query.shape[2] : total, :total]
+        in_c = self._in_c and torch.is_grad_enabled() and total == query.shape[2] and not self._keep_weights
+        if in_c and query.device.type == "cpu" and query.dtype == torch.float32:
+            return causal_attention(query, key, value, mask, dropout)
         if not self._keep_weights:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...c_library import UnavailableError
 from ...model.config import TransformerConfig
 from ...model.gpt import TrajectoryTransformer
 from ..decoder import BeamDecoder, gather_rows
 from ..sampling import Choice
-from .library import UnavailableError, load_library
+from .library import load_library
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # in the order of vectors.h
     "gelu": F.gelu,

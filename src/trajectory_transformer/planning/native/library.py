@@ -1,25 +1,14 @@
-"""The C sources beside this file as a shared library: compiled for this processor on first use, then cached."""
+"""The kernel's C sources as a library of functions."""
 
 import ctypes
 import functools
-import hashlib
-import logging
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
-import torch  # noqa: F401 - brings the OpenMP runtime that the library uses, so that both share one pool of threads
+from ... import c_library
 
-log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("decode.c")
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
 _ADDRESS, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-_DIGEST_SIZE = hashlib.sha256().digest_size
-_FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+_FUNCTIONS: c_library.Functions = {
     "tt_create": (_ADDRESS, [_ADDRESS, _INT, _FLOAT, _ADDRESS, _INT]),
     "tt_destroy": (None, [_ADDRESS]),
     "tt_encode": (_INT, [_ADDRESS, _ADDRESS, _INT, _INT]),
@@ -34,111 +23,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
 }
 
 
-class UnavailableError(RuntimeError):
-    """The library is not available on this machine; the message says why."""
-
-
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled library. It is compiled once for each source, compiler and processor (about two seconds).
-
-    Raises:
-        UnavailableError: no C compiler, no OpenMP, or nowhere to put the library.
-    """
-    compiler = find_compiler()
-    if compiler is None:
-        chosen = os.environ.get("CC")
-        raise UnavailableError("there is no C compiler" + (f": CC={chosen}" if chosen else " (cc, gcc or clang)"))
-    folder = cache_folder()
-    path = folder / f"decode-{_key(compiler)}.so"
-    try:
-        if not _is_whole(path):
-            log.info("compiling the planner's kernel for this processor with %s", shlex.join(compiler))
-            _compile(compiler, path)
-    except OSError as error:
-        raise UnavailableError(f"{folder} cannot be written: {error.strerror or error}") from error
-    try:
-        library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as error:
-        if "__kmpc" in str(error):  # two runtimes in one process would not agree on threads' numbers
-            message = f"{shlex.join(compiler)} needs LLVM's OpenMP, but torch brings GNU's: set CC=gcc"
-            raise UnavailableError(message) from error
-        raise UnavailableError(f"{path} cannot be loaded: {error}") from error
-    return library
-
-
-def find_compiler() -> list[str] | None:
-    """The command of the C compiler: ``CC``, options and wrappers included, or the first of the usual names."""
-    try:
-        chosen = shlex.split(os.environ.get("CC", ""))
-    except ValueError:  # a quotation that does not end
-        return None
-    for name, *options in [chosen] if chosen else [["cc"], ["gcc"], ["clang"]]:
-        if program := shutil.which(name):
-            return [program, *options]
-    return None
-
-
-def cache_folder() -> Path:
-    """The folder of compiled libraries, below ``$XDG_CACHE_HOME`` or ``~/.cache``; UnavailableError without either."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(root) if root else Path.home() / ".cache") / "trajectory_transformer"
-    except RuntimeError as error:
-        raise UnavailableError(f"there is nowhere to keep the library: {error}") from error
-
-
-def _is_whole(path: Path) -> bool:
-    """True if a library is there and is what was written: its last bytes are the digest of all others."""
-    if not path.exists():
-        return False
-    contents = path.read_bytes()
-    return hashlib.sha256(contents[:-_DIGEST_SIZE]).digest() == contents[-_DIGEST_SIZE:]
-
-
-def _key(compiler: list[str]) -> str:
-    """Changes with whatever changes the machine code; a compiler is known by its file, as asking it takes 8 ms."""
-    programs = [os.path.realpath(found) for word in compiler if (found := shutil.which(word))]
-    files = [f"{program} {os.stat(program).st_size} {os.stat(program).st_mtime_ns}" for program in programs]
-    sources = [path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]"))]
-    return hashlib.sha256("\0".join([*sources, *FLAGS, *compiler, *files, _processor()]).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """The processor's description, which ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise UnavailableError(f"{command[0]} cannot be run: {error.strerror or error}") from error
-
-
-def _compile(compiler: list[str], path: Path) -> None:
-    """Compile beside ``path``, then move: a process that looks meanwhile sees all of it or nothing."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
-        unit, library = f"{folder}/decode.o", f"{folder}/decode.so"
-        # Linked without an OpenMP runtime: torch's own, already loaded, has the symbols.
-        for command in (
-            [*compiler, *FLAGS, "-c", str(SOURCE), "-o", unit],
-            [*compiler, "-shared", unit, "-lm", "-o", library],
-        ):
-            done = _run(command)
-            if done.returncode != 0:
-                reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise UnavailableError(f"{shlex.join(compiler)} cannot compile {SOURCE.name}: {reason}")
-        with open(library, "r+b") as file:
-            digest = hashlib.sha256(file.read()).digest()
-            file.write(digest)  # behind the end, where no loader looks
-        os.replace(library, path)
+    """The compiled kernel; :class:`~...c_library.UnavailableError` where it cannot be compiled."""
+    return c_library.load(SOURCE, _FUNCTIONS)

@@ -193,9 +193,9 @@ static inline vec power_of_two(vec x) {
     return times_two_to(p, n);
 }
 
-/* x times the normal distribution up to x, which is 1/2 + x p(x²) / q(x²) here, to 1e-8 before rounding up to |x| = 5.2, where it
- * stays; the coefficients were fitted by reweighted least squares (Lawson). */
-static inline vec gelu(vec x) {
+/* The normal distribution up to x: 1/2 + x p(x²) / q(x²) here, to 1e-8 before rounding up to |x| = 5.2, where it stays; the
+ * coefficients were fitted by reweighted least squares (Lawson). */
+static inline vec normal_below(vec x) {
     const vec y = smaller(larger(x, broadcast(-5.2f)), broadcast(5.2f)), t = y * y;
     vec p = broadcast(1.267963930e-10f), q = broadcast(5.211033890e-5f);
     p = p * t + broadcast(-2.287771403e-8f);
@@ -208,8 +208,10 @@ static inline vec gelu(vec x) {
     q = q * t + broadcast(1.0f);
     p = p * t + broadcast(3.265103355e-2f);
     p = p * t + broadcast(3.989422156e-1f);
-    return x * (y * p * reciprocal(q) + broadcast(0.5f));
+    return y * p * reciprocal(q) + broadcast(0.5f);
 }
+
+static inline vec gelu(vec x) { return x * normal_below(x); }
 
 static inline vec gelu_new(vec x) { /* tanh(y) = 1 - 2 / (exp(2y) + 1) */
     vec y = broadcast(0.7978845608f) * (x + broadcast(0.044715f) * x * x * x);

@@ -1,0 +1,30 @@
+/* Random bits that follow from counters: nothing is stored, and no order of computing changes them. */
+#pragma once
+
+#include "vectors.h"
+
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
+
+static inline uint64_t mix(uint64_t x) { /* SplitMix64's finaliser */
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+/* What kept_lanes compares with: numbers below are dropped. */
+static inline uint32_t threshold_of(double dropout) { return (uint32_t)(dropout * 4294967296.0); }
+
+/* All bits set where a weight is kept: of numbers first to first + LANES - 1 of those with that key. Counters are hashed by
+ * two rounds of multiplication (Wellons' lowbias32), between which the key's other half comes in. */
+static inline ivec kept_lanes(uint64_t key, int first, uint32_t threshold) {
+    uvec x;
+    for (int i = 0; i < LANES; i++) x[i] = i;
+    x = (x + (uint32_t)first) ^ (uint32_t)key;
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= (x >> 15) ^ ((uvec){0} + (uint32_t)(key >> 32));
+    x *= 0x846ca68bu;
+    x ^= x >> 16;
+    return (ivec)(x >= (uvec){0} + threshold);
+}

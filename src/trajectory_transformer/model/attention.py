@@ -1,0 +1,188 @@
+"""Causal attention with dropout for training on a CPU, in C (``attention.c``), as an operator of torch's.
+
+PyTorch's fused attention for CPUs refuses dropout, computes what the mask hides, and falls back to one that stores
+(batch, head, time, time) weights and masks. Here a dropped weight follows from counters, in the backward pass again.
+"""
+
+import ctypes
+import functools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import c_library
+
+_POINTERS = (
+    "query", "key", "value", "output", "log_sums",
+    "output_gradient", "query_gradient", "key_gradient", "value_gradient",
+)  # fmt: skip
+
+
+class _Attention(ctypes.Structure):
+    """``Attention`` of attention.c, with the same fields."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "time", "width", "columns")),
+        *((name, ctypes.c_void_p) for name in ("column", "counts")),
+        ("strides", ctypes.c_int64 * 9),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("dropout", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        ("threads", ctypes.c_int64),
+    )
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The compiled functions; :class:`~..c_library.UnavailableError` where they cannot be compiled."""
+    functions: c_library.Functions = {
+        "tt_attention": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]),
+        "tt_kept_weights": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+    }
+    return c_library.load(Path(__file__).with_name("attention.c"), functions)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Outputs (batch, head, time, head_dim) of attention from each position to those that its mask shows.
+
+    Where weights are dropped, each with probability ``dropout``, and the others divided by 1 - dropout (paper: the
+    original's ``attn_drop``), one number of torch's global generator decides which.
+
+    Args:
+        query, key, value: (batch, head, time, head_dim) of one dtype on the CPU: float32, or, computed by torch with
+            the same weights dropped, float64.
+        mask: (time, time) bool; each row shows the first so many of the columns that any row shows, at least one, and
+            no fewer than the row before, as in the original's mask.
+        dropout: in [0, 1).
+
+    Raises:
+        ValueError: another mask.
+    """
+    seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
+    return _forward(query, key, value, mask, dropout, seed)[0].transpose(1, 2)
+
+
+def kept_weights(query: Tensor, mask: Tensor, dropout: float, seed: int) -> Tensor:
+    """(batch, head, time, time) bool, True where a weight is kept; columns that no row sees are True.
+
+    Weights of one row are of a counter-based generator: SplitMix64 of (seed, sequence, head, row), then, of that and
+    the column, a hash of 32 bits that is compared with the probability.
+    """
+    (batch, heads, time, _), (column, counts) = query.shape, _seen(mask)
+    kept = torch.empty(batch, heads, time, len(column), dtype=torch.uint8)
+    call = _call(query, query, query, column, counts, dropout, seed)
+    load_library().tt_kept_weights(ctypes.addressof(call), kept.data_ptr())
+    whole = torch.ones(batch, heads, time, time, dtype=torch.bool)
+    whole[:, :, :, column.long()] = kept.bool()
+    return whole
+
+
+# Outputs and gradients are (batch, time, head, head_dim) in memory, as the layers around attention take them.
+
+
+@torch.library.custom_op("trajectory_transformer::causal_attention", mutates_args=(), device_types="cpu")
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, seed: Tensor
+) -> tuple[Tensor, Tensor]:
+    if query.dtype == torch.float64:
+        weights, log_sums, kept = _weights(query, key, mask, dropout, seed)
+        return ((weights * kept) @ value).transpose(1, 2).contiguous(), log_sums
+    batch, heads, time, width = query.shape
+    output, log_sums = query.new_empty(batch, time, heads, width), query.new_empty(batch, heads, time)
+    _run((query, key, value), mask, dropout, seed, backward=False, output=output, log_sums=log_sums)
+    return output, log_sums
+
+
+@_forward.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, seed: Tensor) -> tuple[Tensor, Tensor]:
+    batch, heads, time, width = query.shape
+    return query.new_empty(batch, time, heads, width), query.new_empty(batch, heads, time)
+
+
+@torch.library.custom_op("trajectory_transformer::causal_attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, seed: Tensor,
+    output: Tensor, log_sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if query.dtype == torch.float64:
+        weights, _, kept = _weights(query, key, mask, dropout, seed)
+        wanted = gradient.transpose(1, 2)
+        of_weights = (wanted @ value.transpose(2, 3)) * kept
+        of_scores = (
+            weights * (of_weights - (of_weights * weights).sum(dim=-1, keepdim=True)) / math.sqrt(query.shape[3])
+        )
+        of_query, of_key = of_scores @ key, of_scores.transpose(2, 3) @ query
+        of_value = (weights * kept).transpose(2, 3) @ wanted
+        first, second, third = (part.transpose(1, 2).contiguous() for part in (of_query, of_key, of_value))
+        return first, second, third
+    made = [torch.empty_like(output) for _ in range(3)]
+    _run(
+        (query, key, value), mask, dropout, seed, backward=True, output=output, log_sums=log_sums,
+        output_gradient=gradient.contiguous(), query_gradient=made[0], key_gradient=made[1], value_gradient=made[2],
+    )  # fmt: skip
+    return made[0], made[1], made[2]
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, seed: Tensor,
+    output: Tensor, log_sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(output), torch.empty_like(output), torch.empty_like(output)
+
+
+def _save(ctx, inputs, output) -> None:
+    query, key, value, mask, ctx.dropout, seed = inputs
+    ctx.save_for_backward(query, key, value, mask, seed, *output)
+
+
+def _differentiate(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, mask, seed, output, log_sums = ctx.saved_tensors
+    found = _backward(gradient, query, key, value, mask, ctx.dropout, seed, output, log_sums)
+    return *(part.transpose(1, 2) for part in found), None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor, dropout: float, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention weights, base-2 logarithms of their rows' sums, and what weights are multiplied by."""
+    scores = (query @ key.transpose(2, 3) / math.sqrt(query.shape[3])).masked_fill(~mask, -torch.inf)
+    kept = kept_weights(query, mask, dropout, int(seed)).to(query) / (1.0 - dropout)
+    return scores.softmax(dim=-1), scores.logsumexp(dim=-1) / math.log(2.0), kept
+
+
+def _seen(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns that any row sees and how many of them each row sees, the first ones, both int32."""
+    column, counts = mask.any(dim=0).nonzero().flatten(), mask.sum(dim=1, dtype=torch.int32)
+    first = torch.arange(len(column)) < counts.unsqueeze(1)
+    if not (torch.equal(mask[:, column], first) and int(counts[0]) > 0 and (counts.diff() >= 0).all()):
+        raise ValueError("causal_attention needs a mask whose rows show the first of all columns that are shown")
+    return column.to(torch.int32), counts
+
+
+def _call(
+    query: Tensor, key: Tensor, value: Tensor, column: Tensor, counts: Tensor, dropout: float, seed: int
+) -> _Attention:
+    sizes = (*query.shape, len(column))
+    strides = (ctypes.c_int64 * 9)(*(stride for part in (query, key, value) for stride in part.stride()[:3]))
+    call = _Attention(*sizes, column.data_ptr(), counts.data_ptr(), strides)
+    call.dropout, call.seed, call.threads = dropout, seed, torch.get_num_threads()
+    return call
+
+
+def _run(
+    parts: tuple[Tensor, Tensor, Tensor], mask: Tensor, dropout: float, seed: Tensor, backward: bool, **others: Tensor
+) -> None:
+    query, key, value = (part if part.stride(3) == 1 else part.contiguous() for part in parts)
+    column, counts = _seen(mask)
+    call = _call(query, key, value, column, counts, dropout, int(seed))
+    for name, tensor in {"query": query, "key": key, "value": value, **others}.items():
+        setattr(call, name, tensor.data_ptr())
+    status = load_library().tt_attention(ctypes.addressof(call), ctypes.sizeof(call), backward)
+    if status == 1:
+        raise MemoryError("not enough memory for attention")
+    if status != 0:
+        raise RuntimeError("attention.c and attention.py are of different versions; install the package again")

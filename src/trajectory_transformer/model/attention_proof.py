@@ -1,0 +1,70 @@
+"""Comparison of training with attention in C (:mod:`.attention`) with training by the model's own code."""
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..c_library import UnavailableError
+from .attention import load_library
+from .memory import CausalMemory
+
+log = logging.getLogger(__name__)
+_LONGEST = 128  # tokens that are compared
+_TOLERANCE = 1e-3  # of the logits' and gradients' size; rounding makes about 1e-6
+
+
+def may_attend_in_c(model: nn.Module) -> bool:
+    """True if attention in C gives this model's logits and gradients, and drops weights as its own code does.
+
+    If not, one warning says why. The model is a :class:`~.gpt.TrajectoryTransformer`; neither it, nor its gradients,
+    nor the global random state change.
+    """
+    reason = None
+    try:
+        load_library()
+    except UnavailableError as error:
+        reason = str(error)
+    if reason is None:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            difference = _largest_difference(model)
+            if not difference < _TOLERANCE:
+                reason = f"its logits or gradients are not the model's (they differ by {difference:.2g} of their size)"
+            elif not _drops_alike(model.get_buffer("mask")):
+                reason = "it drops other attention weights than model/memory.py does"
+    if reason is not None:
+        log.warning(
+            "training with PyTorch's attention, which takes longer: attention in C cannot be used, as %s", reason
+        )
+    return reason is None
+
+
+def _largest_difference(model: nn.Module) -> float:
+    """The largest relative difference (Euclidean norms) of logits or gradients; NaN where they are not finite."""
+    copied: Any = copy.deepcopy(model).eval()
+    config, generator = copied.config, torch.Generator().manual_seed(0)
+    time = min(config.block_size, _LONGEST)
+    tokens = torch.randint(0, config.vocab_size, (2, time), generator=generator)
+    found: list[tuple[Tensor, Tensor]] = []
+    for copied.attends_in_c in (False, True):
+        copied.zero_grad()
+        logits = copied(tokens, use_cache=False, return_dict=True).logits
+        logits.square().mean().backward()
+        gradients = [p.grad.flatten() for p in copied.parameters() if p.grad is not None]
+        found.append((logits.detach().flatten(), torch.cat(gradients)))
+    return max(float((ours - own).norm() / own.norm()) for own, ours in zip(*found, strict=True))
+
+
+def _drops_alike(mask: Tensor) -> bool:
+    """True if sums of the weights that are kept have the same mean and deviation (of 64 heads' rows, dropout 0.5)."""
+    mask = mask[:_LONGEST, :_LONGEST]
+    nothing, ones = torch.zeros(16, 4, len(mask), 8), torch.ones(16, 4, len(mask), 8)
+    moments = []
+    for in_c in (False, True):
+        sums = CausalMemory(mask, None, False, False, in_c).attend(0, nothing, nothing, ones, 0.5)[..., 0]
+        sums = (sums - 1) * mask.sum(dim=1).sqrt()  # of mean 0 and deviation 1
+        moments.append(torch.stack([sums.mean(), sums.std()]))
+    return bool((moments[0] - moments[1]).abs().max() < 0.15)

@@ -1,0 +1,51 @@
+/* Dropout and GELU, forward and backward, for training on a CPU: see elementwise.py. */
+#include "random.h"
+
+#include <omp.h>
+
+#define CHUNK 4096 /* numbers that one thread takes, and that share a key */
+
+/* Vectors of a chunk's numbers; the last ones may lie behind the end, in a copy. */
+#define FOR_EACH_VECTOR(threads, n, ...)                                                                    \
+    _Pragma("omp parallel for schedule(static) num_threads(threads)") for (int64_t chunk = 0; chunk < (n + CHUNK - 1) / CHUNK; chunk++) { \
+        const int64_t first = chunk * CHUNK, here = n - first < CHUNK ? n - first : CHUNK;                  \
+        for (int64_t i = 0; i < here; i += LANES) {                                                         \
+            const int64_t at = first + i;                                                                   \
+            const int rest = here - i < LANES ? (int)(here - i) : 0;                                        \
+            __VA_ARGS__                                                                                     \
+        }                                                                                                   \
+    }
+
+static inline vec load_some(const float *p, int rest) {
+    if (!rest) return load(p);
+    vec x = {0};
+    memcpy(&x, p, sizeof(float) * rest);
+    return x;
+}
+static inline void store_some(float *p, vec x, int rest) {
+    if (!rest) store(p, x);
+    else memcpy(p, &x, sizeof(float) * rest);
+}
+
+/* Each number with that probability 0, else divided by 1 - dropout. */
+void tt_dropout(const float *x, float *out, int64_t n, double dropout, uint64_t seed, int threads) {
+    const uint32_t threshold = threshold_of(dropout);
+    const vec more = broadcast((float)(1.0 / (1.0 - dropout)));
+    FOR_EACH_VECTOR(threads, n, {
+        const ivec kept = kept_lanes(mix(mix(seed) + (uint64_t)chunk), (int)i, threshold);
+        store_some(out + at, (vec)((ivec)(load_some(x + at, rest) * more) & kept), rest);
+    })
+}
+
+void tt_gelu(const float *x, float *out, int64_t n, int threads) {
+    FOR_EACH_VECTOR(threads, n, { store_some(out + at, gelu(load_some(x + at, rest)), rest); })
+}
+
+/* The normal distribution up to x, plus x times its density there. */
+void tt_gelu_backward(const float *gradient, const float *x, float *out, int64_t n, int threads) {
+    FOR_EACH_VECTOR(threads, n, {
+        const vec v = load_some(x + at, rest);
+        const vec density = broadcast(0.3989422804f) * exponential(broadcast(-0.5f) * v * v);
+        store_some(out + at, load_some(gradient + at, rest) * (normal_below(v) + v * density), rest);
+    })
+}
