@@ -1,12 +1,19 @@
 """The agent: its past, its random numbers, and its independence from neighbours in the batch."""
 
+import copy
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.checkpoint import Checkpoint, DatasetRecord
@@ -252,6 +259,104 @@ def test_from_checkpoint_restores_the_agent(
     contents["trajectory_transformer"] |= {"planner": {"horizon": 3, "depth": 9}}
     with pytest.raises(UserError, match=r"do not fit together.*depth"):
         Agent.of(Checkpoint.from_contents(contents))
+
+
+# ---- vector environments: what happens after an episode's end ----
+
+
+class Short(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Random observations for one to five steps; remembers the transitions of the present episode."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (OBSERVATION_DIM,), np.float32)
+    action_space = gymnasium.spaces.Box(-9.0, 9.0, (ACTION_DIM,), np.float32)
+
+    def _observation(self) -> np.ndarray:
+        self.present = self.np_random.uniform(-1, 1, OBSERVATION_DIM).astype(np.float32)
+        return self.present
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.history: list[np.ndarray] = []
+        self.steps = int(self.np_random.integers(1, 6))
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(self.np_random.uniform(-1, 1))
+        self.history.append(np.concatenate([self.present, action, [reward, 1e6]]).astype(np.float32))
+        return self._observation(), reward, len(self.history) == self.steps, False, {}
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("told", [True, False])
+def test_no_transition_of_the_past_is_false(
+    make_agent, discretizer: Discretizer, mode: AutoresetMode, told: bool
+) -> None:
+    """The past is what the environment calls its episode; untold, without the first transition of all but the first."""
+    spec = EnvSpec("Short-v0", entry_point=f"{__name__}:Short", disable_env_checker=True)
+    envs = gymnasium.make_vec(spec, 2, "sync", {"autoreset_mode": mode})
+    assert isinstance(envs, SyncVectorEnv)
+    agent = make_agent(context=5, plan_freq=3)
+    agent.reset(2, autoreset=envs.metadata["autoreset_mode"] if told else None)
+    observations, _ = envs.reset(seed=0)
+    done, episodes = np.zeros(2, dtype=bool), np.zeros(2)
+    for _ in range(30):
+        actions = agent.act(observations)
+        for row, environment in enumerate(envs.envs):
+            if done[row] and mode == AutoresetMode.NEXT_STEP:  # of which the environment takes no notice
+                assert agent.planned[row] != told
+                continue
+            episode = environment.unwrapped
+            assert isinstance(episode, Short)
+            lost = int(not told and episodes[row] > 0 and mode != AutoresetMode.NEXT_STEP)
+            expected = [discretizer.encode(torch.from_numpy(one)).tolist() for one in episode.history[lost:][-4:]]
+            assert agent._past[row, : agent._past_length[row]].tolist() == expected
+            if len(episode.history) == 0:
+                assert agent.planned[row]  # nothing is left of the last episode's plan
+            elif told:
+                assert agent.planned[row] == (len(episode.history) % 3 == 0)
+        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        done = terminated | truncated
+        agent.observe(actions, rewards, done)
+        episodes += done
+        if mode == AutoresetMode.DISABLED and done.any():
+            observations, _ = envs.reset(options={"reset_mask": done})
+    assert (episodes >= 4).all()
+
+
+def test_only_gymnasiums_modes_are_known(make_agent) -> None:
+    with pytest.raises(UserError, match=r"autoreset='NextSteps' is not one of .* did you mean 'NextStep'"):
+        make_agent().reset(1, autoreset="NextSteps")
+    with pytest.raises(UserError, match="2 seeds for 1 environments"):
+        make_agent().reset(1, [0, 1])
+
+
+# ---- copies, and other threads and processes ----
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
+@pytest.mark.parametrize("options", [{}, {"decoder": "eager"}, {"name": "imitation"}, {"deadline_ms": 1e6}])
+def test_a_copy_goes_on_as_the_agent_does(make_agent, copied: Callable[[Agent], Agent], options: dict) -> None:
+    agent = make_agent(**options)
+    interact(agent, [3, 4], steps=2)
+    other = copied(agent)
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        observations = random.normal(size=(2, OBSERVATION_DIM)).astype(np.float32)
+        actions = agent.act(observations)
+        np.testing.assert_array_equal(other.act(observations), actions)
+        for one in (agent, other):
+            one.observe(actions, np.ones(2), np.zeros(2, dtype=bool))
+    interact(agent, [5], steps=1)
+    assert len(other._generators) == 2  # nothing is shared
+
+
+def test_threads_that_share_an_agent_wait_for_each_other(make_agent) -> None:
+    agent = make_agent(context=1, k_act=1, k_obs=1, n_expand=1, horizon=5)  # nothing is drawn at random
+    agent.reset(2)
+    batches = np.random.default_rng(0).normal(size=(40, 2, OBSERVATION_DIM)).astype(np.float32)
+    expected = [agent.act(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal(list(pool.map(agent.act, batches)), expected)
 
 
 # ---- what is done: the best plan's action, or a mean ----

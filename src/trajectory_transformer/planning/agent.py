@@ -1,7 +1,9 @@
 """Receding-horizon control: observations in, first actions of the best plans out, for several environments at once."""
 
 import copy
+import threading
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
-from ..configuration import PlannerConfig, require
+from ..configuration import PlannerConfig, require, require_choice
 from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
@@ -24,6 +26,9 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 class Agent:
     """Acts in a batch of environments; each has its own past, plan and random numbers.
+
+    Agents are copied and pickled with all of that. Threads that share one wait for each other at every call, and share
+    its environments' pasts: give each thread an agent of its own, such as a ``copy.deepcopy``.
 
     Args:
         planner: makes the plans.
@@ -50,7 +55,14 @@ class Agent:
         )
         self._device = next(planner.model.parameters()).device
         self._goal_dimensions = environment.goal_dimensions if planner.model.config.goal_conditioned else ()
+        self._lock = threading.Lock()
         self.reset(1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @classmethod
     def from_checkpoint(
@@ -97,10 +109,34 @@ class Agent:
         """True if it imitates its data."""
         return self._planner.objective.imitates
 
-    def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None:
-        """Forget everything and begin ``num_envs`` episodes; seeds of their random numbers are 0, 1, … if not given."""
+    def reset(self, num_envs: int, seeds: Sequence[int] | None = None, autoreset: Enum | str | None = None) -> None:
+        """Forget everything and begin ``num_envs`` episodes.
+
+        Args:
+            num_envs: environments, at least 1.
+            seeds: of their random numbers, one each; None: 0, 1, …
+            autoreset: what a vector environment does with one whose episode has ended, as Gymnasium calls it:
+                ``envs.metadata["autoreset_mode"]``, or its value.
+
+                - ``NextStep``, the default of ``gymnasium.make_vec``: the next step ignores the action and gives the
+                  first observation of a new episode. :meth:`act` plans nothing for that step and gives 0, and
+                  :meth:`observe` keeps nothing of it.
+                - ``SameStep``: the step that ends an episode gives the first observation of the next one.
+                - ``Disabled``: the caller resets it, before it acts again.
+                - None: it is not known which. As the first transition after an episode's end may then be a false one,
+                  it is not kept, and what was planned for it is not followed further; but after
+                  :meth:`begin_episode` it is.
+
+        Raises:
+            UserError: another number of seeds, or no such mode.
+        """
         seeds = range(num_envs) if seeds is None else seeds
         require(len(seeds) == num_envs, f"{len(seeds)} seeds for {num_envs} environments")
+        self._autoreset = autoreset.value if isinstance(autoreset, Enum) else autoreset
+        if self._autoreset is not None:
+            require_choice("autoreset", self._autoreset, ("NextStep", "SameStep", "Disabled"))
+        self._ended = np.zeros(num_envs, dtype=bool)  # the next step may be no transition of an episode
+        self._resting = np.zeros(num_envs, dtype=bool)  # the present step may be none
         past, width, horizon = self.settings.context - 1, self._layout.transition_dim, self.settings.horizon
         self._past = torch.zeros(num_envs, past, width, dtype=torch.int64)
         self._past_length = np.zeros(num_envs, dtype=np.int64)
@@ -120,7 +156,7 @@ class Agent:
     def begin_episode(self, env_index: int, seed: int) -> None:
         """Forget one environment's past and plan, and seed its random numbers."""
         self._past_length[env_index] = self._plan_age[env_index] = 0
-        self._aimed[env_index] = False
+        self._aimed[env_index] = self._ended[env_index] = False
         self._generators[env_index].manual_seed(int(seed))
 
     def aim(self, goals: Array) -> None:
@@ -163,10 +199,16 @@ class Agent:
         Raises:
             UserError: an active row has another width, is not finite, or has no goal where the planner needs one.
         """
+        with self._lock:
+            return self._act(observations, active)
+
+    def _act(self, observations: Array, active: np.ndarray | None) -> Array:
         values = torch.as_tensor(observations, dtype=torch.float32).cpu()
         expected = (len(self._generators), self._layout.observation_dim)
         require(tuple(values.shape) == expected, f"observations have shape {tuple(values.shape)}, expected {expected}")
-        self._active = np.ones(expected[0], dtype=bool) if active is None else np.asarray(active, dtype=bool)
+        given = np.ones(expected[0], dtype=bool) if active is None else np.asarray(active, dtype=bool)
+        self._resting = given & self._ended
+        self._active = given & ~self._resting if self._autoreset == "NextStep" else given
         bad = self._active & ~torch.isfinite(values).all(dim=1).numpy()
         require(
             not bad.any(), f"the observation of environment {np.flatnonzero(bad).tolist()} has NaN or infinite values"
@@ -232,11 +274,17 @@ class Agent:
             rewards: (environment,).
             done: (environment,) bool, terminated or truncated: that environment's past is forgotten.
         """
-        rows = torch.from_numpy(np.flatnonzero(self._active))
+        with self._lock:
+            self._observe(actions, rewards, done)
+
+    def _observe(self, actions: Array, rewards: Array, done: Array) -> None:
+        rows = torch.from_numpy(np.flatnonzero(self._active & ~self._resting))
         layout, past = self._layout, self.settings.context - 1
         taken = torch.as_tensor(actions, dtype=torch.float32).cpu()[rows]
         received = torch.as_tensor(rewards, dtype=torch.float32).cpu()[rows].unsqueeze(1)
         self._plan_age[self._active] += 1
+        self._plan_age[self._resting] = 0
+        self._ended &= ~self._resting
         if past:
             transition = torch.cat(
                 [
@@ -255,6 +303,7 @@ class Agent:
             self._past_length[rows.numpy()] += 1
         finished = torch.as_tensor(done).cpu().numpy().astype(bool) & self._active
         self._past_length[finished] = self._plan_age[finished] = 0
+        self._ended |= finished & (self._autoreset in (None, "NextStep"))
 
     @property
     def last_plan(self) -> Plan:

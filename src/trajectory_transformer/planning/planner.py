@@ -1,8 +1,10 @@
 """Plans from tokens: a model, its discretiser and the search's settings."""
 
 import copy
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +27,8 @@ from .transformer_decoder import TransformerDecoder
 class BeamPlanner:
     """Plans from tokenised prefixes: a model, its discretiser and the search's settings.
 
-    The weights are laid out for decoding here, once: build a new planner after they change.
+    The weights are laid out for decoding here, once: build a new planner after they change. Threads that share a
+    planner wait for each other. A copy, and what is unpickled, in another process or not, is built anew from its parts.
 
     Args:
         model: trained; put into evaluation mode.
@@ -60,6 +63,7 @@ class BeamPlanner:
         settings.require_fits(model.config.sequence_length)
         settings = replace(settings, objective=record_of(settings.objective_spec))
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
+        self._data, self._lock = (environment, fingerprint), threading.Lock()
         self.layout, device = model.layout, model.pos_emb.device
         self.objective.prepare(PlanningContext(self.layout, discretizer, settings, device, environment, fingerprint))
         density = isinstance(self.objective, Likelihood) and self.objective.density
@@ -71,6 +75,9 @@ class BeamPlanner:
             self._native_search = native.make_search(self._decoder, model, settings, discretizer.centers, self._search)
         captured = is_captured(settings, device.type)
         self._captured = CapturedSearch(cuda_graph) if captured else None
+
+    def __reduce__(self) -> tuple[type["BeamPlanner"], tuple[Any, ...]]:
+        return BeamPlanner, (self.model, self.discretizer, self.settings, *self._data, self.objective)
 
     @torch.inference_mode()
     def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
@@ -85,11 +92,12 @@ class BeamPlanner:
         Raises:
             UserError: all that the model predicts in some environment is not finite.
         """
-        if self._deadline is not None:
-            self._deadline.start(share)
-        uniforms = torch.stack([torch.rand(self._draws, generator=generator) for generator in generators])
-        uniforms, captured = uniforms.to(prefix.device), self._captured
-        found = captured(self._find, prefix, uniforms) if captured else self._find(prefix, uniforms)
+        with self._lock:
+            if self._deadline is not None:
+                self._deadline.start(share)
+            uniforms = torch.stack([torch.rand(self._draws, generator=generator) for generator in generators])
+            uniforms, captured = uniforms.to(prefix.device), self._captured
+            found = captured(self._find, prefix, uniforms) if captured else self._find(prefix, uniforms)
         require_finite_scores(found.score)
         return found
 
