@@ -17,7 +17,9 @@ def box(size: int) -> SpaceSpec:
 
 
 ENVIRONMENT = EnvironmentSpec("Walk-v0", None, box(3), box(2))
-DATASET = DatasetRecord(("tests/walk-v0",), "same", torch.tensor([1.5, -2.0], dtype=torch.float64), (0.0, 9.0), "d4rl")
+DATASET = DatasetRecord(
+    ("tests/walk-v0",), "same", torch.tensor([1.5, -2.0], dtype=torch.float64), (0.0, 9.0), "d4rl", longest_episode=12
+)
 DATA = DataConfig("tests/walk-v0", discretizer=DiscretizerConfig("uniform", 7), discount=0.9)
 RECORD = TrainingRecord("iql", {"_target_": "my_package.Mine", "width": 3}, ENVIRONMENT, DATASET, DATA, seed=4)
 
@@ -39,6 +41,12 @@ def test_a_record_survives_its_plain_values() -> None:
     restored = TrainingRecord.from_dict(full.to_dict()).discretizer
     assert restored is not None
     assert torch.equal(restored.edges, discretizer.edges)
+
+
+def test_the_longest_episode_of_earlier_versions_is_unknown() -> None:
+    values = RECORD.to_dict()
+    del values["dataset"]["longest_episode"]
+    assert TrainingRecord.from_dict(values).dataset.longest_episode is None
 
 
 def test_weights_of_one_part() -> None:

@@ -36,21 +36,23 @@ class DatasetRecord:
     returns: Tensor  # (episodes,) float64 undiscounted returns of the behaviour
     reference_scores: tuple[float, float] | None  # (minimum, maximum) return for normalised scores
     reference_source: str  # "dataset", "d4rl" or "none"
+    longest_episode: int | None = None  # steps; None in checkpoints from before it was kept
 
     @classmethod
     def of(cls, data: OfflineData) -> "DatasetRecord":
-        returns = torch.from_numpy(data.returns)
-        return cls(tuple(data.dataset_ids), data.fingerprint, returns, data.reference_scores, data.reference_source)
+        facts = (data.fingerprint, torch.from_numpy(data.returns), data.reference_scores, data.reference_source)
+        return cls(tuple(data.dataset_ids), *facts, data.longest_episode)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DatasetRecord":
-        scores = values.get("reference_scores")
+        scores, longest = values.get("reference_scores"), values.get("longest_episode")
         return cls(
             tuple(values["ids"]),
             str(values["fingerprint"]),
             torch.as_tensor(values.get("returns", ())),
             None if scores is None else (float(scores[0]), float(scores[1])),
             str(values.get("reference_source", "none")),
+            None if longest is None else int(longest),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -75,6 +75,15 @@ class DiscreteWalk(Walk):
         return super().step([int(action) - 6])
 
 
+class EndlessWalk(Walk):
+    """The same without an end, and without a time limit."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, False, truncated, info
+
+
+gymnasium.register("evaluation-tests/EndlessWalk-v0", f"{__name__}:EndlessWalk")
 for _name in ("Walk", "DiscreteWalk"):
     gymnasium.register(f"evaluation-tests/{_name}-v0", f"{__name__}:{_name}", max_episode_steps=30)
 

@@ -72,8 +72,8 @@ def test_imitation_is_measured_by_the_return_of_its_data() -> None:
 def test_fields_are_the_contract_s() -> None:
     results = make_results()
     assert list(results) == [
-        "schema", "command", "commit", "versions", "seed", "dataset", "env_id", "num_envs", "checkpoint", "planner",
-        "deadline", "behavior", "reference_scores", "episodes", "summary",
+        "schema", "command", "commit", "versions", "seed", "dataset", "env_id", "num_envs", "max_episode_steps",
+        "checkpoint", "planner", "deadline", "behavior", "reference_scores", "episodes", "summary",
     ]  # fmt: skip
     assert results["schema"] == 1
     assert results["dataset"] == "a/b-v0,c-v1"

@@ -251,3 +251,31 @@ def test_agents_aim_at_each_rows_goal() -> None:
     other = ScriptedAgent(spec, PlannerConfig(horizon=2))
     run_episodes(other, spec, 1, 1, 0, QUIET)
     assert other.aims == []
+
+
+def unlimited(longest_episode: int | None, max_episode_steps: int | None = None) -> RolloutRecord:
+    """Two episodes of a walk without any end, of agents that stay within it."""
+    agent = ScriptedAgent(environment_spec("evaluation-tests/EndlessWalk-v0"), PlannerConfig(horizon=2))
+    return run(agent, 2, 2, replace(QUIET, max_episode_steps=max_episode_steps, longest_episode=longest_episode))
+
+
+def test_episodes_without_a_limit_end_as_the_datas_longest_does(caplog: pytest.LogCaptureFixture) -> None:
+    record = unlimited(longest_episode=4)
+    assert [(episode.length, episode.terminated) for episode in record.episodes] == [(4, False)] * 2
+    assert record.max_episode_steps == 4
+    assert [one.getMessage() for one in caplog.records] == [
+        "environment 'evaluation-tests/EndlessWalk-v0' has no time limit: episodes end after 4 steps, as the data's "
+        "longest does; evaluation.max_episode_steps=N (to evaluate.py, max_episode_steps=N) sets another limit"
+    ]
+
+
+def test_a_limit_that_is_given_counts(caplog: pytest.LogCaptureFixture) -> None:
+    assert [episode.length for episode in unlimited(4, max_episode_steps=7).episodes] == [7, 7]
+    walk = ScriptedAgent(environment_spec(WALK, success_at=1, max_episode_steps=3), PlannerConfig(horizon=2))
+    assert max(e.length for e in run(walk, 8, 4, replace(QUIET, max_episode_steps=5, longest_episode=2)).episodes) == 5
+    assert caplog.records == []
+
+
+def test_where_no_limit_is_known_one_is_asked_for() -> None:
+    with pytest.raises(UserError, match=r"'evaluation-tests/EndlessWalk-v0' has no time limit.*give max_episode_steps"):
+        unlimited(longest_episode=None)

@@ -27,7 +27,7 @@ from ..evaluation.measurements import Measurement, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.records import ActingAgent
 from ..evaluation.results import EvaluationRequest, current_commit
-from ..evaluation.rollout import require_possible
+from ..evaluation.rollout import limit_episodes, require_possible
 from ..files import is_first_process
 from ..learners.ensemble_network import read_ensemble
 from ..planning.objectives import make_objective
@@ -190,7 +190,8 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
             f"evaluation.episodes={config.evaluation.episodes}: the data names no environment to act in; give "
             "evaluation.episodes=0, or a source that names one"
         )
-    with make_environments(environment, 1) as batch:
+    with make_environments(environment, 1, max_episode_steps=config.evaluation.max_episode_steps) as batch:
+        limit_episodes(batch, datamodule.data.longest_episode)
         if learner.plans:
             require_possible(config.planner, make_objective(config.planner).needs_goal, batch)
 
@@ -219,6 +220,8 @@ def _plan(
         command=run.command,
         commit=run.commit,
         progress=progress,
+        max_episode_steps=options.max_episode_steps,
+        longest_episode=dataset.longest_episode,
     )
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)

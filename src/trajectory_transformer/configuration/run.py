@@ -43,11 +43,14 @@ class EvaluationConfig:
     episodes: int = 20  # 0: train only
     num_envs: int = 20  # environments planned for at once
     video: int = 0  # episodes to record
+    max_episode_steps: int | None = None  # null: the environment's limit, or else as many as the data's longest has
 
     def __post_init__(self) -> None:
         require(self.episodes >= 0, f"evaluation.episodes={self.episodes} must not be negative")
         require(self.num_envs >= 1, f"evaluation.num_envs={self.num_envs} must be at least 1")
         require(self.video >= 0, f"evaluation.video={self.video} must not be negative")
+        limit = self.max_episode_steps
+        require(limit is None or limit >= 1, f"evaluation.max_episode_steps={limit} must be at least 1")
 
 
 @dataclass
@@ -121,6 +124,7 @@ class EvaluateConfig:
     episodes: int = 20  # planned; or, with task=predict, held-out episodes to continue, at most
     num_envs: int = 20
     video: int = 0
+    max_episode_steps: int | None = None  # as evaluation.max_episode_steps of train.py
     seed: int = 0
     accelerator: str = "cpu"
     threads: int | None = None
@@ -128,7 +132,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
         require_choice("task", self.task, ("plan", "attention", "predict"))
-        EvaluationConfig(self.episodes, self.num_envs, self.video)
+        EvaluationConfig(self.episodes, self.num_envs, self.video, self.max_episode_steps)
         require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
         require_choice("accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))

@@ -35,3 +35,8 @@ class OfflineData:
     def returns(self) -> np.ndarray:
         """(episodes,) undiscounted returns of the behaviour, float64."""
         return np.array([episode.rewards.sum(dtype=np.float64) for episode in self.episodes])
+
+    @property
+    def longest_episode(self) -> int:
+        """Steps of the longest episode."""
+        return max(map(len, self.episodes))

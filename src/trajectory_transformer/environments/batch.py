@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.wrappers import TimeLimit
 
 from ..errors import UserError
 from .make import make_environment, space_spec
@@ -59,6 +60,10 @@ class EnvironmentBatch:
         spec = self.environments[0].spec
         return None if spec is None else spec.max_episode_steps
 
+    def limit(self, max_episode_steps: int) -> None:
+        """Truncate episodes after so many steps."""
+        self.environments = [TimeLimit(environment, max_episode_steps) for environment in self.environments]
+
     def reset(self, row: int, seed: int) -> None:
         """Begin an episode in ``row``, wholly determined by ``seed``."""
         observation, _ = self.environments[row].reset(seed=seed)
@@ -90,20 +95,24 @@ class EnvironmentBatch:
                 goals[row] = np.ravel(observation[key])
 
 
-def make_environments(spec: EnvironmentSpec, num_envs: int, render: bool = False) -> EnvironmentBatch:
+def make_environments(
+    spec: EnvironmentSpec, num_envs: int, render: bool = False, max_episode_steps: int | None = None
+) -> EnvironmentBatch:
     """Make ``num_envs`` environments of the checkpoint's kind; for ``render``, with (height, width, 3) uint8 frames.
+
+    ``max_episode_steps`` take the place of the environment's own limit.
 
     Raises:
         UserError: the environment cannot be made, or its spaces are not the checkpoint's.
     """
     with contextlib.ExitStack() as closing:
-        environments = [closing.enter_context(_make(spec, render)) for _ in range(num_envs)]
+        environments = [closing.enter_context(_make(spec, render, max_episode_steps)) for _ in range(num_envs)]
         _require_same_spaces(spec, environments[0])
         closing.pop_all()
     return EnvironmentBatch(environments, spec)
 
 
-def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
+def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) -> gymnasium.Env:
     """One environment. Its class comes from Gymnasium's registry; the stored spec gives arguments and time limit only.
 
     ``gymnasium.make(EnvSpec.from_json(…))`` would call any function that a checkpoint names as entry point.
@@ -113,7 +122,7 @@ def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
     if not env_id:
         raise UserError("the checkpoint's data set names no environment, so there is nothing to plan in")
     arguments = {} if stored is None else {k: v for k, v in stored.kwargs.items() if k != "render_mode"}
-    limit = None if stored is None else stored.max_episode_steps
+    limit = max_episode_steps or (None if stored is None else stored.max_episode_steps)
     mode = {"render_mode": "rgb_array"} if render else {}
     try:
         environment = make_environment(env_id, max_episode_steps=limit, disable_env_checker=True, **arguments, **mode)

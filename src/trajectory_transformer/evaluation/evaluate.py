@@ -34,7 +34,8 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     """
     run_directory = Path(run_directory)
     recorder = _recorder(request, agent.environment, run_directory / "videos")
-    options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS)
+    limits = request.max_episode_steps, request.longest_episode
+    options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS, *limits)
     wanted = request.episodes, request.num_envs, request.first_episode_seed
     try:
         record = run_episodes(agent, agent.environment, *wanted, options)

@@ -110,6 +110,7 @@ class RolloutRecord:
     traces: tuple[EpisodeTrace, ...]  # of the first episodes, as many as asked for
     counts: PlanCounts
     paths: tuple[EpisodePath, ...] = ()  # the same, where the environment has goals
+    max_episode_steps: int | None = None  # after which an episode was truncated
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,5 @@ class RolloutOptions:
     traces: int = 0  # episodes to keep observations and plans of
     recorder: Recorder | None = None
     paths: int = 0  # episodes to keep the positions of
+    max_episode_steps: int | None = None  # of an episode; None: the environment's own limit
+    longest_episode: int | None = None  # steps of the data's, which limit episodes where nothing else does

@@ -82,6 +82,8 @@ class EvaluationRequest:
     command: str  # as it is to be recorded
     commit: str | None  # of the code that runs
     first_episode_seed: int
+    max_episode_steps: int | None = None  # as of RolloutOptions
+    longest_episode: int | None = None
     progress: bool = True  # show a bar
 
 
@@ -119,6 +121,7 @@ def build_results(
         "dataset": ",".join(request.dataset_ids),
         "env_id": env_id,
         "num_envs": min(request.num_envs, request.episodes),
+        "max_episode_steps": record.max_episode_steps,
         "checkpoint": request.checkpoint,
         "planner": asdict(planner),
         "deadline": None if planner.deadline_ms is None else {"ms": planner.deadline_ms, **asdict(record.counts)},

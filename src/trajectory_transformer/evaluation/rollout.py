@@ -1,5 +1,6 @@
 """Episodes in the real environment, planned for side by side."""
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..environments.batch import EnvironmentBatch, StepResult, make_environments
+from ..environments.batch import EnvironmentBatch, StepResult, environment_title, make_environments
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from .records import (
@@ -22,6 +23,7 @@ from .records import (
     RolloutRecord,
 )
 
+log = logging.getLogger(__name__)
 _COLUMN = "{task.fields[finished]}/{task.total:.0f} episodes, mean return {task.fields[mean]}"
 
 
@@ -40,15 +42,23 @@ def run_episodes(
 
     Raises:
         ValueError: ``episodes`` or ``num_envs`` is below 1.
-        UserError: the environment cannot be made, does not fit, ends before a plan does, has no goal for a planner that
-            needs one, or gives a reward that is not finite.
+        UserError: the environment cannot be made, does not fit, ends before a plan does or never, has no goal for a
+            planner that needs one, or gives a reward that is not finite.
     """
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
     with (
-        make_environments(environment, min(num_envs, episodes), render=options.recorder is not None) as batch,
+        make_environments(
+            environment, min(num_envs, episodes), options.recorder is not None, options.max_episode_steps
+        ) as batch,
         progress_bar(options.progress, _COLUMN) as progress,
     ):
+        if limit_episodes(batch, options.longest_episode):
+            log.warning(
+                "environment '%s' has no time limit: episodes end after %d steps, as the data's longest does; "
+                "evaluation.max_episode_steps=N (to evaluate.py, max_episode_steps=N) sets another limit",
+                environment_title(environment), options.longest_episode,
+            )  # fmt: skip
         require_possible(agent.settings, agent.needs_goal, batch)
         rollout = _Rollout(agent, batch, episodes, seed, options)
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
@@ -173,8 +183,27 @@ class _Rollout:
         )
         paths = tuple(EpisodePath(run.episode, *map(np.stack, zip(*run.path, strict=True))) for run in runs if run.path)
         steps = sum(run.length for run in runs)
-        seconds = time.perf_counter() - self.started - self.render_seconds
-        return RolloutRecord(episodes, np.array(self.plan_seconds), steps, seconds, traces, self.agent.counts, paths)
+        seconds, limit = time.perf_counter() - self.started - self.render_seconds, self.batch.max_episode_steps
+        return RolloutRecord(
+            episodes, np.array(self.plan_seconds), steps, seconds, traces, self.agent.counts, paths, limit
+        )
+
+
+def limit_episodes(batch: EnvironmentBatch, longest_episode: int | None) -> bool:
+    """Limit episodes to the steps of the data's longest one where there is no other limit; True if that was so.
+
+    Raises:
+        UserError: that is not known either.
+    """
+    if batch.max_episode_steps is not None:
+        return False
+    if longest_episode is None:
+        raise UserError(
+            f"environment '{environment_title(batch.spec)}' has no time limit, and how long its data's "
+            "episodes are is not known; give max_episode_steps=N (to train.py, evaluation.max_episode_steps=N)"
+        )
+    batch.limit(longest_episode)
+    return True
 
 
 def require_possible(settings: PlannerRecord, needs_goal: bool, batch: EnvironmentBatch) -> None:
