@@ -9,6 +9,7 @@ Either way the class must be of the kind that the place is for. There is no othe
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -60,6 +61,34 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
         raise UserError(f"{place}._target_={path} is not a {'class' if kind is object else kind.__name__}")
     _require_allowed(f"{found.__module__}.{name}", path, place, allow)  # a name can lead to another package's class
     return found
+
+
+def require_modules(modules: Sequence[str], place: str, allow: Sequence[str] | None) -> None:
+    """Refuse, with a UserError, modules that are not there or, if ``allow`` is given, in no package of it.
+
+    Nothing is imported.
+    """
+    for module in modules:
+        package = module.partition(".")[0]
+        if allow is not None and package not in allow:
+            raise UserError(
+                f"{place} names {module}, and a file must not choose what is imported; if you trust that package, add "
+                f"allow=[{package}]"
+            )
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"{place}: there is no module '{package}' on Python's path; PYTHONPATH=FOLDER adds a folder"
+            )
+
+
+def import_modules(modules: Sequence[str], place: str) -> None:
+    """Import what the user has named, for what that registers; UserError where it fails, with its traceback."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the user's own code raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError.of_own_code(f"{place}: {module} cannot be imported ({reason})", error) from error
 
 
 def require_options(spec: Mapping[str, object], place: str, given: Sequence[str] = ()) -> None:

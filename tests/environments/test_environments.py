@@ -207,6 +207,20 @@ def test_environment_that_cannot_be_made(env_id: str, entry_point: str | None, w
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_of_what_is_importable_no_package_is_to_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_environments.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    unknown = with_json(environment_spec(WALK), id="Own-v0", entry_point="own_environments:Own", kwargs={})
+    with pytest.raises(
+        UserError, match=r"if your module own_environments .* environment\.modules=\[own_environments\]"
+    ):
+        make_environments(replace(unknown, env_id="Own-v0"), 1)
+    assert "own_environments" not in sys.modules
+    broken = with_json(environment_spec(WALK), kwargs={"unheard_of": 1}, entry_point="own_environments:Own")
+    with pytest.raises(UserError, match=r"unexpected keyword argument 'unheard_of' [^(]*\(\{'unheard_of': 1\}\)$"):
+        make_environments(broken, 1)
+
+
 def test_wrong_argument_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"'evaluation-tests/Walk-v0' cannot be made.*unheard_of"):
         make_environments(with_json(environment_spec(WALK), kwargs={"unheard_of": 1}), 1)

@@ -10,14 +10,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from ..building import TYPED_BY_USER, build, locate, require_options, targets_in
+from ..building import TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import is_first_process, require_file
 from ..planning.objectives import Objective, make_objective
 from ..training.learner import make_learner
 from . import mistakes, sweep
-from .jobs import why_taken
+from .jobs import MODULES, why_taken
 from .schema import option_names, schema_of, typed_evaluate, typed_train
 from .tune import with_values
 
@@ -39,12 +39,16 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
             if chosen:
                 make_objective(evaluation.planner)
             _require_classes({"planner.objective": evaluation.planner.objective})  # its options may be the checkpoint's
+            require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
             for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
                 require_file(checkpoint)
             return evaluation
         options = typed_train(config)
     except mistakes.EXPECTED as error:
         raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
+    modules = options.environment.modules
+    modules += [module for module in _modules_of_ids(options.data.source) if module not in modules]
+    require_modules(modules, MODULES, TYPED_BY_USER)
     _require_effect(options, hydra)
     trainer, block = options.trainer, options.model.block  # whose kinds are seen once torch and Lightning are there
     _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
@@ -59,6 +63,13 @@ def _require_classes(specs: Mapping[str, object]) -> None:
     for place, spec in specs.items():
         for target in targets_in(spec):
             locate(target, object, place, TYPED_BY_USER)
+
+
+def _modules_of_ids(source: Any) -> list[str]:
+    """What stands before the colon where a source's option ``env_id`` is of Gymnasium's form ``module:Id``."""
+    sources = source if isinstance(source, list) else [source]
+    ids = [str(spec.get("env_id")) for spec in sources if isinstance(spec, Mapping)]
+    return [name.partition(":")[0] for name in ids if ":" in name]
 
 
 def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:

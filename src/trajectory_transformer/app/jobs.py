@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from ..building import TYPED_BY_USER, build
+from ..building import TYPED_BY_USER, build, import_modules
 from ..configuration import EvaluateConfig, TrainConfig
 from ..errors import UserError
 from ..files import is_first_process, write_whole
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .experiment import RunContext
 
 STATUS = "status.json"
+MODULES = "environment.modules"
 REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
 RANK_RUN = "TRAJECTORY_TRANSFORMER_RANK_RUN"  # tells the processes that Lightning starts which run is theirs
 INTERRUPTED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
@@ -119,7 +120,7 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
             reason = f"exit code {exit.code}"
         except UserError as error:
             reason = str(error)
-            print(f"error: {reason}", file=sys.stderr)
+            print(f"error: {error.told}", file=sys.stderr)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             traceback.print_exc()
@@ -133,6 +134,7 @@ def train(options: TrainConfig, job: Job) -> float:
     """Train, unless the directory holds the finished run already; returns the score."""
     from ..data.sources import require_available
 
+    import_modules(options.environment.modules, MODULES)
     require_available(options.data)  # before anything heavy is imported
     text = config_text(options)
     action = claim(job.directory, text, job.sweep is not None or options.trainer.requeue)
@@ -152,6 +154,7 @@ def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> floa
     """Evaluate a checkpoint, with its ``planner`` options replaced; returns the score, NaN where the task has none."""
     from .experiment import load_agent, run_evaluation
 
+    import_modules(options.environment.modules, MODULES)
     trained = load_agent(Path(options.checkpoint), options.accelerator, planner, options.allow)
     text = config_text(options, planner=asdict(trained.agent.settings))
     if claim(job.directory, text, job.sweep is not None, evaluation=True) == "skip":

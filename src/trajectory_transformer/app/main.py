@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ..building import TYPED_BY_USER, require_allowed
+from ..building import TYPED_BY_USER, import_modules, require_allowed, require_modules
 from ..configuration import EvaluateConfig, TrainConfig, current_record
 from ..errors import UserError
 from . import jobs, mistakes
@@ -41,7 +41,7 @@ def entry_point(name: str, configs: Path) -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, without advice of Hydra's own
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:
-        leave(str(error), code)
+        leave(error.told, code)
     except mistakes.EXPECTED as error:
         leave(mistakes.explain(error, TrainConfig if name == "train" else EvaluateConfig, configs), 2)
     except KeyboardInterrupt:
@@ -97,6 +97,7 @@ def resume(directory: Path, allow: Sequence[str]) -> None:
         print(f"{directory} holds no checkpoint yet; starting from the beginning")
     from ..data.sources import require_available
 
+    import_modules(options.environment.modules, jobs.MODULES)
     require_available(options.data, allow)
     text = (directory / "config.yaml").read_text()
 
@@ -114,6 +115,7 @@ def run_rank() -> None:
     run = json.loads(os.environ[jobs.RANK_RUN])
     job = jobs.Job(Path(run["directory"]))
     options = read_config(job.directory, TYPED_BY_USER)  # which this very command has just written
+    import_modules(options.environment.modules, jobs.MODULES)
     from .experiment import run_training
 
     run_training(options, jobs.context(job, options.trainer.callbacks, run["resume"]))
@@ -142,4 +144,5 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
         raise UserError(f"{file}: {error}") from None
     if allow is not None:
         require_allowed(options, str(file), allow)
+        require_modules(config.environment.modules, f"{file}: {jobs.MODULES}", allow)
     return config

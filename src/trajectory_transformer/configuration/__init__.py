@@ -7,14 +7,23 @@ frozen because OmegaConf makes a frozen dataclass read-only even for overrides; 
 from .data import DataConfig, DiscretizerConfig
 from .learners import EnsembleConfig, IqlConfig
 from .planner import OBJECTIVES, PlannerConfig, current_record
-from .run import EvaluateConfig, EvaluationConfig, LoggerConfig, ParameterConfig, TrainConfig, TuneConfig
+from .run import (
+    EnvironmentConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    LoggerConfig,
+    ParameterConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from .tasks import AttentionConfig, PredictConfig
 from .training import HIDDEN_ACTIVATIONS, ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import require, require_choice, require_finite, require_probability, require_target
 
 __all__ = [
     "HIDDEN_ACTIVATIONS", "OBJECTIVES", "AttentionConfig", "DataConfig", "DiscretizerConfig", "EnsembleConfig",
-    "EvaluateConfig", "EvaluationConfig", "IqlConfig", "LoggerConfig", "ModelConfig", "OptimizerConfig",
-    "ParameterConfig", "PlannerConfig", "PredictConfig", "TrainConfig", "TrainerConfig", "TuneConfig",
-    "current_record", "require", "require_choice", "require_finite", "require_probability", "require_target",
+    "EnvironmentConfig", "EvaluateConfig", "EvaluationConfig", "IqlConfig", "LoggerConfig", "ModelConfig",
+    "OptimizerConfig", "ParameterConfig", "PlannerConfig", "PredictConfig", "TrainConfig", "TrainerConfig",
+    "TuneConfig", "current_record", "require", "require_choice", "require_finite", "require_probability",
+    "require_target",
 ]  # fmt: skip

@@ -37,6 +37,20 @@ class LoggerConfig:
 
 
 @dataclass
+class EnvironmentConfig:
+    """Where environments of one's own come from."""
+
+    modules: list[str] = field(default_factory=list)  # of yours, imported as they register environments
+
+    def __post_init__(self) -> None:
+        for name in self.modules:
+            valid = all(part.isidentifier() for part in name.split("."))
+            require(
+                valid, f"environment.modules: '{name}' is not the name of a module, such as my_package.environments"
+            )
+
+
+@dataclass
 class EvaluationConfig:
     """Planning in the real environment, after training."""
 
@@ -100,6 +114,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     tune: TuneConfig | None = None  # set by tune=…: search instead of one run
     experiment_name: str | None = None  # set by experiment=…
@@ -120,6 +135,7 @@ class EvaluateConfig:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     episodes: int = 20  # planned; or, with task=predict, held-out episodes to continue, at most
     num_envs: int = 20

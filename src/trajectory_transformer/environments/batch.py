@@ -1,6 +1,7 @@
 """Environments rebuilt from what a checkpoint says of them, and stepped side by side."""
 
 import contextlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -133,7 +134,7 @@ def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) ->
     except UserError:
         raise
     except Exception as error:  # whatever a third party's constructor raises
-        raise UserError(f"environment '{env_id}' cannot be made: {error} {_advice(stored)}") from error
+        raise UserError(f"environment '{env_id}' cannot be made: {error}{_advice(stored, env_id)}") from error
     return environment
 
 
@@ -163,14 +164,17 @@ def _wrap(environment: gymnasium.Env, entry_point: str, arguments: dict[str, Any
     return wrapper(env=environment, **arguments)
 
 
-def _advice(stored: EnvSpec | None) -> str:
-    """The package to install."""
+def _advice(stored: EnvSpec | None, env_id: str) -> str:
+    """The package to install, or the module to import; nothing where neither is missing."""
     entry_point = "" if stored is None else stored.entry_point
     package = entry_point.split(":")[0].split(".")[0] if isinstance(entry_point, str) else ""
     if not package:
-        return "(install the package that registers it, such as gymnasium-robotics)"
+        return " (install the package that registers it, such as gymnasium-robotics)"
+    if package not in ("gymnasium", "gymnasium_robotics") and importlib.util.find_spec(package) is not None:
+        registers = f" (if your module {package} registers it, add environment.modules=[{package}], or import it first)"
+        return "" if env_id in gymnasium.registry else registers
     installed_as = {"gymnasium": "'gymnasium[mujoco]'", "gymnasium_robotics": "gymnasium-robotics"}
-    return f"(pip install {installed_as.get(package, package)})"
+    return f" (pip install {installed_as.get(package, package)})"
 
 
 def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> None:

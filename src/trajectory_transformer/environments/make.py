@@ -33,7 +33,7 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
     if colon and module not in sys.modules:
         raise UserError(
             f"environment '{env_id}' names a module, and a checkpoint or data set must not choose what is imported; "
-            f"import {module} first, or name an environment that is registered"
+            f"if it is yours, add environment.modules=[{module}], or import {module} first"
         )
     if env_id not in gym.registry:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -59,7 +59,8 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
     except Exception as error:  # whatever a third party's constructor raises
         raise UserError(
             f"environment '{env_id}' cannot be made ({' '.join(str(error).split())}); give the Gymnasium id of one "
-            "that is registered, or install the package that registers it"
+            "that is registered, install the package that registers it, or add environment.modules=[my_package] if a "
+            "module of yours does"
         ) from error
     with contextlib.closing(environment):
         assert environment.spec is not None
