@@ -1,7 +1,11 @@
 """The one exception for mistakes a user can mend."""
 
+import signal
 import traceback
+from pathlib import Path
 from typing import Self
+
+EXITS_BY_SIGNAL = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
 
 
 class UserError(ValueError):
@@ -9,10 +13,12 @@ class UserError(ValueError):
 
     @classmethod
     def of_own_code(cls, message: str, cause: BaseException) -> Self:
-        """A mistake in code of the user's own, whose traceback, without the calling frame, is a note to be printed."""
+        """A mistake in code of the user's own; its traceback, from where it was called on, is a note to be printed."""
         error, inner = cls(message), cause.__traceback__
-        lines = traceback.format_exception(type(cause), cause, inner.tb_next if inner else None)
-        error.add_note("".join(lines).rstrip())
+        while inner is not None and Path(inner.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+            inner = inner.tb_next
+        if inner is not None:
+            error.add_note("".join(traceback.format_exception(type(cause), cause, inner)).rstrip())
         return error
 
     @property

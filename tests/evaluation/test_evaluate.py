@@ -1,5 +1,6 @@
 """From an agent to results.json, pictures and films."""
 
+import csv
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import evaluate as module
 from trajectory_transformer.evaluation import video
 from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
@@ -67,6 +69,22 @@ def test_results_do_not_depend_on_num_envs_nor_on_films(tmp_path: Path) -> None:
         "plots/returns.png",
         "results.json",
     ]
+
+
+def test_finished_episodes_outlive_a_failure(tmp_path: Path) -> None:
+    agent = ScriptedAgent(environment_spec(WALK, bad_reward_at=25))  # which only the last episode reaches
+    with pytest.raises(UserError, match=rf"its reward is nan.*; {tmp_path}/episodes\.csv has the \d episodes that had"):
+        evaluate(agent, replace(REQUEST, episodes=5, num_envs=1), tmp_path)
+    assert files(tmp_path) == ["episodes.csv"]
+    with (tmp_path / "episodes.csv").open(newline="") as file:
+        kept = list(csv.DictReader(file))
+    good = evaluate(ScriptedAgent(environment_spec(WALK)), replace(REQUEST, episodes=5), tmp_path)["episodes"]
+    assert 0 < len(kept) < len(good)
+    for ours, theirs in zip(kept, good, strict=False):
+        assert float(ours["episode_return"]) == theirs["return"]
+        for name in ("seed", "length", "terminated", "success"):
+            assert ours[name] == str(theirs[name])
+    assert "episodes.csv" not in files(tmp_path)
 
 
 def test_a_maze_is_drawn(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -12,12 +14,13 @@ from trajectory_transformer.environments.batch import make_environments
 from trajectory_transformer.environments.make import make_environment
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import rollout
-from trajectory_transformer.evaluation.records import RolloutOptions, RolloutRecord
+from trajectory_transformer.evaluation.records import EpisodeRecord, RolloutOptions, RolloutRecord
 from trajectory_transformer.evaluation.rollout import run_episodes
 from trajectory_transformer.planning.plan import PlanCounts
 
-from .scripted import WALK, ScriptedAgent, environment_spec, maze_spec
+from .scripted import WALK, ScriptedAgent, Walk, environment_spec, maze_spec
 
+WALK_SPEC = environment_spec(WALK)
 QUIET = RolloutOptions(progress=False)
 
 
@@ -98,8 +101,105 @@ def test_truncation_is_not_termination() -> None:
 
 
 def test_a_reward_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(UserError, match=r"reward is nan at step 2 of the episode with seed 100"):
+    with pytest.raises(UserError, match=r"at step 2 of episode 0 \(seed 100\): its reward is nan"):
         run(ScriptedAgent(environment_spec(WALK, bad_reward_at=2)), 1, 1)
+
+
+class Misbehaving(Walk):
+    """Episodes of three steps, of which the third one's second step, or its reset, is bad."""
+
+    bad: ClassVar[Callable[[Any], Any]]  # of the good outcome
+    at_reset: ClassVar[bool] = False
+    begun: ClassVar[int] = 0
+
+    def reset(self, **keywords: Any) -> tuple[Any, dict[str, Any]]:
+        Misbehaving.begun += 1
+        outcome = super().reset(**keywords)
+        return type(self).bad(outcome) if self.at_reset and self.begun == 3 else outcome
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, truncated, info = super().step(action)
+        outcome = (observation, reward, self.clock == 3, truncated, info)
+        return outcome if self.at_reset or (self.begun, self.clock) != (3, 2) else type(self).bad(outcome)
+
+
+gymnasium.register("rollout-tests/Misbehaving-v0", f"{__name__}:Misbehaving", max_episode_steps=30)
+
+
+def raising(kind: type[BaseException], value: object) -> Callable[[Any], Any]:
+    def raise_it(_: Any) -> Any:
+        raise kind(value)
+
+    return raise_it
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason", "own"),
+    [
+        (raising(RuntimeError, "joint 3\nbroke"), "RuntimeError: joint 3 broke", True),
+        (raising(SystemExit, 0), "it wanted to end the process, with exit code 0", True),
+        (lambda _: None, "TypeError", False),
+        (lambda good: good[:-1], "ValueError", False),
+        (lambda good: ({"position": [0.0]}, *good[1:]), "its observation does not fit its space: 'clock'", False),
+        (lambda good: ({"position": [0.0, 1.0], "clock": [1.0]}, *good[1:]), "position has shape (2,)", False),
+        (lambda good: ({"position": [np.nan], "clock": [1.0]}, *good[1:]), "has NaN or infinite values", False),
+    ],
+)
+@pytest.mark.parametrize("at_reset", [True, False])
+def test_an_environment_that_fails_is_named_with_its_episode(
+    monkeypatch: pytest.MonkeyPatch, bad: Callable[[Any], Any], reason: str, own: bool, at_reset: bool
+) -> None:
+    """And the episodes before it have been handed over."""
+    monkeypatch.setattr(Misbehaving, "bad", staticmethod(bad), raising=False)
+    monkeypatch.setattr(Misbehaving, "at_reset", at_reset)
+    monkeypatch.setattr(Misbehaving, "begun", 0)
+    kept: list[EpisodeRecord] = []
+    agent = ScriptedAgent(environment_spec("rollout-tests/Misbehaving-v0"), PlannerConfig(horizon=2))
+    with pytest.raises(UserError) as caught:
+        run(agent, 5, 1, replace(QUIET, finished=kept.append))
+    assert [(episode.seed, episode.length) for episode in kept] == [(100, 3), (101, 3)]
+    place = f"'rollout-tests/Misbehaving-v0' failed at step {0 if at_reset else 2} of episode 2 (seed 102)"
+    assert f"environment {place}: " in str(caught.value)
+    assert reason in str(caught.value)
+    if own:
+        assert "Traceback" in caught.value.told
+        assert "in raise_it" in caught.value.told
+    assert "batch.py" not in caught.value.told
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (lambda good: (good[0], "much", *good[2:]), "its reward is 'much', which is no number"),
+        (lambda good: (*good[:4], None), "its info is None, which is no dict"),
+    ],
+)
+def test_a_step_that_is_nonsense_is_refused(
+    monkeypatch: pytest.MonkeyPatch, bad: Callable[[Any], Any], reason: str
+) -> None:
+    monkeypatch.setattr(Misbehaving, "bad", staticmethod(bad), raising=False)
+    monkeypatch.setattr(Misbehaving, "begun", 2)
+    agent = ScriptedAgent(environment_spec("rollout-tests/Misbehaving-v0"), PlannerConfig(horizon=2))
+    with pytest.raises(UserError, match=rf"failed at step 2 of episode 0 \(seed 100\): {reason}"):
+        run(agent, 1, 1)
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_what_a_signal_raises_is_not_the_environments_doing(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(Misbehaving, "bad", staticmethod(raising(SystemExit, code)), raising=False)
+    monkeypatch.setattr(Misbehaving, "begun", 2)
+    agent = ScriptedAgent(environment_spec("rollout-tests/Misbehaving-v0"), PlannerConfig(horizon=2))
+    with pytest.raises(SystemExit) as caught:
+        run(agent, 1, 1)
+    assert caught.value.code == code
+
+
+def test_an_environment_that_cannot_be_closed_costs_no_result(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Walk, "close", raising(RuntimeError, "stuck"))
+    assert len(run_episodes(ScriptedAgent(WALK_SPEC), WALK_SPEC, 2, 1, 0, QUIET).episodes) == 2
+    assert "closing environment 'evaluation-tests/Walk-v0' failed: stuck" in caplog.text
 
 
 def test_more_environments_than_episodes_are_not_made() -> None:

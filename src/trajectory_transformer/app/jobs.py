@@ -19,7 +19,7 @@ import yaml
 
 from ..building import TYPED_BY_USER, build, import_modules
 from ..configuration import EvaluateConfig, TrainConfig
-from ..errors import UserError
+from ..errors import EXITS_BY_SIGNAL, UserError
 from ..files import is_first_process, write_whole
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ STATUS = "status.json"
 MODULES = "environment.modules"
 REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
 RANK_RUN = "TRAJECTORY_TRANSFORMER_RANK_RUN"  # tells the processes that Lightning starts which run is theirs
-INTERRUPTED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
             note(job, "finished", score=score)
             return score
         except (KeyboardInterrupt, SystemExit) as exit:
-            if isinstance(exit, KeyboardInterrupt) or exit.code in INTERRUPTED:
+            if isinstance(exit, KeyboardInterrupt) or exit.code in EXITS_BY_SIGNAL:
                 note(job, "interrupted", "interrupted")
                 raise
             reason = f"exit code {exit.code}"

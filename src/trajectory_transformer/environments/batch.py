@@ -3,7 +3,9 @@
 import contextlib
 import importlib.util
 import json
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +14,11 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import TimeLimit
 
-from ..errors import UserError
+from ..errors import EXITS_BY_SIGNAL, UserError
 from .make import make_environment, space_spec
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
+log = logging.getLogger(__name__)
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
 _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
 
@@ -29,6 +32,20 @@ class StepResult:
     terminated: np.ndarray  # (env,) bool
     truncated: np.ndarray  # (env,) bool
     infos: list[Mapping[str, Any]]  # one for each row
+
+
+class EnvironmentFailure(Exception):
+    """What an environment did in place of a step, of a reset or of drawing.
+
+    Attributes:
+        row: which environment.
+        reason: one line.
+        own: what its own code raised, or None where what it returned makes no sense.
+    """
+
+    def __init__(self, row: int, reason: str, own: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.row, self.reason, self.own = row, " ".join(reason.split()), own
 
 
 class EnvironmentBatch:
@@ -53,7 +70,10 @@ class EnvironmentBatch:
 
     def __exit__(self, *_: object) -> None:
         for environment in self.environments:
-            environment.close()
+            try:
+                environment.close()
+            except Exception as error:  # whatever a third party's code raises; what was done before counts
+                log.warning("closing environment '%s' failed: %s", environment_title(self.spec), error)
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -66,22 +86,41 @@ class EnvironmentBatch:
         self.environments = [TimeLimit(environment, max_episode_steps) for environment in self.environments]
 
     def reset(self, row: int, seed: int) -> None:
-        """Begin an episode in ``row``, wholly determined by ``seed``."""
-        observation, _ = self.environments[row].reset(seed=seed)
+        """Begin an episode in ``row``, wholly determined by ``seed``; may raise :class:`EnvironmentFailure`."""
+        with _blaming(row):
+            observation, _ = self.environments[row].reset(seed=seed)
         self._look(row, observation)
 
+    def render(self, row: int) -> Any:
+        """A picture of ``row``; may raise :class:`EnvironmentFailure`."""
+        with _blaming(row):
+            return self.environments[row].render()
+
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
-        """Step the rows that are ``active``, (env,) bool, with flat actions (env, action_dim)."""
+        """Step the rows that are ``active``, (env,) bool, with flat actions (env, action_dim).
+
+        Raises:
+            EnvironmentFailure: one of them raised something, wanted to end the process, or returned what is no outcome
+                of a step.
+        """
         count = len(self.environments)
         executed = self.spec.action.to_environment(actions)
         shown = np.where(active[:, None], executed.reshape(count, -1), 0).astype(np.float32)
         rewards, terminated, truncated = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         infos: list[Mapping[str, Any]] = [{}] * count
-        for row in np.flatnonzero(active):
-            outcome = self.environments[row].step(executed[row])
-            observation, reward, terminated[row], truncated[row], infos[row] = outcome
-            rewards[row] = float(reward)
-            self._look(int(row), observation)
+        for row in map(int, np.flatnonzero(active)):
+            with _blaming(row):
+                outcome = self.environments[row].step(executed[row])
+                observation, reward, terminated[row], truncated[row], infos[row] = outcome
+            try:
+                rewards[row] = float(reward)
+            except (TypeError, ValueError):
+                raise EnvironmentFailure(row, f"its reward is {reward!r}, which is no number") from None
+            if not math.isfinite(rewards[row]):
+                raise EnvironmentFailure(row, f"its reward is {rewards[row]}: its simulation has broken down")
+            if not isinstance(infos[row], Mapping):
+                raise EnvironmentFailure(row, f"its info is {infos[row]!r}, which is no dict")
+            self._look(row, observation)
         return StepResult(shown, rewards, terminated, truncated, infos)
 
     def _goals(self, key: str) -> np.ndarray | None:
@@ -90,10 +129,28 @@ class EnvironmentBatch:
         return None if leaf is None else np.zeros((len(self.environments), leaf.size), dtype=np.float32)
 
     def _look(self, row: int, observation: Any) -> None:
-        self.observations[row] = self.spec.observations(_batch_of_one(observation))[0]
+        try:
+            self.observations[row] = self.spec.observations(_batch_of_one(observation))[0]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EnvironmentFailure(row, f"its observation does not fit its space: {error}") from None
+        if not np.isfinite(self.observations[row]).all():
+            raise EnvironmentFailure(row, "its observation has NaN or infinite values")
         for key, goals in (("desired_goal", self.desired_goals), ("achieved_goal", self.achieved_goals)):
             if goals is not None:
                 goals[row] = np.ravel(observation[key])
+
+
+@contextlib.contextmanager
+def _blaming(row: int) -> Iterator[None]:
+    """Say that what is raised here is the environment's doing; but what a signal makes this process raise is not."""
+    try:
+        yield
+    except SystemExit as exit:
+        if exit.code in EXITS_BY_SIGNAL:
+            raise
+        raise EnvironmentFailure(row, f"it wanted to end the process, with exit code {exit.code}", exit) from exit
+    except Exception as error:  # whatever a third party's code raises
+        raise EnvironmentFailure(row, f"{type(error).__name__}: {error}", error) from error
 
 
 def make_environments(
@@ -134,7 +191,9 @@ def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) ->
     except UserError:
         raise
     except Exception as error:  # whatever a third party's constructor raises
-        raise UserError(f"environment '{env_id}' cannot be made: {error}{_advice(stored, env_id)}") from error
+        message = f"environment '{env_id}' cannot be made: {error}{_advice(stored, env_id)}"
+        is_missing = isinstance(error, (gymnasium.error.Error, ImportError))
+        raise (UserError(message) if is_missing else UserError.of_own_code(message, error)) from error
     return environment
 
 

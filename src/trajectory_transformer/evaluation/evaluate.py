@@ -1,6 +1,8 @@
 """Evaluation from an agent to ``results.json``, pictures and films."""
 
+import csv
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ from rich.table import Table
 
 from ..environments.batch import environment_title, make_environments
 from ..environments.spec import EnvironmentSpec
+from ..errors import UserError
 from .maze_plot import plot_trajectories, read_walls
 from .measurements import planning_measurements, write_measurements
 from .plots import plot_plan, plot_returns, plot_training
-from .records import ActingAgent, RolloutOptions, RolloutRecord
+from .records import ActingAgent, EpisodeRecord, RolloutOptions, RolloutRecord
 from .results import EvaluationRequest, build_results, write_results
 from .rollout import run_episodes
 from .video import VideoRecorder, log, unavailable_reason
@@ -27,28 +30,58 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
 
     Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png`` where plans look
     ahead, ``plots/trajectories.png`` where the environment is a maze, ``videos/episode_<i>.mp4`` if asked for, and
-    ``plots/training.png`` if ``run_directory`` holds ``metrics.csv``; the directory is made if it is missing.
+    ``plots/training.png`` if ``run_directory`` holds ``metrics.csv``; the directory is made if it is missing. Until
+    ``results.json`` is there, ``episodes.csv`` has the episodes that have finished, however the evaluation ends.
 
     Raises:
-        UserError: the environment cannot be made or does not fit, or the directory cannot be written.
+        UserError: the environment cannot be made, does not fit or fails, or the directory cannot be written.
     """
     run_directory = Path(run_directory)
     recorder = _recorder(request, agent.environment, run_directory / "videos")
+    kept = _FinishedEpisodes(run_directory / "episodes.csv")
     limits = request.max_episode_steps, request.longest_episode
-    options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS, *limits)
+    options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS, *limits, kept.add)
     wanted = request.episodes, request.num_envs, request.first_episode_seed
     try:
         record = run_episodes(agent, agent.environment, *wanted, options)
+    except UserError as error:
+        if kept.number:
+            error.args = (f"{error}; {kept.file} has the {kept.number} episodes that had finished",)
+        raise
     finally:
         if recorder is not None:
             recorder.close()
     title = environment_title(agent.environment)
     results = build_results(request, agent.settings, title, record, agent.imitates)
     write_results(results, run_directory / "results.json")
+    kept.file.unlink(missing_ok=True)
     write_measurements(run_directory / "figures.csv", *planning_measurements(results))
     _plot(agent.environment, request.behavior_returns, results, record, run_directory)
     Console().print(results_table(results))
     return results
+
+
+class _FinishedEpisodes:
+    """A CSV of the episodes that have finished, each written at once: what ends the process does not take them along.
+
+    The file is made, in place of an earlier evaluation's, when the first one has finished.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.number = file, 0
+
+    def add(self, episode: EpisodeRecord) -> None:
+        """UserError if it cannot be written."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a" if self.number else "w", newline="", encoding="utf-8") as opened:
+                writer = csv.DictWriter(opened, [field.name for field in fields(EpisodeRecord)])
+                if not self.number:
+                    writer.writeheader()
+                writer.writerow(asdict(episode))
+        except OSError as error:
+            raise UserError(f"{self.file} cannot be written: {error.strerror or error}") from error
+        self.number += 1
 
 
 def _recorder(request: EvaluationRequest, environment: EnvironmentSpec, directory: Path) -> VideoRecorder | None:

@@ -123,3 +123,4 @@ class RolloutOptions:
     paths: int = 0  # episodes to keep the positions of
     max_episode_steps: int | None = None  # of an episode; None: the environment's own limit
     longest_episode: int | None = None  # steps of the data's, which limit episodes where nothing else does
+    finished: Callable[[EpisodeRecord], None] | None = None  # is told of each episode as soon as it has ended

@@ -1,15 +1,23 @@
 """Episodes in the real environment, planned for side by side."""
 
+import contextlib
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..environments.batch import EnvironmentBatch, StepResult, environment_title, make_environments
+from ..environments.batch import (
+    EnvironmentBatch,
+    EnvironmentFailure,
+    StepResult,
+    environment_title,
+    make_environments,
+)
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from .records import (
@@ -43,7 +51,7 @@ def run_episodes(
     Raises:
         ValueError: ``episodes`` or ``num_envs`` is below 1.
         UserError: the environment cannot be made, does not fit, ends before a plan does or never, has no goal for a
-            planner that needs one, or gives a reward that is not finite.
+            planner that needs one, raises something, or gives what is no outcome of a step.
     """
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
@@ -98,9 +106,8 @@ class _Rollout:
         self.started = time.perf_counter()
         self.render_seconds = 0.0
         agent.reset(rows, seeds=[seed + episode for episode in range(rows)])
-        for row, running in enumerate(self.rows):
-            batch.reset(row, seed + running.episode)
-            self._look(row)
+        for row in range(rows):
+            self._begin(row)
 
     def step(self) -> None:
         """Act and step once in every active row; begin the next episode where one has ended."""
@@ -114,7 +121,8 @@ class _Rollout:
         for row in np.flatnonzero(self.agent.planned):
             if (running := self.rows[row]).episode < self.options.traces:
                 running.plans.append(PlanTrace(running.length, self.agent.last_plan.observations[row].copy()))
-        result = self.batch.step(actions, active)
+        with self._naming_episodes(ahead=1):
+            result = self.batch.step(actions, active)
         done = result.terminated | result.truncated
         for row in np.flatnonzero(active):
             self._account(int(row), result)
@@ -124,14 +132,9 @@ class _Rollout:
 
     def _account(self, row: int, result: StepResult) -> None:
         """Add the row's step to its episode."""
-        running, reward = self.rows[row], float(result.rewards[row])
+        running = self.rows[row]
         running.length += 1
-        if not math.isfinite(reward):
-            raise UserError(
-                f"the environment's reward is {reward} at step {running.length} of the episode with seed "
-                f"{self.seed + running.episode}: its simulation has broken down"
-            )
-        running.episode_return += reward
+        running.episode_return += float(result.rewards[row])
         info = result.infos[row]
         reported = [bool(np.any(info[key])) for key in ("success", "is_success") if key in info]
         if reported:
@@ -148,21 +151,46 @@ class _Rollout:
             running.path.append((achieved[row].copy(), desired[row].copy()))
         if self.options.recorder is not None:
             started = time.perf_counter()
-            self.options.recorder.capture(running.episode, running.length, self.batch.environments[row].render)
+            with self._naming_episodes():
+                self.options.recorder.capture(running.episode, running.length, lambda: self.batch.render(row))
             self.render_seconds += time.perf_counter() - started
 
     def _finish(self, row: int, terminated: bool) -> None:
         """Keep the row's episode, and begin the next one where one is left."""
         self.rows[row].terminated = terminated
         self.finished.append(self.rows[row])
+        if self.options.finished is not None:
+            self.options.finished(self._record_of(self.rows[row]))
         if self.next_episode == self.episodes:
             self.active[row] = False
             return
         self.rows[row] = _Running(self.next_episode)
         self.agent.begin_episode(row, self.seed + self.next_episode)
-        self.batch.reset(row, self.seed + self.next_episode)
         self.next_episode += 1
+        self._begin(row)
+
+    def _begin(self, row: int) -> None:
+        with self._naming_episodes():
+            self.batch.reset(row, self.seed + self.rows[row].episode)
         self._look(row)
+
+    @contextlib.contextmanager
+    def _naming_episodes(self, ahead: int = 0) -> Iterator[None]:
+        """Say in which episode, and so many steps ahead of what is over, an environment failed; a reset is step 0."""
+        try:
+            yield
+        except EnvironmentFailure as failure:
+            running = self.rows[failure.row]
+            step, title = running.length + ahead, environment_title(self.batch.spec)
+            message = (
+                f"environment '{title}' failed at step {step} of episode {running.episode} (seed "
+                f"{self.seed + running.episode}): {failure.reason}"
+            )
+            own = failure.own
+            raise (UserError(message) if own is None else UserError.of_own_code(message, own)) from failure
+
+    def _record_of(self, run: _Running) -> EpisodeRecord:
+        return EpisodeRecord(self.seed + run.episode, run.episode_return, run.length, run.terminated, run.success)
 
     def progress(self) -> dict[str, Any]:
         """Fields of the progress bar; an episode under way counts by its share of the time limit."""
@@ -174,10 +202,7 @@ class _Rollout:
 
     def record(self) -> RolloutRecord:
         runs = sorted(self.finished, key=lambda run: run.episode)
-        episodes = tuple(
-            EpisodeRecord(self.seed + run.episode, run.episode_return, run.length, run.terminated, run.success)
-            for run in runs
-        )
+        episodes = tuple(map(self._record_of, runs))
         traces = tuple(
             EpisodeTrace(run.episode, np.stack(run.observations), tuple(run.plans)) for run in runs if run.observations
         )
