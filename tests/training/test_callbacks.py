@@ -7,11 +7,13 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from typing_extensions import override
 
 from trajectory_transformer.checkpoint_file import read_checkpoint
+from trajectory_transformer.cores import OtherProcesses
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.learners.transformer_module import TrajectoryModule
@@ -143,7 +145,9 @@ def test_early_stopping_of_the_user(tmp_path: Path) -> None:
     assert read_checkpoint(report.last)["global_step"] == 8
 
 
-def progress_of(directory: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> str:
+def progress_of(directory: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, others: float = 0.0) -> str:
+    monkeypatch.setattr(OtherProcesses, "cores", lambda _: others)
+    monkeypatch.setattr(callbacks_file, "CONTENTION_SECONDS", 0.0)
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=120)
     monkeypatch.setattr(callbacks_file, "Console", lambda **_: console)
@@ -164,6 +168,13 @@ def test_lines_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [line.split()[1] for line in lines] == [f"{step}/8" for step in range(1, 9)]
     assert "validation" in lines[-1]
     assert all(line.endswith("remaining") for line in lines)
+
+
+def test_contended_cores_are_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks_file, "PLAIN_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks_file.os, "cpu_count", lambda: torch.get_num_threads() + 1)
+    lines = progress_of(tmp_path, monkeypatch, terminal=False, others=1.5).splitlines()
+    assert all(f"other processes use 1.5 of {torch.get_num_threads() + 1} cores" in line for line in lines)
 
 
 def test_throughput_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:

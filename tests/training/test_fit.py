@@ -62,6 +62,26 @@ def test_nothing_of_lightning_is_shown(
     assert [record.getMessage() for record in caplog.records] == []
 
 
+def test_an_update_in_parts_is_the_same_update(tmp_path: Path) -> None:
+    """But for rounding: weights, what is logged and when, checkpoints and validations."""
+    found = []
+    for parts in (1, 3, 9):
+        config, rows = small_config(accumulate=parts), Rows()
+        config.model.embd_pdrop = config.model.resid_pdrop = config.model.attn_pdrop = 0.0
+        report = fit(TransformerLearner(), config, tmp_path / str(parts), small_datamodule(config), [rows], [], False)
+        assert report.steps == 24
+        found.append((rows.repeatable(), weights(report.last)))
+    for logged, state in found[1:]:
+        assert logged == pytest.approx(found[0][0], rel=1e-3, nan_ok=True)
+        for name, value in state.items():
+            torch.testing.assert_close(value, found[0][1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_parts_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.accumulate=2 does not divide the 9 windows"):
+        small_fit(tmp_path, small_config(accumulate=2))
+
+
 def test_threads(tmp_path: Path) -> None:
     """They are the run's alone: the next job of a sweep, in the same process, begins with what there was."""
 

@@ -64,9 +64,11 @@ def digests(directory: Path) -> dict[str, str]:
     return found
 
 
-def run(directory: Path, every: int, resume: bool = False, callbacks: Any = ()) -> dict[Any, float]:
+def run(
+    directory: Path, every: int, resume: bool = False, callbacks: Any = (), accumulate: int = 1
+) -> dict[Any, float]:
     rows = Rows()
-    config = small_config(max_steps=STEPS, checkpoint_every=every)
+    config = small_config(max_steps=STEPS, checkpoint_every=every, accumulate=accumulate)
     fit(TransformerLearner(), config, directory, small_datamodule(config), [rows], callbacks, resume)
     return rows.repeatable()
 
@@ -101,9 +103,18 @@ def test_resumed_equals_unbroken(
     assert rows == pytest.approx(unbroken[1], rel=0, abs=0, nan_ok=True)
 
 
-def run_killed(directory: Path, every: int, step: int, hook: str) -> dict[Any, float]:
+@pytest.mark.parametrize("hook", ["middle", "end", "validation"])
+def test_resumed_equals_unbroken_where_batches_come_in_parts(tmp_path: Path, hook: str) -> None:
+    rows = run(tmp_path / "unbroken", every=5, accumulate=3)
+    found = run_killed(tmp_path / "killed", 5, 12, hook, accumulate=3)
+    found |= run(tmp_path / "killed", 5, resume=True, accumulate=3)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "unbroken")
+    assert found == pytest.approx(rows, rel=0, abs=0, nan_ok=True)
+
+
+def run_killed(directory: Path, every: int, step: int, hook: str, accumulate: int = 1) -> dict[Any, float]:
     rows = Rows()
-    config = small_config(max_steps=STEPS, checkpoint_every=every)
+    config = small_config(max_steps=STEPS, checkpoint_every=every, accumulate=accumulate)
     with pytest.raises(Killed):
         fit(TransformerLearner(), config, directory, small_datamodule(config), [rows], [KillAt(step, hook)], False)
     return rows.repeatable()

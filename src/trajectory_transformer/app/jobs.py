@@ -19,6 +19,7 @@ import yaml
 
 from ..building import TYPED_BY_USER, build, import_modules
 from ..configuration import EvaluateConfig, TrainConfig
+from ..cores import OtherProcesses, wait_passively
 from ..errors import EXITS_BY_SIGNAL, UserError
 from ..files import is_first_process, write_whole
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 STATUS = "status.json"
 MODULES = "environment.modules"
 REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
+OTHERS = OtherProcesses()  # since the command began
 RANK_RUN = "TRAJECTORY_TRANSFORMER_RANK_RUN"  # tells the processes that Lightning starts which run is theirs
 
 
@@ -107,6 +109,7 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
     A failure within a sweep, whose other jobs go on, gives NaN; that of a single run raises SystemExit with 1, an
     interruption with its own code.
     """
+    wait_passively(OTHERS.cores())
     with _process_restored():
         try:
             score = run()

@@ -118,6 +118,7 @@ class TrainerConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "32-true"
+    accumulate: int = 1  # parts that an update's batch is computed in, one after the other: less memory, same result
     compile: bool = False  # torch.compile the model
     threads: int | None = None  # intra-operation threads; null: torch's choice
     progress_bar: bool = True
@@ -126,7 +127,9 @@ class TrainerConfig:
     metrics: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: …} of a torchmetrics.Metric
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "validate_every", "checkpoint_every", "log_every", "devices", "num_nodes"):
+        for name in (
+            "max_steps", "validate_every", "checkpoint_every", "log_every", "accumulate", "devices", "num_nodes",
+        ):  # fmt: skip
             require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)} must be at least 1")
         require(self.validation_batches >= 0, f"trainer.validation_batches={self.validation_batches} must be ≥ 0")
         require_choice("trainer.accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))

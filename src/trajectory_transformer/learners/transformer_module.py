@@ -14,7 +14,7 @@ from ..configuration import OptimizerConfig
 from ..data.windows import WindowBatch
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
-from ..training.learner_module import LearnerModule
+from ..training.learner_module import LearnerModule, ends_update
 from ..training.metrics import LoggedMetrics
 from ..training.optimization import TrainingPlan
 
@@ -64,12 +64,12 @@ class TrajectoryModule(LearnerModule):
     def training_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
         due = (self.global_step + 1) % self.plan.log_every == 0
         loss = self.shared_step(batch, self.train_metrics if due else None)
-        self.last_loss = loss.detach()
+        self.last_loss = self.mean_of_parts(self.last_loss, loss, batch_idx)
         return loss
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: WindowBatch, batch_idx: int) -> None:
-        if self.global_step % self.plan.log_every == 0:
+        if ends_update(self.trainer) and self.global_step % self.plan.log_every == 0:
             self.log_dict(self._take(self.train_metrics, "train") | self.optimizer_state)
 
     @override

@@ -9,7 +9,7 @@ from typing_extensions import override
 from ..checkpoint import TrainingRecord
 from ..configuration import OptimizerConfig
 from ..data.transition_set import TransitionBatch
-from ..training.learner_module import LearnerModule
+from ..training.learner_module import LearnerModule, ends_update
 from ..training.optimization import TrainingPlan
 
 
@@ -34,13 +34,14 @@ class TransitionModule(LearnerModule):
     @override
     def training_step(self, batch: TransitionBatch, batch_idx: int) -> Tensor:
         loss, values = self.losses(batch)
-        self.last_loss = loss.detach()
-        self.last_values = {name: value.detach() for name, value in values.items()}
+        self.last_loss = self.mean_of_parts(self.last_loss, loss, batch_idx)
+        for name, value in values.items():
+            self.last_values[name] = self.mean_of_parts(self.last_values.get(name), value, batch_idx)
         return loss
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: TransitionBatch, batch_idx: int) -> None:
-        if self.global_step % self.plan.log_every == 0:
+        if ends_update(self.trainer) and self.global_step % self.plan.log_every == 0:
             self.log_dict(self.labelled(self.last_values, "train") | self.optimizer_state)
 
     @override

@@ -63,16 +63,29 @@ class BatchOrder:
 
 @dataclass
 class TrainingBatches(Generic[Batch]):
-    """Endless batches from the present update on: iterating anew after a resume goes on exactly where it stopped."""
+    """Endless batches from the present update on: iterating anew after a resume goes on exactly where it stopped.
+
+    Each update's comes in ``parts`` of equal size; UserError if there are none.
+    """
 
     examples: Examples[Batch]
     order: BatchOrder
     steps_done: Callable[[], int]
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        share = self.order.batch_size // self.order.world_size
+        if share % self.parts:
+            raise UserError(
+                f"trainer.accumulate={self.parts} does not divide the {share} windows or transitions of a process's "
+                "batch (data.batch_size, or the whole set)"
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.steps_done()
         while True:
-            yield self.examples.gather(self.order.indices(step))
+            for indices in self.order.indices(step).chunk(self.parts):
+                yield self.examples.gather(indices)
             step += 1
 
 

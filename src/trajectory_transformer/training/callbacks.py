@@ -1,23 +1,27 @@
 """Callbacks of training: checkpoints, throughput, progress. All of it is counted in updates, never in epochs."""
 
 import math
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from typing_extensions import override
 
 from ..configuration import TrainerConfig
+from ..cores import OtherProcesses, are_contended
 from ..errors import UserError
 from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
-from .learner_module import LearnerModule
+from .learner_module import LearnerModule, ends_update
 
+CONTENTION_SECONDS = 5.0  # over which the cores that other processes use are measured
 PLAIN_LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
@@ -42,6 +46,8 @@ class KeepCheckpoints(Checkpoint):
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if not ends_update(trainer):
+            return
         if trainer.global_step >= self.options.max_steps:
             trainer.should_stop = True  # the only way to have Lightning validate after the last update in any case
         if not trainer.should_stop and trainer.global_step % self.options.validate_every:
@@ -112,6 +118,8 @@ class Throughput(Callback):
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if not ends_update(trainer):
+            return
         now = time.perf_counter()
         self.seconds, self.steps, self._since = self.seconds + now - self._since, self.steps + 1, now
         if trainer.global_step % self.log_every == 0:
@@ -130,6 +138,7 @@ class RunProgress(Callback):
     def __init__(self, max_steps: int, throughput: Throughput) -> None:
         self.max_steps, self.throughput, self.console = max_steps, throughput, Console(stderr=True)
         self._began, self._first_step, self._shown, self._validation_loss = 0.0, 0, 0.0, ""
+        self._others, self._measured, self._contended = OtherProcesses(), 0.0, ""
         self._bar: Progress | None = None
 
     @override
@@ -148,14 +157,19 @@ class RunProgress(Callback):
     ) -> None:
         step, now = trainer.global_step, time.monotonic()
         interval = PLAIN_LINE_SECONDS if self._bar is None else 0.2
-        if not trainer.is_global_zero or (now - self._shown < interval and step < self.max_steps):
+        due = now - self._shown >= interval or step >= self.max_steps
+        if not (due and trainer.is_global_zero and ends_update(trainer)):
             return
         self._shown = now
         remaining = (now - self._began) / (step - self._first_step) * (self.max_steps - step)
+        if now - self._measured > CONTENTION_SECONDS:
+            self._measured, others = now, self._others.cores()
+            contended = are_contended(others, torch.get_num_threads())
+            self._contended = f"  other processes use {others:.1f} of {os.cpu_count()} cores" if contended else ""
         status = (
             f"loss {float(outputs['loss']):.3f}{self._validation_loss}  "
             f"{self.throughput.tokens_per_second:,.0f} {self.throughput.unit}/s  "
-            f"{timedelta(seconds=round(remaining))} remaining"
+            f"{timedelta(seconds=round(remaining))} remaining{self._contended}"
         )
         if self._bar is None:
             self.console.print(f"step {step}/{self.max_steps}  {status}", highlight=False)

@@ -81,7 +81,8 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         assert self.trainer is not None
         trainer = self.trainer
         order = self.train_order(trainer.global_rank, trainer.world_size)
-        return TrainingBatches(self.train_examples, order, lambda: trainer.global_step)
+        parts = trainer.accumulate_grad_batches
+        return TrainingBatches(self.train_examples, order, lambda: trainer.global_step, parts)
 
     @override
     def val_dataloader(self) -> ValidationBatches[Batch]:

@@ -114,8 +114,9 @@ def make_trainer(
             strategy=options.strategy,
             max_epochs=-1,
             max_steps=options.max_steps,
+            accumulate_grad_batches=options.accumulate,
             check_val_every_n_epoch=None,
-            val_check_interval=options.validate_every,
+            val_check_interval=options.validate_every * options.accumulate,  # which counts parts of batches
             limit_val_batches=options.validation_batches or 1.0,
             num_sanity_val_steps=0,
             log_every_n_steps=options.log_every,

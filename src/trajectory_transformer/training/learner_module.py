@@ -21,6 +21,11 @@ class NonFiniteLossError(UserError):
     """The loss or its gradient became NaN or infinite; the weights are still those of the update before."""
 
 
+def ends_update(trainer: L.Trainer) -> bool:
+    """True if an update has been made with the present batch, false after all but the last of its parts."""
+    return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class LearnerModule(L.LightningModule):
     """Base of the learners. An update's randomness follows from (seed, step, rank): resume is exact."""
 
@@ -51,8 +56,8 @@ class LearnerModule(L.LightningModule):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        step = self.global_step
-        torch.manual_seed(derived_seed(self.plan.seed, step, self.global_rank))
+        step, part = self.global_step, batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(derived_seed(self.plan.seed, step, self.global_rank, *((part,) if part else ())))
         set_learning_rate(self.trainer.optimizers, self.schedule.at((step + 1) * self.plan.tokens_per_step))
 
     @override
@@ -72,6 +77,11 @@ class LearnerModule(L.LightningModule):
                 f"{self.last_loss.item():.4g}); that update was not made and checkpoints/last.ckpt keeps the last good "
                 "state; lower optimizer.learning_rate or look for extreme values in the data"
             )
+
+    def mean_of_parts(self, so_far: Tensor | None, value: Tensor, batch_idx: int) -> Tensor:
+        """The mean of a value of the parts of an update's batch (``trainer.accumulate``) up to this one, detached."""
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        return value.detach() if so_far is None or part == 0 else so_far + (value.detach() - so_far) / (part + 1)
 
     def labelled(self, values: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
         """Values under their logged names, with "step" (updates made), which Lightning logs them at."""
