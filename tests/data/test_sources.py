@@ -452,6 +452,15 @@ def test_discrete_values_outside_their_space_are_refused(minari_root: Path, valu
         load("bad-v0")
 
 
+def test_fractions_in_a_space_of_integers_are_refused(minari_root: Path):
+    raw = RawEpisode(np.zeros((3, 3)), np.array([[2], [3]]), np.zeros(2))
+    write_dataset("bad-v0", [raw], action_space=gym.spaces.Box(0, 9, (1,), np.int64))
+    assert load("bad-v0").episodes[0].actions.tolist() == [[2], [3]]
+    replace_array(minari_root / "bad-v0", "episode_0/actions", np.array([[2.0], [3.5]]))
+    with pytest.raises(UserError, match=r"actions: 3\.5 at step 1, dimension \[0\], whose space holds whole numbers"):
+        load("bad-v0")
+
+
 def test_spaces_that_cannot_become_tokens_are_refused(minari_root: Path):
     raw = RawEpisode(np.zeros((3, 4), dtype=np.int8), np.zeros((2, 2), dtype=np.float32), np.zeros(2))
     write_dataset("bits-v0", [raw], observation_space=gym.spaces.MultiBinary(4))

@@ -1,6 +1,7 @@
 """Environments are rebuilt as the data set had them, refused where they do not fit, and run no foreign code."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
-from trajectory_transformer.environments.batch import environment_title, make_environments
+from trajectory_transformer.environments.batch import EnvironmentBatch, environment_title, make_environments
 from trajectory_transformer.environments.make import make_environment, space_spec
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
@@ -183,7 +185,7 @@ def test_other_spaces_are_refused(changes: dict[str, SpaceSpec], words: list[str
     changed = EnvironmentSpec(
         spec.env_id, None, changes.get("observation", spec.observation), changes.get("action", spec.action)
     )
-    with pytest.raises(UserError, match="does not fit the checkpoint") as caught:
+    with pytest.raises(UserError, match="does not fit the data") as caught:
         make_environments(changed, 1)
     assert all(word in str(caught.value) for word in words), caught.value
 
@@ -250,3 +252,84 @@ def test_a_file_does_not_choose_what_is_imported(tmp_path: Path, monkeypatch: py
         with pytest.raises(UserError, match="must not choose what is imported"):
             make_environments(named, 1)
     assert "chosen_by_a_file" not in sys.modules
+
+
+class Told(gymnasium.Env):
+    """Returns what ``changes`` say instead of what it should: values by the names of the parts, or whole returns."""
+
+    def __init__(self, changes: dict[str, Any] | None = None, action_space: Any = None) -> None:
+        self.changes = changes or {}
+        self.observation_space = gymnasium.spaces.Box(-9.0, 9.0, (2,))
+        self.action_space = action_space or gymnasium.spaces.Box(0, 20, (1,), np.int64)
+        self.given: list[Any] = []
+
+    def reset(self, **_: Any) -> Any:
+        at_reset = self.changes.get("first", np.zeros(2, np.float32))
+        return self.changes.get("reset", (at_reset, self.changes.get("first_info", {})))
+
+    def step(self, action: Any) -> Any:
+        self.given.append(action)
+        if "error" in self.changes:
+            raise self.changes["error"]
+        parts = {"observation": np.ones(2), "reward": 1.0, "terminated": False, "truncated": False, "info": {}}
+        return self.changes.get("step", tuple((parts | self.changes)[name] for name in parts))
+
+
+def told(**changes: Any) -> EnvironmentBatch:
+    environment = Told(changes)
+    spaces = space_spec(environment.observation_space), space_spec(environment.action_space)
+    return EnvironmentBatch([environment], EnvironmentSpec("Told-v0", None, *spaces))
+
+
+def test_a_trial_steps_with_a_sampled_and_with_a_decoded_action() -> None:
+    batch = told()
+    batch.try_out(np.array([3.7]))
+    environment: Any = batch.environments[0]
+    sampled, decoded = environment.given
+    assert environment.action_space.contains(sampled)
+    assert environment.action_space.contains(decoded)
+    assert decoded.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"error": AssertionError("integer action expected")},
+            [r"step\(array", "AssertionError: integer", r"\.py:\d+"],
+        ),
+        ({"reset": np.zeros(2)}, [r"reset\(seed=0\) returns a ndarray, expected \(observation, info\)"]),
+        ({"step": (np.zeros(2), 1.0, False, {})}, ["returns 4 things, expected .*terminated, truncated"]),
+        ({"reward": None}, ["returns reward None, expected one number"]),
+        ({"reward": np.zeros(2)}, ["returns reward array.*, expected one number"]),
+        ({"reward": np.nan}, ["returns reward nan"]),
+        ({"terminated": "no"}, ["returns terminated 'no', expected one number"]),
+        ({"info": None}, ["returns info None, expected a dict"]),
+        ({"first": np.array([0.0, np.nan])}, ["reset.* returns an observation with NaN or infinite values"]),
+        ({"observation": np.zeros(3)}, [r"returns space has shape \(3,\), expected \(2,\)"]),
+        ({"observation": {"a": np.zeros(2)}}, ["returns "]),
+    ],
+    ids=str,
+)
+def test_what_is_not_as_gymnasium_has_it_is_refused_in_the_trial(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^environment 'Told-v0': .*evaluation\.episodes=0$") as caught:
+        told(**changes).try_out(np.array([3.0]))
+    assert all(re.search(word, str(caught.value)) for word in words), caught.value
+
+
+def test_rewards_and_flags_as_arrays_of_one_element_are_taken() -> None:
+    batch = told(reward=np.array([0.5]), terminated=np.array([True]), truncated=np.bool_(False))
+    batch.try_out(np.array([3.0]))
+    result = batch.step(np.array([[3.0]]), np.array([True]))
+    assert (result.rewards[0], result.terminated[0], result.truncated[0]) == (0.5, True, False)
+
+
+def test_the_environments_own_type_of_actions_is_used_with_earlier_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gymnasium.registry, "Told-v0", EnvSpec("Told-v0", Told))
+    spec = told().spec
+    (leaf,) = spec.action.leaves
+    earlier = replace(spec, action=SpaceSpec((replace(leaf, dtype=""),)))
+    with make_environments(earlier, 1) as batch:
+        batch.reset(0, seed=0)
+        batch.step(np.array([[3.7]]), np.array([True]))
+        assert batch.environments[0].unwrapped.given[0].tolist() == [4]  # pyright: ignore[reportAttributeAccessIssue]

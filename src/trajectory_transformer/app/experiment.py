@@ -191,6 +191,7 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
             "evaluation.episodes=0, or a source that names one"
         )
     with make_environments(environment, 1) as batch:
+        batch.try_out(datamodule.data.episodes[0].actions.mean(axis=0))
         if learner.plans:
             require_possible(config.planner, make_objective(config.planner).needs_goal, batch)
 

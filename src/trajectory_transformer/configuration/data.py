@@ -6,6 +6,8 @@ from typing import Any
 
 from .validation import require, require_choice, require_finite
 
+MAX_BINS = 32766  # tokens are kept in 16 bits
+
 
 @dataclass
 class DiscretizerConfig:
@@ -16,7 +18,9 @@ class DiscretizerConfig:
 
     def __post_init__(self) -> None:
         require_choice("data.discretizer.strategy", self.strategy, ("quantile", "uniform"))
-        require(2 <= self.num_bins <= 32766, f"data.discretizer.num_bins={self.num_bins} must lie in [2, 32766]")
+        require(
+            2 <= self.num_bins <= MAX_BINS, f"data.discretizer.num_bins={self.num_bins} must lie in [2, {MAX_BINS}]"
+        )
 
 
 DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"

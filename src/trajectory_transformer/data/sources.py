@@ -114,7 +114,7 @@ def _require_joinable(first: tuple[str, StoredSet], other: tuple[str, StoredSet]
     for field in ("observation", "action"):
         own, others = getattr(ours, field), getattr(theirs, field)
         require(
-            own == others,
+            own == others and np.array_equal(own.whole, others.whole),
             f"{refusal}: their {field} spaces differ ({own.size} and {others.size} dimensions; names, kinds and bounds "
             "must be equal)",
         )

@@ -2,14 +2,17 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from ..configuration import require
 from ..errors import UserError
 from .make import make_environment, space_spec
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
@@ -64,6 +67,45 @@ class EnvironmentBatch:
         observation, _ = self.environments[row].reset(seed=seed)
         self._look(row, observation)
 
+    def try_out(self, action: np.ndarray) -> None:
+        """Reset the first row, and step it with a sampled action and with a flat one (action_dim,) as agents give it.
+
+        Raises:
+            UserError: it raises, or returns what nothing can be learnt from: not as many things as Gymnasium has, a
+                reward or flag that is not one number, an observation of another shape, or one that is not finite.
+        """
+        environment = self.environments[0]
+        environment.action_space.seed(0)
+        decoded = self.spec.action.to_environment(np.asarray(action)[None])[0]
+        for kind, given in (("sampled", environment.action_space.sample()), ("decoded", decoded)):
+            self._try("reset(seed=0)", ("observation", "info"), partial(environment.reset, seed=0))
+            parts = ("observation", "reward", "terminated", "truncated", "info")
+            self._try(f"step({given!r}), a {kind} action,", parts, partial(environment.step, given))
+
+    def _try(self, call: str, parts: tuple[str, ...], made: Callable[[], Any]) -> None:
+        """Make a call, and refuse what it raises, or returns for ``parts``."""
+        remedy = "; mend it, or train without acting in it: evaluation.episodes=0"
+        place = f"environment '{environment_title(self.spec)}': {call}"
+        try:
+            returned = made()
+        except Exception as error:  # whatever a third party's code raises
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{place} raises {reason} ({frame.filename}:{frame.lineno}){remedy}") from error
+        if not isinstance(returned, tuple) or len(returned) != len(parts):
+            what = f"{len(returned)} things" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
+            raise UserError(f"{place} returns {what}, expected ({', '.join(parts)}){remedy}")
+        observation, *numbers, info = returned
+        try:
+            for name, value in zip(parts[1:], numbers, strict=False):
+                require(np.isfinite(_number(name, value)), f"{name} {value!r}")
+            require(isinstance(info, Mapping), f"info {info!r}, expected a dict")
+            self._look(0, observation)
+            require(bool(np.isfinite(self.observations[0]).all()), "an observation with NaN or infinite values")
+        except (KeyError, ValueError, TypeError, IndexError) as error:  # UserError is a ValueError
+            reason = f"no observation['{error.args[0]}']" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{place} returns {reason}{remedy}") from error
+
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
         """Step the rows that are ``active``, (env,) bool, with flat actions (env, action_dim)."""
         count = len(self.environments)
@@ -72,9 +114,9 @@ class EnvironmentBatch:
         rewards, terminated, truncated = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         infos: list[Mapping[str, Any]] = [{}] * count
         for row in np.flatnonzero(active):
-            outcome = self.environments[row].step(executed[row])
-            observation, reward, terminated[row], truncated[row], infos[row] = outcome
-            rewards[row] = float(reward)
+            observation, reward, ended, cut, infos[row] = self.environments[row].step(executed[row])
+            rewards[row] = _number("reward", reward)
+            terminated[row], truncated[row] = bool(_number("terminated", ended)), bool(_number("truncated", cut))
             self._look(int(row), observation)
         return StepResult(shown, rewards, terminated, truncated, infos)
 
@@ -98,9 +140,9 @@ def make_environments(spec: EnvironmentSpec, num_envs: int, render: bool = False
     """
     with contextlib.ExitStack() as closing:
         environments = [closing.enter_context(_make(spec, render)) for _ in range(num_envs)]
-        _require_same_spaces(spec, environments[0])
+        action = _require_same_spaces(spec, environments[0])
         closing.pop_all()
-    return EnvironmentBatch(environments, spec)
+    return EnvironmentBatch(environments, replace(spec, action=action))
 
 
 def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
@@ -111,7 +153,7 @@ def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
     stored = _stored_spec(spec)
     env_id = spec.env_id or (stored.id if stored is not None else "")
     if not env_id:
-        raise UserError("the checkpoint's data set names no environment, so there is nothing to plan in")
+        raise UserError("the data set names no environment, so there is none to act in")
     arguments = {} if stored is None else {k: v for k, v in stored.kwargs.items() if k != "render_mode"}
     limit = None if stored is None else stored.max_episode_steps
     mode = {"render_mode": "rgb_array"} if render else {}
@@ -164,21 +206,32 @@ def _advice(stored: EnvSpec | None) -> str:
     return f"(pip install {installed_as.get(package, package)})"
 
 
-def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> None:
+def _number(name: str, value: Any) -> float:
+    """One number, which may come as an array of one element: a frequent slip that does no harm."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise UserError(f"{name} {value!r}, expected one number")
+    return float(array.item())
+
+
+def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> SpaceSpec:
+    """Refuse spaces that are not those of the data; returns that of actions, whose type old checkpoints do not tell."""
+    actual = spec.action
     for name, expected, space in (
         ("observation", spec.observation, environment.observation_space),
         ("action", spec.action, environment.action_space),
     ):
         actual = space_spec(space)
-        misfit = f"the {name} space of environment '{spec.env_id}' does not fit the checkpoint: "
+        misfit = f"the {name} space of environment '{spec.env_id}' does not fit the data to learn from: "
         if _structure(actual) != _structure(expected):
-            raise UserError(f"{misfit}it has {_describe(actual)}, the model was trained on {_describe(expected)}")
+            raise UserError(f"{misfit}it has {_describe(actual)}, the data have {_describe(expected)}")
         same = np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)
         if name == "action" and not same:
             raise UserError(
-                f"{misfit}its bounds are {actual.low} to {actual.high}, the model was trained on {expected.low} to "
+                f"{misfit}its bounds are {actual.low} to {actual.high}, those of the data {expected.low} to "
                 f"{expected.high}"
             )
+    return actual
 
 
 def _structure(space: SpaceSpec) -> list[SpaceLeaf]:

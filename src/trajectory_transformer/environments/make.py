@@ -84,10 +84,10 @@ def _leaves(space: gym.Space, path: tuple[str, ...]) -> list[SpaceLeaf]:
         return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key))]
     if isinstance(space, gym.spaces.Box):
         low, high = (tuple(bound.astype(np.float64).ravel().tolist()) for bound in (space.low, space.high))
-        return [SpaceLeaf(path, "box", tuple(space.shape), low, high)]
+        return [SpaceLeaf(path, "box", tuple(space.shape), low, high, space.dtype.name)]
     if isinstance(space, gym.spaces.Discrete):
         first = float(space.start)
-        return [SpaceLeaf(path, "discrete", (), (first,), (first + float(space.n) - 1.0,))]
+        return [SpaceLeaf(path, "discrete", (), (first,), (first + float(space.n) - 1.0,), space.dtype.name)]
     where = f"key '{'.'.join(path)}'" if path else "the space"
     raise UserError(f"{where} is a {type(space).__name__} space; only Box, Discrete and Dict spaces become tokens")
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,17 @@ class SpaceLeaf:
     shape: tuple[int, ...]  # the Box's; empty for Discrete, which becomes one dimension that holds the index
     low: tuple[float, ...]  # bounds of each flattened dimension (±inf allowed); for Discrete its first index
     high: tuple[float, ...]  # likewise; for Discrete its last index
+    # Of the values, such as "int64"; empty in earlier checkpoints: float32, or int64 for Discrete.
+    dtype: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.numbers.kind not in "biuf":
+            raise ValueError(f"a space of {self.dtype} has no numbers")
+
+    @property
+    def numbers(self) -> np.dtype:
+        """The type of the values."""
+        return np.dtype(self.dtype or ("int64" if self.kind == "discrete" else "float32"))
 
     @property
     def size(self) -> int:
@@ -49,6 +60,16 @@ class SpaceSpec:
         """(size,) float64 upper bounds."""
         return np.array([bound for leaf in self.leaves for bound in leaf.high])
 
+    @property
+    def discrete(self) -> np.ndarray:
+        """(size,) bool: dimensions that hold the index of a Discrete space."""
+        return np.array([leaf.kind == "discrete" for leaf in self.leaves for _ in range(leaf.size)], dtype=bool)
+
+    @property
+    def whole(self) -> np.ndarray:
+        """(size,) bool: dimensions that hold whole numbers, those of a Box of integers included."""
+        return np.array([leaf.numbers.kind != "f" for leaf in self.leaves for _ in range(leaf.size)], dtype=bool)
+
     def names(self) -> list[str]:
         """One name for each flattened dimension, such as ``desired_goal[0]``."""
         return [
@@ -78,13 +99,13 @@ class SpaceSpec:
     def to_environment(self, flat: np.ndarray) -> np.ndarray:
         """Flat actions (batch, size) as a vector environment takes them; only for a space of a single leaf.
 
-        Box: clipped to the bounds and reshaped, float32. Discrete: rounded to the nearest index, clipped, int64.
+        They are clipped to the bounds, rounded where the space holds whole numbers, and of the space's own type; those
+        of a Box have its shape.
         """
         (leaf,) = self.leaves
         clipped = np.clip(flat, np.array(leaf.low), np.array(leaf.high))
-        if leaf.kind == "discrete":
-            return np.rint(clipped[:, 0]).astype(np.int64)
-        return clipped.astype(np.float32).reshape(len(flat), *leaf.shape)
+        rounded = clipped if leaf.numbers.kind == "f" else np.rint(clipped)
+        return rounded.astype(leaf.numbers).reshape(len(flat), *leaf.shape)
 
 
 @dataclass(frozen=True)

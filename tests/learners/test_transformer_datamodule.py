@@ -1,0 +1,83 @@
+"""Which columns hold whole numbers that get a token each, and which are refused."""
+
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from trajectory_transformer.configuration import DataConfig, DiscretizerConfig
+from trajectory_transformer.data.episodes import Episode, OfflineData
+from trajectory_transformer.environments.make import space_spec
+from trajectory_transformer.environments.spec import EnvironmentSpec
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners import transformer_datamodule
+from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule, index_ranges
+
+
+def environment(observation: gym.Space, action: gym.Space) -> EnvironmentSpec:
+    return EnvironmentSpec("", None, space_spec(observation), space_spec(action))
+
+
+BOX = gym.spaces.Box(-1.0, 1.0, (2,))
+MIXED = gym.spaces.Dict(
+    {"body": BOX, "room": gym.spaces.Discrete(500, start=1), "z": gym.spaces.Box(0, 9, (1,), np.int8)}
+)
+
+
+def test_columns_are_counted_as_the_model_sees_them() -> None:
+    spec = environment(MIXED, gym.spaces.Discrete(4))
+    assert index_ranges(spec, 500) == {2: (1.0, 500.0), 3: (0.0, 9.0), 4: (0.0, 3.0)}
+    assert index_ranges(replace(spec, observation_indices=(3, 0)), 10) == {0: (0.0, 9.0), 2: (0.0, 3.0)}
+
+
+def test_integers_of_a_box_that_are_more_than_bins_share_them() -> None:
+    assert index_ranges(environment(gym.spaces.Box(0, 255, (1,), np.uint8), BOX), 255) == {}
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (MIXED, BOX, r"observation dimension 'room' holds 500 Discrete values, 1 to 500, more than .*num_bins=499.*"
+         r"give data\.discretizer\.num_bins=500, or leave it out by data\.observation_indices"),
+        (BOX, gym.spaces.Discrete(500), "action dimension 'index' holds 500 Discrete values.* or record other actions"),
+        (gym.spaces.Discrete(40_000), BOX, "share a token; leave it out"),  # as no num_bins is that large
+        (gym.spaces.Discrete(3, start=2**24), BOX, "only those up to ±4194304 can become tokens"),
+    ],
+)  # fmt: skip
+def test_what_has_no_token_of_its_own_is_refused_by_name(
+    observation: gym.Space, action: gym.Space, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        index_ranges(environment(observation, action), 499)
+
+
+@pytest.mark.parametrize("strategy", ["quantile", "uniform"])
+def test_every_discrete_action_decodes_to_itself(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 23: 14 of 64 actions came back as another one."""
+    generator = np.random.default_rng(0)
+    spec = environment(BOX, gym.spaces.Discrete(64))
+
+    def episode() -> Episode:
+        actions = generator.integers(64, size=(100, 1)).astype(np.float32)
+        return Episode(generator.uniform(-1, 1, (101, 2)).astype(np.float32), actions, np.ones(100, np.float32), False)
+
+    data = OfflineData(["set"], [episode() for _ in range(4)], spec, None, "none", "")
+    monkeypatch.setattr("trajectory_transformer.training.datamodule.load_offline_data", lambda config: data)
+    module = TrajectoryDataModule(DataConfig(discretizer=DiscretizerConfig(strategy)), seed=0)
+    module.setup()
+    indices = torch.arange(64.0)[:, None]
+    columns = module.layout.action
+    decoded = module.discretizer.decode(module.discretizer.encode(indices, columns), columns)
+    assert spec.action.to_environment(decoded.numpy()).tolist() == list(range(64))
+
+
+def test_too_many_values_are_refused_before_bins_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    episode = Episode(np.zeros((3, 2), np.float32), np.zeros((2, 1), np.float32), np.zeros(2, np.float32), False)
+    data: Any = OfflineData(["set"], [episode] * 2, environment(BOX, gym.spaces.Discrete(101)), None, "none", "")
+    monkeypatch.setattr("trajectory_transformer.training.datamodule.load_offline_data", lambda config: data)
+    monkeypatch.setattr(transformer_datamodule, "make_discretizer", None)
+    with pytest.raises(UserError, match="101 Discrete values"):
+        TrajectoryDataModule(DataConfig(), seed=0).setup()
