@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 import yaml

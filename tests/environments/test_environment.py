@@ -77,7 +77,9 @@ def test_box_actions_keep_the_type_of_their_space(dtype: type):
 
 
 def test_types_survive_json_and_are_not_missed_in_earlier_checkpoints():
-    spec = EnvironmentSpec("", None, space_spec(gym.spaces.Discrete(3)), space_spec(gym.spaces.Box(0, 5, (1,), int)))
+    spec = EnvironmentSpec(
+        "", None, space_spec(gym.spaces.Discrete(3)), space_spec(gym.spaces.Box(0, 5, (1,), np.int64))
+    )
     stored = json.loads(json.dumps(spec.to_dict()))
     assert EnvironmentSpec.from_dict(stored).action.to_environment(np.array([[1.7]])).dtype == np.int64
     for leaf in (stored["observation"]["leaves"][0], stored["action"]["leaves"][0]):

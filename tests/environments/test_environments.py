@@ -325,7 +325,7 @@ def test_rewards_and_flags_as_arrays_of_one_element_are_taken() -> None:
 
 
 def test_the_environments_own_type_of_actions_is_used_with_earlier_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gymnasium.registry, "Told-v0", EnvSpec("Told-v0", Told))
+    monkeypatch.setitem(gymnasium.registry, "Told-v0", EnvSpec("Told-v0", f"{__name__}:Told"))
     spec = told().spec
     (leaf,) = spec.action.leaves
     earlier = replace(spec, action=SpaceSpec((replace(leaf, dtype=""),)))

@@ -84,12 +84,14 @@ def index_ranges(environment: EnvironmentSpec, num_bins: int) -> dict[int, tuple
         if space.whole[index] and count <= num_bins and not far:
             found[column] = first, last
         elif space.discrete[index]:
-            what = f"{kind} dimension '{space.names()[index]}' holds {count:.0f} Discrete values, {first:.0f} to {last:.0f}"
+            named = f"{kind} dimension '{space.names()[index]}'"
+            what = f"{named} holds {count:.0f} Discrete values, {first:.0f} to {last:.0f}"
             leave = "leave it out by data.observation_indices" if kind == "observation" else "record other actions"
             if far:
                 raise UserError(f"{what}, and only those up to ±{LARGEST_INDEX} can become tokens; {leave}")
             more = f"give data.discretizer.num_bins={count:.0f}, or " if count <= MAX_BINS else ""
             raise UserError(
-                f"{what}, more than data.discretizer.num_bins={num_bins}, so that some would share a token; {more}{leave}"
+                f"{what}, more than data.discretizer.num_bins={num_bins}, so that some would share a token; "
+                f"{more}{leave}"
             )
     return found
