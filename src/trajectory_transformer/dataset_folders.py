@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from .errors import UserError
+from .files import reading_remedy
 
 
 def dataset_root() -> Path:
@@ -22,4 +23,9 @@ def dataset_folder(dataset_id: str) -> Path:
 
 def is_on_disk(dataset_id: str) -> bool:
     """True if there is such a data set, whole or damaged; a damaged one is refused when it is opened, not replaced."""
-    return (dataset_folder(dataset_id) / "data").exists()
+    folder = dataset_folder(dataset_id) / "data"
+    try:
+        return folder.exists()
+    except OSError as error:
+        remedy = reading_remedy(error, folder.parent, "")
+        raise UserError(f"data set '{dataset_id}' in '{folder}' cannot be read ({error.strerror}){remedy}") from None

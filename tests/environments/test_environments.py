@@ -118,6 +118,24 @@ def test_observations_are_flattened_and_selected() -> None:
         assert batch.observations[1, 0] == pytest.approx(expected)
 
 
+def test_keys_that_the_data_leave_out_are_not_looked_at() -> None:
+    spec = environment_spec(WALK)
+    kept = spec.observation.under(["position"])
+    with make_environments(replace(spec, observation=kept), 1) as batch:
+        batch.reset(0, seed=3)
+        assert batch.observations.shape == (1, 1)
+        assert batch.observations[0, 0] == pytest.approx(np.random.default_rng(3).uniform(-0.5, 0.5))
+
+
+def test_goals_are_kept_where_the_data_leave_them_out() -> None:
+    spec = maze_spec("PointMaze_UMaze-v3")
+    with make_environments(replace(spec, observation=spec.observation.under(["observation"])), 1) as batch:
+        batch.reset(0, seed=0)
+        assert batch.observations.shape == (1, 4)
+        assert batch.desired_goals is not None
+        assert batch.desired_goals.any()
+
+
 def test_goals_are_kept_beside_what_the_model_sees() -> None:
     spec = replace(maze_spec("PointMaze_UMaze-v3"), observation_indices=(0, 1, 6, 7))
     twin = make_environment("PointMaze_UMaze-v3")
@@ -231,6 +249,32 @@ def test_a_stored_entry_point_is_never_called(tmp_path: Path) -> None:
 def test_a_stored_wrapper_is_only_ever_a_gymnasium_wrapper(entry_point: str) -> None:
     wrapper = {"name": "Wrapper", "entry_point": entry_point, "kwargs": {}}
     with pytest.raises(UserError, match="is not one of Gymnasium's"):
+        make_environments(with_json(environment_spec(WALK), additional_wrappers=[wrapper]), 1)
+
+
+@pytest.mark.parametrize(
+    "entry_point",
+    [
+        "stable_baselines3.common.monitor:Monitor",
+        "gymnasium.wrappers.common:RecordEpisodeStatistics",
+        "gymnasium.wrappers.rendering:RecordVideo",
+        "minari.data_collector.data_collector:DataCollector",
+    ],
+)
+def test_recorders_are_left_out_with_one_line(entry_point: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Minari's mujoco/humanoidstandup/medium-v0 has Stable-Baselines3's Monitor."""
+    names = [entry_point, "gymnasium.wrappers.transform_action:ClipAction", entry_point]
+    wrappers = [{"name": name.rpartition(":")[2], "entry_point": name, "kwargs": None} for name in names]
+    with make_environments(with_json(environment_spec(WALK), additional_wrappers=wrappers), 2) as batch:
+        assert isinstance(batch.environments[0], gymnasium.wrappers.ClipAction)
+        assert not isinstance(batch.environments[0].env, type(batch.environments[0]))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"environment '{WALK}' is made without its wrapper '{entry_point}', which only records"]
+
+
+def test_other_wrappers_are_named_with_the_way_on() -> None:
+    wrapper = {"name": "Monitor", "entry_point": "my_package.monitor:Monitor", "kwargs": {}}
+    with pytest.raises(UserError, match=r"'my_package\.monitor:Monitor'.* evaluation\.episodes=0 trains without"):
         make_environments(with_json(environment_spec(WALK), additional_wrappers=[wrapper]), 1)
 
 

@@ -1,6 +1,7 @@
 """Which columns hold whole numbers that get a token each, and which are refused."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.configuration import DataConfig, DiscretizerConfig
+from trajectory_transformer import available_memory
+from trajectory_transformer.configuration import DataConfig, DiscretizerConfig, ModelConfig, TrainConfig
 from trajectory_transformer.data.episodes import Episode, OfflineData
 from trajectory_transformer.environments.make import space_spec
 from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.learners import transformer_datamodule
+from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule, index_ranges
 
 
@@ -72,6 +76,23 @@ def test_every_discrete_action_decodes_to_itself(strategy: str, monkeypatch: pyt
     columns = module.layout.action
     decoded = module.discretizer.decode(module.discretizer.encode(indices, columns), columns)
     assert spec.action.to_environment(decoded.numpy()).tolist() == list(range(64))
+
+
+@pytest.mark.parametrize("free", [0.99, 1.01])
+def test_windows_too_long_for_memory_are_refused_before_training(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    pixels = space_spec(gym.spaces.Box(0, 255, (64, 64, 3), np.uint8))
+    layout = TransitionLayout(pixels.size, 1)
+    config = TrainConfig(data=DataConfig(sequence_length=2, batch_size=8), model=ModelConfig(n_layer=1, n_head=2))
+    tokens = 2 * layout.transition_dim - 1
+    weights = 3 * (layout.transition_dim * 201 * 128 + tokens * 128 + 12 * 128**2)  # values, and two averages of AdamW
+    needed = 4 * weights + tokens**2 + 8 * 4 * (tokens * (202 + 8 * 128) + 2 * tokens**2)
+    monkeypatch.setattr(available_memory, "available_memory", lambda: free * needed)
+    module: Any = SimpleNamespace(layout=layout, num_train=100)
+    if free > 1:
+        TransformerLearner()._require_memory(config, module)
+        return
+    with pytest.raises(UserError, match=rf"have {tokens} tokens.* 8 of them at once takes at least {needed:,} bytes"):
+        TransformerLearner()._require_memory(config, module)
 
 
 def test_too_many_values_are_refused_before_bins_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

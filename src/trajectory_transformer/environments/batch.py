@@ -1,11 +1,12 @@
 """Environments rebuilt from what a checkpoint says of them, and stepped side by side."""
 
 import contextlib
+import functools
 import json
+import logging
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -19,6 +20,17 @@ from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
 _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
+# Package and class of wrappers that record, and change neither spaces nor rewards: left out, as no recording is wanted.
+_RECORDERS = {
+    ("gymnasium", "HumanRendering"),
+    ("gymnasium", "RecordEpisodeStatistics"),
+    ("gymnasium", "RecordVideo"),
+    ("gymnasium", "RenderCollection"),
+    ("minari", "DataCollector"),
+    ("stable_baselines3", "Monitor"),
+}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,9 +90,9 @@ class EnvironmentBatch:
         environment.action_space.seed(0)
         decoded = self.spec.action.to_environment(np.asarray(action)[None])[0]
         for kind, given in (("sampled", environment.action_space.sample()), ("decoded", decoded)):
-            self._try("reset(seed=0)", ("observation", "info"), partial(environment.reset, seed=0))
+            self._try("reset(seed=0)", ("observation", "info"), functools.partial(environment.reset, seed=0))
             parts = ("observation", "reward", "terminated", "truncated", "info")
-            self._try(f"step({given!r}), a {kind} action,", parts, partial(environment.step, given))
+            self._try(f"step({given!r}), a {kind} action,", parts, functools.partial(environment.step, given))
 
     def _try(self, call: str, parts: tuple[str, ...], made: Callable[[], Any]) -> None:
         """Make a call, and refuse what it raises, or returns for ``parts``."""
@@ -121,8 +133,9 @@ class EnvironmentBatch:
         return StepResult(shown, rewards, terminated, truncated, infos)
 
     def _goals(self, key: str) -> np.ndarray | None:
-        """Zeros (env, goal_dim) for the goals that observations hold under ``key``."""
-        leaf = next((leaf for leaf in self.spec.observation.leaves if leaf.path == (key,)), None)
+        """Zeros (env, goal_dim) for the goals that observations hold under ``key``, whether they are data or not."""
+        space = space_spec(self.environments[0].observation_space)
+        leaf = next((leaf for leaf in space.leaves if leaf.path == (key,)), None)
         return None if leaf is None else np.zeros((len(self.environments), leaf.size), dtype=np.float32)
 
     def _look(self, row: int, observation: Any) -> None:
@@ -160,7 +173,7 @@ def _make(spec: EnvironmentSpec, render: bool) -> gymnasium.Env:
     try:
         environment = make_environment(env_id, max_episode_steps=limit, disable_env_checker=True, **arguments, **mode)
         for wrapper in () if stored is None else stored.additional_wrappers:
-            environment = _wrap(environment, wrapper.entry_point, wrapper.kwargs or {})
+            environment = _wrap(environment, env_id, wrapper.entry_point, wrapper.kwargs or {})
         if render:
             _follow(environment.unwrapped)
     except UserError:
@@ -189,11 +202,24 @@ def _stored_spec(spec: EnvironmentSpec) -> EnvSpec | None:
         raise UserError(f"the stored spec of environment '{spec.env_id}' cannot be read: {error}") from error
 
 
-def _wrap(environment: gymnasium.Env, entry_point: str, arguments: dict[str, Any]) -> gymnasium.Env:
+def _wrap(environment: gymnasium.Env, env_id: str, entry_point: str, arguments: dict[str, Any]) -> gymnasium.Env:
+    if (entry_point.partition(".")[0], entry_point.rpartition(":")[2]) in _RECORDERS:
+        _say_left_out(env_id, entry_point)
+        return environment
     wrapper = load_env_creator(entry_point) if entry_point.startswith(_WRAPPER_PACKAGES) else None
     if not (isinstance(wrapper, type) and issubclass(wrapper, gymnasium.Wrapper)):
-        raise UserError(f"the environment's wrapper '{entry_point}' is not one of Gymnasium's, and is not loaded")
+        raise UserError(
+            f"the data of environment '{env_id}' were recorded within the wrapper '{entry_point}', which is not one of "
+            "Gymnasium's and is not loaded, as a file must not choose what is imported; evaluation.episodes=0 trains "
+            "without acting, and Agent.from_checkpoint then acts in an environment that you make"
+        )
     return wrapper(env=environment, **arguments)
+
+
+@functools.cache
+def _say_left_out(env_id: str, entry_point: str) -> None:
+    """Say it once in a process, however many environments are made."""
+    log.warning("environment '%s' is made without its wrapper '%s', which only records", env_id, entry_point)
 
 
 def _advice(stored: EnvSpec | None) -> str:
@@ -223,7 +249,8 @@ def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> S
     ):
         actual = space_spec(space)
         misfit = f"the {name} space of environment '{spec.env_id}' does not fit the data to learn from: "
-        if _structure(actual) != _structure(expected):
+        there = actual if name == "action" else actual.under([leaf.key for leaf in expected.leaves])
+        if _structure(there) != _structure(expected):  # what else is observed does no harm
             raise UserError(f"{misfit}it has {_describe(actual)}, the data have {_describe(expected)}")
         same = np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)
         if name == "action" and not same:
@@ -242,8 +269,10 @@ def _structure(space: SpaceSpec) -> list[SpaceLeaf]:
 def _describe(space: SpaceSpec) -> str:
     parts = []
     for leaf in space.leaves:
-        kind = f"Box{leaf.shape}" if leaf.kind == "box" else f"Discrete({leaf.low[0]:.0f} to {leaf.high[0]:.0f})"
-        parts.append(f"{'.'.join(leaf.path)} {kind}".lstrip())
+        kind = f"Box{leaf.shape}" if leaf.kind == "box" else leaf.kind
+        if leaf.kind == "discrete":
+            kind = f"Discrete({leaf.low[0]:.0f} to {leaf.high[0]:.0f})"
+        parts.append(f"{leaf.key} {kind}".lstrip())
     return f"{', '.join(parts)} ({space.size} dimensions)"
 
 

@@ -68,14 +68,18 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
 
 
 def space_spec(space: gym.Space) -> SpaceSpec:
-    """Describe a Box, a Discrete, or a (nested) Dict of them.
+    """Describe a Box, a Discrete, or a (nested) Dict of them and of other spaces, which have no dimensions.
 
     Raises:
-        UserError: another kind of space, named with its key, or a space without any dimension.
+        UserError: another kind of space, or a space without any dimension.
     """
     spec = SpaceSpec(tuple(_leaves(space, ())))
     if spec.size == 0:
-        raise UserError(f"the space {space} has no dimension")
+        other = next((leaf for leaf in spec.leaves if not leaf.usable), None)
+        if other is None:
+            raise UserError(f"the space {space} has no dimension")
+        where = f"key '{other.key}'" if other.path else "the space"
+        raise UserError(f"{where} is a {other.kind} space; only Box, Discrete and Dict spaces become tokens")
     return spec
 
 
@@ -88,8 +92,7 @@ def _leaves(space: gym.Space, path: tuple[str, ...]) -> list[SpaceLeaf]:
     if isinstance(space, gym.spaces.Discrete):
         first = float(space.start)
         return [SpaceLeaf(path, "discrete", (), (first,), (first + float(space.n) - 1.0,), space.dtype.name)]
-    where = f"key '{'.'.join(path)}'" if path else "the space"
-    raise UserError(f"{where} is a {type(space).__name__} space; only Box, Discrete and Dict spaces become tokens")
+    return [SpaceLeaf(path, type(space).__name__, (), (), ())]
 
 
 @contextlib.contextmanager

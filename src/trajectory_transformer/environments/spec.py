@@ -1,8 +1,9 @@
 """Environments and their spaces as plain data that a checkpoint can carry; nothing here imports Gymnasium."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class SpaceLeaf:
-    """One Box or Discrete space within a (nested Dict) space."""
+    """One space that is no Dict within a (nested Dict) space."""
 
     path: tuple[str, ...]  # keys from the root to this leaf; empty where the root is the leaf
-    kind: str  # "box" or "discrete"
+    kind: str  # "box", "discrete", or the class of a space that cannot become tokens, such as "Text": no dimensions
     shape: tuple[int, ...]  # the Box's; empty for Discrete, which becomes one dimension that holds the index
     low: tuple[float, ...]  # bounds of each flattened dimension (±inf allowed); for Discrete its first index
     high: tuple[float, ...]  # likewise; for Discrete its last index
@@ -23,13 +24,23 @@ class SpaceLeaf:
     dtype: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if self.numbers.kind not in "biuf":
-            raise ValueError(f"a space of {self.dtype} has no numbers")
+        if self.numbers.kind not in "biuf" or (self.low and not self.usable):
+            raise ValueError(f"a {self.kind} space of {self.dtype or 'unknown values'} has no numbers")
 
     @property
     def numbers(self) -> np.dtype:
         """The type of the values."""
         return np.dtype(self.dtype or ("int64" if self.kind == "discrete" else "float32"))
+
+    @property
+    def key(self) -> str:
+        """The path as users write it, such as ``goal.position``."""
+        return ".".join(self.path)
+
+    @property
+    def usable(self) -> bool:
+        """It can become tokens."""
+        return self.kind in ("box", "discrete")
 
     @property
     def size(self) -> int:
@@ -49,6 +60,25 @@ class SpaceSpec:
     def size(self) -> int:
         """Flattened dimensions."""
         return sum(leaf.size for leaf in self.leaves)
+
+    def under(self, keys: Sequence[str]) -> "SpaceSpec":
+        """The leaves whose dotted keys, or beginnings of them, are among ``keys``; "" is the root that is a leaf."""
+        return SpaceSpec(tuple(leaf for leaf in self.leaves if any(_is_under(leaf.key, key) for key in keys)))
+
+    def columns(self, kept: "SpaceSpec") -> np.ndarray:
+        """Flattened dimensions, in this space, of the leaves that :meth:`under` kept."""
+        paths = {leaf.path for leaf in kept.leaves}
+        return np.flatnonzero([leaf.path in paths for leaf in self.leaves for _ in range(leaf.size)])
+
+    def require_usable(self, place: str) -> None:
+        """Refuse a leaf that cannot become tokens with a UserError that names its key."""
+        for leaf in self.leaves:
+            if not leaf.usable:
+                others = ",".join(other.key for other in self.leaves if other.usable)
+                raise UserError(
+                    f"{place}key '{leaf.key}' is a {leaf.kind} space, and only Box, Discrete and Dict spaces become "
+                    f"tokens; data.observation_keys=[{others}] leaves it out"
+                )
 
     @property
     def low(self) -> np.ndarray:
@@ -73,7 +103,7 @@ class SpaceSpec:
     def names(self) -> list[str]:
         """One name for each flattened dimension, such as ``desired_goal[0]``."""
         return [
-            f"{'.'.join(leaf.path)}[{i}]" if leaf.kind == "box" else ".".join(leaf.path) or "index"
+            f"{leaf.key}[{i}]" if leaf.kind == "box" else leaf.key or "index"
             for leaf in self.leaves
             for i in range(leaf.size)
         ]
@@ -86,13 +116,13 @@ class SpaceSpec:
             ValueError: a leaf has another shape.
         """
         columns = []
-        for leaf in self.leaves:
+        for leaf in filter(attrgetter("usable"), self.leaves):
             value = values
             for key in leaf.path:
                 value = value[key]
             array = np.asarray(value, dtype=np.float32)
             if array.shape[1:] != leaf.shape:
-                raise ValueError(f"{'.'.join(leaf.path) or 'space'} has shape {array.shape[1:]}, expected {leaf.shape}")
+                raise ValueError(f"{leaf.key or 'space'} has shape {array.shape[1:]}, expected {leaf.shape}")
             columns.append(array.reshape(len(array), leaf.size))
         return np.concatenate(columns, axis=1)
 
@@ -177,6 +207,10 @@ class EnvironmentSpec:
         )
         indices = _with_tuples(data)["observation_indices"]
         return cls(data["env_id"], data["spec_json"], observation, action, indices)
+
+
+def _is_under(key: str, chosen: str) -> bool:
+    return key == chosen or (chosen != "" and key.startswith(f"{chosen}."))
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
