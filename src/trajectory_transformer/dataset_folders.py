@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 from .errors import UserError
-from .files import reading_remedy
 
 
 def dataset_root() -> Path:
@@ -27,5 +26,7 @@ def is_on_disk(dataset_id: str) -> bool:
     try:
         return folder.exists()
     except OSError as error:
-        remedy = reading_remedy(error, folder.parent, "")
-        raise UserError(f"data set '{dataset_id}' in '{folder}' cannot be read ({error.strerror}){remedy}") from None
+        raise UserError(
+            f"data set '{dataset_id}' in '{folder}' cannot be looked for ({error.strerror}); you need the right to "
+            "read that folder, or name another in MINARI_DATASETS_PATH"
+        ) from None

@@ -522,7 +522,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(minari_root: Path, monkey
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "exists", fail)
-    with pytest.raises(UserError, match=r"data set 'set-v0' in '.*' cannot be read \(Permission denied\); you may not"):
+    with pytest.raises(UserError, match=r"data set 'set-v0' in '.*' cannot be looked for \(Permission denied\)"):
         load("set-v0")
 
 
@@ -572,9 +572,7 @@ def test_some_keys_of_a_dict_are_kept(minari_root: Path, data_format: str, keys:
 
 def test_keys_that_are_not_there_are_refused(minari_root: Path):
     write_missions()
-    with pytest.raises(
-        UserError, match=r"has 'goa', but the observations of 'missions-v0' have goal\.a, goal\.b, image"
-    ):
+    with pytest.raises(UserError, match=r"has 'goa', but the observations of 'missions-v0' have goal\.a, "):
         load("missions-v0", observation_keys=["goal", "goa"])
     write_dataset("set-v0", [random_episode(2)])
     with pytest.raises(UserError, match="has 'goal', but the observations of 'set-v0' are no Dict"):

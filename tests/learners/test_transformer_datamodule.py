@@ -78,20 +78,23 @@ def test_every_discrete_action_decodes_to_itself(strategy: str, monkeypatch: pyt
     assert spec.action.to_environment(decoded.numpy()).tolist() == list(range(64))
 
 
+@pytest.mark.parametrize("batch", [2, 40])
 @pytest.mark.parametrize("free", [0.99, 1.01])
-def test_windows_too_long_for_memory_are_refused_before_training(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+def test_windows_too_long_for_memory_are_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, free: float, batch: int
+) -> None:
     pixels = space_spec(gym.spaces.Box(0, 255, (64, 64, 3), np.uint8))
     layout = TransitionLayout(pixels.size, 1)
-    config = TrainConfig(data=DataConfig(sequence_length=2, batch_size=8), model=ModelConfig(n_layer=1, n_head=2))
+    config = TrainConfig(data=DataConfig(sequence_length=2, batch_size=batch), model=ModelConfig(n_layer=1, n_head=2))
     tokens = 2 * layout.transition_dim - 1
     weights = 3 * (layout.transition_dim * 201 * 128 + tokens * 128 + 12 * 128**2)  # values, and two averages of AdamW
-    needed = 4 * weights + tokens**2 + 8 * 4 * (tokens * (202 + 8 * 128) + 2 * tokens**2)
+    needed = 4 * weights + tokens**2 + max(4 * batch * tokens * (202 + 8 * 128), 4 * tokens**2)
     monkeypatch.setattr(available_memory, "available_memory", lambda: free * needed)
     module: Any = SimpleNamespace(layout=layout, num_train=100)
     if free > 1:
         TransformerLearner()._require_memory(config, module)
         return
-    with pytest.raises(UserError, match=rf"have {tokens} tokens.* 8 of them at once takes at least {needed:,} bytes"):
+    with pytest.raises(UserError, match=rf"have {tokens} tokens.* {batch} of them .*takes at least {needed:,} bytes"):
         TransformerLearner()._require_memory(config, module)
 
 
