@@ -540,7 +540,7 @@ MISSION = gym.spaces.Dict(
 def write_missions(**arguments: object) -> dict[str, object]:
     image = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
     goal = {"a": np.array([[0.5], [1.5], [2.5]]), "b": np.array([1, 2, 3])}
-    observations = {"image": image, "mission": ("go", "go", "stay"), "goal": goal}
+    observations = {"image": image, "mission": ["go", "go", "stay"], "goal": goal}
     raw = RawEpisode(observations, np.zeros((2, 2), np.float32), np.zeros(2))
     write_dataset("missions-v0", [raw], observation_space=MISSION, **arguments)
     return observations

@@ -130,8 +130,9 @@ def _with_keys(name: str, stored: StoredSet, keys: Sequence[str] | None) -> Stor
 
     def narrowed(episode: StoredEpisode) -> StoredEpisode:
         values = episode.observations
-        flat = isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == whole.size
-        return replace(episode, observations=values[:, columns]) if flat else episode
+        if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == whole.size:  # flattened before
+            return replace(episode, observations=values[:, columns])
+        return episode
 
     environment = replace(stored.environment, observation=kept)
     return replace(stored, environment=environment, episodes=map(narrowed, stored.episodes))

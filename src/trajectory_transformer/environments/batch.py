@@ -252,8 +252,7 @@ def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> S
         there = actual if name == "action" else actual.under([leaf.key for leaf in expected.leaves])
         if _structure(there) != _structure(expected):  # what else is observed does no harm
             raise UserError(f"{misfit}it has {_describe(actual)}, the data have {_describe(expected)}")
-        same = np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)
-        if name == "action" and not same:
+        if name == "action" and not (np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)):
             raise UserError(
                 f"{misfit}its bounds are {actual.low} to {actual.high}, those of the data {expected.low} to "
                 f"{expected.high}"
