@@ -74,24 +74,32 @@ def index_ranges(environment: EnvironmentSpec, num_bins: int) -> dict[int, tuple
     Raises:
         UserError: a Discrete space has more values than there are bins, or values that float32 does not hold.
     """
-    observation, action, seen = environment.observation, environment.action, environment.observation_indices
-    dimensions = [("observation", observation, index) for index in (range(observation.size) if seen is None else seen)]
-    dimensions += [("action", action, index) for index in range(action.size)]
+    seen, size = environment.observation_indices, environment.observation.size
     found = {}
-    for column, (kind, space, index) in enumerate(dimensions):
-        first, last = float(space.low[index]), float(space.high[index])
-        count, far = last - first + 1, max(-first, last) > LARGEST_INDEX
-        if space.whole[index] and count <= num_bins and not far:
-            found[column] = first, last
-        elif space.discrete[index]:
-            named = f"{kind} dimension '{space.names()[index]}'"
-            what = f"{named} holds {count:.0f} Discrete values, {first:.0f} to {last:.0f}"
-            leave = "leave it out by data.observation_indices" if kind == "observation" else "record other actions"
-            if far:
-                raise UserError(f"{what}, and only those up to ±{LARGEST_INDEX} can become tokens; {leave}")
-            more = f"give data.discretizer.num_bins={count:.0f}, or " if count <= MAX_BINS else ""
-            raise UserError(
-                f"{what}, more than data.discretizer.num_bins={num_bins}, so that some would share a token; "
-                f"{more}{leave}"
-            )
+    for kind, space, dimensions, offset in (
+        ("observation", environment.observation, range(size) if seen is None else seen, 0),
+        ("action", environment.action, range(environment.action_dim), environment.observation_dim),
+    ):
+        low, high, whole, discrete = space.low, space.high, space.whole, space.discrete
+        for column, index in enumerate(dimensions, offset):
+            if not whole[index]:
+                continue
+            first, last = float(low[index]), float(high[index])
+            count, far = last - first + 1, max(-first, last) > LARGEST_INDEX
+            if count <= num_bins and not far:
+                found[column] = first, last
+            elif discrete[index]:
+                raise UserError(_no_token(kind, space.names()[index], first, last, num_bins))
     return found
+
+
+def _no_token(kind: str, name: str, first: float, last: float, num_bins: int) -> str:
+    """Why the values of a Discrete dimension cannot have a token each."""
+    count = last - first + 1
+    what = f"{kind} dimension '{name}' holds {count:.0f} Discrete values, {first:.0f} to {last:.0f}"
+    leave = "leave it out by data.observation_indices" if kind == "observation" else "record other actions"
+    if max(-first, last) > LARGEST_INDEX:
+        return f"{what}, and only those up to ±{LARGEST_INDEX} can become tokens; {leave}"
+    more = f"give data.discretizer.num_bins={count:.0f}, or " if count <= MAX_BINS else ""
+    shared = f"more than data.discretizer.num_bins={num_bins}, so that some would share a token"
+    return f"{what}, {shared}; {more}{leave}"
