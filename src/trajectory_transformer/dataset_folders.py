@@ -22,4 +22,11 @@ def dataset_folder(dataset_id: str) -> Path:
 
 def is_on_disk(dataset_id: str) -> bool:
     """True if there is such a data set, whole or damaged; a damaged one is refused when it is opened, not replaced."""
-    return (dataset_folder(dataset_id) / "data").exists()
+    folder = dataset_folder(dataset_id) / "data"
+    try:
+        return folder.exists()
+    except OSError as error:
+        raise UserError(
+            f"data set '{dataset_id}' in '{folder}' cannot be looked for ({error.strerror}); you need the right to "
+            "read that folder, or name another in MINARI_DATASETS_PATH"
+        ) from None

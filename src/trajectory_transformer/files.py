@@ -1,6 +1,7 @@
 """Files: by which process they are written, whole or not at all; and checkpoints named wrongly."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -49,6 +50,30 @@ def write_output(what: str, file: Path, content: str | bytes | bytearray) -> Non
         write_whole(file, content)
     except OSError as error:
         raise UserError(f"{what} cannot be written to {file}: {error.strerror or error}") from error
+
+
+def reading_remedy(error: BaseException, path: Path, otherwise: str) -> str:
+    """What to do about an error while ``path``, a file or a folder, was read: ``otherwise`` where its contents are bad.
+
+    The end of a sentence, from its semicolon on.
+    """
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM):
+        return f"; you may not read it: `chmod -R u+rX '{path}'`, or ask whom it belongs to"
+    if number in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK) or "unable to lock file" in str(error):
+        return (
+            "; another process has locked it: wait until that one has written it, or set HDF5_USE_FILE_LOCKING=FALSE "
+            "where a network file system knows no locks"
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "; too many files are open: end other programs, or raise the limit with `ulimit -n`"
+    if number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO):
+        return "; the disk or the network file system fails: the set may be whole, so try again once that is mended"
+    if number == errno.ENOMEM or isinstance(error, MemoryError):
+        return "; there is not enough memory free to read it"
+    if isinstance(error, ImportError):
+        return "; a package that reads this format is missing: pip install 'trajectory-transformer[arrow]'"
+    return otherwise
 
 
 def require_file(checkpoint: str) -> None:

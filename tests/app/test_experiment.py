@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 import yaml
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 from trajectory_transformer.app import entry_point, experiment
 from trajectory_transformer.app.experiment import (
@@ -158,6 +160,19 @@ def test_a_plan_past_the_end_is_noticed_before_training(tmp_path: Path) -> None:
     options.planner.horizon = 5
     with pytest.raises(UserError, match=r"planner\.horizon=5 goes past the environment's end"):
         run_training(options, RunContext(tmp_path, ""))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("episodes", [1, 0])
+def test_an_environment_is_tried_before_training_if_it_is_to_be_acted_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, episodes: int
+) -> None:
+    monkeypatch.setattr(PendulumEnv, "step", lambda *_: (np.zeros(3), 0.0, False, {}))
+    if episodes == 0:
+        run_training(config(episodes=0), RunContext(tmp_path, ""))
+        return
+    with pytest.raises(UserError, match=r"environment 'Pendulum-v1': step\(array.* got 4"):
+        run_training(config(episodes=episodes), RunContext(tmp_path, ""))
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -394,3 +394,34 @@ def test_widths_are_relative_to_the_mean_and_not_too_small() -> None:
         pytest.approx([0.5, 0.05, 0.5, 3.0, 1.0]),
         pytest.approx([1.0, 1.0, 1.0, 1.0, 1.0]),
     ]
+
+
+@BOTH
+@pytest.mark.parametrize(("first", "last", "bins"), [(0, 63, 100), (0, 99, 100), (-3, 60, 64), (5, 7, 100), (0, 0, 2)])
+def test_each_index_has_a_token_of_its_own_and_comes_back(kind: type[Discretizer], first: int, last: int, bins: int):
+    indices = torch.arange(first, last + 1, dtype=torch.float32)[:, None]
+    values = torch.cat([normal(50, 1), indices[: len(indices) // 2 + 1].repeat(50, 1)[:50]], dim=1)  # half are not seen
+    discretizer = kind(bins).fit(values, {1: (first, last)})
+    tokens = discretizer.encode(indices, slice(1, 2))
+    assert len(tokens.unique()) == len(indices)
+    assert torch.equal(discretizer.decode(tokens, slice(1, 2)), indices)
+    assert torch.equal(discretizer.edges[0], kind(bins).fit(values[:, :1]).edges[0])  # other columns are as without
+    assert torch.equal(Discretizer.from_dict(discretizer.to_dict()).encode(indices, slice(1, 2)), tokens)
+
+
+def test_few_indices_that_are_all_seen_have_the_bins_that_values_have():
+    """So that runs from before columns were known to hold indices go on to the bit."""
+    values = torch.tensor([[2.0], [0.0], [1.0], [0.0]])
+    assert torch.equal(
+        QuantileDiscretizer(20).fit(values, {0: (0, 2)}).edges, QuantileDiscretizer(20).fit(values).edges
+    )
+
+
+def test_tokens_beyond_the_indices_decode_next_to_the_last():
+    discretizer = UniformDiscretizer(10).fit(torch.zeros(1, 1), {0: (0, 7)})
+    assert discretizer.decode(torch.tensor([[7], [8], [9], [10]])).flatten().tolist() == [7.0, 7.5, 7.5, 7.5]
+
+
+def test_more_indices_than_bins_do_not_fit():
+    with pytest.raises(ValueError, match="65 indices do not fit into 64 bins"):
+        UniformDiscretizer(64).fit(torch.zeros(1, 1), {0: (0, 64)})

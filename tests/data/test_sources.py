@@ -1,5 +1,7 @@
 """Real Minari data sets, written by Minari, then read or damaged."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from tests.minari_sets import RawEpisode, box, random_episode, write_dataset
 from trajectory_transformer.configuration import DataConfig
-from trajectory_transformer.data import minari_set
+from trajectory_transformer.data import minari_set, sources
 from trajectory_transformer.data.sources import load_offline_data, require_available
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.simulation import REGISTRY
@@ -450,6 +452,151 @@ def test_discrete_values_outside_their_space_are_refused(minari_root: Path, valu
     write_dataset("bad-v0", [raw], action_space=gym.spaces.Discrete(3))
     with pytest.raises(UserError, match=f"episode 0, actions: {value} at step 1, outside the Discrete space's 0 to 2"):
         load("bad-v0")
+
+
+def test_fractions_in_a_space_of_integers_are_refused(minari_root: Path):
+    raw = RawEpisode(np.zeros((3, 3)), np.array([[2], [3]]), np.zeros(2))
+    write_dataset("bad-v0", [raw], action_space=gym.spaces.Box(0, 9, (1,), np.int64))
+    assert load("bad-v0").episodes[0].actions.tolist() == [[2], [3]]
+    replace_array(minari_root / "bad-v0", "episode_0/actions", np.array([[2.0], [3.5]]))
+    with pytest.raises(UserError, match=r"actions: 3\.5 at step 1, dimension \[0\], whose space holds whole numbers"):
+        load("bad-v0")
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "you may not read it: `chmod"),
+        (BlockingIOError(errno.EAGAIN, "unable to lock file"), "another process has locked it: wait"),
+        (OSError(errno.EMFILE, "Too many open files"), "`ulimit -n`"),
+        (OSError(errno.EIO, "Input/output error"), "try again"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory"),
+        (ImportError("pyarrow is not installed"), r"pip install 'trajectory-transformer\[arrow\]'"),
+        (OSError("truncated file"), "if the data set is damaged, delete '"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_each_reason_why_a_set_cannot_be_read_has_its_own_remedy(
+    minari_root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, remedy: str
+):
+    def fail(*_: object) -> None:
+        raise error
+
+    write_dataset("set-v0", [random_episode(2)])
+    monkeypatch.setattr(minari, "load_dataset", fail)
+    with pytest.raises(UserError, match=rf"^data set 'set-v0' in '.*' cannot be read \(.*\); .*{remedy}") as caught:
+        load("set-v0")
+    assert ("delete" in str(caught.value)) == ("delete" in remedy)
+
+
+def test_a_locked_file_is_not_to_be_deleted(minari_root: Path):
+    write_dataset("set-v0", [random_episode(2)])
+    with open(minari_root / "set-v0" / "data" / "main_data.hdf5") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"unable to lock file.*another process has locked it"):
+            load("set-v0")
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda folder: change_metadata(folder, minari_version="99.0"), "pip install --upgrade minari"),
+        (lambda folder: change_metadata(folder, data_format="tape"), "knows no such data_format"),
+        (lambda folder: (folder / "data" / "main_data.hdf5").unlink(), "a file is missing.* delete '"),
+        (lambda folder: (folder / "data" / "metadata.json").unlink(), "a file is missing.* delete '"),
+        (lambda folder: change_metadata(folder, env_spec="[1]"), "its env_spec is none that Gymnasium .*episodes=0"),
+        (lambda folder: change_metadata(folder, env_spec="{"), "its env_spec is none that Gymnasium .*episodes=0"),
+    ],
+)
+def test_what_is_missing_or_of_another_version_has_its_own_remedy(
+    minari_root: Path, change: Callable[[Path], None], remedy: str
+):
+    write_dataset("set-v0", [random_episode(2)])
+    change(minari_root / "set-v0")
+    with pytest.raises(UserError, match=remedy):
+        load("set-v0")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(minari_root: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", fail)
+    with pytest.raises(UserError, match=r"data set 'set-v0' in '.*' cannot be looked for \(Permission denied\)"):
+        load("set-v0")
+
+
+# ---- keys and memory -------------------------------------------------------------------------------------------------
+
+MISSION = gym.spaces.Dict(
+    {
+        "image": gym.spaces.Box(0, 255, (2, 2), np.uint8),
+        "mission": gym.spaces.Text(8),
+        "goal": gym.spaces.Dict({"a": box(1), "b": gym.spaces.Discrete(4)}),
+    }
+)
+
+
+def write_missions(**arguments: object) -> dict[str, object]:
+    image = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    goal = {"a": np.array([[0.5], [1.5], [2.5]]), "b": np.array([1, 2, 3])}
+    observations = {"image": image, "mission": ["go", "go", "stay"], "goal": goal}
+    raw = RawEpisode(observations, np.zeros((2, 2), np.float32), np.zeros(2))
+    write_dataset("missions-v0", [raw], observation_space=MISSION, **arguments)
+    return observations
+
+
+def test_text_is_refused_with_the_keys_that_are_left(minari_root: Path):
+    write_missions()
+    with pytest.raises(
+        UserError,
+        match=r"'missions-v0': key 'mission' is a Text space.*observation_keys=\[goal\.a,goal\.b,image\] leaves",
+    ):
+        load("missions-v0")
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("keys", "columns"), [(["image", "goal"], [0, 1, 2, 3, 4, 5]), (["goal.b"], [1]), (["image"], [2, 3, 4, 5])]
+)
+def test_some_keys_of_a_dict_are_kept(minari_root: Path, data_format: str, keys: list[str], columns: list[int]):
+    write_missions(data_format=data_format)
+    whole = np.concatenate([[[0.5, 1], [1.5, 2], [2.5, 3]], np.arange(12).reshape(3, 4)], axis=1)
+    data = load("missions-v0", observation_keys=keys)
+    np.testing.assert_array_equal(data.episodes[0].observations, whole[:, columns])
+    assert data.environment.observation_dim == len(columns)
+    assert all(leaf.usable for leaf in data.environment.observation.leaves)
+    last = load("missions-v0", observation_keys=keys, observation_indices=[len(columns) - 1])
+    np.testing.assert_array_equal(last.episodes[0].observations, whole[:, columns[-1:]])
+
+
+def test_keys_that_are_not_there_are_refused(minari_root: Path):
+    write_missions()
+    with pytest.raises(UserError, match=r"has 'goa', but the observations of 'missions-v0' have goal\.a, "):
+        load("missions-v0", observation_keys=["goal", "goa"])
+    write_dataset("set-v0", [random_episode(2)])
+    with pytest.raises(UserError, match="has 'goal', but the observations of 'set-v0' are no Dict"):
+        load("set-v0", observation_keys=["goal"])
+
+
+@pytest.mark.parametrize("keys", [[], [""], ["a", "a"]])
+def test_keys_are_distinct_and_at_least_one(keys: list[str]):
+    with pytest.raises(UserError, match=r"data\.observation_keys=.* must be distinct keys"):
+        DataConfig(observation_keys=keys)
+
+
+def test_a_set_too_large_for_memory_is_refused_before_its_episodes_are_read(
+    minari_root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_dataset("set-v0", [random_episode(5), random_episode(5)])
+    needed = 2 * 4 * 10 * (3 + 2 + 2)
+    monkeypatch.setattr(sources, "available_memory", lambda: needed)
+    assert len(load("set-v0").episodes) == 2
+    monkeypatch.setattr(sources, "available_memory", lambda: needed - 1)
+    assert len(load("set-v0", observation_indices=[0]).episodes) == 2
+    monkeypatch.setattr(sources, "validate_episode", None)
+    with pytest.raises(UserError, match=r"'set-v0' has 10 steps of 7 numbers, which take at least 560 bytes"):
+        load("set-v0")
 
 
 def test_spaces_that_cannot_become_tokens_are_refused(minari_root: Path):

@@ -1,6 +1,7 @@
 """Environments are rebuilt as the data set had them, refused where they do not fit, and run no foreign code."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
-from trajectory_transformer.environments.batch import environment_title, make_environments
+from trajectory_transformer.environments.batch import EnvironmentBatch, environment_title, make_environments
 from trajectory_transformer.environments.make import make_environment, space_spec
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
@@ -116,6 +118,24 @@ def test_observations_are_flattened_and_selected() -> None:
         assert batch.observations[1, 0] == pytest.approx(expected)
 
 
+def test_keys_that_the_data_leave_out_are_not_looked_at() -> None:
+    spec = environment_spec(WALK)
+    kept = spec.observation.under(["position"])
+    with make_environments(replace(spec, observation=kept), 1) as batch:
+        batch.reset(0, seed=3)
+        assert batch.observations.shape == (1, 1)
+        assert batch.observations[0, 0] == pytest.approx(np.random.default_rng(3).uniform(-0.5, 0.5))
+
+
+def test_goals_are_kept_where_the_data_leave_them_out() -> None:
+    spec = maze_spec("PointMaze_UMaze-v3")
+    with make_environments(replace(spec, observation=spec.observation.under(["observation"])), 1) as batch:
+        batch.reset(0, seed=0)
+        assert batch.observations.shape == (1, 4)
+        assert batch.desired_goals is not None
+        assert batch.desired_goals.any()
+
+
 def test_goals_are_kept_beside_what_the_model_sees() -> None:
     spec = replace(maze_spec("PointMaze_UMaze-v3"), observation_indices=(0, 1, 6, 7))
     twin = make_environment("PointMaze_UMaze-v3")
@@ -183,7 +203,7 @@ def test_other_spaces_are_refused(changes: dict[str, SpaceSpec], words: list[str
     changed = EnvironmentSpec(
         spec.env_id, None, changes.get("observation", spec.observation), changes.get("action", spec.action)
     )
-    with pytest.raises(UserError, match="does not fit the checkpoint") as caught:
+    with pytest.raises(UserError, match="does not fit the data") as caught:
         make_environments(changed, 1)
     assert all(word in str(caught.value) for word in words), caught.value
 
@@ -246,6 +266,33 @@ def test_a_stored_wrapper_is_only_ever_a_gymnasium_wrapper(entry_point: str) -> 
         make_environments(with_json(environment_spec(WALK), additional_wrappers=[wrapper]), 1)
 
 
+@pytest.mark.parametrize(
+    "entry_point",
+    [
+        "stable_baselines3.common.monitor:Monitor",
+        "gymnasium.wrappers.common:RecordEpisodeStatistics",
+        "gymnasium.wrappers.rendering:RecordVideo",
+        "minari.data_collector.data_collector:DataCollector",
+    ],
+)
+def test_recorders_are_left_out_with_one_line(entry_point: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Minari's mujoco/humanoidstandup/medium-v0 has Stable-Baselines3's Monitor."""
+    names = [entry_point, "gymnasium.wrappers.common:OrderEnforcing", entry_point]
+    wrappers = [{"name": name.rpartition(":")[2], "entry_point": name, "kwargs": None} for name in names]
+    with make_environments(with_json(environment_spec(WALK), additional_wrappers=wrappers), 2) as batch:
+        outer: Any = batch.environments[0]
+        assert isinstance(outer, gymnasium.wrappers.OrderEnforcing)
+        assert isinstance(outer.env, gymnasium.wrappers.TimeLimit)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"environment '{WALK}' is made without its wrapper '{entry_point}', which only records"]
+
+
+def test_other_wrappers_are_named_with_the_way_on() -> None:
+    wrapper = {"name": "Monitor", "entry_point": "my_package.monitor:Monitor", "kwargs": {}}
+    with pytest.raises(UserError, match=r"'my_package\.monitor:Monitor'.* evaluation\.episodes=0 trains without"):
+        make_environments(with_json(environment_spec(WALK), additional_wrappers=[wrapper]), 1)
+
+
 def test_title_falls_back_to_the_stored_spec() -> None:
     spec = environment_spec(WALK)
     assert environment_title(spec) == environment_title(replace(spec, env_id="")) == WALK
@@ -264,3 +311,106 @@ def test_a_file_does_not_choose_what_is_imported(tmp_path: Path, monkeypatch: py
         with pytest.raises(UserError, match="must not choose what is imported"):
             make_environments(named, 1)
     assert "chosen_by_a_file" not in sys.modules
+
+
+class Told(gymnasium.Env):
+    """Returns what ``changes`` say instead of what it should: values by the names of the parts, or whole returns."""
+
+    def __init__(self, changes: dict[str, Any] | None = None, action_space: Any = None) -> None:
+        self.changes = changes or {}
+        self.observation_space = gymnasium.spaces.Box(-9.0, 9.0, (2,))
+        self.action_space = action_space or gymnasium.spaces.Box(0, 20, (1,), np.int64)
+        self.given: list[Any] = []
+
+    def reset(self, **_: Any) -> Any:
+        at_reset = self.changes.get("first", np.zeros(2, np.float32))
+        return self.changes.get("reset", (at_reset, self.changes.get("first_info", {})))
+
+    def step(self, action: Any) -> Any:
+        self.given.append(action)
+        if "error" in self.changes:
+            raise self.changes["error"]
+        parts = {"observation": np.ones(2), "reward": 1.0, "terminated": False, "truncated": False, "info": {}}
+        return self.changes.get("step", tuple((parts | self.changes)[name] for name in parts))
+
+
+def told(**changes: Any) -> EnvironmentBatch:
+    environment = Told(changes)
+    spaces = space_spec(environment.observation_space), space_spec(environment.action_space)
+    return EnvironmentBatch([environment], EnvironmentSpec("Told-v0", None, *spaces))
+
+
+def test_a_trial_steps_with_a_sampled_and_with_a_decoded_action() -> None:
+    batch = told()
+    batch.try_out(np.array([3.7]))
+    environment: Any = batch.environments[0]
+    sampled, decoded = environment.given
+    assert environment.action_space.contains(sampled)
+    assert environment.action_space.contains(decoded)
+    assert decoded.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"error": AssertionError("integer action expected")},
+            [r"step\(array", "AssertionError: integer", r"\.py:\d+"],
+        ),
+        ({"reset": np.zeros(2)}, [r"reset\(seed=0\) returns a ndarray, expected \(observation, info\)"]),
+        ({"step": (np.zeros(2), 1.0, False, {})}, ["returns 4 things, expected .*terminated, truncated"]),
+        ({"reward": None}, ["returns nonsense: its reward is None, which is no number"]),
+        ({"reward": np.zeros(2)}, ["its reward is array.*, which is no number"]),
+        ({"reward": np.nan}, ["its reward is nan"]),
+        ({"terminated": "no"}, ["its terminated is 'no', which is no number"]),
+        ({"info": None}, ["its info is None, which is no dict"]),
+        ({"first": np.array([0.0, np.nan])}, ["reset.* its observation has NaN or infinite values"]),
+        ({"observation": np.zeros(3)}, [r"its observation does not fit its space: .* shape \(3,\), expected \(2,\)"]),
+        ({"observation": {"a": np.zeros(2)}}, ["returns "]),
+    ],
+    ids=str,
+)
+def test_what_is_not_as_gymnasium_has_it_is_refused_in_the_trial(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^environment 'Told-v0': .*evaluation\.episodes=0$") as caught:
+        told(**changes).try_out(np.array([3.0]))
+    assert all(re.search(word, str(caught.value)) for word in words), caught.value
+
+
+class Talking(Told):
+    """Says a word beside its observation, which can be no token."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {"first": {"seen": np.zeros(2), "word": "go"}, "observation": {"seen": np.ones(2), "word": ""}}
+        )
+        self.observation_space = gymnasium.spaces.Dict(
+            {"seen": gymnasium.spaces.Box(-9.0, 9.0, (2,)), "word": gymnasium.spaces.Text(3)}
+        )
+
+
+def test_an_environment_that_says_words_is_acted_in_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gymnasium.registry, "Talking-v0", EnvSpec("Talking-v0", f"{__name__}:Talking"))
+    talking = Talking()
+    kept = space_spec(talking.observation_space).under(["seen"])
+    spec = EnvironmentSpec("Talking-v0", None, kept, space_spec(talking.action_space))
+    with make_environments(spec, 1) as batch:
+        batch.try_out(np.array([3.0]))
+        assert batch.observations.tolist() == [[1.0, 1.0]]
+
+
+def test_rewards_and_flags_as_arrays_of_one_element_are_taken() -> None:
+    batch = told(reward=np.array([0.5]), terminated=np.array([True]), truncated=np.bool_(False))
+    batch.try_out(np.array([3.0]))
+    result = batch.step(np.array([[3.0]]), np.array([True]))
+    assert (result.rewards[0], result.terminated[0], result.truncated[0]) == (0.5, True, False)
+
+
+def test_the_environments_own_type_of_actions_is_used_with_earlier_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gymnasium.registry, "Told-v0", EnvSpec("Told-v0", f"{__name__}:Told"))
+    spec = told().spec
+    (leaf,) = spec.action.leaves
+    earlier = replace(spec, action=SpaceSpec((replace(leaf, dtype=""),)))
+    with make_environments(earlier, 1) as batch:
+        batch.reset(0, seed=0)
+        batch.step(np.array([[3.7]]), np.array([True]))
+        assert batch.environments[0].unwrapped.given[0].tolist() == [4]  # pyright: ignore[reportAttributeAccessIssue]

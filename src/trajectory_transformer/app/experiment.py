@@ -192,6 +192,7 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
         )
     with make_environments(environment, 1, max_episode_steps=config.evaluation.max_episode_steps) as batch:
         limit_episodes(batch, datamodule.data.longest_episode)
+        batch.try_out(datamodule.data.episodes[0].actions.mean(axis=0))
         if learner.plans:
             require_possible(config.planner, make_objective(config.planner).needs_goal, batch)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from .validation import require, require_choice, require_finite
 
+MAX_BINS = 32766  # tokens are kept in 16 bits
+
 
 @dataclass
 class DiscretizerConfig:
@@ -16,7 +18,9 @@ class DiscretizerConfig:
 
     def __post_init__(self) -> None:
         require_choice("data.discretizer.strategy", self.strategy, ("quantile", "uniform"))
-        require(2 <= self.num_bins <= 32766, f"data.discretizer.num_bins={self.num_bins} must lie in [2, 32766]")
+        require(
+            2 <= self.num_bins <= MAX_BINS, f"data.discretizer.num_bins={self.num_bins} must lie in [2, {MAX_BINS}]"
+        )
 
 
 DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"
@@ -29,6 +33,7 @@ class DataConfig:
     dataset_id: Any = DEFAULT_DATASET_ID  # a Minari id, or a list of ids to be joined; null beside a source
     source: Any = None  # null: dataset_id's; an EpisodeSource's _target_ and options, or a list of them to be joined
     download: bool = True  # fetch a set that is neither on disk nor embedded
+    observation_keys: list[str] | None = None  # keep these keys of a Dict observation, as "goal.position"; null: all
     observation_indices: list[int] | None = None  # keep these dimensions of the flattened observation; null: all
     discretizer: DiscretizerConfig = field(default_factory=DiscretizerConfig)
     sequence_length: int = 4  # transitions in a training window
@@ -61,6 +66,9 @@ class DataConfig:
         held_out = self.validation_fraction
         require(0.0 < held_out < 1.0, f"data.validation_fraction={held_out} must lie in (0, 1)")
         require(self.batch_size >= 1, f"data.batch_size={self.batch_size} must be at least 1")
+        if (keys := self.observation_keys) is not None:
+            distinct = len(keys) > 0 and all(keys) and len(set(keys)) == len(keys)
+            require(distinct, f"data.observation_keys={keys} must be distinct keys of the observation, one at least")
         if (chosen := self.observation_indices) is not None:
             require(
                 len(chosen) > 0,

@@ -12,6 +12,7 @@ from ..configuration import DiscretizerConfig
 
 ALL_COLUMNS = slice(None)
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+LARGEST_INDEX = 2**22  # float32 holds all halves up to there
 
 
 class _Derived(NamedTuple):
@@ -64,17 +65,46 @@ class Discretizer(nn.Module, ABC):
         """(transition_dim, num_bins) float32: the middle of each bin."""
         return self._from_edges().centers
 
-    def fit(self, values: Tensor | np.ndarray) -> Self:
-        """Choose the edges by values (n ≥ 1, transition_dim), as float32; ValueError if not finite; returns itself."""
+    def fit(self, values: Tensor | np.ndarray, indices: Mapping[int, tuple[float, float]] | None = None) -> Self:
+        """Choose the edges by values (n ≥ 1, transition_dim), as float32; returns itself.
+
+        Args:
+            values: finite numbers.
+            indices: column -> first and last of the whole numbers that its values are, in ±:data:`LARGEST_INDEX` and at
+                most ``num_bins``. Each gets a token of its own, whether it is among the values or not, whatever the
+                strategy.
+
+        Raises:
+            ValueError: values that are not finite, or more whole numbers than bins.
+        """
+        indices = indices or {}
         rows = torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()
         if rows.ndim != 2 or rows.size == 0:
             raise ValueError(f"fit needs values of shape (n ≥ 1, transition_dim ≥ 1), got {tuple(rows.shape)}")
         if not np.isfinite(rows).all():
             raise ValueError("fit needs finite values")
-        edges = np.stack([self._column_edges(np.sort(rows[:, column])) for column in range(rows.shape[1])])
+        edges = np.stack(
+            [
+                self._index_edges(*indices[column]) if column in indices else self._column_edges(np.sort(values))
+                for column, values in enumerate(rows.T)
+            ]
+        )
         edges[np.abs(edges) < SMALLEST_NORMAL] = 0.0  # some devices take subnormal numbers for zero
         self.edges = torch.from_numpy(edges).to(self.edges.device)
         return self
+
+    def _index_edges(self, first: float, last: float) -> np.ndarray:
+        """(num_bins + 1,) float32 edges with a bin around each whole number from ``first`` to ``last``."""
+        whole = np.arange(first, last + 1, dtype=np.float32)
+        if len(whole) > self.num_bins:
+            raise ValueError(f"{len(whole)} indices do not fit into {self.num_bins} bins")
+        if 2 * len(whole) <= self.num_bins + 1:
+            return self._atoms(whole)
+        return np.pad(np.append(whole - 0.5, whole[-1] + 0.5), (0, self.num_bins - len(whole)), mode="edge")
+
+    def _atoms(self, distinct: np.ndarray) -> np.ndarray:
+        """(num_bins + 1,) edges with a bin of zero width for each of at most half as many ascending values."""
+        return np.pad(distinct.repeat(2), (0, self.num_bins + 1 - 2 * len(distinct)), mode="edge")
 
     @abstractmethod
     def _column_edges(self, ordered: np.ndarray) -> np.ndarray:
@@ -192,7 +222,7 @@ class QuantileDiscretizer(Discretizer):
         num_edges = self.num_bins + 1
         distinct = ordered[np.append(True, ordered[1:] != ordered[:-1])]
         if 2 * len(distinct) <= num_edges:
-            return np.pad(distinct.repeat(2), (0, num_edges - 2 * len(distinct)), mode="edge")
+            return self._atoms(distinct)
         # Differs from the original: repeated edges give it bins that no value reaches, few values too few edges.
         atoms = ordered[:0]
         while True:

@@ -35,7 +35,7 @@ class StoredSet:
     episodes: Iterable[StoredEpisode]  # read one after the other, once; whatever is raised in between is let through
     num_episodes: int
     environment: EnvironmentSpec  # that they were recorded in, with all observation dimensions
-    # Used of it: ref_min_score and ref_max_score, the returns that count as 0 and 100 %.
+    # Used of it: ref_min_score and ref_max_score, the returns that count as 0 and 100 %; and total_steps.
     metadata: Mapping[str, object] = field(default_factory=dict)
     remedy: str = ""  # ends every message about an episode: what to do about it
 

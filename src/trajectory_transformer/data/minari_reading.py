@@ -1,10 +1,12 @@
 """Minari data sets on disk, whatever their storage format, as stored episodes; the only reader of Minari's files."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import h5py
 import minari
 import numpy as np
@@ -16,6 +18,7 @@ from ..dataset_folders import dataset_folder
 from ..environments.make import space_spec
 from ..environments.spec import EnvironmentSpec, SpaceSpec
 from ..errors import UserError
+from ..files import reading_remedy
 from .episode_source import StoredEpisode, StoredSet
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ def read_set(dataset_id: str) -> StoredSet:
         UserError: its files cannot be read, its metadata lacks something or disagrees with its episodes, or its spaces
             cannot become tokens; some of it only while episodes are asked for.
     """
-    folder = dataset_folder(dataset_id) / "data"
+    folder, metadata = dataset_folder(dataset_id) / "data", None
     try:
         metadata = json.loads((folder / "metadata.json").read_text())
         if not isinstance(metadata, dict):
@@ -43,25 +46,41 @@ def read_set(dataset_id: str) -> StoredSet:
             valid = isinstance(number, int) and number >= 1
             require(valid, f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
         num_episodes, num_steps = metadata["total_episodes"], metadata["total_steps"]
+        named = _environment(dataset_id, metadata)
         dataset = minari.load_dataset(dataset_id)
         _require_episodes(dataset_id, dataset.storage, num_episodes)
     except UserError:
         raise
     except Exception as error:  # Minari and the storage libraries raise whatever the broken file leads them to
-        raise UserError(
-            f"data set '{dataset_id}' in '{folder}' cannot be read ({_one_line(error)}){_remedy(folder)}"
-        ) from error
+        remedy = _remedy(error, metadata, folder)
+        raise UserError(f"data set '{dataset_id}' in '{folder}' cannot be read ({_one_line(error)}){remedy}") from error
     try:
         observation, action = space_spec(dataset.observation_space), space_spec(dataset.action_space)
     except UserError as error:
         raise UserError(f"data set '{dataset_id}': {error}") from error
-    environment = EnvironmentSpec(*_environment(metadata), observation, action)
+    environment = EnvironmentSpec(*named, observation, action)
     episodes = _episodes(dataset_id, dataset.storage, num_episodes, num_steps, environment)
-    return StoredSet(episodes, num_episodes, environment, metadata, _remedy(folder))
+    return StoredSet(episodes, num_episodes, environment, metadata, _damaged(folder))
 
 
-def _remedy(folder: Path) -> str:
+def _damaged(folder: Path) -> str:
     return f"; if the data set is damaged, delete '{folder}' and fetch or make it again"
+
+
+def _remedy(error: Exception, metadata: object, folder: Path) -> str:
+    """What to do about an error while the set's files were opened."""
+    about = metadata if isinstance(metadata, dict) else {}
+    written = about.get("minari_version")
+    if isinstance(written, str) and written not in minari.supported_dataset_versions:
+        return "; `pip install --upgrade minari` where the set is the newer of the two, else fetch it again"
+    if about and about.get("data_format") not in ("hdf5", "arrow", "parquet"):
+        return f"; Minari {minari.__version__} knows no such data_format: `pip install --upgrade minari` may"
+    otherwise = _damaged(folder)
+    with contextlib.suppress(OSError):
+        names = {path.name for path in folder.iterdir()}
+        if "metadata.json" not in names or len(names) == 1:
+            otherwise = f"; a file is missing, as after a download that broke off: delete '{folder}' and fetch it again"
+    return reading_remedy(error, folder, otherwise)
 
 
 def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int) -> None:
@@ -83,14 +102,21 @@ def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int
     )
 
 
-def _environment(metadata: Mapping[str, object]) -> tuple[str, str | None]:
+def _environment(dataset_id: str, metadata: Mapping[str, object]) -> tuple[str, str | None]:
     """Gymnasium id and spec of the environment to evaluate in; an empty id and None where the set names none."""
     stored = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if not isinstance(stored, str):
         return "", None
-    fields = {name: value for name, value in json.loads(stored).items() if name not in FIELDS_OF_OLD_GYMNASIUM}
-    spec_json = json.dumps(fields)
-    return EnvSpec.from_json(spec_json).id, spec_json
+    try:
+        fields = {name: value for name, value in json.loads(stored).items() if name not in FIELDS_OF_OLD_GYMNASIUM}
+        spec_json = json.dumps(fields)
+        return EnvSpec.from_json(spec_json).id, spec_json
+    except Exception as error:  # whatever a spec that is none leads JSON and Gymnasium to
+        raise UserError(
+            f"data set '{dataset_id}', metadata: its env_spec is none that Gymnasium {gymnasium.__version__} "
+            f"understands ({_one_line(error)}); install the version that it was recorded with, or remove env_spec from "
+            "metadata.json and train with evaluation.episodes=0"
+        ) from error
 
 
 def _episodes(
@@ -110,7 +136,8 @@ def _episodes(
             stated = metadata.get("total_steps")
             total_steps = int(stated) if isinstance(stated, (int, np.integer)) else None
         except Exception as error:  # as above
-            raise UserError(f"{place}: cannot be read ({_one_line(error)}){_remedy(storage.data_path)}") from error
+            remedy = reading_remedy(error, storage.data_path, _damaged(storage.data_path))
+            raise UserError(f"{place}: cannot be read ({_one_line(error)}){remedy}") from error
         yield StoredEpisode(place, **fields, total_steps=total_steps)
         steps += len(fields["rewards"])
     require(
@@ -137,6 +164,8 @@ def _flat_values(values: "pyarrow.Array", spec: SpaceSpec) -> np.ndarray:
     """(rows, size) of a space."""
     flat = []
     for leaf in spec.leaves:
+        if not leaf.usable:
+            continue
         column = values
         for key in leaf.path:
             column = column.field(key)

@@ -13,6 +13,7 @@ from ..configuration import require
 from ..environments.make import environment_spec, space_spec
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
+from ..files import reading_remedy
 from .episode_source import EpisodeSource, StoredEpisode, StoredSet
 
 NEEDED = ("observations", "actions", "rewards", "terminated")
@@ -87,9 +88,8 @@ def _read(file: Path) -> StoredEpisode:
                 if field in there:
                     arrays[field] = stored[field]
     except Exception as error:  # whatever a damaged file leads NumPy and zipfile to
-        raise UserError(
-            f"{place} cannot be read ({' '.join(str(error).split())}); write it with numpy.savez, of numbers only"
-        ) from error
+        remedy = reading_remedy(error, file, "; write it with numpy.savez, of numbers only")
+        raise UserError(f"{place} cannot be read ({' '.join(str(error).split())}){remedy}") from error
     for field in NEEDED:
         require(
             field in arrays,

@@ -8,11 +8,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..available_memory import available_memory, require_memory
 from ..building import TYPED_BY_USER, build
 from ..configuration import DataConfig, require
 from ..environments.reference_scores import reference_scores
 from ..errors import UserError
-from .episode_source import EpisodeSource, StoredSet
+from .episode_source import EpisodeSource, StoredEpisode, StoredSet
 from .episodes import Episode, OfflineData
 from .minari_set import EmbeddedSet, MinariSet
 from .validation import validate_episode
@@ -60,14 +61,20 @@ def load_offline_data(
     Raises:
         UserError: a set is named twice, is not available, or is corrupt (named: data set, episode, field);
             the environments or spaces of two sets differ, or spaces cannot become tokens; or a selected observation
-            dimension does not exist.
+            key or dimension does not exist.
     """
-    found = [(source.name, source.read(progress)) for source in sources_of(config, allow)]
-    for name, stored in found:
-        if len(stored.environment.action.leaves) != 1:
-            raise UserError(f"data set '{name}': its actions are a Dict space; only Box and Discrete are supported")
+    found: list[tuple[str, StoredSet]] = []
+    for source in sources_of(config, allow):
+        stored = source.read(progress)
+        if any(leaf.path for leaf in stored.environment.action.leaves):
+            raise UserError(
+                f"data set '{source.name}': its actions are a Dict space; only Box and Discrete are supported"
+            )
+        found.append((source.name, _with_keys(source.name, stored, config.observation_keys)))
     for other in found[1:]:
         _require_joinable(found[0], other)
+    for name, stored in found:
+        _require_memory(name, stored, config.observation_indices)
     name, first = found[0]
     environment = first.environment
     if config.observation_indices is not None:
@@ -106,6 +113,45 @@ def _validated(found: Sequence[tuple[str, StoredSet]], progress: bool) -> Iterat
                     raise UserError(f"{error}{stored.remedy}") from error
 
 
+def _with_keys(name: str, stored: StoredSet, keys: Sequence[str] | None) -> StoredSet:
+    """The set with these keys of its Dict observations alone; refuses a key that there is not or that has no tokens."""
+    whole = stored.environment.observation
+    kept = whole if keys is None else whole.under(keys)
+    for key in keys or ():
+        require(
+            len(whole.under([key]).leaves) > 0,
+            f"data.observation_keys has '{key}', but the observations of '{name}' "
+            + (f"have {', '.join(leaf.key for leaf in whole.leaves)}" if whole.leaves[0].path else "are no Dict"),
+        )
+    kept.require_usable(f"data set '{name}': ")
+    if keys is None:
+        return stored
+    columns = whole.columns(kept)
+
+    def narrowed(episode: StoredEpisode) -> StoredEpisode:
+        values = episode.observations
+        if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == whole.size:  # flattened before
+            return replace(episode, observations=values[:, columns])
+        return episode
+
+    environment = replace(stored.environment, observation=kept)
+    return replace(stored, environment=environment, episodes=map(narrowed, stored.episodes))
+
+
+def _require_memory(name: str, stored: StoredSet, indices: Sequence[int] | None) -> None:
+    """Refuse a set that is too large for memory, where it says how many steps it has, before its episodes are read."""
+    steps = stored.metadata.get("total_steps")
+    if isinstance(steps, int):
+        seen = stored.environment.observation.size if indices is None else len(indices)
+        dimensions = seen + stored.environment.action_dim + 2
+        require_memory(
+            2 * 4 * steps * dimensions,  # float32, as episodes and as the rows that are made of them
+            available_memory(),
+            f"data set '{name}' has {steps:,} steps of {dimensions:,} numbers, which take",
+            "keep fewer dimensions by data.observation_keys or data.observation_indices, or take a smaller set",
+        )
+
+
 def _require_joinable(first: tuple[str, StoredSet], other: tuple[str, StoredSet]) -> None:
     refusal = f"data sets '{first[0]}' and '{other[0]}' cannot be joined"
     ours, theirs = first[1].environment, other[1].environment
@@ -114,7 +160,7 @@ def _require_joinable(first: tuple[str, StoredSet], other: tuple[str, StoredSet]
     for field in ("observation", "action"):
         own, others = getattr(ours, field), getattr(theirs, field)
         require(
-            own == others,
+            own == others and np.array_equal(own.whole, others.whole),
             f"{refusal}: their {field} spaces differ ({own.size} and {others.size} dimensions; names, kinds and bounds "
             "must be equal)",
         )

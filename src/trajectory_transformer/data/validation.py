@@ -42,8 +42,8 @@ def validate_episode(stored: StoredEpisode, observation: SpaceSpec, action: Spac
     _check_finite(f"{at}observations", observations, observation.names())
     _check_finite(f"{at}actions", actions, action.names())
     _check_finite(f"{at}rewards", rewards[:, None], ["rewards"])
-    _check_discrete(f"{at}observations", observations, observation)
-    _check_discrete(f"{at}actions", actions, action)
+    _check_whole(f"{at}observations", observations, observation)
+    _check_whole(f"{at}actions", actions, action)
     for early in np.flatnonzero(terminations[:-1]):
         raise UserError(f"{at}terminations: true at step {early} of {steps}, before the last; episodes must end there")
     return Episode(observations, actions, rewards, terminated=bool(terminations[-1]))
@@ -88,11 +88,13 @@ def _check_finite(where: str, values: np.ndarray, names: list[str]) -> None:
         raise UserError(f"{where}: {values[step, column]} at step {step}, dimension {names[column]}")
 
 
-def _check_discrete(where: str, values: np.ndarray, spec: SpaceSpec) -> None:
-    discrete = np.array([leaf.kind == "discrete" for leaf in spec.leaves for _ in range(leaf.size)])
-    indices, low, high = values[:, discrete], spec.low[discrete], spec.high[discrete]
-    for step, column in np.argwhere((indices != np.rint(indices)) | (indices < low) | (indices > high)):
-        raise UserError(
-            f"{where}: {indices[step, column]:g} at step {step}, outside the Discrete space's {low[column]:g} to "
-            f"{high[column]:g}"
-        )
+def _check_whole(where: str, values: np.ndarray, spec: SpaceSpec) -> None:
+    """Refuse what is no whole number in a space of such, or outside a Discrete space."""
+    chosen = np.flatnonzero(spec.whole)
+    numbers, low, high, discrete = values[:, chosen], spec.low[chosen], spec.high[chosen], spec.discrete[chosen]
+    outside = discrete & ((numbers < low) | (numbers > high))
+    for step, column in np.argwhere((numbers != np.rint(numbers)) | outside):
+        found = f"{where}: {numbers[step, column]:g} at step {step}"
+        if discrete[column]:
+            raise UserError(f"{found}, outside the Discrete space's {low[column]:g} to {high[column]:g}")
+        raise UserError(f"{found}, dimension {spec.names()[chosen[column]]}, whose space holds whole numbers only")

@@ -1,11 +1,13 @@
 """Environments rebuilt from what a checkpoint says of them, and stepped side by side."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +16,24 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import TimeLimit
 
+from ..configuration import require
 from ..errors import EXITS_BY_SIGNAL, UserError
 from .make import make_environment, space_spec
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
-log = logging.getLogger(__name__)
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
 _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
+# Package and class of wrappers that record, and change neither spaces nor rewards: left out, as no recording is wanted.
+_RECORDERS = {
+    ("gymnasium", "HumanRendering"),
+    ("gymnasium", "RecordEpisodeStatistics"),
+    ("gymnasium", "RecordVideo"),
+    ("gymnasium", "RenderCollection"),
+    ("minari", "DataCollector"),
+    ("stable_baselines3", "Monitor"),
+}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,43 @@ class EnvironmentBatch:
         with _blaming(row):
             return self.environments[row].render()
 
+    def try_out(self, action: np.ndarray) -> None:
+        """Reset the first row, and step it with a sampled action and with a flat one (action_dim,) as agents give it.
+
+        Raises:
+            UserError: it raises, or returns what nothing can be learnt from: not as many things as Gymnasium has, a
+                reward or flag that is not one number, an observation of another shape, or one that is not finite.
+        """
+        environment = self.environments[0]
+        environment.action_space.seed(0)
+        decoded = self.spec.action.to_environment(np.asarray(action)[None])[0]
+        for kind, given in (("sampled", environment.action_space.sample()), ("decoded", decoded)):
+            self._try("reset(seed=0)", ("observation", "info"), functools.partial(environment.reset, seed=0))
+            parts = ("observation", "reward", "terminated", "truncated", "info")
+            self._try(f"step({given!r}), a {kind} action,", parts, functools.partial(environment.step, given))
+
+    def _try(self, call: str, parts: tuple[str, ...], made: Callable[[], Any]) -> None:
+        """Make a call, and refuse what it raises, or returns for ``parts``."""
+        remedy = "; mend it, or train without acting in it: evaluation.episodes=0"
+        place = f"environment '{environment_title(self.spec)}': {call}"
+        try:
+            returned = made()
+        except Exception as error:  # whatever a third party's code raises
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{place} raises {reason} ({frame.filename}:{frame.lineno}){remedy}") from error
+        if not isinstance(returned, tuple) or len(returned) != len(parts):
+            what = f"{len(returned)} things" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
+            raise UserError(f"{place} returns {what}, expected ({', '.join(parts)}){remedy}")
+        observation, *numbers, info = returned
+        try:
+            for name, value in zip(parts[1:], numbers, strict=False):
+                require(np.isfinite(_number(name, value)), f"its {name} is {value!r}")
+            require(isinstance(info, Mapping), f"its info is {info!r}, which is no dict")
+            self._look(0, observation)
+        except (UserError, EnvironmentFailure) as error:
+            raise UserError(f"{place} returns nonsense: {error}{remedy}") from error
+
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
         """Step the rows that are ``active``, (env,) bool, with flat actions (env, action_dim).
 
@@ -110,12 +160,12 @@ class EnvironmentBatch:
         infos: list[Mapping[str, Any]] = [{}] * count
         for row in map(int, np.flatnonzero(active)):
             with _blaming(row):
-                outcome = self.environments[row].step(executed[row])
-                observation, reward, terminated[row], truncated[row], infos[row] = outcome
+                observation, reward, ended, cut, infos[row] = self.environments[row].step(executed[row])
             try:
-                rewards[row] = float(reward)
-            except (TypeError, ValueError):
-                raise EnvironmentFailure(row, f"its reward is {reward!r}, which is no number") from None
+                rewards[row] = _number("reward", reward)
+                terminated[row], truncated[row] = bool(_number("terminated", ended)), bool(_number("truncated", cut))
+            except UserError as error:
+                raise EnvironmentFailure(row, str(error)) from None
             if not math.isfinite(rewards[row]):
                 raise EnvironmentFailure(row, f"its reward is {rewards[row]}: its simulation has broken down")
             if not isinstance(infos[row], Mapping):
@@ -124,8 +174,9 @@ class EnvironmentBatch:
         return StepResult(shown, rewards, terminated, truncated, infos)
 
     def _goals(self, key: str) -> np.ndarray | None:
-        """Zeros (env, goal_dim) for the goals that observations hold under ``key``."""
-        leaf = next((leaf for leaf in self.spec.observation.leaves if leaf.path == (key,)), None)
+        """Zeros (env, goal_dim) for the goals that observations hold under ``key``, whether they are data or not."""
+        space = space_spec(self.environments[0].observation_space)
+        leaf = next((leaf for leaf in space.leaves if leaf.path == (key,)), None)
         return None if leaf is None else np.zeros((len(self.environments), leaf.size), dtype=np.float32)
 
     def _look(self, row: int, observation: Any) -> None:
@@ -165,9 +216,9 @@ def make_environments(
     """
     with contextlib.ExitStack() as closing:
         environments = [closing.enter_context(_make(spec, render, max_episode_steps)) for _ in range(num_envs)]
-        _require_same_spaces(spec, environments[0])
+        action = _require_same_spaces(spec, environments[0])
         closing.pop_all()
-    return EnvironmentBatch(environments, spec)
+    return EnvironmentBatch(environments, replace(spec, action=action))
 
 
 def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) -> gymnasium.Env:
@@ -178,14 +229,14 @@ def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) ->
     stored = _stored_spec(spec)
     env_id = spec.env_id or (stored.id if stored is not None else "")
     if not env_id:
-        raise UserError("the checkpoint's data set names no environment, so there is nothing to plan in")
+        raise UserError("the data set names no environment, so there is none to act in")
     arguments = {} if stored is None else {k: v for k, v in stored.kwargs.items() if k != "render_mode"}
     limit = max_episode_steps or (None if stored is None else stored.max_episode_steps)
     mode = {"render_mode": "rgb_array"} if render else {}
     try:
         environment = make_environment(env_id, max_episode_steps=limit, disable_env_checker=True, **arguments, **mode)
         for wrapper in () if stored is None else stored.additional_wrappers:
-            environment = _wrap(environment, wrapper.entry_point, wrapper.kwargs or {})
+            environment = _wrap(environment, env_id, wrapper.entry_point, wrapper.kwargs or {})
         if render:
             _follow(environment.unwrapped)
     except UserError:
@@ -216,11 +267,24 @@ def _stored_spec(spec: EnvironmentSpec) -> EnvSpec | None:
         raise UserError(f"the stored spec of environment '{spec.env_id}' cannot be read: {error}") from error
 
 
-def _wrap(environment: gymnasium.Env, entry_point: str, arguments: dict[str, Any]) -> gymnasium.Env:
+def _wrap(environment: gymnasium.Env, env_id: str, entry_point: str, arguments: dict[str, Any]) -> gymnasium.Env:
+    if (entry_point.partition(".")[0], entry_point.rpartition(":")[2]) in _RECORDERS:
+        _say_left_out(env_id, entry_point)
+        return environment
     wrapper = load_env_creator(entry_point) if entry_point.startswith(_WRAPPER_PACKAGES) else None
     if not (isinstance(wrapper, type) and issubclass(wrapper, gymnasium.Wrapper)):
-        raise UserError(f"the environment's wrapper '{entry_point}' is not one of Gymnasium's, and is not loaded")
+        raise UserError(
+            f"the data of environment '{env_id}' were recorded within the wrapper '{entry_point}', which is not one of "
+            "Gymnasium's and is not loaded, as a file must not choose what is imported; evaluation.episodes=0 trains "
+            "without acting, and Agent.from_checkpoint then acts in an environment that you make"
+        )
     return wrapper(env=environment, **arguments)
+
+
+@functools.cache
+def _say_left_out(env_id: str, entry_point: str) -> None:
+    """Say it once in a process, however many environments are made."""
+    log.warning("environment '%s' is made without its wrapper '%s', which only records", env_id, entry_point)
 
 
 def _advice(stored: EnvSpec | None, env_id: str) -> str:
@@ -236,21 +300,32 @@ def _advice(stored: EnvSpec | None, env_id: str) -> str:
     return f" (pip install {installed_as.get(package, package)})"
 
 
-def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> None:
+def _number(name: str, value: Any) -> float:
+    """One number, which may come as an array of one element: a frequent slip that does no harm."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise UserError(f"its {name} is {value!r}, which is no number")
+    return float(array.item())
+
+
+def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> SpaceSpec:
+    """Refuse spaces that are not those of the data; returns that of actions, whose type old checkpoints do not tell."""
+    actual = spec.action
     for name, expected, space in (
         ("observation", spec.observation, environment.observation_space),
         ("action", spec.action, environment.action_space),
     ):
         actual = space_spec(space)
-        misfit = f"the {name} space of environment '{spec.env_id}' does not fit the checkpoint: "
-        if _structure(actual) != _structure(expected):
-            raise UserError(f"{misfit}it has {_describe(actual)}, the model was trained on {_describe(expected)}")
-        same = np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)
-        if name == "action" and not same:
+        misfit = f"the {name} space of environment '{spec.env_id}' does not fit the data to learn from: "
+        there = actual if name == "action" else actual.under([leaf.key for leaf in expected.leaves])
+        if _structure(there) != _structure(expected):  # what else is observed does no harm
+            raise UserError(f"{misfit}it has {_describe(actual)}, the data have {_describe(expected)}")
+        if name == "action" and not (np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)):
             raise UserError(
-                f"{misfit}its bounds are {actual.low} to {actual.high}, the model was trained on {expected.low} to "
+                f"{misfit}its bounds are {actual.low} to {actual.high}, those of the data {expected.low} to "
                 f"{expected.high}"
             )
+    return actual
 
 
 def _structure(space: SpaceSpec) -> list[SpaceLeaf]:
@@ -261,8 +336,10 @@ def _structure(space: SpaceSpec) -> list[SpaceLeaf]:
 def _describe(space: SpaceSpec) -> str:
     parts = []
     for leaf in space.leaves:
-        kind = f"Box{leaf.shape}" if leaf.kind == "box" else f"Discrete({leaf.low[0]:.0f} to {leaf.high[0]:.0f})"
-        parts.append(f"{'.'.join(leaf.path)} {kind}".lstrip())
+        kind = f"Box{leaf.shape}" if leaf.kind == "box" else leaf.kind
+        if leaf.kind == "discrete":
+            kind = f"Discrete({leaf.low[0]:.0f} to {leaf.high[0]:.0f})"
+        parts.append(f"{leaf.key} {kind}".lstrip())
     return f"{', '.join(parts)} ({space.size} dimensions)"
 
 

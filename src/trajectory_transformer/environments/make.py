@@ -69,14 +69,18 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
 
 
 def space_spec(space: gym.Space) -> SpaceSpec:
-    """Describe a Box, a Discrete, or a (nested) Dict of them.
+    """Describe a Box, a Discrete, or a (nested) Dict of them and of other spaces, which have no dimensions.
 
     Raises:
-        UserError: another kind of space, named with its key, or a space without any dimension.
+        UserError: another kind of space, or a space without any dimension.
     """
     spec = SpaceSpec(tuple(_leaves(space, ())))
     if spec.size == 0:
-        raise UserError(f"the space {space} has no dimension")
+        other = next((leaf for leaf in spec.leaves if not leaf.usable), None)
+        if other is None:
+            raise UserError(f"the space {space} has no dimension")
+        where = f"key '{other.key}'" if other.path else "the space"
+        raise UserError(f"{where} is a {other.kind} space; only Box, Discrete and Dict spaces become tokens")
     return spec
 
 
@@ -85,12 +89,11 @@ def _leaves(space: gym.Space, path: tuple[str, ...]) -> list[SpaceLeaf]:
         return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key))]
     if isinstance(space, gym.spaces.Box):
         low, high = (tuple(bound.astype(np.float64).ravel().tolist()) for bound in (space.low, space.high))
-        return [SpaceLeaf(path, "box", tuple(space.shape), low, high)]
+        return [SpaceLeaf(path, "box", tuple(space.shape), low, high, space.dtype.name)]
     if isinstance(space, gym.spaces.Discrete):
         first = float(space.start)
-        return [SpaceLeaf(path, "discrete", (), (first,), (first + float(space.n) - 1.0,))]
-    where = f"key '{'.'.join(path)}'" if path else "the space"
-    raise UserError(f"{where} is a {type(space).__name__} space; only Box, Discrete and Dict spaces become tokens")
+        return [SpaceLeaf(path, "discrete", (), (first,), (first + float(space.n) - 1.0,), space.dtype.name)]
+    return [SpaceLeaf(path, type(space).__name__, (), (), ())]
 
 
 @contextlib.contextmanager

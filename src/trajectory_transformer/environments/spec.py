@@ -1,8 +1,9 @@
 """Environments and their spaces as plain data that a checkpoint can carry; nothing here imports Gymnasium."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,34 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class SpaceLeaf:
-    """One Box or Discrete space within a (nested Dict) space."""
+    """One space that is no Dict within a (nested Dict) space."""
 
     path: tuple[str, ...]  # keys from the root to this leaf; empty where the root is the leaf
-    kind: str  # "box" or "discrete"
+    kind: str  # "box", "discrete", or the class of a space that cannot become tokens, such as "Text": no dimensions
     shape: tuple[int, ...]  # the Box's; empty for Discrete, which becomes one dimension that holds the index
     low: tuple[float, ...]  # bounds of each flattened dimension (±inf allowed); for Discrete its first index
     high: tuple[float, ...]  # likewise; for Discrete its last index
+    # Of the values, such as "int64"; empty in earlier checkpoints: float32, or int64 for Discrete.
+    dtype: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.numbers.kind not in "biuf" or (self.low and not self.usable):
+            raise ValueError(f"a {self.kind} space of {self.dtype or 'unknown values'} has no numbers")
+
+    @property
+    def numbers(self) -> np.dtype:
+        """The type of the values."""
+        return np.dtype(self.dtype or ("int64" if self.kind == "discrete" else "float32"))
+
+    @property
+    def key(self) -> str:
+        """The path as users write it, such as ``goal.position``."""
+        return ".".join(self.path)
+
+    @property
+    def usable(self) -> bool:
+        """It can become tokens."""
+        return self.kind in ("box", "discrete")
 
     @property
     def size(self) -> int:
@@ -39,6 +61,25 @@ class SpaceSpec:
         """Flattened dimensions."""
         return sum(leaf.size for leaf in self.leaves)
 
+    def under(self, keys: Sequence[str]) -> "SpaceSpec":
+        """The leaves whose dotted keys, or beginnings of them, are among ``keys``; "" is the root that is a leaf."""
+        return SpaceSpec(tuple(leaf for leaf in self.leaves if any(_is_under(leaf.key, key) for key in keys)))
+
+    def columns(self, kept: "SpaceSpec") -> np.ndarray:
+        """Flattened dimensions, in this space, of the leaves that :meth:`under` kept."""
+        paths = {leaf.path for leaf in kept.leaves}
+        return np.flatnonzero([leaf.path in paths for leaf in self.leaves for _ in range(leaf.size)])
+
+    def require_usable(self, place: str) -> None:
+        """Refuse a leaf that cannot become tokens with a UserError that names its key."""
+        for leaf in self.leaves:
+            if not leaf.usable:
+                others = ",".join(other.key for other in self.leaves if other.usable)
+                raise UserError(
+                    f"{place}key '{leaf.key}' is a {leaf.kind} space, and only Box, Discrete and Dict spaces become "
+                    f"tokens; data.observation_keys=[{others}] leaves it out"
+                )
+
     @property
     def low(self) -> np.ndarray:
         """(size,) float64 lower bounds."""
@@ -49,10 +90,20 @@ class SpaceSpec:
         """(size,) float64 upper bounds."""
         return np.array([bound for leaf in self.leaves for bound in leaf.high])
 
+    @property
+    def discrete(self) -> np.ndarray:
+        """(size,) bool: dimensions that hold the index of a Discrete space."""
+        return np.array([leaf.kind == "discrete" for leaf in self.leaves for _ in range(leaf.size)], dtype=bool)
+
+    @property
+    def whole(self) -> np.ndarray:
+        """(size,) bool: dimensions that hold whole numbers, those of a Box of integers included."""
+        return np.array([leaf.numbers.kind != "f" for leaf in self.leaves for _ in range(leaf.size)], dtype=bool)
+
     def names(self) -> list[str]:
         """One name for each flattened dimension, such as ``desired_goal[0]``."""
         return [
-            f"{'.'.join(leaf.path)}[{i}]" if leaf.kind == "box" else ".".join(leaf.path) or "index"
+            f"{leaf.key}[{i}]" if leaf.kind == "box" else leaf.key or "index"
             for leaf in self.leaves
             for i in range(leaf.size)
         ]
@@ -65,26 +116,26 @@ class SpaceSpec:
             ValueError: a leaf has another shape.
         """
         columns = []
-        for leaf in self.leaves:
+        for leaf in filter(attrgetter("usable"), self.leaves):
             value = values
             for key in leaf.path:
                 value = value[key]
             array = np.asarray(value, dtype=np.float32)
             if array.shape[1:] != leaf.shape:
-                raise ValueError(f"{'.'.join(leaf.path) or 'space'} has shape {array.shape[1:]}, expected {leaf.shape}")
+                raise ValueError(f"{leaf.key or 'space'} has shape {array.shape[1:]}, expected {leaf.shape}")
             columns.append(array.reshape(len(array), leaf.size))
         return np.concatenate(columns, axis=1)
 
     def to_environment(self, flat: np.ndarray) -> np.ndarray:
         """Flat actions (batch, size) as a vector environment takes them; only for a space of a single leaf.
 
-        Box: clipped to the bounds and reshaped, float32. Discrete: rounded to the nearest index, clipped, int64.
+        They are clipped to the bounds, rounded where the space holds whole numbers, and of the space's own type; those
+        of a Box have its shape.
         """
         (leaf,) = self.leaves
         clipped = np.clip(flat, np.array(leaf.low), np.array(leaf.high))
-        if leaf.kind == "discrete":
-            return np.rint(clipped[:, 0]).astype(np.int64)
-        return clipped.astype(np.float32).reshape(len(flat), *leaf.shape)
+        rounded = clipped if leaf.numbers.kind == "f" else np.rint(clipped)
+        return rounded.astype(leaf.numbers).reshape(len(flat), *leaf.shape)
 
 
 @dataclass(frozen=True)
@@ -156,6 +207,10 @@ class EnvironmentSpec:
         )
         indices = _with_tuples(data)["observation_indices"]
         return cls(data["env_id"], data["spec_json"], observation, action, indices)
+
+
+def _is_under(key: str, chosen: str) -> bool:
+    return key == chosen or (chosen != "" and key.startswith(f"{chosen}."))
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

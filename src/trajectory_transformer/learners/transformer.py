@@ -12,6 +12,7 @@ from ..training.learner import Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
+    from ..model.config import TransformerConfig
     from ..planning.agent import Agent
     from ..training.datamodule import OfflineDataModule
     from ..training.optimization import TrainingPlan
@@ -36,10 +37,32 @@ class TransformerLearner(Learner):
         from .transformer_datamodule import TrajectoryDataModule
 
         assert isinstance(datamodule, TrajectoryDataModule)
+        self._require_memory(config, datamodule)
         settings = replace(config.planner, discount=config.planner.discount or config.data.discount)
         layout, discretizer, data = datamodule.layout, datamodule.discretizer, datamodule.data
         context = PlanningContext(layout, discretizer, settings, "cpu", data.environment, data.fingerprint)
         make_objective(config.planner).prepare(context)
+
+    def _require_memory(self, config: TrainConfig, datamodule: "TrajectoryDataModule") -> None:
+        """Refuse windows that are too long for this machine's memory before anything of their size is allocated."""
+        import torch
+
+        from ..available_memory import available_memory, require_memory
+
+        on_gpu = config.trainer.accelerator in ("gpu", "auto") and torch.cuda.is_available()
+        free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
+        model = _model_of(config, datamodule)
+        processes = config.trainer.devices * config.trainer.num_nodes
+        batch_size = max(1, min(config.data.batch_size, datamodule.num_train) // processes)
+        length, width = config.data.sequence_length, datamodule.layout.transition_dim
+        require_memory(
+            model.training_bytes(batch_size, config.trainer.precision),
+            free,
+            f"windows of data.sequence_length={length} transitions of {width} tokens have {model.block_size} tokens, "
+            f"and training on {batch_size} of them at once takes",
+            "keep fewer dimensions by data.observation_keys or data.observation_indices (pixels are too many), or make "
+            "data.sequence_length, data.batch_size or the model smaller",
+        )
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "TrajectoryDataModule":
@@ -54,14 +77,11 @@ class TransformerLearner(Learner):
         import torch
 
         from ..checkpoint import TrainingRecord
-        from ..model.config import TransformerConfig
         from .transformer_datamodule import TrajectoryDataModule
         from .transformer_module import TrajectoryModule
 
         assert isinstance(datamodule, TrajectoryDataModule)
-        model = TransformerConfig.for_data(
-            config.model, datamodule.layout, config.data.discretizer.num_bins, config.data.sequence_length
-        )
+        model = _model_of(config, datamodule)
         plan = replace(plan, tokens_per_step=plan.tokens_per_step * model.block_size)
         record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
         module = TrajectoryModule(model, config.optimizer, plan, record, config.trainer.metrics)
@@ -77,3 +97,10 @@ class TransformerLearner(Learner):
         from ..planning.agent import Agent
 
         return Agent.of(checkpoint, device, allow, **planner)
+
+
+def _model_of(config: TrainConfig, datamodule: "TrajectoryDataModule") -> "TransformerConfig":
+    from ..model.config import TransformerConfig
+
+    sizes = config.data.discretizer.num_bins, config.data.sequence_length
+    return TransformerConfig.for_data(config.model, datamodule.layout, *sizes)

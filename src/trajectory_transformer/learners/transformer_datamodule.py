@@ -8,11 +8,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..configuration import DataConfig
-from ..data.discretizer import Discretizer, make_discretizer
+from ..configuration.data import MAX_BINS
+from ..data.discretizer import LARGEST_INDEX, Discretizer, make_discretizer
 from ..data.episodes import Episode
 from ..data.goals import goal_transitions
 from ..data.transitions import TransitionTable, join_episodes
 from ..data.windows import TokenWindows, WindowBatch
+from ..environments.spec import EnvironmentSpec
+from ..errors import UserError
 from ..layout import TransitionLayout
 from ..training.datamodule import OfflineDataModule
 
@@ -38,6 +41,7 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
     def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
         environment = self.data.environment
         self.layout = TransitionLayout(environment.observation_dim, environment.action_dim)
+        indices = index_ranges(environment, self.config.discretizer.num_bins)
         discount, penalty = self.config.discount, self.config.termination_penalty
         self.train_table = join_episodes(train, discount, penalty)
         self.validation_table = join_episodes(validation, discount, penalty)
@@ -51,7 +55,7 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
                 part: torch.from_numpy(np.stack([episode.observations[-1, dimensions] for episode in episodes]))
                 for part, episodes in (("train", train), ("validation", validation))
             }
-        self.discretizer = make_discretizer(self.config.discretizer).fit(self.train_table.values)
+        self.discretizer = make_discretizer(self.config.discretizer).fit(self.train_table.values, indices)
 
     @override
     def make_examples(self, part: str) -> TokenWindows:
@@ -60,3 +64,42 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
         if goals is not None:
             goals = goal_transitions(goals, self.data.environment.goal_dimensions, self.layout, self.discretizer)
         return TokenWindows(table, self.discretizer, self.config.sequence_length, self.device, goals)
+
+
+def index_ranges(environment: EnvironmentSpec, num_bins: int) -> dict[int, tuple[float, float]]:
+    """First and last of the whole numbers that get a token each, by column of [observation | action].
+
+    They are those of all Discrete spaces, and of integer Boxes where there are no more than bins.
+
+    Raises:
+        UserError: a Discrete space has more values than there are bins, or values that float32 does not hold.
+    """
+    seen, size = environment.observation_indices, environment.observation.size
+    found = {}
+    for kind, space, dimensions, offset in (
+        ("observation", environment.observation, range(size) if seen is None else seen, 0),
+        ("action", environment.action, range(environment.action_dim), environment.observation_dim),
+    ):
+        low, high, whole, discrete = space.low, space.high, space.whole, space.discrete
+        for column, index in enumerate(dimensions, offset):
+            if not whole[index]:
+                continue
+            first, last = float(low[index]), float(high[index])
+            count, far = last - first + 1, max(-first, last) > LARGEST_INDEX
+            if count <= num_bins and not far:
+                found[column] = first, last
+            elif discrete[index]:
+                raise UserError(_no_token(kind, space.names()[index], first, last, num_bins))
+    return found
+
+
+def _no_token(kind: str, name: str, first: float, last: float, num_bins: int) -> str:
+    """Why the values of a Discrete dimension cannot have a token each."""
+    count = last - first + 1
+    what = f"{kind} dimension '{name}' holds {count:.0f} Discrete values, {first:.0f} to {last:.0f}"
+    leave = "leave it out by data.observation_indices" if kind == "observation" else "record other actions"
+    if max(-first, last) > LARGEST_INDEX:
+        return f"{what}, and only those up to ±{LARGEST_INDEX} can become tokens; {leave}"
+    more = f"give data.discretizer.num_bins={count:.0f}, or " if count <= MAX_BINS else ""
+    shared = f"more than data.discretizer.num_bins={num_bins}, so that some would share a token"
+    return f"{what}, {shared}; {more}{leave}"

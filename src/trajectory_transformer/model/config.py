@@ -50,6 +50,20 @@ class TransformerConfig(ModelConfig):
             **vars(options),
         )
 
+    def training_bytes(self, batch_size: int, precision: str) -> int:
+        """Bytes that training on ``batch_size`` windows at once takes at least; precisions are Lightning's.
+
+        Counted is what is there at once for certain: parameters, AdamW's averages, the causal mask, and the more of
+        what the backward pass needs of each block and of the heads, and of the mask as validation applies it.
+        """
+        tokens, width = self.block_size, self.n_embd
+        layers = self.n_layer if self.block is None else 0  # what others' blocks keep is theirs to say
+        parameters = self.transition_dim * (2 * self.vocab_size + 1) * width + tokens * width + 12 * layers * width**2
+        real = 4 if precision == "32-true" else 2
+        update = batch_size * tokens * (2 * (self.vocab_size + 1) + 8 * width * layers) * real
+        validation = tokens**2 * real  # torch turns the mask into numbers, and in an update too where not our C attends
+        return 12 * parameters * real // 4 + tokens**2 + max(update, validation)
+
     @property
     def sequence_length(self) -> int:
         """Transitions that it sees at once, the last one up to its value; a goal not counted."""
