@@ -56,6 +56,11 @@ MISTAKES = [
     (["planner=goal"], ["planner=goal needs a model that was trained to reach goals"]),
     (["model.goal_conditioned=true"], ["planner=return cannot plan with a model that was trained to reach goals"]),
     (["experiment=goal_umaze", "planner.window=sliding", "planner.context=2"], ["planner=goal needs planner.window"]),
+    (
+        ["trainer.options={profiler: simple}"],
+        ["'trainer.options.profiler' is a new entry", "+trainer.options.profiler="],
+    ),
+    (["+trainer.options.max_epochs=3"], ["trainer.options.max_epochs", "trainer.max_steps"]),
     (["planner.critic=c.ckpt"], ["no option 'planner.critic'; it is now 'planner.objective.critic'"]),
     (["+planner.critic_score=v"], ["no option 'planner.critic_score'; it is now 'planner.objective.score'"]),
     (["iql.expectile=0.9"], ["no option 'iql.expectile'; it is now 'learner.expectile'"]),

@@ -1,5 +1,6 @@
 """Options that cannot work, and what Lightning would say."""
 
+import inspect
 import logging
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import SimpleProfiler
 from typing_extensions import override
 
 from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.configuration import ModelConfig
+from trajectory_transformer.configuration.training import LIGHTNING_OPTIONS
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.training.fit import fit, make_trainer, quiet_lightning
@@ -170,3 +173,20 @@ def test_what_lightning_says_of_a_gpu_is_dropped_and_nothing_else(caplog: pytest
             logging.getLogger(name).warning(message)
             logging.getLogger(name).warning("something new")
     assert [record.getMessage() for record in caplog.records] == ["something new"] * 3
+
+
+def test_other_options_of_lightnings_trainer(tmp_path: Path) -> None:
+    trainer = make_trainer(small_config(options={"detect_anomaly": True, "profiler": "simple"}), tmp_path, [], [])
+    assert torch.is_anomaly_enabled() or trainer._detect_anomaly
+    assert isinstance(trainer.profiler, SimpleProfiler)  # type: ignore[attr-defined] # Lightning sets it
+    with pytest.raises(UserError, match=r"trainer\.profiler=fast are not possible together here"):
+        make_trainer(small_config(options={"profiler": "fast"}), tmp_path, [], [])
+
+
+def test_every_option_of_lightnings_trainer_is_taken_or_refused_for_a_reason() -> None:
+    for name in inspect.signature(L.Trainer.__init__).parameters:
+        if name == "self" or name in LIGHTNING_OPTIONS:
+            continue
+        with pytest.raises(UserError, match=rf"trainer\.options\.{name}: ") as caught:
+            small_config(options={name: 1})
+        assert "Lightning has none" not in str(caught.value)

@@ -73,8 +73,9 @@ def explain(error: BaseException, schema: type, configs: Path) -> str:
         return f"{place}{cause.full_key}: {message[0].lower()}{message[1:]}"
     override = re.search(r"Could not override '([^']+)'", text)
     key, names = override[1] if override else str(cause.full_key), [*option_names(schema), *groups]
-    if opened := next((name for name in OPEN_OPTIONS if key.startswith(f"{name}.")), None):
-        parent, _, last = str(cause.full_key).rpartition(".")
+    if opened := next((name for name in OPEN_OPTIONS if f"{key}.".startswith(f"{name}.")), None):
+        key = str(cause.full_key)  # in a mapping that was given as a whole, the entry
+        parent, _, last = key.rpartition(".")
         there = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, Mapping) else []
         if near := difflib.get_close_matches(last, there, n=1):
             return f"{place}there is no option '{key}'; did you mean '{parent}.{near[0]}'?"

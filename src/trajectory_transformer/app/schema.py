@@ -17,7 +17,7 @@ from ..training.learner import make_learner
 
 OPEN_OPTIONS = (  # mappings whose keys are the user's
     "data.source", "learner", "logger.extra", "model.block", "planner.objective", "trainer.callbacks",
-    "trainer.metrics",
+    "trainer.metrics", "trainer.options",
 )  # fmt: skip
 
 

@@ -6,6 +6,29 @@ from typing import Any, ClassVar
 
 from .validation import require, require_choice, require_finite, require_probability, require_target
 
+LIGHTNING_OPTIONS = (
+    "benchmark", "detect_anomaly", "deterministic", "inference_mode", "model_registry", "profiler", "sync_batchnorm",
+)  # fmt: skip
+"""What ``trainer.options`` takes: options of Lightning's Trainer neither ours by another name nor against resuming."""
+
+_NOT_LIGHTNINGS = {  # names -> why not
+    ("accelerator", "strategy", "devices", "num_nodes", "precision", "callbacks", "max_steps"): "it is trainer's own",
+    ("logger",): "loggers have options of their own, logger=…",
+    ("val_check_interval",): "it is trainer.validate_every",
+    ("limit_val_batches",): "it is trainer.validation_batches",
+    ("log_every_n_steps",): "it is trainer.log_every",
+    ("enable_progress_bar",): "it is trainer.progress_bar",
+    ("accumulate_grad_batches",): "it is trainer.accumulate",
+    ("gradient_clip_val", "gradient_clip_algorithm"): "it is optimizer.gradient_clip_norm",
+    ("enable_checkpointing", "default_root_dir", "plugins"): "checkpoints are the run's last.ckpt and best.ckpt",
+    (
+        "max_epochs", "min_epochs", "min_steps", "max_time", "limit_train_batches", "overfit_batches", "fast_dev_run",
+        "reload_dataloaders_every_n_epochs", "check_val_every_n_epoch", "num_sanity_val_steps", "barebones",
+        "use_distributed_sampler", "limit_test_batches", "limit_predict_batches", "enable_model_summary",
+        "enable_autolog_hparams",
+    ): "a run that resumes exactly is counted in updates, trainer.max_steps, over one endless epoch",
+}  # fmt: skip
+
 HIDDEN_ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 
 
@@ -125,6 +148,7 @@ class TrainerConfig:
     requeue: bool = False  # under SLURM: resubmit on SIGUSR1 and go on from there
     callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: …}, from allowed packages
     metrics: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: …} of a torchmetrics.Metric
+    options: dict[str, Any] = field(default_factory=dict)  # others of Lightning's Trainer, of LIGHTNING_OPTIONS
 
     def __post_init__(self) -> None:
         for name in (
@@ -136,5 +160,11 @@ class TrainerConfig:
         require_choice("trainer.strategy", self.strategy, ("auto", "ddp"))
         require_choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
         require(self.threads is None or self.threads >= 1, f"trainer.threads={self.threads} must be at least 1")
+        for name in self.options:
+            reason = next((why for names, why in _NOT_LIGHTNINGS.items() if name in names), "Lightning has none")
+            require(
+                name in LIGHTNING_OPTIONS,
+                f"trainer.options.{name}: {reason}; there are {', '.join(LIGHTNING_OPTIONS)}",
+            )
         for name, metric in self.metrics.items():
             require_target(f"trainer.metrics.{name}", metric, "a torchmetrics class: {_target_: my_package.MyMetric}")

@@ -172,7 +172,7 @@ class RunProgress(Callback):
             f"{timedelta(seconds=round(remaining))} remaining{self._contended}"
         )
         if self._bar is None:
-            self.console.print(f"step {step}/{self.max_steps}  {status}", highlight=False)
+            self.console.print(f"step {step}/{self.max_steps}  {status}", highlight=False, soft_wrap=True)
         else:
             self._bar.update(self._bar.task_ids[0], completed=step, status=status)
 

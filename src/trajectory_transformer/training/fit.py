@@ -111,6 +111,7 @@ def make_trainer(
     try:
         return L.Trainer(
             **hardware,
+            **options.options,
             strategy=options.strategy,
             max_epochs=-1,
             max_steps=options.max_steps,
@@ -128,8 +129,8 @@ def make_trainer(
             use_distributed_sampler=False,
             default_root_dir=run_directory,
         )
-    except (MisconfigurationException, ValueError) as error:
-        chosen = ", ".join(f"trainer.{name}={value}" for name, value in hardware.items())
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        chosen = ", ".join(f"trainer.{name}={value}" for name, value in (hardware | options.options).items())
         reason = " ".join(str(error).split())
         raise UserError(f"{chosen} are not possible together here: {reason}") from error
 
