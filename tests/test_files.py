@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -58,14 +59,10 @@ def test_a_lock_ends_with_its_block_and_holds_against_this_process_too(tmp_path:
 
 
 def test_a_lock_on_a_folder_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_file = Path.open
+    def removed_meanwhile(file: IO[str], operation: int) -> None:
+        (tmp_path / ".lock").unlink()
 
-    def removed_meanwhile(path: Path, *arguments: str, **keywords: str) -> object:
-        file = open_file(path, *arguments, **keywords)
-        path.unlink()
-        return file
-
-    monkeypatch.setattr(Path, "open", removed_meanwhile)
+    monkeypatch.setattr("fcntl.flock", removed_meanwhile)
     with pytest.raises(FolderInUseError):
         FolderLock(tmp_path)
 

@@ -16,6 +16,8 @@ from .errors import UserError
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
 LOCK = ".lock"  # in a folder that a process has, or had, to itself
+SLURM_OWN_STEPS = 0xFFFFFFF0  # from this number on: SLURM's batch script, interactive shell, and the like
+SLURM_SHELLS = ("bash", "interactive")  # job names that Lightning takes for a shell in which one works by hand
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what a file system without locks says
 
 
@@ -117,6 +119,13 @@ def is_first_process() -> bool:
         return os.environ["RANK"] == "0"
     names = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def slurm_step() -> str | None:
+    """The number of the srun step that this process is a task of; None elsewhere, as in a batch script itself."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    own = not step.isdecimal() or int(step) >= SLURM_OWN_STEPS or os.environ.get("SLURM_JOB_NAME") in SLURM_SHELLS
+    return None if own else step
 
 
 def write_whole(file: Path, content: str | bytes | bytearray) -> None:
