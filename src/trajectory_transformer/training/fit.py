@@ -87,7 +87,7 @@ def fit(
     with torch_threads(config.trainer.threads), quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
         module = make_module(learner, config, datamodule)
         if resume:
-            require_same_run(last, module)
+            require_same_run(last, module, config.trainer.accumulate)
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
