@@ -319,13 +319,13 @@ class KillSeedOne(Callback):
 def test_a_real_sweep_with_a_killed_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "+trainer.callbacks.x._target_=killer.KillSeedOne")
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "+trainer.callbacks.x._target_=killer.KillSeedOne")
     options = ("-m", *QUICK, *launcher, f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1,2")
     done = subprocess.run([sys.executable, "train.py", *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     statuses = {row["seed"]: row["status"] for row in rows(tmp_path / "sweep")}
-    assert statuses == {"0": "finished", "1": "failed", "2": "failed"}
+    assert (set(statuses), statuses["1"]) == ({"0", "1", "2"}, "failed")  # the others were done, or ended with it
 
 
 @pytest.mark.slow
