@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from trajectory_transformer.checkpoint_file import read_checkpoint, remove_partial_files, write_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint, write_checkpoint
 from trajectory_transformer.errors import UserError
 
 
@@ -192,16 +192,11 @@ def test_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_remove_partial_files(checkpoint: Path) -> None:
-    (checkpoint.parent / ".last.ckpt.123.partial").write_bytes(b"half")
-    remove_partial_files(checkpoint.parent)
-    assert list(checkpoint.parent.iterdir()) == [checkpoint]
-
-
 KILLS = """
 import os, random, signal, sys, time
 import torch
-from trajectory_transformer.checkpoint_file import read_checkpoint, remove_partial_files, write_checkpoint
+from trajectory_transformer.checkpoint_file import read_checkpoint, write_checkpoint
+from trajectory_transformer.files import remove_partial_files
 
 torch.set_num_threads(1)
 path, chance, steps = sys.argv[1], random.Random(0), set()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
-from .files import PARTIAL, checkpoints_near, write_whole
+from .files import checkpoints_near, write_whole
 
 FORMAT = 1
 SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
@@ -104,12 +104,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "use the version of the project that wrote it"
         )
     return contents
-
-
-def remove_partial_files(directory: str | os.PathLike[str]) -> None:
-    """Delete what writers that were killed left behind in ``directory``."""
-    for leftover in Path(directory).glob(f".*{PARTIAL}"):
-        leftover.unlink(missing_ok=True)
 
 
 def _what_is_wrong(data: bytes) -> str | None:

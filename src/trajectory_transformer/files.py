@@ -1,13 +1,116 @@
-"""Files: by which process they are written, whole or not at all; and checkpoints named wrongly."""
+"""Files and folders: by which process they are written, whole or not at all; and checkpoints named wrongly."""
 
 import contextlib
 import errno
+import fcntl
 import os
+import shutil
+import socket
+import tempfile
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Self
 
 from .errors import UserError
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
+LOCK = ".lock"  # in a folder that a process has, or had, to itself
+SLURM_OWN_STEPS = 0xFFFFFFF0  # from this number on: SLURM's batch script, interactive shell, and the like
+SLURM_SHELLS = ("bash", "interactive")  # job names that Lightning takes for a shell in which one works by hand
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what a file system without locks says
+
+
+class FolderInUseError(UserError):
+    """Another process, which is still there, has the folder to itself."""
+
+
+class FolderLock:
+    """A folder that this process alone works in, until :meth:`release`, the end of a ``with``, or its own end.
+
+    The kernel keeps the lock, so that no holder leaves one behind, however it ends. Another ``file`` is another lock.
+    A file system that knows no locks gives none, and refuses nobody.
+
+    Raises:
+        FolderInUseError: another process, or another lock of this one, holds it.
+        OSError: nothing can be written in the folder.
+    """
+
+    _files: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # of the locks that this process holds
+
+    def __init__(self, folder: Path, file: str = LOCK) -> None:
+        self._file = (folder / file).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                raise BlockingIOError  # by a process that took the folder for a dead one's, and removed it
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read(200) or "another process"
+            self._file.close()
+            raise FolderInUseError(
+                f"{folder} is in use by {holder}: wait until it has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                self._file.close()
+                raise
+        self._files.add(self._file)
+
+    def release(self) -> None:
+        """Let others have the folder. The file stays: whoever waits for the lock has it open."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """In a process that was forked: a child that outlives the holder must not keep its locks."""
+        for file in cls._files:
+            file.close()
+
+
+os.register_at_fork(after_in_child=FolderLock.close_all)
+
+
+def is_in_use(folder: Path) -> bool:
+    """True if a process holds the folder's lock."""
+    try:
+        FolderLock(folder).release()
+    except FolderInUseError:
+        return True
+    except OSError:  # no such folder, or one that cannot be written in
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in ``parent``, to prepare files in; removed at the end or, where it was killed, by the next one.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(FolderInUseError, OSError), FolderLock(left):
+            shutil.rmtree(left, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with contextlib.suppress(FolderInUseError, FileNotFoundError):  # just taken for a dead process's
+            lock = FolderLock(folder)
+            break
+    try:
+        with lock:
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_first_process() -> bool:
@@ -16,6 +119,13 @@ def is_first_process() -> bool:
         return os.environ["RANK"] == "0"
     names = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def slurm_step() -> str | None:
+    """The number of the srun step that this process is a task of; None elsewhere, as in a batch script itself."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    own = not step.isdecimal() or int(step) >= SLURM_OWN_STEPS or os.environ.get("SLURM_JOB_NAME") in SLURM_SHELLS
+    return None if own else step
 
 
 def write_whole(file: Path, content: str | bytes | bytearray) -> None:
@@ -41,6 +151,12 @@ def write_whole(file: Path, content: str | bytes | bytearray) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def remove_partial_files(directory: str | os.PathLike[str]) -> None:
+    """Delete what writers that were killed left behind in ``directory``."""
+    for leftover in Path(directory).glob(f".*{PARTIAL}"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_output(what: str, file: Path, content: str | bytes | bytearray) -> None:

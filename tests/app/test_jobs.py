@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trajectory_transformer.app import jobs
+from trajectory_transformer.app import experiment, jobs
 from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.schema import run_name
+from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.files import FolderInUseError, FolderLock, is_in_use
 
 from .conftest import Runs
 
@@ -121,6 +123,80 @@ def test_a_callback_that_is_none_is_named(
     assert words in capsys.readouterr().err
 
 
+class TestFolders:
+    """A folder belongs to one process at a time, whichever came first."""
+
+    @pytest.fixture(autouse=True)
+    def stop_the_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("trajectory_transformer.app.schema.time.strftime", lambda _: "2026-01-01_00-00-00")
+
+    def test_runs_of_the_same_second_get_a_suffix(self, train: Callable[..., int], runs: Runs, tmp_path: Path) -> None:
+        for seed in range(3):
+            assert train(f"seed={seed}") == 0
+        folders = [tmp_path / "logs/train/runs" / f"2026-01-01_00-00-00{suffix}" for suffix in ("", "-2", "-3")]
+        assert [run.directory.absolute() for _, run in runs.calls] == folders
+        for seed, folder in enumerate(folders):
+            assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == seed
+
+    def test_sweeps_of_the_same_second_get_a_suffix_too(
+        self, train: Callable[..., int], runs: Runs, tmp_path: Path
+    ) -> None:
+        for seed in range(2):
+            assert train("-m", f"seed={seed}") == 0
+        folder = tmp_path / "logs/train/multiruns"
+        assert [run.directory for _, run in runs.calls] == [
+            folder / "2026-01-01_00-00-00/0",
+            folder / "2026-01-01_00-00-00-2/0",
+        ]
+
+    @pytest.mark.parametrize("arguments", [("hydra.run.dir=here",), ("-m", "hydra.sweep.dir=here"), ("resume=here",)])
+    def test_a_folder_in_use_is_refused_in_a_sentence(
+        self,
+        train: Callable[..., int],
+        runs: Runs,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        arguments: tuple[str, ...],
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        if arguments[0].startswith("resume"):
+            (tmp_path / "here" / "config.yaml").write_text("seed: 1")
+        with FolderLock(tmp_path / "here"), FolderLock(tmp_path / "here", ".sweep.lock"):
+            assert train(*arguments) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"here is in use by process {os.getpid()}" in line
+        assert not runs.calls
+        assert train(*arguments) == 0  # as soon as it is free
+
+    @pytest.mark.parametrize("arguments", [("hydra.run.dir=here",), ("-m", "hydra.sweep.dir=here")])
+    def test_a_run_and_a_sweep_hold_their_folders_while_they_run(
+        self, train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...]
+    ) -> None:
+        held = []
+
+        def run_training(config: TrainConfig, run: experiment.RunContext) -> float:
+            held.append(is_in_use(run.directory))
+            if arguments[0] == "-m":
+                with pytest.raises(FolderInUseError):
+                    FolderLock(tmp_path / "here", ".sweep.lock")
+            return 0.0
+
+        monkeypatch.setattr(experiment, "run_training", run_training)
+        assert train(*arguments) == 0
+        assert held == [True]
+        assert not any(is_in_use(path.parent) for path in tmp_path.rglob("status.json"))
+
+    def test_what_killed_writers_left_in_a_run_is_removed(
+        self, train: Callable[..., int], runs: Runs, tmp_path: Path
+    ) -> None:
+        runs.error = SystemExit(143)
+        train("hydra.run.dir=here")
+        (tmp_path / "here" / ".metrics.csv.99.partial").touch()
+        runs.error = None
+        assert train("resume=here") == 0
+        assert not list((tmp_path / "here").glob("*.partial"))
+
+
 class TestRanks:
     """SLURM or torchrun start every process of a run with the same command."""
 
@@ -128,7 +204,7 @@ class TestRanks:
     def test_they_share_the_first_ones_folder_and_leave_it_alone(
         self, train: Callable[..., int], runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launcher: str
     ) -> None:
-        shared = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2"}
+        shared = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
         if launcher == "torchrun":
             shared = {"TORCHELASTIC_RUN_ID": "abc", "WORLD_SIZE": "2"}
         rank = {"slurm": "SLURM_PROCID", "torchrun": "RANK"}[launcher]
@@ -161,8 +237,31 @@ class TestRanks:
     def test_a_single_process_in_a_shell_goes_by_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_JOB_ID", "4711")
         monkeypatch.setenv("SLURM_NTASKS", "2")
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
         monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
         assert run_name(False).startswith("20")
+
+    @pytest.mark.parametrize("step", [None, str(0xFFFFFFFB)])
+    def test_a_batch_script_without_srun_goes_by_the_time(
+        self, monkeypatch: pytest.MonkeyPatch, step: str | None
+    ) -> None:
+        """SLURM's own step for the script has the second number."""
+        for name, value in {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "4", "SLURM_STEP_ID": step}.items():
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        assert run_name(False).startswith("20")
+
+    @pytest.mark.parametrize("requeued", [False, True])
+    def test_two_steps_of_a_slurm_job_have_folders_of_their_own(
+        self, monkeypatch: pytest.MonkeyPatch, requeued: bool
+    ) -> None:
+        for name, value in {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2"}.items():
+            monkeypatch.setenv(name, value)
+        names = []
+        for step in ("0", "1", "2"):
+            monkeypatch.setenv("SLURM_STEP_ID", step)
+            names.append(run_name(requeued))
+        assert names == ["slurm-4711", "slurm-4711.1", "slurm-4711.2"]
 
 
 def test_the_environment_is_as_before_a_run(train: Callable[..., int], runs: Runs) -> None:

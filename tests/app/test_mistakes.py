@@ -82,6 +82,13 @@ MISTAKES = [
     (["model.block=SwiGlu"], ["model.block='SwiGlu'", "_target_"]),
     (["model.block.expansion=2"], ["model.block.expansion", "+model.block.expansion=VALUE"]),
     (["+trainer.metrics.x=TopTwo"], ["trainer.metrics.x='TopTwo'", "_target_"]),
+    (["hydra.run.dir="], ["hydra.run.dir= names no folder"]),
+    (["hydra.run.dir=''"], ["hydra.run.dir= names no folder"]),
+    (["-m", "seed=1,2", "hydra.sweep.dir="], ["hydra.sweep.dir= names no folder"]),
+    (["-m", "seed=1,2", "hydra.run.dir=x"], ["hydra.run.dir has no effect with -m", "hydra.sweep.dir=DIR"]),
+    (["hydra.sweep.dir=x"], ["hydra.sweep.dir has an effect only in a sweep: add -m"]),
+    (["++hydra.sweep.subdir=x"], ["hydra.sweep.subdir has an effect only in a sweep"]),
+    (["hydra/launcher=joblib"], ["hydra/launcher has an effect only in a sweep"]),
     (["-m", "model=tiny,bsae"], ["model=bsae", "'model=base'"]),
     (["-m", "model.n_layr=1,2"], ["'model.n_layer'"]),
     (["-m", "+foo=1,2"], ["foo"]),
@@ -150,6 +157,66 @@ YAML_MISTAKES = [
     ),
     Typo("train.yaml", "\nhydra:", "\nsed: 1\nhydra:", [], ["train.yaml", "'seed'"]),
 ]
+
+
+OWN = {  # a file of one's own for every group, and what it sets
+    "data/mine.yaml": "dataset_id: embedded/hopper/medium-v0\nsequence_length: 5\n",
+    "experiment/mine.yaml": "# @package _global_\nexperiment_name: mine\n",
+    "learner/mine.yaml": "_target_: trajectory_transformer.learners.iql.ImplicitQLearning\nexpectile: 0.8\n",
+    "logger/mine.yaml": "project: mine\n",
+    "model/mine.yaml": "n_embd: 16\n",
+    "planner/mine.yaml": "beam_width: 3\n",
+    "trainer/mine.yaml": "max_steps: 7\n",
+    "tune/mine.yaml": "trials: 1\nparameters: {seed: {choices: [3]}}\n",
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder for ``--config-dir`` with a file for every group."""
+    for name, text in OWN.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True)
+        (tmp_path / "own" / name).write_text(text)
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("flag", ["--config-dir", "-cd"])
+def test_every_group_may_come_from_a_folder_of_one_s_own(
+    train: Callable[..., int], runs: Runs, own: Path, flag: str
+) -> None:
+    groups = [f"{name.partition('/')[0]}=mine" for name in OWN]
+    assert {path.name for path in CONFIGS.iterdir() if path.is_dir()} == {path.name for path in own.iterdir()}
+    assert train(flag, "own", *groups) == 0
+    ((config, _),) = runs.calls
+    assert (config.data.dataset_ids, config.data.sequence_length) == (["embedded/hopper/medium-v0"], 5)
+    assert (config.experiment_name, config.learner["expectile"], config.logger.project) == ("mine", 0.8, "mine")
+    assert (config.model.n_embd, config.planner.beam_width) == (16, 3)
+    assert (config.trainer.max_steps, config.seed) == (7, 3)
+
+
+@pytest.mark.parametrize("group", [name.partition("/")[0] for name in OWN])
+def test_a_mistake_in_a_folder_of_one_s_own_is_named_with_its_file(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], own: Path, group: str
+) -> None:
+    assert train("--config-dir", "own", f"{group}=mne") == 2
+    assert f"{group}=mne: there is no such option; there are " in (message := capsys.readouterr().err)
+    assert f"did you mean '{group}=mine'?" in message
+    file = own / group / "mine.yaml"
+    file.write_text(file.read_text() + "sed: 1\n")
+    assert train("--config-dir", "own", f"{group}=mine") == 2
+    assert "sed" in (message := capsys.readouterr().err)
+    assert group == "learner" or f"own/{group}/mine.yaml" in message
+    assert len(message.strip().splitlines()) == 1
+    assert not runs.calls
+
+
+def test_own_data_beside_an_experiment_that_names_its_own_is_refused(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], own: Path
+) -> None:
+    assert own.is_dir()
+    assert train("--config-dir", "own", "data=mine", "experiment=walker2d_medium") == 2
+    assert "give data.dataset_id=embedded/hopper/medium-v0" in capsys.readouterr().err
+    assert not runs.calls
 
 
 @pytest.mark.parametrize("typo", YAML_MISTAKES, ids=lambda typo: f"{typo.file} {typo.wrong.strip()}")

@@ -75,6 +75,41 @@ class TestResume:
         assert "antigravity" not in sys.modules
         assert len(runs.calls) == 1
 
+    @pytest.mark.parametrize("plus", ["+", "++"])
+    def test_it_is_obeyed_however_it_is_given(self, train: Callable[..., int], runs: Runs, plus: str) -> None:
+        runs.error = SystemExit(143)
+        train("hydra.run.dir=here", "seed=5")
+        runs.error = None
+        assert train(f"{plus}resume='here'", f"{plus}allow=[lightning]") == 0
+        assert [config.seed for config, _ in runs.calls] == [5, 5]
+
+    @pytest.mark.usefixtures("runs")
+    @pytest.mark.parametrize("word", ["resume=", "resume=''", "+resume=", '++resume=""', "resume= "])
+    def test_no_run_to_go_on_with_is_refused(
+        self, train: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, word: str
+    ) -> None:
+        assert train(word, "seed=1") == 2
+        assert "names no run to go on with: give resume=DIR" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_null_is_no_run_to_go_on_with(self, train: Callable[..., int], runs: Runs) -> None:
+        assert train("resume=null") == 0
+        assert not runs.calls[0][1].resume
+
+    def test_a_file_that_sets_it_is_refused(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "own" / "experiment").mkdir(parents=True)
+        (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nresume: somewhere\n")
+        assert train("--config-dir", "own", "experiment=mine") == 2
+        assert "resume=somewhere has an effect only on the command line" in capsys.readouterr().err
+        train("hydra.run.dir=here")
+        config = tmp_path / "here" / "config.yaml"
+        config.write_text(config.read_text().replace("resume: null", "resume: there"))
+        assert train("resume=here") == 2
+        assert "resume=there has an effect only on the command line" in capsys.readouterr().err
+        assert len(runs.calls) == 1
+
     @pytest.mark.parametrize("other", ["seed=1", "hydra.run.dir=there", "-m", "resume=there"])
     def test_it_refuses_other_options_by_name(
         self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], other: str

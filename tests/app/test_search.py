@@ -16,6 +16,7 @@ from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.tune import with_values
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.files import FolderLock
 
 from .conftest import CONFIGS, Runs
 
@@ -58,6 +59,17 @@ def test_an_interrupted_trial_is_done_again(train: Callable[..., int], runs: Run
     assert train("resume=search") == 0
     first, second = runs.calls
     assert first[0] == second[0]
+
+
+def test_a_trial_that_another_process_works_at_is_left_to_it(train: Callable[..., int], runs: Runs) -> None:
+    runs.error = SystemExit(143)
+    assert train(*SEARCH, "tune.trials=1") == 143
+    runs.error = None
+    with FolderLock(Path("search/0")):
+        assert train(*SEARCH, "tune.trials=2") == 0
+    assert [run.directory.name for _, run in runs.calls] == ["0", "1"]
+    assert train(*SEARCH, "tune.trials=2") == 0  # the other one was stopped
+    assert [run.directory.name for _, run in runs.calls] == ["0", "1", "0"]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.core.plugins import Plugins
 
 from tests.evaluation.test_results import make_results
 from trajectory_transformer.app import entry_point, experiment
@@ -18,6 +21,7 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
 from trajectory_transformer.evaluation.plots import TradeoffPoint
 from trajectory_transformer.evaluation.results import write_results
+from trajectory_transformer.files import FolderLock
 
 ROOT = Path(__file__).parents[2]
 QUICK = (
@@ -225,6 +229,103 @@ def test_an_interruption_ends_the_sweep(sweep: Callable[..., int], monkeypatch: 
     monkeypatch.setattr(experiment, "run_training", run_training)
     assert sweep("seed=0,1") == 143
     assert [job.status for job in read_jobs(Path("sweep"))] == ["interrupted"]
+
+
+NAMED = "hydra.sweep.subdir=${hydra.job.override_dirname}"
+
+
+@pytest.mark.parametrize("subdir", [NAMED, "hydra.sweep.subdir=of/${seed}/${model.n_embd}"])
+def test_jobs_are_found_in_folders_of_any_name(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, subdir: str
+) -> None:
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: float(config.seed))
+    assert sweep("seed=10,9", "model.n_embd=32,33", subdir) == 1
+    table = rows(tmp_path / "sweep")
+    assert [(row["seed"], row["model.n_embd"], row["status"], row["score"]) for row in table] == [
+        ("10", "32", "finished", "10"),
+        ("9", "32", "finished", "9"),
+        ("10", "33", "failed", ""),
+        ("9", "33", "failed", ""),
+    ]
+    folders = {path.parent.relative_to(tmp_path / "sweep").as_posix() for path in tmp_path.rglob("status.json")}
+    assert {row["job"] for row in table} == folders
+    assert sweep("seed=10,9", "model.n_embd=32", subdir) == (1 if subdir == NAMED else 0)  # the others lie there too
+
+
+def test_jobs_that_would_share_a_folder_are_all_in_the_table(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: float(config.seed))
+    assert sweep("seed=1,2", "hydra.sweep.subdir=one") == 1
+    assert [(row["seed"], row["status"]) for row in rows(tmp_path / "sweep")] == [("1", "finished"), ("2", "failed")]
+
+
+def test_a_single_job_may_have_the_sweep_s_folder(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: float(config.seed))
+    assert sweep("seed=1", "hydra.sweep.subdir=.") == 0
+    assert [(row["job"], row["status"]) for row in rows(tmp_path / "sweep")] == [(".", "finished")]
+
+
+def test_a_launcher_that_breaks_off_leaves_a_table_of_all_jobs(
+    sweep: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As joblib does where a worker was killed: jobs of the others end, and the rest never begin."""
+
+    def launch(batch: list[list[str]], initial_job_idx: int) -> None:
+        done, killed, unrecorded = (tmp_path / "sweep" / name for name in ("0", "1", "2"))
+        RunRecord("finished", {"seed": "0"}, 3.0).write(_made(done))
+        RunRecord("running", {"seed": "1"}).write(_made(killed))
+        (_made(unrecorded) / ".hydra").mkdir()
+        (unrecorded / ".hydra" / "overrides.yaml").write_text("- seed=2")
+        raise RuntimeError("a worker was\nterminated")
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: SimpleNamespace(launch=launch))
+    assert sweep("seed=0,1,2,3") == 1
+    assert [(row["seed"], row["status"], row["reason"]) for row in rows(tmp_path / "sweep")] == [
+        ("0", "finished", ""),
+        ("1", "failed", "its process was killed, or memory ran out"),
+        ("2", "failed", "it left no record"),
+        ("3", "failed", "it did not begin"),
+    ]
+    message = capsys.readouterr().err
+    assert "error: the sweep broke off: RuntimeError: a worker was terminated\n" in message
+    assert "the same command with hydra.sweep.dir=sweep goes on" in message
+
+
+def test_a_job_that_another_process_works_at_is_running(tmp_path: Path) -> None:
+    RunRecord("running", {"seed": "1"}).write(_made(tmp_path / "0"))
+    with FolderLock(tmp_path / "0"):
+        assert [job.status for job in read_jobs(tmp_path)] == ["running"]
+    assert [job.status for job in read_jobs(tmp_path)] == ["failed"]
+
+
+KILLER = """
+import os, signal
+from lightning.pytorch.callbacks import Callback
+
+class KillSeedOne(Callback):
+    def on_train_batch_end(self, trainer, module, *_):
+        if module.plan.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_real_sweep_with_a_killed_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "killer.py").write_text(KILLER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "+trainer.callbacks.x._target_=killer.KillSeedOne")
+    options = ("-m", *QUICK, *launcher, f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1,2")
+    done = subprocess.run([sys.executable, "train.py", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    statuses = {row["seed"]: row["status"] for row in rows(tmp_path / "sweep")}
+    assert (set(statuses), statuses["1"]) == ({"0", "1", "2"}, "failed")  # the others were done, or ended with it
 
 
 @pytest.mark.slow

@@ -46,6 +46,53 @@ def test_stray_files_of_killed_writers_go(tmp_path: Path) -> None:
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+class TestSlurm:
+    """A batch job of several tasks, with and without srun, by the variables that SLURM sets."""
+
+    @pytest.fixture(autouse=True)
+    def batch_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = ("JOB_ID", "NTASKS", "JOB_NAME", "NNODES", "PROCID", "LOCALID", "NODEID", "JOB_NODELIST")
+        for name, value in zip(names, ("77", "4", "train", "1", "0", "0", "0", "n1"), strict=True):
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        for name in ("MASTER_PORT", "MASTER_ADDR", "SLURM_STEP_ID", "SLURM_NTASKS_PER_NODE"):
+            monkeypatch.delenv(name, raising=False)
+
+    @pytest.mark.parametrize("tasks_per_node", [None, "4"])
+    def test_without_srun_one_process_trains(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks_per_node: str | None
+    ) -> None:
+        if tasks_per_node is not None:
+            monkeypatch.setenv("SLURM_NTASKS_PER_NODE", tasks_per_node)
+        trainer = make_trainer(small_config(), tmp_path, [], [])
+        assert (trainer.world_size, trainer.global_rank) == (1, 0)
+
+    def test_several_nodes_without_srun_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"trainer\.num_nodes=2 needs a process on each node: call srun python"):
+            make_trainer(small_config(num_nodes=2, strategy="ddp"), tmp_path, [], [])
+
+    def test_with_srun_the_tasks_are_the_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
+        with pytest.raises(UserError, match=r"devices=1, .* not possible together here: .*--ntasks-per-node=4"):
+            make_trainer(small_config(), tmp_path, [], [])
+        monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+        monkeypatch.setenv("SLURM_PROCID", "3")
+        monkeypatch.setenv("SLURM_LOCALID", "3")
+        trainer = make_trainer(small_config(devices=4, strategy="ddp"), tmp_path, [], [])
+        assert (trainer.world_size, trainer.global_rank) == (4, 3)
+
+    def test_two_steps_of_a_job_meet_at_ports_of_their_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+        ports = []
+        for step in ("0", "1", "2"):
+            monkeypatch.setenv("SLURM_STEP_ID", step)
+            trainer = make_trainer(small_config(devices=4, strategy="ddp"), tmp_path, [], [])
+            ports.append(trainer.strategy.cluster_environment.main_port)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            monkeypatch.delenv("MASTER_PORT", raising=False)
+        assert ports == [15077, 15078, 15079]
+
+
 @pytest.mark.parametrize("accelerator", ["gpu", "mps"])
 def test_missing_hardware(tmp_path: Path, accelerator: str) -> None:
     with pytest.raises(

@@ -1,8 +1,10 @@
 """A run that was killed and resumed ends bit for bit like one that never stopped."""
 
+import functools
 import hashlib
 import signal
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,14 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint
+from trajectory_transformer.configuration import MAY_CHANGE, TrainConfig, may_change
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.fit import fit
 
+from ..specs import spec_of
 from .small_run import Rows, finish, small_config, small_data, small_datamodule, small_fit, start, wait_for
 
 STEPS = 24  # 9 updates to an epoch
@@ -160,6 +166,69 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     other = small_data()
     object.__setattr__(other, "fingerprint", "1" * 64)
     assert "small/walk-v0 with other contents" in refused(small_config(max_steps=4), other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weight_decay", 3.0), ("beta1", 0.5), ("beta2", 0.6), ("learning_rate", 1e-4), ("gradient_clip_norm", 1e-3)],
+)
+def test_an_optimiser_s_option_that_was_edited_is_obeyed(tmp_path: Path, name: str, value: float) -> None:
+    def go_on(directory: Path, **options: float) -> dict[str, Any]:
+        run_killed(directory, 5, 12, "end")
+        config = small_config(max_steps=STEPS)
+        for option, chosen in options.items():
+            setattr(config.optimizer, option, chosen)
+        small_fit(directory, config, resume=True)
+        return read_checkpoint(directory / "checkpoints" / "last.ckpt")
+
+    as_before, edited = go_on(tmp_path / "before"), go_on(tmp_path / "edited", **{name: value})
+    key = "model.head.weight" if "model.head.weight" in edited["state_dict"] else next(iter(edited["state_dict"]))
+    assert not edited["state_dict"][key].equal(as_before["state_dict"][key])
+    decaying, other = edited["optimizer_states"][0]["param_groups"]
+    assert decaying["weight_decay"] == (3.0 if name == "weight_decay" else 0.1)
+    assert other["weight_decay"] == 0.0
+    assert decaying["betas"] == (0.5 if name == "beta1" else 0.9, 0.6 if name == "beta2" else 0.95)
+
+
+def test_the_table_says_what_becomes_of_each_option() -> None:
+    names = {option.name for option in fields(TrainConfig)} - {"resume"}
+    assert {name.partition(".")[0] for name in MAY_CHANGE} == names
+    assert may_change("data.download")
+    assert not may_change("data.discretizer.num_bins")
+    assert may_change("optimizer.weight_decay")
+
+
+FIXED = {
+    "seed": 3, "learner.expectile": 0.5, "model.n_layer": 2, "model.attn_pdrop": 0.0, "model.action_weight": 1.0,
+    "data.sequence_length": 4, "data.discount": 0.5, "data.termination_penalty": None, "data.batch_size": 10,
+    "data.validation_fraction": 0.4, "data.observation_indices": [0], "data.discretizer.num_bins": 12,
+    "data.discretizer.strategy": "quantile", "trainer.accumulate": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_a_checkpoint_fixes_is_refused_when_it_changed(tmp_path: Path, name: str) -> None:
+    assert not may_change(name)
+    learner = ImplicitQLearning() if name.startswith("learner") else TransformerLearner()
+
+    def fit_with(value: Any = None, resume: bool = False) -> None:
+        config = small_config(max_steps=2)
+        chosen = learner
+        if isinstance(learner, ImplicitQLearning):
+            chosen = learner if value is None else ImplicitQLearning(expectile=value)
+            config.learner = spec_of(chosen)
+        elif resume:
+            *parents, last = name.split(".")
+            setattr(functools.reduce(getattr, parents, config), last, value)
+        datamodule = chosen.make_datamodule(config)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(datamodule_file, "load_offline_data", lambda _: small_data())
+            datamodule.setup()
+        fit(chosen, config, tmp_path, datamodule, [], [], resume)
+
+    fit_with()
+    with pytest.raises(UserError, match=r"now it (would be|is)|discretiser bins"):
+        fit_with(FIXED[name], resume=True)
 
 
 def test_resume_without_a_run(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Checks before a run or a sweep gets a directory, and the table after a sweep."""
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -13,20 +14,21 @@ from omegaconf.errors import ValidationError
 from ..building import TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
-from ..files import is_first_process, require_file
+from ..files import LOCK, FolderLock, is_first_process, require_file
 from ..planning.objectives import Objective, make_objective
 from ..training.learner import make_learner
 from . import mistakes, sweep
 from .jobs import MODULES, why_taken
-from .schema import option_names, schema_of, typed_evaluate, typed_train
+from .schema import folder_names, option_names, schema_of, typed_evaluate, typed_train
 from .tune import with_values
 
+SWEEP_LOCK = ".sweep.lock"  # not that of a job, which may lie in the sweep's own folder
 RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # which a search may vary options of
 
 
-def config_folder(hydra: DictConfig) -> Path:
-    """Folder of the YAML files in use."""
-    return next(Path(source.path) for source in hydra.runtime.config_sources if source.provider == "main")
+def config_folders(hydra: DictConfig) -> list[Path]:
+    """Folders of the YAML files in use, that of ``--config-dir`` among them."""
+    return [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
 
 
 def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateConfig:
@@ -45,7 +47,7 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
             return evaluation
         options = typed_train(config)
     except mistakes.EXPECTED as error:
-        raise UserError(mistakes.explain(error, schema, config_folder(hydra))) from None
+        raise UserError(mistakes.explain(error, schema, config_folders(hydra))) from None
     modules = options.environment.modules
     modules += [module for module in _modules_of_ids(options.data.source) if module not in modules]
     require_modules(modules, MODULES, TYPED_BY_USER)
@@ -78,8 +80,9 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     if "data" not in given or "data.dataset_id" in given:
         return
     name = hydra.runtime.choices["data"]
-    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    file = next((path for folder in folders if (path := folder / "data" / f"{name}.yaml").is_file()), None)
+    file = next(
+        (path for folder in config_folders(hydra) if (path := folder / "data" / f"{name}.yaml").is_file()), None
+    )
     chosen = None if file is None else OmegaConf.select(OmegaConf.load(file), "dataset_id")
     ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
     require(
@@ -123,36 +126,66 @@ def _check_record(place: str, options: TrainConfig) -> None:
 class RunChecks(Callback):
     """Hydra's hooks around a run and a sweep; they exit, as Hydra turns an exception in a hook into a warning."""
 
+    sweep: ClassVar[tuple[Path, list[dict[str, str]]] | None] = None  # that this process runs: folder, planned jobs
+    _lock: ClassVar[FolderLock | None] = None  # on the folder of its run or sweep
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, Path(config.hydra.run.dir))
+        self._check(config, "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, Path(config.hydra.sweep.dir), is_sweep=True)
+        self._check(config, "hydra.sweep.dir")
+        RunChecks.sweep = Path(config.hydra.sweep.dir), sweep.planned_jobs(config)
 
-    def _check(self, config: DictConfig, directory: Path, is_sweep: bool = False) -> None:
+    def _check(self, config: DictConfig, key: str) -> None:
         """Exit with 2 after a mistake, or where the output directory cannot be used; a sweep's jobs check theirs."""
+        is_sweep = key == "hydra.sweep.dir"
         try:
-            mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folder(config.hydra))
+            mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folders(config.hydra))
+            mistakes.refuse_idle(config.hydra.overrides.hydra, is_sweep)
             options = None if is_sweep else validated(config, config.hydra)
-            if not is_first_process():
-                return
-            goes_on = isinstance(options, TrainConfig) and (options.trainer.requeue or options.tune is not None)
-            if options and not goes_on and (taken := why_taken(directory, isinstance(options, EvaluateConfig))):
-                raise UserError(taken)
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=directory).close()
-            except OSError as error:
-                raise UserError(
-                    f"the output directory '{directory}' cannot be written ({error.strerror}); choose another with "
-                    "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep"
-                ) from None
+            if is_first_process():
+                self._take_folder(config, key, options)
         except UserError as error:
             leave(str(error), 2)
 
+    def _take_folder(self, config: DictConfig, key: str, options: TrainConfig | EvaluateConfig | None) -> None:
+        """Make the run's or sweep's folder, which nobody else then uses, or raise UserError."""
+        is_search = isinstance(options, TrainConfig) and options.tune is not None  # whose trials several may share
+        goes_on = is_search or (isinstance(options, TrainConfig) and options.trainer.requeue)
+        directory = Path()
+        try:
+            for directory in folder_names(config, key):
+                with contextlib.suppress(FileExistsError):
+                    directory.mkdir(parents=True)
+                    break
+            directory.mkdir(parents=True, exist_ok=True)
+            if options and not goes_on and (taken := why_taken(directory, isinstance(options, EvaluateConfig))):
+                raise UserError(taken)
+            tempfile.TemporaryFile(dir=directory).close()
+            if not is_search:
+                self.hold(directory, LOCK if options else SWEEP_LOCK)
+        except OSError as error:
+            raise UserError(
+                f"the output directory '{directory}' cannot be written ({error.strerror}); choose another with "
+                "hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep"
+            ) from None
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if is_first_process() and any(job.status != "finished" for job in sweep.report(Path(config.hydra.sweep.dir))):
+        assert self.sweep is not None
+        if is_first_process() and any(job.status != "finished" for job in sweep.report(*self.sweep)):
             sys.exit(1)
+
+    @classmethod
+    def hold(cls, directory: Path, file: str = LOCK) -> None:
+        """Keep a folder for this process until :meth:`end`; raises as :class:`FolderLock`."""
+        cls._lock = FolderLock(directory, file)
+
+    @classmethod
+    def end(cls) -> None:
+        """The run or sweep of this process is over, well or badly."""
+        if cls._lock is not None:
+            cls._lock.release()
+        cls.sweep = cls._lock = None
 
 
 def leave(message: str, code: int) -> NoReturn:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from ..building import TYPED_BY_USER, build, import_modules
 from ..configuration import EvaluateConfig, TrainConfig
 from ..cores import OtherProcesses, wait_passively
 from ..errors import EXITS_BY_SIGNAL, UserError
-from ..files import is_first_process, write_whole
+from ..files import is_first_process, remove_partial_files, write_whole
 
 if TYPE_CHECKING:
     from .experiment import RunContext
@@ -64,6 +64,11 @@ class Job:
     parameters: dict[str, str] = field(default_factory=dict)  # what the command line, or a search, set for it
     sweep: str | None = None  # name of the sweep that it belongs to, whose runs go on unasked
     claimed: bool = False  # the directory is this run's; until then one that holds a run may be another's
+
+
+def parameters_of(overrides: Sequence[str]) -> dict[str, str]:
+    """What a command line set, by name."""
+    return dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
 
 
 def why_taken(directory: Path, evaluation: bool) -> str | None:
@@ -179,6 +184,7 @@ def begin(job: Job, text: str) -> None:
         return
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
+        remove_partial_files(job.directory)
         write_whole(job.directory / "config.yaml", text)
     except OSError as error:
         raise UserError(f"{job.directory / 'config.yaml'} cannot be written: {error.strerror}") from error

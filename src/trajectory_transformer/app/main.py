@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -15,11 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ..building import TYPED_BY_USER, import_modules, require_allowed, require_modules
-from ..configuration import EvaluateConfig, TrainConfig, current_record
+from ..configuration import EvaluateConfig, TrainConfig, current_record, require
 from ..errors import UserError
+from ..files import FolderLock, is_first_process
 from . import jobs, mistakes
-from .checks import leave, validated
+from .checks import RunChecks, leave, validated
 from .schema import planner_overrides, typed
+from .sweep import report
 from .tune import run_search
 
 
@@ -43,9 +46,19 @@ def entry_point(name: str, configs: Path) -> None:
     except UserError as error:
         leave(error.told, code)
     except mistakes.EXPECTED as error:
-        leave(mistakes.explain(error, TrainConfig if name == "train" else EvaluateConfig, configs), 2)
+        schema = TrainConfig if name == "train" else EvaluateConfig
+        leave(mistakes.explain(error, schema, [configs, *_own_folders(sys.argv[1:])]), 2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:  # a launcher's, where there is a sweep: its jobs keep theirs
+        if RunChecks.sweep is None:
+            raise
+        print(f"error: the sweep broke off: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        if is_first_process():
+            report(*RunChecks.sweep)
+        leave(f"not all jobs ran; the same command with hydra.sweep.dir={RunChecks.sweep[0]} goes on with them", 1)
+    finally:
+        RunChecks.end()
 
 
 def hydra_job(config: DictConfig) -> float:
@@ -53,8 +66,8 @@ def hydra_job(config: DictConfig) -> float:
     node = cast(DictConfig, HydraConfig.get())
     directory = Path(node.runtime.output_dir)
     overrides = list(node.overrides.task)
-    parameters = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    job = jobs.Job(directory, parameters, directory.parent.name if node.mode == RunMode.MULTIRUN else None)
+    sweep = Path(node.sweep.dir).absolute().name if node.mode == RunMode.MULTIRUN else None
+    job = jobs.Job(directory, jobs.parameters_of(overrides), sweep)
 
     def run() -> float:
         options = validated(config, node)
@@ -63,27 +76,45 @@ def hydra_job(config: DictConfig) -> float:
         chosen = node.runtime.choices.get("planner") is not None
         return jobs.evaluate(options, job, planner_overrides(overrides, vars(options.planner), chosen))
 
-    return jobs.recorded(job, run)
+    def run_alone() -> float:
+        with FolderLock(directory):
+            return run()
+
+    return jobs.recorded(job, run if sweep is None or not is_first_process() else run_alone)
+
+
+def _own_folders(arguments: Sequence[str]) -> list[Path]:
+    """The folder of ``--config-dir``, if there is one."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    folder = parser.parse_known_args(arguments)[0].config_dir
+    return [] if folder is None else [folder]
 
 
 def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
     """The run directory of ``resume=DIR``, and the packages of ``allow=``, the only option beside it."""
-    given = next((a for a in arguments if a.startswith("resume=") and a.partition("=")[2] not in ("", "null")), None)
-    if given is None:
+    given = next((a for a in arguments if a.lstrip("+").startswith("resume=")), None)
+    if given is None or given.endswith("=null"):
         return None
-    allowed = [a for a in arguments if a.startswith("allow=")]
+    require(given.partition("=")[2].strip("'\" ") != "", f"{given} names no run to go on with: give resume=DIR")
+    allowed = [a for a in arguments if a.lstrip("+").startswith("allow=")]
     if others := [a for a in arguments if a not in (given, *allowed[:1])]:
         raise UserError(
             f"{given} goes on with a run as it was set up and takes no other option but allow=[PACKAGE]: "
             f"{', '.join(others)}"
         )
     packages = [name.strip() for text in allowed for name in text.partition("=")[2].strip("[]'\"").split(",")]
-    return Path(given.partition("=")[2].strip("'\"")), [name for name in packages if name]
+    return Path(given.partition("=")[2].strip("'\" ")), [name for name in packages if name]
 
 
 def resume(directory: Path, allow: Sequence[str]) -> None:
     """Go on with the run in ``directory``, whose ``config.yaml`` may name classes of the packages in ``allow``."""
     options = read_config(directory, allow)
+    if options.tune is None and is_first_process():
+        try:
+            RunChecks.hold(directory)
+        except OSError as error:
+            raise UserError(f"resume={directory}: the folder cannot be written: {error.strerror}") from None
     record = jobs.RunRecord.read(directory)
     has_checkpoint = (directory / "checkpoints" / "last.ckpt").exists()
     sweep = directory.absolute().parent.name if (directory.parent / "multirun.yaml").exists() else None
@@ -139,7 +170,7 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
     try:
         config: TrainConfig = typed(TrainConfig, options)
     except mistakes.EXPECTED as error:
-        raise UserError(f"{file}: {mistakes.explain(error, TrainConfig, directory)}") from None
+        raise UserError(f"{file}: {mistakes.explain(error, TrainConfig, [])}") from None
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     if allow is not None:

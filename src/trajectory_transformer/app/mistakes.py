@@ -17,6 +17,9 @@ from .schema import OPEN_OPTIONS, group_names, option_names
 EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher -> optional dependency
 
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+ONLY_IN_SWEEPS = ("hydra.sweep.", "hydra.sweeper", "hydra.launcher")
+
 MOVED = {  # options, and commands taken for options, of earlier versions -> their names now
     "planner.critic": "planner.objective.critic",
     "planner.critic_score": "planner.objective.score",
@@ -46,8 +49,8 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
     return f"; valid here: {', '.join(level)}" if level else ""
 
 
-def explain(error: BaseException, schema: type, configs: Path) -> str:
-    """One sentence for one of the ``EXPECTED`` errors, with names of the ``schema`` and of the YAML groups."""
+def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
+    """One sentence for one of the ``EXPECTED`` errors, with names of the ``schema`` and of the YAML groups' folders."""
     text = " ".join(str(error).split())
     if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {text}"
@@ -56,8 +59,8 @@ def explain(error: BaseException, schema: type, configs: Path) -> str:
             f"cannot read the option '{error.override}'; quote a value that holds '=', ',' or brackets: \"key='value'\""
         )
     found = re.match(r"In '([^']+)':", text)
-    file = configs / f"{found[1]}.yaml" if found else None
-    place = f"{file}: " if file is not None and file.is_file() else ""
+    files = [file for folder in configs if found and (file := folder / f"{found[1]}.yaml").is_file()]
+    place = f"{files[0]}: " if files else ""
     groups = group_names(configs, schema)
     if isinstance(error, MissingConfigException):
         return _missing_choice(error, place, configs, groups)
@@ -86,7 +89,7 @@ def explain(error: BaseException, schema: type, configs: Path) -> str:
     return f"{place}there is no option '{key}'{did_you_mean(key, names)}"
 
 
-def _missing_choice(error: MissingConfigException, place: str, configs: Path, groups: Sequence[str]) -> str:
+def _missing_choice(error: MissingConfigException, place: str, configs: Sequence[Path], groups: Sequence[str]) -> str:
     """A choice, on the command line or in a defaults list, that names no file."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or [])
@@ -97,8 +100,9 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Path, gr
     hint = f"; did you mean '{group}={near[0]}'?" if near else ""
     if group == "hydra/launcher" and option in EXTRAS:
         hint = f"; it comes with pip install 'trajectory-transformer[{EXTRAS[option]}]'"
+    files = [file for folder in configs for file in sorted(folder.rglob("*.yaml"))]
     # Hydra names train.yaml whoever chose it.
-    place = next((f"{file}: " for file in sorted(configs.rglob("*.yaml")) if _chooses(file, group, option)), "")
+    place = next((f"{file}: " for file in files if _chooses(file, group, option)), "")
     return f"{place}{group}={option}: there is no such option; there are {', '.join(options)}{hint}"
 
 
@@ -117,7 +121,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def refuse_additions(overrides: Sequence[str], schema: type, configs: Path) -> None:
+def refuse_additions(overrides: Sequence[str], schema: type, configs: Sequence[Path]) -> None:
     """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept."""
     names = [*option_names(schema), *group_names(configs, schema)]
     for override in overrides:
@@ -125,3 +129,15 @@ def refuse_additions(overrides: Sequence[str], schema: type, configs: Path) -> N
         known = key in names or key.startswith((*(f"{name}." for name in OPEN_OPTIONS), "hydra.", "hydra/"))
         if override.startswith("+") and not known:
             raise UserError(f"there is no option '{key}'{did_you_mean(key, names)}")
+
+
+def refuse_idle(overrides: Sequence[str], is_sweep: bool) -> None:
+    """Refuse options of Hydra's that would do nothing in a sweep, or in a run, and folders without a name."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in FOLDERS and value.strip("'\"") == "":
+            raise UserError(f"{key}= names no folder: give {key}=DIR, or {key}=. for the working directory")
+        if key == "hydra.run.dir" and is_sweep:
+            raise UserError("hydra.run.dir has no effect with -m: a sweep takes hydra.sweep.dir=DIR")
+        if not is_sweep and key.split("@")[0].replace("/", ".").startswith(ONLY_IN_SWEEPS):
+            raise UserError(f"{key} has an effect only in a sweep: add -m")

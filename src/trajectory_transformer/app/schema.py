@@ -1,6 +1,7 @@
 """The dataclass schemas as Hydra sees them, and the way back from a composed config to a dataclass."""
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..building import TYPED_BY_USER
 from ..configuration import EvaluateConfig, TrainConfig
+from ..files import slurm_step
 from ..training.learner import make_learner
 
 OPEN_OPTIONS = (  # mappings whose keys are the user's
@@ -21,17 +23,33 @@ OPEN_OPTIONS = (  # mappings whose keys are the user's
 )  # fmt: skip
 
 
-def run_name(requeued: bool) -> str:
-    """Name of a run directory: the SLURM job or torchrun session where several processes share it, else the time."""
-    job, interactive = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    ranks_of_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and not interactive  # as Lightning decides
-    if job and (requeued or ranks_of_slurm):
-        return f"slurm-{job}"
+def shared_name(requeued: bool) -> str | None:
+    """Name of a run directory that several processes share, after a SLURM job's step or torchrun session; else None."""
+    job, step = os.environ.get("SLURM_JOB_ID"), slurm_step()
+    if job and (requeued or (step is not None and int(os.environ.get("SLURM_NTASKS", "1")) > 1)):
+        return f"slurm-{job}" if step in (None, "0") else f"slurm-{job}.{step}"
     session = os.environ.get("TORCHELASTIC_RUN_ID")
     if session and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # torchrun calls every session "none" unless told otherwise; its ranks on one node share a parent process.
         return f"torchrun-{os.getppid() if session == 'none' else session}"
-    return time.strftime("%Y-%m-%d_%H-%M-%S")
+    return None
+
+
+def run_name(requeued: bool) -> str:
+    """Name of a run directory: that which its processes share, else the time."""
+    return shared_name(requeued) or time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def folder_names(config: DictConfig, key: str) -> Iterator[Path]:
+    """The folder that ``key`` names and, where that is the time, further ones, which ``config`` then names instead."""
+    yield (named := Path(OmegaConf.select(config, key)))
+    names = OmegaConf.get_cache(config).get("run_name", {})  # what interpolations give, in a sweep's jobs too
+    first = {asked: name for asked, name in names.items() if name[0].isdecimal()}  # no name that is shared
+    for number in itertools.count(2):
+        names.update({asked: f"{name}-{number}" for asked, name in first.items()})
+        if (other := Path(OmegaConf.select(config, key))) == named:
+            return
+        yield other
 
 
 # At import, because the joblib launcher's processes only import this module; repeating it is harmless.
@@ -51,10 +69,10 @@ def option_names(schema: type, prefix: str = "") -> Iterator[str]:
                     yield from option_names(nested, f"{prefix}{name}.")
 
 
-def group_names(configs: Path, schema: type) -> list[str]:
-    """Config groups of a command: folders of ``configs`` but those named after an option that only the other has."""
+def group_names(configs: Sequence[Path], schema: type) -> list[str]:
+    """Config groups of a command: folders in ``configs`` but those named after an option that only the other has."""
     foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
-    groups = sorted(path.name for path in configs.iterdir() if path.is_dir())
+    groups = sorted({path.name for folder in configs if folder.is_dir() for path in folder.iterdir() if path.is_dir()})
     return [group for group in groups if not {group, f"{group}_name"} & foreign]
 
 

@@ -2,19 +2,30 @@
 
 import csv
 import math
+import os
+import re
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
 from ..errors import UserError
-from .jobs import REFUSAL, RunRecord
+from ..files import is_in_use
+from .jobs import REFUSAL, STATUS, RunRecord, parameters_of
+
+HYDRA = ".hydra"  # folder in a job's, which Hydra writes first
 
 
 @dataclass(frozen=True)
 class SweepJob:
-    """One job of a sweep: its folder's name, and its record."""
+    """One job of a sweep: its folder below the sweep's, or its number where it has none, and its record."""
 
     name: str
     record: RunRecord
@@ -51,14 +62,71 @@ def confidence(scores: Sequence[float]) -> tuple[float | None, float | None]:
     return statistics.fmean(scores), quantile * statistics.stdev(scores) / math.sqrt(len(scores))
 
 
-def read_jobs(directory: Path) -> list[SweepJob]:
-    """Jobs of a sweep, by their number, the failed ones included that left no record or were refused a folder."""
-    folders = [path for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
-    lost = RunRecord("failed", reason="it left no record")
-    return [
-        SweepJob(path.name, RunRecord.read(path, REFUSAL) or RunRecord.read(path) or lost)
-        for path in sorted(folders, key=lambda path: int(path.name))
+def read_jobs(directory: Path, planned: Sequence[Mapping[str, str]] = ()) -> list[SweepJob]:
+    """Jobs of a sweep or search by what they recorded below its folder, in whatever folders of their own.
+
+    Those that failed without a record, or were refused a folder, are among them. Where it is known what is ``planned``,
+    by its parameters, so are jobs that left nothing at all, and what lies deeper and belongs to something else is not.
+    """
+    jobs = [
+        SweepJob(path.relative_to(directory).as_posix(), record)
+        for path in _folders(directory, itself=bool(planned))
+        for record in _records(path, planned)
+        if not planned or record.parameters in planned or path.parent == directory
     ]
+    recorded = [job.record.parameters for job in jobs]
+    for number, parameters in enumerate(planned):
+        if parameters not in recorded:
+            jobs.append(SweepJob(str(number), RunRecord("failed", dict(parameters), reason="it did not begin")))
+
+    def place(job: SweepJob) -> tuple[int, list[tuple[int, str]]]:
+        order = planned.index(job.record.parameters) if job.record.parameters in planned else len(planned)
+        return order, [(int(part or 0), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", job.name)]
+
+    return sorted(jobs, key=place)
+
+
+def _folders(directory: Path, itself: bool) -> Iterator[Path]:
+    """Folders of jobs: those where a job, or Hydra on its behalf, has written what it is."""
+    for folder, inner, files in os.walk(directory):
+        path = Path(folder)
+        if {STATUS, REFUSAL} & {*files} or (HYDRA in inner and path != directory):
+            if path == directory and not itself:  # a search, which is a run too
+                continue
+            inner[:] = inner if path == directory else []
+            yield path
+
+
+def _records(folder: Path, planned: Sequence[Mapping[str, str]]) -> Iterator[RunRecord]:
+    """What a job's folder tells: of the job that was refused it, and of the one whose it is if that was planned too."""
+    refused, own = RunRecord.read(folder, REFUSAL), RunRecord.read(folder)
+    if refused is not None:
+        yield refused
+        if own is None or own.parameters not in planned or own.parameters == refused.parameters:
+            return
+    if own is None:
+        own = RunRecord("failed", _overrides(folder), reason="it left no record")
+    elif own.status == "running" and not is_in_use(folder):
+        own = replace(own, status="failed", reason="its process was killed, or memory ran out")
+    yield own
+
+
+def _overrides(folder: Path) -> dict[str, str]:
+    """A job's parameters as Hydra noted them before the job began."""
+    try:
+        return parameters_of(yaml.safe_load((folder / HYDRA / "overrides.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return {}
+
+
+def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
+    """Parameters of each job of a sweep, as Hydra's own sweeper makes them of its options; [] with another sweeper."""
+    if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+        return []
+    given = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides([*given, *config.hydra.overrides.task])
+    return [parameters_of(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
 
 
 def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
@@ -74,12 +142,12 @@ def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
     return [Group(same, *confidence(own)) for same, own in zip(members.values(), scores, strict=True)]
 
 
-def report(directory: Path) -> list[SweepJob]:
-    """Print the table of the sweep in ``directory`` and write it there as ``sweep.csv``; returns the jobs.
+def report(directory: Path, planned: Sequence[Mapping[str, str]] = ()) -> list[SweepJob]:
+    """Print the table of the jobs of :func:`read_jobs` and write it there as ``sweep.csv``; returns the jobs.
 
     Where planners were compared, ``tradeoff.png`` shows their returns against the time that an action takes.
     """
-    jobs = read_jobs(directory)
+    jobs = read_jobs(directory, planned)
     groups = group_by_settings(jobs)
     names = list(dict.fromkeys(name for job in jobs for name in job.record.parameters))
     varied = [name for name in names if len({job.record.parameters.get(name) for job in jobs}) > 1] or names
@@ -88,11 +156,11 @@ def report(directory: Path) -> list[SweepJob]:
     for group in groups:
         numbers = [_number(group.mean), _number(group.half_width), str(group.seeds)]  # in each row, for filters
         for job in group.jobs:
-            planned = results.get(job.name)
-            latency = "" if planned is None else _number(planned["summary"]["plan_latency_ms"]["p50"])
+            acted = results.get(job.name)
+            latency = "" if acted is None else _number(acted["summary"]["plan_latency_ms"]["p50"])
             score = _number(job.record.score)
             rows.append([job.name, job.status, *job.values(varied), score, *numbers, latency, job.record.reason])
-    with (directory / "sweep.csv").open("w", newline="") as file:
+    with (directory / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     _show(groups, varied, f"{len(jobs)} jobs in {directory}")
     if len(results) > 1 and any(name.startswith("planner") for name in varied):

@@ -1,5 +1,6 @@
 """Hyper-parameter search with Optuna as one job, resumable from the file that it keeps in its folder."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from ..configuration import ParameterConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
+from ..files import FolderInUseError, FolderLock
 from .jobs import Job, begin, config_text, recorded, train
 from .sweep import report
 
@@ -28,7 +30,6 @@ def run_search(options: TrainConfig, job: Job) -> float:
 
     def run_trial(values: dict[str, Any], directory: Path) -> float:
         trial = Job(directory, {name: str(value) for name, value in values.items()}, sweep=job.directory.name)
-        directory.mkdir(exist_ok=True)
         return recorded(trial, lambda: train(with_values(replace(options, tune=None), values), trial))
 
     return search(options.tune, job.directory, options.seed, run_trial)
@@ -46,7 +47,7 @@ def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[
     """Try values for the highest score until ``config.trials`` trials are done; print them, and return the best.
 
     A search that was stopped goes on in its folder: trials that it left unfinished first. Several processes may work
-    in one folder at the same time only if none was stopped in the middle of a trial before.
+    in one folder at the same time, each with a lock on the folder of its trial.
     Trial n is ``run_trial(values, directory / "n")``, whose result is its score, or NaN where it failed.
 
     Raises:
@@ -56,9 +57,12 @@ def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[
     from optuna.trial import TrialState
 
     def finish(number: int, values: dict[str, Any]) -> None:
-        score = run_trial(values, directory / str(number))
-        failed = math.isnan(score)
-        study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)
+        folder = directory / str(number)
+        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FolderInUseError), FolderLock(folder):  # another process tries it
+            score = run_trial(values, folder)
+            failed = math.isnan(score)
+            study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)
 
     for trial in [trial for trial in study.trials if not trial.state.is_finished()]:
         for name, value in trial.params.items():  # the file may be somebody else's, and options say what is imported

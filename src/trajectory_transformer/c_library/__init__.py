@@ -8,11 +8,12 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch  # noqa: F401 - brings the OpenMP runtime that the library uses, so that both share one pool of threads
+
+from ..files import staging_folder
 
 log = logging.getLogger(__name__)
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
@@ -115,7 +116,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 def _compile(source: Path, compiler: list[str], path: Path) -> None:
     """Compile beside ``path``, then move: a process that looks meanwhile sees all of it or nothing."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
+    with staging_folder(path.parent, ".compiling-") as folder:
         unit, library = f"{folder}/unit.o", f"{folder}/unit.so"
         # Linked without an OpenMP runtime: torch's own, already loaded, has the symbols.
         for command in (

@@ -7,6 +7,7 @@ frozen because OmegaConf makes a frozen dataclass read-only even for overrides; 
 from .data import DataConfig, DiscretizerConfig
 from .learners import EnsembleConfig, IqlConfig
 from .planner import OBJECTIVES, PlannerConfig, current_record
+from .resuming import MAY_CHANGE, may_change
 from .run import (
     EnvironmentConfig,
     EvaluateConfig,
@@ -21,9 +22,9 @@ from .training import HIDDEN_ACTIVATIONS, ModelConfig, OptimizerConfig, TrainerC
 from .validation import require, require_choice, require_finite, require_probability, require_target
 
 __all__ = [
-    "HIDDEN_ACTIVATIONS", "OBJECTIVES", "AttentionConfig", "DataConfig", "DiscretizerConfig", "EnsembleConfig",
-    "EnvironmentConfig", "EvaluateConfig", "EvaluationConfig", "IqlConfig", "LoggerConfig", "ModelConfig",
-    "OptimizerConfig", "ParameterConfig", "PlannerConfig", "PredictConfig", "TrainConfig", "TrainerConfig",
-    "TuneConfig", "current_record", "require", "require_choice", "require_finite", "require_probability",
-    "require_target",
+    "HIDDEN_ACTIVATIONS", "MAY_CHANGE", "OBJECTIVES", "AttentionConfig", "DataConfig", "DiscretizerConfig",
+    "EnsembleConfig", "EnvironmentConfig", "EvaluateConfig", "EvaluationConfig", "IqlConfig", "LoggerConfig",
+    "ModelConfig", "OptimizerConfig", "ParameterConfig", "PlannerConfig", "PredictConfig", "TrainConfig",
+    "TrainerConfig", "TuneConfig", "current_record", "may_change", "require", "require_choice", "require_finite",
+    "require_probability", "require_target",
 ]  # fmt: skip

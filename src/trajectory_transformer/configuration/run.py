@@ -123,6 +123,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
+        require(
+            self.resume is None,
+            f"resume={self.resume} has an effect only on the command line, as in python train.py resume=DIR",
+        )
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ..configuration import require, require_choice
 from ..errors import UserError
 from ..simulation import RECIPES, Recipe, find_recipe
 from ..simulation.simulate import SimulatedEpisode, simulate
-from ..simulation.storage import disk_errors, publish, staging_folder, write_dataset
+from ..simulation.storage import collecting_folder, disk_errors, publish, write_dataset
 
 STEPS_WORTH_A_PROCESS = 5_000  # about a second of simulation; fewer are not worth starting Python again
 
@@ -49,7 +49,7 @@ def collect(
     if processes is None:
         processes = max(1, min(len(os.sched_getaffinity(0)), 8, steps // STEPS_WORTH_A_PROCESS))
     start = time.monotonic()
-    with staging_folder(recipe, overwrite) as staging:
+    with collecting_folder(recipe, overwrite) as staging:
         episodes = _simulate_steps(recipe, steps, simulate(recipe, seed, processes), progress)
         with disk_errors(recipe):
             write_dataset(recipe, episodes, seed, staging)

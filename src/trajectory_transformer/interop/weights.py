@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from .. import reachability
 from ..errors import UserError
+from ..files import staging_folder
 from .config import CONFIG_FILE, read_json
 
 SAFETENSORS_FILE = "model.safetensors"
@@ -110,14 +110,14 @@ def write_weights(weights: Mapping[str, Tensor], directory: Path, limit: int | s
 
     No file has more than ``limit`` bytes (also as "200KB"), unless it is one tensor. An OSError leaves what was there.
     """
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
+    with staging_folder(directory, ".partial-") as partial:
         try:
             save_torch_state_dict(dict(weights), partial, max_shard_size=limit)
         except SafetensorError as error:  # what its writer makes of a full disk
             raise OSError(str(error)) from error
         for file in [file for file in directory.iterdir() if _EARLIER.fullmatch(file.name)]:
             file.unlink()
-        for file in Path(partial).iterdir():
+        for file in partial.glob("[!.]*"):
             file.replace(directory / file.name)
 
 

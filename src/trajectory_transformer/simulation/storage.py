@@ -2,9 +2,6 @@
 
 import contextlib
 import os
-import shutil
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +16,11 @@ from minari.storage import get_dataset_path
 from ..configuration import require
 from ..dataset_folders import dataset_root, is_on_disk
 from ..errors import UserError
+from ..files import staging_folder
 from .recipe import Recipe
 from .simulate import SimulatedEpisode
 
 STAGING_PREFIX = ".collecting-"
-STALE_SECONDS = 24 * 3600.0
 
 
 @contextlib.contextmanager
@@ -36,22 +33,17 @@ def disk_errors(recipe: Recipe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staging_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder beside the data sets, on their file system, removed at the end or by a later process."""
-    with disk_errors(recipe):
-        root, path = get_dataset_path(), get_dataset_path(recipe.dataset_id)
-        require(
-            overwrite or not is_on_disk(recipe.dataset_id),
-            f"data set {recipe.dataset_id} exists already in {path}; add overwrite=true to replace it",
-        )
-        for stale in root.glob(f"{STAGING_PREFIX}*"):
-            if time.time() - stale.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(stale, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=root))
-    try:
+def collecting_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
+    """A staging folder beside the data sets, on their file system; UserError where the set is there already."""
+    with contextlib.ExitStack() as stack:
+        with disk_errors(recipe):
+            root, path = get_dataset_path(), get_dataset_path(recipe.dataset_id)
+            require(
+                overwrite or not is_on_disk(recipe.dataset_id),
+                f"data set {recipe.dataset_id} exists already in {path}; add overwrite=true to replace it",
+            )
+            staging = stack.enter_context(staging_folder(root, STAGING_PREFIX))
         yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: int, staging: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from typing_extensions import override
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, fitting_parts
 from ..checkpoint_file import read_checkpoint, write_checkpoint
+from ..configuration import may_change
 from ..errors import UserError
 from .learner_module import LearnerModule
 
@@ -46,14 +47,21 @@ class VerifiedCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def require_same_run(path: Path, module: LearnerModule) -> None:
-    """Refuse a checkpoint of another learner, model, data set or seed, with a UserError that names the option."""
-    saved, now = Checkpoint.read(path), module.record
+def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None:
+    """Refuse a checkpoint of other data, or other options where it fixes them, with a UserError that names the option.
+
+    :data:`~..configuration.resuming.MAY_CHANGE` says which those are.
+    """
+    contents = read_checkpoint(path)
+    saved, now = Checkpoint.from_contents(contents, str(path)), module.record
+    with fitting_parts(str(path)):  # Lightning counts parts of batches
+        parts = contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+        parts //= max(contents["global_step"], 1)
     saved.require_kind(now.kind)
     learner = ((f"learner.{name}", saved.training.learner.get(name), now.learner[name]) for name in now.learner)
-    model = ((name, saved.model.get(name), value) for name, value in module.model_options().items())
+    model = ((f"model.{name}", saved.model.get(name), value) for name, value in module.model_options().items())
     for name, was, value in (*learner, *model):
-        if was != value:
+        if was != value and not may_change(name):
             raise UserError(
                 f"'{path}' has {name}={was}, but now it would be {value}; resume with the options and the data that "
                 "the run began with"
@@ -69,10 +77,11 @@ def require_same_run(path: Path, module: LearnerModule) -> None:
             f"'{path}' has other discretiser bins than data.discretizer gives now; resume with the same options"
         )
     before, after = (
-        {"seed": run.seed, **{f"data.{k}": v for k, v in asdict(run.data).items()}} for run in (saved.training, now)
+        {"seed": run.seed, "trainer.accumulate": count, **{f"data.{k}": v for k, v in asdict(run.data).items()}}
+        for run, count in ((saved.training, parts), (now, accumulate))
     )
     for name, was in before.items():
-        if was != (value := after[name]) and name != "data.download":
+        if was != (value := after[name]) and not may_change(name):
             raise UserError(
                 f"'{path}' was trained with {name}={was}, now it is {value}; a run cannot change it half way"
             )

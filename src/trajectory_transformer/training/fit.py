@@ -13,14 +13,17 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from ..checkpoint_file import remove_partial_files
-from ..configuration import TrainConfig
+from ..configuration import TrainConfig, TrainerConfig, require
 from ..errors import UserError
+from ..files import remove_partial_files, slurm_step
 from .callbacks import KeepCheckpoints, RunProgress, Throughput
 from .checkpoint_io import VerifiedCheckpointIO, require_same_run
 from .datamodule import OfflineDataModule
@@ -84,7 +87,7 @@ def fit(
     with torch_threads(config.trainer.threads), quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
         module = make_module(learner, config, datamodule)
         if resume:
-            require_same_run(last, module)
+            require_same_run(last, module, config.trainer.accumulate)
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
@@ -104,8 +107,6 @@ def make_trainer(
     UserError where the accelerator, number of devices or precision asked for is not there.
     """
     options = config.trainer
-    # Lightning's own requeueing saves in the middle of an update, within the signal handler; ours waits for its end.
-    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     names = ("accelerator", "devices", "num_nodes", "precision")
     hardware: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
@@ -123,16 +124,34 @@ def make_trainer(
             log_every_n_steps=options.log_every,
             logger=list(loggers) or False,
             callbacks=list(callbacks),
-            plugins=[VerifiedCheckpointIO(), *cluster],
+            plugins=[VerifiedCheckpointIO(), *_cluster(options)],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=run_directory,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except UserError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # the last of SLURM's variables
         chosen = ", ".join(f"trainer.{name}={value}" for name, value in (hardware | options.options).items())
         reason = " ".join(str(error).split())
         raise UserError(f"{chosen} are not possible together here: {reason}") from error
+
+
+def _cluster(options: TrainerConfig) -> list[ClusterEnvironment]:
+    """Who starts the processes, where that is not for Lightning to find out: within SLURM, it asks for srun."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    if (step := slurm_step()) is None:  # a batch script that calls Python itself: what was asked of SLURM is room
+        require(
+            options.num_nodes == 1,
+            f"trainer.num_nodes={options.num_nodes} needs a process on each node: call srun python train.py …",
+        )
+        return [LightningEnvironment()]
+    if step != "0":  # Lightning's port follows from the job alone
+        os.environ.setdefault("MASTER_PORT", str(15000 + (int(os.environ["SLURM_JOB_ID"]) + int(step)) % 10000))
+    # Lightning's own requeueing saves in the middle of an update, within the signal handler; ours waits for its end.
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class LearnerModule(L.LightningModule):
         super().__init__()
         self.optimizer_config, self.plan, self.record = optimizer, plan, record
         self.schedule = make_schedule(optimizer, plan)
+        self._groups: list[dict[str, Any]] = []  # the optimiser's own options, of each of its parameter groups
         self.gradient_norm = self.last_loss = torch.zeros(())
 
     def model_options(self) -> dict[str, Any]:
@@ -97,7 +98,16 @@ class LearnerModule(L.LightningModule):
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
-        return make_optimizer(self.parameter_groups(), self.optimizer_config, fused)
+        optimizer = make_optimizer(self.parameter_groups(), self.optimizer_config, fused)
+        self._groups = [{name: v for name, v in group.items() if name != "params"} for group in optimizer.param_groups]
+        return optimizer
+
+    @override
+    def on_train_start(self) -> None:
+        # A checkpoint's optimiser brings its own weight decay and momenta; what it keeps of a run is the state.
+        for optimizer in self.trainer.optimizers:
+            for group, own in zip(optimizer.param_groups, self._groups, strict=False):
+                group.update(own)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
