@@ -6,9 +6,11 @@ import io
 import os
 import pickle
 import random
+import re
 import resource
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,3 +230,54 @@ def test_a_hundred_kills_while_saving(tmp_path: Path) -> None:
         [sys.executable, "-c", KILLS, str(tmp_path / "last.ckpt")], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def signed(archive: bytes) -> bytes:
+    """A torch archive as :func:`write_checkpoint` would end it, whatever it holds."""
+    body = archive[:-2] + (94).to_bytes(2, "little") + b"trajectory-transformer sha256:"
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def test_a_compressed_archive_is_not_inflated(checkpoint: Path) -> None:
+    buffer, packed = io.BytesIO(), io.BytesIO()
+    torch.save(contents() | {"zeros": torch.zeros(1_000_000)}, buffer)
+    with zipfile.ZipFile(buffer) as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in stored.infolist():
+            archive.writestr(entry.filename, stored.read(entry))
+    checkpoint.write_bytes(signed(packed.getvalue()))
+    assert re.search(r"is compressed: [\d,]+ bytes would become 4,\d{3},\d{3}", refusal(checkpoint))
+
+
+def repeated(number: float, size: int) -> torch.Tensor:
+    """One stored number as a tensor of any size."""
+    return torch.full((1,), number).expand(size)
+
+
+def nested(twice: int) -> list[Any]:
+    """2 ** ``twice`` empty lists, stored as ``twice`` + 1."""
+    value: list[Any] = []
+    for _ in range(twice):
+        value = [value, value]
+    return value
+
+
+def deep(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("bomb", "message"),
+    [
+        (repeated(1.0, 10**10), r"holds a tensor of 40,000,000,000 bytes in a file of [\d,]+"),
+        (nested(40), "holds values within values without end"),
+        (deep(150), "holds values within values without end"),
+    ],
+)
+def test_what_is_larger_than_its_file_is_refused(checkpoint: Path, bomb: Any, message: str) -> None:
+    buffer = io.BytesIO()
+    torch.save(contents() | {"bomb": bomb}, buffer)
+    checkpoint.write_bytes(signed(buffer.getvalue()))
+    assert re.search(message, refusal(checkpoint))

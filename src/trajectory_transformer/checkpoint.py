@@ -4,13 +4,13 @@ Reading builds and imports nothing that the file names.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint_file import FORMAT, SECTION, read_checkpoint
 from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig, require
@@ -18,6 +18,8 @@ from .data.discretizer import Discretizer
 from .data.episodes import OfflineData
 from .environments.spec import EnvironmentSpec
 from .errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # Checkpoints from before learners had options of their own say the kind alone.
 _LEARNERS_BY_KIND = {
@@ -120,8 +122,18 @@ def fitting_parts(name: str) -> Iterator[None]:
     """Turns the errors of putting a checkpoint's contents together into a UserError that names its file."""
     try:
         yield
-    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, RuntimeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"the contents of checkpoint '{name}' do not fit together: {error}") from error
+
+
+def require_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError about the first of ``expected`` that ``weights`` lack or have in another shape."""
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise ValueError(f"the tensor '{name}' is missing")
+        if weights[name].shape != tensor.shape:
+            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
+            raise ValueError(f"the tensor '{name}' has shape {found}, expected {wanted}")
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,30 @@ class Checkpoint:
         """The ``state_dict`` of one attribute of the training module, such as "model"."""
         prefix = f"{part}."
         return {k.removeprefix(prefix): value for k, value in self.state_dict.items() if k.startswith(prefix)}
+
+    def build(
+        self, part: str, make: Callable[[], Network], outline: Callable[[], Mapping[str, Tensor]] | None = None
+    ) -> Network:
+        """The network that ``make`` builds, with the weights of an attribute of the training module.
+
+        Nothing of the sizes that the file states is built before its weights are found to have them.
+
+        Args:
+            part: name of the attribute, such as "model".
+            make: builds the network.
+            outline: gives the shapes that must fit beforehand, on a device without memory; None: those of ``make``.
+
+        Raises:
+            UserError: the weights do not fit.
+        """
+        weights = self.weights(part)
+        with fitting_parts(self.name):
+            with torch.device("meta"):
+                expected = make().state_dict() if outline is None else outline()
+            require_shapes(expected, weights)
+            network = make()
+            network.load_state_dict(weights)
+        return network
 
     def require_kind(self, kind: str) -> None:
         """Refuse a checkpoint of another learner with a UserError."""

@@ -16,6 +16,7 @@ import io
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from .files import checkpoints_near, write_whole
 
 FORMAT = 1
 SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
+
+DEEPEST = 100  # containers within each other
 
 _COMMENT = b"trajectory-transformer sha256:"
 _DIGEST_LENGTH = 64
@@ -88,13 +91,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from error
     if wrong := _what_is_wrong(data):
         raise UserError(f"checkpoint '{path}' {wrong}")
+    if wrong := why_inflating(data):
+        raise UserError(f"checkpoint '{path}' {wrong}")
     try:
         contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, RecursionError) as error:
         raise UserError(
             f"checkpoint '{path}' holds something other than tensors and plain values; it was refused and nothing in "
             "it was executed"
         ) from error
+    if unlike := _why_unlike_stored(contents, len(data)):
+        raise UserError(f"checkpoint '{path}' {unlike}")
     section = contents.get(SECTION) if isinstance(contents, dict) else None
     if not isinstance(section, dict) or "format" not in section:
         raise UserError(f"checkpoint '{path}' has no '{SECTION}' section: this project did not write it")
@@ -104,6 +111,40 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "use the version of the project that wrote it"
         )
     return contents
+
+
+def why_inflating(data: bytes) -> str | None:
+    """The end of a sentence about an archive that would take more memory than it has bytes; None for any other file.
+
+    ``torch.save`` compresses nothing, so that whatever is compressed, or shares its bytes, is no work of its.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return None  # an older format of torch's, or damaged: others say so
+    total = sum(entry.file_size for entry in entries)
+    if total <= len(data) and all(entry.compress_type == zipfile.ZIP_STORED for entry in entries):
+        return None
+    return f"is compressed: {len(data):,} bytes would become {total:,}, which torch.save never writes; it was not read"
+
+
+def _why_unlike_stored(contents: Any, stored: int) -> str | None:
+    """The end of a sentence about what is larger than the ``stored`` bytes of its file: a tensor, or all values.
+
+    A tensor can repeat one number, and lists can hold each other again and again, each twice the one before.
+    """
+    count, left = 0, [(contents, 0)]
+    while left:
+        value, depth = left.pop()
+        count += 1
+        if count > stored or depth > DEEPEST:
+            return "holds values within values without end; it was not loaded"
+        if isinstance(value, torch.Tensor) and (needed := value.numel() * value.element_size()) > stored:
+            return f"holds a tensor of {needed:,} bytes in a file of {stored:,}; it was not loaded"
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
+        left += [(entry, depth + 1) for entry in inner]
+    return None
 
 
 def _what_is_wrong(data: bytes) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .validation import require, require_choice, require_finite
+from .validation import LARGEST, require, require_choice, validate, within
 
 MAX_BINS = 32766  # tokens are kept in 16 bits
 
@@ -14,13 +14,11 @@ class DiscretizerConfig:
     """Options of the discretiser, which turns real values into tokens."""
 
     strategy: str = "quantile"  # quantile: bins of equal mass; uniform: bins of equal width
-    num_bins: int = 100  # tokens per dimension, the paper's V
+    num_bins: int = within(100, 2, MAX_BINS)  # tokens per dimension, the paper's V
 
     def __post_init__(self) -> None:
+        validate("data.discretizer.", self)
         require_choice("data.discretizer.strategy", self.strategy, ("quantile", "uniform"))
-        require(
-            2 <= self.num_bins <= MAX_BINS, f"data.discretizer.num_bins={self.num_bins} must lie in [2, {MAX_BINS}]"
-        )
 
 
 DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"
@@ -36,14 +34,15 @@ class DataConfig:
     observation_keys: list[str] | None = None  # keep these keys of a Dict observation, as "goal.position"; null: all
     observation_indices: list[int] | None = None  # keep these dimensions of the flattened observation; null: all
     discretizer: DiscretizerConfig = field(default_factory=DiscretizerConfig)
-    sequence_length: int = 4  # transitions in a training window
-    discount: float = 0.99  # of the return-to-go
-    termination_penalty: float | None = -100.0  # replaces the reward of a terminating step; null: keep the reward
-    validation_fraction: float = 0.1  # of the episodes
-    batch_size: int = 256  # windows in an update, over all devices together
+    sequence_length: int = within(4, 1, 1_000_000)  # transitions in a training window
+    discount: float = within(0.99, high=1.0, above=0.0)  # of the return-to-go
+    # replaces the reward of a terminating step; null: keep the reward
+    termination_penalty: float | None = within(-100.0, -LARGEST, LARGEST)
+    validation_fraction: float = within(0.1, above=0.0, below=1.0)  # of the episodes
+    batch_size: int = within(256, 1, 2**31 - 1)  # windows in an update, over all devices together
 
     def __post_init__(self) -> None:
-        require_finite("data", self)
+        validate("data.", self)
         if self.source is None:
             ids = self.dataset_ids
             require(
@@ -61,11 +60,6 @@ class DataConfig:
                 f"data.dataset_id={self.dataset_id} has no effect beside data.source; leave out one of them",
             )
             self.dataset_id = None
-        require(self.sequence_length >= 1, f"data.sequence_length={self.sequence_length} must be at least 1")
-        require(0.0 < self.discount <= 1.0, f"data.discount={self.discount} must lie in (0, 1]")
-        held_out = self.validation_fraction
-        require(0.0 < held_out < 1.0, f"data.validation_fraction={held_out} must lie in (0, 1)")
-        require(self.batch_size >= 1, f"data.batch_size={self.batch_size} must be at least 1")
         if (keys := self.observation_keys) is not None:
             distinct = len(keys) > 0 and all(keys) and len(set(keys)) == len(keys)
             require(distinct, f"data.observation_keys={keys} must be distinct keys of the observation, one at least")

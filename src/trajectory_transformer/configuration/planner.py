@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from .validation import require, require_choice, require_finite, require_probability
+from .validation import require, require_choice, validate, within
 
 OBJECTIVES = {  # planner.name -> the class that it stands for
     "return": "trajectory_transformer.planning.objectives.Return",
@@ -14,6 +14,7 @@ OBJECTIVES = {  # planner.name -> the class that it stands for
     "critic": "trajectory_transformer.learners.critic_objective.CriticValue",
 }
 
+MOST_CANDIDATES = 2**16  # of a step in each environment, so that a file cannot ask for all memory
 TRUSTED_VALUE_R2 = 0.5  # share of explained variance from which on act=auto chooses by value
 
 
@@ -22,45 +23,50 @@ class PlannerConfig:
     """Beam search, under the original's option names (its ``config/offline.py``)."""
 
     name: str = ""  # one of OBJECTIVES, or any label beside an objective; "": the objective's, or return
-    horizon: int = 1  # transitions planned ahead; a likelihood plan ends with the last one's action
-    beam_width: int = 32  # sequences kept after each transition, or, planning for likelihood, after each token
+    horizon: int = within(1, 1, 10_000)  # transitions planned ahead; a likelihood plan ends with the last one's action
+    beam_width: int = within(
+        32, 1
+    )  # sequences kept after each transition, or, planning for likelihood, after each token
     # Planning for likelihood tries all tokens: n_expand, k_obs, k_act, cdf_act, temperature, percentile are for reward.
-    n_expand: int = 2  # continuations tried for each kept sequence
-    context: int = 1  # transitions, the current one included, that the model sees at most before the plan begins
+    n_expand: int = within(2, 1)  # continuations tried for each kept sequence
+    context: int = within(
+        1, 1, 1_000_000
+    )  # transitions, the current one included, that the model sees at most before the plan begins
     window: str = "growing"  # growing: the plan is appended to the context; sliding: the original's cropping
-    discount: float | None = None  # null: the data's
-    k_obs: int | None = 1  # most likely tokens kept for observations; 1: greedy
-    k_act: int | None = None
-    cdf_act: float | None = 0.6  # drops the least likely action tokens of total mass below this; not nucleus sampling
-    temperature: float = 1.0
+    discount: float | None = within(None, high=1.0, above=0.0)  # null: the data's
+    k_obs: int | None = within(1, 1)  # most likely tokens kept for observations; 1: greedy
+    k_act: int | None = within(None, 1)
+    cdf_act: float | None = within(
+        0.6, 0.0, below=1.0
+    )  # drops the least likely action tokens of total mass below this; not nucleus sampling
+    temperature: float = within(1.0, 1e-6, 1e6)
     percentile: Any = "mean"  # of the predicted reward and value: "mean", or a fraction in (0, 1)
     # best: the first action of the best sequence; elite: the mean of those of the best kept in the end; mean: of all
     # candidates, whatever their scores: cloning; auto: best where the value is known well, else an unfiltered mean
     act: str = "best"
-    elite_share: float = 1.0  # of the sequences kept in the end: those that act=elite averages
-    plan_freq: int = 1  # environment steps between plans
-    deadline_ms: float | None = None  # for a plan, in all environments together; null: none
+    elite_share: float = within(
+        1.0, high=1.0, above=0.0
+    )  # of the sequences kept in the end: those that act=elite averages
+    plan_freq: int = within(1, 1)  # environment steps between plans
+    deadline_ms: float | None = within(
+        None, high=1e9, above=0.0
+    )  # for a plan, in all environments together; null: none
     decoder: str = "auto"  # native: C, on a CPU; eager, compiled: PyTorch; auto: the fastest, docs/planning.md
     precision: str = "32"  # 32, or bf16: weights and activations, in PyTorch only
     objective: Any = None  # what plans maximise: _target_ and options of an Objective; null: what the name stands for
 
     def __post_init__(self) -> None:
-        require_finite("planner", self)
+        self.precision = str(self.precision)  # in Python, 32 is a number
+        validate("planner.", self)
         self._name_honestly()
-        for name in ("horizon", "beam_width", "n_expand", "context", "plan_freq"):
-            require(getattr(self, name) >= 1, f"planner.{name}={getattr(self, name)} must be at least 1")
-        require_choice("planner.window", self.window, ("growing", "sliding"))
+        candidates = self.beam_width * self.n_expand
         require(
-            self.discount is None or 0.0 < self.discount <= 1.0, f"planner.discount={self.discount} must lie in (0, 1]"
+            candidates <= MOST_CANDIDATES,
+            f"planner.beam_width={self.beam_width} and planner.n_expand={self.n_expand} make {candidates:,} candidates "
+            f"of each step; at most {MOST_CANDIDATES:,} are searched",
         )
-        for name in ("k_obs", "k_act"):
-            k = getattr(self, name)
-            require(k is None or k >= 1, f"planner.{name}={k} must be at least 1, or null for no limit")
-        if self.cdf_act is not None:
-            require_probability("planner.cdf_act", self.cdf_act)
-        require(self.temperature > 0, f"planner.temperature={self.temperature} must be positive")
+        require_choice("planner.window", self.window, ("growing", "sliding"))
         require_choice("planner.act", self.act, ("auto", "best", "elite", "mean"))
-        require(0.0 < self.elite_share <= 1.0, f"planner.elite_share={self.elite_share} must lie in (0, 1]")
         number = isinstance(self.percentile, (int, float)) and not isinstance(self.percentile, bool)
         require(
             self.percentile == "mean" or (number and 0.0 < self.percentile < 1.0),
@@ -70,12 +76,7 @@ class PlannerConfig:
             self.plan_freq <= self.horizon,
             f"planner.plan_freq={self.plan_freq} must not exceed planner.horizon={self.horizon}",
         )
-        require(
-            self.deadline_ms is None or self.deadline_ms > 0,
-            f"planner.deadline_ms={self.deadline_ms} must be positive, or null for none",
-        )
         require_choice("planner.decoder", self.decoder, ("auto", "native", "eager", "compiled"))
-        self.precision = str(self.precision)  # in Python, 32 is a number
         require_choice("planner.precision", self.precision, ("32", "bf16"))
         require(
             self.precision == "32" or self.decoder != "native",

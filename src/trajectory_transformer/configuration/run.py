@@ -7,7 +7,7 @@ from .data import DataConfig
 from .planner import PlannerConfig
 from .tasks import AttentionConfig, PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
-from .validation import require, require_choice
+from .validation import require, require_choice, validate, within
 
 TRANSFORMER = "trajectory_transformer.learners.transformer.TransformerLearner"
 
@@ -27,6 +27,7 @@ class LoggerConfig:
     extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning logger, …}, besides these
 
     def __post_init__(self) -> None:
+        validate("logger.", self)
         require_choice("logger.name", self.name, ("csv", "wandb"))
         for name, spec in self.extra.items():
             require(
@@ -43,6 +44,7 @@ class EnvironmentConfig:
     modules: list[str] = field(default_factory=list)  # of yours, imported as they register environments
 
     def __post_init__(self) -> None:
+        validate("environment.", self)
         for name in self.modules:
             valid = all(part.isidentifier() for part in name.split("."))
             require(
@@ -54,17 +56,14 @@ class EnvironmentConfig:
 class EvaluationConfig:
     """Planning in the real environment, after training."""
 
-    episodes: int = 20  # 0: train only
-    num_envs: int = 20  # environments planned for at once
-    video: int = 0  # episodes to record
-    max_episode_steps: int | None = None  # null: the environment's limit, or else as many as the data's longest has
+    episodes: int = within(20, 0)  # 0: train only
+    num_envs: int = within(20, 1, 65_536)  # environments planned for at once
+    video: int = within(0, 0)  # episodes to record
+    # null: the environment's limit, or else as many as the data's longest has
+    max_episode_steps: int | None = within(None, 1)
 
     def __post_init__(self) -> None:
-        require(self.episodes >= 0, f"evaluation.episodes={self.episodes} must not be negative")
-        require(self.num_envs >= 1, f"evaluation.num_envs={self.num_envs} must be at least 1")
-        require(self.video >= 0, f"evaluation.video={self.video} must not be negative")
-        limit = self.max_episode_steps
-        require(limit is None or limit >= 1, f"evaluation.max_episode_steps={limit} must be at least 1")
+        validate("evaluation.", self)
 
 
 @dataclass
@@ -77,6 +76,7 @@ class ParameterConfig:
     choices: list[Any] | None = None
 
     def __post_init__(self) -> None:
+        validate("tune.parameters: ", self)
         if self.choices is not None:
             require(
                 len(self.choices) > 0 and self.low is None and self.high is None and not self.log,
@@ -94,10 +94,10 @@ class TuneConfig:
     """A hyper-parameter search over options of ``train.py`` for the highest mean return."""
 
     parameters: dict[str, ParameterConfig] = field(default_factory=dict)  # dotted option name -> values
-    trials: int = 20  # of the whole search, earlier sessions in its folder included
+    trials: int = within(20, 1)  # of the whole search, earlier sessions in its folder included
 
     def __post_init__(self) -> None:
-        require(self.trials >= 1, f"tune.trials={self.trials} must be at least 1")
+        validate("tune.", self)
         require(len(self.parameters) > 0, "tune.parameters must name at least one option")
         for name in self.parameters:  # also as no search that is gone on with may choose what is imported
             require(not name.endswith("_target_"), f"tune.parameters.{name}: a search varies options, not classes")
@@ -118,11 +118,11 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     tune: TuneConfig | None = None  # set by tune=…: search instead of one run
     experiment_name: str | None = None  # set by experiment=…
-    seed: int = 0
+    seed: int = within(0, 0, 2**32 - 1)
     resume: str | None = None  # directory of a run to go on with
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
+        validate("", self)
         require(
             self.resume is None,
             f"resume={self.resume} has an effect only on the command line, as in python train.py resume=DIR",
@@ -141,18 +141,16 @@ class EvaluateConfig:
     predict: PredictConfig = field(default_factory=PredictConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    episodes: int = 20  # planned; or, with task=predict, held-out episodes to continue, at most
-    num_envs: int = 20
-    video: int = 0
-    max_episode_steps: int | None = None  # as evaluation.max_episode_steps of train.py
-    seed: int = 0
+    episodes: int = within(20, 1)  # planned; or, with task=predict, held-out episodes to continue, at most
+    num_envs: int = within(20, 1, 65_536)
+    video: int = within(0, 0)
+    max_episode_steps: int | None = within(None, 1)  # as evaluation.max_episode_steps of train.py
+    seed: int = within(0, 0, 2**32 - 1)
     accelerator: str = "cpu"
-    threads: int | None = None
+    threads: int | None = within(None, 1, 4096)
 
     def __post_init__(self) -> None:
+        validate("", self)
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
         require_choice("task", self.task, ("plan", "attention", "predict"))
-        EvaluationConfig(self.episodes, self.num_envs, self.video, self.max_episode_steps)
-        require(self.episodes >= 1, f"episodes={self.episodes} must be at least 1")
-        require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
         require_choice("accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))

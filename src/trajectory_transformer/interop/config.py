@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"'{path}' does not exist") from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not valid JSON ({error}); it may be cut short") from None
     if not isinstance(values, dict):
         raise UserError(f"'{path}' does not hold a JSON object")

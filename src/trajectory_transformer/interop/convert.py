@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UserError
 from .config import CONFIG_FILE, read_config, read_json
-from .foreign import REWRITE, ForeignWeights, fill, fit_config, load_weights
+from .foreign import REWRITE, ForeignWeights, fill, fit_config, load_weights, require_sizes
 from .pretrained import TrajectoryTransformerModel
 from .weights import HUB_ID, INDEX_SUFFIX, WEIGHT_FILES, download, find_weights
 
@@ -72,6 +72,7 @@ def load(source: Path, chosen: Mapping[str, int]) -> tuple[TrajectoryTransformer
     config, corrections = fit_config(stated, chosen, found.weights, file)
     if from_config and corrections:
         warnings.warn(f"'{file.parent / CONFIG_FILE}' does not fit the weights: {'; '.join(corrections)}", stacklevel=3)
+    require_sizes(config, found)
     model = TrajectoryTransformerModel(config)
     fill(model, found)
     return model, found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..model.gpt import TrajectoryTransformer
 from .config import TrajectoryTransformerConfig
 from .weights import checked, read_weights
 
@@ -115,9 +116,11 @@ def _inferred_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]
     if transition_dim < 4 or tokens != fitting or len(positions) != 3 or positions[::2] != (1, n_embd):
         shapes = ", ".join(f"{name} {tuple(weights[name].shape)}" for name in names)
         raise UserError(f"'{path}': the shapes of {shapes} do not fit together")
-    layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))}
+    layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if layers != set(range(len(layers))):
+        raise UserError(f"'{path}': its blocks are not numbered from 0, or some are missing")
     sizes = {"vocab_size": outputs - 1, "block_size": positions[1], "transition_dim": transition_dim}
-    return {**sizes, "n_embd": n_embd, "n_layer": max(layers) + 1}
+    return {**sizes, "n_embd": n_embd, "n_layer": len(layers)}
 
 
 def fit_config(
@@ -173,15 +176,24 @@ def _split(
     return split, assumed
 
 
+def require_sizes(config: TrajectoryTransformerConfig, found: ForeignWeights) -> None:
+    """Refuse, before a model of these sizes is built, weights that it would not have; raises as :func:`fill`."""
+    _require_shapes(TrajectoryTransformer.outline(config), found)
+
+
 def fill(model: torch.nn.Module, found: ForeignWeights) -> None:
     """Give a model these weights and their dtype, in evaluation mode; a UserError names the first that does not fit."""
-    expected, weights, path = model.state_dict(), found.weights, found.path
-    for problem, names in (("lacks", expected.keys() - weights.keys()), ("has", weights.keys() - expected.keys())):
-        if names:
-            raise UserError(f"'{path}' {problem} the tensor '{min(names)}', unlike a model of its configuration")
+    expected = model.state_dict()
+    _require_shapes(expected, found)
+    if unknown := found.weights.keys() - expected.keys():
+        raise UserError(f"'{found.path}' has the tensor '{min(unknown)}', unlike a model of its configuration")
+    model.to(found.weights["head.weight"].dtype).eval().load_state_dict(found.weights)
+
+
+def _require_shapes(expected: Mapping[str, Tensor], found: ForeignWeights) -> None:
+    if missing := expected.keys() - found.weights.keys():
+        raise UserError(f"'{found.path}' lacks the tensor '{min(missing)}', unlike a model of its configuration")
     for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            raise UserError(
-                f"'{path}': the tensor '{name}' has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-            )
-    model.to(weights["head.weight"].dtype).eval().load_state_dict(weights)
+        shape, wanted = tuple(found.weights[name].shape), tuple(tensor.shape)
+        if shape != wanted:
+            raise UserError(f"'{found.path}': the tensor '{name}' has shape {shape}, expected {wanted}")

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
 from .config import CONFIG_FILE, TrajectoryTransformerConfig, read_config
-from .foreign import fill, fit_config, load_weights
+from .foreign import fill, fit_config, load_weights, require_sizes
 from .weights import DOWNLOAD_OPTIONS, HUB_ID, download, find_weights, first_line, write_weights
 
 # Options of transformers' loaders that have no meaning for a model of this size.
@@ -106,6 +106,7 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
             if corrections:
                 wrong = f"'{config_file}' does not fit the weights beside it: {'; '.join(corrections)}"
                 warnings.warn(wrong, stacklevel=2)
+        require_sizes(config, found)
         with torch.random.fork_rng(devices=[]):  # initial weights, overwritten at once
             model = cls(config, allow)
         fill(model, found)

@@ -16,6 +16,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from .. import reachability
+from ..checkpoint_file import why_inflating
 from ..errors import UserError
 from ..files import staging_folder
 from .config import CONFIG_FILE, read_json
@@ -140,6 +141,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"'{path}' {reason}") from None
     if not data:
         raise UserError(f"'{path}' is empty")
+    if wrong := why_inflating(data):
+        raise UserError(f"'{path}' {wrong}")
     contents: object
     try:
         if path.suffix == ".safetensors":
@@ -151,6 +154,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(contents, dict) or not contents:
         raise UserError(f"'{path}' holds no named tensors")
     for name, value in contents.items():
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > len(data):
+            raise UserError(f"'{path}': the tensor '{name}' is larger than its file; it was not loaded")
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"'{path}' holds '{name}', a {type(value).__name__}, where a file of weights has tensors")
     return dict(contents)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from ..configuration import TrainConfig, require
+from ..configuration import TrainConfig, validate, within
 from ..training.learner import Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
@@ -23,14 +24,12 @@ class BehaviorCloning(Learner):
 
     kind = "bc"
 
-    hidden_layers: int = 2
-    hidden_width: int = 256
-    best_fraction: float = 1.0  # of the training episodes, by return; 0.1: the best tenth
+    hidden_layers: int = within(2, 1, 1000)
+    hidden_width: int = within(256, 1, 65_536)
+    best_fraction: float = within(1.0, high=1.0, above=0.0)  # of the training episodes, by return; 0.1: the best tenth
 
     def __post_init__(self) -> None:
-        for name in ("hidden_layers", "hidden_width"):
-            require(getattr(self, name) >= 1, f"learner.{name}={getattr(self, name)} must be at least 1")
-        require(0 < self.best_fraction <= 1, f"learner.best_fraction={self.best_fraction} must lie in (0, 1]")
+        validate("learner.", self)
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "BestEpisodes":
@@ -54,13 +53,10 @@ class BehaviorCloning(Learner):
     def make_agent(
         self, checkpoint: "Checkpoint", device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
     ) -> "PolicyAgent":
-        from ..checkpoint import fitting_parts
         from .bc_module import CloningPolicy
         from .policy_agent import PolicyAgent
 
         self.require_no_planner(checkpoint, planner)
         environment = checkpoint.training.environment
-        with fitting_parts(checkpoint.name):
-            network = CloningPolicy(environment, self)
-            network.load_state_dict(checkpoint.weights("network"))
+        network = checkpoint.build("network", partial(CloningPolicy, environment, self))
         return PolicyAgent(network.to(device).eval(), environment, device, "bc_policy")

@@ -1,6 +1,7 @@
 """A trained critic: the networks of implicit Q-learning, and the units of their values."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, fitting_parts
@@ -32,7 +33,7 @@ class Critic:
         with fitting_parts(checkpoint.name):
             options = dict(checkpoint.model)
             transform = float(options.pop("reward_scale")), float(options.pop("reward_shift"))
-            network = ImplicitQ.of_environment(environment, IqlConfig(**options))
-            network.load_state_dict(checkpoint.weights("network"))
+            sizes = IqlConfig(**options)
+        network = checkpoint.build("network", partial(ImplicitQ.of_environment, environment, sizes))
         network.to(device).eval().requires_grad_(False)
         return cls(network, *transform, checkpoint.training.data.discount, environment)

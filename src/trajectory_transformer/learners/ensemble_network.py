@@ -1,6 +1,7 @@
 """A probabilistic ensemble of dynamics models (PETS: Chua, Calandra, McAllister, Levine 2018)."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -113,6 +114,6 @@ def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemb
     environment = checkpoint.training.environment
     with fitting_parts(checkpoint.name):
         options = EnsembleConfig(**checkpoint.model)
-        network = DynamicsEnsemble(environment.observation_dim, environment.action_dim, options)
-        network.load_state_dict(checkpoint.weights("network"))
+    sizes = environment.observation_dim, environment.action_dim, options
+    network = checkpoint.build("network", partial(DynamicsEnsemble, *sizes))
     return network.to(device).eval().requires_grad_(False)

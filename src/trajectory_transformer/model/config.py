@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
-from ..configuration import HIDDEN_ACTIVATIONS, ModelConfig, require
+from ..configuration import HIDDEN_ACTIVATIONS, ModelConfig, require, within
 from ..layout import TransitionLayout
 
 
@@ -11,12 +11,13 @@ from ..layout import TransitionLayout
 class TransformerConfig(ModelConfig):
     """The options of :class:`~..configuration.ModelConfig` with the sizes of the data; UserError if they contradict."""
 
-    vocab_size: int = 100  # bins per dimension V; the model adds one stop token, V
-    block_size: int = 249  # longest input in tokens; in training sequence_length * transition_dim - 1, goal included
-    action_dim: int = 6
-    observation_dim: int = 17
-    transition_dim: int = 25  # observation_dim + action_dim + 2
-    max_position_embeddings: int = 512  # upper limit of ``block_size``
+    vocab_size: int = within(100, 1, 32_766)  # bins per dimension V; the model adds one stop token, V
+    # longest input in tokens; in training sequence_length * transition_dim - 1, goal included
+    block_size: int = within(249, 1)
+    action_dim: int = within(6, 1)
+    observation_dim: int = within(17, 1)
+    transition_dim: int = within(25, 1)  # observation_dim + action_dim + 2
+    max_position_embeddings: int = within(512, 1)  # upper limit of ``block_size``
     use_cache: bool = True  # this and the next three: what ``forward`` does when not told otherwise
     output_attentions: bool = False
     output_hidden_states: bool = False

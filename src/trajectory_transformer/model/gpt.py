@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -138,6 +139,14 @@ class TrajectoryTransformer(nn.Module):
         self.numbers = None
         if (hidden := config.numerical_embedding) is not None:  # its initialisation is torch's: ours is next to nothing
             self.numbers = NumericalEmbedding(self.layout, config.vocab_size + 1, hidden, config.n_embd)
+
+    @classmethod
+    def outline(cls, config: TransformerConfig) -> dict[str, Tensor]:
+        """The ``state_dict`` of such a model without memory behind it; without its blocks where they are a user's."""
+        with torch.device("meta"):
+            expected = TrajectoryTransformer(replace(config, block=None)).state_dict()
+        blocks = config.block is None
+        return {name: tensor for name, tensor in expected.items() if blocks or not name.startswith("blocks.")}
 
     def _initialize(self) -> None:
         config = self.config

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -34,8 +35,10 @@ class TrainedTransformer:
         """
         checkpoint.require_kind("transformer")
         with fitting_parts(checkpoint.name):
-            model = TrajectoryTransformer(TransformerConfig(**checkpoint.model), allow)
-            model.load_state_dict(checkpoint.weights("model"))
+            config = TransformerConfig(**checkpoint.model)
+        model = checkpoint.build(
+            "model", partial(TrajectoryTransformer, config, allow), partial(TrajectoryTransformer.outline, config)
+        )
         discretizer = checkpoint.training.discretizer
         if discretizer is None:
             raise UserError(f"checkpoint '{checkpoint.name}' has no discretiser, so its tokens mean nothing")
