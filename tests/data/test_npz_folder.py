@@ -1,5 +1,7 @@
 """Folders of .npz files: the same data as a Minari set of the same episodes, and what is refused."""
 
+import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,7 +169,7 @@ FAULTS: dict[str, tuple[dict[str, object], str]] = {
     "NaN action": ({"actions": with_nan(ACTIONS, 3)}, "actions: nan at step 3"),
     "NaN reward": ({"rewards": with_nan(REWARDS, 4)}, "rewards: nan at step 4"),
     "rewards of two columns": ({"rewards": np.zeros((5, 2))}, r"rewards: has shape \(5, 2\), expected one number"),
-    "text": ({"rewards": np.array(["much"] * 5)}, "rewards: .*much"),
+    "text": ({"rewards": np.array(["much"] * 5)}, "rewards: are of type <U4, expected real numbers"),
     "flat actions": ({"actions": ACTIONS[:, 0]}, r"actions: has shape \(5,\) .*, expected rows of numbers"),
     "other width": ({"actions": np.zeros((5, 2))}, r"actions: .*\(2,\), expected \(1,\)"),
     "terminated at each step": (
@@ -242,3 +244,28 @@ def test_a_wrong_option_is_named() -> None:
         require_available(DataConfig(source={"_target_": NPZ, "pth": "x"}))
     with pytest.raises(UserError, match=r"data\.source.*path"):
         require_available(DataConfig(source={"_target_": NPZ}))
+
+
+def test_a_compressed_file_may_be_read_but_not_a_bomb(folder: Path, raw: list[RawEpisode]) -> None:
+    file = folder / "episode_2.npz"
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    np.savez_compressed(file, **arrays)
+    assert len(load(folder, env_id=None).episodes) == len(LENGTHS)
+    np.savez_compressed(file, **arrays | {"rewards": np.zeros(2**24)})
+    with pytest.raises(UserError, match=r"episode_2\.npz', rewards: would become 134,217,856 bytes, of [\d,]+ on disk"):
+        load(folder, env_id=None)
+
+
+def test_an_array_that_promises_more_than_there_is_is_refused(folder: Path) -> None:
+    file = folder / "episode_2.npz"
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    array = io.BytesIO()
+    np.lib.format.write_array_header_1_0(array, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)})
+    del arrays["rewards"]
+    np.savez(file, **arrays)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("rewards.npy", array.getvalue())
+    with pytest.raises(UserError, match=r"rewards: promises 8,000,000,000,000 bytes and has 128"):
+        load(folder, env_id=None)

@@ -330,6 +330,56 @@ def file_content(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path]
     return apply
 
 
+def hdf5(change: Callable[[h5py.File, Path], object]) -> Callable[[Path], None]:
+    """Changes the file after the rewards of episode 1 were taken out of it."""
+
+    def apply(folder: Path) -> None:
+        with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+            del file["episode_1/rewards"]
+            change(file, folder)
+
+    return apply
+
+
+@hdf5
+def external_link(file: h5py.File, folder: Path) -> None:
+    file["episode_1/rewards"] = h5py.ExternalLink(str(folder / "other.hdf5"), "/rewards")
+
+
+@hdf5
+def soft_link(file: h5py.File, folder: Path) -> None:
+    file["episode_1/rewards"] = h5py.SoftLink("/episode_0/rewards")
+
+
+@hdf5
+def second_name(file: h5py.File, folder: Path) -> None:
+    file["episode_1/rewards"] = file["episode_2/rewards"]
+
+
+@hdf5
+def external_storage(file: h5py.File, folder: Path) -> None:
+    (folder / "local.bin").write_bytes(bytes(40))
+    file.create_dataset("episode_1/rewards", (5,), float, external=[(str(folder / "local.bin"), 0, 40)])
+
+
+@hdf5
+def virtual_array(file: h5py.File, folder: Path) -> None:
+    layout = h5py.VirtualLayout((5,), float)
+    layout[:] = h5py.VirtualSource(str(folder / "other.hdf5"), "rewards", (5,))
+    file.create_virtual_dataset("episode_1/rewards", layout)
+
+
+@hdf5
+def compressed(file: h5py.File, folder: Path) -> None:
+    zeros = file.create_dataset("episode_1/rewards", (2**24,), float, chunks=(2**22,), compression="gzip")
+    zeros[:] = 0.0
+
+
+@hdf5
+def never_written(file: h5py.File, folder: Path) -> None:
+    file.create_dataset("episode_1/rewards", (10**9,), float, chunks=(1000,))
+
+
 CORRUPTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN observation": (
         set_value("episode_1/observations", (2, 1), np.nan),
@@ -338,6 +388,32 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "infinite action": (set_value("episode_1/actions", (0, 0), np.inf), "episode 1, actions: inf at step 0"),
     "NaN reward": (set_value("episode_1/rewards", (3,), np.nan), "episode 1, rewards: nan at step 3"),
     "too large for float32": (set_value("episode_1/rewards", (3,), 1e60), "episode 1, rewards: inf at step 3"),
+    "too large to be squared": (set_value("episode_1/rewards", (3,), 3e38), r"rewards: 3\S*e\+38 at step 3, .*scale"),
+    "complex rewards": (
+        lambda folder: replace_array(folder, "episode_1/rewards", np.full(5, 1j)),
+        "episode 1, rewards: are of type complex128, expected real numbers",
+    ),
+    "text for rewards": (
+        lambda folder: replace_array(folder, "episode_1/rewards", np.full(5, b"1.5")),
+        "episode 1, rewards: are of type .*, expected real numbers",
+    ),
+    "endless episodes in total": (
+        metadata(total_episodes=10**15),
+        r"total_episodes is 10{15}, but its files have [\d,]+ bytes",
+    ),
+    "total of 5,000 digits": (
+        file_content("metadata.json", lambda content: b'{"total_episodes": ' + b"9" * 5000 + b"}"),
+        "cannot be read .*4300",
+    ),
+    "total is true": (metadata(total_episodes=True), "metadata: total_episodes is True"),
+    "no space": (metadata(observation_space=None), "metadata: observation_space is missing"),
+    "a link out of the file": (external_link, r"episode_1/rewards: is a link, .* must not choose what else is read"),
+    "a link within the file": (soft_link, r"episode_1/rewards: is a link"),
+    "one array under two names": (second_name, "rewards: is there under another name already"),
+    "raw external storage": (external_storage, r"episode_1/rewards: lies in another file"),
+    "a virtual array": (virtual_array, r"episode_1/rewards: lies in another file"),
+    "a compressed bomb": (compressed, r"main_data\.hdf5: would become [\d,]{11,} bytes, of [\d,]+ on disk"),
+    "an array that was never written": (never_written, r"main_data\.hdf5: would become 8,000,0"),
     "last observation lost": (cut("episode_1/observations", 5), "episode 1, observations: 5 for 5 actions, expected 6"),
     "actions lost": (cut("episode_1/actions", 4), "episode 1, observations: 6 for 4 actions, expected 5"),
     "rewards lost": (cut("episode_1/rewards", 4), "episode 1, rewards: 4 for 5 actions"),

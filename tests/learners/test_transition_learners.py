@@ -224,7 +224,7 @@ def test_checkpoints_of_another_kind(tmp_path: Path) -> None:
 def test_a_checkpoint_whose_weights_do_not_fit(tmp_path: Path, learner: str) -> None:
     contents = read_checkpoint(run(tmp_path, config(learner, max_steps=1)).best)
     contents["state_dict"] = {name: torch.zeros(3) for name in contents["state_dict"]}
-    with pytest.raises(UserError, match=r"^the contents of checkpoint 'bad\.ckpt' do not fit together: Error"):
+    with pytest.raises(UserError, match=r"^the contents of checkpoint 'bad\.ckpt' do not fit together: "):
         LEARNERS[learner].make_agent(Checkpoint.from_contents(contents, "bad.ckpt"), "cpu", {})
 
 

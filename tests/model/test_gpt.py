@@ -275,7 +275,7 @@ def test_too_many_tokens_are_refused(model: TrajectoryTransformer, tokens: Tenso
     [
         ({"n_embd": 10, "n_head": 4}, "divisible"),
         ({"transition_dim": 24}, "observation_dim \\+ action_dim \\+ 2 = 25"),
-        ({"n_layer": 0}, "n_layer must be at least 1"),
+        ({"n_layer": 0}, "n_layer=0 must be at least 1"),
         ({"block_size": 600}, "max_position_embeddings"),
         ({"hidden_act": "tanh"}, "hidden_act"),
         ({"attn_pdrop": 1.0}, "attn_pdrop"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..environments.spec import EnvironmentSpec
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class StoredSet:
     # Used of it: ref_min_score and ref_max_score, the returns that count as 0 and 100 %; and total_steps.
     metadata: Mapping[str, object] = field(default_factory=dict)
     remedy: str = ""  # ends every message about an episode: what to do about it
+
+
+SMALL = 64 * 2**20  # bytes that any file may become
+MOST_INFLATED = 100  # times a file's own bytes that it may become beyond that; numbers that vary stay far below
+
+
+def require_modest(place: str, inflated: int, stored: int) -> None:
+    """Refuse what a few bytes on disk would make of memory; ``place`` begins the message, and numbers are of bytes.
+
+    Raises:
+        UserError: the inflated size is neither small nor in proportion to the stored one.
+    """
+    if inflated > max(SMALL, MOST_INFLATED * stored):
+        raise UserError(f"{place} would become {inflated:,} bytes, of {stored:,} on disk; it was not read")
 
 
 class EpisodeSource(ABC):

@@ -19,7 +19,7 @@ from ..environments.make import space_spec
 from ..environments.spec import EnvironmentSpec, SpaceSpec
 from ..errors import UserError
 from ..files import reading_remedy
-from .episode_source import StoredEpisode, StoredSet
+from .episode_source import StoredEpisode, StoredSet, require_modest
 
 if TYPE_CHECKING:
     import pyarrow
@@ -43,9 +43,17 @@ def read_set(dataset_id: str) -> StoredSet:
             raise UserError(f"data set '{dataset_id}', metadata: '{folder / 'metadata.json'}' is not a JSON object")
         for field in ("total_episodes", "total_steps"):
             number = metadata.get(field)
-            valid = isinstance(number, int) and number >= 1
+            valid = isinstance(number, int) and number is not True and number >= 1
             require(valid, f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
         num_episodes, num_steps = metadata["total_episodes"], metadata["total_steps"]
+        for field in ("observation_space", "action_space"):  # else Minari makes the environment that the set names
+            stated = isinstance(metadata.get(field), str)
+            require(stated, f"data set '{dataset_id}', metadata: {field} is missing, or is no text")
+        size = sum(file.stat().st_size for file in folder.rglob("*"))
+        require(
+            num_episodes <= size,  # before Minari makes a list of them
+            f"data set '{dataset_id}', metadata: total_episodes is {num_episodes}, but its files have {size:,} bytes",
+        )
         named = _environment(dataset_id, metadata)
         dataset = minari.load_dataset(dataset_id)
         _require_episodes(dataset_id, dataset.storage, num_episodes)
@@ -87,11 +95,13 @@ def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int
     """Refuse a data set whose files do not hold just the episodes that its metadata counts."""
     if storage.FORMAT == "hdf5":
         with h5py.File(storage.data_path / "main_data.hdf5", "r") as file:
+            _require_own_bytes(f"data set '{dataset_id}'", file)
             names = [str(name).removeprefix("episode_") for name in file]
     else:
         names = [path.name for path in storage.data_path.iterdir() if path.is_dir()]
     stored = {int(name) for name in names if name.isdecimal()}
-    for missing in sorted(set(range(num_episodes)) - stored):
+    missing = next((index for index in range(num_episodes) if index not in stored), None)
+    if missing is not None:
         raise UserError(
             f"data set '{dataset_id}', episode {missing}: missing, although the metadata's total_episodes is "
             f"{num_episodes} ({len(stored)} are stored)"
@@ -100,6 +110,34 @@ def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int
         len(stored) <= num_episodes,
         f"data set '{dataset_id}', metadata: total_episodes is {num_episodes}, but {len(stored)} are stored",
     )
+
+
+def _require_own_bytes(place: str, file: h5py.File) -> None:
+    """Refuse what is not in the file itself, by an external link, raw file or virtual layout, or inflates unduly.
+
+    A soft link within the file, or one object under two names, is refused too: Minari writes neither.
+    """
+    seen: set[int] = set()
+    inflated = stored = 0
+    groups: list[tuple[str, h5py.Group]] = [("", file)]
+    while groups:
+        path, group = groups.pop()
+        for name in group:
+            at = f"{place}, {path}{name}:"
+            linked = isinstance(group.get(name, getlink=True), h5py.HardLink)
+            require(linked, f"{at} is a link, and a data set must not choose what else is read")
+            found = group[name]
+            address = h5py.h5o.get_info(found.id).addr  # pyright: ignore[reportAttributeAccessIssue] - its stubs lack it
+            require(address not in seen, f"{at} is there under another name already")
+            seen.add(address)
+            if isinstance(found, h5py.Group):
+                groups.append((f"{path}{name}/", found))
+            elif isinstance(found, h5py.Dataset):
+                outside = bool(found.external) or found.is_virtual
+                require(not outside, f"{at} lies in another file, and a data set must not choose what else is read")
+                inflated += (found.size or 0) * found.dtype.itemsize
+                stored += found.id.get_storage_size()
+    require_modest(f"{place}, main_data.hdf5:", inflated, stored)
 
 
 def _environment(dataset_id: str, metadata: Mapping[str, object]) -> tuple[str, str | None]:
@@ -135,6 +173,8 @@ def _episodes(
             fields = {field: content[field] for field in FIELDS}
             stated = metadata.get("total_steps")
             total_steps = int(stated) if isinstance(stated, (int, np.integer)) else None
+        except UserError:
+            raise
         except Exception as error:  # as above
             remedy = reading_remedy(error, storage.data_path, _damaged(storage.data_path))
             raise UserError(f"{place}: cannot be read ({_one_line(error)}){remedy}") from error
@@ -151,7 +191,11 @@ def _read_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec
     import pyarrow.dataset
 
     folder = storage.data_path / str(index)
-    table = pyarrow.dataset.dataset(str(folder), format=storage.FORMAT, ignore_prefixes=IGNORED_FILES).to_table()
+    stored = pyarrow.dataset.dataset(str(folder), format=storage.FORMAT, ignore_prefixes=IGNORED_FILES)
+    numbers = stored.count_rows() * (environment.observation.size + environment.action.size + 3)
+    on_disk = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    require_modest(f"'{folder}'", 8 * numbers, on_disk)
+    table = stored.to_table()
     columns = {field: table.column(field).combine_chunks() for field in FIELDS}
     return {
         "observations": _flat_values(columns["observations"], environment.observation),

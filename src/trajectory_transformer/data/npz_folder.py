@@ -1,9 +1,12 @@
 """A folder of ``.npz`` files as a source of episodes."""
 
+import math
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +17,7 @@ from ..environments.make import environment_spec, space_spec
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..files import reading_remedy
-from .episode_source import EpisodeSource, StoredEpisode, StoredSet
+from .episode_source import EpisodeSource, StoredEpisode, StoredSet, require_modest
 
 NEEDED = ("observations", "actions", "rewards", "terminated")
 REMEDY = "; mend that file, or take it out of the folder"
@@ -79,6 +82,9 @@ def _read(file: Path) -> StoredEpisode:
     place = f"'{file}'"
     try:
         with open(file, "rb") as opened:
+            if zipfile.is_zipfile(opened):
+                _require_modest(file, opened)
+            opened.seek(0)
             stored = np.load(opened, allow_pickle=False)
             if isinstance(stored, np.ndarray):
                 raise ValueError("it holds a single array")
@@ -87,6 +93,8 @@ def _read(file: Path) -> StoredEpisode:
                 place = f"'{file}', {field}:"
                 if field in there:
                     arrays[field] = stored[field]
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged file leads NumPy and zipfile to
         remedy = reading_remedy(error, file, "; write it with numpy.savez, of numbers only")
         raise UserError(f"{place} cannot be read ({' '.join(str(error).split())}){remedy}") from error
@@ -104,6 +112,22 @@ def _read(file: Path) -> StoredEpisode:
             raise UserError(f"{found} rows of numbers, one row for each step; flatten each into one row")
     observations, actions, rewards, terminated = (arrays[field] for field in NEEDED)
     return StoredEpisode(f"'{file}'", observations, actions, rewards, terminated)
+
+
+def _require_modest(file: Path, opened: BinaryIO) -> None:
+    """Refuse a file that inflates out of all proportion, or whose arrays promise more than it holds."""
+    with zipfile.ZipFile(opened) as archive:
+        for entry in archive.infolist():
+            place = f"'{file}', {entry.filename.removesuffix('.npy')}:"
+            require_modest(place, entry.file_size, entry.compress_size)
+            if not entry.filename.endswith(".npy"):
+                continue
+            with archive.open(entry) as array:
+                version = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(array)
+            promised = math.prod(shape) * dtype.itemsize
+            require(promised <= entry.file_size, f"{place} promises {promised:,} bytes and has {entry.file_size:,}")
 
 
 def _unbounded(episodes: Sequence[StoredEpisode]) -> EnvironmentSpec:

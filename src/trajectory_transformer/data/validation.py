@@ -1,11 +1,12 @@
 """Checks of stored episodes; every refusal names the episode's place and the field."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from ..configuration import require
+from ..configuration import LARGEST, require
 from ..environments.spec import SpaceSpec
 from ..errors import UserError
 from .episode_source import StoredEpisode
@@ -74,18 +75,29 @@ def _flags(where: str, values: object, steps: int) -> np.ndarray:
 
 
 def _converted(where: str, values: object, convert: Callable[[object], np.ndarray]) -> np.ndarray:
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
+        raise UserError(f"{where}: are of type {values.dtype}, expected real numbers")
     try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        with (
+            np.errstate(over="ignore"),
+            warnings.catch_warnings(),
+        ):  # what float32 cannot hold becomes infinite, and is refused as such
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
             return convert(values)
     except KeyError as error:
         raise UserError(f"{where}: key {error.args[0]!r} of the space is missing") from error
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError, np.exceptions.ComplexWarning) as error:
         raise UserError(f"{where}: {error}") from error
 
 
 def _check_finite(where: str, values: np.ndarray, names: list[str]) -> None:
     for step, column in np.argwhere(~np.isfinite(values)):
         raise UserError(f"{where}: {values[step, column]} at step {step}, dimension {names[column]}")
+    for step, column in np.argwhere(np.abs(values) > LARGEST):
+        raise UserError(
+            f"{where}: {values[step, column]} at step {step}, dimension {names[column]}, is beyond ±{LARGEST:g}, whose "
+            "square float32 can hold; scale the data down"
+        )
 
 
 def _check_whole(where: str, values: np.ndarray, spec: SpaceSpec) -> None:
