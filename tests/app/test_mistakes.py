@@ -308,3 +308,22 @@ def test_a_mistake_stops_before_anything_slow_is_imported(tmp_path: Path, comman
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys; import trajectory_transformer; assert 'torch' not in sys.modules; trajectory_transformer.Agent"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer=5", "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, gpu, slurm"),
+        ("trainer=[1]", "trainer=[1] is no name of a file of the group 'trainer'"),
+        ("model=null", "model=null is no name of a file of the group 'model'"),
+        ("seed=" + "9" * 5000, "cannot read the option 'seed=999"),
+        ("+trainer.callbacks.a=5", "trainer.callbacks.a=5 is no mapping with a _target_"),
+    ],
+)
+def test_what_hydra_raises_bare_errors_about(
+    word: str, message: str, train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(word) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert len(line) < 300

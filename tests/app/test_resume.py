@@ -51,6 +51,23 @@ class TestResume:
         assert train("resume=here") == 0
         assert len(runs.calls) == 2
 
+    @pytest.mark.parametrize(
+        ("bomb", "message"),
+        [
+            ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "line 2 is an alias, *a, which no run writes"),
+            ("seed: " + "9" * 5000, "4300 digits"),
+            ("a: " + "[" * 5000 + "]" * 5000, "cannot be read"),
+        ],
+    )
+    def test_a_run_folder_of_hostile_yaml_is_one_sentence(
+        self, bomb: str, message: str, train: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "config.yaml").write_text(bomb)
+        assert train("resume=here") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
     def test_a_run_folder_names_only_classes_of_packages_that_are_allowed(
         self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:

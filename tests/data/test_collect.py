@@ -113,6 +113,43 @@ def test_full_disk_leaves_the_old_set_and_says_so(root: Path, monkeypatch: pytes
     assert os.environ["MINARI_DATASETS_PATH"] == str(root)
 
 
+def test_a_set_that_does_not_fit_is_not_begun(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 would end the process by a segmentation fault."""
+    asked: list[int] = []
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        asked.append(length)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match=r"No space left on device; it needs [\d,]+ bytes and [\d,]+ are free$"):
+            collect(POINTMAZE, steps=600, progress=False)
+    assert list(root.iterdir()) == []
+    collect(POINTMAZE, steps=600, progress=False)
+    written = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+    assert written <= asked[0] <= written + 2**20
+
+
+def test_what_a_dead_process_left_goes_at_once_and_what_a_living_one_holds_stays(root: Path) -> None:
+    held = (
+        "import sys; from trajectory_transformer.simulation import RECIPES, storage\n"
+        "with storage.collecting_folder(RECIPES['pointmaze_umaze'], False) as folder:\n"
+        "    print(folder, flush=True); sys.stdin.read()"
+    )
+    root.mkdir()
+    with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().decode().strip())
+        os.utime(folder, (0, 0))
+        collect(POINTMAZE, steps=1, progress=False)
+        assert folder.exists()
+        process.kill()
+        process.wait()
+    collect(POINTMAZE, steps=1, progress=False, overwrite=True)
+    assert not folder.exists()
+
+
 def test_killed_collection_leaves_no_half_set(root: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "trajectory_transformer.data.collect", "recipe=pointmaze_umaze", "steps=50_000"]

@@ -778,3 +778,28 @@ def test_an_embedded_set_is_simulated(minari_root: Path, monkeypatch: pytest.Mon
     data, again = (load_offline_data(DataConfig("embedded/hopper/mixed-v0"), progress=False) for _ in range(2))
     assert data.fingerprint == again.fingerprint
     assert made == [(REGISTRY["embedded/hopper/mixed-v0"], False)]
+
+
+def test_a_set_does_not_choose_what_is_imported(
+    minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minari would make the environment that a set names, by an entry point that it names, to learn its spaces."""
+    (tmp_path / "chosen_by_a_set.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, env_id, entry_point in (
+        ("bad/entry-v0", "Walk-v0", "chosen_by_a_set:make"),
+        ("bad/id-v0", "chosen_by_a_set:Walk-v0", "x:y"),
+    ):
+        write_dataset(name, [random_episode(4)])
+        spec = EnvSpec(env_id, entry_point).to_json()
+        change_metadata(minari_root / name, env_spec=spec)
+        assert load(name).environment.env_id == env_id  # nothing is made to read it
+        change_metadata(minari_root / name, observation_space=None)
+        with pytest.raises(UserError, match="metadata: observation_space is missing"):
+            load(name)
+        stated = read_metadata(minari_root / name)
+        del stated["observation_space"], stated["action_space"]
+        (minari_root / name / "data" / "metadata.json").write_text(json.dumps(stated))
+        with pytest.raises(UserError, match="metadata: observation_space is missing"):
+            load(name)
+    assert "chosen_by_a_set" not in sys.modules

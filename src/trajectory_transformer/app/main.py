@@ -41,6 +41,7 @@ def entry_point(name: str, configs: Path) -> None:
         if name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume(*asked)
         else:
+            mistakes.refuse_unreadable(sys.argv[1:], configs)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, without advice of Hydra's own
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:
@@ -152,16 +153,24 @@ def run_rank() -> None:
     run_training(options, jobs.context(job, options.trainer.callbacks, run["resume"]))
 
 
+def _load_plain(text: str) -> object:
+    """YAML without aliases, a few of which, each of others, stand for more values than fit into memory."""
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {event.start_mark.line + 1} is an alias, *{event.anchor}, which no run writes")
+    return yaml.safe_load(text)
+
+
 def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
     """The options of the run in ``directory``, or a UserError where it holds none of ``train.py``, or wrong ones."""
     file = directory / "config.yaml"
     try:
-        options = yaml.safe_load(file.read_text())
+        options = _load_plain(file.read_text())
     except OSError:
         runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
         latest = f"; the latest one there is {runs[-1]}" if runs else ""
         raise UserError(f"resume={directory}: there is no {file}, so no run to go on with{latest}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(options, dict) or "checkpoint" in options:
         raise UserError(f"{file} is not the config of a run of train.py")

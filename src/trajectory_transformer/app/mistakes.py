@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -47,6 +49,32 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
     if near := list(dict.fromkeys(ranked))[:3]:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     return f"; valid here: {', '.join(level)}" if level else ""
+
+
+def refuse_unreadable(words: Sequence[str], configs: Path) -> None:
+    """Refuse, with a UserError, what Hydra's own parser and composition raise bare Python errors about."""
+    parser = OverridesParser.create()
+    for word in words:
+        if word.startswith("-") or "=" not in word:
+            continue
+        try:
+            override = parser.parse_override(word)
+        except HydraException:  # which Hydra's own reading raises again
+            continue
+        except (ValueError, RecursionError):
+            why = "it is too long a number, or nested too deep"
+            raise UserError(f"cannot read the option '{word[:40]}…': {why}") from None
+        if override.key_or_group.startswith("tune.") and not any(
+            other.lstrip("+").startswith(("tune=", "experiment=")) for other in words
+        ):
+            raise UserError(f"{word[:80]} changes a search, and there is none; add tune=optimizer or tune=planner")
+        group, value = override.key_or_group, override.value()
+        if override.is_sweep_override() or not (configs / group).is_dir() or group == "hydra":
+            continue
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, (str, QuotedString)) for name in names):
+            known = ", ".join(sorted(file.stem for file in (configs / group).glob("*.yaml")))
+            raise UserError(f"{word[:80]} is no name of a file of the group '{group}'; choose one of {known}")
 
 
 def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:

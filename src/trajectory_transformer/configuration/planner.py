@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from .validation import require, require_choice, validate, within
+from .validation import require, require_choice, shown, validate, within
 
 OBJECTIVES = {  # planner.name -> the class that it stands for
     "return": "trajectory_transformer.planning.objectives.Return",
@@ -58,6 +58,10 @@ class PlannerConfig:
     def __post_init__(self) -> None:
         self.precision = str(self.precision)  # in Python, 32 is a number
         validate("planner.", self)
+        plain = isinstance(self.objective, (bool, int, float, str, list, tuple))
+        require(
+            not plain, f"planner.objective={shown(self.objective)} is neither an objective nor a mapping of options"
+        )
         self._name_honestly()
         candidates = self.beam_width * self.n_expand
         require(

@@ -120,6 +120,8 @@ class TrainerConfig:
         require_choice("trainer.accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))
         require_choice("trainer.strategy", self.strategy, ("auto", "ddp"))
         require_choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
+        for name, callback in self.callbacks.items():
+            require_target(f"trainer.callbacks.{name}", callback, "a Lightning callback: {_target_: my_package.Mine}")
         for name in self.options:
             reason = next((why for names, why in _NOT_LIGHTNINGS.items() if name in names), "Lightning has none")
             require(

@@ -1,9 +1,11 @@
 """Simulated episodes as a Minari data set on disk, whole or not at all."""
 
 import contextlib
+import errno
 import os
+import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from .recipe import Recipe
 from .simulate import SimulatedEpisode
 
 STAGING_PREFIX = ".collecting-"
+SPARE_BYTES = 2**19  # of metadata, and of the file's own structure
+EPISODE_BYTES = 32 * 2**10  # of an episode's group in HDF5, beside its numbers
 
 
 @contextlib.contextmanager
@@ -29,7 +33,8 @@ def disk_errors(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"data set {recipe.dataset_id} cannot be written below {dataset_root()}: {error}") from error
+        reason = error.strerror or str(error)
+        raise UserError(f"data set {recipe.dataset_id} cannot be written below {dataset_root()}: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -46,8 +51,40 @@ def collecting_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
         yield staging
 
 
+def require_space(recipe: Recipe, episodes: Sequence[SimulatedEpisode], staging: Path) -> None:
+    """Refuse to begin where the data set will not fit: HDF5 crashes the process on a disk that fills up.
+
+    The blocks are taken for a moment, as a quota counts too, and what is free on a file system is not all one's own.
+
+    Raises:
+        UserError: with the bytes that are needed and those that are free.
+    """
+    needed = SPARE_BYTES + sum(EPISODE_BYTES + _num_bytes(vars(episode)) for episode in episodes) * 5 // 4
+    reserve = staging / "reserve"
+    try:
+        with reserve.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, needed)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reserve.unlink(missing_ok=True)
+            free = shutil.disk_usage(staging).free
+            raise UserError(
+                f"data set {recipe.dataset_id} cannot be written below {dataset_root()}: {os.strerror(error.errno)}; "
+                f"it needs {needed:,} bytes and {free:,} are free"
+            ) from error
+    reserve.unlink(missing_ok=True)
+
+
+def _num_bytes(value: object) -> int:
+    """Bytes of all arrays in nested mappings."""
+    if isinstance(value, Mapping):
+        return sum(map(_num_bytes, value.values()))
+    return value.nbytes if isinstance(value, np.ndarray) else 0
+
+
 def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: int, staging: Path) -> None:
-    """Write the Minari data set below ``staging`` instead of Minari's folder."""
+    """Write the Minari data set below ``staging`` instead of Minari's folder; raises as :func:`require_space`."""
+    require_space(recipe, episodes, staging)
     with (
         _minari_folder(staging),
         warnings.catch_warnings(),
