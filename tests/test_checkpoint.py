@@ -1,6 +1,10 @@
 """The typed record of a checkpoint, and what may stand beside it."""
 
+import copy
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +96,62 @@ def test_another_split_or_kind_is_refused() -> None:
         checkpoint(RECORD).require_same_split("predict.ensemble", replace(DATA, validation_fraction=0.2), 4)
     with pytest.raises(UserError, match=r"^checkpoint 'ensemble\.ckpt' was trained with learner=iql, and one of"):
         checkpoint(RECORD).require_kind("transformer")
+
+
+def hostile(change: Callable[[dict[str, Any]], object]) -> str:
+    """The refusal of a checkpoint whose section was changed."""
+    section = copy.deepcopy(RECORD.to_dict()) | {"model": {}}
+    change(section)
+    with pytest.raises(UserError) as caught:
+        Checkpoint.from_contents({"trajectory_transformer": section, "state_dict": {}}, "foreign.ckpt")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+BAD_VALUES = [None, 5, 1.5, math.nan, "x", [], {}, [[1]], True, 10**5000, 1j, {"a": {"b": 1}}]
+
+
+def test_values_of_no_sense_in_a_checkpoint_are_one_sentence() -> None:
+    """Each entry of each part, with a dozen values of which most are of a wrong type."""
+    places = [(name,) for name in RECORD.to_dict()]
+    places += [(part, name) for part in ("environment", "dataset", "data") for name in RECORD.to_dict()[part]]
+    places += [("environment", "observation", "leaves", 0, name) for name in ("path", "kind", "shape", "low", "high")]
+    refused: list[str] = []
+    for place in places:
+        for value in BAD_VALUES:
+            section = copy.deepcopy(RECORD.to_dict()) | {"model": {}}
+            inner: Any = section
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = value
+            try:
+                Checkpoint.from_contents({"trajectory_transformer": section, "state_dict": {}}, "foreign.ckpt")
+            except UserError as error:
+                refused.append(str(error))
+    assert all("foreign.ckpt" in message and "\n" not in message for message in refused)
+    assert len(refused) > len(places) * len(BAD_VALUES) * 0.7
+
+
+def test_bounds_and_dimensions_of_a_checkpoint_fit_its_spaces() -> None:
+    def leaf(section: dict[str, Any]) -> dict[str, Any]:
+        return section["environment"]["observation"]["leaves"][0]
+
+    assert "shape does not fit" in hostile(lambda section: leaf(section).update(shape=[10**9]))
+    assert "shape does not fit" in hostile(lambda section: leaf(section).update(low=[2.0, 2.0, 2.0]))
+    assert "not among 3" in hostile(lambda section: section["environment"].update(observation_indices=[3]))
+
+
+def test_nothing_is_built_of_sizes_that_the_weights_do_not_have() -> None:
+    """A layer of ten thousand by ten thousand, eight hundred times, would be 320 GB."""
+    options = {"hidden_layers": 800, "hidden_width": 10_000, "reward_scale": 1.0, "reward_shift": 0.0}
+    small = replace(checkpoint(RECORD), model=options)
+    built: list[torch.device] = []
+
+    def make() -> torch.nn.Module:
+        layer = torch.nn.Linear(10_000, 10_000)
+        built.append(layer.weight.device)
+        return layer
+
+    with pytest.raises(UserError, match=r"do not fit together: the tensor 'weight' is missing"):
+        small.build("network", make)
+    assert [device.type for device in built] == ["meta"]

@@ -4,6 +4,7 @@ Reading builds and imports nothing that the file names.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint_file import FORMAT, SECTION, read_checkpoint
-from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig, require
+from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig, require, validate
 from .data.discretizer import Discretizer
 from .data.episodes import OfflineData
 from .environments.spec import EnvironmentSpec
@@ -48,7 +49,7 @@ class DatasetRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DatasetRecord":
         scores, longest = values.get("reference_scores"), values.get("longest_episode")
-        return cls(
+        record = cls(
             tuple(values["ids"]),
             str(values["fingerprint"]),
             torch.as_tensor(values.get("returns", ())),
@@ -56,6 +57,8 @@ class DatasetRecord:
             str(values.get("reference_source", "none")),
             None if longest is None else int(longest),
         )
+        validate("dataset.", record)
+        return record
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and a tensor; :meth:`from_dict` restores it."""
@@ -104,17 +107,37 @@ class TrainingRecord:
             raise ValueError(f"it holds '{kind}', which this version does not know")
         data, planner, discretizer = dict(values["data"]), values.get("planner"), values.get("discretizer")
         data["discretizer"] = DiscretizerConfig(**data.get("discretizer", {}))
-        return cls(
+        value_r2 = values.get("value_r2")
+        record = cls(
             kind,
             learner,
-            EnvironmentSpec.from_dict(values["environment"]),
+            _environment(values["environment"]),
             DatasetRecord.from_dict(values["dataset"]),
             DataConfig(**data),
             int(values.get("seed", 0)),
             None if planner is None else PlannerConfig.from_record(planner),
             None if discretizer is None else Discretizer.from_dict(discretizer),
-            values.get("value_r2"),
+            None if isinstance(value_r2, float) and not math.isfinite(value_r2) else value_r2,
         )
+        validate("", record)
+        return record
+
+
+def _environment(values: Mapping[str, Any]) -> EnvironmentSpec:
+    """The environment of a record, every field of its type, as many bounds as its shapes have numbers."""
+    spec = EnvironmentSpec.from_dict(values)
+    validate("environment.", spec)
+    for space in (spec.observation, spec.action):
+        for leaf in space.leaves:
+            validate("environment.space.", leaf)
+            sizes = {math.prod(leaf.shape), len(leaf.low), len(leaf.high)}
+            ascending = all(low <= high for low, high in zip(leaf.low, leaf.high, strict=False))
+            if leaf.kind not in ("box", "discrete") or len(sizes) != 1 or not ascending:
+                raise ValueError(f"the space {'.'.join(leaf.path) or leaf.kind} has bounds that its shape does not fit")
+    chosen = spec.observation_indices
+    if chosen is not None and not all(0 <= index < spec.observation.size for index in chosen):
+        raise ValueError(f"observation_indices {chosen} are not among {spec.observation.size} dimensions")
+    return spec
 
 
 @contextlib.contextmanager
@@ -122,7 +145,7 @@ def fitting_parts(name: str) -> Iterator[None]:
     """Turns the errors of putting a checkpoint's contents together into a UserError that names its file."""
     try:
         yield
-    except (LookupError, TypeError, RuntimeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, RuntimeError, ValueError, AttributeError, OverflowError, UserError) as error:
         raise UserError(f"the contents of checkpoint '{name}' do not fit together: {error}") from error
 
 
@@ -159,7 +182,9 @@ class Checkpoint:
         """From what :func:`~.checkpoint_file.read_checkpoint` returned; raises as :meth:`read`."""
         section = contents[SECTION]
         with fitting_parts(name):
-            return cls(name, TrainingRecord.from_dict(section), section["model"], contents["state_dict"])
+            checkpoint = cls(name, TrainingRecord.from_dict(section), section["model"], contents["state_dict"])
+            validate("", checkpoint)
+        return checkpoint
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """The ``state_dict`` of one attribute of the training module, such as "model"."""

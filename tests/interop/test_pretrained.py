@@ -1,9 +1,13 @@
 """Saving, loading and sharing: what the reference API's methods promise, and what they refuse."""
 
 import inspect
+import io
 import json
+import math
 import operator
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +375,7 @@ def test_half_a_file(kind: str, kept: float, saved: Path) -> None:
         ({"ln_f.bias": None}, "lacks the tensor 'ln_f.bias'"),
         ({"head.weight": None}, "lacks the tensor 'head.weight'"),
         ({"extra": torch.zeros(1)}, "has the tensor 'extra'"),
+        ({"blocks.1000000000.ln1.weight": torch.zeros(16)}, "its blocks are not numbered from 0, or some are missing"),
         ({"blocks.0.attn.key.weight": None}, "another architecture"),
         ({"goal_emb.weight": torch.zeros(1)}, "goal-conditioned"),
     ],
@@ -454,3 +459,38 @@ def test_files_of_other_things(contents: object, message: str, saved: Path) -> N
     (saved / "model.safetensors").unlink()
     torch.save(contents, saved / "pytorch_model.bin")
     assert message in refusal(saved)
+
+
+def test_values_of_no_sense_in_a_configuration_are_one_sentence(saved: Path) -> None:
+    """All fields with values of which most are of a wrong type; sizes that the weights decide are corrected."""
+    kept, wrong = (saved / "config.json").read_text(), []
+    for name in json.loads(kept):
+        for value in (None, "x", [1], {}, True, 1.5, -1, math.nan, 10**400):
+            change_config(saved, **{name: value})
+            try:
+                with warnings.catch_warnings(action="ignore"):
+                    TrajectoryTransformerModel.from_pretrained(saved)
+            except UserError:
+                pass
+            except Exception as error:
+                wrong.append((name, value, repr(error)))
+            (saved / "config.json").write_text(kept)
+    assert wrong == []
+
+
+def test_compressed_weights_are_not_inflated(saved: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"head.weight": torch.zeros(10**6)}, buffer)
+    with (
+        zipfile.ZipFile(buffer) as stored,
+        zipfile.ZipFile(saved / "pytorch_model.bin", "w", zipfile.ZIP_BZIP2) as file,
+    ):
+        for entry in stored.infolist():
+            file.writestr(entry.filename, stored.read(entry))
+    (saved / "model.safetensors").unlink()
+    assert "is compressed" in refusal(saved)
+
+
+def test_a_width_that_the_weights_do_not_have_is_not_built(saved: Path) -> None:
+    change_config(saved, numerical_embedding=60_000)  # two layers of 14 GB
+    assert "lacks the tensor 'numbers." in refusal(saved)

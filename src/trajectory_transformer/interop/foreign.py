@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
+from ..configuration import validate_value
 from ..errors import UserError
 from ..model.gpt import TrajectoryTransformer
 from .config import TrajectoryTransformerConfig
@@ -116,7 +117,7 @@ def _inferred_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]
     if transition_dim < 4 or tokens != fitting or len(positions) != 3 or positions[::2] != (1, n_embd):
         shapes = ", ".join(f"{name} {tuple(weights[name].shape)}" for name in names)
         raise UserError(f"'{path}': the shapes of {shapes} do not fit together")
-    layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d{1,9})\.", name))}
+    layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d{1,12})\.", name))}
     if layers != set(range(len(layers))):
         raise UserError(f"'{path}': its blocks are not numbered from 0, or some are missing")
     sizes = {"vocab_size": outputs - 1, "block_size": positions[1], "transition_dim": transition_dim}
@@ -133,6 +134,10 @@ def fit_config(
     Raises:
         UserError: ``chosen`` contradicts the weights, their shapes each other, or the split of dimensions is unknown.
     """
+    kinds = get_type_hints(TrajectoryTransformerConfig)
+    for name, value in {**stated, **chosen}.items():
+        if name in kinds:  # others are named where the configuration is made
+            validate_value(f"the configuration of '{path}': {name}", value, kinds[name])
     sizes = _inferred_sizes(weights, path)
     for name, value in sizes.items():
         if chosen.get(name, value) != value:
