@@ -250,9 +250,9 @@ def test_a_compressed_file_may_be_read_but_not_a_bomb(folder: Path, raw: list[Ra
     file = folder / "episode_2.npz"
     with np.load(file) as stored:
         arrays = dict(stored)
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     assert len(load(folder, env_id=None).episodes) == len(LENGTHS)
-    np.savez_compressed(file, **arrays | {"rewards": np.zeros(2**24)})
+    np.savez_compressed(file, **arrays | {"rewards": np.zeros(2**24)})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"episode_2\.npz', rewards: would become 134,217,856 bytes, of [\d,]+ on disk"):
         load(folder, env_id=None)
 
@@ -264,7 +264,7 @@ def test_an_array_that_promises_more_than_there_is_is_refused(folder: Path) -> N
     array = io.BytesIO()
     np.lib.format.write_array_header_1_0(array, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)})
     del arrays["rewards"]
-    np.savez(file, **arrays)
+    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("rewards.npy", array.getvalue())
     with pytest.raises(UserError, match=r"rewards: promises 8,000,000,000,000 bytes and has 128"):
