@@ -64,7 +64,7 @@ class Reach(gym.Env[Any, Any]):
 
     def __init__(self) -> None:
         plane = gym.spaces.Box(-3.0, 3.0, (2,), np.float64)
-        body = gym.spaces.Dict({"position": plane, "clock": gym.spaces.Discrete(100)})
+        body = gym.spaces.Dict({"position": plane, "clock": gym.spaces.Discrete(8)})
         self.observation_space = gym.spaces.Dict({"observation": body, "achieved_goal": plane, "desired_goal": plane})
         self.action_space = gym.spaces.Box(-0.5, 0.5, (2,), np.float32)
         self.position, self.goal, self.clock = np.zeros(2), np.zeros(2), 0

@@ -75,7 +75,7 @@ def test_what_a_deadline_did_is_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reward", [np.nan, np.inf])
 def test_a_reward_that_is_not_finite_is_one_message(reward: float) -> None:
     agent = untrained_agent(bad_reward_at=2, bad_reward=reward)
-    with pytest.raises(UserError, match=rf"reward is {reward} at step 2 of the episode with seed 100"):
+    with pytest.raises(UserError, match=rf"at step 2 of episode 0 \(seed 100\): its reward is {reward}"):
         run_episodes(agent, agent.environment, 1, 1, 100, RolloutOptions(progress=False))
 
 
