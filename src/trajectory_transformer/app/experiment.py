@@ -34,6 +34,7 @@ from ..planning.objectives import make_objective
 from ..planning.trained_transformer import TrainedTransformer
 from ..training.datamodule import OfflineDataModule, split_episodes
 from ..training.fit import fit, torch_threads
+from ..training.initial import InitialWeights
 from ..training.learner import Learner, make_learner
 from ..training.loggers import (
     RunLabels,
@@ -82,6 +83,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     require_loggers(config.logger, TYPED_BY_USER)
     learner = make_learner(config.learner, TYPED_BY_USER)
     learner.check(config)
+    initial = None if run.resume or config.init_from is None else initial_weights(config)
     datamodule = learner.make_datamodule(config)
     datamodule.setup()
     _require_evaluable(learner, config, datamodule)
@@ -89,7 +91,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     group = run.sweep or config.experiment_name or datamodule.data.dataset_ids[0]
     loggers = make_loggers(config.logger, run.directory, asdict(config), RunLabels(group, "train", tags))
     with _finishing(loggers):
-        report = fit(learner, config, run.directory, datamodule, loggers, run.callbacks, run.resume)
+        report = fit(learner, config, run.directory, datamodule, loggers, run.callbacks, run.resume, initial)
         if not is_first_process():
             return math.nan
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
@@ -101,6 +103,18 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         allow = packages_in(asdict(config))
         trained = load_agent(report.best, config.trainer.accelerator, planner, allow, learner)
         return _plan(config, run, trained, loggers)
+
+
+def initial_weights(config: TrainConfig) -> InitialWeights:
+    """The weights of ``init_from``, or a UserError where they cannot be read."""
+    path = str(config.init_from)
+    if not Path(path).is_dir():
+        return InitialWeights.of_checkpoint(path)
+    from ..interop.pretrained import TrajectoryTransformerModel  # here, as most runs need no hub's client
+
+    model = TrajectoryTransformerModel.from_pretrained(path, allow=packages_in(asdict(config)))
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return InitialWeights(path, "transformer", model.config.to_dict(), weights)
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> float:

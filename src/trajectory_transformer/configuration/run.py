@@ -119,10 +119,14 @@ class TrainConfig:
     tune: TuneConfig | None = None  # set by tune=…: search instead of one run
     experiment_name: str | None = None  # set by experiment=…
     seed: int = 0
+    init_from: str | None = None  # weights to start from: a .ckpt file, or a directory of converted ones
     resume: str | None = None  # directory of a run to go on with
+    extend: bool = False  # with resume=RUN trainer.max_steps=N: train a finished run further, with a new schedule
+    extended: list[int] = field(default_factory=list)  # updates after which that was done; written, never given
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, f"seed={self.seed} must lie in [0, 2**32)")
+        require(not self.extend, "extend=true goes with resume=RUN trainer.max_steps=N, to train that run further")
 
 
 @dataclass

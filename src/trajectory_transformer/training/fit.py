@@ -24,6 +24,7 @@ from ..errors import UserError
 from .callbacks import KeepCheckpoints, RunProgress, Throughput
 from .checkpoint_io import VerifiedCheckpointIO, require_same_run
 from .datamodule import OfflineDataModule
+from .initial import InitialWeights
 from .interruption import SignalWatch
 from .learner import Learner
 from .learner_module import LearnerModule, NonFiniteError
@@ -64,11 +65,13 @@ def fit(
     loggers: Sequence[Logger],
     callbacks: Sequence[Callback],
     resume: bool,
+    initial: InitialWeights | None = None,
 ) -> FitReport:
     """Train, keeping ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the run directory.
 
     ``resume`` goes on from ``last.ckpt``; with ``trainer.requeue`` that happens by itself where there is one. A
-    data module that is not set up yet is; ``callbacks`` are the user's, besides ours.
+    data module that is not set up yet is; ``callbacks`` are the user's, besides ours. A run that begins does so from
+    ``initial``, or else from random weights.
 
     Raises:
         UserError: the directory cannot be written or holds another run, there is nothing to resume or it does not
@@ -86,6 +89,8 @@ def fit(
         module = make_module(learner, config, datamodule)
         if resume:
             require_same_run(last, module)
+        elif initial is not None:
+            initial.give_to(module)
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
