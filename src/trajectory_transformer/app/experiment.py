@@ -55,6 +55,7 @@ class RunContext:
     command: str  # the command line, to be recorded
     resume: bool = False  # go on from checkpoints/last.ckpt
     sweep: str | None = None  # name of the sweep that it belongs to
+    differs: str | None = None  # what tells it apart from that sweep's other jobs
     callbacks: tuple[Callback, ...] = ()  # that the user added
     commit: str | None = field(default_factory=current_commit)  # of the code that runs, taken before it does
 
@@ -89,7 +90,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     _require_evaluable(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or datamodule.data.dataset_ids[0]
-    loggers = make_loggers(config.logger, run.directory, asdict(config), RunLabels(group, "train", tags))
+    loggers = make_loggers(config.logger, run.directory, asdict(config), RunLabels(group, "train", tags, run.differs))
     with _finishing(loggers):
         report = fit(learner, config, run.directory, datamodule, loggers, run.callbacks, run.resume, initial)
         if not is_first_process():
@@ -129,7 +130,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     training = trained.checkpoint.training
     sources = sources_of(training.data, config.allow) if _keeps_artifacts(config.logger) else []
-    labels = RunLabels(run.sweep or training.dataset.ids[0], "evaluate")
+    labels = RunLabels(run.sweep or training.dataset.ids[0], "evaluate", differs=run.differs)
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _finishing(loggers):
         if config.task == "plan":

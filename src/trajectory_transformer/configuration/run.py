@@ -17,8 +17,10 @@ class LoggerConfig:
     """Loggers besides ``metrics.csv``, which is always written."""
 
     name: str = "csv"
-    project: str = "trajectory-transformer"
+    # Of W&B, whose own variables (WANDB_PROJECT, WANDB_NAME, …) count where these are null or empty.
+    project: str | None = None  # null: trajectory-transformer
     entity: str | None = None
+    run_name: str | None = None  # null: that of the run's folder; within a sweep, what differs is added
     group: str | None = None  # null: the sweep's folder, the experiment's name, or the first data set's id
     job_type: str | None = None  # null: train or evaluate
     tags: list[str] = field(default_factory=list)
