@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import math
 import os
 import pickle
 import random
@@ -73,6 +74,19 @@ def test_folder_is_no_checkpoint(checkpoint: Path) -> None:
 def test_empty_file(checkpoint: Path) -> None:
     checkpoint.write_bytes(b"")
     assert "empty" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_weight_that_is_not_finite(checkpoint: Path, value: float) -> None:
+    poisoned = contents()
+    poisoned["state_dict"]["model.weight"][3, 7] = value
+    write_checkpoint(checkpoint, poisoned)
+    assert "its weights 'model.weight' hold NaN or infinity" in refusal(checkpoint)
+
+
+def test_weights_of_a_foreign_kind(checkpoint: Path) -> None:
+    write_checkpoint(checkpoint, contents() | {"state_dict": {"model.weight": torch.eye(3).to_sparse()}})
+    assert "tensors of a kind" in refusal(checkpoint)
 
 
 def test_truncated_anywhere(checkpoint: Path) -> None:

@@ -80,7 +80,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of :func:`write_checkpoint`, tensors on the CPU. Nothing in it is ever executed.
 
     Raises:
-        UserError: the file is missing, empty, cut short, altered by as much as one bit, or not one of ours.
+        UserError: the file is missing, empty, cut short, altered by as much as one bit, or not one of ours, or one of
+            its weights is NaN or infinite.
     """
     path = Path(path)
     try:
@@ -110,6 +111,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"checkpoint '{path}' has format {section['format']!r}, and this version reads format {FORMAT}; "
             "use the version of the project that wrote it"
         )
+    weights = contents.get("state_dict")
+    try:
+        name = not_finite(weights) if isinstance(weights, dict) else None
+    except RuntimeError as error:  # sparse, quantised, without values
+        raise UserError(f"checkpoint '{path}' holds tensors of a kind that no network here has") from error
+    if name is not None:
+        raise UserError(f"checkpoint '{path}' is useless: its weights '{name}' hold NaN or infinity; train again")
     return contents
 
 
@@ -145,6 +153,12 @@ def _why_unlike_stored(contents: Any, stored: int) -> str | None:
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
         left += [(entry, depth + 1) for entry in inner]
     return None
+
+
+def not_finite(weights: Mapping[str, Any]) -> str | None:
+    """Name of the first tensor of real numbers that holds NaN or infinity, or None."""
+    tensors = ((name, value) for name, value in weights.items() if isinstance(value, torch.Tensor))
+    return next((name for name, value in tensors if not torch.isfinite(value).all()), None)
 
 
 def _what_is_wrong(data: bytes) -> str | None:

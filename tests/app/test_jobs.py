@@ -268,3 +268,22 @@ def test_the_environment_is_as_before_a_run(train: Callable[..., int], runs: Run
     before = dict(os.environ)
     assert train() == 0
     assert {**os.environ, "HYDRA_FULL_ERROR": "1"} == {**before, "HYDRA_FULL_ERROR": "1"}
+
+
+@pytest.mark.parametrize("subdir", ["${hydra.job.num}", "deep/${hydra.job.num}"])
+def test_a_sweep_s_job_knows_what_tells_it_apart(train: Callable[..., int], runs: Runs, subdir: str) -> None:
+    varied = ["seed=0,1", "optimizer.learning_rate=1e-3,1e-4", "model=base", "logger.tags=[a,b]"]
+    assert train("-m", *varied, "hydra.sweep.dir=sweep", f"hydra.sweep.subdir={subdir}") == 0
+    assert [run.differs for _, run in runs.calls] == [
+        f"seed={seed} optimizer.learning_rate={rate}" for seed in (0, 1) for rate in ("0.001", "0.0001")
+    ]
+
+
+def test_a_run_alone_differs_from_nothing(train: Callable[..., int], runs: Runs) -> None:
+    assert train("seed=1") == 0
+    assert runs.calls[0][1].differs is None
+
+
+def test_a_search_s_trials_are_told_apart_by_their_values(train: Callable[..., int], runs: Runs) -> None:
+    assert train("tune=optimizer", "hydra.run.dir=search", "tune.trials=1") == 0
+    assert f"optimizer.learning_rate={runs.calls[0][0].optimizer.learning_rate}" in str(runs.calls[0][1].differs)

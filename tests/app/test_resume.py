@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trajectory_transformer.app.jobs import RunRecord
+from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import OBJECTIVES
 from trajectory_transformer.errors import UserError
 
@@ -183,6 +185,94 @@ class TestResume:
         assert train("resume=sweep/0") == 1
         runs.error = None
         assert train("resume=sweep/0") == 0
+
+
+class TestExtend:
+    @pytest.fixture
+    def finished(self, train: Callable[..., int], runs: Runs, tmp_path: Path) -> Path:
+        """The folder of a finished run of 20 updates."""
+        assert train("hydra.run.dir=here", "trainer.max_steps=20") == 0
+        section = {"trajectory_transformer": {"format": 1}}
+        write_checkpoint(tmp_path / "here" / "checkpoints" / "last.ckpt", {**section, "global_step": 20})
+        (tmp_path / "here" / "results.json").touch()
+        runs.calls.clear()
+        return tmp_path / "here"
+
+    def test_a_finished_run_is_trained_further_and_says_so(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], finished: Path
+    ) -> None:
+        runs.error = SystemExit(143)
+        assert train("resume=here", "trainer.max_steps=30", "extend=true") == 143
+        assert "from update 20 to 30" in capsys.readouterr().out
+        runs.error = None
+        assert train("resume=here") == 0  # the interrupted extension, as any run
+        for options, run in runs.calls:
+            assert (options.trainer.max_steps, options.extended, run.resume) == (30, [20], True)
+        stored = yaml.safe_load((finished / "config.yaml").read_text())
+        assert (stored["trainer"]["max_steps"], stored["extended"], stored["extend"]) == (30, [20], False)
+
+    @pytest.mark.parametrize("stopped_by_a_callback", [False, True])
+    def test_an_edited_number_of_updates_is_obeyed_and_recorded(
+        self, train: Callable[..., int], runs: Runs, finished: Path, stopped_by_a_callback: bool
+    ) -> None:
+        config = yaml.safe_load((finished / "config.yaml").read_text())
+        config["trainer"]["max_steps"] = 30
+        if stopped_by_a_callback:
+            spec = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/loss"}
+            config["trainer"]["callbacks"] = {"stop": spec}
+        (finished / "config.yaml").write_text(yaml.safe_dump(config))
+        assert train("resume=here", "allow=[lightning]") == 0
+        assert [options.extended for options, _ in runs.calls] == ([] if stopped_by_a_callback else [[20]])
+
+    @pytest.mark.usefixtures("finished")
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["trainer.max_steps=30"], "trainer.max_steps=N extend=true together train a finished run further"),
+            (["extend=true"], "needs trainer.max_steps=N"),
+            (["extend=true", "trainer.max_steps=many"], "needs trainer.max_steps=N"),
+            (["extend=true", "trainer.max_steps=" + "9" * 5000], "needs trainer.max_steps=N"),
+            (["extend=true", "trainer.max_steps=20"], "has made 20 updates already"),
+            (["extend=true", "trainer.max_steps=30", "seed=1"], "takes no other option but allow=[PACKAGE]: seed=1"),
+        ],
+    )
+    def test_what_it_does_not_take(
+        self,
+        train: Callable[..., int],
+        runs: Runs,
+        capsys: pytest.CaptureFixture[str],
+        arguments: list[str],
+        words: str,
+    ) -> None:
+        assert train("resume=here", *arguments) == 2
+        assert words in capsys.readouterr().err
+        assert not runs.calls
+
+    def test_a_run_that_is_not_finished_is_not_extended(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runs.error = SystemExit(143)
+        assert train("hydra.run.dir=here") == 143
+        assert train("resume=here", "trainer.max_steps=30000", "extend=true") == 2
+        assert "is not finished (interrupted); resume=here goes on with it" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("option", "words"), [("extend=true", "goes with resume=RUN"), ("extended=[5]", "never given")]
+    )
+    def test_a_new_run_does_not_take_it(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], option: str, words: str
+    ) -> None:
+        assert train(option) == 2
+        assert words in capsys.readouterr().err
+        assert not runs.calls
+
+
+@pytest.mark.usefixtures("runs")
+def test_weights_to_start_from_that_are_not_there_are_refused_at_once(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("init_from=gone.ckpt") == 2
+    assert "checkpoint 'gone.ckpt' does not exist" in capsys.readouterr().err
 
 
 def test_a_requeued_slurm_job_goes_on_by_itself(

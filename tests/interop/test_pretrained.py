@@ -89,6 +89,14 @@ def test_round_trip_in_shards(model: TrajectoryTransformerModel, saved: Path) ->
     assert sorted(file.name for file in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_a_model_that_has_broken_down_is_not_saved(model: TrajectoryTransformerModel, saved: Path) -> None:
+    with torch.no_grad():
+        model.head.weight[0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"not saved in .*'head\.weight' holds NaN or infinity"):
+        model.save_pretrained(saved)
+    assert TrajectoryTransformerModel.from_pretrained(saved)
+
+
 def test_a_full_disk_keeps_the_earlier_weights(
     model: TrajectoryTransformerModel, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

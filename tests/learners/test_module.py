@@ -14,7 +14,7 @@ from typing_extensions import override
 from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.training.fit import fit
-from trajectory_transformer.training.learner_module import NonFiniteLossError
+from trajectory_transformer.training.learner_module import NonFiniteError
 
 from ..training.small_run import Rows, small_config, small_datamodule, small_fit, weights
 
@@ -44,12 +44,60 @@ def test_nan_loss_stops_before_the_update(tmp_path: Path, value: float) -> None:
         def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
             kept.update(pl_module.state_dict())
 
-    with pytest.raises(NonFiniteLossError, match=r"in update 9 .*last\.ckpt keeps the last good state"):
+    with pytest.raises(NonFiniteError, match=r"in update 9 .*not made; .*last\.ckpt' keeps the state after update 8;"):
         small_fit(tmp_path, small_config(checkpoint_every=4), [Poison(9, value), Keep()])
     saved = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert saved["global_step"] == 8
     assert all(torch.equal(kept[name], value) for name, value in saved["state_dict"].items())
     assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+
+
+class Explode(Callback):
+    """Makes one weight NaN or infinite in an update."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.step, self.value = step, value
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:  # before anything is saved
+            next(pl_module.get_submodule("model.head").parameters()).data.view(-1)[0] = self.value
+
+
+class Hidden(Explode):
+    """Makes weights so large that only a loss shows it."""
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:
+            for parameter in pl_module.get_submodule("model.head").parameters():
+                parameter.data.fill_(self.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("step", [1, 5, 6, 7])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int, value: float) -> None:
+    config = small_config(max_steps=7, checkpoint_every=1, validate_every=3)
+    with pytest.raises(NonFiniteError) as caught:
+        small_fit(tmp_path, config, [Explode(step, value)])
+    kept = f"last.ckpt' keeps the state after update {step - 1};" if step > 1 else "no state was saved before that;"
+    assert kept in str(caught.value)
+    saved = {file.stem: read_checkpoint(file)["global_step"] for file in tmp_path.glob("checkpoints/*.ckpt")}
+    assert saved == ({} if step == 1 else {"last": step - 1, "best": 3 if step < 7 else 6})
+
+
+def test_the_update_that_made_them_is_named_though_the_next_one_finds_them(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"update 2 made weights .* no state was saved"):
+        small_fit(tmp_path, small_config(checkpoint_every=5), [Explode(2, math.inf)])
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_validation_loss_that_is_not_finite_chooses_nothing(tmp_path: Path, before: int) -> None:
+    config = small_config(max_steps=before + 1, checkpoint_every=1, validate_every=3)
+    with pytest.raises(NonFiniteError, match=f"validation loss after update {before + 1} is (nan|inf)"):
+        small_fit(tmp_path, config, [Hidden(before + 1, 3e38)])
+    saved = {file.stem: read_checkpoint(file)["global_step"] for file in tmp_path.glob("checkpoints/*.ckpt")}
+    assert saved == ({"last": 3, "best": 3} if before else {})
 
 
 def test_gradient_is_clipped(tmp_path: Path) -> None:

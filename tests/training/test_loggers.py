@@ -2,19 +2,23 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from trajectory_transformer.building import TYPED_BY_USER
+from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import LoggerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.measurements import Measurement
 from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.training import loggers as loggers_file
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.loggers import (
     MetricsFile,
@@ -39,13 +43,17 @@ RESULTS = {
     ],
     "summary": {"return_mean": 5.0, "plan_latency_ms": {"p50": 1.0}},
 }
+VARIABLES = {
+    "PROJECT": "a-project", "NAME": "a-name", "RUN_GROUP": "a-group", "JOB_TYPE": "a-job", "TAGS": "a, b",
+    "RUN_ID": "an-id", "ENTITY": "an-entity", "INIT_TIMEOUT": "60",
+}  # fmt: skip
 DATASET = {"ids": ["tests/one-v0"], "fingerprint": "0123456789abcdef", "returns": [1.0, 2.0]}
 
 
 @pytest.fixture
 def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No W&B account, and the environment variables that a logger sets gone afterwards."""
-    for name in ("WANDB_API_KEY", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_MODE"):
+    for name in (f"WANDB_{part}" for part in ("API_KEY", "DIR", "DATA_DIR", "CACHE_DIR", "MODE", *VARIABLES)):
         monkeypatch.setenv(name, "x")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
@@ -161,6 +169,87 @@ def test_with_a_key_but_no_network_it_goes_on_offline(
 
 
 @pytest.mark.usefixtures("no_key")
+@pytest.mark.parametrize("asked", ["option", "variable"])
+def test_online_where_nothing_answers_stops_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    if asked == "variable":
+        monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match=r"cannot be reached .*127\.0\.0\.1:9.*logger\.offline=true"):
+        make_loggers(LoggerConfig("wandb", offline=False if asked == "option" else None), tmp_path, {}, RunLabels())
+
+
+@pytest.mark.usefixtures("no_key")
+class TestLabels:
+    """What W&B is started with; the client itself is replaced."""
+
+    @pytest.fixture
+    def started(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+
+        class Client(loggers_file.WandbLogger):
+            def __init__(self, **arguments: Any) -> None:
+                calls.append(arguments)
+                self._experiment = MagicMock()
+
+            @property
+            def experiment(self) -> Any:
+                return self._experiment
+
+        monkeypatch.setattr(loggers_file, "WandbLogger", Client)
+        return calls
+
+    def test_its_own_variables_count_where_no_option_was_given(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+    ) -> None:
+        for name, value in VARIABLES.items():
+            monkeypatch.setenv(f"WANDB_{name}", value)
+        monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+        make_loggers(LoggerConfig("wandb"), tmp_path / "run", {}, RunLabels("sweep", "train", ("quick",)))
+        names = ("project", "name", "group", "job_type", "tags", "id", "entity", "save_dir")
+        expected = ["a-project", "a-name", "a-group", "a-job", ["a", "b", "quick"], "an-id", None]
+        assert [started[0][name] for name in names] == [*expected, str(tmp_path / "elsewhere")]  # entity: the client's
+        monkeypatch.delenv("WANDB_RUN_ID")
+        given = LoggerConfig("wandb", "p", "e", "n", "g", "j", ["t"])
+        make_loggers(given, tmp_path / "run", {}, RunLabels("sweep", "train", ("quick",)))
+        assert [started[1][name] for name in names[:7]] == ["p", "n", "g", "j", ["t", "quick"], "an-id", "e"]
+
+    def test_without_either_the_run_names_itself(self, tmp_path: Path, started: list[dict[str, Any]]) -> None:
+        make_loggers(LoggerConfig("wandb"), tmp_path / "run", {}, RunLabels("sweep", "train", ("quick",)))
+        found = [started[0][name] for name in ("project", "name", "group", "job_type", "tags", "save_dir")]
+        assert found == ["trajectory-transformer", "run", "sweep", "train", ["quick"], str(tmp_path / "run")]
+
+    @pytest.mark.parametrize(
+        ("option", "variable", "differs", "name"),
+        [
+            (None, None, "seed=1 model.n_layer=2", "seed=1 model.n_layer=2"),
+            (None, "mine", "seed=1", "mine seed=1"),
+            ("own", "mine", "seed=1", "own seed=1"),
+            (None, None, "", "7"),
+            (None, None, "x" * 200, "x" * 128),
+        ],
+    )
+    def test_a_sweep_s_job_is_named_after_what_differs(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        started: list[dict[str, Any]],
+        option: str | None,
+        variable: str | None,
+        differs: str,
+        name: str,
+    ) -> None:
+        monkeypatch.setenv("WANDB_RUN_ID", "an-id")
+        if variable is not None:
+            monkeypatch.setenv("WANDB_NAME", variable)
+        make_loggers(LoggerConfig("wandb", run_name=option), tmp_path / "7", {}, RunLabels("sweep", differs=differs))
+        assert started[0]["name"] == name
+        assert started[0]["id"] != "an-id"  # all jobs would be one run
+
+
+@pytest.mark.usefixtures("no_key")
 class TestOffline:
     def record(self, directory: Path) -> dict[str, Any]:
         """Log a small run and read it back from its files."""
@@ -208,13 +297,25 @@ class TestOffline:
         staged = [path.read_bytes() for path in (tmp_path / "wandb" / "data").rglob("*") if path.is_file()]
         assert b"weights" in staged  # beside the run, so that it travels with the folder
 
-    def test_a_resumed_run_keeps_its_id(self, tmp_path: Path) -> None:
+    def test_a_resumed_run_keeps_its_id_and_holds_its_whole_history(self, tmp_path: Path) -> None:
         ids = []
-        for _ in range(2):
+        for steps in (range(1, 6), range(4, 8)):  # it was killed after update 5, and had saved update 3
             loggers = make_loggers(LoggerConfig("wandb"), tmp_path, {}, RunLabels())
             ids.append(loggers[1].version)
+            for step in steps:
+                for logger in loggers:
+                    logger.log_metrics({"train/loss": 10.0 + step}, step)
             finish_loggers(loggers)
+            section = {"trajectory_transformer": {"format": 1}}
+            write_checkpoint(tmp_path / "checkpoints" / "last.ckpt", {**section, "global_step": 3})
         assert ids[0] == ids[1]
+        latest = max(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+        wandb = str(Path(sys.executable).with_name("wandb"))
+        words = [wandb, "leet", "inspect", "--json", str(latest)]
+        records = subprocess.run(words, capture_output=True, text=True).stdout
+        history = [line for line in records.splitlines() if '"type":"history"' in line]
+        losses = [float(found) for line in history for found in re.findall(r'"train/loss":([0-9.]+)', line)]
+        assert losses == [11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0]
 
 
 OWN = """

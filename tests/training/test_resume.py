@@ -133,6 +133,23 @@ def test_finished_run_may_be_resumed(tmp_path: Path, unbroken: tuple[dict[str, s
     assert digests(tmp_path) == unbroken[0]
 
 
+def test_a_longer_run_has_the_learning_rates_of_its_new_length_and_is_resumed_exactly(tmp_path: Path) -> None:
+    def rates(directory: Path, max_steps: int, resume: bool = True, callbacks: Any = ()) -> dict[int, float]:
+        rows, config = Rows(), small_config(max_steps=max_steps, log_every=1)
+        fit(TransformerLearner(), config, directory, small_datamodule(config), [rows], callbacks, resume)
+        return {step or 0: value for (step, name), value in rows.rows.items() if name == "train/learning_rate"}
+
+    whole = rates(tmp_path / "whole", 30, resume=False)
+    for name in ("unbroken", "killed"):
+        rates(tmp_path / name, 12, resume=False)
+    assert rates(tmp_path / "unbroken", 30) == {step: whole[step] for step in range(13, 31)}
+    with pytest.raises(Killed):
+        rates(tmp_path / "killed", 30, callbacks=[KillAt(17, "end")])
+    rates(tmp_path / "killed", 30)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "unbroken")
+    assert digests(tmp_path / "whole") != digests(tmp_path / "unbroken")
+
+
 def test_seeds_differ(tmp_path: Path, unbroken: tuple[dict[str, str], dict[Any, float]]) -> None:
     config = small_config(max_steps=STEPS)
     config.seed = 1

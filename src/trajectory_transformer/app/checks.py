@@ -52,6 +52,8 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     modules += [module for module in _modules_of_ids(options.data.source) if module not in modules]
     require_modules(modules, MODULES, TYPED_BY_USER)
     _require_effect(options, hydra)
+    if options.init_from is not None and not Path(options.init_from).is_dir():
+        require_file(options.init_from)
     trainer, block = options.trainer, options.model.block  # whose kinds are seen once torch and Lightning are there
     _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
     _check_record("data.source", options)
@@ -94,7 +96,7 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
 
 def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
     """Refuse a search over an option that does not exist, or with a value of a wrong type, before the first trial."""
-    names = [name for name in option_names(TrainConfig) if not name.startswith(("tune", "resume"))]
+    names = [name for name in option_names(TrainConfig) if not name.startswith(("tune", "resume", "extend"))]
     for name, parameter in tune.parameters.items():
         record = next((record for record in RECORDS if name.startswith(f"{record}.")), None)
         if record is None and name not in names:

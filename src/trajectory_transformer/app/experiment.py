@@ -34,6 +34,7 @@ from ..planning.objectives import make_objective
 from ..planning.trained_transformer import TrainedTransformer
 from ..training.datamodule import OfflineDataModule, split_episodes
 from ..training.fit import fit, torch_threads
+from ..training.initial import InitialWeights
 from ..training.learner import Learner, make_learner
 from ..training.loggers import (
     RunLabels,
@@ -54,6 +55,7 @@ class RunContext:
     command: str  # the command line, to be recorded
     resume: bool = False  # go on from checkpoints/last.ckpt
     sweep: str | None = None  # name of the sweep that it belongs to
+    differs: str | None = None  # what tells it apart from that sweep's other jobs
     callbacks: tuple[Callback, ...] = ()  # that the user added
     commit: str | None = field(default_factory=current_commit)  # of the code that runs, taken before it does
 
@@ -82,14 +84,15 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     require_loggers(config.logger, TYPED_BY_USER)
     learner = make_learner(config.learner, TYPED_BY_USER)
     learner.check(config)
+    initial = None if run.resume or config.init_from is None else initial_weights(config)
     datamodule = learner.make_datamodule(config)
     datamodule.setup()
     _require_evaluable(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or datamodule.data.dataset_ids[0]
-    loggers = make_loggers(config.logger, run.directory, asdict(config), RunLabels(group, "train", tags))
+    loggers = make_loggers(config.logger, run.directory, asdict(config), RunLabels(group, "train", tags, run.differs))
     with _finishing(loggers):
-        report = fit(learner, config, run.directory, datamodule, loggers, run.callbacks, run.resume)
+        report = fit(learner, config, run.directory, datamodule, loggers, run.callbacks, run.resume, initial)
         if not is_first_process():
             return math.nan
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
@@ -101,6 +104,18 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         allow = packages_in(asdict(config))
         trained = load_agent(report.best, config.trainer.accelerator, planner, allow, learner)
         return _plan(config, run, trained, loggers)
+
+
+def initial_weights(config: TrainConfig) -> InitialWeights:
+    """The weights of ``init_from``, or a UserError where they cannot be read."""
+    path = str(config.init_from)
+    if not Path(path).is_dir():
+        return InitialWeights.of_checkpoint(path)
+    from ..interop.pretrained import TrajectoryTransformerModel  # here, as most runs need no hub's client
+
+    model = TrajectoryTransformerModel.from_pretrained(path, allow=packages_in(asdict(config)))
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return InitialWeights(path, "transformer", model.config.to_dict(), weights)
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> float:
@@ -115,7 +130,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     training = trained.checkpoint.training
     sources = sources_of(training.data, config.allow) if _keeps_artifacts(config.logger) else []
-    labels = RunLabels(run.sweep or training.dataset.ids[0], "evaluate")
+    labels = RunLabels(run.sweep or training.dataset.ids[0], "evaluate", differs=run.differs)
     loggers = make_loggers(config.logger, run.directory, resolved, labels)
     with _finishing(loggers):
         if config.task == "plan":

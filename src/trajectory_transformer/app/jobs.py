@@ -203,7 +203,21 @@ def context(job: Job, callbacks: Mapping[str, object] | None = None, resume: boo
     from .experiment import RunContext
 
     made = (build(s, Callback, f"trainer.callbacks.{name}", TYPED_BY_USER) for name, s in (callbacks or {}).items())
-    return RunContext(job.directory, shlex.join(["python", *sys.argv]), resume, job.sweep, tuple(made))
+    command = shlex.join(["python", *sys.argv])
+    return RunContext(job.directory, command, resume, job.sweep, what_differs(job), tuple(made))
+
+
+def what_differs(job: Job) -> str | None:
+    """The options that tell a job of a sweep or search apart from its others, or None outside of one."""
+    if job.sweep is None:
+        return None
+    parents = (folder / "multirun.yaml" for folder in job.directory.absolute().parents)
+    file = next((path for path in parents if path.exists()), None)
+    common: list[str] = []  # which Hydra lists as they were typed, those that vary with all their values
+    if file is not None:
+        common = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
+    given = [f"{name}={value}" for name, value in job.parameters.items()]
+    return " ".join(option for option in given if option not in common)
 
 
 def note(job: Job, status: str, reason: str = "", score: float | None = None) -> None:

@@ -92,24 +92,34 @@ def _own_folders(arguments: Sequence[str]) -> list[Path]:
     return [] if folder is None else [folder]
 
 
-def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
-    """The run directory of ``resume=DIR``, and the packages of ``allow=``, the only option beside it."""
+def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str], int | None] | None:
+    """The run directory of ``resume=DIR``, the packages of ``allow=``, and the updates asked for by ``extend=true``."""
     given = next((a for a in arguments if a.lstrip("+").startswith("resume=")), None)
     if given is None or given.endswith("=null"):
         return None
     require(given.partition("=")[2].strip("'\" ") != "", f"{given} names no run to go on with: give resume=DIR")
     allowed = [a for a in arguments if a.lstrip("+").startswith("allow=")]
-    if others := [a for a in arguments if a not in (given, *allowed[:1])]:
+    longer = [a for a in arguments if a.lstrip("+").startswith("trainer.max_steps=")]
+    extend = [a for a in arguments if a.lstrip("+").lower() == "extend=true"]
+    if others := [a for a in arguments if a not in (given, *allowed[:1], *extend[:1], *(longer[:1] if extend else []))]:
+        hint = "; trainer.max_steps=N extend=true together train a finished run further" if longer else ""
         raise UserError(
             f"{given} goes on with a run as it was set up and takes no other option but allow=[PACKAGE]: "
-            f"{', '.join(others)}"
+            f"{', '.join(others)}{hint}"
         )
+    steps = "".join(longer).partition("=")[2]
+    if extend and not (steps.isdecimal() and len(steps) < 19):
+        raise UserError("extend=true needs trainer.max_steps=N, the number of updates of the whole run")
     packages = [name.strip() for text in allowed for name in text.partition("=")[2].strip("[]'\"").split(",")]
-    return Path(given.partition("=")[2].strip("'\" ")), [name for name in packages if name]
+    directory = Path(given.partition("=")[2].strip("'\" "))
+    return directory, [name for name in packages if name], int(steps) if extend else None
 
 
-def resume(directory: Path, allow: Sequence[str]) -> None:
-    """Go on with the run in ``directory``, whose ``config.yaml`` may name classes of the packages in ``allow``."""
+def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) -> None:
+    """Go on with the run in ``directory``, whose ``config.yaml`` may name classes of the packages in ``allow``.
+
+    A finished run is trained further, up to ``max_steps`` updates in all, or those that its ``config.yaml`` now says.
+    """
     options = read_config(directory, allow)
     if options.tune is None and is_first_process():
         try:
@@ -117,12 +127,18 @@ def resume(directory: Path, allow: Sequence[str]) -> None:
         except OSError as error:
             raise UserError(f"resume={directory}: the folder cannot be written: {error.strerror}") from None
     record = jobs.RunRecord.read(directory)
+    text = (directory / "config.yaml").read_text()
+    if max_steps is None and record is not None and record.status == "finished" and _is_edited(directory, options):
+        max_steps = options.trainer.max_steps
+    if max_steps is not None:
+        extend(directory, options, record, max_steps)
+        text = jobs.config_text(options)
     has_checkpoint = (directory / "checkpoints" / "last.ckpt").exists()
     sweep = directory.absolute().parent.name if (directory.parent / "multirun.yaml").exists() else None
     job = jobs.Job(directory, record.parameters if record else {}, sweep, claimed=True)
-    if options.tune is None and record is not None and record.status == "finished":
+    if options.tune is None and record is not None and record.status == "finished" and max_steps is None:
         if options.evaluation.episodes == 0 or (directory / "results.json").exists():
-            print(f"{directory} is finished; nothing to do")
+            print(f"{directory} is finished; nothing to do (trainer.max_steps=N extend=true trains it further)")
             return
         print(f"{directory} is finished but for its evaluation")
     elif options.tune is None and not has_checkpoint:
@@ -131,7 +147,6 @@ def resume(directory: Path, allow: Sequence[str]) -> None:
 
     import_modules(options.environment.modules, jobs.MODULES)
     require_available(options.data, allow)
-    text = (directory / "config.yaml").read_text()
 
     def run() -> float:
         return run_search(options, job) if options.tune is not None else jobs.fit_in(options, job, text, has_checkpoint)
@@ -140,6 +155,37 @@ def resume(directory: Path, allow: Sequence[str]) -> None:
     after = jobs.RunRecord.read(directory)
     if math.isnan(score) and after is not None and after.status == "failed":
         raise SystemExit(1)
+
+
+def extend(directory: Path, options: TrainConfig, record: jobs.RunRecord | None, max_steps: int) -> None:
+    """Set a finished run's ``options`` to ``max_steps`` updates in all, or raise UserError."""
+    status = "unknown" if record is None else record.status
+    if options.tune is not None or (status != "finished" and is_first_process()):
+        what = "a search" if options.tune is not None else f"not finished ({status})"
+        raise UserError(
+            f"extend=true is for a finished run, and {directory} is {what}; resume={directory} goes on with it"
+        )
+    done = _updates_made(directory)
+    if max_steps <= done:
+        raise UserError(f"trainer.max_steps={max_steps}: {directory} has made {done} updates already; give more")
+    options.trainer.max_steps = max_steps
+    options.extended.append(done)
+    print(
+        f"{directory} is trained further, from update {done} to {max_steps}: with the learning rates of a run of "
+        f"{max_steps} from here on, so the result is not what such a run would have given"
+    )
+
+
+def _is_edited(directory: Path, options: TrainConfig) -> bool:
+    """True if a finished run has fewer updates than its options say, and no callback of the user's stopped it."""
+    may_tell = options.tune is None and not options.trainer.callbacks and (directory / "checkpoints/last.ckpt").exists()
+    return may_tell and _updates_made(directory) < options.trainer.max_steps
+
+
+def _updates_made(directory: Path) -> int:
+    from ..checkpoint_file import read_checkpoint  # here, as a refused option need not wait for torch
+
+    return int(read_checkpoint(directory / "checkpoints" / "last.ckpt")["global_step"])
 
 
 def run_rank() -> None:

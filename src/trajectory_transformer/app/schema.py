@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from ..building import TYPED_BY_USER
-from ..configuration import EvaluateConfig, TrainConfig
+from ..configuration import EvaluateConfig, TrainConfig, require
 from ..files import slurm_step
 from ..training.learner import make_learner
 
@@ -105,6 +105,7 @@ def typed(schema: type, options: dict[str, Any]) -> Any:
 def typed_train(config: DictConfig) -> TrainConfig:
     """The options of ``train.py``, validated, the learner's among them; raises as :func:`typed`."""
     options: TrainConfig = typed(TrainConfig, plain_options(config))
+    require(not options.extended, f"extended={options.extended} is written by resume=RUN extend=true, and never given")
     make_learner(options.learner, TYPED_BY_USER).check(options)
     return options
 

@@ -5,6 +5,7 @@ MAY_CHANGE = {  # option, or group of options -> True: obeyed from the next upda
     "data": False,  # the bins, the split and the order of windows among it
     "data.download": True,
     "model": False,
+    "init_from": False,  # the run has begun
     "seed": False,  # of the split, and of every update
     "optimizer": True,  # its state stays, and the schedule is that of the options from there on
     "trainer": True,  # among it max_steps, which the schedule depends on

@@ -17,8 +17,10 @@ class LoggerConfig:
     """Loggers besides ``metrics.csv``, which is always written."""
 
     name: str = "csv"
-    project: str = "trajectory-transformer"
+    # Of W&B, whose own variables (WANDB_PROJECT, WANDB_NAME, …) count where these are null or empty.
+    project: str | None = None  # null: trajectory-transformer
     entity: str | None = None
+    run_name: str | None = None  # null: that of the run's folder; within a sweep, what differs is added
     group: str | None = None  # null: the sweep's folder, the experiment's name, or the first data set's id
     job_type: str | None = None  # null: train or evaluate
     tags: list[str] = field(default_factory=list)
@@ -119,7 +121,10 @@ class TrainConfig:
     tune: TuneConfig | None = None  # set by tune=…: search instead of one run
     experiment_name: str | None = None  # set by experiment=…
     seed: int = within(0, 0, 2**32 - 1)
+    init_from: str | None = None  # weights to start from: a .ckpt file, or a directory of converted ones
     resume: str | None = None  # directory of a run to go on with
+    extend: bool = False  # with resume=RUN trainer.max_steps=N: train a finished run further, with a new schedule
+    extended: list[int] = field(default_factory=list)  # updates after which that was done; written, never given
 
     def __post_init__(self) -> None:
         validate("", self)
@@ -127,6 +132,7 @@ class TrainConfig:
             self.resume is None,
             f"resume={self.resume} has an effect only on the command line, as in python train.py resume=DIR",
         )
+        require(not self.extend, "extend=true goes with resume=RUN trainer.max_steps=N, to train that run further")
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import huggingface_hub
 import torch
 
+from ..checkpoint_file import not_finite
 from ..errors import UserError
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
@@ -131,7 +132,8 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
             options: of :meth:`push_to_hub`, and the reference's ``safe_serialization``, which has to be True.
 
         Raises:
-            UserError: ``hidden_act`` is a function, ``max_shard_size`` no size, an option unknown, or writing fails.
+            UserError: ``hidden_act`` is a function, ``max_shard_size`` no size, an option unknown, a weight NaN or
+                infinite, or writing fails.
         """
         if not options.pop("safe_serialization", True):
             raise UserError("safe_serialization=False asks for pickled weights; only safetensors are written")
@@ -140,6 +142,8 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         if not is_main_process:
             return
         directory, weights = Path(save_directory), self.state_dict()
+        if (name := not_finite(weights)) is not None:
+            raise UserError(f"the model was not saved in '{directory}': its '{name}' holds NaN or infinity")
         config_text = self.config.to_json_string()
         try:
             huggingface_hub.split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)

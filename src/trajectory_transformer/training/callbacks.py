@@ -19,7 +19,7 @@ from ..cores import OtherProcesses, are_contended
 from ..errors import UserError
 from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
-from .learner_module import LearnerModule, ends_update
+from .learner_module import LearnerModule, NonFiniteError, ends_update
 
 CONTENTION_SECONDS = 5.0  # over which the cores that other processes use are measured
 PLAIN_LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
@@ -31,7 +31,7 @@ class KeepCheckpoints(Checkpoint):
     For a learner that no loss can judge, ``best.ckpt`` is the latest validated one. The run's last update is always
     followed by a validation and a save. Where a validation follows an update, ``last.ckpt`` is written after it: a
     resumed run then neither repeats nor skips one. A save that fails does not end the run, as a later one may succeed;
-    at the end, a file that is not there does.
+    at the end, a file that is not there does. Weights or a validation loss that are NaN or infinite do at once.
     """
 
     def __init__(self, directory: Path, options: TrainerConfig, watch: SignalWatch) -> None:
@@ -57,6 +57,8 @@ class KeepCheckpoints(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = float(trainer.callback_metrics["val/loss"])
         assert isinstance(pl_module, LearnerModule)
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the validation loss after update {trainer.global_step} is {loss}")
         if loss < self.best_loss or math.isnan(self.best_loss) or pl_module.best_is_latest:
             before, self.best_loss = self.best_loss, loss  # set first: the file holds it too
             if not self._save(trainer, self.best):

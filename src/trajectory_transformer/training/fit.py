@@ -21,15 +21,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from ..checkpoint_file import read_checkpoint
 from ..configuration import TrainConfig, TrainerConfig, require
 from ..errors import UserError
 from ..files import remove_partial_files, slurm_step
 from .callbacks import KeepCheckpoints, RunProgress, Throughput
 from .checkpoint_io import VerifiedCheckpointIO, require_same_run
 from .datamodule import OfflineDataModule
+from .initial import InitialWeights
 from .interruption import SignalWatch
 from .learner import Learner
-from .learner_module import LearnerModule
+from .learner_module import LearnerModule, NonFiniteError
 from .optimization import TrainingPlan
 
 # Messages of Lightning that say nothing to somebody who did not write this file.
@@ -67,15 +69,18 @@ def fit(
     loggers: Sequence[Logger],
     callbacks: Sequence[Callback],
     resume: bool,
+    initial: InitialWeights | None = None,
 ) -> FitReport:
     """Train, keeping ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the run directory.
 
     ``resume`` goes on from ``last.ckpt``; with ``trainer.requeue`` that happens by itself where there is one. A
-    data module that is not set up yet is; ``callbacks`` are the user's, besides ours.
+    data module that is not set up yet is; ``callbacks`` are the user's, besides ours. A run that begins does so from
+    ``initial``, or else from random weights.
 
     Raises:
         UserError: the directory cannot be written or holds another run, there is nothing to resume or it does not
-            fit, the hardware asked for is not there, the loss became NaN, or the last checkpoint could not be saved.
+            fit, the hardware asked for is not there, the last checkpoint could not be saved, or, as a NonFiniteError, a
+            loss or the weights became NaN or infinite.
         TrainingInterrupted: SIGTERM or SIGINT came; the state was saved first.
     """
     checkpoints = _prepare_directory(run_directory)
@@ -88,13 +93,19 @@ def fit(
         module = make_module(learner, config, datamodule)
         if resume:
             require_same_run(last, module, config.trainer.accumulate)
+        elif initial is not None:
+            initial.give_to(module)
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
         trainer = make_trainer(config, run_directory, loggers, [throughput, *progress, *callbacks, keeper])
         if config.trainer.compile:
             _compile(module, trainer.strategy.root_device)
-        trainer.fit(module, datamodule=datamodule, ckpt_path=last if resume else None)
+        try:
+            trainer.fit(module, datamodule=datamodule, ckpt_path=last if resume else None)
+        except NonFiniteError as error:
+            remedy = "lower optimizer.learning_rate or look for extreme values in the data"
+            raise NonFiniteError(f"{error}; {_what_is_kept(last)}; {remedy}") from error
     return FitReport(keeper.best, last, trainer.global_step, keeper.best_loss, throughput.tokens_per_second)
 
 
@@ -189,6 +200,14 @@ def make_module(learner: Learner, config: TrainConfig, datamodule: OfflineDataMo
     trainer = config.trainer
     plan = TrainingPlan(config.seed, trainer.max_steps, order.steps_per_epoch, order.batch_size, trainer.log_every)
     return learner.make_module(config, datamodule, plan)
+
+
+def _what_is_kept(last: Path) -> str:
+    """The state that a run which broke down can go back to, as a clause."""
+    try:
+        return f"'{last}' keeps the state after update {read_checkpoint(last)['global_step']}"
+    except UserError:
+        return "no state was saved before that"
 
 
 def _compile(module: LearnerModule, device: torch.device) -> None:

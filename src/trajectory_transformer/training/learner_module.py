@@ -10,15 +10,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checkpoint import TrainingRecord
-from ..checkpoint_file import SECTION
+from ..checkpoint_file import SECTION, not_finite
 from ..configuration import OptimizerConfig
 from ..errors import UserError
 from .batches import derived_seed
 from .optimization import TrainingPlan, make_optimizer, make_schedule, set_learning_rate
 
 
-class NonFiniteLossError(UserError):
-    """The loss or its gradient became NaN or infinite; the weights are still those of the update before."""
+class NonFiniteError(UserError):
+    """The loss, its gradient or the weights became NaN or infinite; such weights are not saved."""
 
 
 def ends_update(trainer: L.Trainer) -> bool:
@@ -73,11 +73,16 @@ class LearnerModule(L.LightningModule):
         scaled = self.trainer.precision == "16-mixed"
         judged = self.trainer.strategy.reduce(self.last_loss, reduce_op="mean") if scaled else self.gradient_norm
         if not bool(torch.isfinite(torch.as_tensor(judged))):
-            raise NonFiniteLossError(
+            self._require_finite(self.state_dict())
+            raise NonFiniteError(
                 f"the loss or its gradient became NaN or infinite in update {self.global_step + 1} (loss "
-                f"{self.last_loss.item():.4g}); that update was not made and checkpoints/last.ckpt keeps the last good "
-                "state; lower optimizer.learning_rate or look for extreme values in the data"
+                f"{self.last_loss.item():.4g}), which was not made"
             )
+
+    def _require_finite(self, weights: Mapping[str, Any]) -> None:
+        """Refuse ``weights`` that hold NaN or infinity with a NonFiniteError that names the update that made them."""
+        if (name := not_finite(weights)) is not None:
+            raise NonFiniteError(f"update {self.global_step} made weights ('{name}') that are NaN or infinite")
 
     def mean_of_parts(self, so_far: Tensor | None, value: Tensor, batch_idx: int) -> Tensor:
         """The mean of a value of the parts of an update's batch (``trainer.accumulate``) up to this one, detached."""
@@ -111,4 +116,5 @@ class LearnerModule(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._require_finite(checkpoint["state_dict"])  # here, as every process comes by, whoever saves and why
         checkpoint[SECTION] = self.record.to_dict() | {"model": self.model_options()}

@@ -16,6 +16,7 @@ from requests.utils import get_netrc_auth
 
 from .. import reachability
 from ..building import TYPED_BY_USER, build, locate, targets_in
+from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..evaluation.measurements import Measurement
@@ -24,6 +25,7 @@ from .metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
 
+LONGEST_NAME = 128  # characters of a run's name that W&B takes
 EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normalized_score")
 
 
@@ -34,6 +36,7 @@ class RunLabels:
     group: str | None = None  # runs that are compared side by side, such as a sweep
     job_type: str = "train"  # or "evaluate"
     tags: tuple[str, ...] = ()  # to find it by
+    differs: str | None = None  # what tells it apart from the other jobs of its sweep
 
 
 def make_loggers(
@@ -42,7 +45,8 @@ def make_loggers(
     """The loggers of one run, which write below ``run_directory`` and show ``resolved_config`` beside its metrics.
 
     Raises:
-        UserError: W&B refuses to start, such as online without a key, or one of ``config.extra`` cannot be built.
+        UserError: W&B refuses to start, such as online without a key or network, or one of ``config.extra`` cannot be
+            built.
     """
     loggers: list[Logger] = [MetricsFile(run_directory / "metrics.csv")]
     if config.name == "wandb":
@@ -74,22 +78,28 @@ def _wandb_logger(
     folder = (run_directory / "wandb").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "run_id.txt"  # kept with the run, so that a resumed or requeued one is the same one
-    if is_first_process() and not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:12])
+    is_resumed = id_file.exists()
+    if is_first_process() and not is_resumed:
+        given = os.environ.get("WANDB_RUN_ID") if labels.differs is None else None  # which would make jobs one run
+        id_file.write_text(given or uuid.uuid4().hex[:12], encoding="utf-8")
     # By default artifacts wait for their upload in the home directory and are lost when a run is copied elsewhere.
     for name, part in (("WANDB_DIR", ".."), ("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
-        os.environ[name] = str((folder / part).resolve())
+        os.environ[name] = os.environ.get(name) or str((folder / part).resolve())
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")  # seconds; W&B's own 90 are long for a host that is not there
     mode = _wandb_mode(config)
+    variables = {name: os.environ.get(f"WANDB_{name}") for name in ("PROJECT", "NAME", "RUN_GROUP", "JOB_TYPE")}
+    tags = config.tags or [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    named = [name for name in (config.run_name or variables["NAME"], labels.differs) if name]
     logger = WandbLogger(
-        save_dir=run_directory,
-        name=run_directory.name,
-        id=id_file.read_text().strip() if is_first_process() else None,
-        project=config.project,
+        save_dir=os.environ["WANDB_DIR"],
+        name=" ".join(named)[:LONGEST_NAME] or run_directory.name,
+        id=id_file.read_text(encoding="utf-8").strip() if is_first_process() else None,
+        project=config.project or variables["PROJECT"] or "trajectory-transformer",
         mode=mode,  # not Lightning's offline=, which leaves WANDB_MODE set for whatever runs next
         entity=config.entity,
-        group=config.group or labels.group,
-        job_type=config.job_type or labels.job_type,
-        tags=[*config.tags, *labels.tags],
+        group=config.group or variables["RUN_GROUP"] or labels.group,
+        job_type=config.job_type or variables["JOB_TYPE"] or labels.job_type,
+        tags=[*tags, *labels.tags],
         config=dict(resolved_config),
         resume="allow" if mode == "online" else None,
     )
@@ -99,13 +109,30 @@ def _wandb_logger(
         except (UsageError, CommError) as error:
             reason = f"W&B does not start: {error}; log in with `wandb login`, or use logger.offline=true"
             raise UserError(reason) from None
+        if mode == "offline" and is_resumed:
+            _repeat_history(logger, run_directory)
     return logger
 
 
+def _repeat_history(logger: WandbLogger, run_directory: Path) -> None:
+    """Log what a run logged up to its last checkpoint once more.
+
+    A resumed run has another folder for ``wandb sync``, which replaces by its contents what was uploaded of the run.
+    """
+    last = run_directory / "checkpoints" / "last.ckpt"
+    done = read_checkpoint(last)["global_step"] if last.exists() else 0
+    for row in MetricsFile(run_directory / "metrics.csv").read():
+        if int(step := row.pop("step")) <= done:
+            logger.log_metrics({name: float(value) for name, value in row.items() if value}, int(step))
+
+
 def _wandb_mode(config: LoggerConfig) -> str:
+    mode = os.environ.get("WANDB_MODE")
     if config.offline is not None:
-        return "offline" if config.offline else "online"
-    if mode := os.environ.get("WANDB_MODE"):
+        mode = "offline" if config.offline else "online"
+    if mode == "online" and is_first_process() and (reason := reachability.unreachable(_wandb_url())) is not None:
+        raise UserError(f"W&B cannot be reached ({reason}); use logger.offline=true, and `wandb sync` later")
+    if mode:
         return mode
     if not wandb_key_is_configured():
         log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")

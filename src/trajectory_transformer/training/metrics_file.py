@@ -60,7 +60,7 @@ class MetricsFile(Logger):
             if not self._columns:
                 self._begin(step or 0)
             if new := [name for name in row if name not in self._columns]:
-                self._rewrite([*self._columns, *new], self._read())
+                self._rewrite([*self._columns, *new], self.read())
             self._append(row)
         except OSError as error:
             if not self._warned:
@@ -69,12 +69,12 @@ class MetricsFile(Logger):
 
     def _begin(self, step: int) -> None:
         """Keep the rows before ``step`` of an earlier process."""
-        rows = [row for row in self._read() if row["step"].isdecimal() and int(row["step"]) < step]
+        rows = [row for row in self.read() if row["step"].isdecimal() and int(row["step"]) < step]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._rewrite(list(rows[0]) if rows else ["step"], rows)
 
-    def _read(self) -> list[dict[str, str]]:
-        """Whole rows; one that a killed process left half written is dropped."""
+    def read(self) -> list[dict[str, str]]:
+        """Whole rows, "step" and metrics as text; one that a killed process left half written is dropped."""
         if not self._path.exists():
             return []
         with self._path.open(newline="") as file:

@@ -1,0 +1,137 @@
+"""A run that starts from weights: they are those of the file, and what does not fit is refused by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trajectory_transformer.app.experiment import initial_weights
+from trajectory_transformer.configuration import TrainConfig
+from trajectory_transformer.data.episodes import OfflineData
+from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceSpec
+from trajectory_transformer.errors import UserError
+from trajectory_transformer.interop.pretrained import TrajectoryTransformerModel
+from trajectory_transformer.learners.bc import BehaviorCloning
+from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.training.fit import fit, make_module
+from trajectory_transformer.training.learner_module import LearnerModule
+
+from .small_run import small_config, small_data, small_datamodule, small_fit, weights
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a short run."""
+    return small_fit(tmp_path_factory.mktemp("trained"), small_config(max_steps=6)).last
+
+
+def started(config: TrainConfig, data: OfflineData | None = None) -> LearnerModule:
+    """A module that starts from ``config.init_from``."""
+    module = make_module(TransformerLearner(), config, small_datamodule(config, data))
+    initial_weights(config).give_to(module)
+    return module
+
+
+def config_from(path: Path, **model: Any) -> TrainConfig:
+    config = small_config(max_steps=2)
+    config.init_from = str(path)
+    config.model = replace(config.model, **model)
+    return config
+
+
+def same(module: LearnerModule, stored: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(parameter, stored[name]) for name, parameter in module.named_parameters())
+
+
+def test_training_starts_from_a_checkpoint_and_resumes_without_it(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_from(trained, embd_pdrop=0.3, action_weight=2.0)  # which leave the weights' meaning alone
+    assert same(started(config), weights(trained))
+    config.optimizer.learning_rate = 1e-12
+    datamodule = small_datamodule(config)
+    report = fit(TransformerLearner(), config, tmp_path, datamodule, [], [], False, initial_weights(config))
+    for name, value in weights(report.last).items():
+        torch.testing.assert_close(value, weights(trained)[name], atol=1e-9, rtol=0)
+    config.init_from, config.trainer.max_steps = "gone", 3
+    assert small_fit(tmp_path, config, resume=True).steps == 3
+    assert not caplog.records
+
+
+def test_training_starts_from_converted_weights(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = make_module(TransformerLearner(), small_config(), small_datamodule(small_config()))
+    module.load_state_dict(weights(trained))
+    model = module.get_submodule("model")
+    converted = TrajectoryTransformerModel(model.config)  # pyright: ignore[reportArgumentType]
+    converted.load_state_dict(model.state_dict())
+    converted.save_pretrained(tmp_path / "converted")
+    caplog.clear()
+    assert same(started(config_from(tmp_path / "converted")), weights(trained))
+    (warning,) = caplog.records
+    assert "bins that it was trained with are not known" in warning.getMessage()
+
+
+def test_other_bins_are_told(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_from(trained)
+    config.data.discretizer.strategy = "quantile"
+    assert same(started(config), weights(trained))
+    (warning,) = caplog.records
+    assert "with are not this run's" in warning.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: setattr(config.model, "n_layer", 2), "a model with n_layer=1, and here it is 2"),
+        (lambda config: setattr(config.model, "n_head", 2), "a model with n_head=1, and here it is 2"),
+        (lambda config: setattr(config.model, "numerical_embedding", 4), "numerical_embedding=None, and here it is 4"),
+        (lambda config: setattr(config.data, "sequence_length", 2), "block_size=11, and here it is 7"),
+        (lambda config: setattr(config.data.discretizer, "num_bins", 12), "vocab_size=10, and here it is 12"),
+    ],
+)
+def test_another_model_is_refused(trained: Path, change: Callable[[TrainConfig], None], words: str) -> None:
+    config = config_from(trained)
+    change(config)
+    with pytest.raises(UserError, match=f"init_from={trained} is of {words}" if "model" in words else words):
+        started(config)
+
+
+def with_spaces(**spaces: Any) -> OfflineData:
+    data = small_data()
+    environment: EnvironmentSpec = replace(data.environment, **spaces)
+    return replace(data, environment=environment)
+
+
+def test_other_spaces_are_refused(trained: Path) -> None:
+    (leaf,) = small_data().environment.action.leaves
+    bounds = SpaceSpec((replace(leaf, low=(-20.0,)),))
+    assert same(started(config_from(trained), with_spaces(action=bounds)), weights(trained))
+    discrete = SpaceSpec((replace(leaf, kind="discrete", shape=(), low=(0.0,), high=(5.0,)),))
+    module = make_module(TransformerLearner(), small_config(), small_datamodule(small_config()))
+    initial = initial_weights(config_from(trained))
+    for spaces, words in (
+        ({"action": discrete}, "another action space than the data's"),
+        ({"observation": SpaceSpec((leaf, leaf))}, "for 1 observation dimensions, and the data have 2"),
+    ):
+        module.record = replace(module.record, environment=replace(small_data().environment, **spaces))
+        with pytest.raises(UserError, match=words):
+            initial.give_to(module)
+
+
+def test_another_learner_s_weights_and_shapes_are_refused(trained: Path) -> None:
+    initial = initial_weights(config_from(trained))
+    module = make_module(TransformerLearner(), small_config(), small_datamodule(small_config()))
+    name, value = next(iter(initial.weights.items()))
+    lacking = {key: tensor for key, tensor in initial.weights.items() if key != name}
+    for wrong, words in (
+        (replace(initial, weights=lacking), f"has no weights '{name}'"),
+        (replace(initial, weights={**lacking, name: value[:1, :1]}), f"the weights '{name}' have shape"),
+        (replace(initial, kind=BehaviorCloning.kind), "holds weights of learner=bc, and this run trains transformer"),
+    ):
+        with pytest.raises(UserError, match=words):
+            wrong.give_to(module)
