@@ -309,10 +309,14 @@ def test_only_acts_that_plan_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(record.plan_seconds, [0.25] * -(-record.episodes[0].length // 3))
 
 
-def test_progress_shows_finished_episodes_and_the_mean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_finished_episodes_and_the_mean(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
     record = run(ScriptedAgent(environment_spec(WALK)), 3, 2, RolloutOptions(progress=True))
     mean = np.mean([episode.episode_return for episode in record.episodes])
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "3/3 episodes" in shown
     assert f"{mean:.5g}" in " ".join(shown.split())
 

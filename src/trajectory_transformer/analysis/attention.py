@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from ..configuration import require
 from ..configuration.tasks import MIN_TRANSITIONS, AttentionConfig
@@ -15,6 +14,7 @@ from ..data.windows import TokenWindows
 from ..evaluation.measurements import Measurement, RunFacts, write_measurements
 from ..model.gpt import TrajectoryTransformer
 from ..planning.trained_transformer import TrainedTransformer
+from ..progress import WorkProgress
 from .attention_masses import ALL_LAYERS, AttentionMasses, MeasuredAttention, attention_measurements, attention_table
 from .plots import plot_attention_maps, plot_attention_summary
 
@@ -123,14 +123,15 @@ def average_attention(
     measured: list[torch.Tensor] = []
     size = max(1, _WEIGHTS_AT_ONCE // total.numel())
     batches = torch.from_numpy(chosen.first).split(size)
-    for index, batch in enumerate(track(batches, description="looking at attention")):
-        with torch.inference_mode():
-            inputs = windows.gather(batch).trajectories
-            output = model(inputs, use_cache=False, output_attentions=True, return_dict=True)
-        attention = torch.stack(output.attentions)  # (layer, window, head, query, key)
-        measured.append(masses.of(attention).transpose(0, 1).cpu())
-        total += attention.sum(dim=1)
-        if shown // size == index:
-            kept = attention[:, shown % size]
+    with WorkProgress("{task.percentage:.0f} %") as progress:
+        for index, batch in enumerate(progress.track(batches, description="looking at attention")):
+            with torch.inference_mode():
+                inputs = windows.gather(batch).trajectories
+                output = model(inputs, use_cache=False, output_attentions=True, return_dict=True)
+            attention = torch.stack(output.attentions)  # (layer, window, head, query, key)
+            measured.append(masses.of(attention).transpose(0, 1).cpu())
+            total += attention.sum(dim=1)
+            if shown // size == index:
+                kept = attention[:, shown % size]
     record = MeasuredAttention(masses.names, masses.uniform, torch.cat(measured).numpy(), chosen.episodes)
     return record, (total / len(chosen.first)).cpu().numpy(), kept.cpu().numpy()

@@ -12,10 +12,10 @@ from ..configuration import PlannerConfig, PredictConfig, require
 from ..data.episodes import Episode
 from ..environments.batch import environment_title
 from ..evaluation.measurements import Measurement, RunFacts, write_measurements
-from ..evaluation.rollout import progress_bar
 from ..planning.planner import make_decoder
 from ..planning.sampling import Choice
 from ..planning.trained_transformer import TrainedTransformer
+from ..progress import WorkProgress
 from . import prediction_curves
 from .continuations import FreeRunning, ProbabilisticDynamics, continue_freely, continue_with_members
 from .plots import plot_errors, plot_log_likelihood
@@ -148,7 +148,7 @@ def predict(
     predictor = Predictor(trained, planner, request.options, np.where(scale > 0, scale, 1.0), ensemble)
     curves: list[prediction_curves.Curves] = []
     films: list[tuple[np.ndarray, np.ndarray]] = []
-    with progress_bar(request.progress, "{task.percentage:.0f} % of {task.fields[episodes]} episodes") as progress:
+    with WorkProgress("{task.percentage:.0f} % of {task.fields[episodes]} episodes", request.progress) as progress:
         task = progress.add_task("predicting", total=len(references) * predictor.work, episodes=len(references))
         for index, episode in enumerate(references):
             seed = request.facts.seed + index

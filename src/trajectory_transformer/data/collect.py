@@ -11,10 +11,10 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..configuration import require, require_choice
 from ..errors import UserError
+from ..progress import WorkProgress
 from ..simulation import RECIPES, Recipe, find_recipe
 from ..simulation.simulate import SimulatedEpisode, simulate
 from ..simulation.storage import collecting_folder, disk_errors, publish, write_dataset
@@ -68,11 +68,10 @@ def _simulate_steps(
     recipe: Recipe, steps: int, stream: Generator[SimulatedEpisode, None, None], progress: bool
 ) -> list[SimulatedEpisode]:
     """Episodes from ``stream`` until they have ``steps`` steps."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     episodes: list[SimulatedEpisode] = []
     done = 0
-    with contextlib.closing(stream), Progress(*columns, *times, disable=not progress) as bar:
+    text = "{task.completed:,.0f}/{task.total:,.0f} steps"
+    with contextlib.closing(stream), WorkProgress(text, progress) as bar:
         task = bar.add_task(f"simulating {recipe.env_id}", total=steps)
         while done < steps:
             episodes.append(next(stream))

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..available_memory import available_memory, require_memory
 from ..building import TYPED_BY_USER, build
 from ..configuration import DataConfig, require
 from ..environments.reference_scores import reference_scores
 from ..errors import UserError
+from ..progress import WorkProgress
 from .episode_source import EpisodeSource, StoredEpisode, StoredSet
 from .episodes import Episode, OfflineData
 from .minari_set import EmbeddedSet, MinariSet
@@ -100,11 +99,8 @@ def load_offline_data(
 
 
 def _validated(found: Sequence[tuple[str, StoredSet]], progress: bool) -> Iterator[Episode]:
-    """All episodes with all observation dimensions, and a progress bar."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes left"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not (progress and console.is_terminal))
-    with bar:
+    """All episodes with all observation dimensions, and progress."""
+    with WorkProgress("{task.completed:.0f}/{task.total:.0f} episodes", progress) as bar:
         for name, stored in found:
             for one in bar.track(stored.episodes, total=stored.num_episodes, description=f"reading {name}"):
                 try:

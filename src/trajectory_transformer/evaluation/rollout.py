@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..environments.batch import (
     EnvironmentBatch,
@@ -20,6 +19,7 @@ from ..environments.batch import (
 )
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
+from ..progress import WorkProgress
 from .records import (
     ActingAgent,
     EpisodePath,
@@ -59,7 +59,7 @@ def run_episodes(
         make_environments(
             environment, min(num_envs, episodes), options.recorder is not None, options.max_episode_steps
         ) as batch,
-        progress_bar(options.progress, _COLUMN) as progress,
+        WorkProgress(_COLUMN, options.progress) as progress,
     ):
         if limit_episodes(batch, options.longest_episode):
             log.warning(
@@ -244,10 +244,3 @@ def require_possible(settings: PlannerRecord, needs_goal: bool, batch: Environme
             f"planner={settings.name} needs an environment whose observations have a desired_goal; elsewhere, call "
             "Agent.aim"
         )
-
-
-def progress_bar(shown: bool, text: str) -> Progress:
-    """A bar with the time that remains, shown or not; ``text`` is Rich's template of the words beside it."""
-    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn(text), *times
-    return Progress(*columns, disable=not shown, refresh_per_second=4)

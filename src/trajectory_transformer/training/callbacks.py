@@ -17,12 +17,12 @@ from typing_extensions import override
 from ..configuration import TrainerConfig
 from ..cores import OtherProcesses, are_contended
 from ..errors import UserError
+from ..progress import PLAIN_LINE_SECONDS
 from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
 from .learner_module import LearnerModule, NonFiniteError, ends_update
 
 CONTENTION_SECONDS = 5.0  # over which the cores that other processes use are measured
-PLAIN_LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
 class KeepCheckpoints(Checkpoint):
