@@ -287,3 +287,9 @@ def test_a_run_alone_differs_from_nothing(train: Callable[..., int], runs: Runs)
 def test_a_search_s_trials_are_told_apart_by_their_values(train: Callable[..., int], runs: Runs) -> None:
     assert train("tune=optimizer", "hydra.run.dir=search", "tune.trials=1") == 0
     assert f"optimizer.learning_rate={runs.calls[0][0].optimizer.learning_rate}" in str(runs.calls[0][1].differs)
+
+
+@pytest.mark.parametrize("text", ["hydra: 3", "[", "hydra: {overrides: {task: null}}"])
+def test_a_sweep_s_file_that_says_nothing_costs_a_job_no_more_than_a_short_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "multirun.yaml").write_text(text)
+    assert jobs.what_differs(jobs.Job(tmp_path / "0", {"seed": "1", "model": "base"}, "sweep")) == "seed=1 model=base"

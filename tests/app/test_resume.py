@@ -248,6 +248,13 @@ class TestExtend:
         assert words in capsys.readouterr().err
         assert not runs.calls
 
+    def test_a_checkpoint_that_does_not_say_how_far_it_is_is_refused(
+        self, train: Callable[..., int], capsys: pytest.CaptureFixture[str], finished: Path
+    ) -> None:
+        write_checkpoint(finished / "checkpoints" / "last.ckpt", {"trajectory_transformer": {"format": 1}})
+        assert train("resume=here", "trainer.max_steps=30", "extend=true") == 2
+        assert "last.ckpt' do not fit together" in capsys.readouterr().err
+
     def test_a_run_that_is_not_finished_is_not_extended(
         self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -19,7 +19,7 @@ from ..planning.objectives import Objective, make_objective
 from ..training.learner import make_learner
 from . import mistakes, sweep
 from .jobs import MODULES, why_taken
-from .schema import folder_names, option_names, schema_of, typed_evaluate, typed_train
+from .schema import as_typed, folder_names, option_names, schema_of, typed_evaluate, typed_train
 from .tune import with_values
 
 SWEEP_LOCK = ".sweep.lock"  # not that of a job, which may lie in the sweep's own folder
@@ -142,8 +142,8 @@ class RunChecks(Callback):
         """Exit with 2 after a mistake, or where the output directory cannot be used; a sweep's jobs check theirs."""
         is_sweep = key == "hydra.sweep.dir"
         try:
-            mistakes.refuse_additions(config.hydra.overrides.task, schema_of(config), config_folders(config.hydra))
-            mistakes.refuse_idle(config.hydra.overrides.hydra, is_sweep)
+            mistakes.refuse_additions(as_typed(config, "task"), schema_of(config), config_folders(config.hydra))
+            mistakes.refuse_idle(as_typed(config, "hydra"), is_sweep)
             options = None if is_sweep else validated(config, config.hydra)
             if is_first_process():
                 self._take_folder(config, key, options)

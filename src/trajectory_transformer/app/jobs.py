@@ -212,10 +212,10 @@ def what_differs(job: Job) -> str | None:
     if job.sweep is None:
         return None
     parents = (folder / "multirun.yaml" for folder in job.directory.absolute().parents)
-    file = next((path for path in parents if path.exists()), None)
     common: list[str] = []  # which Hydra lists as they were typed, those that vary with all their values
-    if file is not None:
-        common = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
+    with contextlib.suppress(StopIteration, OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        file = next(path for path in parents if path.exists())
+        common = list(yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"])
     given = [f"{name}={value}" for name, value in job.parameters.items()]
     return " ".join(option for option in given if option not in common)
 

@@ -183,9 +183,12 @@ def _is_edited(directory: Path, options: TrainConfig) -> bool:
 
 
 def _updates_made(directory: Path) -> int:
-    from ..checkpoint_file import read_checkpoint  # here, as a refused option need not wait for torch
+    from ..checkpoint import fitting_parts  # here, as a refused option need not wait for torch
+    from ..checkpoint_file import read_checkpoint
 
-    return int(read_checkpoint(directory / "checkpoints" / "last.ckpt")["global_step"])
+    last = directory / "checkpoints" / "last.ckpt"
+    with fitting_parts(str(last)):
+        return int(read_checkpoint(last)["global_step"])
 
 
 def run_rank() -> None:

@@ -40,6 +40,11 @@ def run_name(requeued: bool) -> str:
     return shared_name(requeued) or time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
+def as_typed(config: DictConfig, kind: str) -> list[str]:
+    """The options of a "task", or "hydra"'s own, as typed: what interpolations give may be known in a job only."""
+    return cast(list[str], OmegaConf.to_container(config.hydra.overrides[kind], resolve=False))
+
+
 def folder_names(config: DictConfig, key: str) -> Iterator[Path]:
     """The folder that ``key`` names and, where that is the time, further ones, which ``config`` then names instead."""
     yield (named := Path(OmegaConf.select(config, key)))

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from ..errors import UserError
 from ..files import is_in_use
 from .jobs import REFUSAL, STATUS, RunRecord, parameters_of
+from .schema import as_typed
 
 HYDRA = ".hydra"  # folder in a job's, which Hydra writes first
 
@@ -125,7 +126,7 @@ def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
         return []
     given = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides([*given, *config.hydra.overrides.task])
+    overrides = parser.parse_overrides([*given, *as_typed(config, "task")])
     return [parameters_of(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
 
 

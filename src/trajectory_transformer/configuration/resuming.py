@@ -15,6 +15,8 @@ MAY_CHANGE = {  # option, or group of options -> True: obeyed from the next upda
     "environment": True,
     "logger": True,
     "tune": True,  # for the trials to come
+    "extend": False,  # nothing to edit: it is given on the command line
+    "extended": True,  # a record, which nothing follows from
     "experiment_name": True,
 }
 

@@ -122,7 +122,7 @@ def _repeat_history(logger: WandbLogger, run_directory: Path) -> None:
     last = run_directory / "checkpoints" / "last.ckpt"
     done = read_checkpoint(last)["global_step"] if last.exists() else 0
     for row in MetricsFile(run_directory / "metrics.csv").read():
-        if int(step := row.pop("step")) <= done:
+        if (step := row.pop("step")).isdecimal() and int(step) <= done:
             logger.log_metrics({name: float(value) for name, value in row.items() if value}, int(step))
 
 
