@@ -1,6 +1,7 @@
 """C sources of this package as shared libraries, compiled for this processor on first use; ``vectors.h`` is for all."""
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -11,7 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch  # noqa: F401 - brings the OpenMP runtime that the library uses, so that both share one pool of threads
+import torch  # also brings the OpenMP runtime that the library uses, so that both share one pool of threads
 
 from ..files import staging_folder
 
@@ -21,6 +22,10 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 Functions = Mapping[str, tuple[type | None, list[type]]]
 """The name of each function -> the types of its result and its arguments."""
+
+
+# A forked process has none of its parent's OpenMP threads, and would wait for them without end, in torch as in our C.
+os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 class UnavailableError(RuntimeError):
