@@ -101,11 +101,11 @@ def _fits(value: object, kind: Any) -> bool:
         return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
     if not isinstance(value, origin):
         return False
-    if origin is list:
-        return all(_fits(entry, arguments[0]) for entry in value)  # pyright: ignore[reportGeneralTypeIssues]
-    if origin is tuple:
-        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments  # pyright: ignore[reportArgumentType]
-        return len(kinds) == len(value) and all(map(_fits, value, kinds))  # pyright: ignore[reportArgumentType]
+    if origin is list and isinstance(value, list):
+        return all(_fits(entry, arguments[0]) for entry in value)
+    if origin is tuple and isinstance(value, tuple):
+        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
     if isinstance(value, Mapping) and arguments:
         return all(_fits(key, arguments[0]) and _fits(entry, arguments[1]) for key, entry in value.items())
     return True
