@@ -18,6 +18,9 @@ from ..files import staging_folder
 
 log = logging.getLogger(__name__)
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
+OPERATORS = __name__.partition(".")[0]
+"""The namespace of this package's operators in ``torch.ops``: its own name, also where it was renamed."""
+
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 Functions = Mapping[str, tuple[type | None, list[type]]]

@@ -82,7 +82,7 @@ def kept_weights(query: Tensor, mask: Tensor, dropout: float, seed: int) -> Tens
 # Outputs and gradients are (batch, time, head, head_dim) in memory, as the layers around attention take them.
 
 
-@torch.library.custom_op("trajectory_transformer::causal_attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{c_library.OPERATORS}::causal_attention", mutates_args=(), device_types="cpu")
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, s
     return query.new_empty(batch, time, heads, width), query.new_empty(batch, heads, time)
 
 
-@torch.library.custom_op("trajectory_transformer::causal_attention_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{c_library.OPERATORS}::causal_attention_backward", mutates_args=(), device_types="cpu")
 def _backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, seed: Tensor,
     output: Tensor, log_sums: Tensor,

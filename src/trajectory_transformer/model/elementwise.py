@@ -53,7 +53,7 @@ def gelu(x: Tensor) -> Tensor:
     return _gelu(x) if x.requires_grad and torch.is_grad_enabled() and _suits(x) else F.gelu(x)
 
 
-@torch.library.custom_op("trajectory_transformer::dropout", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{c_library.OPERATORS}::dropout", mutates_args=(), device_types="cpu")
 def _dropout(x: Tensor, probability: float, seed: Tensor) -> Tensor:
     x, threads = x.contiguous(), torch.get_num_threads()
     out = torch.empty_like(x)
@@ -78,7 +78,7 @@ def _differentiate_dropout(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
 _dropout.register_autograd(_differentiate_dropout, setup_context=_save_dropout)
 
 
-@torch.library.custom_op("trajectory_transformer::gelu", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{c_library.OPERATORS}::gelu", mutates_args=(), device_types="cpu")
 def _gelu(x: Tensor) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
@@ -86,7 +86,7 @@ def _gelu(x: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("trajectory_transformer::gelu_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{c_library.OPERATORS}::gelu_backward", mutates_args=(), device_types="cpu")
 def _gelu_backward(gradient: Tensor, x: Tensor) -> Tensor:
     gradient, x = gradient.contiguous(), x.contiguous()
     out, threads = torch.empty_like(x), torch.get_num_threads()
