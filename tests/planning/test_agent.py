@@ -244,13 +244,13 @@ def test_from_checkpoint_restores_the_agent(
     with pytest.raises(UserError, match=r"planner\.beam_width=0 must be at least 1"):
         Agent.from_checkpoint(path, beam_width=0)
     section = contents["trajectory_transformer"]
-    for value_r2, act, cdf in ((0.5, "best", 0.3), (0.49, "mean", None), (None, "mean", None)):
+    for value_r2, act, cdf, temperature in ((0.5, "best", 0.3, 1.0), (0.49, "mean", None, 0.6), (None, "mean", None, 0.6)):
         section |= {
             "value_r2": value_r2,
             "planner": asdict(PlannerConfig(**(recorded | {"act": "auto", "cdf_act": 0.3}))),
         }
         found = Agent.of(Checkpoint.from_contents(contents))
-        assert (found.settings.act, found.settings.cdf_act) == (act, cdf)
+        assert (found.settings.act, found.settings.cdf_act, found.settings.temperature) == (act, cdf, temperature)
         assert Agent.of(Checkpoint.from_contents(contents), act="best").settings.cdf_act == 0.3
         assert Agent.of(Checkpoint.from_contents(contents), name="imitation").settings.act == "best"
     section |= {"model": {"vocab_size": BINS}}
