@@ -18,6 +18,7 @@ from trajectory_transformer.configuration import LoggerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.measurements import Measurement
 from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.reachability import wandb_key_is_configured
 from trajectory_transformer.training import loggers as loggers_file
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.loggers import (
@@ -29,7 +30,6 @@ from trajectory_transformer.training.loggers import (
     log_measurements,
     make_loggers,
     require_loggers,
-    wandb_key_is_configured,
 )
 
 from .small_run import small_config, small_datamodule

@@ -26,7 +26,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.measurements import Measurement, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.records import ActingAgent
-from ..evaluation.results import EvaluationRequest, current_commit
+from ..evaluation.results import EvaluationRequest, TrainingFacts, current_commit
 from ..evaluation.rollout import limit_episodes, require_possible
 from ..files import is_first_process
 from ..learners.ensemble_network import read_ensemble
@@ -221,7 +221,8 @@ def _plan(
         first_seed = 1000 * config.seed  # so that the seeds of a sweep do not share episodes
     else:
         options, threads, progress, first_seed = config, config.threads, True, config.seed
-    dataset = trained.checkpoint.training.dataset
+    training = trained.checkpoint.training
+    dataset = training.dataset
     request = EvaluationRequest(
         episodes=options.episodes,
         num_envs=min(options.num_envs, options.episodes),
@@ -238,6 +239,7 @@ def _plan(
         progress=progress,
         max_episode_steps=options.max_episode_steps,
         longest_episode=dataset.longest_episode,
+        trained=TrainingFacts(dataset.fingerprint, training.data.validation_fraction, training.seed),
     )
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)

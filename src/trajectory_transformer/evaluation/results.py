@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NotRequired, TypeAlias
 
 import numpy as np
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
@@ -63,7 +63,19 @@ _RESULTS = {  # the fields that every version of schema 1 has
     "reference_scores": {"min": _FiniteOrNone, "max": _FiniteOrNone, "source": str},
     "episodes": list[_typed("episode", _EPISODE)],
     "summary": _SUMMARY,
+    "trained": NotRequired[
+        _typed("trained", {"fingerprint": str, "validation_fraction": FiniteFloat, "seed": int}) | None
+    ],
 }
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a policy was trained on, by which ``compare`` tells whether it may stand beside another."""
+
+    fingerprint: str  # of the data, as of ``OfflineData``
+    validation_fraction: float  # of its episodes, held out
+    seed: int  # of training, by which they were chosen
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ class EvaluationRequest:
     max_episode_steps: int | None = None  # as of RolloutOptions
     longest_episode: int | None = None
     progress: bool = True  # show a bar
+    trained: TrainingFacts | None = None  # where they are known
 
 
 def build_results(
@@ -123,6 +136,7 @@ def build_results(
         "num_envs": min(request.num_envs, request.episodes),
         "max_episode_steps": record.max_episode_steps,
         "checkpoint": request.checkpoint,
+        "trained": None if request.trained is None else asdict(request.trained),
         "planner": asdict(planner),
         "deadline": None if planner.deadline_ms is None else {"ms": planner.deadline_ms, **asdict(record.counts)},
         "behavior": {

@@ -12,15 +12,14 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from requests.utils import get_netrc_auth
 
-from .. import reachability
 from ..building import TYPED_BY_USER, build, locate, targets_in
 from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..evaluation.measurements import Measurement
 from ..files import is_first_process
+from ..reachability import unreachable, wandb_key_is_configured, wandb_url
 from .metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
@@ -130,26 +129,17 @@ def _wandb_mode(config: LoggerConfig) -> str:
     mode = os.environ.get("WANDB_MODE")
     if config.offline is not None:
         mode = "offline" if config.offline else "online"
-    if mode == "online" and is_first_process() and (reason := reachability.unreachable(_wandb_url())) is not None:
+    if mode == "online" and is_first_process() and (reason := unreachable(wandb_url())) is not None:
         raise UserError(f"W&B cannot be reached ({reason}); use logger.offline=true, and `wandb sync` later")
     if mode:
         return mode
     if not wandb_key_is_configured():
         log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
         return "offline"
-    if is_first_process() and (reason := reachability.unreachable(_wandb_url())) is not None:
+    if is_first_process() and (reason := unreachable(wandb_url())) is not None:
         log.warning("W&B cannot be reached (%s): this run is logged offline; `wandb sync` uploads it later", reason)
         return "offline"
     return "online"
-
-
-def _wandb_url() -> str:
-    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-
-
-def wandb_key_is_configured() -> bool:
-    """A key is in the environment, or in the netrc file for W&B's host."""
-    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(_wandb_url()) is not None
 
 
 @rank_zero_only
