@@ -112,6 +112,13 @@ def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) ->
     assert results["dataset"] == DATASET
     assert results["seed"] == 7  # the run's; its episodes have their own, which no other seed of a sweep has
     assert [episode["seed"] for episode in results["episodes"]] == [7000, 7001]
+    record = Checkpoint.read(directory / "checkpoints" / "best.ckpt").training
+    facts = {
+        "fingerprint": record.dataset.fingerprint,
+        "validation_fraction": record.data.validation_fraction,
+        "seed": 7,
+    }
+    assert results["trained"] == facts
     assert [episode["length"] for episode in results["episodes"]] == [4, 4]
     assert results["planner"]["horizon"] == 2
     assert results["behavior"]["episodes"] == 6

@@ -17,7 +17,8 @@ def plot_comparison(report: Report, title: str, path: Path) -> None:
     """Draw the report as a PNG; UserError if it cannot be written."""
     colors = dict(zip(report.aggregates, itertools.cycle(SERIES), strict=False))
     figure = Figure(figsize=(10.0, 4.8 + 0.22 * len(colors)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.1 + 0.22 * len(colors), 3.2])
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.1 + 0.22 * len(colors), 3.2])
+    upper, lower = parts.flat
     panels = upper.subplots(1, len(AGGREGATES), sharey=True, squeeze=False).flat
     for index, (name, axes) in enumerate(zip(AGGREGATES, panels, strict=True)):
         for row, (method, estimates) in enumerate(report.aggregates.items()):

@@ -187,6 +187,8 @@ def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[st
         else:
             verdict = "the interval has 0.5 within: no difference is shown"
         yield f"{one} against {other}: probability of improvement {_text(won)}: {verdict}"
+    if len(wins) > 1:
+        yield f"one in twenty of the intervals of {len(wins)} pairs can be expected to miss"
     yield "intervals that overlap are not a difference, and the best of several runs is not a method's result"
 
 

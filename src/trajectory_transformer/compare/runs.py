@@ -70,14 +70,14 @@ def find_results(words: Sequence[str]) -> tuple[dict[str, list[Path]], list[str]
         for place in [word] if alone else [rest] if Path(rest).exists() else rest.split(","):
             paths = [Path(place)] if Path(place).exists() else sorted(map(Path, glob.glob(place, recursive=True)))
             require(bool(paths), f"{word}: there is no '{place}'")
-            before = sum(map(len, found.values()))
+            some = False
             for path in paths:
-                files = sorted(path.rglob("results.json")) if path.is_dir() else [path]
+                files = sorted(path.rglob("results.json")) if path.is_dir() else [path] * (path.suffix == ".json")
                 method = path.resolve().name if alone else name
-                found[method] += [file for file in files if file.suffix == ".json" and file not in found[method]]
+                found[method] += [file for file in files if file not in found[method]]
                 unfinished += _unfinished(path)
-            if sum(map(len, found.values())) == before:
-                raise UserError(f"{word}: '{place}' holds no results.json; give folders of runs that were evaluated")
+                some = some or bool(files)
+            require(some, f"{word}: '{place}' holds no results.json; give folders of runs that were evaluated")
     owners: dict[Path, str] = {}
     for method, files in found.items():
         for file in files:
@@ -215,7 +215,7 @@ def remarks(methods: Mapping[str, Sequence[Run]]) -> Iterator[str]:
     if unknown := [run for run in runs if run.seed is None]:
         yield f"the seed of training is unknown, so each counts as another, of {_places(unknown, 3)}"
     for package in VERSIONS:
-        versions = sorted({run.results["versions"].get(package, "unknown") for run in runs})
+        versions = sorted({str(run.results["versions"].get(package, "unknown")) for run in runs})
         if len(versions) > 1:
             yield f"versions of {package} differ: {', '.join(versions)}"
     seeds: dict[str, list[str]] = defaultdict(list)
