@@ -32,7 +32,7 @@ def test_a_comparison_that_is_not_fair_is_refused(tmp_path: Path, capsys: pytest
     a, b = write_run(tmp_path / "a", 1.0), write_run(tmp_path / "b", 2.0, env_id="Other-v0")
     assert main([str(a), str(b)]) == 2
     told = capsys.readouterr()
-    sentence = f"a-v0: the environment differ: Env-v0 in {a}; Other-v0 in {b}"
+    sentence = f"a-v0: environment: Env-v0 in {a}; Other-v0 in {b}"
     assert told.out == ""
     assert told.err == f"error: these runs are no fair comparison (--anyway makes one that says so):\n  {sentence}\n"
     assert main([str(a), str(b), "--anyway"]) == 0
@@ -68,5 +68,5 @@ def test_tables_go_to_wandb_offline(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "out" / "wandb").glob("offline-run-*")
     tables = {file.name.split("_")[0]: json.loads(file.read_text()) for file in folder.rglob("*.table.json")}
     assert set(tables) == {"tasks", "aggregates", "improvement", "budget", "profiles", "runs"}
-    assert tables["budget"] == {"columns": ["n", "a", "b"], "data": [[1, 1.0, 2.0]]}
+    assert tables["budget"] == {"columns": ["n", "a", "b", "origin"], "data": [[1, 1.0, 2.0, "commit 0123456"]]}
     assert list(folder.rglob("*.png"))

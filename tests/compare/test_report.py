@@ -58,10 +58,11 @@ def test_tables_by_hand(tmp_path: Path) -> None:
 
 def test_every_table_names_its_commits(tmp_path: Path) -> None:
     alike = compare({"x": make_runs(tmp_path)}, "percent")
-    assert all(table.title.endswith("(commit 0123456)") for table in alike.tables)
+    assert all(table.origin == "commit 0123456" for table in alike.tables)
     differ = make(tmp_path, ("the data differ",), first=[[1.0]], second=[[2.0]])
-    origin = "(different commits: first first  ; second second ; NOT ALIKE, see the notes)"
-    assert all(table.title.endswith(origin) for table in differ.tables)
+    origin = "different commits: first first  ; second second ; NOT ALIKE, see the notes"
+    assert all(table.plain()[1][0][-1] == table.origin == origin for table in differ.tables)
+    assert all(form(differ).count(f"({origin})") == 4 for form in (as_text, as_markdown, as_latex))
     assert differ.notes[0] == "NOT ALIKE, compared all the same: the data differ"
 
 

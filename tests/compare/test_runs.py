@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,19 +87,19 @@ def test_runs_that_are_alike(tmp_path: Path) -> None:
     [
         (
             {"trained": {"fingerprint": "0" * 64}},
-            "the fingerprint of the data differ: 000000000000 in {b}; ffffffffffff",
+            "fingerprint of the data: 000000000000 in {b}; ffffffffffff",
         ),
         (
             {"behavior": {"episodes": 8}},
-            "the returns of the data differ: 8 episodes of mean 200, best 400 in {b}; 7 epi",
+            "returns of the data: 8 episodes of mean 200, best 400 in {b}; 7 epi",
         ),
-        ({"env_id": "Other-v0"}, "the environment differ: Other-v0 in {b}; Env-v0 in {a0}, {a1}"),
-        ({"trained": {"validation_fraction": 0.2}}, "the held-out share of the data differ: 0.2 in {b}; 0.1 in {a0}"),
-        ({"max_episode_steps": None}, "the max_episode_steps differ: None in {b}; 5 in {a0}, {a1}"),
-        ({"reference_scores": {"max": 500.0}}, "the returns of score 0 and 100 differ: 0 and 500 in {b}; 0 and 1000"),
+        ({"env_id": "Other-v0"}, "environment: Other-v0 in {b}; Env-v0 in {a0}, {a1}"),
+        ({"trained": {"validation_fraction": 0.2}}, "held-out share of the data: 0.2 in {b}; 0.1 in {a0}"),
+        ({"max_episode_steps": None}, "max_episode_steps: None in {b}; 5 in {a0}, {a1}"),
+        ({"reference_scores": {"max": 500.0}}, "returns of score 0 and 100: 0 and 500 in {b}; 0 and 1000"),
     ],
 )
-def test_what_differs_is_told_with_its_folder(tmp_path: Path, changed: dict[str, object], told: str) -> None:
+def test_what_differs_is_told_with_its_folder(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
     a0, a1 = (write_run(tmp_path / f"a{seed}", 1.0, seed=seed) for seed in (0, 1))
     b = write_run(tmp_path / "b", 1.0, **changed)
     (only,) = differences(read(a=[a0, a1], b=[b]))
@@ -112,12 +113,9 @@ def test_episodes_of_one_seed_must_be_the_same(tmp_path: Path) -> None:
     fewer = write_run(tmp_path / "d", 1.0, episodes=episodes[:1])
     assert list(differences(read(a=[a], b=[b]))) == []
     assert list(differences(read(a=[a], b=[other]))) == [
-        f"a-v0, seed 0: the seeds of the episodes differ: 0 to 1 in {a}; 0, 7 in {other}"
+        f"a-v0, seed 0: seeds of the episodes: 0 to 1 in {a}; 0, 7 in {other}"
     ]
-    assert (
-        next(differences(read(a=[a, b], b=[fewer])))
-        == f"a-v0: the number of episodes differ: 1 in {fewer}; 2 in {a}, {b}"
-    )
+    assert next(differences(read(a=[a, b], b=[fewer]))) == f"a-v0: number of episodes: 1 in {fewer}; 2 in {a}, {b}"
 
 
 def test_a_task_that_a_method_lacks(tmp_path: Path) -> None:

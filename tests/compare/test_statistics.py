@@ -85,6 +85,13 @@ def test_tasks_weigh_the_same_whatever_their_runs() -> None:
     assert aggregates(scores).tolist() == [pytest.approx(value) for value in ((3 * 3 + 3 * 6) / 6, 4.25, 4.25, 95.75)]
 
 
+def test_tasks_weigh_nearly_the_same_where_their_runs_have_no_small_multiple() -> None:
+    scores = [np.arange(float(count)) == 0 for count in (7, 11, 13, 17)]
+    table = level(scores)
+    assert table.shape == (2000, 4)
+    assert table.mean(axis=0) == pytest.approx([1 / 7, 1 / 11, 1 / 13, 1 / 17], abs=1 / 2000)
+
+
 def test_no_interval_of_a_single_run() -> None:
     assert all(one.low is one.high is None for one in estimates(aggregates, [np.array([1.0, 2.0]), np.array([3.0])]))
 

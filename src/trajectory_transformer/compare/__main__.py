@@ -39,7 +39,7 @@ def compare_runs(words: Sequence[str], normalization: str, anyway: bool, out: Pa
 
         report.write(compared, out)
         picture = out / "compare.png"
-        plot_comparison(compared, compared.tables[1].title, picture)
+        plot_comparison(compared, compared.tables[1].heading, picture)
         print(f"written to {out}")
     if project is not None:
         _log_to_wandb(compared, project, out, picture)

@@ -4,7 +4,8 @@ import csv
 import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,23 +30,29 @@ class Table:
     title: str
     columns: list[str]
     rows: list[list[Cell]]
+    origin: str  # its commits, and whether what it compares is alike
     printed: bool = True  # else in files alone
 
+    @property
+    def heading(self) -> str:
+        return f"{self.title} ({self.origin})"
+
     def texts(self) -> list[list[str]]:
-        """Header and rows for people."""
+        """Columns and rows for people."""
         return [self.columns, *([_text(cell) for cell in row] for row in self.rows)]
 
     def plain(self) -> tuple[list[str], list[list[str | int | float | None]]]:
-        """Columns and rows for programs: an estimate takes three, its interval's ends after it."""
-        wide = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))]
+        """Columns and rows for programs: an estimate takes three, with its ends; the origin comes last."""
+        wide = [any(isinstance(cell, Estimate) for cell in column) for column in zip(*self.rows, strict=True)]
         names = [
             name + end
             for name, three in zip(self.columns, wide, strict=True)
-            for end in ("", " low", " high")[: 3 if three else 1]
+            for end in (("", " low", " high") if three else ("",))
         ]
-        return names, [
+        rows = (
             [part for cell, three in zip(row, wide, strict=True) for part in _parts(cell, three)] for row in self.rows
-        ]
+        )
+        return [*names, "origin"], [[*row, self.origin] for row in rows]
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,14 @@ class Report:
 
     tables: list[Table]
     notes: list[str]
-    aggregates: dict[str, list[Estimate]] = field(default_factory=dict)  # as AGGREGATES
-    thresholds: list[float] = field(default_factory=list)
-    profiles: dict[str, list[Estimate]] = field(default_factory=dict)  # as thresholds
-    budgets: dict[str, list[float]] = field(default_factory=dict)  # expected best of 1, 2, … policies
+    aggregates: dict[str, list[Estimate]]  # as AGGREGATES
+    thresholds: list[float]
+    profiles: dict[str, list[Estimate]]  # as thresholds
+    budgets: dict[str, list[float]]  # expected best of 1, 2, … policies
+
+    @property
+    def printed(self) -> list[Table]:
+        return [table for table in self.tables if table.printed]
 
 
 def compare(
@@ -70,90 +81,61 @@ def compare(
     scores = {
         method: [np.array([run.score for run in own[task]]) for task in tasks] for method, own in of_tasks.items()
     }
-    commits = {method: sorted({run.commit for run in runs}) for method, runs in methods.items()}
-    distinct = sorted(set(itertools.chain(*commits.values())))
-    of_methods = "; ".join(f"{method} {', '.join(own)}" for method, own in commits.items())
-    origin = f"commit {distinct[0]}" if len(distinct) == 1 else f"different commits: {of_methods}"
-    if differences:
-        origin += "; NOT ALIKE, see the notes"
-    aggregates = {method: statistics.estimates(statistics.aggregates, own) for method, own in scores.items()}
     values = np.concatenate([task for own in scores.values() for task in own])
     thresholds = np.linspace(min(0.0, values.min()), values.max(), THRESHOLDS).tolist()
-
-    def profile(own: statistics.Scores) -> np.ndarray:
-        return statistics.profile(own, thresholds)
-
+    profile = partial(statistics.profile, thresholds=thresholds)
+    aggregates = {method: statistics.estimates(statistics.aggregates, own) for method, own in scores.items()}
     profiles = {method: statistics.estimates(profile, own) for method, own in scores.items()}
-    pairs = list(itertools.combinations(scores, 2))
+    pairs = itertools.combinations(scores, 2)
     wins = {(a, b): statistics.estimates(statistics.improvement, scores[a], scores[b])[0] for a, b in pairs}
-    budgets = {
-        method: [
-            float(np.mean([statistics.expected_best(task, tried + 1) for task in own]))
-            for tried in range(min(map(len, own)))
-        ]
-        for method, own in scores.items()
-    }
-    over = f"{len(tasks)} task" + "s" * (len(tasks) != 1)
-    policies = range(1, max(map(len, budgets.values())) + 1)
-    tables = [
-        Table(
-            "tasks",
-            f"By task: mean over runs and its 95 % interval by Student's t ({origin})",
-            ["task", "method", "runs", "seeds", "episodes", "return", "score", "commit"],
-            [
-                _task_row(task, method, of_tasks[method][task])
-                for task in all_tasks
-                for method in of_tasks
-                if task in of_tasks[method]
-            ],
-        ),
-        Table(
-            "aggregates",
-            f"Over {over}: scores and 95 % stratified bootstrap intervals ({origin})",
-            ["method", *AGGREGATES],
-            [[method, *own] for method, own in aggregates.items()],
-        ),
-        Table(
-            "improvement",
-            f"Probability that a run of A is above one of B, over {over}: 95 % bootstrap intervals ({origin})",
-            ["A", "B", "probability of improvement"],
-            [[*pair, won] for pair, won in wins.items()],
-        ),
-        Table(
-            "budget",
-            f"Expected best score of n policies tried in each of {over} ({origin})",
-            ["n", *budgets],
-            [[n, *(own[n - 1] if n <= len(own) else None for own in budgets.values())] for n in policies],
-        ),
-        Table(
-            "profiles",
-            f"Performance profiles: share of runs above a score, over {over} ({origin})",
-            ["score", *profiles],
-            [[tau, *row] for tau, *row in zip(thresholds, *profiles.values(), strict=True)],
-            printed=False,
-        ),
-        Table(
-            "runs",
-            f"Runs ({origin})",
-            ["method", "task", "seed", "episodes", "return", "score", "commit", "folder"],
-            [_run_row(run) for runs in methods.values() for run in runs],
-            printed=False,
-        ),
-    ]
-    told = [f"NOT ALIKE, compared all the same: {one}" for one in differences]
-    told += [f"a score is in percent of the way between two returns: {scale}", *remarks]
+    budgets = {method: statistics.budget(own) for method, own in scores.items()}
+    origin, tables, over = _origin(methods), [], f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
+    if differences:
+        origin += "; NOT ALIKE, see the notes"
+
+    def add(name: str, title: str, columns: list[str], rows: list[list[Cell]], printed: bool = True) -> None:
+        if rows:
+            tables.append(Table(name, title, columns, rows, origin, printed))
+
+    by_task = [(task, own[task]) for task in all_tasks for own in of_tasks.values() if task in own]
+    title = "By task: mean over runs and its 95 % interval by Student's t"
+    columns = ["task", "method", "runs", "seeds", "episodes", "return", "score", "commit"]
+    add("tasks", title, columns, [_task_row(task, runs) for task, runs in by_task])
+    title = f"Over {over}: scores and 95 % stratified bootstrap intervals"
+    add("aggregates", title, ["method", *AGGREGATES], [[method, *own] for method, own in aggregates.items()])
+    title = f"Probability that a run of A is above one of B, over {over}: 95 % bootstrap intervals"
+    add("improvement", title, ["A", "B", "probability of improvement"], [[*pair, won] for pair, won in wins.items()])
+    rows = itertools.zip_longest(*budgets.values())
+    title = f"Expected best score of n policies tried in each of {over}"
+    add("budget", title, ["n", *budgets], [[n, *row] for n, row in enumerate(rows, 1)])
+    rows = zip(thresholds, *profiles.values(), strict=True)
+    title = f"Performance profiles: share of runs above a score, over {over}"
+    add("profiles", title, ["score", *profiles], [list(row) for row in rows], False)
+    columns = ["method", "task", "seed", "episodes", "return", "score", "commit", "folder"]
+    add("runs", "Runs", columns, [_run_row(run) for runs in methods.values() for run in runs], False)
+    notes = [f"NOT ALIKE, compared all the same: {one}" for one in differences]
+    notes += [f"a score is in percent of the way between two returns: {scale}", *remarks]
     if len(tasks) < len(all_tasks):
-        told.append(f"numbers over tasks are of the {len(tasks)} of {len(all_tasks)} that all methods have")
-    told += [*_conclusions(scores, wins)]
-    return Report([table for table in tables if table.rows], told, aggregates, thresholds, profiles, budgets)
+        notes.append(f"numbers over tasks are of the {len(tasks)} of {len(all_tasks)} that all methods have")
+    return Report(tables, [*notes, *_conclusions(scores, wins)], aggregates, thresholds, profiles, budgets)
 
 
-def _task_row(task: str, method: str, runs: Sequence[Run]) -> list[Cell]:
+def _origin(methods: Mapping[str, Sequence[Run]]) -> str:
+    commits = {method: _commits(runs) for method, runs in methods.items()}
+    if len({run.commit for runs in methods.values() for run in runs}) == 1:
+        return f"commit {next(iter(commits.values()))}"
+    return "different commits: " + "; ".join(f"{method} {own}" for method, own in commits.items())
+
+
+def _commits(runs: Sequence[Run]) -> str:
+    return ", ".join(sorted({run.commit for run in runs}))
+
+
+def _task_row(task: str, runs: Sequence[Run]) -> list[Cell]:
     seeds = {run.seed if run.seed is not None else run.folder for run in runs}
     episodes = sum(len(run.results["episodes"]) for run in runs)
-    returns = [run.results["summary"]["return_mean"] for run in runs]
-    estimates = [_by_student(values) for values in (returns, [run.score for run in runs])]
-    return [task, method, len(runs), len(seeds), episodes, *estimates, ", ".join(sorted({run.commit for run in runs}))]
+    estimates = [_by_student([run.episode_return for run in runs]), _by_student([run.score for run in runs])]
+    return [task, runs[0].method, len(runs), len(seeds), episodes, *estimates, _commits(runs)]
 
 
 def _by_student(values: Sequence[float]) -> Estimate:
@@ -163,8 +145,8 @@ def _by_student(values: Sequence[float]) -> Estimate:
 
 
 def _run_row(run: Run) -> list[Cell]:
-    facts = len(run.results["episodes"]), run.results["summary"]["return_mean"], run.score
-    return [run.method, run.task, run.seed, *facts, run.commit, run.folder]
+    numbers = len(run.results["episodes"]), run.episode_return, run.score
+    return [run.method, run.task, run.seed, *numbers, run.commit, run.folder]
 
 
 def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[str, str], Estimate]) -> Iterator[str]:
@@ -210,23 +192,23 @@ def _text(cell: Cell) -> str:
 def as_text(report: Report) -> str:
     """For a screen: columns side by side, notes at the end."""
     blocks = []
-    for table in (table for table in report.tables if table.printed):
+    for table in report.printed:
         cells = table.texts()
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
         ]
-        blocks.append("\n".join([table.title, *lines]))
+        blocks.append("\n".join([table.heading, *lines]))
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in report.notes)]) + "\n"
 
 
 def as_markdown(report: Report) -> str:
     """For a page."""
     blocks = []
-    for table in (table for table in report.tables if table.printed):
+    for table in report.printed:
         header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table.texts())
         lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-        blocks.append("\n".join([f"**{table.title}**", "", *lines]))
+        blocks.append("\n".join([f"**{table.heading}**", "", *lines]))
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in report.notes)]) + "\n"
 
 
@@ -235,9 +217,9 @@ def as_latex(report: Report) -> str:
     escapes = {ord(sign): f"\\{sign}" for sign in "&%$#_{}"}
     escapes |= {ord("\\"): r"\textbackslash{}", ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}"}
     blocks = ["% \\usepackage{booktabs}"]
-    for table in (table for table in report.tables if table.printed):
+    for table in report.printed:
         header, *rows = (" & ".join(cell.translate(escapes) for cell in row) + r" \\" for row in table.texts())
-        lines = [r"\begin{table}", r"\centering", f"\\caption{{{table.title.translate(escapes)}}}"]
+        lines = [r"\begin{table}", r"\centering", f"\\caption{{{table.heading.translate(escapes)}}}"]
         lines += [f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", header, r"\midrule", *rows]
         blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
     return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in report.notes)]) + "\n"

@@ -43,6 +43,10 @@ class Run:
     settings: dict[str, Any]  # options by which policies of one method may differ
 
     @property
+    def episode_return(self) -> float:
+        return self.results["summary"]["return_mean"]
+
+    @property
     def commit(self) -> str:
         return (self.results["commit"] or "unknown")[:7]
 
@@ -193,7 +197,7 @@ def _different(place: str, fact: str, runs: Sequence[Run]) -> Iterator[str]:
         most = max(map(len, values.values()))
         told = sorted(values.items(), key=lambda item: len(item[1]))
         words = [f"{value} in {_places(own, 4 if len(own) == most else len(own))}" for value, own in told]
-        yield f"{place}: the {fact} differ: {'; '.join(words)}"
+        yield f"{place}: {fact}: {'; '.join(words)}"
 
 
 def _places(runs: Sequence[Run], at_most: int) -> str:

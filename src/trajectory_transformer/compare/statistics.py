@@ -11,6 +11,7 @@ from scipy import stats
 Scores: TypeAlias = Sequence[np.ndarray]
 """Of each task, the scores of its runs, (…, runs); tasks may have different numbers of them."""
 
+LARGEST_LEVEL = 2_000  # runs of a task in a table
 AGGREGATES = ("interquartile mean", "median", "mean", "optimality gap")
 OPTIMUM = 100.0  # from where on a score has no optimality gap
 RESAMPLES, BATCH = 10_000, 500
@@ -26,9 +27,12 @@ class Estimate:
 
 
 def level(scores: Scores) -> np.ndarray:
-    """(…, runs, tasks), where the runs of tasks that have fewer are repeated, so that all tasks weigh the same."""
-    count = math.lcm(*(task.shape[-1] for task in scores))
-    return np.stack([np.repeat(task, count // task.shape[-1], axis=-1) for task in scores], axis=-1)
+    """(…, runs, tasks), where the runs of tasks that have fewer are repeated, so that all tasks weigh the same.
+
+    Exactly so for a least common multiple up to :data:`LARGEST_LEVEL`, beyond it as nearly as that many can.
+    """
+    count = min(math.lcm(*(task.shape[-1] for task in scores)), LARGEST_LEVEL)
+    return np.stack([task[..., np.arange(count) * task.shape[-1] // count] for task in scores], axis=-1)
 
 
 def aggregates(scores: Scores) -> np.ndarray:
@@ -77,6 +81,12 @@ def expected_best(scores: np.ndarray, tried: int) -> float:
     """
     ways = [math.comb(below, tried - 1) for below in range(len(scores))]
     return float(np.sort(scores) @ np.array(ways, dtype=np.float64) / math.comb(len(scores), tried))
+
+
+def budget(scores: Scores) -> list[float]:
+    """:func:`expected_best` of 1, 2, … policies tried in each task, up to what all have; the mean over tasks."""
+    counts = range(1, min(map(len, scores)) + 1)
+    return [float(np.mean([expected_best(task, tried) for task in scores])) for tried in counts]
 
 
 def smallest_p(scores: Scores, others: Scores) -> float:
