@@ -136,7 +136,15 @@ def test_older_results_are_read_with_what_their_config_says(tmp_path: Path) -> N
         checkpoint=str(tmp_path / "run" / "checkpoints" / "best.ckpt"),
     )
     (evaluated / "config.yaml").write_text("checkpoint: x\n")
+    assert read(a=[evaluated])["a"][0].seed is None  # there is no such checkpoint
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").touch()
     assert read(a=[evaluated])["a"][0].seed == 3  # of the training, not of the evaluation
+
+
+def test_copies_under_names_of_their_own(tmp_path: Path) -> None:
+    file = (write_run(tmp_path / "run", 1.0) / "results.json").rename(tmp_path / "hopper_seed0.json")
+    assert read_run("a", file, "reference").folder == str(file)
 
 
 def test_what_is_unknown_is_said(tmp_path: Path) -> None:

@@ -63,11 +63,9 @@ def test_intervals_of_the_resamples_that_rliable_drew(golden: dict[str, Any]) ->
 
 def test_intervals_are_rliables_but_for_chance(golden: dict[str, Any]) -> None:
     many, (own, others) = golden["many"], golden["scores"].values()
-    found = dict(
-        zip((*AGGREGATES, PAIR), estimates(aggregates, own) + estimates(improvement, own, others), strict=True)
-    )
-    for name, (low, high) in ((name, many[name]) for name in found):
-        estimate = found[name]
+    names, found = [*AGGREGATES, PAIR], estimates(aggregates, own) + estimates(improvement, own, others)
+    for name, estimate in zip(names, found, strict=True):
+        low, high = many[name]
         assert [estimate.low, estimate.high] == pytest.approx([low, high], abs=0.04 * (high - low)), name
 
 

@@ -101,8 +101,9 @@ def _unfinished(folder: Path) -> list[str]:
 def read_run(method: str, file: Path, normalization: str) -> Run:
     """One run; UserError if its file is wrong, or its return cannot be normalised."""
     results = read_results(file)
-    own, told = _training_config(file.parent), results.get("trained") or {}
-    config = own or _training_config(Path(results["checkpoint"]).parent.parent)
+    folder = file.parent if file.name == "results.json" else file  # a copy, under a name of its own
+    own, told, checkpoint = _training_config(folder), results.get("trained") or {}, Path(results["checkpoint"])
+    config = own or (_training_config(checkpoint.parent.parent) if checkpoint.is_file() else None)
     if config is not None:
         told = {"seed": config.seed, "validation_fraction": config.data.validation_fraction, **told}
     ends = _reference(results, normalization, str(file))
@@ -127,7 +128,7 @@ def read_run(method: str, file: Path, normalization: str) -> Run:
     settings = {"planner": planner} | ({} if config is None else _training_options(config))
     return Run(
         method,
-        str(file.parent),
+        str(folder),
         results["dataset"],
         told.get("seed"),
         float(scores[0]),
