@@ -106,6 +106,12 @@ def test_what_differs_is_told_with_its_folder(tmp_path: Path, changed: dict[str,
     assert only.startswith("a-v0: " + told.format(a0=a0, a1=a1, b=b))
 
 
+def test_all_folders_but_those_of_the_most_frequent_value_are_named(tmp_path: Path) -> None:
+    a, b = ([write_run(tmp_path / f"{m}{seed}", 1.0, seed=seed, env_id=m) for seed in range(6)] for m in "ab")
+    (told,) = differences(read(a=a, b=b))
+    assert told == f"a-v0: environment: a in {', '.join(map(str, a))}; b in {', '.join(map(str, b[:4]))} and 2 others"
+
+
 def test_episodes_of_one_seed_must_be_the_same(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / name, 1.0) for name in "ab")
     episodes = json.loads((a / "results.json").read_text())["episodes"]

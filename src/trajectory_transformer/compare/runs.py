@@ -195,9 +195,8 @@ def _different(place: str, fact: str, runs: Sequence[Run]) -> Iterator[str]:
         if (value := run.facts[fact]) is not None:
             values[value].append(run)
     if len(values) > 1:
-        most = max(map(len, values.values()))
-        told = sorted(values.items(), key=lambda item: len(item[1]))
-        words = [f"{value} in {_places(own, 4 if len(own) == most else len(own))}" for value, own in told]
+        *told, (most, of_most) = sorted(values.items(), key=lambda item: len(item[1]))
+        words = [*(f"{value} in {_places(own, len(own))}" for value, own in told), f"{most} in {_places(of_most, 4)}"]
         yield f"{place}: {fact}: {'; '.join(words)}"
 
 
