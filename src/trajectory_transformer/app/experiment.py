@@ -221,7 +221,8 @@ def _plan(
         first_seed = 1000 * config.seed  # so that the seeds of a sweep do not share episodes
     else:
         options, threads, progress, first_seed = config, config.threads, True, config.seed
-    dataset = trained.checkpoint.training.dataset
+    training = trained.checkpoint.training
+    dataset = training.dataset
     request = EvaluationRequest(
         episodes=options.episodes,
         num_envs=min(options.num_envs, options.episodes),
@@ -238,6 +239,7 @@ def _plan(
         progress=progress,
         max_episode_steps=options.max_episode_steps,
         longest_episode=dataset.longest_episode,
+        learner={"name": training.kind} | {k: value for k, value in training.learner.items() if k != "_target_"},
     )
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)

@@ -85,6 +85,7 @@ class EvaluationRequest:
     max_episode_steps: int | None = None  # as of RolloutOptions
     longest_episode: int | None = None
     progress: bool = True  # show a bar
+    learner: Mapping[str, Any] | None = None  # "name", and the options that it was trained with
 
 
 def build_results(
@@ -123,6 +124,7 @@ def build_results(
         "num_envs": min(request.num_envs, request.episodes),
         "max_episode_steps": record.max_episode_steps,
         "checkpoint": request.checkpoint,
+        "learner": None if request.learner is None else dict(request.learner),
         "planner": asdict(planner),
         "deadline": None if planner.deadline_ms is None else {"ms": planner.deadline_ms, **asdict(record.counts)},
         "behavior": {
