@@ -174,7 +174,8 @@ def run(options: TrainConfig, directory: Path) -> tuple[dict[str, Any], Environm
 def test_one_step_of_every_experiment(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "_save", lambda figure, path: None)  # most of the time; pictures have tests of their own
     single = ["planner.horizon=1"] if name.startswith("imitation_") else []  # their windows are single transitions
-    narrow = ["learner.hidden_width=8"] if name.startswith(("iql_", "ensemble_", "bc_")) else []
+    learner = name.partition("_")[0]
+    narrow = ["learner.hidden_width=8"] if learner in ("iql", "ensemble", "bc", "rebrac") else []
     options = schema.typed_train(
         composed("train", f"experiment={name}", "data.dataset_id=hopper-v0", *TINY, *single, *narrow)
     )
@@ -187,10 +188,12 @@ def test_one_step_of_every_experiment(name: str, tmp_path: Path, monkeypatch: py
         assert not (tmp_path / "results.json").exists()
         return
     results, _ = run(options, tmp_path)
-    if name.startswith(("iql_", "bc_")):
-        policy = f"{name.partition('_')[0]}_policy"
-        assert results["planner"] == {"name": policy, "horizon": 1, "beam_width": 1, "deadline_ms": None}
+    if learner in ("iql", "bc", "dt", "rebrac"):
+        policy = {"name": f"{learner}_policy", "horizon": 1, "beam_width": 1, "deadline_ms": None}
+        assert results["planner"].items() >= policy.items()
+        assert results["learner"]["name"] == learner
         return
+    assert results["learner"] == {"name": "transformer"}
     assert results["env_id"] == "Hopper-v5"
     assert [episode["length"] for episode in results["episodes"]] in ([1], [2])
     assert results["planner"]["horizon"] == options.planner.horizon

@@ -293,6 +293,8 @@ def test_an_evaluation_offers_no_groups_of_training(
         ("train", ["learner=iql", "learner.expectile=2"]),
         ("train", ["learner=ensemble", "learner.num_members=0"]),
         ("train", ["learner=bc", "learner.best_fraction=0"]),
+        ("train", ["learner=dt", "learner.context=0"]),
+        ("train", ["learner=rebrac", "learner.policy_every=0"]),
         ("train", ["resume=nowhere"]),
         ("evaluate", ["checkpoint=nowhere.ckpt"]),
     ],
