@@ -23,6 +23,7 @@ from trajectory_transformer.configuration import (
 )
 from trajectory_transformer.data.collect import collect
 from trajectory_transformer.environments.spec import EnvironmentSpec
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.simulation import find_recipe
@@ -176,9 +177,12 @@ def test_one_step_of_every_experiment(name: str, tmp_path: Path, monkeypatch: py
     single = ["planner.horizon=1"] if name.startswith("imitation_") else []  # their windows are single transitions
     learner = name.partition("_")[0]
     narrow = ["learner.hidden_width=8"] if learner in ("iql", "ensemble", "bc", "rebrac") else []
-    options = schema.typed_train(
-        composed("train", f"experiment={name}", "data.dataset_id=hopper-v0", *TINY, *single, *narrow)
-    )
+    made = composed("train", f"experiment={name}", "data.dataset_id=hopper-v0", *TINY, *single, *narrow)
+    if learner == "behavior":  # which is for embedded sets alone
+        with pytest.raises(UserError, match=r"^learner=behavior knows no policy of data set hopper-v0; it does of"):
+            schema.typed_train(made)
+        return
+    options = schema.typed_train(made)
     assert options.experiment_name == name
     if name.startswith("ensemble_") or options.model.goal_conditioned:  # nothing that acts, or no goal in Hopper-v5
         options.evaluation.episodes = 0

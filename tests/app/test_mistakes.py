@@ -295,6 +295,7 @@ def test_an_evaluation_offers_no_groups_of_training(
         ("train", ["learner=bc", "learner.best_fraction=0"]),
         ("train", ["learner=dt", "learner.context=0"]),
         ("train", ["learner=rebrac", "learner.policy_every=0"]),
+        ("train", ["learner=behavior", "data=goal_umaze"]),
         ("train", ["resume=nowhere"]),
         ("evaluate", ["checkpoint=nowhere.ckpt"]),
     ],
