@@ -75,7 +75,8 @@ def test_fields_are_the_contract_s() -> None:
     results = make_results()
     assert list(results) == [
         "schema", "command", "commit", "versions", "seed", "dataset", "env_id", "num_envs", "max_episode_steps",
-        "checkpoint", "trained", "planner", "deadline", "behavior", "reference_scores", "episodes", "summary",
+        "checkpoint", "trained", "learner", "planner", "deadline", "behavior", "reference_scores", "episodes",
+        "summary",
     ]  # fmt: skip
     assert results["schema"] == 1
     assert results["dataset"] == "a/b-v0,c-v1"
@@ -83,6 +84,9 @@ def test_fields_are_the_contract_s() -> None:
     assert results["behavior"] == {"return_mean": 3.0, "return_max": 6.0, "episodes": 3}
     assert results["reference_scores"] == {"min": 0.0, "max": 200.0, "source": "dataset"}
     assert results["trained"] == {"fingerprint": "0f" * 32, "validation_fraction": 0.1, "seed": 4}
+    assert results["learner"] is None
+    named = replace(make_request(), learner={"name": "bc", "best_fraction": 0.1})
+    assert make_results(named)["learner"] == {"name": "bc", "best_fraction": 0.1}
     assert results["planner"]["name"] == "return"
     assert results["planner"]["horizon"] == PlannerConfig().horizon
     assert results["deadline"] is None

@@ -240,6 +240,7 @@ def _plan(
         max_episode_steps=options.max_episode_steps,
         longest_episode=dataset.longest_episode,
         trained=TrainingFacts(dataset.fingerprint, training.data.validation_fraction, training.seed),
+        learner={"name": training.kind} | {k: value for k, value in training.learner.items() if k != "_target_"},
     )
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)

@@ -98,6 +98,7 @@ class EvaluationRequest:
     longest_episode: int | None = None
     progress: bool = True  # show a bar
     trained: TrainingFacts | None = None  # where they are known
+    learner: Mapping[str, Any] | None = None  # "name", and the options that it was trained with
 
 
 def build_results(
@@ -137,6 +138,7 @@ def build_results(
         "max_episode_steps": record.max_episode_steps,
         "checkpoint": request.checkpoint,
         "trained": None if request.trained is None else asdict(request.trained),
+        "learner": None if request.learner is None else dict(request.learner),
         "planner": asdict(planner),
         "deadline": None if planner.deadline_ms is None else {"ms": planner.deadline_ms, **asdict(record.counts)},
         "behavior": {
