@@ -164,7 +164,9 @@ def _draw_score(axes: Axes, columns: dict[str, np.ndarray], key: str) -> None:
     steps, values = columns[f"evaluation/{key}"]
     ends = [columns.get(f"evaluation/{interval}_{end}") for end in ("low", "high")]
     if ends[0] is not None and ends[1] is not None:
-        axes.fill_between(ends[0][0], ends[0][1], ends[1][1], color=GREEN, alpha=0.2, linewidth=0, label="95 % interval")
+        axes.fill_between(
+            ends[0][0], ends[0][1], ends[1][1], color=GREEN, alpha=0.2, linewidth=0, label="95 % interval"
+        )
     axes.plot(steps, values, "o-", color=GREEN, linewidth=1.3, markersize=3, label="mean of episodes")
     axes.set_title(title, fontsize=10, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
