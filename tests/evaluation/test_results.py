@@ -248,9 +248,7 @@ def test_table_says_what_a_deadline_did() -> None:
     assert "deadline" not in shown(make_results())
 
 
-@pytest.mark.parametrize(
-    ("by", "words"), [("loss", "of update 30, best by loss"), ("return", "of update 20, best by")]
-)
+@pytest.mark.parametrize(("by", "words"), [("loss", "of update 30, best by loss"), ("return", "of update 20, best by")])
 def test_table_says_how_the_weights_were_chosen(by: str, words: str) -> None:
     choice = {"by": by, "episodes": 40, "best_by_loss": {"step": 30}, "best_by_return": {"step": 20}}
     results = make_results(replace(make_request(), choice=choice))

@@ -198,7 +198,8 @@ class RunProgress(Callback):
 
     def __init__(self, max_steps: int, throughput: Throughput) -> None:
         self.max_steps, self.throughput, self.console = max_steps, throughput, Console(stderr=True)
-        self._began, self._first_step, self._shown, self._validation_loss, self._return = 0.0, 0, 0.0, "", ""
+        self._began, self._first_step, self._shown, self._validation_loss = 0.0, 0, 0.0, ""
+        self._status, self._return = ("", ""), ""  # words before and after the latest return, and that
         self._others, self._measured, self._contended = OtherProcesses(), 0.0, ""
         self._bar: Progress | None = None
 
@@ -227,12 +228,12 @@ class RunProgress(Callback):
             self._measured, others = now, self._others.cores()
             contended = are_contended(others, torch.get_num_threads())
             self._contended = f"  other processes use {others:.1f} of {os.cpu_count()} cores" if contended else ""
-        status = (
-            f"loss {float(outputs['loss']):.3f}{self._validation_loss}{self._return}  "
-            f"{self.throughput.tokens_per_second:,.0f} {self.throughput.unit}/s  "
-            f"{timedelta(seconds=round(remaining))} remaining{self._contended}"
+        self._status = (
+            f"loss {float(outputs['loss']):.3f}{self._validation_loss}",
+            f"  {self.throughput.tokens_per_second:,.0f} {self.throughput.unit}/s  "
+            f"{timedelta(seconds=round(remaining))} remaining{self._contended}",
         )
-        self._show(step, status)
+        self._show(step, self._return.join(self._status))
 
     def _show(self, step: int, status: str) -> None:
         if self._bar is None:
@@ -250,6 +251,8 @@ class RunProgress(Callback):
     def played(self, mean: float) -> None:
         """Say what they gave from now on."""
         self._return = f"  return {mean:.5g}"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], status=self._return.join(self._status))
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
