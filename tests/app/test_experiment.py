@@ -79,7 +79,7 @@ def config(**evaluation: Any) -> TrainConfig:
         model=ModelConfig(n_layer=1, n_head=1, n_embd=8),
         trainer=TrainerConfig(max_steps=2, validate_every=2, checkpoint_every=2, log_every=1, progress_bar=False),
         planner=PlannerConfig(horizon=2, beam_width=2, context=2),
-        evaluation=EvaluationConfig(**({"episodes": 2, "num_envs": 4} | evaluation)),
+        evaluation=EvaluationConfig(**{"episodes": 2, "num_envs": 4, **evaluation}),
         seed=7,
     )
 

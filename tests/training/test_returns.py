@@ -57,7 +57,8 @@ class Walk(gymnasium.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         Walk.steps += 1
         Walk.at_step(Walk.steps)
-        torch.rand(1), np.random.rand(), random.random()
+        for draw in (lambda: torch.rand(1), np.random.rand, random.random):
+            draw()
         self.position = float(np.clip(self.position + action[0] + self.np_random.normal(), -10, 10))
         return np.array([self.position], dtype=np.float32), -abs(self.position), False, False, {}
 
@@ -142,8 +143,11 @@ def test_random_states_and_modes_are_left_alone(tmp_path: Path, monkeypatch: pyt
         assert state() == before
         return found
 
+    inference: list[bool] = []
     monkeypatch.setattr(EpisodePlayer, "play", compared)
+    monkeypatch.setattr(Walk, "at_step", staticmethod(lambda _: inference.append(torch.is_inference_mode_enabled())))
     played_fit(tmp_path, playing_config(max_steps=6))
+    assert not any(inference)  # although Lightning's validation is in that mode
     assert Walk.steps == 2 * EPISODES * LENGTH  # after the fourth update and the last one
 
 
