@@ -68,6 +68,10 @@ MISTAKES = [
     (["model.convert=a"], ["it is now 'python -m trajectory_transformer.interop.convert'"]),
     (["+model.adopt=a"], ["it is now 'python -m trajectory_transformer.interop.adopt'"]),
     (["data=minari"], ["data.dataset_id"]),
+    (["evaluation.choose=return"], ["evaluation.choose=return needs evaluation.every=N"]),
+    (["evaluation.choose=retrun", "evaluation.every=5"], ["evaluation.choose='retrun'", "loss, return"]),
+    (["evaluation.every=0"], ["evaluation.every=0 must be at least 1, or null"]),
+    (["learner=ensemble", "evaluation.every=5"], ["evaluation.every=5", "learner=ensemble does not act"]),
     (
         ["experiment=hopper_medium", "data=hopper_medium"],
         ["data=hopper_medium has no effect", "experiment=hopper_medium", "data.dataset_id=embedded/hopper/medium-v0"],

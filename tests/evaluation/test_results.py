@@ -263,6 +263,17 @@ def test_table_says_what_a_deadline_did() -> None:
     assert "deadline" not in shown(make_results())
 
 
+@pytest.mark.parametrize(("by", "words"), [("loss", "of update 30, best by loss"), ("return", "of update 20, best by")])
+def test_table_says_how_the_weights_were_chosen(by: str, words: str) -> None:
+    choice = {"by": by, "episodes": 40, "best_by_loss": {"step": 30}, "best_by_return": {"step": 20}}
+    results = make_results(replace(make_request(), choice=choice))
+    assert results["choice"] == choice
+    text = " ".join(shown(results).replace("│", " ").split())
+    assert words in text
+    assert "40 other episodes" in text
+    assert "weights" not in shown(make_results())
+
+
 def test_table_leaves_out_what_is_unknown() -> None:
     text = shown(make_results(make_request(None, "none"), success=None))
     assert "normalised" not in text

@@ -95,6 +95,18 @@ class TestMetricsFile:
             ("20", "-20.0"),
         ]
 
+    def test_a_resumed_run_keeps_what_came_before_the_row_that_it_begins_with(self, tmp_path: Path) -> None:
+        killed = MetricsFile(tmp_path / "metrics.csv")
+        for step, name in ((10, "loss"), (20, "loss"), (20, "return"), (20, "later"), (30, "loss")):
+            killed.log_metrics({name: float(step), "epoch": 0.5}, step)
+        resumed = MetricsFile(tmp_path / "metrics.csv")
+        resumed.log_metrics({"return": -20.0, "epoch": 0.5}, 20)
+        assert [(row["step"], row["loss"], row["return"], row["later"]) for row in read(tmp_path / "metrics.csv")] == [
+            ("10", "10.0", "", ""),
+            ("20", "20.0", "", ""),
+            ("20", "", "-20.0", ""),
+        ]
+
     def test_a_full_disk_costs_rows_and_one_warning(self, tmp_path: Path) -> None:
         code = (
             "import resource, signal, sys; from pathlib import Path\n"
@@ -369,7 +381,7 @@ class TestExtraLoggers:
         loggers = make_loggers(config, tmp_path, {"seed": 3}, RunLabels())
         assert isinstance(loggers[0], MetricsFile)
         loggers[1].log_metrics({"train/loss": 0.5}, 7)
-        log_evaluation(loggers, RESULTS)
+        log_evaluation(loggers, RESULTS, 9)
         log_measurements(loggers, [Measurement("layer 1", "mass_past", 0.5, None, None, 3)])
         log_artifacts(loggers, tmp_path / "best.ckpt", DATASET)
         finish_loggers(loggers, exit_code=1)
@@ -379,6 +391,7 @@ class TestExtraLoggers:
         assert options == {"options": {"seed": 3}}
         assert training == {"metrics": {"train/loss": 0.5}, "step": 7}
         assert evaluation["metrics"]["evaluation/return_mean"] == 5.0
+        assert evaluation["step"] == 9
         assert evaluation["metrics"]["evaluation/plan_latency_ms/p50"] == 1.0
         assert evaluation["metrics"]["deadline/shortened"] == 3
         assert measured["metrics"] == {"layer 1/mass_past": 0.5}

@@ -33,7 +33,7 @@ from ..learners.ensemble_network import read_ensemble
 from ..planning.objectives import make_objective
 from ..planning.trained_transformer import TrainedTransformer
 from ..training.datamodule import OfflineDataModule, split_episodes
-from ..training.fit import fit, torch_threads
+from ..training.fit import FitReport, fit, torch_threads
 from ..training.initial import InitialWeights
 from ..training.learner import Learner, make_learner
 from ..training.loggers import (
@@ -96,14 +96,16 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         if not is_first_process():
             return math.nan
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
+        chosen = report.best if config.evaluation.choose == "loss" else report.best_return
+        assert chosen is not None
         if _keeps_artifacts(config.logger):
-            _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data), sources_of(config.data))
+            _keep_artifacts(loggers, chosen, DatasetRecord.of(datamodule.data), sources_of(config.data))
         if config.evaluation.episodes == 0 or not learner.acts:
             return -report.validation_loss
-        planner = vars(config.planner) if learner.plans else {}  # as typed, not as a file says
-        allow = packages_in(asdict(config))
-        trained = load_agent(report.best, config.trainer.accelerator, planner, allow, learner)
-        return _plan(config, run, trained, loggers)
+        checkpoint = Checkpoint.read(chosen)
+        device = torch_device(config.trainer.accelerator, "trainer.accelerator")
+        trained = LoadedAgent(chosen, checkpoint, learner.own_agent(config, checkpoint, device))
+        return _plan(config, run, trained, loggers, report)
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights:
@@ -147,24 +149,19 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
 
 
 def load_agent(
-    path: Path,
-    accelerator: str,
-    planner_overrides: Mapping[str, Any],
-    allow: Sequence[str] = (),
-    learner: Learner | None = None,
+    path: Path, accelerator: str, planner_overrides: Mapping[str, Any], allow: Sequence[str] = ()
 ) -> LoadedAgent:
     """Read a checkpoint and make its agent, for one of Lightning's accelerators.
 
     ``planner_overrides`` replace options that the checkpoint records. It may name parts of the packages in ``allow``,
-    and, unless one is given, the ``learner`` that trained it.
+    and the learner that trained it.
 
     Raises:
         UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
     """
     device = torch_device(accelerator, "accelerator")
     checkpoint = Checkpoint.read(path)
-    if learner is None:
-        learner = make_learner(checkpoint.training.learner, allow)
+    learner = make_learner(checkpoint.training.learner, allow)
     return LoadedAgent(path, checkpoint, learner.make_agent(checkpoint, device, planner_overrides, allow))
 
 
@@ -197,13 +194,15 @@ def torch_device(accelerator: str, option: str) -> str:
 def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> None:
     """Refuse, before training, an evaluation whose environment cannot be made, or that the planner is not for."""
     learner.check_data(config, datamodule)
-    if config.evaluation.episodes == 0 or not learner.acts:
+    options = config.evaluation
+    if (options.episodes == 0 and options.every is None) or not learner.acts:
         return
     environment = datamodule.data.environment
     if not environment.env_id:
+        every = "" if options.every is None else " and evaluation.every=null"
         raise UserError(
-            f"evaluation.episodes={config.evaluation.episodes}: the data names no environment to act in; give "
-            "evaluation.episodes=0, or a source that names one"
+            f"evaluation.episodes={options.episodes}: the data names no environment to act in; give "
+            f"evaluation.episodes=0{every}, or a source that names one"
         )
     with make_environments(environment, 1, max_episode_steps=config.evaluation.max_episode_steps) as batch:
         limit_episodes(batch, datamodule.data.longest_episode)
@@ -213,7 +212,11 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
 
 
 def _plan(
-    config: TrainConfig | EvaluateConfig, run: RunContext, trained: LoadedAgent, loggers: Sequence[Logger]
+    config: TrainConfig | EvaluateConfig,
+    run: RunContext,
+    trained: LoadedAgent,
+    loggers: Sequence[Logger],
+    report: FitReport | None = None,
 ) -> float:
     """Write the results of acting in the environment; returns the mean return."""
     if isinstance(config, TrainConfig):
@@ -241,10 +244,11 @@ def _plan(
         longest_episode=dataset.longest_episode,
         trained=TrainingFacts(dataset.fingerprint, training.data.validation_fraction, training.seed),
         learner={"name": training.kind} | {k: value for k, value in training.learner.items() if k != "_target_"},
+        choice=None if report is None else report.choice,
     )
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)
-    log_evaluation(loggers, results)
+    log_evaluation(loggers, results, None if report is None else report.steps)
     return float(results["summary"]["return_mean"])
 
 

@@ -56,16 +56,25 @@ class EnvironmentConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Planning in the real environment, after training."""
+    """Acting in the real environment, after training and, every so many updates, beside it."""
 
     episodes: int = within(20, 0)  # 0: train only
     num_envs: int = within(20, 1, 65_536)  # environments planned for at once
     video: int = within(0, 0)  # episodes to record
     # null: the environment's limit, or else as many as the data's longest has
     max_episode_steps: int | None = within(None, 1)
+    every: int | None = within(None, 1)  # updates between evaluations while training; null: none
+    every_episodes: int = within(10, 1)  # of each of these, always the same ones, and none of those after training
+    # whose weights act after training: those of the lowest validation loss, or of the highest return while training
+    choose: str = "loss"
 
     def __post_init__(self) -> None:
         validate("evaluation.", self)
+        require_choice("evaluation.choose", self.choose, ("loss", "return"))
+        require(
+            self.choose == "loss" or self.every is not None,
+            "evaluation.choose=return needs evaluation.every=N: without, no return is measured while training",
+        )
 
 
 @dataclass

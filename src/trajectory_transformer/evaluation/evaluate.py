@@ -142,6 +142,10 @@ def results_table(results: dict[str, Any]) -> Table:
     if summary["success_rate"] is not None:
         percents = [100 * share for share in (summary["success_rate"], *summary["success_ci95"])]
         rows.append(("success rate", "{:.0f} %  (95 % interval {:.0f} to {:.0f} %)".format(*percents)))
+    if (choice := results.get("choice")) is not None:
+        step = choice["best_by_return" if choice["by"] == "return" else "best_by_loss"]["step"]
+        spent = f"{choice['episodes']} other episodes were played while training"
+        rows.append(("weights", f"of update {step}, best by {choice['by']}  ({spent})"))
     together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
     latency = "{p50:.1f} ms median, {p95:.1f} ms 95th percentile".format(**summary["plan_latency_ms"])
     rows.append(("plan latency", f"{latency}, for {together}"))

@@ -6,7 +6,7 @@ import json
 import platform
 import reprlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeAlias
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from ..errors import UserError
 from ..files import write_output
-from .records import PlannerRecord, RolloutRecord
+from .records import EpisodeRecord, PlannerRecord, RolloutRecord
 from .scores import normalized_scores, return_summary, wilson_interval
 
 SCHEMA_VERSION = 1
@@ -99,6 +99,20 @@ class EvaluationRequest:
     progress: bool = True  # show a bar
     trained: TrainingFacts | None = None  # where they are known
     learner: Mapping[str, Any] | None = None  # "name", and the options that it was trained with
+    choice: Mapping[str, Any] | None = None  # of the weights, by what was measured while training: to be recorded
+
+
+def episodes_summary(episodes: Sequence[EpisodeRecord], reference: tuple[float, float] | None) -> dict[str, Any]:
+    """Scores of episodes, at least one: the fields of "summary" in ``results.json`` that no clock decides."""
+    returns = np.array([episode.episode_return for episode in episodes])
+    scores = normalized_scores(returns, reference)
+    successes = [episode.success for episode in episodes if episode.success is not None]
+    return {
+        **return_summary(returns),
+        "normalized_score_mean": None if scores is None else float(scores.mean()),
+        "success_rate": float(np.mean(successes)) if successes else None,
+        "success_ci95": list(wilson_interval(sum(successes), len(successes))) if successes else None,
+    }
 
 
 def build_results(
@@ -113,13 +127,9 @@ def build_results(
     scores = normalized_scores(returns, request.reference_scores)
     low, high = request.reference_scores or (None, None)
     behavior = float(np.mean(request.behavior_returns, dtype=np.float64))
-    successes = [episode.success for episode in record.episodes if episode.success is not None]
     p50, p95 = np.percentile(1000.0 * record.plan_seconds, [50, 95])
     summary = {
-        **return_summary(returns),
-        "normalized_score_mean": None if scores is None else float(scores.mean()),
-        "success_rate": float(np.mean(successes)) if successes else None,
-        "success_ci95": list(wilson_interval(sum(successes), len(successes))) if successes else None,
+        **episodes_summary(record.episodes, request.reference_scores),
         "plan_latency_ms": {"p50": float(p50), "p95": float(p95)},
         "env_steps_per_second": record.env_steps / max(record.seconds, 1e-9),
     }
@@ -159,6 +169,7 @@ def build_results(
             for index, episode in enumerate(record.episodes)
         ],
         "summary": summary,
+        **({} if request.choice is None else {"choice": dict(request.choice)}),
     }
 
 

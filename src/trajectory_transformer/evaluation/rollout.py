@@ -72,7 +72,10 @@ def run_episodes(
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
             rollout.step()
-            progress.update(task, **rollout.progress())
+            told = rollout.progress()
+            progress.update(task, **told)
+            if options.stepped is not None:
+                options.stepped(told["finished"], told["mean"])
         return rollout.record()
 
 

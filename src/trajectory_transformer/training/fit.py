@@ -33,6 +33,7 @@ from .interruption import SignalWatch
 from .learner import Learner
 from .learner_module import LearnerModule, NonFiniteError
 from .optimization import TrainingPlan
+from .returns import EpisodePlayer
 
 # Messages of Lightning that say nothing to somebody who did not write this file.
 UNWANTED_MESSAGES = (
@@ -58,7 +59,9 @@ class FitReport:
     last: Path  # checkpoint of the last update
     steps: int  # updates made, those before a resume included
     validation_loss: float  # of ``best``; for models of tokens or dynamics in nats
-    tokens_per_second: float  # or transitions, over all devices, validation apart; NaN where no update was made
+    tokens_per_second: float  # or transitions, over all devices, of training alone; NaN where no update was made
+    best_return: Path | None = None  # checkpoint of the highest return; None without ``evaluation.every``
+    choice: dict[str, Any] | None = None  # what results.json tells of it; see returns.py
 
 
 def fit(
@@ -71,7 +74,7 @@ def fit(
     resume: bool,
     initial: InitialWeights | None = None,
 ) -> FitReport:
-    """Train, keeping ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the run directory.
+    """Train, keeping ``last.ckpt``, ``best.ckpt``, perhaps ``best_return.ckpt`` in the run directory's ``checkpoints``.
 
     ``resume`` goes on from ``last.ckpt``; with ``trainer.requeue`` that happens by itself where there is one. A
     data module that is not set up yet is; ``callbacks`` are the user's, besides ours. A run that begins does so from
@@ -96,17 +99,23 @@ def fit(
         elif initial is not None:
             initial.give_to(module)
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
-        keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
+        plays = config.evaluation.every is not None
+        player = EpisodePlayer(learner, config, watch, [throughput, *progress]) if plays else None
+        keeper = KeepCheckpoints(checkpoints, config.trainer, watch, player)
         trainer = make_trainer(config, run_directory, loggers, [throughput, *progress, *callbacks, keeper])
         if config.trainer.compile:
             _compile(module, trainer.strategy.root_device)
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=last if resume else None)
+            keeper.play_last(trainer, module)
+            choice = keeper.choice(trainer)
         except NonFiniteError as error:
             remedy = "lower optimizer.learning_rate or look for extreme values in the data"
             raise NonFiniteError(f"{error}; {_what_is_kept(last)}; {remedy}") from error
-    return FitReport(keeper.best, last, trainer.global_step, keeper.best_loss, throughput.tokens_per_second)
+    best_return = None if player is None else keeper.best_return
+    speed = throughput.tokens_per_second
+    return FitReport(keeper.best, last, trainer.global_step, keeper.best_loss, speed, best_return, choice)
 
 
 def make_trainer(

@@ -143,15 +143,18 @@ def _wandb_mode(config: LoggerConfig) -> str:
 
 
 @rank_zero_only
-def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """Add the summary in a ``results.json``, its data's, and what a deadline did; to W&B also its episodes."""
+def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: int | None = None) -> None:
+    """Add the summary in a ``results.json``, its data's, and what a deadline did; to W&B also its episodes.
+
+    ``step``: after how many updates, where there were some: returns while training have the same names.
+    """
     for run in _wandb_runs(loggers):
         import wandb
 
         rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
     parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
-    _summarize(loggers, _flat(parts))
+    _summarize(loggers, _flat(parts), step)
 
 
 @rank_zero_only
@@ -160,13 +163,13 @@ def log_measurements(loggers: Sequence[Logger], measurements: Sequence[Measureme
     _summarize(loggers, {f"{one.method}/{one.name}": one.value for one in measurements})
 
 
-def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any]) -> None:
+def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any], step: int | None = None) -> None:
     """Add ``values`` to the summary of W&B's run, and the numbers among them to the user's own loggers."""
     for run in _wandb_runs(loggers):
         run.summary.update(dict(values))
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
     for logger in _extra(loggers):
-        logger.log_metrics(numbers)
+        logger.log_metrics(numbers, step)
 
 
 @rank_zero_only
