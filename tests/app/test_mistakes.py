@@ -55,6 +55,7 @@ MISTAKES = [
     (["planner.objective._target_=trajectory_transformer.app.jobs.RunRecord"], ["is not a Objective"]),
     (["planner=goal"], ["planner=goal needs a model that was trained to reach goals"]),
     (["model.goal_conditioned=true"], ["planner=return cannot plan with a model that was trained to reach goals"]),
+    (["data.cache=/dev/null/tokens"], ["data.cache=/dev/null/tokens cannot be written (Not a directory)"]),
     (["experiment=goal_umaze", "planner.window=sliding", "planner.context=2"], ["planner=goal needs planner.window"]),
     (
         ["trainer.options={profiler: simple}"],

@@ -77,6 +77,7 @@ class TransformerLearner(Learner):
         import torch
 
         from ..checkpoint import TrainingRecord
+        from ..data.on_disk import forget
         from .transformer_datamodule import TrajectoryDataModule
         from .transformer_module import TrajectoryModule
 
@@ -86,8 +87,9 @@ class TransformerLearner(Learner):
         record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
         module = TrajectoryModule(model, config.optimizer, plan, record, config.trainer.metrics)
         if module.model.numbers is not None:
-            data = torch.from_numpy(datamodule.train_table.values)
-            module.model.numbers.set_values(datamodule.discretizer.centers, data)
+            values = datamodule.train_table.values
+            module.model.numbers.set_values(datamodule.discretizer.centers, torch.from_numpy(values))
+            forget(values)
         return module
 
     @override
