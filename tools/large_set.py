@@ -1,9 +1,10 @@
 """Training from tokens on disk: resident memory with a set of any size, and speed beside tokens in memory.
 
-``python -m tools.large_set 20000000 FOLDER``; ``--cold`` has every batch read from the disk itself.
+``python -m tools.large_set 20000000 FOLDER``.
 """
 
 import argparse
+import copy
 import math
 import os
 import tempfile
@@ -91,19 +92,19 @@ class Phases:
         self._began = time.monotonic()
 
 
-def compare(
-    memory: TokenWindows, disk: TokenWindows, module: TrajectoryDataModule, rounds: int, cold: str | None
-) -> None:
-    """Updates of ``tiny`` with either's batches by turns."""
+def compare(disk: TokenWindows, module: TrajectoryDataModule, rounds: int, cold: Path | None) -> None:
+    """Updates of ``tiny``, tokens from disk and from memory by turns; ``cold``: a file, dropped before each round."""
+    memory = copy.copy(disk)
+    memory._tokens, memory._mapped = disk._tokens.clone(), None
     model = make_model(module.layout, TINY)
     optimizer = torch.optim.AdamW(model.decay_parameter_groups(0.1), lr=1e-4, fused=True)
 
-    def seconds(batches: Iterator[WindowBatch], updates: int) -> float:
+    def seconds(batches: Iterator[WindowBatch], updates: int = 10) -> float:
+        if cold is not None:
+            with cold.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         began = time.perf_counter()
         for _ in range(updates):
-            if cold is not None:
-                with open(cold, "rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             batch = next(batches)
             optimizer.zero_grad()
             output = model(batch.trajectories, targets=batch.targets, attention_mask=batch.mask, use_cache=False)
@@ -113,14 +114,12 @@ def compare(
         return (time.perf_counter() - began) / updates
 
     sources = [iter(TrainingBatches(windows, module.train_order(), lambda: 0)) for windows in (memory, disk)]
-    taken = [[seconds(source, 10) for source in sources] for _ in range(rounds + 1)][1:]
+    taken = [[seconds(source) for source in sources] for _ in range(rounds + 1)][1:]
     tokens = BATCH * (module.config.sequence_length * module.layout.transition_dim - 1)
     in_memory, on_disk = (tokens / float(np.median(column)) for column in zip(*taken, strict=True))
     ratio = float(np.median([first / second for first, second in taken]))
-    print(
-        f"tokens/s: {in_memory:,.0f} in memory, {on_disk:,.0f} on disk{' (cold)' if cold else ''}: {ratio:.3f}",
-        flush=True,
-    )
+    name = "warm" if cold is None else "cold"
+    print(f"tokens/s ({name}): {in_memory:,.0f} in memory, {on_disk:,.0f} on disk: {ratio:.3f}", flush=True)
 
 
 def main() -> None:
@@ -129,7 +128,6 @@ def main() -> None:
     parser.add_argument("folder", help="of the cache")
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()
     source = {"_target_": "tools.large_set.RandomSet", "steps": arguments.steps}
     config = TrainConfig(
@@ -149,9 +147,9 @@ def main() -> None:
         started = LambdaCallback(on_train_start=lambda *_: phases.end("model"))
         report = fit(TransformerLearner(), config, Path(directory), module, [], [started], resume=False)
     phases.end(f"training, {arguments.updates} updates at {report.tokens_per_second:,.0f} tokens/s")
-    memory = TokenWindows(module.train_table, module.discretizer, config.data.sequence_length)
     largest = max(Path(arguments.folder).glob("*.tokens"), key=lambda file: file.stat().st_size)
-    compare(memory, disk, module, arguments.rounds, str(largest) if arguments.cold else None)
+    for cold in (None, largest):
+        compare(disk, module, arguments.rounds, cold)
 
 
 if __name__ == "__main__":
