@@ -56,7 +56,9 @@ class TransformerLearner(Learner):
         batch_size = max(1, min(config.data.batch_size, datamodule.num_train) // processes)
         length, width = config.data.sequence_length, datamodule.layout.transition_dim
         require_memory(
-            model.training_bytes(batch_size, config.trainer.precision),
+            model.training_bytes(
+                batch_size, config.trainer.precision, processes if config.trainer.strategy == "fsdp" else 1
+            ),
             free,
             f"windows of data.sequence_length={length} transitions of {width} tokens have {model.block_size} tokens, "
             f"and training on {batch_size} of them at once takes",
