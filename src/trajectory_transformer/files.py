@@ -153,6 +153,18 @@ def write_whole(file: Path, content: str | bytes | bytearray) -> None:
             os.close(descriptor)
 
 
+def writable_folder(option: str, folder: str) -> Path:
+    """The folder that an option names, made where it is missing; UserError if nothing can be written in it."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}={folder} cannot be written ({error.strerror}); choose another folder") from error
+    return path
+
+
 def remove_partial_files(directory: str | os.PathLike[str]) -> None:
     """Delete what writers that were killed left behind in ``directory``."""
     for leftover in Path(directory).glob(f".*{PARTIAL}"):

@@ -55,6 +55,7 @@ MISTAKES = [
     (["planner.objective._target_=trajectory_transformer.app.jobs.RunRecord"], ["is not a Objective"]),
     (["planner=goal"], ["planner=goal needs a model that was trained to reach goals"]),
     (["model.goal_conditioned=true"], ["planner=return cannot plan with a model that was trained to reach goals"]),
+    (["data.cache=/dev/null/tokens"], ["data.cache=/dev/null/tokens cannot be written (Not a directory)"]),
     (["experiment=goal_umaze", "planner.window=sliding", "planner.context=2"], ["planner=goal needs planner.window"]),
     (
         ["trainer.options={profiler: simple}"],
@@ -320,7 +321,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trainer=5", "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, gpu, slurm"),
+        ("trainer=5", "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, fsdp, gpu, slurm"),
         ("trainer=[1]", "trainer=[1] is no name of a file of the group 'trainer'"),
         ("model=null", "model=null is no name of a file of the group 'model'"),
         ("seed=" + "9" * 5000, "cannot read the option 'seed=999"),

@@ -14,7 +14,7 @@ from omegaconf.errors import ValidationError
 from ..building import TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
 from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
-from ..files import LOCK, FolderLock, is_first_process, require_file
+from ..files import LOCK, FolderLock, is_first_process, require_file, writable_folder
 from ..planning.objectives import Objective, make_objective
 from ..training.learner import make_learner
 from . import mistakes, sweep
@@ -57,6 +57,8 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     trainer, block = options.trainer, options.model.block  # whose kinds are seen once torch and Lightning are there
     _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
     _check_record("data.source", options)
+    if options.data.cache is not None:
+        writable_folder("data.cache", options.data.cache)
     if options.tune is not None:
         _check_search(options, options.tune)
     return options

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,8 @@ def held_out_episodes(checkpoint: Checkpoint, allow: Sequence[str] = ()) -> list
         UserError: the data is not available, or is not what the checkpoint was trained on.
     """
     training = checkpoint.training
-    data = load_offline_data(training.data, allow=allow)
+    # A checkpoint must not choose where is written.
+    data = load_offline_data(replace(training.data, cache=None), allow=allow)
     if data.fingerprint != training.dataset.fingerprint:
         raise UserError(
             f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "

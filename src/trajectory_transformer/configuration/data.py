@@ -39,6 +39,8 @@ class DataConfig:
     # replaces the reward of a terminating step; null: keep the reward
     termination_penalty: float | None = within(-100.0, -LARGEST, LARGEST)
     validation_fraction: float = within(0.1, above=0.0, below=1.0)  # of the episodes
+    # folder where a set that memory need not hold lies as tokens; null: all is in memory
+    cache: str | None = None
     batch_size: int = within(256, 1, 2**31 - 1)  # windows in an update, over all devices together
 
     def __post_init__(self) -> None:

@@ -103,7 +103,7 @@ class TrainerConfig:
     accelerator: str = "cpu"
     devices: int = within(1, 1, 4096)  # processes on one node
     num_nodes: int = within(1, 1, 65_536)
-    strategy: str = "auto"
+    strategy: str = "auto"  # auto; ddp: each process has the whole model; fsdp: they divide it among them
     precision: str = "32-true"
     # parts that an update's batch is computed in, one after the other: less memory, same result
     accumulate: int = within(1, 1)
@@ -118,8 +118,14 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         validate("trainer.", self)
         require_choice("trainer.accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))
-        require_choice("trainer.strategy", self.strategy, ("auto", "ddp"))
+        require_choice("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp"))
         require_choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
+        if self.strategy == "fsdp":
+            require(
+                self.precision in ("32-true", "bf16-mixed") and not self.compile,
+                f"trainer.strategy=fsdp goes with trainer.precision=32-true or bf16-mixed and trainer.compile=false, "
+                f"not with {self.precision} and {str(self.compile).lower()}",
+            )
         for name, callback in self.callbacks.items():
             require_target(f"trainer.callbacks.{name}", callback, "a Lightning callback: {_target_: my_package.Mine}")
         for name in self.options:

@@ -1,9 +1,10 @@
 """A folder of ``.npz`` files as a source of episodes."""
 
+import itertools
 import math
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -62,8 +63,7 @@ class NpzFolder(EpisodeSource):
         files = self._files()
         if self.env_id is not None:
             return StoredSet(map(_read, files), len(files), environment_spec(self.env_id), remedy=REMEDY)
-        episodes = list(map(_read, files))
-        return StoredSet(episodes, len(files), _unbounded(episodes), remedy=REMEDY)
+        return StoredSet(map(_read, files), len(files), _unbounded(map(_read, files)), remedy=REMEDY)
 
     def _files(self) -> list[Path]:
         (folder,) = self.folders()
@@ -130,12 +130,15 @@ def _require_modest(file: Path, opened: BinaryIO) -> None:
             require(promised <= entry.file_size, f"{place} promises {promised:,} bytes and has {entry.file_size:,}")
 
 
-def _unbounded(episodes: Sequence[StoredEpisode]) -> EnvironmentSpec:
+def _unbounded(episodes: Iterator[StoredEpisode]) -> EnvironmentSpec:
     """Spaces that hold all of ``episodes``, as wide as the first one's rows; others are refused when validated."""
-    observations = np.asarray(episodes[0].observations)
-    rows = [np.asarray(episode.actions, dtype=np.float32) for episode in episodes]
-    fitting = np.concatenate([some for some in rows if some.shape[1] == rows[0].shape[1]])
-    low = np.nan_to_num(fitting.min(axis=0, initial=np.inf), posinf=0.0)
-    high = np.nan_to_num(fitting.max(axis=0, initial=-np.inf), neginf=0.0)
-    observation = space_spec(gym.spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32))
+    first = next(episodes)
+    width = np.asarray(first.actions).shape[1]
+    low, high = np.full(width, np.inf, np.float32), np.full(width, -np.inf, np.float32)
+    for episode in itertools.chain((first,), episodes):
+        rows = np.asarray(episode.actions, dtype=np.float32)
+        if rows.shape[1] == width and len(rows):
+            low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+    low, high = np.nan_to_num(low, posinf=0.0), np.nan_to_num(high, neginf=0.0)
+    observation = space_spec(gym.spaces.Box(-np.inf, np.inf, np.asarray(first.observations).shape[1:], np.float32))
     return EnvironmentSpec("", None, observation, space_spec(gym.spaces.Box(low, high, dtype=np.float32)))

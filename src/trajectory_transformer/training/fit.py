@@ -34,6 +34,7 @@ from .learner import Learner
 from .learner_module import LearnerModule, NonFiniteError
 from .optimization import TrainingPlan
 from .returns import EpisodePlayer
+from .sharding import ShardedStrategy
 
 # Messages of Lightning that say nothing to somebody who did not write this file.
 UNWANTED_MESSAGES = (
@@ -126,14 +127,14 @@ def make_trainer(
     To Lightning the whole run is a single endless epoch: it could not resume in the middle of one of several exactly.
     UserError where the accelerator, number of devices or precision asked for is not there.
     """
-    options = config.trainer
+    options, sharded = config.trainer, config.trainer.strategy == "fsdp"
     names = ("accelerator", "devices", "num_nodes", "precision")
     hardware: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         return L.Trainer(
             **hardware,
             **options.options,
-            strategy=options.strategy,
+            strategy=ShardedStrategy(options.devices * options.num_nodes) if sharded else options.strategy,
             max_epochs=-1,
             max_steps=options.max_steps,
             accumulate_grad_batches=options.accumulate,
@@ -187,7 +188,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Drop :data:`UNWANTED_MESSAGES` and Lightning's own use of something deprecated in torch, and nothing else."""
+    """Drop :data:`UNWANTED_MESSAGES`, and warnings about Lightning's and FSDP's own affairs, and nothing else."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(UNWANTED_MESSAGES)
@@ -199,6 +200,7 @@ def quiet_lightning() -> Iterator[None]:
             stack.callback(source.removeFilter, wanted)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # never changed in place
         yield
 
 

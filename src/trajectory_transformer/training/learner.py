@@ -29,6 +29,7 @@ class Learner(ABC):
     def check(self, config: TrainConfig) -> None:
         """Refuse options that do not go together, with a UserError that names them, before data are read."""
         require(not config.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.kind}")
+        require(config.trainer.strategy != "fsdp", f"trainer.strategy=fsdp is for learner=transformer, not {self.kind}")
         require(not config.trainer.metrics, f"trainer.metrics are for learner=transformer, not {self.kind}")
         require(
             self.acts or config.evaluation.every is None,
