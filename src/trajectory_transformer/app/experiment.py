@@ -42,6 +42,7 @@ from ..training.loggers import (
     log_artifacts,
     log_evaluation,
     log_measurements,
+    log_pictures,
     make_loggers,
     require_loggers,
 )
@@ -99,6 +100,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data), sources_of(config.data))
         if config.evaluation.episodes == 0 or not learner.acts:
+            log_pictures(loggers, run.directory)
             return -report.validation_loss
         planner = vars(config.planner) if learner.plans else {}  # as typed, not as a file says
         allow = packages_in(asdict(config))
@@ -139,6 +141,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
             with torch_threads(config.threads):
                 measurements = _measure(config, run, trained)
             log_measurements(loggers, measurements)
+            log_pictures(loggers, run.directory)
             # Attention has nothing to maximise.
             score = measurements[0].value if config.task == "predict" else math.nan
         if _keeps_artifacts(config.logger):
@@ -242,6 +245,7 @@ def _plan(
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results)
+    log_pictures(loggers, run.directory)
     return float(results["summary"]["return_mean"])
 
 
