@@ -598,6 +598,9 @@ class TestCommands:
             assert summary["summary"]["val/loss"]["min"] > 0.0
             assert f'"ref":"{(datasets / DATASET).as_uri()}/data/' in read[0]
             assert f"model-{(tmp_path / 'mysweep' / job / 'wandb' / 'run_id.txt').read_text()}" in read[0]
+            assert summary["summary"]["plots/returns"]["_type"] == "image-file"
+        (table,) = (tmp_path / "mysweep").glob("wandb/offline-run-*/files/media/table/sweep/*.json")
+        assert [row[:2] for row in json.loads(table.read_text())["data"]] == [[0, "finished"], [1, "finished"]]
 
 
 def test_held_out_episodes_are_those_that_training_validated_on(trained: tuple[Path, float]) -> None:

@@ -5,21 +5,21 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from ..building import TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
-from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
+from ..configuration import EvaluateConfig, LoggerConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import LOCK, FolderLock, is_first_process, require_file, writable_folder
 from ..planning.objectives import Objective, make_objective
 from ..training.learner import make_learner
 from . import mistakes, sweep
 from .jobs import MODULES, why_taken
-from .schema import as_typed, folder_names, option_names, schema_of, typed_evaluate, typed_train
+from .schema import as_typed, folder_names, option_names, schema_of, typed, typed_evaluate, typed_train
 from .tune import with_values
 
 SWEEP_LOCK = ".sweep.lock"  # not that of a job, which may lie in the sweep's own folder
@@ -176,7 +176,10 @@ class RunChecks(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         assert self.sweep is not None
-        if is_first_process() and any(job.status != "finished" for job in sweep.report(*self.sweep)):
+        if not is_first_process():
+            return
+        logger = typed(LoggerConfig, cast(dict[str, Any], OmegaConf.to_container(config.logger)))
+        if any(job.status != "finished" for job in sweep.report(*self.sweep, logger)):
             sys.exit(1)
 
     @classmethod

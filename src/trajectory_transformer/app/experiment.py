@@ -42,6 +42,7 @@ from ..training.loggers import (
     log_artifacts,
     log_evaluation,
     log_measurements,
+    log_pictures,
     make_loggers,
     require_loggers,
 )
@@ -101,6 +102,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, chosen, DatasetRecord.of(datamodule.data), sources_of(config.data))
         if config.evaluation.episodes == 0 or not learner.acts:
+            log_pictures(loggers, run.directory)
             return -report.validation_loss
         checkpoint = Checkpoint.read(chosen)
         device = torch_device(config.trainer.accelerator, "trainer.accelerator")
@@ -141,6 +143,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
             with torch_threads(config.threads):
                 measurements = _measure(config, run, trained)
             log_measurements(loggers, measurements)
+            log_pictures(loggers, run.directory)
             # Attention has nothing to maximise.
             score = measurements[0].value if config.task == "predict" else math.nan
         if _keeps_artifacts(config.logger):
@@ -250,6 +253,7 @@ def _plan(
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results, None if report is None else report.steps)
+    log_pictures(loggers, run.directory)
     return float(results["summary"]["return_mean"])
 
 

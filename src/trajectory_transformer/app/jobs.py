@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shlex
@@ -22,11 +23,15 @@ from ..configuration import EvaluateConfig, TrainConfig
 from ..cores import OtherProcesses, wait_passively
 from ..errors import EXITS_BY_SIGNAL, UserError
 from ..files import is_first_process, remove_partial_files, write_whole
+from .page import PAGE, write_run_page
 
 if TYPE_CHECKING:
     from .experiment import RunContext
 
+log = logging.getLogger(__name__)
+
 STATUS = "status.json"
+SWEEP = "sweep.csv"  # the table of a sweep or search, in its own folder
 MODULES = "environment.modules"
 REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
 OTHERS = OtherProcesses()  # since the command began
@@ -228,6 +233,11 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
     if own or (status == "failed" and job.sweep is not None):
         with contextlib.suppress(OSError):  # a full disk is reported by what fails on it
             RunRecord(status, job.parameters, score, reason).write(job.directory, STATUS if own else REFUSAL)
+    if job.claimed and status != "running" and not (job.directory / SWEEP).exists():  # which has a page of its own
+        try:
+            write_run_page(job.directory, status, score, reason)
+        except Exception as error:  # such as of results that another version wrote; a page is not worth a run
+            log.warning("no %s: %s", PAGE, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 @contextlib.contextmanager

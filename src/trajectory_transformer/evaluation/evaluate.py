@@ -121,8 +121,8 @@ def _observation_names(environment: EnvironmentSpec) -> list[str]:
     return names if chosen is None else [names[index] for index in chosen]
 
 
-def results_table(results: dict[str, Any]) -> Table:
-    """The main results, for the screen; ``results`` as in ``results.json``."""
+def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the main results, for people; ``results`` as in ``results.json``."""
     summary, behavior, episodes = results["summary"], results["behavior"], results["episodes"]
     low, high = summary["return_ci95"]
     rows = [
@@ -153,11 +153,15 @@ def results_table(results: dict[str, Any]) -> Table:
         percents = {name: 100 * deadline[name] / deadline["plans"] for name in ("shortened", "narrowed", "late")}
         shares = ", ".join(f"{round(percent, 1):g} % {name}" for name, percent in percents.items())
         rows.append((f"deadline {deadline['ms']:g} ms", f"{deadline['plans']} plans: {shares}"))
-    rows.append(("environment steps per second", f"{summary['env_steps_per_second']:.1f}"))
+    return [*rows, ("environment steps per second", f"{summary['env_steps_per_second']:.1f}")]
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The main results, for the screen; ``results`` as in ``results.json``."""
     title = f"{results['env_id']}: {results['planner']['name']} planner"
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
-    for row in rows:
+    for row in summary_rows(results):
         table.add_row(*row)
     return table

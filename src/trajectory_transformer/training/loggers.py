@@ -158,6 +158,44 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: 
 
 
 @rank_zero_only
+def log_pictures(loggers: Sequence[Logger], run_directory: Path) -> None:
+    """Add to W&B the plots and videos that lie in a run's folder."""
+    for run in _wandb_runs(loggers):
+        import wandb
+
+        plots, videos = sorted(run_directory.glob("plots/*.png")), sorted(run_directory.glob("videos/*.mp4"))
+        pictures = {f"plots/{file.stem}": wandb.Image(str(file)) for file in plots}
+        films = {f"videos/{file.stem}": wandb.Video(str(file), format="mp4") for file in videos}
+        if pictures or films:
+            run.log({**pictures, **films})
+
+
+def log_sweep(config: LoggerConfig, directory: Path, table: Sequence[Sequence[str]]) -> None:
+    """Add to W&B a run of the sweep's own, among those of its jobs: its table, whose first row names columns, and plot.
+
+    Raises:
+        UserError: W&B refuses to start.
+    """
+    logger = _wandb_logger(config, directory, {}, RunLabels(directory.absolute().name, "sweep"))
+    import wandb
+
+    header, *rows = table
+    numbers = [[_number(cell) for cell in row] for row in rows]
+    run = logger.experiment
+    run.log({"sweep/jobs": wandb.Table(columns=list(header), data=numbers, allow_mixed_types=True)})
+    for plot in directory.glob("*.png"):
+        run.log({f"sweep/{plot.stem}": wandb.Image(str(plot))})
+    run.finish()
+
+
+def _number(cell: str) -> float | str | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
+
+
+@rank_zero_only
 def log_measurements(loggers: Sequence[Logger], measurements: Sequence[Measurement]) -> None:
     """Add measurements, each as ``METHOD/NAME``."""
     _summarize(loggers, {f"{one.method}/{one.name}": one.value for one in measurements})
