@@ -198,3 +198,17 @@ def test_normalisations_and_refusals(tmp_path: Path) -> None:
     negative = write_run(tmp_path / "d", 1.0, behavior={"return_mean": -5.0}) / "results.json"
     with pytest.raises(UserError, match="--normalize=mean gives no scores where -5 would be 100 and 0 0"):
         read_run("a", negative, "mean")
+
+
+def test_methods_by_an_option_of_a_sweep(tmp_path: Path) -> None:
+    for number, (method, seed) in enumerate([("tt", 0), ("bc", 0), ("tt", 1)]):
+        run = write_run(tmp_path / str(number), 1.0, seed=seed)
+        RunRecord("finished", {"method": method, "seed": str(seed)}, 1.0).write(run)
+    found, unfinished = find_results([str(tmp_path)], by="method")
+    assert {method: [file.parent.name for file in files] for method, files in found.items()} == {
+        "tt": ["0", "2"],
+        "bc": ["1"],
+    }
+    assert unfinished == []
+    with pytest.raises(UserError, match=r"--by model: .*/0 was not given that option; given were method, seed"):
+        find_results([str(tmp_path)], by="model")

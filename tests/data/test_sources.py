@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -778,6 +780,29 @@ def test_an_embedded_set_is_simulated(minari_root: Path, monkeypatch: pytest.Mon
     data, again = (load_offline_data(DataConfig("embedded/hopper/mixed-v0"), progress=False) for _ in range(2))
     assert data.fingerprint == again.fingerprint
     assert made == [(REGISTRY["embedded/hopper/mixed-v0"], False)]
+
+
+def test_one_process_simulates_and_others_wait(
+    minari_root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The jobs of a sweep need the same set at the same time."""
+    begun, made = threading.Event(), []
+
+    def simulate(recipe: object, progress: bool) -> None:
+        begun.set()
+        while "waiting for it" not in capfd.readouterr().err:
+            time.sleep(0.01)
+        made.append(recipe)
+        write_dataset("embedded/hopper/mixed-v0", [random_episode(3)])
+
+    monkeypatch.setattr("trajectory_transformer.data.collect.collect", simulate)
+    source = minari_set.EmbeddedSet("embedded/hopper/mixed-v0")
+    first = threading.Thread(target=source.obtain, args=(False,))
+    first.start()
+    begun.wait()
+    source.obtain(False)
+    first.join()
+    assert len(made) == 1
 
 
 def test_a_set_does_not_choose_what_is_imported(

@@ -18,9 +18,16 @@ from ..reachability import unreachable, wandb_key_is_configured, wandb_url
 from .runs import NORMALIZATIONS, differences, find_results, read_run, remarks
 
 
-def compare_runs(words: Sequence[str], normalization: str, anyway: bool, out: Path | None, project: str | None) -> None:
+def compare_runs(
+    words: Sequence[str],
+    normalization: str = "reference",
+    anyway: bool = False,
+    out: Path | None = None,
+    project: str | None = None,
+    by: str | None = None,
+) -> None:
     """Do what the command does; UserError about what cannot be read, compared or written."""
-    files, unfinished = find_results(words)
+    files, unfinished = find_results(words, by)
     methods = {name: [read_run(name, file, normalization) for file in found] for name, found in files.items()}
     notes = [*remarks(methods), *(f"not counted, as it has no results: {run}" for run in unfinished)]
     differs = list(differences(methods))
@@ -74,6 +81,7 @@ def main(words: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("methods", nargs="+", metavar="NAME=FOLDER", help="a method and its runs; or FOLDER alone")
+    parser.add_argument("--by", metavar="OPTION", help="methods are the values of this option, in sweeps: --by method")
     parser.add_argument("--anyway", action="store_true", help="compare what is not alike, and say so")
     parser.add_argument(
         "--normalize", choices=[*NORMALIZATIONS], default="reference", help="what scores are percent of"
@@ -82,7 +90,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--wandb", metavar="PROJECT", help="log the tables to Weights & Biases")
     given = parser.parse_args(words)
     try:
-        compare_runs(given.methods, given.normalize, given.anyway, given.out, given.wandb)
+        compare_runs(given.methods, given.normalize, given.anyway, given.out, given.wandb, given.by)
     except UserError as error:
         print(f"error: {error.told}", file=sys.stderr)
         return 2

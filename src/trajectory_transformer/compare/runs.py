@@ -59,11 +59,13 @@ def grouped(members: Iterable[Member], key: str) -> dict[Any, list[Member]]:
     return groups
 
 
-def find_results(words: Sequence[str]) -> tuple[dict[str, list[Path]], list[str]]:
+def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str, list[Path]], list[str]]:
     """Results files by method, and runs that have none, of ``NAME=FOLDER,…``, ``FOLDER``, glob patterns and files.
 
+    With ``by``, the name of an option, a method is a value of that option, as it was given to each run.
+
     Raises:
-        UserError: a word names no results, or two methods the same.
+        UserError: a word names no results, two methods the same, or a run was not given the option.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     unfinished: list[str] = []
@@ -82,12 +84,26 @@ def find_results(words: Sequence[str]) -> tuple[dict[str, list[Path]], list[str]
                 unfinished += _unfinished(path)
                 some = some or bool(files)
             require(some, f"{word}: '{place}' holds no results.json; give folders of runs that were evaluated")
+    if by is not None:
+        found = grouped_by_option([file for files in found.values() for file in files], by)
     owners: dict[Path, str] = {}
     for method, files in found.items():
         for file in files:
             owner = owners.setdefault(file.resolve(), method)
             require(owner == method, f"{file} is of both {owner} and {method}; give each method folders of its own")
     return {method: files for method, files in found.items() if files}, unfinished
+
+
+def grouped_by_option(files: Iterable[Path], option: str) -> dict[str, list[Path]]:
+    """Results files by the value of an option that each run's command line, or its sweep, gave."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file in dict.fromkeys(files):
+        record = RunRecord.read(file.parent)
+        given = {} if record is None else record.parameters
+        told = f"; given were {', '.join(given)}" if given else ""
+        require(option in given, f"--by {option}: {file.parent} was not given that option{told}")
+        found[given[option]].append(file)
+    return found
 
 
 def _unfinished(folder: Path) -> list[str]:
