@@ -1,6 +1,7 @@
 """The picture of a comparison: interval estimates, performance profiles, and the effect of the tuning budget."""
 
 import itertools
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -52,4 +53,4 @@ def plot_comparison(report: Report, title: str, path: Path) -> None:
     for axes in (left, right):
         tidy(axes)
     handles = [Line2D([], [], color=color, linewidth=2.5, label=method) for method, color in colors.items()]
-    finish(figure, title, path, handles, columns=min(6, len(colors)))
+    finish(figure, textwrap.fill(title, 110), path, handles, columns=min(6, len(colors)))
