@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,9 +132,7 @@ LEARNERS = {  # pages whose code needs checkpoints of other learners
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LEARNERS else []) for name in RUNNABLE]
 )
-def test_code_runs(
-    name: str, trained: Path, sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All code of a page, one block after the other, beside the checkpoints that it names."""
     (tmp_path / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
     for checkpoint, options in LEARNERS.get(name, {}).items():
@@ -166,3 +165,16 @@ def test_code_runs(
     page = ROOT / name
     for block in blocks(page, "python"):
         exec(compile(block, name, "exec"), namespace)
+
+
+def test_the_tour_runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    namespace: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), namespace)
+    assert (namespace["total"] > 0).all()
+    namespace["plt"].close("all")

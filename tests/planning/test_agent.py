@@ -244,7 +244,11 @@ def test_from_checkpoint_restores_the_agent(
     with pytest.raises(UserError, match=r"planner\.beam_width=0 must be at least 1"):
         Agent.from_checkpoint(path, beam_width=0)
     section = contents["trajectory_transformer"]
-    for value_r2, act, cdf, temperature in ((0.5, "best", 0.3, 1.0), (0.49, "mean", None, 0.6), (None, "mean", None, 0.6)):
+    for value_r2, act, cdf, temperature in (
+        (0.5, "best", 0.3, 1.0),
+        (0.49, "mean", None, 0.6),
+        (None, "mean", None, 0.6),
+    ):
         section |= {
             "value_r2": value_r2,
             "planner": asdict(PlannerConfig(**(recorded | {"act": "auto", "cdf_act": 0.3}))),
