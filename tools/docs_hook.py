@@ -1,6 +1,6 @@
 """MkDocs hook: pages link to files of the repository as on GitHub; the site gets what it can show of them.
 
-Pictures, tables and READMEs under ``results`` become part of the site. Other files are linked to where the repository is
+Pictures, tables and READMEs under ``results`` become part of the site. Other files link to where the repository is
 published (``REPOSITORY_URL``), or named without a link.
 """
 
