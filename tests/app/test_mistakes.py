@@ -321,7 +321,10 @@ def test_importing_the_package_imports_no_torch() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trainer=5", "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, fsdp, gpu, slurm"),
+        (
+            "trainer=5",
+            "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, fsdp, gpu, slurm",
+        ),
         ("trainer=[1]", "trainer=[1] is no name of a file of the group 'trainer'"),
         ("model=null", "model=null is no name of a file of the group 'model'"),
         ("seed=" + "9" * 5000, "cannot read the option 'seed=999"),

@@ -35,7 +35,7 @@ def test_a_suite_ends_in_a_comparison(
         run = write_run(tmp_path / str(number), score, seed=int(parameters["seed"]))
         RunRecord("finished", parameters, score).write(run)
     monkeypatch.setattr(SuiteChecks, "sweep", (tmp_path, planned))
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    config = OmegaConf.create({"logger": {}, "hydra": {"sweep": {"dir": str(tmp_path)}}})
     with pytest.raises(SystemExit) as ended:
         SuiteChecks().on_multirun_end(config)
     assert ended.value.code == 1  # as the last job did not begin
@@ -51,5 +51,5 @@ def test_a_suite_without_results_says_why(
 ) -> None:
     monkeypatch.setattr(SuiteChecks, "sweep", (tmp_path, [{"method": "tt"}]))
     with pytest.raises(SystemExit):
-        SuiteChecks().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+        SuiteChecks().on_multirun_end(OmegaConf.create({"logger": {}, "hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert f"no comparison: {tmp_path}: '{tmp_path}' holds no results.json" in capsys.readouterr().out
