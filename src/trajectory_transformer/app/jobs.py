@@ -20,7 +20,8 @@ import yaml
 from ..building import TYPED_BY_USER, build, import_modules
 from ..configuration import EvaluateConfig, TrainConfig
 from ..cores import OtherProcesses, wait_passively
-from ..errors import EXITS_BY_SIGNAL, UserError
+from ..ending import EXITS_BY_SIGNAL, ending_signals
+from ..errors import UserError
 from ..files import is_first_process, remove_partial_files, write_whole
 
 if TYPE_CHECKING:
@@ -232,18 +233,18 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
 
 @contextlib.contextmanager
 def _process_restored() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, and undo what Lightning and W&B leave in the environment."""
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does, and undo what Lightning and W&B leave in the environment."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
     environment = dict(os.environ)
     may_handle = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGTERM, leave) if may_handle else None
+    handlers = {number: signal.signal(number, leave) for number in (ending_signals() if may_handle else ())}
     try:
         yield
     finally:
-        if may_handle:
-            signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         os.environ.clear()
         os.environ.update(environment)

@@ -30,7 +30,7 @@ def entry_point(name: str, configs: Path) -> None:
     """Run "train" or "evaluate", whose root is ``configs/NAME.yaml``, with ``sys.argv``; returns after success.
 
     Raises:
-        SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep, 130 or 143 after SIGINT or SIGTERM.
+        SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep, 130, 143 or 129 after SIGINT, SIGTERM or SIGHUP.
     """
     code = 1
     try:
