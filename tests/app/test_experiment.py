@@ -545,7 +545,7 @@ class TestCommands:
             f"entry_point('evaluate', pathlib.Path({str(CONFIGS)!r}))",
         ]
         plan = ("episodes=1", "planner.beam_width=1600", "planner.n_expand=40", "planner.horizon=3")
-        words = (f"checkpoint=run/checkpoints/last.ckpt", "hydra.run.dir=here", *plan)
+        words = ("checkpoint=run/checkpoints/last.ckpt", "hydra.run.dir=here", *plan)
         process = subprocess.Popen(
             [sys.executable, "-c", "\n".join(program), *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
             stderr=subprocess.PIPE,

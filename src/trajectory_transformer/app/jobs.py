@@ -52,7 +52,7 @@ class RunRecord:
     def read(cls, directory: Path, file: str = STATUS) -> "RunRecord | None":
         """The record in ``directory``, or None where there is none that can be read."""
         try:
-            return cls(**json.loads((directory / file).read_text()))
+            return cls(**json.loads((directory / file).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -81,7 +81,7 @@ def why_taken(directory: Path, evaluation: bool) -> str | None:
         return f"{directory} already holds a run; resume={directory} goes on with it, or choose another folder"
     record = RunRecord.read(directory)
     stopped = record is not None and record.status in ("failed", "interrupted")
-    if stopped and existing.read_text().startswith("checkpoint:"):
+    if stopped and existing.read_text(encoding="utf-8").startswith("checkpoint:"):
         return None
     return f"{directory} already holds a run; choose another folder with hydra.run.dir=DIR"
 
@@ -100,7 +100,7 @@ def claim(directory: Path, config: str, go_on: bool, evaluation: bool = False) -
             return "start"
         if not go_on:
             raise UserError(taken)
-        if (directory / "config.yaml").read_text() != config:
+        if (directory / "config.yaml").read_text(encoding="utf-8") != config:
             raise UserError(f"{directory} holds a run with other options (see its config.yaml); choose another folder")
         (directory / REFUSAL).unlink(missing_ok=True)
     record = RunRecord.read(directory)
@@ -233,7 +233,7 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
 
 @contextlib.contextmanager
 def _process_restored() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the process as Ctrl-C does, and undo what Lightning and W&B leave in the environment."""
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does; undo what Lightning and W&B leave in the environment."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

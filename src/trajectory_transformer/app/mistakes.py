@@ -137,7 +137,8 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Sequence
 def _chooses(file: Path, group: str, option: str) -> bool:
     """True if a YAML file has ``group: option`` in its defaults list."""
     with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):  # it has none, or cannot be read
-        entries = [e for e in yaml.safe_load(file.read_text()).get("defaults") or [] if isinstance(e, dict)]
+        defaults = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults") or []
+        entries = [e for e in defaults if isinstance(e, dict)]
         choices = [(str(key).split()[-1].lstrip("/"), value) for entry in entries for key, value in entry.items()]
         return (group, option) in choices
     return False
