@@ -205,6 +205,18 @@ def test_every_group_may_come_from_a_folder_of_one_s_own(
     assert runs.calls[-1][0].learner["expectile"] == 0.8
 
 
+@pytest.mark.parametrize(("word", "known"), [("planner=5", "imitation, mine, return"), ("mygroup=[5]", "one of mine")])
+def test_no_name_of_a_file_is_refused_of_one_s_own_groups_too(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], own: Path, word: str, known: str
+) -> None:
+    (own / "mygroup").mkdir()
+    (own / "mygroup" / "mine.yaml").touch()
+    assert train("--config-dir", "own", word) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{word} is no name of a file of the group" in line
+    assert known in line
+
+
 @pytest.mark.parametrize("group", [name.partition("/")[0] for name in OWN])
 def test_a_mistake_in_a_folder_of_one_s_own_is_named_with_its_file(
     train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], own: Path, group: str

@@ -33,7 +33,7 @@ def entry_point(name: str, configs: Path) -> None:
         SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep; 130, 143 or 129 after SIGINT,
             SIGTERM or SIGHUP.
     """
-    code = 1
+    code, folders = 1, [configs, *_own_folders(sys.argv[1:])]
     try:
         if name == "train" and jobs.RANK_RUN in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
             run_rank()
@@ -42,14 +42,14 @@ def entry_point(name: str, configs: Path) -> None:
         if name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume(*asked)
         else:
-            mistakes.refuse_unreadable(sys.argv[1:], configs)
+            mistakes.refuse_unreadable(sys.argv[1:], folders)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, without advice of Hydra's own
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:
         leave(error.told, code)
     except mistakes.EXPECTED as error:
         schema = TrainConfig if name == "train" else EvaluateConfig
-        leave(mistakes.explain(error, schema, [configs, *_own_folders(sys.argv[1:])]), 2)
+        leave(mistakes.explain(error, schema, folders), 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # a launcher's, where there is a sweep: its jobs keep theirs

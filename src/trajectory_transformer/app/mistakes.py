@@ -51,7 +51,7 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
     return f"; valid here: {', '.join(level)}" if level else ""
 
 
-def refuse_unreadable(words: Sequence[str], configs: Path) -> None:
+def refuse_unreadable(words: Sequence[str], configs: Sequence[Path]) -> None:
     """Refuse, with a UserError, what Hydra's own parser and composition raise bare Python errors about."""
     parser = OverridesParser.create()
     for word in words:
@@ -69,11 +69,12 @@ def refuse_unreadable(words: Sequence[str], configs: Path) -> None:
         ):
             raise UserError(f"{word[:80]} changes a search, and there is none; add tune=optimizer or tune=planner")
         group, value = override.key_or_group, override.value()
-        if override.is_sweep_override() or not (configs / group).is_dir() or group == "hydra":
+        folders = [folder for config in configs if (folder := config / group).is_dir()]
+        if override.is_sweep_override() or not folders or group == "hydra":
             continue
         names = value if isinstance(value, list) else [value]
         if not all(isinstance(name, (str, QuotedString)) for name in names):
-            known = ", ".join(sorted(file.stem for file in (configs / group).glob("*.yaml")))
+            known = ", ".join(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
             raise UserError(f"{word[:80]} is no name of a file of the group '{group}'; choose one of {known}")
 
 
