@@ -65,10 +65,10 @@ OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=Tr
 
 def option_names(schema: type) -> Iterator[str]:
     """Dotted names of all options of ``schema``, those that hold further options included."""
-    return (name for name, _ in _options(schema))
+    return (name for name, _ in options_of(schema))
 
 
-def _options(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def options_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """As :func:`option_names`, each with its type."""
     for name, hint in get_type_hints(schema).items():
         if name in fields_of(schema):
@@ -76,7 +76,7 @@ def _options(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
             for nested in candidates:
                 if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-                    yield from _options(nested, f"{prefix}{name}.")
+                    yield from options_of(nested, f"{prefix}{name}.")
 
 
 def group_names(configs: Sequence[Path], schema: type) -> list[str]:
@@ -115,7 +115,7 @@ def typed(schema: type, options: dict[str, Any]) -> Any:
 
 def require_flags(schema: type, given: Iterable[tuple[str, object]]) -> None:
     """Refuse numbers, given as (dotted name, value), for options that are true or false: OmegaConf takes any."""
-    flags = {name: hint for name, hint in _options(schema) if hint in (bool, bool | None)}
+    flags = {name: hint for name, hint in options_of(schema) if hint in (bool, bool | None)}
     for name, value in given:
         if name in flags and isinstance(value, int):
             validate_value(name, value, flags[name])
