@@ -1,6 +1,7 @@
 """Films of predicted states, in MuJoCo's own environments."""
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.scripted import WALK, environment_spec
+from trajectory_transformer import progress
 from trajectory_transformer.analysis import state_video
 from trajectory_transformer.analysis.state_video import film_predictions
 
@@ -21,14 +23,23 @@ def pair(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return standing, leaning
 
 
-def test_a_film_shows_both_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_film_shows_both_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     frames: list[np.ndarray] = []
+    told: list[bool] = []
+    monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 0.001)
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
 
     class Kept:
         def __init__(self, *_: object) -> None: ...
 
         def capture(self, episode: int, step: int, render: Any) -> None:
             frames.append(render())
+            deadline = time.monotonic() + 20
+            while "filming  0/1 episodes" not in capsys.readouterr().err and time.monotonic() < deadline:
+                time.sleep(0.001)
+            told.append(time.monotonic() < deadline)
 
         def close(self) -> None: ...
 
@@ -37,6 +48,7 @@ def test_a_film_shows_both_side_by_side(tmp_path: Path, monkeypatch: pytest.Monk
     drawn = state_video._side_by_side
     monkeypatch.setattr(state_video, "_side_by_side", lambda environment, states: np.array(states[1][0] - states[0][0]))
     film_predictions(environment_spec("Hopper-v5"), [pair(3)], tmp_path)
+    assert told == [True] * 3  # without a terminal, a line now and then
     np.testing.assert_allclose([frame[2] for frame in frames], [0.0, 0.5, 1.0])  # qpos is x, z, then the angle
     shades: list[float] = []
 

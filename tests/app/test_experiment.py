@@ -53,7 +53,9 @@ from trajectory_transformer.training.learner import Learner
 from trajectory_transformer.training.loggers import RunLabels
 
 from ..minari_sets import random_episode, write_dataset
+from ..planning.decoders import needs_compiler
 from ..specs import spec_of
+from .conftest import CONFIGS
 
 DATASET = "tests/pendulum-v0"
 
@@ -568,6 +570,45 @@ class TestCommands:
         small = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.progress_bar=false", "planner.horizon=2")
         assert call("train", "hydra.run.dir=run", *options, *small) == 143
         record = RunRecord.read(tmp_path / "run")
+        assert record is not None
+        assert record.status == "interrupted"
+
+    @pytest.mark.slow
+    @needs_compiler
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_ends_the_command_in_the_middle_of_a_plan(self, tmp_path: Path, number: signal.Signals) -> None:
+        """Of a plan that takes long, in the kernel."""
+        options = config(episodes=0)
+        options.model = ModelConfig(n_layer=4, n_head=2, n_embd=128)
+        run_training(options, RunContext(tmp_path / "run", ""))
+        program = [
+            "import pathlib",
+            "from trajectory_transformer.app import entry_point",
+            "from trajectory_transformer.planning.native.decoder import NativeDecoder",
+            "search = NativeDecoder.search",
+            "def told(self, what):",
+            "    print('planning' * (what.width == 1600), flush=True)",
+            "    search(self, what)",
+            "    print('planned' * (what.width == 1600), flush=True)",
+            "NativeDecoder.search = told",
+            f"entry_point('evaluate', pathlib.Path({str(CONFIGS)!r}))",
+        ]
+        plan = ("episodes=1", "planner.beam_width=1600", "planner.n_expand=40", "planner.horizon=3")
+        words = ("checkpoint=run/checkpoints/last.ckpt", "hydra.run.dir=here", *plan)
+        process = subprocess.Popen(
+            [sys.executable, "-c", "\n".join(program), *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "planning":
+                break
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 128 + number, errors
+        assert "planned" not in output
+        assert "Traceback" not in errors
+        record = RunRecord.read(tmp_path / "here")
         assert record is not None
         assert record.status == "interrupted"
 

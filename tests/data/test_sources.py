@@ -569,7 +569,7 @@ def test_each_reason_why_a_set_cannot_be_read_has_its_own_remedy(
 
 def test_a_locked_file_is_not_to_be_deleted(minari_root: Path):
     write_dataset("set-v0", [random_episode(2)])
-    with open(minari_root / "set-v0" / "data" / "main_data.hdf5") as file:
+    with open(minari_root / "set-v0" / "data" / "main_data.hdf5", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"unable to lock file.*another process has locked it"):
             load("set-v0")

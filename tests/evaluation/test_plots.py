@@ -98,7 +98,7 @@ def test_only_dimensions_that_change_are_shown_and_at_most_twelve(tmp_path: Path
 
 def write_metrics(path: Path, rows: list[dict[str, object]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)

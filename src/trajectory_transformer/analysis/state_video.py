@@ -12,12 +12,16 @@ from ..environments.batch import make_environments
 from ..environments.mujoco_state import hidden_positions, states_of
 from ..environments.spec import EnvironmentSpec
 from ..evaluation.video import VideoRecorder, log, unavailable_reason
+from ..progress import WorkProgress
 
 _STEPS_PER_SECOND = 25.0  # a frame each; in true speed a hundred steps of Hopper would last less than a second
 
 
 def film_predictions(
-    environment: EnvironmentSpec, pairs: Sequence[tuple[np.ndarray, np.ndarray]], directory: Path
+    environment: EnvironmentSpec,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    directory: Path,
+    progress: bool = True,
 ) -> None:
     """Write ``episode_<i>.mp4`` for each pair of (steps, observation_dim): what happened, left, and what was predicted.
 
@@ -38,8 +42,10 @@ def film_predictions(
     with make_environments(environment, 1, render=True) as batch:
         batch.reset(0, 0)
         single = batch.environments[0]
-        with closing(VideoRecorder(directory, len(pairs), _STEPS_PER_SECOND)) as recorder:
-            for index, pair in enumerate(pairs):
+        text = "{task.completed:.0f}/{task.total:.0f} episodes"
+        recorder = VideoRecorder(directory, len(pairs), _STEPS_PER_SECOND)
+        with closing(recorder), WorkProgress(text, progress) as bar:
+            for index, pair in enumerate(bar.track(pairs, description="filming")):
                 states = [states_of(observations, hidden, single.unwrapped) for observations in pair]
                 for step, both in enumerate(zip(*states, strict=True)):
                     recorder.capture(index, step, lambda both=both: _side_by_side(single, both))

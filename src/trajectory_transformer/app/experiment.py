@@ -79,7 +79,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
     Raises:
         UserError: a mistake that the options alone do not show.
-        SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
+        SystemExit: 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP, the state being saved.
     """
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
     require_loggers(config.logger, TYPED_BY_USER)

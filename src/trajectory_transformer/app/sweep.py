@@ -110,7 +110,8 @@ def _records(folder: Path, planned: Sequence[Mapping[str, str]]) -> Iterator[Run
     if own is None:
         own = RunRecord("failed", _overrides(folder), reason="it left no record")
     elif own.status == "running" and not is_in_use(folder):
-        own = replace(own, status="failed", reason="its process was killed, or memory ran out")
+        reason = "it died without a word: its process ended, was killed, or ran out of memory"
+        own = replace(own, status="failed", reason=reason)
     yield own
 
 

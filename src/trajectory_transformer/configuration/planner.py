@@ -63,6 +63,8 @@ class PlannerConfig:
         require(
             not plain, f"planner.objective={shown(self.objective)} is neither an objective nor a mapping of options"
         )
+        begins_well = self.name == "" or self.name[0].isalpha()
+        require(begins_well, f"planner.name={shown(self.name)} is no name: it must begin with a letter")
         self._name_honestly()
         candidates = self.beam_width * self.n_expand
         require(

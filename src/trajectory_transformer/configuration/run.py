@@ -7,7 +7,7 @@ from .data import DataConfig
 from .planner import PlannerConfig
 from .tasks import AttentionConfig, PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
-from .validation import require, require_choice, validate, within
+from .validation import require, require_choice, require_module_names, validate, within
 
 TRANSFORMER = "trajectory_transformer.learners.transformer.TransformerLearner"
 
@@ -47,11 +47,7 @@ class EnvironmentConfig:
 
     def __post_init__(self) -> None:
         validate("environment.", self)
-        for name in self.modules:
-            valid = all(part.isidentifier() for part in name.split("."))
-            require(
-                valid, f"environment.modules: '{name}' is not the name of a module, such as my_package.environments"
-            )
+        require_module_names("environment.modules", self.modules)
 
 
 @dataclass
@@ -167,5 +163,6 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         validate("", self)
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
+        require_module_names("allow", self.allow)
         require_choice("task", self.task, ("plan", "attention", "predict"))
         require_choice("accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))

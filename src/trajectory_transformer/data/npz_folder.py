@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from typing_extensions import override
 
+from ..available_memory import available_memory, require_memory
 from ..configuration import require
 from ..environments.make import environment_spec, space_spec
 from ..environments.spec import EnvironmentSpec
@@ -61,6 +62,13 @@ class NpzFolder(EpisodeSource):
     @override
     def read(self, progress: bool) -> StoredSet:
         files = self._files()
+        inflated = sum(map(_inflated_size, files))
+        require_memory(
+            inflated if self.env_id is None else inflated // 2,  # float64 is kept as float32, one file after the other
+            available_memory(),
+            f"the {len(files)} files of data.source.path='{self.path}' take",
+            "join fewer of them",
+        )
         if self.env_id is not None:
             return StoredSet(map(_read, files), len(files), environment_spec(self.env_id), remedy=REMEDY)
         return StoredSet(map(_read, files), len(files), _unbounded(map(_read, files)), remedy=REMEDY)
@@ -75,6 +83,15 @@ class NpzFolder(EpisodeSource):
 
 def _numbers_within(file: Path) -> list[tuple[str, int]]:
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", file.name)]
+
+
+def _inflated_size(file: Path) -> int:
+    """Bytes of a file's arrays, by its table of contents; 0 of one that has none, about which reading it says more."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # whatever a damaged file leads zipfile to
+        return 0
 
 
 def _read(file: Path) -> StoredEpisode:

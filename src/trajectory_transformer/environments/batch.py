@@ -18,7 +18,8 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import TimeLimit
 
 from ..configuration import require
-from ..errors import EXITS_BY_SIGNAL, UserError
+from ..ending import EXITS_BY_SIGNAL
+from ..errors import UserError
 from .make import make_environment, space_spec
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 

@@ -184,7 +184,7 @@ def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
     """(2, n) steps and values of each column that has numbers; empty where the file is missing."""
     points = defaultdict(list)
     if metrics.is_file():
-        with metrics.open(newline="") as file:
+        with metrics.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 for name, cell in row.items():
                     with contextlib.suppress(KeyError, TypeError, ValueError):  # a cell that is empty or cut off

@@ -200,7 +200,7 @@ def write_results(results: dict[str, Any], path: Path) -> None:
 def read_results(path: Path) -> dict[str, Any]:
     """The checked content of a ``results.json``; UserError if it is no JSON, or a field is missing or wrong."""
     try:
-        results = json.loads(Path(path).read_text())
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"results file {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -255,6 +255,17 @@ class RunProgress(Callback):
             self._bar.update(self._bar.task_ids[0], status=self._return.join(self._status))
 
     @override
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        due = time.monotonic() - self._shown >= PLAIN_LINE_SECONDS
+        if due and self._bar is None and trainer.is_global_zero:
+            self._shown = time.monotonic()
+            words = f"validating, {batch_idx + 1} of {trainer.num_val_batches[dataloader_idx]} batches"
+            self.console.print(f"step {trainer.global_step}/{self.max_steps}  {words}", highlight=False, soft_wrap=True)
+
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validation_loss = f"  validation {float(trainer.callback_metrics['val/loss']):.3f}"
 

@@ -85,7 +85,7 @@ def fit(
         UserError: the directory cannot be written or holds another run, there is nothing to resume or it does not
             fit, the hardware asked for is not there, the last checkpoint could not be saved, or, as a NonFiniteError, a
             loss or the weights became NaN or infinite.
-        TrainingInterrupted: SIGTERM or SIGINT came; the state was saved first.
+        TrainingInterrupted: SIGTERM, SIGINT or SIGHUP came; the state was saved first.
     """
     checkpoints = _prepare_directory(run_directory)
     last = checkpoints / "last.ckpt"

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
     from .learner_module import LearnerModule
     from .optimization import TrainingPlan
 
+OPTIONS_OF_WINDOWS = ("model", "planner", "data.discretizer", "data.sequence_length")
+"""Options, or groups of them, that have no effect on networks of single transitions, which do not plan."""
+
 
 class Learner(ABC):
     """A kind of network to train: its options, data, Lightning module, and the agent that acts with the result.
@@ -25,6 +28,7 @@ class Learner(ABC):
     kind: ClassVar[str]  # short name, recorded in checkpoints
     acts: ClassVar[bool] = True  # :meth:`make_agent` gives an agent, which training then ends by evaluating
     plans: ClassVar[bool] = False  # that agent takes planner options
+    ignores: ClassVar[tuple[str, ...]] = ()  # options, or groups of them, that it takes no notice of: refused if typed
 
     def check(self, config: TrainConfig) -> None:
         """Refuse options that do not go together, with a UserError that names them, before data are read."""

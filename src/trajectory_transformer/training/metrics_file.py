@@ -84,7 +84,7 @@ class MetricsFile(Logger):
         """Whole rows, "step" and metrics as text; one that a killed process left half written is dropped."""
         if not self._path.exists():
             return []
-        with self._path.open(newline="") as file:
+        with self._path.open(newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
 
     def _rewrite(self, columns: list[str], rows: Sequence[Mapping[str, str]]) -> None:
@@ -98,7 +98,7 @@ class MetricsFile(Logger):
     def _append(self, row: Mapping[str, str]) -> None:
         size = self._path.stat().st_size
         try:
-            with self._path.open("a", newline="") as file:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns, restval="").writerow(row)
         except OSError:
             with contextlib.suppress(OSError):  # the next row shall not continue what was written of this one
