@@ -73,7 +73,7 @@ class Phases:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _look(self) -> None:
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
         for name, most in self._most.items():
             self._most[name] = max(most, int(fields[name].split()[0]) // 1024)
 

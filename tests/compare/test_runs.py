@@ -25,8 +25,8 @@ def test_methods_are_folders_lists_patterns_and_files(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for name in ("sweep/job=1,seed=0", "sweep/job=1,seed=1", "b", "c_0", "c_1", "alone"):
         write_run(Path(name), 1.0)
-    Path("c_0.log").write_text("")
-    (Path("file.json")).write_text(Path("b/results.json").read_text())
+    Path("c_0.log").write_text("", encoding="utf-8")
+    (Path("file.json")).write_text(Path("b/results.json").read_text(encoding="utf-8"), encoding="utf-8")
     words = ["a=sweep,b", "c=c_*", "alone", "file=file.json", "c=c_0"]
     found, unfinished = find_results(words)
     assert {method: [str(file) for file in files] for method, files in found.items()} == {

@@ -149,7 +149,7 @@ def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
 def report(
     directory: Path, planned: Sequence[Mapping[str, str]] = (), logger: LoggerConfig | None = None
 ) -> list[SweepJob]:
-    """Print the table of the jobs of :func:`read_jobs`, and write it there as ``sweep.csv`` and a page; returns the jobs.
+    """Print the table of :func:`read_jobs`, and write it there as ``sweep.csv`` and a page; returns the jobs.
 
     Where the jobs' ``logger`` is W&B, it gets the table too. Where planners were compared, ``tradeoff.png`` shows their
     returns against the time that an action takes.
