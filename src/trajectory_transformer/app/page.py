@@ -52,6 +52,7 @@ class Page:
     versions: str = ""
     config: str = ""
     files: list[Cell] = field(default_factory=list)
+    wide: bool = False  # for tables of many columns
 
     def write(self, directory: Path) -> None:
         """Write the page in ``directory``; UserError if it cannot be written."""
@@ -127,6 +128,7 @@ def write_sweep_page(directory: Path, header: Sequence[str], rows: Sequence[Sequ
         command=shlex.join(["python", *sys.argv]),
         commit=current_commit(),
         files=[Cell(name, quote(name)) for name in FILES if (directory / name).exists()],
+        wide=True,
     ).write(directory)
 
 
