@@ -24,6 +24,11 @@ def within(
     return dataclasses.field(default=default, metadata={"range": Range(low, high, above, below)})
 
 
+def one_of(default: Any, choices: tuple[str, ...]) -> Any:
+    """A dataclass's field of one of these texts; a function, where the field's type allows it, is not compared."""
+    return dataclasses.field(default=default, metadata={"choices": choices})
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """Numbers from ``low`` to ``high``, ``above`` one and ``below`` another; None: no such bound."""
@@ -32,6 +37,12 @@ class Range:
     high: float | None = None
     above: float | None = None
     below: float | None = None
+
+    def __str__(self) -> str:
+        """The range in words, such as "from 1 to 1000" or "above 0 and below 1"; empty without bounds."""
+        named = {"from": self.low, "above": self.above, "to": self.high, "below": self.below}
+        found = [f"{word} {bound:g}" for word, bound in named.items() if bound is not None and abs(bound) < LARGEST]
+        return (" " if self.above is None and self.below is None else " and ").join(found)
 
     def wrong(self, value: float) -> str | None:
         """What a number outside must do, as the end of a sentence; None for one within."""
@@ -53,15 +64,20 @@ class Range:
 
 
 def validate(prefix: str, record: Any) -> None:
-    """Refuse a dataclass with a field that is not of its type, not finite, or out of its range of :func:`within`.
+    """Refuse a dataclass with a field not of its type, not finite, out of range or not among its choices.
+
+    Ranges are those of :func:`within`, choices those of :func:`one_of`.
 
     A whole number serves as a real one. ``prefix`` begins the names in messages, such as "planner.".
 
     Raises:
         UserError: one sentence about the first such field.
     """
-    for name, kind, limits in _fields(type(record)):
-        validate_value(f"{prefix}{name}", getattr(record, name), kind, limits)
+    for name, kind, limits, choices in _fields(type(record)):
+        value = getattr(record, name)
+        validate_value(f"{prefix}{name}", value, kind, limits)
+        if choices and not callable(value):
+            require_choice(f"{prefix}{name}", str(value), choices)
 
 
 def validate_value(name: str, value: object, kind: Any, limits: Range | None = None) -> None:
@@ -87,10 +103,13 @@ def shown(value: object) -> str:
 
 
 @functools.cache
-def _fields(record: type) -> tuple[tuple[str, Any, Range | None], ...]:
-    """Name, type and range of a dataclass's fields."""
+def _fields(record: type) -> tuple[tuple[str, Any, Range | None, tuple[str, ...]], ...]:
+    """Name, type, range and choices (empty: any text) of a dataclass's fields."""
     hints = get_type_hints(record)
-    return tuple((f.name, hints[f.name], f.metadata.get("range")) for f in dataclasses.fields(record))
+    return tuple(
+        (f.name, hints[f.name], f.metadata.get("range"), f.metadata.get("choices", ()))
+        for f in dataclasses.fields(record)
+    )
 
 
 def _fits(value: object, kind: Any) -> bool:
