@@ -27,6 +27,8 @@ entry_point(sys.argv.pop(1), Path(sys.argv.pop(1)))
 
 MISTAKES = [
     (["model.n_layr=3"], ["model.n_layr", "'model.n_layer'"]),
+    (["model.rop=true"], ["did you mean 'model.embd_pdrop' or 'model.resid_pdrop' or 'model.attn_pdrop'?"]),
+    (["optimizer.lr=1"], ["'optimizer.lr'; valid here: optimizer.learning_rate, optimizer.beta1"]),
     (["planr.horizon=3"], ["planr.horizon", "'planner.horizon'"]),
     (["horizon=3"], ["'planner.horizon'"]),
     (["modle=tiny"], ["modle", "'model'"]),

@@ -7,6 +7,7 @@ import pytest
 from trajectory_transformer import configuration
 from trajectory_transformer.configuration import EvaluateConfig, TrainConfig, one_of, within
 from trajectory_transformer.configuration.documentation import Option, meanings_of, options_of
+from trajectory_transformer.configuration.validation import Range
 from trajectory_transformer.data.minari_set import EmbeddedSet, MinariSet
 from trajectory_transformer.data.npz_folder import NpzFolder
 from trajectory_transformer.learners.bc import BehaviorCloning
@@ -57,10 +58,10 @@ def test_a_record_s_options() -> None:
     assert found["at.inner.share"].meaning == found["at.share"].meaning == "A share, on two lines."
     assert found["at.undocumented"].meaning == ""
     values = {name: option.values for name, option in found.items()}
-    assert values["at.share"] == "number above 0 and below 1"
+    assert values["at.share"] == "number in (0, 1)"
     assert values["at.word"] == "a, b"
     assert values["at.needed"] == "list, or null"
-    assert values["at.count"] == "whole number from 1 to 9, or null"
+    assert values["at.count"] == "whole number in [1, 9], or null"
     assert (found["at.needed"].default, found["at.inners"].default) == (dataclasses.MISSING, {})
 
 
@@ -71,3 +72,18 @@ def test_each_of_a_command_s_options_is_there_once(root: type) -> None:
     assert len(names) == len(set(names)) >= 50
     assert all(isinstance(option, Option) and option.meaning for option in options)
     assert ("tune.trials" in names) is (root is TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Range(1, 1000), "in [1, 1000]"),
+        (Range(high=1.0, above=0.0), "in (0, 1]"),
+        (Range(0.0, below=0.5), "in [0, 0.5)"),
+        (Range(1), "≥ 1"),
+        (Range(above=0.0, high=1e18), "> 0"),
+        (Range(), ""),
+    ],
+)
+def test_ranges(limits: Range, words: str) -> None:
+    assert str(limits) == words

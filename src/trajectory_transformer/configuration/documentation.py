@@ -33,7 +33,7 @@ class Option:
 
     @property
     def values(self) -> str:
-        """The values that it takes, in words, such as "whole number from 1 to 1000" or "gelu, relu"; empty: any."""
+        """The values that it takes, in words, such as "whole number in [1, 1000]" or "gelu, relu"; empty: any."""
         kinds = get_args(self.kind) if get_origin(self.kind) in (Union, UnionType) else (self.kind,)
         words = [_KINDS.get(get_origin(kind) or kind, "") for kind in kinds if kind is not NoneType]
         text = ", ".join(self.choices) or f"{' or '.join(words)} {self.limits or ''}".strip()

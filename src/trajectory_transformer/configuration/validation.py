@@ -39,16 +39,20 @@ class Range:
     below: float | None = None
 
     def __str__(self) -> str:
-        """The range in words, such as "from 1 to 1000" or "above 0 and below 1"; empty without bounds."""
-        named = {"from": self.low, "above": self.above, "to": self.high, "below": self.below}
-        found = [f"{word} {bound:g}" for word, bound in named.items() if bound is not None and abs(bound) < LARGEST]
-        return (" " if self.above is None and self.below is None else " and ").join(found)
+        """The range as a clause, such as "in [1, 1000]", "in (0, 1]" or "≥ 1"; empty without bounds."""
+        shown = {
+            name: _plain(bound) for name, bound in vars(self).items() if bound is not None and abs(bound) < LARGEST
+        }
+        low, high = shown.get("low", shown.get("above")), shown.get("high", shown.get("below"))
+        if low is not None and high is not None:
+            return f"in {'(' if 'above' in shown else '['}{low}, {high}{')' if 'below' in shown else ']'}"
+        signs = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
+        return "".join(f"{signs[name]} {bound}" for name, bound in shown.items())
 
     def wrong(self, value: float) -> str | None:
         """What a number outside must do, as the end of a sentence; None for one within."""
         low, high, above, below = (
-            None if bound is None else int(bound) if abs(bound) < LARGEST and bound == int(bound) else bound
-            for bound in dataclasses.astuple(self)
+            None if bound is None else _plain(bound) for bound in (self.low, self.high, self.above, self.below)
         )
         too_small = (low is not None and value < low) or (above is not None and value <= above)
         if not too_small and (high is None or value <= high) and (below is None or value < below):
@@ -61,6 +65,11 @@ class Range:
         if above is not None:
             return "must be positive" if above == 0 else f"must be above {above}"
         return "must not be negative" if low == 0 else f"must be at least {low}"
+
+
+def _plain(bound: float) -> float:
+    """A bound without needless decimals."""
+    return int(bound) if abs(bound) < LARGEST and bound == int(bound) else bound
 
 
 def validate(prefix: str, record: Any) -> None:
