@@ -103,7 +103,7 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
     known = list(dict.fromkeys([*groups, *(section.title for section in sections)]))
     for topic in topics:
         require(topic in known, f"--help {topic}: there is no such group{did_you_mean(topic, known)}")
-    config, chosen = _composed(command, configs, overrides)
+    config, chosen = composed(command, configs, overrides)
     if not topics:
         _print(f"{PURPOSE[schema]}\n\nusage: python {command}.py [GROUP=CHOICE …] [OPTION=VALUE …] [--config-dir DIR]")
         _print("A,B for a value or a choice, with -m, runs both. --help NAME says more about a group, as --help model;")
@@ -124,12 +124,12 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
             _show_options(one, config if not one.choices or choice in one.choices else None, values=bool(topics))
 
 
-def _composed(command: str, configs: Sequence[Path], overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, Any]]:
+def composed(command: str, configs: Sequence[Path], overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, Any]]:
     """The options that Hydra composes, and the choices of groups."""
     own = ",".join(f"'file://{folder.absolute()}'" for folder in configs[1:])
     with initialize_config_dir(str(configs[0].absolute()), version_base="1.3"):
-        composed = compose(command, [*overrides, f"hydra.searchpath=[{own}]"], return_hydra_config=True)
-    return composed, composed.hydra.runtime.choices
+        config = compose(command, [*overrides, f"hydra.searchpath=[{own}]"], return_hydra_config=True)
+    return config, config.hydra.runtime.choices
 
 
 def _show_choices(group: str, configs: Sequence[Path], chosen: object, whole: bool) -> None:
@@ -143,15 +143,14 @@ def _show_choices(group: str, configs: Sequence[Path], chosen: object, whole: bo
 
 def _show_options(section: Section, config: DictConfig | None, values: bool) -> None:
     """One line for each option; ``values`` adds those that it takes."""
-    rows = [(_setting(option, config), option) for option in section.options]
-    width = min(max(len(setting) for setting, _ in rows), 45)
-    for setting, option in rows:
-        _print_entry(
-            f"  {setting:{width}}", option.meaning + (f" ({option.values})" if values and option.values else "")
-        )
+    rows = [(setting(option, config), option) for option in section.options]
+    width = min(max(len(text) for text, _ in rows), 45)
+    for text, option in rows:
+        taken = f" ({option.values})" if values and option.values else ""
+        _print_entry(f"  {text:{width}}", option.meaning + taken)
 
 
-def _setting(option: Option, config: DictConfig | None) -> str:
+def setting(option: Option, config: DictConfig | None) -> str:
     """``NAME=VALUE`` as composed, or by default where the composed options have none such; "…" where one is needed."""
     parent, _, name = option.name.rpartition(".")
     record = None if config is None else OmegaConf.select(config, parent) if parent else config
