@@ -105,7 +105,7 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
         require(topic in known, f"--help {topic}: there is no such group{did_you_mean(topic, known)}")
     config, chosen = composed(command, configs, overrides)
     if not topics:
-        _print(f"{PURPOSE[schema]}\n\nusage: python {command}.py [GROUP=CHOICE …] [OPTION=VALUE …] [--config-dir DIR]")
+        _print(f"{PURPOSE[schema]}\n\nusage: {_program()} [GROUP=CHOICE …] [OPTION=VALUE …] [--config-dir DIR]")
         _print("A,B for a value or a choice, with -m, runs both. --help NAME says more about a group, as --help model;")
         _print("options, as in --help model model=base, change the values shown. --hydra-help lists Hydra's own flags.")
         _print("\nGroups and their choices, the chosen ones with *:")
@@ -158,6 +158,12 @@ def setting(option: Option, config: DictConfig | None) -> str:
         value = record[name]
         return as_typed(option, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
     return f"{option.name}=…" if option.default is dataclasses.MISSING else as_typed(option, option.default)
+
+
+def _program() -> str:
+    """The command as it was called, "python train.py" or an installed one."""
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
 
 
 def _print_entry(name: str, text: str) -> None:
