@@ -140,6 +140,13 @@ def test_critics_have_their_papers_settings() -> None:
         assert (optimizer.weight_decay, optimizer.gradient_clip_norm) == (0.0, None)
 
 
+def test_several_callbacks_at_once() -> None:
+    config = schema.typed_train(composed("train", "callbacks=[early_stopping,gradient_norm]"))
+    assert list(config.trainer.callbacks) == ["early_stopping", "gradient_norm"]
+    both = composed("train", "callbacks=learning_rate", "trainer.callbacks.learning_rate.log_momentum=false")
+    assert schema.typed_train(both).trainer.callbacks["learning_rate"]["log_momentum"] is False
+
+
 def test_all_six_antmaze_sets() -> None:
     names = [file.stem for file in sorted((CONFIGS / "data").glob("antmaze_*.yaml"))]
     sets = [schema.typed_train(composed("train", f"data={name}")).data.dataset_id for name in names]

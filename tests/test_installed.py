@@ -16,10 +16,9 @@ ROOT = Path(__file__).parents[1]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package as a wheel installs it."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    without = shutil.ignore_patterns("*.egg-info", "__pycache__")
     for part in ("src", "configs"):  # a copy, as building leaves files beside it
-        shutil.copytree(
-            ROOT / part, source / part, symlinks=True, ignore=shutil.ignore_patterns("*.egg-info", "__pyc*")
-        )
+        shutil.copytree(ROOT / part, source / part, symlinks=True, ignore=without)
     for part in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]

@@ -162,7 +162,9 @@ YAML_MISTAKES = [
 
 
 OWN = {  # a file of one's own for every group, and what it sets
+    "callbacks/mine.yaml": "# @package trainer.callbacks\nmine: {_target_: lightning.pytorch.callbacks.Timer}\n",
     "data/mine.yaml": "dataset_id: embedded/hopper/medium-v0\nsequence_length: 5\n",
+    "debug/mine.yaml": "# @package _global_\nevaluation: {episodes: 3}\n",
     "experiment/mine.yaml": "# @package _global_\nexperiment_name: mine\n",
     "learner/mine.yaml": "_target_: trajectory_transformer.learners.iql.ImplicitQLearning\nexpectile: 0.8\n",
     "logger/mine.yaml": "project: mine\n",
@@ -194,6 +196,7 @@ def test_every_group_may_come_from_a_folder_of_one_s_own(
     assert (config.experiment_name, config.learner["expectile"], config.logger.project) == ("mine", 0.8, "mine")
     assert (config.model.n_embd, config.planner.beam_width) == (16, 3)
     assert (config.trainer.max_steps, config.seed) == (7, 3)
+    assert (list(config.trainer.callbacks), config.evaluation.episodes) == (["mine"], 3)
 
 
 @pytest.mark.parametrize("group", [name.partition("/")[0] for name in OWN])
@@ -207,7 +210,7 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_named_with_its_file(
     file.write_text(file.read_text() + "sed: 1\n")
     assert train("--config-dir", "own", f"{group}=mine") == 2
     assert "sed" in (message := capsys.readouterr().err)
-    assert group == "learner" or f"own/{group}/mine.yaml" in message
+    assert group in ("learner", "callbacks") or f"own/{group}/mine.yaml" in message
     assert len(message.strip().splitlines()) == 1
     assert not runs.calls
 
@@ -272,7 +275,8 @@ def test_a_mistake_of_an_evaluation_is_named(
 
 
 @pytest.mark.parametrize(
-    "argument", ["model=tiny", "modl=tiny", "trainer=cpu", "+experiment=hopper_quick", "trainr=cpu"]
+    "argument",
+    ["model=tiny", "modl=tiny", "trainer=cpu", "+experiment=hopper_quick", "trainr=cpu", "debug=fast", "callback=a"],
 )
 def test_an_evaluation_offers_no_groups_of_training(
     evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str], argument: str
@@ -280,7 +284,7 @@ def test_an_evaluation_offers_no_groups_of_training(
     assert evaluate("checkpoint=a.ckpt", argument) == 2
     message = capsys.readouterr().err
     assert argument.lstrip("+").partition("=")[0] in message
-    assert not {"'model'", "'trainer'", "'experiment'"} & set(
+    assert not {"'model'", "'trainer'", "'experiment'", "'debug'", "'callbacks'"} & set(
         message.partition("did you mean")[2].rstrip("?\n").split()
     )
 

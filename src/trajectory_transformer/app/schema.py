@@ -75,10 +75,11 @@ def option_names(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def group_names(configs: Sequence[Path], schema: type) -> list[str]:
-    """Config groups of a command: folders in ``configs`` but those named after an option that only the other has."""
+    """Config groups of a command: folders in ``configs`` but those of the other command, and Hydra's own."""
     foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
+    foreign |= {"callbacks", "debug"} if schema is EvaluateConfig else set()
     groups = sorted({path.name for folder in configs if folder.is_dir() for path in folder.iterdir() if path.is_dir()})
-    return [group for group in groups if not {group, f"{group}_name"} & foreign]
+    return [group for group in groups if not {group, f"{group}_name"} & foreign and group != "hydra"]
 
 
 def fields_of(schema: type) -> set[str]:

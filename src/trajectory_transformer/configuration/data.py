@@ -52,6 +52,8 @@ class DataConfig:
     """Share of the episodes that is held out for validation."""
     batch_size: int = within(256, 1, 2**31 - 1)
     """Windows (or transitions) per update, over all devices together."""
+    train_batches: int | None = within(None, 1)
+    """Train on this many batches only, again and again, to see whether a model can fit them; null takes all data."""
 
     def __post_init__(self) -> None:
         validate("data.", self)
