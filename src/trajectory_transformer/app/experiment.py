@@ -42,6 +42,7 @@ from ..training.loggers import (
     log_artifacts,
     log_evaluation,
     log_measurements,
+    log_plots,
     make_loggers,
     require_loggers,
 )
@@ -99,6 +100,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data), sources_of(config.data))
         if config.evaluation.episodes == 0 or not learner.acts:
+            log_plots(loggers, run.directory / "plots")
             return -report.validation_loss
         planner = vars(config.planner) if learner.plans else {}  # as typed, not as a file says
         allow = packages_in(asdict(config))
@@ -141,6 +143,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
             log_measurements(loggers, measurements)
             # Attention has nothing to maximise.
             score = measurements[0].value if config.task == "predict" else math.nan
+            log_plots(loggers, run.directory / "plots")
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.path, training.dataset, sources)
         return score
@@ -242,6 +245,7 @@ def _plan(
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)
     log_evaluation(loggers, results)
+    log_plots(loggers, run.directory / "plots")
     return float(results["summary"]["return_mean"])
 
 

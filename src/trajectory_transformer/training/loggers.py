@@ -15,16 +15,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from requests.utils import get_netrc_auth
 
 from .. import reachability
-from ..building import TYPED_BY_USER, build, locate, targets_in
+from ..building import PACKAGE, TYPED_BY_USER, build, locate, targets_in
 from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..evaluation.measurements import Measurement
 from ..files import is_first_process
 from .metrics_file import MetricsFile
+from .trackers import log_picture, log_table
 
 log = logging.getLogger(__name__)
 
+DISTRIBUTION = "trajectory-transformer"
 LONGEST_NAME = 128  # characters of a run's name that W&B takes
 EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normalized_score")
 
@@ -58,7 +60,8 @@ def make_loggers(
         try:
             loggers.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
         except ImportError as error:  # such as TensorBoard's
-            raise UserError(f"{place}: {' '.join(str(error).split())}") from None
+            hint = f"; pip install '{DISTRIBUTION}[{name}]'" if spec["_target_"].startswith(f"{PACKAGE}.") else ""
+            raise UserError(f"{place}: {' '.join(str(error).split())}{hint}") from None
         loggers[-1].log_hyperparams(dict(resolved_config))
     return loggers
 
@@ -154,11 +157,13 @@ def wandb_key_is_configured() -> bool:
 
 @rank_zero_only
 def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """Add the summary in a ``results.json``, its data's, and what a deadline did; to W&B also its episodes."""
+    """Add the summary in a ``results.json``, its data's, what a deadline did, and a table of the episodes."""
+    rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
+    for logger in _extra(loggers):
+        log_table(logger, "evaluation/episodes", EPISODE_COLUMNS, rows)
     for run in _wandb_runs(loggers):
         import wandb
 
-        rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
     parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
     _summarize(loggers, _flat(parts))
@@ -177,6 +182,14 @@ def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any]) -> None:
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
     for logger in _extra(loggers):
         logger.log_metrics(numbers)
+
+
+@rank_zero_only
+def log_plots(loggers: Sequence[Logger], folder: Path) -> None:
+    """Add the pictures in a run's folder of plots."""
+    for logger in loggers:
+        for file in sorted(folder.glob("*.png")):
+            log_picture(logger, f"plots/{file.stem}", file)
 
 
 @rank_zero_only

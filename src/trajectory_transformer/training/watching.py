@@ -1,10 +1,13 @@
-"""Callbacks for ``callbacks=``, which only watch: they keep no state, so that a resumed run stays exact."""
+"""Callbacks for ``callbacks=``: after a resume, each goes on exactly where it stood.
+
+Lightning's are extended, as a run's folder may name classes of this package without ``allow=``.
+"""
 
 from collections import defaultdict
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -26,3 +29,26 @@ class GradientNorms(Callback):
                 parts[".".join(name.split(".")[:2])].append(parameter.grad.detach())
         norms = {f"gradient_norm/{part}": torch.nn.utils.get_total_norm(grads) for part, grads in parts.items()}
         pl_module.log_dict(norms)
+
+
+class StopEarly(EarlyStopping):
+    """Ends training when ``monitor`` has not improved by ``min_delta`` in ``patience`` validations."""
+
+    def __init__(
+        self, monitor: str = "val/loss", patience: int = 10, min_delta: float = 0.0, mode: str = "min"
+    ) -> None:
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=False)
+
+
+class LearningRates(LearningRateMonitor):
+    """Logs the learning rate, and the momenta, of each parameter group with the rows of metrics."""
+
+    def __init__(self, log_momentum: bool = False) -> None:
+        super().__init__("step", log_momentum)
+
+
+class DeviceStats(DeviceStatsMonitor):
+    """Logs the memory and load of the devices; ``cpu_stats`` also those of the CPU, which needs psutil."""
+
+    def __init__(self, cpu_stats: bool = False) -> None:
+        super().__init__(cpu_stats)
