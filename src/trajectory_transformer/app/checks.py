@@ -34,6 +34,7 @@ def config_folders(hydra: DictConfig) -> list[Path]:
 def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateConfig:
     """The typed options of either command; raises UserError about a wrong name, type, value or target."""
     schema = schema_of(config)
+    mistakes.refuse_absent_local(hydra.runtime.choices.get("local"), config_folders(hydra))
     try:
         if schema is EvaluateConfig:
             chosen = hydra.runtime.choices.get("planner") is not None

@@ -165,6 +165,16 @@ def refuse_additions(overrides: Sequence[str], schema: type, configs: Sequence[P
             raise UserError(f"there is no option '{key}'{did_you_mean(key, names)}")
 
 
+def refuse_absent_local(chosen: object, configs: Sequence[Path]) -> None:
+    """Refuse ``local=NAME`` without such a file, which Hydra passes over as the default's absence is no mistake."""
+    there = sorted({file.stem for folder in configs for file in (folder / "local").glob("*.yaml")})
+    for name in chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]:
+        if name not in (None, "default", *there):
+            near = difflib.get_close_matches(str(name), there, n=1)
+            hint = f"; did you mean 'local={near[0]}'?" if near else ""
+            raise UserError(f"local={name}: there is no such option; there are {', '.join(there) or 'none'}{hint}")
+
+
 def refuse_idle(overrides: Sequence[str], is_sweep: bool) -> None:
     """Refuse options of Hydra's that would do nothing in a sweep, or in a run, and folders without a name."""
     for override in overrides:
