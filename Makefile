@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all check format lock rename
+.PHONY: help setup train test test-all check docs format lock rename
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -38,6 +38,9 @@ check: setup ## format, lint, types and import rules; the same as pre-commit and
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
+docs: setup ## build the documentation as a site, logs/site; docs ARGS=… of mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
+
 format: setup ## mend format and lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -51,6 +54,6 @@ lock: ## renew requirements.lock from pyproject.toml in a clean environment
 	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
 	.lock-venv/bin/python -m pip install --quiet --upgrade pip
 	.lock-venv/bin/python -m pip install --quiet torch==2.13.0
-	.lock-venv/bin/python -m pip install --quiet -e ".[dev,sweep,slurm,tune,video,arrow]"
+	.lock-venv/bin/python -m pip install --quiet -e ".[dev,docs,sweep,slurm,tune,video,arrow]"
 	.lock-venv/bin/python -m pip freeze --exclude-editable --exclude trajectory-transformer | sed 's/+cpu$$//' > requirements.lock
 	rm -rf .lock-venv

@@ -12,7 +12,9 @@ from trajectory_transformer.app import schema
 from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.configuration import DataConfig, EvaluateConfig, TrainConfig
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.dt import ReturnConditioned
 from trajectory_transformer.learners.iql import ImplicitQLearning
+from trajectory_transformer.learners.rebrac import RegularizedActorCritic
 from trajectory_transformer.training.learner import make_learner
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -167,6 +169,26 @@ def test_several_callbacks_at_once() -> None:
     assert list(config.trainer.callbacks) == ["early_stopping", "gradient_norm"]
     both = composed("train", "callbacks=learning_rate", "trainer.callbacks.learning_rate.log_momentum=false")
     assert schema.typed_train(both).trainer.callbacks["learning_rate"]["log_momentum"] is False
+
+
+def test_baselines_have_their_papers_settings() -> None:
+    """Chen et al. (2021) and Tarasov et al. (2023), tables of hyper-parameters for Hopper."""
+    config = schema.typed_train(composed("train", "experiment=dt_hopper"))
+    assert make_learner(config.learner, TYPED_BY_USER) == ReturnConditioned(
+        context=20, n_layer=3, n_head=1, n_embd=128, dropout=0.1, return_scale=1000.0
+    )
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.gradient_clip_norm) == (1e-4, 1e-4, 0.25)
+    assert (optimizer.final_learning_rate_fraction, config.data.batch_size) == (1.0, 64)
+    config = schema.typed_train(composed("train", "experiment=rebrac_hopper"))
+    assert make_learner(config.learner, TYPED_BY_USER) == RegularizedActorCritic(
+        hidden_layers=3, hidden_width=256, actor_penalty=0.05, critic_penalty=0.5, policy_noise=0.2, noise_clip=0.5,
+        policy_every=2, target_rate=0.005,
+    )  # fmt: skip
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.gradient_clip_norm) == (1e-3, 0.0, None)
+    assert (optimizer.final_learning_rate_fraction, optimizer.warmup_tokens) == (1.0, 0)
+    assert (config.data.batch_size, config.data.discount, config.data.termination_penalty) == (1024, 0.99, None)
 
 
 def test_all_six_antmaze_sets() -> None:

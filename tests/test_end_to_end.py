@@ -23,6 +23,7 @@ from trajectory_transformer.configuration import (
 )
 from trajectory_transformer.data.collect import collect
 from trajectory_transformer.environments.spec import EnvironmentSpec
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.simulation import find_recipe
@@ -174,10 +175,14 @@ def run(options: TrainConfig, directory: Path) -> tuple[dict[str, Any], Environm
 def test_one_step_of_every_experiment(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "_save", lambda figure, path: None)  # most of the time; pictures have tests of their own
     single = ["planner.horizon=1"] if name.startswith("imitation_") else []  # their windows are single transitions
-    narrow = ["learner.hidden_width=8"] if name.startswith(("iql_", "ensemble_", "bc_")) else []
-    options = schema.typed_train(
-        composed("train", f"experiment={name}", "data.dataset_id=hopper-v0", *TINY, *single, *narrow)
-    )
+    learner = name.partition("_")[0]
+    narrow = ["learner.hidden_width=8"] if learner in ("iql", "ensemble", "bc", "rebrac") else []
+    made = composed("train", f"experiment={name}", "data.dataset_id=hopper-v0", *TINY, *single, *narrow)
+    if learner == "behavior":  # which is for embedded sets alone
+        with pytest.raises(UserError, match=r"^learner=behavior knows no policy of data set hopper-v0; it does of"):
+            schema.typed_train(made)
+        return
+    options = schema.typed_train(made)
     assert options.experiment_name == name
     if name.startswith("ensemble_") or options.model.goal_conditioned:  # nothing that acts, or no goal in Hopper-v5
         options.evaluation.episodes = 0
@@ -187,10 +192,12 @@ def test_one_step_of_every_experiment(name: str, tmp_path: Path, monkeypatch: py
         assert not (tmp_path / "results.json").exists()
         return
     results, _ = run(options, tmp_path)
-    if name.startswith(("iql_", "bc_")):
-        policy = f"{name.partition('_')[0]}_policy"
-        assert results["planner"] == {"name": policy, "horizon": 1, "beam_width": 1, "deadline_ms": None}
+    if learner in ("iql", "bc", "dt", "rebrac"):
+        policy = {"name": f"{learner}_policy", "horizon": 1, "beam_width": 1, "deadline_ms": None}
+        assert results["planner"].items() >= policy.items()
+        assert results["learner"]["name"] == learner
         return
+    assert results["learner"] == {"name": "transformer"}
     assert results["env_id"] == "Hopper-v5"
     assert [episode["length"] for episode in results["episodes"]] in ([1], [2])
     assert results["planner"]["horizon"] == options.planner.horizon

@@ -49,7 +49,7 @@ def metrics(run: Path) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short_and_says_how_it_is_used(example: Path) -> None:
-    lines = example.read_text().splitlines()
+    lines = example.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 40
     assert "``python train.py " in lines[0]
 

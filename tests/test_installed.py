@@ -41,7 +41,7 @@ def test_an_empty_folder_is_enough(site: Path, tmp_path: Path) -> None:
     assert {path.relative_to(package / "configs") for path in (package / "configs").rglob("*.yaml")} == files
     folder = tmp_path / "empty"
     (folder / "own" / "model").mkdir(parents=True)
-    (folder / "own" / "model" / "mine.yaml").write_text("# Mine.\nn_embd: 16\n")
+    (folder / "own" / "model" / "mine.yaml").write_text("# Mine.\nn_embd: 16\n", encoding="utf-8")
     assert "usage: trajectory-transformer-train " in call(site, folder, "train", "--help").stdout
     collect = ("recipe=hopper_mixed", "steps=2000", "processes=1")
     assert call(site, folder, "-mtrajectory_transformer.data.collect", *collect).returncode == 0

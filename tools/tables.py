@@ -205,7 +205,7 @@ def filled(root: Path, page: Path) -> str:
     """
     lines: list[str] = []
     opened = 0  # the line of the opening marker that waits for its closing one
-    for number, line in enumerate(page.read_text().splitlines(), 1):
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         try:
             if line == CLOSING:
                 require(opened > 0, "no table begins before this end")

@@ -110,7 +110,7 @@ def plan(options: argparse.Namespace) -> None:
     states = sorted(Path(options.directory).glob("state_*.pt"))
     model.load_state_dict(torch.load(states[-1], weights_only=True))
     environment = load_offline_data(DATA).environment
-    with open(options.csv, "w", newline="") as file:
+    with open(options.csv, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["seed", "return", "length", "seconds"])
         for seed in range(options.first_seed, options.first_seed + options.episodes):
@@ -174,9 +174,9 @@ def compare(options: argparse.Namespace) -> None:
 def returns(path: Path) -> dict[int, float]:
     """Return of each seed, from a CSV file or a ``results.json``."""
     if path.suffix == ".json":
-        rows = json.loads(path.read_text())["episodes"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["episodes"]
     else:
-        with open(path, newline="") as file:
+        with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     return {int(row["seed"]): float(row["return"]) for row in rows}
 

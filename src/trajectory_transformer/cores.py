@@ -23,7 +23,8 @@ class OtherProcesses:
     def _read() -> tuple[float, float]:
         """Seconds of a clock, and those that other processes have computed so far, over all cores."""
         try:
-            user, nice, system, _idle, _waiting, *interrupts = map(int, STAT.read_text().split(maxsplit=9)[1:9])
+            numbers = STAT.read_text(encoding="utf-8").split(maxsplit=9)[1:9]
+            user, nice, system, _idle, _waiting, *interrupts = map(int, numbers)
         except (OSError, ValueError):
             return time.monotonic(), 0.0
         ticks = user + nice + system + sum(interrupts)

@@ -1,11 +1,8 @@
 """The one exception for mistakes a user can mend."""
 
-import signal
 import traceback
 from pathlib import Path
 from typing import Self
-
-EXITS_BY_SIGNAL = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
 
 
 class UserError(ValueError):

@@ -29,7 +29,7 @@ class FolderLock:
     """A folder that this process alone works in, until :meth:`release`, the end of a ``with``, or its own end.
 
     The kernel keeps the lock, so that no holder leaves one behind, however it ends. Another ``file`` is another lock.
-    A file system that knows no locks gives none, and refuses nobody.
+    A file system that knows no locks gives none, and refuses nobody. With ``wait``, it waits for another holder's end.
 
     Raises:
         FolderInUseError: another process, or another lock of this one, holds it.
@@ -38,10 +38,10 @@ class FolderLock:
 
     _files: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # of the locks that this process holds
 
-    def __init__(self, folder: Path, file: str = LOCK) -> None:
+    def __init__(self, folder: Path, file: str = LOCK, wait: bool = False) -> None:
         self._file = (folder / file).open("a+", encoding="utf-8")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.fstat(self._file.fileno()).st_nlink == 0:
                 raise BlockingIOError  # by a process that took the folder for a dead one's, and removed it
             self._file.truncate(0)
@@ -151,6 +151,18 @@ def write_whole(file: Path, content: str | bytes | bytearray) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def writable_folder(option: str, folder: str) -> Path:
+    """The folder that an option names, made where it is missing; UserError if nothing can be written in it."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}={folder} cannot be written ({error.strerror}); choose another folder") from error
+    return path
 
 
 def remove_partial_files(directory: str | os.PathLike[str]) -> None:

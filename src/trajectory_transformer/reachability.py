@@ -1,8 +1,11 @@
-"""A quick check that a server answers."""
+"""A quick check that a server answers, and W&B's address and key."""
 
+import os
 import threading
 import urllib.error
 import urllib.request
+
+from requests.utils import get_netrc_auth
 
 PROBE_SECONDS = 1.0
 
@@ -26,3 +29,13 @@ def unreachable(url: str) -> str | None:
     thread.start()
     thread.join(PROBE_SECONDS)
     return reasons[0] if reasons else f"no answer from {url} within {PROBE_SECONDS:g} s"
+
+
+def wandb_url() -> str:
+    """The address of W&B's server."""
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def wandb_key_is_configured() -> bool:
+    """A key is in the environment, or in the netrc file for W&B's host."""
+    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(wandb_url()) is not None

@@ -1,54 +1,18 @@
 """Films of predicted states, in MuJoCo's own environments."""
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 
 from tests.evaluation.scripted import WALK, environment_spec
+from trajectory_transformer import progress
 from trajectory_transformer.analysis import state_video
-from trajectory_transformer.analysis.state_video import film_predictions, hidden_positions, states_of
-
-
-@pytest.mark.parametrize(
-    ("env_id", "hidden"), [("Hopper-v5", 1), ("HalfCheetah-v5", 1), ("Walker2d-v5", 1), ("Humanoid-v5", 2)]
-)
-def test_observations_give_back_the_state_that_made_them(env_id: str, hidden: int) -> None:
-    """Except for how far it has come, which is integrated from velocities at the steps' ends."""
-    spec, environment = environment_spec(env_id), gymnasium.make(env_id)
-    simulation: Any = environment.unwrapped
-    first, _ = environment.reset(seed=1)
-    assert hidden_positions(simulation, first, spec) == hidden
-    begin = simulation.data.qpos.copy()
-    observations, positions, velocities = [first], [begin], [simulation.data.qvel.copy()]
-    environment.action_space.seed(0)
-    for _ in range(5):
-        observation, *_ = environment.step(0.3 * environment.action_space.sample())
-        observations.append(observation)
-        positions.append(simulation.data.qpos.copy())
-        velocities.append(simulation.data.qvel.copy())
-    states = states_of(np.array(observations), hidden, simulation)
-    for (position, velocity), real_position, real_velocity in zip(states, positions, velocities, strict=True):
-        np.testing.assert_allclose(position[hidden:], real_position[hidden:], atol=1e-6)
-        np.testing.assert_allclose(velocity, np.clip(real_velocity, -10, 10), atol=1e-6)
-    assert (states[0][0][:hidden] == 0).all()
-    travelled = np.cumsum([velocity[:hidden] for velocity in velocities[1:]], axis=0)[-1] * simulation.dt
-    np.testing.assert_allclose(states[-1][0][:hidden], travelled, atol=1e-6)
-    environment.close()
-
-
-def test_where_observations_do_not_say_the_state() -> None:
-    spec, environment = environment_spec("Hopper-v5"), gymnasium.make("Hopper-v5")
-    observation, _ = environment.reset(seed=0)
-    selected = replace(spec, observation_indices=tuple(range(11)))
-    assert hidden_positions(environment.unwrapped, observation, selected) is None
-    assert hidden_positions(environment.unwrapped, observation[::-1], spec) is None
-    assert hidden_positions(environment.unwrapped, observation[:7], spec) is None
-    environment.close()
+from trajectory_transformer.analysis.state_video import film_predictions
 
 
 def pair(steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,14 +23,23 @@ def pair(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return standing, leaning
 
 
-def test_a_film_shows_both_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_film_shows_both_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     frames: list[np.ndarray] = []
+    told: list[bool] = []
+    monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 0.001)
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
 
     class Kept:
         def __init__(self, *_: object) -> None: ...
 
         def capture(self, episode: int, step: int, render: Any) -> None:
             frames.append(render())
+            deadline = time.monotonic() + 20
+            while "filming  0/1 episodes" not in capsys.readouterr().err and time.monotonic() < deadline:
+                time.sleep(0.001)
+            told.append(time.monotonic() < deadline)
 
         def close(self) -> None: ...
 
@@ -75,6 +48,7 @@ def test_a_film_shows_both_side_by_side(tmp_path: Path, monkeypatch: pytest.Monk
     drawn = state_video._side_by_side
     monkeypatch.setattr(state_video, "_side_by_side", lambda environment, states: np.array(states[1][0] - states[0][0]))
     film_predictions(environment_spec("Hopper-v5"), [pair(3)], tmp_path)
+    assert told == [True] * 3  # without a terminal, a line now and then
     np.testing.assert_allclose([frame[2] for frame in frames], [0.0, 0.5, 1.0])  # qpos is x, z, then the angle
     shades: list[float] = []
 

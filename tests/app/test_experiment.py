@@ -45,13 +45,17 @@ from trajectory_transformer.configuration import (
 from trajectory_transformer.data.transitions import join_episodes
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import results
+from trajectory_transformer.learners.bc import BehaviorCloning
 from trajectory_transformer.learners.ensemble import EnsembleLearner
 from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule
+from trajectory_transformer.training.learner import Learner
 from trajectory_transformer.training.loggers import RunLabels
 
 from ..minari_sets import random_episode, write_dataset
+from ..planning.decoders import needs_compiler
 from ..specs import spec_of
+from .conftest import CONFIGS
 
 DATASET = "tests/pendulum-v0"
 
@@ -71,13 +75,13 @@ def use_datasets(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(datasets))
 
 
-def config(**evaluation: int) -> TrainConfig:
+def config(**evaluation: Any) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(DATASET, discretizer=DiscretizerConfig(num_bins=8), sequence_length=4, batch_size=8),
         model=ModelConfig(n_layer=1, n_head=1, n_embd=8),
         trainer=TrainerConfig(max_steps=2, validate_every=2, checkpoint_every=2, log_every=1, progress_bar=False),
         planner=PlannerConfig(horizon=2, beam_width=2, context=2),
-        evaluation=EvaluationConfig(**({"episodes": 2, "num_envs": 4} | evaluation)),
+        evaluation=EvaluationConfig(**{"episodes": 2, "num_envs": 4, **evaluation}),
         seed=7,
     )
 
@@ -112,6 +116,13 @@ def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) ->
     assert results["dataset"] == DATASET
     assert results["seed"] == 7  # the run's; its episodes have their own, which no other seed of a sweep has
     assert [episode["seed"] for episode in results["episodes"]] == [7000, 7001]
+    record = Checkpoint.read(directory / "checkpoints" / "best.ckpt").training
+    facts = {
+        "fingerprint": record.dataset.fingerprint,
+        "validation_fraction": record.data.validation_fraction,
+        "seed": 7,
+    }
+    assert results["trained"] == facts
     assert [episode["length"] for episode in results["episodes"]] == [4, 4]
     assert results["planner"]["horizon"] == 2
     assert results["behavior"]["episodes"] == 6
@@ -316,6 +327,46 @@ class TestAttention:
         message = capsys.readouterr().err
         assert words in message
         assert len(message.strip().splitlines()) == 1
+
+
+class TestReturnsWhileTraining:
+    def playing(self, **changes: Any) -> TrainConfig:
+        evaluation = EvaluationConfig(episodes=2, num_envs=4, every=1, every_episodes=3, choose="return")
+        return replace(config(), evaluation=evaluation, **changes)
+
+    @pytest.mark.parametrize(
+        "learner", [None, ImplicitQLearning(), BehaviorCloning()], ids=["transformer", "iql", "bc"]
+    )
+    def test_the_best_of_them_is_evaluated_with_other_episodes(self, tmp_path: Path, learner: Learner | None) -> None:
+        options = self.playing() if learner is None else self.playing(learner=spec_of(learner))
+        run_training(options, RunContext(tmp_path, ""))
+        results = results_of(tmp_path)
+        choice = results["choice"]
+        assert results["checkpoint"] == str(tmp_path / "checkpoints" / "best_return.ckpt")
+        assert read_checkpoint(Path(results["checkpoint"]))["global_step"] == choice["best_by_return"]["step"]
+        assert (choice["by"], choice["episodes"], choice["episodes_each"]) == ("return", 6, 3)
+        assert choice["first_episode_seed"] == 500_007_000
+        assert [episode["seed"] for episode in results["episodes"]] == [7000, 7001]
+        assert choice["last"]["step"] == 2
+        with (tmp_path / "metrics.csv").open(newline="") as file:
+            means = {row["step"]: row["evaluation/return_mean"] for row in csv.DictReader(file)}
+        for part in ("last", "best_by_loss", "best_by_return"):
+            assert means[str(choice[part]["step"])] == repr(choice[part]["return_mean"])
+        assert choice["best_by_return"]["return_mean"] == max(map(float, means.values()))
+
+    def test_the_lowest_loss_is_evaluated_unless_told_otherwise(self, tmp_path: Path) -> None:
+        run_training(config(every=1, every_episodes=3), RunContext(tmp_path, ""))
+        assert results_of(tmp_path)["checkpoint"] == str(tmp_path / "checkpoints" / "best.ckpt")
+        assert results_of(tmp_path)["choice"]["by"] == "loss"
+
+    def test_without_there_is_no_choice_to_report(self, trained: tuple[Path, float]) -> None:
+        assert "choice" not in results_of(trained[0])
+
+    def test_its_environment_is_tried_before_training(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(PendulumEnv, "step", lambda *_: (np.zeros(3), 0.0, False, {}))
+        with pytest.raises(UserError, match=r"environment 'Pendulum-v1': step\(array.* got 4"):
+            run_training(config(episodes=0, every=1), RunContext(tmp_path, ""))
+        assert not (tmp_path / "checkpoints").exists()
 
 
 class TestOtherLearners:
@@ -523,6 +574,45 @@ class TestCommands:
         assert record.status == "interrupted"
 
     @pytest.mark.slow
+    @needs_compiler
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_ends_the_command_in_the_middle_of_a_plan(self, tmp_path: Path, number: signal.Signals) -> None:
+        """Of a plan that takes long, in the kernel."""
+        options = config(episodes=0)
+        options.model = ModelConfig(n_layer=4, n_head=2, n_embd=128)
+        run_training(options, RunContext(tmp_path / "run", ""))
+        program = [
+            "import pathlib",
+            "from trajectory_transformer.app import entry_point",
+            "from trajectory_transformer.planning.native.decoder import NativeDecoder",
+            "search = NativeDecoder.search",
+            "def told(self, what):",
+            "    print('planning' * (what.width == 1600), flush=True)",
+            "    search(self, what)",
+            "    print('planned' * (what.width == 1600), flush=True)",
+            "NativeDecoder.search = told",
+            f"entry_point('evaluate', pathlib.Path({str(CONFIGS)!r}))",
+        ]
+        plan = ("episodes=1", "planner.beam_width=1600", "planner.n_expand=40", "planner.horizon=3")
+        words = ("checkpoint=run/checkpoints/last.ckpt", "hydra.run.dir=here", *plan)
+        process = subprocess.Popen(
+            [sys.executable, "-c", "\n".join(program), *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "planning":
+                break
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 128 + number, errors
+        assert "planned" not in output
+        assert "Traceback" not in errors
+        record = RunRecord.read(tmp_path / "here")
+        assert record is not None
+        assert record.status == "interrupted"
+
+    @pytest.mark.slow
     def test_a_sweeps_wandb_runs_share_its_group(
         self, tmp_path: Path, call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, datasets: Path
     ) -> None:
@@ -549,6 +639,9 @@ class TestCommands:
             assert summary["summary"]["val/loss"]["min"] > 0.0
             assert f'"ref":"{(datasets / DATASET).as_uri()}/data/' in read[0]
             assert f"model-{(tmp_path / 'mysweep' / job / 'wandb' / 'run_id.txt').read_text()}" in read[0]
+            assert summary["summary"]["plots/returns"]["_type"] == "image-file"
+        (table,) = (tmp_path / "mysweep").glob("wandb/offline-run-*/files/media/table/sweep/*.json")
+        assert [row[:2] for row in json.loads(table.read_text())["data"]] == [[0, "finished"], [1, "finished"]]
 
 
 def test_held_out_episodes_are_those_that_training_validated_on(trained: tuple[Path, float]) -> None:

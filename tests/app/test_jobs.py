@@ -78,16 +78,17 @@ def test_an_interruption_keeps_its_exit_code(train: Callable[..., int], runs: Ru
     assert record.status == "interrupted"
 
 
-def test_sigterm_outside_of_training_leaves_no_running_run(
-    train: Callable[..., int], runs: Runs, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_of_training_leaves_no_running_run(
+    train: Callable[..., int], runs: Runs, tmp_path: Path, number: signal.Signals
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    runs.signal = signal.SIGTERM
-    assert train("hydra.run.dir=here") == 143
+    before = signal.getsignal(number)
+    runs.signal = number
+    assert train("hydra.run.dir=here") == 128 + number
     record = RunRecord.read(tmp_path / "here")
     assert record is not None
     assert record.status == "interrupted"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_a_config_that_cannot_be_written_is_one_sentence(

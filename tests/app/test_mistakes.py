@@ -58,6 +58,7 @@ MISTAKES = [
     (["planner.objective._target_=trajectory_transformer.app.jobs.RunRecord"], ["is not a Objective"]),
     (["planner=goal"], ["planner=goal needs a model that was trained to reach goals"]),
     (["model.goal_conditioned=true"], ["planner=return cannot plan with a model that was trained to reach goals"]),
+    (["data.cache=/dev/null/tokens"], ["data.cache=/dev/null/tokens cannot be written (Not a directory)"]),
     (["experiment=goal_umaze", "planner.window=sliding", "planner.context=2"], ["planner=goal needs planner.window"]),
     (
         ["trainer.options={profiler: simple}"],
@@ -71,11 +72,24 @@ MISTAKES = [
     (["model.convert=a"], ["it is now 'python -m trajectory_transformer.interop.convert'"]),
     (["+model.adopt=a"], ["it is now 'python -m trajectory_transformer.interop.adopt'"]),
     (["data=minari"], ["data.dataset_id"]),
+    (["evaluation.choose=return"], ["evaluation.choose=return needs evaluation.every=N"]),
+    (["evaluation.choose=retrun", "evaluation.every=5"], ["evaluation.choose='retrun'", "loss, return"]),
+    (["evaluation.every=0"], ["evaluation.every=0 must be at least 1, or null"]),
+    (["learner=ensemble", "evaluation.every=5"], ["evaluation.every=5", "learner=ensemble does not act"]),
     (
         ["experiment=hopper_medium", "data=hopper_medium"],
         ["data=hopper_medium has no effect", "experiment=hopper_medium", "data.dataset_id=embedded/hopper/medium-v0"],
     ),
     (["data=walker2d_medium_expert", "experiment=ant_medium"], ["[embedded/walker2d/medium-v0,embedded/walker2d/ex"]),
+    (["learner=iql", "model.n_layer=2"], ["model.n_layer has no effect on learner=iql"]),
+    (["experiment=bc_hopper", "planner.horizon=3"], ["planner.horizon has no effect on learner=bc"]),
+    (["learner=bc", "planner=goal"], ["planner has no effect on learner=bc"]),
+    (["learner=ensemble", "model=tiny"], ["model has no effect on learner=ensemble"]),
+    (["learner=iql", "data.discretizer.num_bins=5"], ["data.discretizer.num_bins has no effect on learner=iql"]),
+    (["learner=iql", "tune=planner"], ["has no effect on learner=iql"]),
+    (["trainer.compile=2"], ["trainer.compile must be true or false, got 2"]),
+    (["logger.offline=5"], ["logger.offline must be true or false or null, got 5"]),
+    (["planner.name=5"], ["planner.name='5' is no name"]),
     (["+foo=1"], ["foo"]),
     (["+seeed=1"], ["seeed", "'seed'"]),
     (["++model.n_layr=1"], ["'model.n_layer'"]),
@@ -190,18 +204,31 @@ def own(tmp_path: Path) -> Path:
 def test_every_group_may_come_from_a_folder_of_one_s_own(
     train: Callable[..., int], runs: Runs, own: Path, flag: str
 ) -> None:
-    groups = [f"{name.partition('/')[0]}=mine" for name in OWN]
-    assert {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"hydra"} == {
-        path.name for path in own.iterdir()
-    }
+    groups = [f"{name.partition('/')[0]}=mine" for name in OWN if not name.startswith("learner")]
+    there = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"hydra"}
+    assert there == {path.name for path in own.iterdir()}
     assert train(flag, "own", *groups) == 0
     ((config, _),) = runs.calls
     assert (config.data.dataset_ids, config.data.sequence_length) == (["embedded/hopper/medium-v0"], 5)
-    assert (config.experiment_name, config.learner["expectile"], config.logger.project) == ("mine", 0.8, "mine")
+    assert (config.experiment_name, config.logger.project) == ("mine", "mine")
     assert (config.model.n_embd, config.planner.beam_width) == (16, 3)
     assert (config.trainer.max_steps, config.seed) == (7, 3)
     assert (list(config.trainer.callbacks), config.evaluation.episodes) == (["mine"], 3)
     assert config.environment.modules == ["json"]
+    assert train(flag, "own", "learner=mine") == 0  # beside which a model would have no effect
+    assert runs.calls[-1][0].learner["expectile"] == 0.8
+
+
+@pytest.mark.parametrize(("word", "known"), [("planner=5", "imitation, mine, return"), ("mygroup=[5]", "one of mine")])
+def test_no_name_of_a_file_is_refused_of_one_s_own_groups_too(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], own: Path, word: str, known: str
+) -> None:
+    (own / "mygroup").mkdir()
+    (own / "mygroup" / "mine.yaml").touch()
+    assert train("--config-dir", "own", word) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{word} is no name of a file of the group" in line
+    assert known in line
 
 
 @pytest.mark.parametrize("group", [name.partition("/")[0] for name in OWN])
@@ -276,6 +303,7 @@ def test_a_typo_in_a_yaml_file_is_named_with_its_file(
 EVALUATE_MISTAKES = [
     ([], ["checkpoint=PATH is needed"]),
     (["checkpoint=near/b.ckpt"], ["'near/b.ckpt' does not exist", "'near/a.ckpt'"]),
+    (["checkpoint=near/a.ckpt", "allow=[5]"], ["allow: '5' is not the name of a module"]),
     (["checkpoint=near"], ["'near' is a folder", "'near/a.ckpt'"]),
     (["checkpoint=near/a.ckpt", "episods=3"], ["'episods'", "'episodes'"]),
     (["checkpoint=near/a.ckpt", "episodes=0"], ["episodes=0"]),
@@ -332,6 +360,10 @@ def test_an_evaluation_offers_no_groups_of_training(
         ("train", ["learner=iql", "learner.expectile=2"]),
         ("train", ["learner=ensemble", "learner.num_members=0"]),
         ("train", ["learner=bc", "learner.best_fraction=0"]),
+        ("train", ["learner=dt", "learner.context=0"]),
+        ("train", ["learner=rebrac", "learner.policy_every=0"]),
+        ("train", ["learner=behavior", "data=goal_umaze"]),
+        ("train", ["learner=bc", "planner.horizon=3"]),
         ("train", ["resume=nowhere"]),
         ("evaluate", ["checkpoint=nowhere.ckpt"]),
     ],
@@ -352,7 +384,10 @@ def test_importing_the_package_imports_no_torch() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trainer=5", "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, gpu, slurm"),
+        (
+            "trainer=5",
+            "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, fsdp, gpu, slurm",
+        ),
         ("trainer=[1]", "trainer=[1] is no name of a file of the group 'trainer'"),
         ("model=null", "model=null is no name of a file of the group 'model'"),
         ("seed=" + "9" * 5000, "cannot read the option 'seed=999"),

@@ -1,6 +1,8 @@
 """resume=DIR and requeued jobs."""
 
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from trajectory_transformer.checkpoint_file import write_checkpoint
 from trajectory_transformer.configuration import OBJECTIVES
 from trajectory_transformer.errors import UserError
 
-from .conftest import Runs
+from .conftest import CONFIGS, Runs
 
 
 class TestResume:
@@ -45,8 +47,20 @@ class TestResume:
         train("hydra.run.dir=here")
         (tmp_path / "here" / "results.json").touch()
         assert train("resume=here") == 0
-        assert "finished" in capsys.readouterr().out
+        assert "finished; nothing to do" in (told := capsys.readouterr().out)
+        assert "without its results.json it is evaluated again, as its config.yaml now says" in told
         assert len(runs.calls) == 1
+
+    def test_any_path_and_locale_will_do(self, tmp_path: Path) -> None:
+        folder = tmp_path / "Läufe, mit=b"
+        folder.mkdir()
+        (folder / "config.yaml").write_text("experiment_name: Übung\nevaluation: {episodes: 0}\n", encoding="utf-8")
+        RunRecord("finished", {"experiment": "Übung"}).write(folder)
+        variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        call = [sys.executable, str(CONFIGS.parent / "train.py"), f"resume={folder.name}"]
+        done = subprocess.run(call, cwd=tmp_path, env=os.environ | variables, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert f"{folder.name} is finished; nothing to do" in done.stdout.decode()
 
     def test_a_missing_evaluation_is_made_up_for(self, train: Callable[..., int], runs: Runs) -> None:
         train("hydra.run.dir=here")
@@ -148,6 +162,7 @@ class TestResume:
             ("checkpoint: a.ckpt", "not the config"),
             ("model: {n_layr: 3}", "'model.n_layer'"),
             ("model: {n_head: 3}", "divisible"),
+            ("trainer: {compile: 2}", "trainer.compile must be true or false, got 2"),
             ("trainer: {callbacks: {x: {_target_: os.system}}}", "os.system"),
             ("planner: {objective: {_target_: my_package.Own}}", "add allow=[my_package]"),
         ],
@@ -210,6 +225,16 @@ class TestExtend:
             assert (options.trainer.max_steps, options.extended, run.resume) == (30, [20], True)
         stored = yaml.safe_load((finished / "config.yaml").read_text())
         assert (stored["trainer"]["max_steps"], stored["extended"], stored["extend"]) == (30, [20], False)
+
+    def test_a_run_that_died_without_a_word_is_told_of(
+        self, train: Callable[..., int], capsys: pytest.CaptureFixture[str], finished: Path
+    ) -> None:
+        """Its status says running, and nobody holds its folder: an environment called os._exit, say."""
+        RunRecord("running").write(finished)
+        assert train("resume=here", "trainer.max_steps=30", "extend=true") == 2
+        assert "here is not finished (its process died without a word)" in capsys.readouterr().err
+        assert train("resume=here") == 0
+        assert "here: the last process to run there died without a word" in capsys.readouterr().out
 
     @pytest.mark.parametrize("stopped_by_a_callback", [False, True])
     def test_an_edited_number_of_updates_is_obeyed_and_recorded(

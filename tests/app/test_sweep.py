@@ -222,6 +222,24 @@ def test_a_job_with_a_value_out_of_range_is_reported(
     assert "model.n_embd=33" in bad["reason"]
 
 
+@pytest.mark.parametrize(
+    ("words", "failed"),
+    [
+        (["learner=bc,transformer", "planner.horizon=2"], ()),  # which one of them takes notice of
+        (["learner=bc,transformer", "planner.horizon=2,3"], (0, 1)),
+        (["learner=bc", "planner.horizon=2", "seed=0,1"], (0, 1)),
+    ],
+)
+def test_an_option_without_effect_is_reported(
+    sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], failed: tuple[int]
+) -> None:
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: 1.0)
+    assert sweep(*words) == bool(failed)
+    for number, row in enumerate(rows(tmp_path / "sweep")):
+        assert row["status"] == ("failed" if number in failed else "finished")
+        assert ("planner.horizon has no effect on learner=bc" in row["reason"]) == (number in failed)
+
+
 def test_an_interruption_ends_the_sweep(sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     def run_training(config: TrainConfig, run: experiment.RunContext) -> float:
         raise SystemExit(143)
@@ -288,7 +306,7 @@ def test_a_launcher_that_breaks_off_leaves_a_table_of_all_jobs(
     assert sweep("seed=0,1,2,3") == 1
     assert [(row["seed"], row["status"], row["reason"]) for row in rows(tmp_path / "sweep")] == [
         ("0", "finished", ""),
-        ("1", "failed", "its process was killed, or memory ran out"),
+        ("1", "failed", "it died without a word: its process ended, was killed, or ran out of memory"),
         ("2", "failed", "it left no record"),
         ("3", "failed", "it did not begin"),
     ]

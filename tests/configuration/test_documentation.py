@@ -11,15 +11,26 @@ from trajectory_transformer.configuration.validation import Range
 from trajectory_transformer.data.minari_set import EmbeddedSet, MinariSet
 from trajectory_transformer.data.npz_folder import NpzFolder
 from trajectory_transformer.learners.bc import BehaviorCloning
+from trajectory_transformer.learners.behavior import DeterministicBehavior
 from trajectory_transformer.learners.critic_objective import CriticValue
+from trajectory_transformer.learners.dt import ReturnConditioned
 from trajectory_transformer.learners.ensemble import EnsembleLearner
 from trajectory_transformer.learners.iql import ImplicitQLearning
+from trajectory_transformer.learners.rebrac import RegularizedActorCritic
 from trajectory_transformer.model.config import TransformerConfig
 from trajectory_transformer.planning.objectives import Goal, Likelihood, WeightedSum
 
 RECORDS = [getattr(configuration, name) for name in configuration.__all__ if name.endswith("Config")]
 RECORDS += [TransformerConfig, BehaviorCloning, EnsembleLearner, ImplicitQLearning, CriticValue, Goal, Likelihood]
-RECORDS += [WeightedSum, EmbeddedSet, MinariSet, NpzFolder]
+RECORDS += [
+    DeterministicBehavior,
+    ReturnConditioned,
+    RegularizedActorCritic,
+    WeightedSum,
+    EmbeddedSet,
+    MinariSet,
+    NpzFolder,
+]
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -11,10 +11,12 @@ from trajectory_transformer import configuration
 from trajectory_transformer.configuration import ParameterConfig, PlannerConfig, TrainerConfig, validate, within
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.bc import BehaviorCloning
+from trajectory_transformer.learners.dt import ReturnConditioned
+from trajectory_transformer.learners.rebrac import RegularizedActorCritic
 from trajectory_transformer.model.config import TransformerConfig
 
 RECORDS = [getattr(configuration, name) for name in configuration.__all__ if name.endswith("Config")]
-RECORDS += [TransformerConfig, BehaviorCloning]
+RECORDS += [TransformerConfig, BehaviorCloning, ReturnConditioned, RegularizedActorCritic]
 NEEDED: dict[type, dict[str, Any]] = {
     configuration.EvaluateConfig: {"checkpoint": "best.ckpt"},
     ParameterConfig: {"low": 0, "high": 1},

@@ -12,7 +12,9 @@ import torch
 from tests.minari_sets import RawEpisode, random_episode, write_dataset
 from trajectory_transformer.app.experiment import RunContext, run_training
 from trajectory_transformer.configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig
+from trajectory_transformer.data import npz_folder
 from trajectory_transformer.data.episodes import OfflineData
+from trajectory_transformer.data.npz_folder import NpzFolder
 from trajectory_transformer.data.sources import load_offline_data, require_available
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule
@@ -269,3 +271,16 @@ def test_an_array_that_promises_more_than_there_is_is_refused(folder: Path) -> N
         archive.writestr("rewards.npy", array.getvalue())
     with pytest.raises(UserError, match=r"rewards: promises 8,000,000,000,000 bytes and has 128"):
         load(folder, env_id=None)
+
+
+@pytest.mark.parametrize(("env_id", "needed"), [(None, "2,000,000"), ("Hopper-v5", "1,000,000")])
+def test_a_folder_that_does_not_fit_is_refused_before_any_of_it_is_inflated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env_id: str | None, needed: str
+) -> None:
+    """By the sum over its files, each of which would fit."""
+    for number in range(2):
+        np.savez_compressed(tmp_path / f"{number}.npz", observations=np.zeros(124_984))  # and 128 bytes of header
+    monkeypatch.setattr(npz_folder, "available_memory", lambda: 900_000)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UserError, match=rf"the 2 files of .* take at least {needed} bytes .*; join fewer of them$"):
+        NpzFolder(str(tmp_path), env_id).read(progress=False)

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -567,7 +569,7 @@ def test_each_reason_why_a_set_cannot_be_read_has_its_own_remedy(
 
 def test_a_locked_file_is_not_to_be_deleted(minari_root: Path):
     write_dataset("set-v0", [random_episode(2)])
-    with open(minari_root / "set-v0" / "data" / "main_data.hdf5") as file:
+    with open(minari_root / "set-v0" / "data" / "main_data.hdf5", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"unable to lock file.*another process has locked it"):
             load("set-v0")
@@ -778,6 +780,29 @@ def test_an_embedded_set_is_simulated(minari_root: Path, monkeypatch: pytest.Mon
     data, again = (load_offline_data(DataConfig("embedded/hopper/mixed-v0"), progress=False) for _ in range(2))
     assert data.fingerprint == again.fingerprint
     assert made == [(REGISTRY["embedded/hopper/mixed-v0"], False)]
+
+
+def test_one_process_simulates_and_others_wait(
+    minari_root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The jobs of a sweep need the same set at the same time."""
+    begun, made = threading.Event(), []
+
+    def simulate(recipe: object, progress: bool) -> None:
+        begun.set()
+        while "waiting for it" not in capfd.readouterr().err:
+            time.sleep(0.01)
+        made.append(recipe)
+        write_dataset("embedded/hopper/mixed-v0", [random_episode(3)])
+
+    monkeypatch.setattr("trajectory_transformer.data.collect.collect", simulate)
+    source = minari_set.EmbeddedSet("embedded/hopper/mixed-v0")
+    first = threading.Thread(target=source.obtain, args=(False,))
+    first.start()
+    begun.wait()
+    source.obtain(False)
+    first.join()
+    assert len(made) == 1
 
 
 def test_a_set_does_not_choose_what_is_imported(

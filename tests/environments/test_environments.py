@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
@@ -41,9 +42,11 @@ def test_the_stored_render_mode_is_not_ours(render: bool, mode: str | None) -> N
         assert batch.environments[0].render_mode == mode
 
 
-@pytest.mark.parametrize(("env_id", "camera"), [("HalfCheetah-v5", "track"), ("Hopper-v5", None)])
+@pytest.mark.parametrize(
+    ("env_id", "camera"), [("HalfCheetah-v5", "track"), ("Hopper-v5", None), ("Humanoid-v5", None)]
+)
 def test_the_camera_follows_a_running_body(env_id: str, camera: str | None) -> None:
-    """HalfCheetah's free camera would stay where it starts; Hopper's follows its torso as Gymnasium configures it."""
+    """HalfCheetah's free camera would stay where it starts; Hopper's follows the body that Gymnasium names."""
     made = gymnasium.make(env_id)
     spec = EnvironmentSpec(env_id, None, space_spec(made.observation_space), space_spec(made.action_space))
     made.close()
@@ -51,8 +54,10 @@ def test_the_camera_follows_a_running_body(env_id: str, camera: str | None) -> N
         simulation: Any = batch.environments[0].unwrapped
         chosen, model, data = simulation.mujoco_renderer.camera_id, simulation.model, simulation.data
         if camera is None:
-            assert chosen == -1
-            assert simulation.mujoco_renderer.default_cam_config["trackbodyid"] > 0
+            assert chosen is None  # -1 would make it MuJoCo's free camera, which stays where it is
+            config = simulation.mujoco_renderer.default_cam_config
+            assert config["trackbodyid"] > 0
+            assert config["type"] == mujoco.mjtCamera.mjCAMERA_TRACKING
             return
         assert model.camera(chosen).name == camera
         batch.reset(0, seed=0)

@@ -98,7 +98,7 @@ def test_only_dimensions_that_change_are_shown_and_at_most_twelve(tmp_path: Path
 
 def write_metrics(path: Path, rows: list[dict[str, object]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
@@ -123,6 +123,34 @@ def test_training_curves_per_token_kind(tmp_path: Path, drawn: list[Figure]) -> 
     np.testing.assert_array_equal(validation.get_xydata(), [[100, 2.5]])
     np.testing.assert_array_equal(action.lines[0].get_xydata(), [[50, 2]])
     assert value.lines[0].get_label() == "validation"
+
+
+def test_returns_while_training_stand_before_the_losses(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows: list[dict[str, object]] = [{"step": 10, "train/loss": 3.0}]
+    for step, mean in ((10, 5.0), (20, 7.0), (30, 7.0), (40, 6.0)):
+        score = {"return_mean": mean, "return_ci95_low": mean - 1, "return_ci95_high": mean + 2, "success_rate": 0.5}
+        rows.append({"step": step, **{f"evaluation/{name}": value for name, value in score.items()}})
+    write_metrics(tmp_path / "metrics.csv", rows)
+    assert plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
+    returns, success, loss = (axes for axes in drawn[0].axes if axes.get_visible())
+    assert [axes.get_title("left") for axes in (returns, success, loss)] == [
+        "return of an episode",
+        "episodes that succeed",
+        "loss",
+    ]
+    mean, best = returns.lines
+    np.testing.assert_array_equal(mean.get_xydata(), [[10, 5], [20, 7], [30, 7], [40, 6]])
+    np.testing.assert_array_equal(best.get_xydata(), [[30, 7]])  # of equal ones the latest, as is kept
+    corners = returns.collections[0].get_paths()[0].vertices
+    assert {tuple(corner) for corner in np.asarray(corners)} >= {(10, 4), (10, 7), (40, 5), (40, 8)}
+    (rate,) = success.lines
+    np.testing.assert_array_equal(rate.get_xydata(), [[10, 0.5], [20, 0.5], [30, 0.5], [40, 0.5]])
+    assert not success.collections  # no interval was logged
+
+
+def test_returns_alone_are_drawn(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "metrics.csv", [{"step": 10, "evaluation/return_mean": 5.0}])
+    assert plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
 
 
 @pytest.mark.parametrize(

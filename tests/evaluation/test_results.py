@@ -19,6 +19,7 @@ from trajectory_transformer.evaluation.evaluate import results_table
 from trajectory_transformer.evaluation.records import EpisodeRecord, RolloutRecord
 from trajectory_transformer.evaluation.results import (
     EvaluationRequest,
+    TrainingFacts,
     build_results,
     current_commit,
     package_versions,
@@ -42,6 +43,7 @@ def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: s
         checkpoint="best.ckpt",
         command="python evaluate.py",
         commit="a" * 40,
+        trained=TrainingFacts("0f" * 32, 0.1, 4),
     )
 
 
@@ -73,13 +75,18 @@ def test_fields_are_the_contract_s() -> None:
     results = make_results()
     assert list(results) == [
         "schema", "command", "commit", "versions", "seed", "dataset", "env_id", "num_envs", "max_episode_steps",
-        "checkpoint", "planner", "deadline", "behavior", "reference_scores", "episodes", "summary",
+        "checkpoint", "trained", "learner", "planner", "deadline", "behavior", "reference_scores", "episodes",
+        "summary",
     ]  # fmt: skip
     assert results["schema"] == 1
     assert results["dataset"] == "a/b-v0,c-v1"
     assert results["num_envs"] == 2
     assert results["behavior"] == {"return_mean": 3.0, "return_max": 6.0, "episodes": 3}
     assert results["reference_scores"] == {"min": 0.0, "max": 200.0, "source": "dataset"}
+    assert results["trained"] == {"fingerprint": "0f" * 32, "validation_fraction": 0.1, "seed": 4}
+    assert results["learner"] is None
+    named = replace(make_request(), learner={"name": "bc", "best_fraction": 0.1})
+    assert make_results(named)["learner"] == {"name": "bc", "best_fraction": 0.1}
     assert results["planner"]["name"] == "return"
     assert results["planner"]["horizon"] == PlannerConfig().horizon
     assert results["deadline"] is None
@@ -146,6 +153,13 @@ def test_written_results_are_read_back(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
 
 
+def test_results_from_before_a_policy_s_training_was_told_are_read(tmp_path: Path) -> None:
+    results = make_results()
+    del results["trained"]
+    write_results(results, tmp_path / "results.json")
+    assert read_results(tmp_path / "results.json") == results
+
+
 def changed(where: list[Any], value: Any) -> dict[str, Any]:
     results = copy.deepcopy(make_results())
     place = results
@@ -171,6 +185,7 @@ WRONG = [
     (["episodes", 0, "terminated"], 1, r"episodes\[0\].terminated"),
     (["planner"], "return", "planner"),
     (["reference_scores", "source"], None, "reference_scores.source"),
+    (["trained", "seed"], "0", "trained.seed"),
 ]
 
 
@@ -246,6 +261,17 @@ def test_table_says_what_a_deadline_did() -> None:
         "1200 plans: 30 % shortened, 2 % narrowed, 0.1 % late",
     ]
     assert "deadline" not in shown(make_results())
+
+
+@pytest.mark.parametrize(("by", "words"), [("loss", "of update 30, best by loss"), ("return", "of update 20, best by")])
+def test_table_says_how_the_weights_were_chosen(by: str, words: str) -> None:
+    choice = {"by": by, "episodes": 40, "best_by_loss": {"step": 30}, "best_by_return": {"step": 20}}
+    results = make_results(replace(make_request(), choice=choice))
+    assert results["choice"] == choice
+    text = " ".join(shown(results).replace("│", " ").split())
+    assert words in text
+    assert "40 other episodes" in text
+    assert "weights" not in shown(make_results())
 
 
 def test_table_leaves_out_what_is_unknown() -> None:

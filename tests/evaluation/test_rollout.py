@@ -264,7 +264,7 @@ class Counter:
         self.seen: list[tuple[int, int]] = []
 
     def capture(self, episode: int, step: int, render: Callable[[], object]) -> None:
-        assert np.asarray(render()).shape == (33, 47, 3)
+        assert np.asarray(render())[:33].shape == (33, 47, 3)  # above the words
         self.seen.append((episode, step))
 
 
@@ -319,6 +319,24 @@ def test_progress_shows_finished_episodes_and_the_mean(
     shown = capsys.readouterr().err
     assert "3/3 episodes" in shown
     assert f"{mean:.5g}" in " ".join(shown.split())
+
+
+def test_every_step_is_told_of_and_may_be_the_last() -> None:
+    told: list[tuple[int, str]] = []
+    record = run(ScriptedAgent(environment_spec(WALK)), 3, 1, RolloutOptions(False, stepped=lambda *a: told.append(a)))
+    assert len(told) == record.env_steps
+    returns = [episode.episode_return for episode in record.episodes]
+    assert told[0] == (0, "–")
+    assert told[-1] == (3, f"{np.mean(returns):.5g}")
+
+    def stop(finished: int, mean: str) -> None:
+        if finished == 1:
+            raise TimeoutError
+
+    agent = ScriptedAgent(environment_spec(WALK))
+    with pytest.raises(TimeoutError):
+        run(agent, 3, 1, RolloutOptions(False, stepped=stop))
+    assert len(agent.observed) == record.episodes[0].length
 
 
 @pytest.mark.parametrize(("episodes", "num_envs"), [(0, 1), (1, 0)])

@@ -98,6 +98,18 @@ def test_windows_too_long_for_memory_are_refused_before_training(
         TransformerLearner()._require_memory(config, module)
 
 
+def test_processes_that_divide_a_model_need_a_share_of_its_memory_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(model=ModelConfig(n_layer=24, n_head=2, n_embd=4096), data=DataConfig(batch_size=4))
+    config.trainer.devices = 4
+    module: Any = SimpleNamespace(layout=TransitionLayout(11, 3), num_train=100)
+    weights = 3 * 4 * 12 * 24 * 4096**2  # nearly all of it, with AdamW's averages
+    monkeypatch.setattr(available_memory, "available_memory", lambda: weights / 2)
+    with pytest.raises(UserError, match=r"on 1 of them at once takes at least"):
+        TransformerLearner()._require_memory(config, module)
+    config.trainer.strategy = "fsdp"
+    TransformerLearner()._require_memory(config, module)
+
+
 def test_too_many_values_are_refused_before_bins_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     episode = Episode(np.zeros((3, 2), np.float32), np.zeros((2, 1), np.float32), np.zeros(2, np.float32), False)
     data: Any = OfflineData(["set"], [episode] * 2, environment(BOX, gym.spaces.Discrete(101)), None, "none", "")

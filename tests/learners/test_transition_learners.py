@@ -1,8 +1,10 @@
-"""Implicit Q-learning and ensembles under Lightning: their data, exact resume, checkpoints."""
+"""Learners beside the transformer under Lightning: their data, exact resume, checkpoints, processes."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -19,10 +21,11 @@ from trajectory_transformer.configuration import OptimizerConfig, TrainConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.bc import BehaviorCloning
 from trajectory_transformer.learners.critic import Critic
+from trajectory_transformer.learners.dt import ReturnConditioned
 from trajectory_transformer.learners.ensemble import EnsembleLearner
 from trajectory_transformer.learners.ensemble_network import read_ensemble
 from trajectory_transformer.learners.iql import ImplicitQLearning
-from trajectory_transformer.learners.transition_datamodule import TransitionDataModule
+from trajectory_transformer.learners.rebrac import RegularizedActorCritic
 from trajectory_transformer.learners.transition_module import TransitionModule
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
@@ -38,6 +41,8 @@ LEARNERS: dict[str, Learner] = {
     "iql": ImplicitQLearning(hidden_layers=1, hidden_width=8),
     "ensemble": EnsembleLearner(num_members=2, hidden_layers=1, hidden_width=8),
     "bc": BehaviorCloning(hidden_layers=1, hidden_width=8, best_fraction=0.5),
+    "dt": ReturnConditioned(context=3, n_layer=1, n_embd=8),  # with dropout
+    "rebrac": RegularizedActorCritic(hidden_layers=1, hidden_width=8),
 }
 
 
@@ -49,13 +54,12 @@ def config(learner: str, **trainer: object) -> TrainConfig:
     return options
 
 
-def made_datamodule(options: TrainConfig) -> TransitionDataModule:
+def made_datamodule(options: TrainConfig) -> Any:
     """Set up on made-up episodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datamodule_file, "load_offline_data", lambda _: small_data())
         module = make_learner(options.learner, TYPED_BY_USER).make_datamodule(options)
         module.setup()
-    assert isinstance(module, TransitionDataModule)
     return module
 
 
@@ -114,14 +118,31 @@ def test_resume_gives_identical_weights(tmp_path: Path, learner: str, step: int)
         assert all(torch.equal(value, parts[key]) for key, value in whole.items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["dt", "rebrac"])
+def test_two_processes(tmp_path: Path, learner: str) -> None:
+    """Both hold the same weights, and those of one process where nothing is drawn or averaged by each alone."""
+    call = [sys.executable, "-m", "tests.learners.two_processes"]
+    for processes in ("1", "2"):
+        (tmp_path / processes).mkdir()
+        done = subprocess.run([*call, str(tmp_path / processes), learner, processes], cwd=Path(__file__).parents[2])
+        assert done.returncode == 0
+    alone, saved = (weights(tmp_path / processes / "checkpoints" / "last.ckpt") for processes in ("1", "2"))
+    for name, value in saved.items():
+        for rank in range(2):
+            assert torch.equal(torch.load(tmp_path / "2" / f"rank{rank}.pt", weights_only=True)["weights"][name], value)
+        if learner == "dt":
+            torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
+
+
 def test_best_is_the_latest_critic_but_the_likeliest_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation losses are made to fall, then to rise."""
-    losses = iter([3.0, 1.0, 2.0, 4.0] * 3)
+    losses = iter([3.0, 1.0, 2.0, 4.0] * len(LEARNERS))
     compute = MetricCollection.compute
     monkeypatch.setattr(MetricCollection, "compute", lambda self: compute(self) | {"loss": torch.tensor(next(losses))})
     reports = {learner: run(tmp_path / learner, config(learner)) for learner in LEARNERS}
     steps = {learner: read_checkpoint(report.best)["global_step"] for learner, report in reports.items()}
-    assert steps == {"iql": 24, "ensemble": 12, "bc": 12}
+    assert steps == {"iql": 24, "ensemble": 12, "bc": 12, "dt": 12, "rebrac": 24}
     assert (reports["iql"].validation_loss, reports["ensemble"].validation_loss) == (4.0, 1.0)
 
 
@@ -220,7 +241,7 @@ def test_checkpoints_of_another_kind(tmp_path: Path) -> None:
         Checkpoint.from_contents(unknown)
 
 
-@pytest.mark.parametrize("learner", ["iql", "bc"])
+@pytest.mark.parametrize("learner", ["iql", "bc", "dt", "rebrac"])
 def test_a_checkpoint_whose_weights_do_not_fit(tmp_path: Path, learner: str) -> None:
     contents = read_checkpoint(run(tmp_path, config(learner, max_steps=1)).best)
     contents["state_dict"] = {name: torch.zeros(3) for name in contents["state_dict"]}

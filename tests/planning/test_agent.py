@@ -25,6 +25,7 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import SearchResult, SearchStep
 from trajectory_transformer.planning.objectives import make_objective
+from trajectory_transformer.planning.plan import Plan
 from trajectory_transformer.planning.planner import BeamPlanner
 
 from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, WIDTH, box
@@ -244,13 +245,17 @@ def test_from_checkpoint_restores_the_agent(
     with pytest.raises(UserError, match=r"planner\.beam_width=0 must be at least 1"):
         Agent.from_checkpoint(path, beam_width=0)
     section = contents["trajectory_transformer"]
-    for value_r2, act, cdf in ((0.5, "best", 0.3), (0.49, "mean", None), (None, "mean", None)):
+    for value_r2, act, cdf, temperature in (
+        (0.5, "best", 0.3, 1.0),
+        (0.49, "mean", None, 0.6),
+        (None, "mean", None, 0.6),
+    ):
         section |= {
             "value_r2": value_r2,
             "planner": asdict(PlannerConfig(**(recorded | {"act": "auto", "cdf_act": 0.3}))),
         }
         found = Agent.of(Checkpoint.from_contents(contents))
-        assert (found.settings.act, found.settings.cdf_act) == (act, cdf)
+        assert (found.settings.act, found.settings.cdf_act, found.settings.temperature) == (act, cdf, temperature)
         assert Agent.of(Checkpoint.from_contents(contents), act="best").settings.cdf_act == 0.3
         assert Agent.of(Checkpoint.from_contents(contents), name="imitation").settings.act == "best"
     section |= {"model": {"vocab_size": BINS}}
@@ -442,3 +447,47 @@ def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discr
 def test_other_ways_to_act_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_objective(PlannerConfig(**options))
+
+
+@pytest.mark.parametrize("decoder", ["eager", "auto"])
+def test_the_beams_are_what_the_search_kept(make_agent, decoder: str, discretizer: Discretizer) -> None:
+    """Followed forwards: each sequence is extended by what its own candidates say; the first beam is the plan."""
+    agent = make_agent(decoder=decoder, horizon=4, beam_width=5, n_expand=3, k_obs=None, cdf_act=None)
+    found: list[SearchResult] = []
+    plan = agent._planner.plan
+    agent._planner.plan = lambda *given: (found.append(plan(*given)), found[-1])[1]
+    agent.reset(2, [3, 4])
+    assert agent.beams(1, 9).shape == (0, 0, OBSERVATION_DIM)  # nothing was planned yet
+    agent.act(np.random.default_rng(0).normal(size=(2, OBSERVATION_DIM)).astype(np.float32))
+    for row in range(2):
+        ways: list[list[torch.Tensor]] = [[]]  # by beam: the states after the present
+        for step, observations in zip(found[0].steps, [None, *found[0].observations], strict=True):
+            if observations is not None:
+                ways = [[*way, observations[row, beam]] for beam, way in enumerate(ways)]
+            candidates = step.tokens.shape[1] // len(ways)
+            ways = [ways[int(candidate) // candidates] for candidate in step.kept[row]]
+            expected = torch.stack([torch.stack(way) if way else torch.zeros(0, OBSERVATION_DIM) for way in ways])
+            transitions = expected.shape[1] + 1
+            if transitions > 1:
+                decoded = discretizer.decode(expected, slice(0, OBSERVATION_DIM)).numpy()
+                np.testing.assert_array_equal(agent.beams(row, 9, transitions), decoded)
+        beams = agent.beams(row, 9)
+        assert beams.shape == (5, 3, OBSERVATION_DIM)
+        assert len(np.unique(beams.reshape(5, -1), axis=0)) > 1
+        np.testing.assert_array_equal(beams[0], agent.last_plan.observations[row, 1:])
+        np.testing.assert_array_equal(agent.beams(row, 2), beams[:2])
+    assert len(copy.deepcopy(agent).beams(0, 9)) == 0
+
+
+@pytest.mark.parametrize("options", [{"horizon": 1}, {"name": "imitation"}])
+def test_where_no_states_were_searched_there_are_no_beams(make_agent, options: dict[str, Any]) -> None:
+    agent = make_agent(**options)
+    agent.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
+    assert agent.beams(0, 9).size == 0
+
+
+def test_a_predicted_return_worked_out_by_hand() -> None:
+    nan, nothing = np.nan, np.zeros((3, 3, 1))
+    rewards = np.array([[1.0, 2.0, 4.0], [1.0, 2.0, nan], [nan, nan, nan]])  # whole, cut short, for likelihood
+    plan = Plan(nothing, nothing, rewards, value=np.array([8.0, 8.0, nan]), score=np.zeros(3))
+    np.testing.assert_array_equal(plan.predicted_return(0.5), [1 + 1 + 1 + 1, 1 + 1 + 2, nan])

@@ -598,7 +598,7 @@ def fresh_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[p
 
 
 def script(path: Path, text: str) -> str:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 

@@ -1,5 +1,9 @@
 """The search in the kernel against the oracle, the search in Python and the original's own traces."""
 
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -279,3 +283,68 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="block_size, 29"):
         search_natively(model, longer, *make_inputs(model, longer, 2))
     assert search_natively(model, settings, prefix, centers, uniforms).score.isfinite().all()
+
+
+class Enough(Exception):
+    """What a signal's handler raises."""
+
+
+@contextmanager
+def ticking(handle: Callable[[], None]) -> Iterator[None]:
+    """Signals this process a hundred times a second."""
+    before = signal.signal(signal.SIGALRM, lambda *_: handle())
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    ("environments", "width", "threads"),
+    [(1, 30_000, 1), (1, 30_000, 2), (3, 10_000, 2), (10_000, None, 1), (10_000, None, 2)],  # None: a prefix only
+)
+def test_signals_are_seen_in_the_middle_of_a_call(environments: int, width: int | None, threads: int) -> None:
+    """Their handler is called again and again, and once it raises, the call ends; the next one is as ever."""
+    torch.set_num_threads(threads)
+    model, calls = MODELS["many tokens"], []
+    small, large = make_settings(), make_settings(beam_width=width or 1, n_expand=1)
+    decoder = NativeDecoder(model, TRANSITIONS, False)
+    prefix, centers, uniforms = make_inputs(model, small, 2)
+    wanted = native_search(decoder, prefix, model.layout, small, centers, uniforms)
+    inputs = make_inputs(model, large, environments)
+
+    def handle() -> None:
+        calls.append(0)
+        if len(calls) == 2:
+            raise Enough
+
+    def call() -> None:
+        if width is None:
+            decoder.prefill(inputs[0])
+        else:
+            native_search(decoder, inputs[0], model.layout, large, *inputs[1:])
+
+    with pytest.raises(Enough), ticking(handle):
+        call()
+    with pytest.raises(IndexError, match="rows must be rows of the last call"):
+        decoder._call(decoder._library.tt_step, torch.zeros(1, dtype=torch.int64), 1, torch.zeros(1, dtype=torch.int64))
+    found = native_search(decoder, prefix, model.layout, small, centers, uniforms)
+    for ours, theirs in zip(parts_of(found), parts_of(wanted), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_signals_are_the_main_thread_s() -> None:
+    """A search in another thread is not disturbed, and lets the main one run Python meanwhile."""
+    model, settings, seen = MODELS["many tokens"], make_settings(beam_width=3_000), []
+    inputs = make_inputs(model, settings, 1)
+    found: list[SearchResult] = []
+    searching = threading.Thread(target=lambda: found.append(search_natively(model, settings, *inputs)))
+    with ticking(lambda: seen.append(searching.is_alive())):
+        searching.start()
+        searching.join()
+    assert any(seen)
+    wanted = search_natively(model, settings, *inputs)
+    for ours, theirs in zip(parts_of(found[0]), parts_of(wanted), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -118,9 +118,10 @@ def test_killed_worker_is_reported() -> None:
     """Killed from outside, as where memory runs out."""
     stream = simulate(HOPPER, 0, 2)
     next(stream)
-    children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()
+    file = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children")
+    children = file.read_text(encoding="utf-8").split()
     for child in children:
-        if "simulation.simulate import work" in Path(f"/proc/{child}/cmdline").read_text():
+        if "simulation.simulate import work" in Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8"):
             os.kill(int(child), signal.SIGKILL)
     with pytest.raises(RuntimeError, match="a worker that simulates Hopper-v5 has died"):
         for _ in stream:  # what the pipes still hold is episodes as good as any

@@ -123,20 +123,21 @@ def test_a_wrong_marker_is_named_with_its_page_and_line(tmp_path: Path, lines: l
 
 
 def truncate(file: Path) -> None:
-    file.write_text(file.read_text().splitlines()[0] + "\n")
+    file.write_text(file.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
 
 
 def edit(old: str, new: str) -> Callable[[Path], None]:
     def change(file: Path) -> None:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         assert old in text
-        file.write_text(text.replace(old, new))
+        file.write_text(text.replace(old, new), encoding="utf-8")
 
     return change
 
 
 def repeat(file: Path) -> None:
-    file.write_text(file.read_text() + file.read_text().splitlines()[-1] + "\n")
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text + text.splitlines()[-1] + "\n", encoding="utf-8")
 
 
 DAMAGE = [
@@ -181,4 +182,4 @@ def test_a_folder_without_a_readme_is_refused(
 
 @pytest.mark.parametrize("file", pages(ROOT), ids=lambda file: file.name)
 def test_the_committed_tables_are_those_of_the_results(file: Path) -> None:
-    assert file.read_text() == filled(ROOT, file), "run python -m tools.tables"
+    assert file.read_text(encoding="utf-8") == filled(ROOT, file), "run python -m tools.tables"

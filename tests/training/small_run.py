@@ -1,5 +1,6 @@
 """A training run small enough to be repeated many times; also a script, for tests that need real processes."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from trajectory_transformer.checkpoint_file import read_checkpoint
@@ -30,6 +32,7 @@ from trajectory_transformer.learners.transformer_datamodule import TrajectoryDat
 from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.batches import TrainingBatches
 from trajectory_transformer.training.fit import FitReport, fit
+from trajectory_transformer.training.learner_module import NonFiniteError
 
 
 def small_data(episodes: int = 12, steps: int = 8, dataset_id: str = "small/walk-v0") -> OfflineData:
@@ -135,6 +138,29 @@ class Record(Callback):
         torch.save(contents, self.directory / f"rank{trainer.global_rank}.pt")
 
 
+class Shards(Callback):
+    """Keeps a copy of the checkpoint of update 5; at the end counts this process's weights, and spoils one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == 5 and trainer.is_global_zero:
+            shutil.copy(self.directory / "checkpoints" / "last.ckpt", self.directory / "fifth.ckpt")
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        parameters = [cast(DTensor, parameter.detach()) for parameter in pl_module.parameters()]
+        count = sum(parameter.to_local().numel() for parameter in parameters)
+        if not trainer.is_global_zero:
+            next(part for part in map(DTensor.to_local, parameters) if part.numel())[-1] = torch.nan
+        try:
+            pl_module.on_save_checkpoint({})
+        except NonFiniteError as error:
+            (self.directory / f"rank{trainer.global_rank}.txt").write_text(f"{count} {error}")
+
+
 class Stuck(Callback):
     """Makes the first update take a minute, and a file to say that it has begun."""
 
@@ -171,7 +197,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def main(directory: Path, action: str) -> None:
-    """What :func:`start` runs: "run", "resume", "endless", "stuck" or "ddp"."""
+    """What :func:`start` runs: "run", "resume", "endless", "stuck", "ddp" or "fsdp"."""
     torch.set_num_threads(1)
     options: dict[str, Any] = {"max_steps": 60}
     callbacks: list[Callback] = []
@@ -179,14 +205,15 @@ def main(directory: Path, action: str) -> None:
         options = {"max_steps": 1_000_000, "log_every": 1_000}
     if action == "stuck":
         callbacks = [Stuck(directory)]
-    if action == "ddp":
-        options = {"max_steps": 6, "devices": 2, "strategy": "ddp"}
-        callbacks = [Record(directory)]
+    if action in ("ddp", "fsdp"):
+        options = {"max_steps": 6, "devices": 2, "strategy": action}
+        callbacks = [Record(directory) if action == "ddp" else Shards(directory)]
     config = small_config(**options)
-    if action == "ddp":
+    if action in ("ddp", "fsdp"):
         config.data.batch_size = 8
         config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
-    small_fit(directory, config, callbacks, resume=action == "resume")
+    resume = action == "resume" or (action == "fsdp" and (directory / "checkpoints" / "last.ckpt").is_file())
+    small_fit(directory, config, callbacks, resume)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT save first; the exit status says which it was."""
+"""SIGTERM, SIGINT and SIGHUP save first; the exit status says which it was."""
 
 import os
 import signal
@@ -18,6 +18,8 @@ from trajectory_transformer.training.interruption import SignalWatch, TrainingIn
 
 from .small_run import small_config, small_fit, start, wait_for, weights
 
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
 
 class SignalAt(Callback):
     """Sends this process signals in the middle of an update."""
@@ -34,10 +36,10 @@ class SignalAt(Callback):
 
 def interrupted(directory: Path, config: TrainConfig, step: int, *numbers: int) -> object:
     """The exit status of a run that gets signals during an update."""
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    before = [signal.getsignal(number) for number in WATCHED]
     with pytest.raises(TrainingInterrupted) as caught:
         small_fit(directory, config, [SignalAt(step, *numbers)])
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    assert before == [signal.getsignal(number) for number in WATCHED]
     return caught.value.code
 
 
@@ -46,6 +48,7 @@ def interrupted(directory: Path, config: TrainConfig, step: int, *numbers: int) 
     [
         (signal.SIGTERM, 143, 8),
         (signal.SIGINT, 130, 8),
+        (signal.SIGHUP, 129, 8),
         (signal.SIGTERM, 143, 12),  # an update that a validation follows
         (signal.SIGTERM, 143, 24),  # the last one
     ],
@@ -105,8 +108,18 @@ def test_watch_restores_handlers() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_lost_terminal_is_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalWatch() as watch:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert watch.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_exit_status_of_a_process(tmp_path: Path, number: int, status: int) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
     process = start(tmp_path, "endless")

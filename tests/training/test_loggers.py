@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from PIL import Image
 
 from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.checkpoint_file import write_checkpoint
@@ -18,6 +19,7 @@ from trajectory_transformer.configuration import LoggerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.measurements import Measurement
 from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.reachability import wandb_key_is_configured
 from trajectory_transformer.training import loggers as loggers_file
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.loggers import (
@@ -27,9 +29,10 @@ from trajectory_transformer.training.loggers import (
     log_artifacts,
     log_evaluation,
     log_measurements,
+    log_pictures,
+    log_sweep,
     make_loggers,
     require_loggers,
-    wandb_key_is_configured,
 )
 
 from .small_run import small_config, small_datamodule
@@ -60,7 +63,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -93,6 +96,18 @@ class TestMetricsFile:
         assert [(row["step"], row["loss"]) for row in read(tmp_path / "metrics.csv")] == [
             ("10", "10.0"),
             ("20", "-20.0"),
+        ]
+
+    def test_a_resumed_run_keeps_what_came_before_the_row_that_it_begins_with(self, tmp_path: Path) -> None:
+        killed = MetricsFile(tmp_path / "metrics.csv")
+        for step, name in ((10, "loss"), (20, "loss"), (20, "return"), (20, "later"), (30, "loss")):
+            killed.log_metrics({name: float(step), "epoch": 0.5}, step)
+        resumed = MetricsFile(tmp_path / "metrics.csv")
+        resumed.log_metrics({"return": -20.0, "epoch": 0.5}, 20)
+        assert [(row["step"], row["loss"], row["return"], row["later"]) for row in read(tmp_path / "metrics.csv")] == [
+            ("10", "10.0", "", ""),
+            ("20", "20.0", "", ""),
+            ("20", "", "-20.0", ""),
         ]
 
     def test_a_full_disk_costs_rows_and_one_warning(self, tmp_path: Path) -> None:
@@ -249,6 +264,12 @@ class TestLabels:
         assert started[0]["id"] != "an-id"  # all jobs would be one run
 
 
+def inspected(file: Path, *options: str) -> str:
+    """An offline run's records as JSON."""
+    words = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *options, str(file)]
+    return subprocess.run(words, capture_output=True, text=True).stdout
+
+
 @pytest.mark.usefixtures("no_key")
 class TestOffline:
     def record(self, directory: Path) -> dict[str, Any]:
@@ -265,16 +286,15 @@ class TestOffline:
         log_artifacts(loggers, checkpoint, DATASET, [directory / "set", directory / "elsewhere"])
         log_evaluation(loggers, RESULTS)
         log_measurements(loggers, [Measurement("layer 1", "mass_past", 0.5, None, None, 3)])
+        (directory / "plots").mkdir()
+        Image.new("RGB", (4, 4)).save(directory / "plots" / "returns.png")
+        (directory / "videos").mkdir()
+        (directory / "videos" / "episode_0.mp4").write_bytes(b"a film")
+        log_pictures(loggers, directory)
         finish_loggers(loggers)
         (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
-        wandb = str(Path(sys.executable).with_name("wandb"))
-        done = subprocess.run(
-            [wandb, "leet", "inspect", "--summary", "--json", str(file)], capture_output=True, text=True
-        )
-        self.records = subprocess.run(
-            [wandb, "leet", "inspect", "--json", str(file)], capture_output=True, text=True
-        ).stdout
-        return json.loads(done.stdout)
+        self.records = inspected(file)
+        return json.loads(inspected(file, "--summary"))
 
     def test_it_holds_config_summary_group_table_and_artifacts(self, tmp_path: Path) -> None:
         run = self.record(tmp_path)
@@ -288,6 +308,8 @@ class TestOffline:
         assert run["summary"]["layer 1/mass_past"] == 0.5
         assert run["summary"]["val/loss"] == {"min": 0.25}
         assert run["summary"]["evaluation/episodes"]["nrows"] == 2
+        assert run["summary"]["plots/returns"]["_type"] == "image-file"
+        assert run["summary"]["videos/episode_0"]["_type"] == "video-file"
         (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/evaluation/*.json")
         assert json.loads(table.read_text())["data"][1][:3] == [1, 10.0, 5]
         assert f'"ref":"{(tmp_path / "set" / "main_data.hdf5").as_uri()}"' in self.records  # where the set lies
@@ -296,6 +318,23 @@ class TestOffline:
             assert word in self.records
         staged = [path.read_bytes() for path in (tmp_path / "wandb" / "data").rglob("*") if path.is_file()]
         assert b"weights" in staged  # beside the run, so that it travels with the folder
+
+    def test_a_sweep_has_a_run_of_its_own_with_its_table(self, tmp_path: Path) -> None:
+        """Numbers are numbers, for filters and plots; beside the runs of its jobs, which share the group."""
+        sweep = tmp_path / "layers"
+        sweep.mkdir()
+        Image.new("RGB", (4, 4)).save(sweep / "tradeoff.png")
+        table = [["job", "model", "score", "reason"], ["0", "base", "1.5", ""], ["1", "tiny", "", "disk full"]]
+        log_sweep(LoggerConfig("wandb", project="tests"), sweep, table)
+        (file,) = sweep.glob("wandb/offline-run-*/run-*.wandb")
+        records = inspected(file)
+        assert '"run_group":"layers"' in records
+        assert '"job_type":"sweep"' in records
+        (written,) = sweep.glob("wandb/offline-run-*/files/media/table/sweep/*.json")
+        content = json.loads(written.read_text())
+        assert content["columns"] == table[0]
+        assert content["data"] == [[0, "base", 1.5, None], [1, "tiny", None, "disk full"]]
+        assert json.loads(inspected(file, "--summary"))["summary"]["sweep/tradeoff"]["_type"] == "image-file"
 
     def test_a_resumed_run_keeps_its_id_and_holds_its_whole_history(self, tmp_path: Path) -> None:
         ids = []
@@ -310,10 +349,7 @@ class TestOffline:
             write_checkpoint(tmp_path / "checkpoints" / "last.ckpt", {**section, "global_step": 3})
         assert ids[0] == ids[1]
         latest = max(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
-        wandb = str(Path(sys.executable).with_name("wandb"))
-        words = [wandb, "leet", "inspect", "--json", str(latest)]
-        records = subprocess.run(words, capture_output=True, text=True).stdout
-        history = [line for line in records.splitlines() if '"type":"history"' in line]
+        history = [line for line in inspected(latest).splitlines() if '"type":"history"' in line]
         losses = [float(found) for line in history for found in re.findall(r'"train/loss":([0-9.]+)', line)]
         assert losses == [11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0]
 
@@ -369,7 +405,7 @@ class TestExtraLoggers:
         loggers = make_loggers(config, tmp_path, {"seed": 3}, RunLabels())
         assert isinstance(loggers[0], MetricsFile)
         loggers[1].log_metrics({"train/loss": 0.5}, 7)
-        log_evaluation(loggers, RESULTS)
+        log_evaluation(loggers, RESULTS, 9)
         log_measurements(loggers, [Measurement("layer 1", "mass_past", 0.5, None, None, 3)])
         log_artifacts(loggers, tmp_path / "best.ckpt", DATASET)
         finish_loggers(loggers, exit_code=1)
@@ -379,6 +415,7 @@ class TestExtraLoggers:
         assert options == {"options": {"seed": 3}}
         assert training == {"metrics": {"train/loss": 0.5}, "step": 7}
         assert evaluation["metrics"]["evaluation/return_mean"] == 5.0
+        assert evaluation["step"] == 9
         assert evaluation["metrics"]["evaluation/plan_latency_ms/p50"] == 1.0
         assert evaluation["metrics"]["deadline/shortened"] == 3
         assert measured["metrics"] == {"layer 1/mass_past": 0.5}

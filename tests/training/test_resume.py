@@ -118,6 +118,18 @@ def test_resumed_equals_unbroken_where_batches_come_in_parts(tmp_path: Path, hoo
     assert found == pytest.approx(rows, rel=0, abs=0, nan_ok=True)
 
 
+def test_tokens_on_disk_change_nothing_and_a_run_may_go_on_with_them(
+    tmp_path: Path, unbroken: tuple[dict[str, str], dict[Any, float]]
+) -> None:
+    config = small_config(max_steps=STEPS)
+    config.data.cache = str(tmp_path)
+    small_fit(tmp_path / "from disk", config)
+    run_killed(tmp_path / "killed", 5, 13, "end")
+    small_fit(tmp_path / "killed", config, resume=True)
+    assert digests(tmp_path / "from disk") == digests(tmp_path / "killed") == unbroken[0]
+    assert len(list(tmp_path.glob("*.tokens"))) == 2
+
+
 def run_killed(directory: Path, every: int, step: int, hook: str, accumulate: int = 1) -> dict[Any, float]:
     rows = Rows()
     config = small_config(max_steps=STEPS, checkpoint_every=every, accumulate=accumulate)

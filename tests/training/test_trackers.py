@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 
 from trajectory_transformer.configuration import LoggerConfig
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.training.loggers import RunLabels, finish_loggers, log_evaluation, log_plots, make_loggers
+from trajectory_transformer.training.loggers import (
+    RunLabels,
+    finish_loggers,
+    log_evaluation,
+    log_pictures,
+    make_loggers,
+)
 
 from .test_loggers import RESULTS
 
@@ -23,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # other projects' own
 
 def log_run(directory: Path, name: str) -> Any:
     """Log a small run, and a resumed one in the same folder; returns the tracker's Lightning logger."""
-    extra = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["extra"]
+    extra = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["extra"]
     picture = directory / "plots" / "returns.png"
     picture.parent.mkdir()
     figure = Figure(figsize=(0.2, 0.2))
@@ -36,7 +42,7 @@ def log_run(directory: Path, name: str) -> Any:
                 logger.log_metrics({"val/loss": 0.5 * step}, step)
         if steps == (3,):
             log_evaluation(loggers, RESULTS)
-            log_plots(loggers, picture.parent)
+            log_pictures(loggers, directory)
         finish_loggers(loggers)
     return loggers[1]
 
@@ -65,7 +71,7 @@ def test_mlflow(tmp_path: Path) -> None:
     assert data.metrics["evaluation/return_mean"] == 5.0
     assert data.params["model/n_layer"] == "3"
     files = {path.name: path for path in (tmp_path / "mlflow").rglob("*.*")}
-    assert json.loads(files["episodes.json"].read_text())["data"][1][:3] == [1, 10.0, 5]
+    assert json.loads(files["episodes.json"].read_text(encoding="utf-8"))["data"][1][:3] == [1, 10.0, 5]
     assert files["returns.png"].read_bytes() == (tmp_path / "plots" / "returns.png").read_bytes()
 
 
@@ -95,6 +101,6 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(
         raise ModuleNotFoundError(f"No module named '{name}'")
 
     monkeypatch.setattr(f"trajectory_transformer.training.trackers.{CLASSES[name]}.__init__", missing)
-    extra = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["extra"]
+    extra = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["extra"]
     with pytest.raises(UserError, match=rf"logger\.extra\.{name}: .*pip install 'trajectory-transformer\[{name}\]'"):
         make_loggers(LoggerConfig(extra=extra), tmp_path, OPTIONS, RunLabels())

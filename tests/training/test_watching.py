@@ -26,7 +26,7 @@ CHOICES = sorted((Path(__file__).parents[2] / "configs" / "callbacks").glob("*.y
 
 def made(file: Path, **options: Any) -> Callback:
     """The callback that a choice of the group describes."""
-    ((name, spec),) = yaml.safe_load(file.read_text()).items()
+    ((name, spec),) = yaml.safe_load(file.read_text(encoding="utf-8")).items()
     assert name == file.stem
     return build(spec | options, Callback, name, TYPED_BY_USER)
 

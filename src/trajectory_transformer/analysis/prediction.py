@@ -162,5 +162,5 @@ def predict(
     title, plots = environment_title(trained.environment), run_directory / "plots"
     plot_log_likelihood(together, title, plots / "prediction_log_likelihood.png")
     plot_errors(together, title, plots / "prediction_error.png")
-    film_predictions(trained.environment, films, run_directory / "videos")
+    film_predictions(trained.environment, films, run_directory / "videos", request.progress)
     return measurements

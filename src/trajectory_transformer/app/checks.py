@@ -3,23 +3,33 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from ..building import TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
-from ..configuration import EvaluateConfig, TrainConfig, TuneConfig, require
+from ..configuration import EvaluateConfig, LoggerConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
-from ..files import LOCK, FolderLock, is_first_process, require_file
+from ..files import LOCK, FolderLock, is_first_process, require_file, writable_folder
 from ..planning.objectives import Objective, make_objective
 from ..training.learner import make_learner
 from . import mistakes, sweep
 from .jobs import MODULES, why_taken
-from .schema import as_typed, folder_names, option_names, schema_of, typed_evaluate, typed_train
+from .schema import (
+    as_typed,
+    folder_names,
+    option_names,
+    require_flags,
+    schema_of,
+    typed,
+    typed_evaluate,
+    typed_train,
+)
 from .tune import with_values
 
 SWEEP_LOCK = ".sweep.lock"  # not that of a job, which may lie in the sweep's own folder
@@ -31,10 +41,16 @@ def config_folders(hydra: DictConfig) -> list[Path]:
     return [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
 
 
-def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateConfig:
-    """The typed options of either command; raises UserError about a wrong name, type, value or target."""
+def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None = None) -> TrainConfig | EvaluateConfig:
+    """The typed options of either command; raises UserError about a wrong name, type, value or target.
+
+    ``own`` are the words of the command line that must have an effect, where these are not all: those that are for this
+    run alone, in a sweep over learners.
+    """
     schema = schema_of(config)
     mistakes.refuse_absent_local(hydra.runtime.choices.get("local"), config_folders(hydra))
+    parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    require_flags(schema, ((override.key_or_group, override.value()) for override in parsed))
     try:
         if schema is EvaluateConfig:
             chosen = hydra.runtime.choices.get("planner") is not None
@@ -53,11 +69,14 @@ def validated(config: DictConfig, hydra: DictConfig) -> TrainConfig | EvaluateCo
     modules += [module for module in _modules_of_ids(options.data.source) if module not in modules]
     require_modules(modules, MODULES, TYPED_BY_USER)
     _require_effect(options, hydra)
+    _require_use(options, hydra.overrides.task if own is None else own)
     if options.init_from is not None and not Path(options.init_from).is_dir():
         require_file(options.init_from)
     trainer, block = options.trainer, options.model.block  # whose kinds are seen once torch and Lightning are there
     _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
     _check_record("data.source", options)
+    if options.data.cache is not None:
+        writable_folder("data.cache", options.data.cache)
     if options.tune is not None:
         _check_search(options, options.tune)
     return options
@@ -93,6 +112,15 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
         f"data={name} has no effect beside experiment={options.experiment_name}, which names its own data; give "
         f"data.dataset_id={ids[0] if len(ids) == 1 else '[' + ','.join(ids) + ']'}",
     )
+
+
+def _require_use(options: TrainConfig, typed: Sequence[str]) -> None:
+    """Refuse options that were ``typed``, or that a search varies, and that the learner takes no notice of."""
+    learner = make_learner(options.learner, TYPED_BY_USER)
+    varied = () if options.tune is None else options.tune.parameters
+    for name in (*(word.lstrip("+~").partition("=")[0] for word in typed), *varied):
+        if any(f"{name}.".startswith(f"{ignored}.") for ignored in learner.ignores):
+            raise UserError(f"{name} has no effect on learner={learner.kind}: leave it out, or choose another learner")
 
 
 def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
@@ -175,7 +203,10 @@ class RunChecks(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         assert self.sweep is not None
-        if is_first_process() and any(job.status != "finished" for job in sweep.report(*self.sweep)):
+        if not is_first_process():
+            return
+        logger = typed(LoggerConfig, cast(dict[str, Any], OmegaConf.to_container(config.logger)))
+        if any(job.status != "finished" for job in sweep.report(*self.sweep, logger)):
             sys.exit(1)
 
     @classmethod

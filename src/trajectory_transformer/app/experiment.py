@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.measurements import Measurement, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.records import ActingAgent
-from ..evaluation.results import EvaluationRequest, current_commit
+from ..evaluation.results import EvaluationRequest, TrainingFacts, current_commit
 from ..evaluation.rollout import limit_episodes, require_possible
 from ..files import is_first_process
 from ..learners.ensemble_network import read_ensemble
 from ..planning.objectives import make_objective
 from ..planning.trained_transformer import TrainedTransformer
 from ..training.datamodule import OfflineDataModule, split_episodes
-from ..training.fit import fit, torch_threads
+from ..training.fit import FitReport, fit, torch_threads
 from ..training.initial import InitialWeights
 from ..training.learner import Learner, make_learner
 from ..training.loggers import (
@@ -42,7 +42,7 @@ from ..training.loggers import (
     log_artifacts,
     log_evaluation,
     log_measurements,
-    log_plots,
+    log_pictures,
     make_loggers,
     require_loggers,
 )
@@ -79,7 +79,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
     Raises:
         UserError: a mistake that the options alone do not show.
-        SystemExit: 143 or 130 after SIGTERM or SIGINT, the state being saved.
+        SystemExit: 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP, the state being saved.
     """
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
     require_loggers(config.logger, TYPED_BY_USER)
@@ -97,15 +97,17 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         if not is_first_process():
             return math.nan
         plot_training(run.directory / "metrics.csv", run.directory / "plots" / "training.png")
+        chosen = report.best if config.evaluation.choose == "loss" else report.best_return
+        assert chosen is not None
         if _keeps_artifacts(config.logger):
-            _keep_artifacts(loggers, report.best, DatasetRecord.of(datamodule.data), sources_of(config.data))
+            _keep_artifacts(loggers, chosen, DatasetRecord.of(datamodule.data), sources_of(config.data))
         if config.evaluation.episodes == 0 or not learner.acts:
-            log_plots(loggers, run.directory / "plots")
+            log_pictures(loggers, run.directory)
             return -report.validation_loss
-        planner = vars(config.planner) if learner.plans else {}  # as typed, not as a file says
-        allow = packages_in(asdict(config))
-        trained = load_agent(report.best, config.trainer.accelerator, planner, allow, learner)
-        return _plan(config, run, trained, loggers)
+        checkpoint = Checkpoint.read(chosen)
+        device = torch_device(config.trainer.accelerator, "trainer.accelerator")
+        trained = LoadedAgent(chosen, checkpoint, learner.own_agent(config, checkpoint, device))
+        return _plan(config, run, trained, loggers, report)
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights:
@@ -141,33 +143,28 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
             with torch_threads(config.threads):
                 measurements = _measure(config, run, trained)
             log_measurements(loggers, measurements)
+            log_pictures(loggers, run.directory)
             # Attention has nothing to maximise.
             score = measurements[0].value if config.task == "predict" else math.nan
-            log_plots(loggers, run.directory / "plots")
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.path, training.dataset, sources)
         return score
 
 
 def load_agent(
-    path: Path,
-    accelerator: str,
-    planner_overrides: Mapping[str, Any],
-    allow: Sequence[str] = (),
-    learner: Learner | None = None,
+    path: Path, accelerator: str, planner_overrides: Mapping[str, Any], allow: Sequence[str] = ()
 ) -> LoadedAgent:
     """Read a checkpoint and make its agent, for one of Lightning's accelerators.
 
     ``planner_overrides`` replace options that the checkpoint records. It may name parts of the packages in ``allow``,
-    and, unless one is given, the ``learner`` that trained it.
+    and the learner that trained it.
 
     Raises:
         UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
     """
     device = torch_device(accelerator, "accelerator")
     checkpoint = Checkpoint.read(path)
-    if learner is None:
-        learner = make_learner(checkpoint.training.learner, allow)
+    learner = make_learner(checkpoint.training.learner, allow)
     return LoadedAgent(path, checkpoint, learner.make_agent(checkpoint, device, planner_overrides, allow))
 
 
@@ -178,7 +175,8 @@ def held_out_episodes(checkpoint: Checkpoint, allow: Sequence[str] = ()) -> list
         UserError: the data is not available, or is not what the checkpoint was trained on.
     """
     training = checkpoint.training
-    data = load_offline_data(training.data, allow=allow)
+    # A checkpoint must not choose where is written.
+    data = load_offline_data(replace(training.data, cache=None), allow=allow)
     if data.fingerprint != training.dataset.fingerprint:
         raise UserError(
             f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "
@@ -200,13 +198,15 @@ def torch_device(accelerator: str, option: str) -> str:
 def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> None:
     """Refuse, before training, an evaluation whose environment cannot be made, or that the planner is not for."""
     learner.check_data(config, datamodule)
-    if config.evaluation.episodes == 0 or not learner.acts:
+    options = config.evaluation
+    if (options.episodes == 0 and options.every is None) or not learner.acts:
         return
     environment = datamodule.data.environment
     if not environment.env_id:
+        every = "" if options.every is None else " and evaluation.every=null"
         raise UserError(
-            f"evaluation.episodes={config.evaluation.episodes}: the data names no environment to act in; give "
-            "evaluation.episodes=0, or a source that names one"
+            f"evaluation.episodes={options.episodes}: the data names no environment to act in; give "
+            f"evaluation.episodes=0{every}, or a source that names one"
         )
     with make_environments(environment, 1, max_episode_steps=config.evaluation.max_episode_steps) as batch:
         limit_episodes(batch, datamodule.data.longest_episode)
@@ -216,7 +216,11 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
 
 
 def _plan(
-    config: TrainConfig | EvaluateConfig, run: RunContext, trained: LoadedAgent, loggers: Sequence[Logger]
+    config: TrainConfig | EvaluateConfig,
+    run: RunContext,
+    trained: LoadedAgent,
+    loggers: Sequence[Logger],
+    report: FitReport | None = None,
 ) -> float:
     """Write the results of acting in the environment; returns the mean return."""
     if isinstance(config, TrainConfig):
@@ -224,7 +228,8 @@ def _plan(
         first_seed = 1000 * config.seed  # so that the seeds of a sweep do not share episodes
     else:
         options, threads, progress, first_seed = config, config.threads, True, config.seed
-    dataset = trained.checkpoint.training.dataset
+    training = trained.checkpoint.training
+    dataset = training.dataset
     request = EvaluationRequest(
         episodes=options.episodes,
         num_envs=min(options.num_envs, options.episodes),
@@ -241,11 +246,14 @@ def _plan(
         progress=progress,
         max_episode_steps=options.max_episode_steps,
         longest_episode=dataset.longest_episode,
+        trained=TrainingFacts(dataset.fingerprint, training.data.validation_fraction, training.seed),
+        learner={"name": training.kind} | {k: value for k, value in training.learner.items() if k != "_target_"},
+        choice=None if report is None else report.choice,
     )
     with torch_threads(threads):
         results = evaluate(trained.agent, request, run.directory)
-    log_evaluation(loggers, results)
-    log_plots(loggers, run.directory / "plots")
+    log_evaluation(loggers, results, None if report is None else report.steps)
+    log_pictures(loggers, run.directory)
     return float(results["summary"]["return_mean"])
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shlex
@@ -20,13 +21,18 @@ import yaml
 from ..building import TYPED_BY_USER, build, import_modules
 from ..configuration import EvaluateConfig, TrainConfig
 from ..cores import OtherProcesses, wait_passively
-from ..errors import EXITS_BY_SIGNAL, UserError
+from ..ending import EXITS_BY_SIGNAL, ending_signals
+from ..errors import UserError
 from ..files import is_first_process, remove_partial_files, write_whole
+from .page import PAGE, write_run_page
 
 if TYPE_CHECKING:
     from .experiment import RunContext
 
+log = logging.getLogger(__name__)
+
 STATUS = "status.json"
+SWEEP = "sweep.csv"  # the table of a sweep or search, in its own folder
 MODULES = "environment.modules"
 REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
 OTHERS = OtherProcesses()  # since the command began
@@ -51,7 +57,7 @@ class RunRecord:
     def read(cls, directory: Path, file: str = STATUS) -> "RunRecord | None":
         """The record in ``directory``, or None where there is none that can be read."""
         try:
-            return cls(**json.loads((directory / file).read_text()))
+            return cls(**json.loads((directory / file).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -80,7 +86,7 @@ def why_taken(directory: Path, evaluation: bool) -> str | None:
         return f"{directory} already holds a run; resume={directory} goes on with it, or choose another folder"
     record = RunRecord.read(directory)
     stopped = record is not None and record.status in ("failed", "interrupted")
-    if stopped and existing.read_text().startswith("checkpoint:"):
+    if stopped and existing.read_text(encoding="utf-8").startswith("checkpoint:"):
         return None
     return f"{directory} already holds a run; choose another folder with hydra.run.dir=DIR"
 
@@ -99,7 +105,7 @@ def claim(directory: Path, config: str, go_on: bool, evaluation: bool = False) -
             return "start"
         if not go_on:
             raise UserError(taken)
-        if (directory / "config.yaml").read_text() != config:
+        if (directory / "config.yaml").read_text(encoding="utf-8") != config:
             raise UserError(f"{directory} holds a run with other options (see its config.yaml); choose another folder")
         (directory / REFUSAL).unlink(missing_ok=True)
     record = RunRecord.read(directory)
@@ -228,22 +234,27 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
     if own or (status == "failed" and job.sweep is not None):
         with contextlib.suppress(OSError):  # a full disk is reported by what fails on it
             RunRecord(status, job.parameters, score, reason).write(job.directory, STATUS if own else REFUSAL)
+    if job.claimed and status != "running" and not (job.directory / SWEEP).exists():  # which has a page of its own
+        try:
+            write_run_page(job.directory, status, score, reason)
+        except Exception as error:  # such as of results that another version wrote; a page is not worth a run
+            log.warning("no %s: %s", PAGE, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 @contextlib.contextmanager
 def _process_restored() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, and undo what Lightning and W&B leave in the environment."""
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does; undo what Lightning and W&B leave in the environment."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
     environment = dict(os.environ)
     may_handle = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGTERM, leave) if may_handle else None
+    handlers = {number: signal.signal(number, leave) for number in (ending_signals() if may_handle else ())}
     try:
         yield
     finally:
-        if may_handle:
-            signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         os.environ.clear()
         os.environ.update(environment)

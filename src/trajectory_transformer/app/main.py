@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ..building import TYPED_BY_USER, import_modules, require_allowed, require_modules
-from ..configuration import EvaluateConfig, TrainConfig, current_record, require
+from ..configuration import EvaluateConfig, TrainConfig, current_record, require, require_module_names
 from ..errors import UserError
 from ..files import FolderLock, is_first_process
 from . import jobs, mistakes
@@ -31,10 +31,11 @@ def entry_point(name: str, configs: Path) -> None:
     """Run "train" or "evaluate", whose root is ``configs/NAME.yaml``, with ``sys.argv``; returns after success.
 
     Raises:
-        SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep, 130 or 143 after SIGINT or SIGTERM.
+        SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep; 130, 143 or 129 after SIGINT,
+            SIGTERM or SIGHUP.
     """
     own, words = _own_folders(sys.argv[1:])
-    code, schema = 1, TrainConfig if name == "train" else EvaluateConfig
+    code, schema, folders = 1, TrainConfig if name == "train" else EvaluateConfig, [configs, *own]
     try:
         if name == "train" and jobs.RANK_RUN in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
             run_rank()
@@ -45,13 +46,13 @@ def entry_point(name: str, configs: Path) -> None:
         elif name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume(*asked)
         else:
-            mistakes.refuse_unreadable(sys.argv[1:], configs)
+            mistakes.refuse_unreadable(sys.argv[1:], folders)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, without advice of Hydra's own
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:
         leave(error.told, code)
     except mistakes.EXPECTED as error:
-        leave(mistakes.explain(error, schema, [configs, *own]), 2)
+        leave(mistakes.explain(error, schema, folders), 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # a launcher's, where there is a sweep: its jobs keep theirs
@@ -74,7 +75,9 @@ def hydra_job(config: DictConfig) -> float:
     job = jobs.Job(directory, jobs.parameters_of(overrides), sweep)
 
     def run() -> float:
-        options = validated(config, node)
+        varied = (jobs.what_differs(job) or "").split()
+        several = any(word.startswith(("learner=", "experiment=")) for word in varied)  # learners, of a sweep
+        options = validated(config, node, varied if several else overrides)
         if isinstance(options, TrainConfig):
             return jobs.train(options, job) if options.tune is None else run_search(options, job)
         chosen = node.runtime.choices.get("planner") is not None
@@ -114,8 +117,8 @@ def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str], int | None] | N
     if extend and not (steps.isdecimal() and len(steps) < 19):
         raise UserError("extend=true needs trainer.max_steps=N, the number of updates of the whole run")
     packages = [name.strip() for text in allowed for name in text.partition("=")[2].strip("[]'\"").split(",")]
-    directory = Path(given.partition("=")[2].strip("'\" "))
-    return directory, [name for name in packages if name], int(steps) if extend else None
+    require_module_names("allow", packages := [name for name in packages if name])
+    return Path(given.partition("=")[2].strip("'\" ")), packages, int(steps) if extend else None
 
 
 def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) -> None:
@@ -130,7 +133,7 @@ def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) 
         except OSError as error:
             raise UserError(f"resume={directory}: the folder cannot be written: {error.strerror}") from None
     record = jobs.RunRecord.read(directory)
-    text = (directory / "config.yaml").read_text()
+    text = (directory / "config.yaml").read_text(encoding="utf-8")
     if max_steps is None and record is not None and record.status == "finished" and _is_edited(directory, options):
         max_steps = options.trainer.max_steps
     if max_steps is not None:
@@ -141,11 +144,16 @@ def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) 
     job = jobs.Job(directory, record.parameters if record else {}, sweep, claimed=True)
     if options.tune is None and record is not None and record.status == "finished" and max_steps is None:
         if options.evaluation.episodes == 0 or (directory / "results.json").exists():
-            print(f"{directory} is finished; nothing to do (trainer.max_steps=N extend=true trains it further)")
+            print(
+                f"{directory} is finished; nothing to do (trainer.max_steps=N extend=true trains it further, and "
+                "without its results.json it is evaluated again, as its config.yaml now says)"
+            )
             return
         print(f"{directory} is finished but for its evaluation")
     elif options.tune is None and not has_checkpoint:
         print(f"{directory} holds no checkpoint yet; starting from the beginning")
+    if options.tune is None and record is not None and record.status == "running":  # by nobody: the folder was free
+        print(f"{directory}: the last process to run there died without a word")
     from ..data.sources import require_available
 
     import_modules(options.environment.modules, jobs.MODULES)
@@ -163,6 +171,7 @@ def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) 
 def extend(directory: Path, options: TrainConfig, record: jobs.RunRecord | None, max_steps: int) -> None:
     """Set a finished run's ``options`` to ``max_steps`` updates in all, or raise UserError."""
     status = "unknown" if record is None else record.status
+    status = "its process died without a word" if status == "running" else status  # as nobody holds the folder
     if options.tune is not None or (status != "finished" and is_first_process()):
         what = "a search" if options.tune is not None else f"not finished ({status})"
         raise UserError(
@@ -217,7 +226,7 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
     """The options of the run in ``directory``, or a UserError where it holds none of ``train.py``, or wrong ones."""
     file = directory / "config.yaml"
     try:
-        options = _load_plain(file.read_text())
+        options = _load_plain(file.read_text(encoding="utf-8"))
     except OSError:
         runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
         latest = f"; the latest one there is {runs[-1]}" if runs else ""

@@ -57,7 +57,7 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
     return f"; valid here: {', '.join(level)}" if level else ""
 
 
-def refuse_unreadable(words: Sequence[str], configs: Path) -> None:
+def refuse_unreadable(words: Sequence[str], configs: Sequence[Path]) -> None:
     """Refuse, with a UserError, what Hydra's own parser and composition raise bare Python errors about."""
     parser = OverridesParser.create()
     for word in words:
@@ -75,11 +75,12 @@ def refuse_unreadable(words: Sequence[str], configs: Path) -> None:
         ):
             raise UserError(f"{word[:80]} changes a search, and there is none; add tune=optimizer or tune=planner")
         group, value = override.key_or_group, override.value()
-        if override.is_sweep_override() or not (configs / group).is_dir() or group == "hydra":
+        folders = [folder for config in configs if (folder := config / group).is_dir()]
+        if override.is_sweep_override() or not folders or group == "hydra":
             continue
         names = value if isinstance(value, list) else [value]
         if not all(isinstance(name, (str, QuotedString)) for name in names):
-            known = ", ".join(sorted(file.stem for file in (configs / group).glob("*.yaml")))
+            known = ", ".join(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
             raise UserError(f"{word[:80]} is no name of a file of the group '{group}'; choose one of {known}")
 
 
@@ -143,7 +144,8 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Sequence
 def _chooses(file: Path, group: str, option: str) -> bool:
     """True if a YAML file has ``group: option`` in its defaults list."""
     with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):  # it has none, or cannot be read
-        entries = [e for e in yaml.safe_load(file.read_text()).get("defaults") or [] if isinstance(e, dict)]
+        defaults = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults") or []
+        entries = [e for e in defaults if isinstance(e, dict)]
         choices = [(str(key).split()[-1].lstrip("/"), value) for entry in entries for key, value in entry.items()]
         return (group, option) in choices
     return False

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from ..building import TYPED_BY_USER
-from ..configuration import EvaluateConfig, TrainConfig, require
+from ..configuration import EvaluateConfig, TrainConfig, require, validate_value
 from ..files import slurm_step
 from ..training.learner import make_learner
 
@@ -64,21 +64,26 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 
 
-def option_names(schema: type, prefix: str = "") -> Iterator[str]:
+def option_names(schema: type) -> Iterator[str]:
     """Dotted names of all options of ``schema``, those that hold further options included."""
+    return (name for name, _ in options_of(schema))
+
+
+def options_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """As :func:`option_names`, each with its type."""
     for name, hint in get_type_hints(schema).items():
         if name in fields_of(schema):
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", hint
             candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
             for nested in candidates:
                 if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-                    yield from option_names(nested, f"{prefix}{name}.")
+                    yield from options_of(nested, f"{prefix}{name}.")
 
 
 def group_names(configs: Sequence[Path], schema: type) -> list[str]:
     """Config groups of a command: folders in ``configs`` but those of the other command; of Hydra's, the launcher."""
     foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
-    foreign |= {"callbacks", "debug"} if schema is EvaluateConfig else set()
+    foreign |= {"callbacks", "debug", "method", "suite"} if schema is EvaluateConfig else set()
     folders = [path for folder in configs for pattern in ("*", LAUNCHER) for path in folder.glob(pattern)]
     found = {LAUNCHER if path.match(LAUNCHER) else path.name for path in folders if path.is_dir()} - {"hydra"}
     return [group for group in sorted(found) if not {group, f"{group}_name"} & foreign]
@@ -107,7 +112,23 @@ def typed(schema: type, options: dict[str, Any]) -> Any:
         UserError: a value is out of range.
         omegaconf.errors.OmegaConfBaseException: a name or a type is wrong.
     """
+    require_flags(schema, _by_name(options))
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
+
+
+def require_flags(schema: type, given: Iterable[tuple[str, object]]) -> None:
+    """Refuse numbers, given as (dotted name, value), for options that are true or false: OmegaConf takes any."""
+    flags = {name: hint for name, hint in options_of(schema) if hint in (bool, bool | None)}
+    for name, value in given:
+        if name in flags and isinstance(value, int):
+            validate_value(name, value, flags[name])
+
+
+def _by_name(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in options.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, Mapping):
+            yield from _by_name(value, f"{prefix}{name}.")
 
 
 def typed_train(config: DictConfig) -> TrainConfig:

@@ -16,9 +16,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..files import is_in_use
-from .jobs import REFUSAL, STATUS, RunRecord, parameters_of
+from .jobs import REFUSAL, STATUS, SWEEP, RunRecord, parameters_of
+from .page import write_sweep_page
 from .schema import as_typed
 
 HYDRA = ".hydra"  # folder in a job's, which Hydra writes first
@@ -108,7 +110,8 @@ def _records(folder: Path, planned: Sequence[Mapping[str, str]]) -> Iterator[Run
     if own is None:
         own = RunRecord("failed", _overrides(folder), reason="it left no record")
     elif own.status == "running" and not is_in_use(folder):
-        own = replace(own, status="failed", reason="its process was killed, or memory ran out")
+        reason = "it died without a word: its process ended, was killed, or ran out of memory"
+        own = replace(own, status="failed", reason=reason)
     yield own
 
 
@@ -143,10 +146,13 @@ def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
     return [Group(same, *confidence(own)) for same, own in zip(members.values(), scores, strict=True)]
 
 
-def report(directory: Path, planned: Sequence[Mapping[str, str]] = ()) -> list[SweepJob]:
-    """Print the table of the jobs of :func:`read_jobs` and write it there as ``sweep.csv``; returns the jobs.
+def report(
+    directory: Path, planned: Sequence[Mapping[str, str]] = (), logger: LoggerConfig | None = None
+) -> list[SweepJob]:
+    """Print the table of :func:`read_jobs`, and write it there as ``sweep.csv`` and a page; returns the jobs.
 
-    Where planners were compared, ``tradeoff.png`` shows their returns against the time that an action takes.
+    Where the jobs' ``logger`` is W&B, it gets the table too. Where planners were compared, ``tradeoff.png`` shows their
+    returns against the time that an action takes.
     """
     jobs = read_jobs(directory, planned)
     groups = group_by_settings(jobs)
@@ -161,11 +167,19 @@ def report(directory: Path, planned: Sequence[Mapping[str, str]] = ()) -> list[S
             latency = "" if acted is None else _number(acted["summary"]["plan_latency_ms"]["p50"])
             score = _number(job.record.score)
             rows.append([job.name, job.status, *job.values(varied), score, *numbers, latency, job.record.reason])
-    with (directory / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+    with (directory / SWEEP).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     _show(groups, varied, f"{len(jobs)} jobs in {directory}")
     if len(results) > 1 and any(name.startswith("planner") for name in varied):
         _plot_tradeoff([job for job in jobs if job.name in results], results, varied, directory / "tradeoff.png")
+    write_sweep_page(directory, rows[0], rows[1:])
+    if logger is not None and logger.name == "wandb":
+        from ..training.loggers import log_sweep  # here, as it takes a second
+
+        try:
+            log_sweep(logger, directory, rows)
+        except UserError as error:  # the jobs are done
+            print(f"the table is not logged: {error}")
     return jobs
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
-from ..configuration import ParameterConfig, TrainConfig, TuneConfig, require
+from ..configuration import LoggerConfig, ParameterConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import FolderInUseError, FolderLock
 from .jobs import Job, begin, config_text, recorded, train
@@ -32,7 +32,7 @@ def run_search(options: TrainConfig, job: Job) -> float:
         trial = Job(directory, {name: str(value) for name, value in values.items()}, sweep=job.directory.name)
         return recorded(trial, lambda: train(with_values(replace(options, tune=None), values), trial))
 
-    return search(options.tune, job.directory, options.seed, run_trial)
+    return search(options.tune, job.directory, options.seed, run_trial, options.logger)
 
 
 def with_values(options: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -43,7 +43,13 @@ def with_values(options: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return cast(TrainConfig, OmegaConf.to_object(config))
 
 
-def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[dict[str, Any], Path], float]) -> float:
+def search(
+    config: TuneConfig,
+    directory: Path,
+    seed: int,
+    run_trial: Callable[[dict[str, Any], Path], float],
+    logger: LoggerConfig | None = None,
+) -> float:
     """Try values for the highest score until ``config.trials`` trials are done; print them, and return the best.
 
     A search that was stopped goes on in its folder: trials that it left unfinished first. Several processes may work
@@ -75,7 +81,7 @@ def search(config: TuneConfig, directory: Path, seed: int, run_trial: Callable[[
     while len(study.trials) < config.trials:
         trial = study.ask()
         finish(trial.number, {name: _suggest(trial, name, values) for name, values in config.parameters.items()})
-    report(directory)
+    report(directory, logger=logger)
     try:
         best = study.best_trial
     except ValueError:

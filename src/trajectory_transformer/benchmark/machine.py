@@ -72,7 +72,7 @@ def peak_memory(device: str = "cpu") -> int:
     if device != "cpu":
         return torch.cuda.max_memory_reserved() // 2**20
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -100,14 +100,14 @@ def _key(source: Path, compiler: list[str]) -> str:
     programs = [os.path.realpath(found) for word in compiler if (found := shutil.which(word))]
     files = [f"{program} {os.stat(program).st_size} {os.stat(program).st_mtime_ns}" for program in programs]
     folders = source.parent, Path(__file__).parent
-    sources = [path.read_text() for folder in folders for path in sorted(folder.glob("*.[ch]"))]
+    sources = [path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.glob("*.[ch]"))]
     return hashlib.sha256("\0".join([*sources, *FLAGS, *compiler, *files, _processor()]).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
     """The processor's description, which ``-march=native`` depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part")

@@ -50,6 +50,8 @@ class DataConfig:
     """Reward that replaces that of a terminating step; null keeps the recorded reward."""
     validation_fraction: float = within(0.1, above=0.0, below=1.0)
     """Share of the episodes that is held out for validation."""
+    cache: str | None = None
+    """Folder for the tokens of a set that does not fit into memory; null keeps all of it in memory."""
     batch_size: int = within(256, 1, 2**31 - 1)
     """Windows (or transitions) per update, over all devices together."""
     train_batches: int | None = within(None, 1)

@@ -16,6 +16,7 @@ OBJECTIVES = {  # planner.name -> the class that it stands for
 
 MOST_CANDIDATES = 2**16  # of a step in each environment, so that a file cannot ask for all memory
 TRUSTED_VALUE_R2 = 0.5  # share of explained variance from which on act=auto chooses by value
+MEAN_TEMPERATURE = 0.6  # of the candidates that act=auto averages: nearer to the likeliest action (docs/tried.md)
 
 
 @dataclass
@@ -74,6 +75,8 @@ class PlannerConfig:
         require(
             not plain, f"planner.objective={shown(self.objective)} is neither an objective nor a mapping of options"
         )
+        begins_well = self.name == "" or self.name[0].isalpha()
+        require(begins_well, f"planner.name={shown(self.name)} is no name: it must begin with a letter")
         self._name_honestly()
         candidates = self.beam_width * self.n_expand
         require(
@@ -126,7 +129,7 @@ class PlannerConfig:
         return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}
 
     def resolve_act(self, value_r2: float | None) -> Self:
-        """The settings with ``auto`` decided: a mean is of unfiltered candidates, as filters would move it.
+        """The settings with ``auto`` decided: a mean is of unfiltered, sharpened candidates, as filters would move it.
 
         Args:
             value_r2: share of the variance of held-out returns-to-go that the model explains; None: not known.
@@ -135,7 +138,7 @@ class PlannerConfig:
             return self
         if value_r2 is not None and value_r2 >= TRUSTED_VALUE_R2:
             return replace(self, act="best")
-        return replace(self, act="mean", cdf_act=None, k_act=None, temperature=1.0)
+        return replace(self, act="mean", cdf_act=None, k_act=None, temperature=MEAN_TEMPERATURE)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:

@@ -4,6 +4,7 @@ MAY_CHANGE = {  # option, or group of options -> True: obeyed from the next upda
     "learner": False,
     "data": False,  # the bins, the split and the order of windows among it
     "data.download": True,
+    "data.cache": True,  # the batches are the same
     "model": False,
     "init_from": False,  # the run has begun
     "seed": False,  # of the split, and of every update

@@ -7,7 +7,7 @@ from .data import DataConfig
 from .planner import PlannerConfig
 from .tasks import AttentionConfig, PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
-from .validation import one_of, require, validate, within
+from .validation import one_of, require, require_module_names, validate, within
 
 TRANSFORMER = "trajectory_transformer.learners.transformer.TransformerLearner"
 
@@ -57,16 +57,12 @@ class EnvironmentConfig:
 
     def __post_init__(self) -> None:
         validate("environment.", self)
-        for name in self.modules:
-            valid = all(part.isidentifier() for part in name.split("."))
-            require(
-                valid, f"environment.modules: '{name}' is not the name of a module, such as my_package.environments"
-            )
+        require_module_names("environment.modules", self.modules)
 
 
 @dataclass
 class EvaluationConfig:
-    """Planning in the real environment, after training."""
+    """Acting in the real environment, after training and, every so many updates, beside it."""
 
     episodes: int = within(20, 0)
     """Episodes to act in after training; 0 only trains."""
@@ -76,9 +72,20 @@ class EvaluationConfig:
     """Episodes to record as videos."""
     max_episode_steps: int | None = within(None, 1)
     """Limit of an episode in steps; null is the environment's own or else the length of the data's longest episode."""
+    every: int | None = within(None, 1)
+    """Updates between evaluations during training; null has none."""
+    every_episodes: int = within(10, 1)
+    """Episodes of an evaluation during training, always the same ones and other ones than after training."""
+    choose: str = one_of("loss", ("loss", "return"))
+    """Weights that act after training: loss takes those of the lowest validation loss, return those of the highest
+    return during training."""
 
     def __post_init__(self) -> None:
         validate("evaluation.", self)
+        require(
+            self.choose == "loss" or self.every is not None,
+            "evaluation.choose=return needs evaluation.every=N: without, no return is measured while training",
+        )
 
 
 @dataclass
@@ -209,3 +216,4 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         validate("", self)
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
+        require_module_names("allow", self.allow)

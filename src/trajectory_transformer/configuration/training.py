@@ -132,8 +132,9 @@ class TrainerConfig:
     """Processes per node, one for each device."""
     num_nodes: int = within(1, 1, 65_536)
     """Nodes."""
-    strategy: str = one_of("auto", ("auto", "ddp"))
-    """Distribution over devices: ddp is PyTorch's DistributedDataParallel, auto lets Lightning choose."""
+    strategy: str = one_of("auto", ("auto", "ddp", "fsdp"))
+    """Distribution over devices: ddp gives each process the whole model, fsdp divides it among them, auto leaves the
+    choice to Lightning."""
     precision: str = one_of("32-true", ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
     """Precision of training, by Lightning's names."""
     accumulate: int = within(1, 1)
@@ -156,6 +157,12 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         validate("trainer.", self)
+        if self.strategy == "fsdp":
+            require(
+                self.precision in ("32-true", "bf16-mixed") and not self.compile,
+                f"trainer.strategy=fsdp goes with trainer.precision=32-true or bf16-mixed and trainer.compile=false, "
+                f"not with {self.precision} and {str(self.compile).lower()}",
+            )
         for name, callback in self.callbacks.items():
             require_target(f"trainer.callbacks.{name}", callback, "a Lightning callback: {_target_: my_package.Mine}")
         for name in self.options:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -159,6 +159,13 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"{name}='{value}' is not one of {', '.join(choices)}{hint}")
+
+
+def require_module_names(option: str, names: Iterable[str]) -> None:
+    """Refuse what cannot be the dotted name of a module or package."""
+    for name in names:
+        valid = all(part.isidentifier() for part in name.split("."))
+        require(valid, f"{option}: '{name}' is not the name of a module, such as my_package.environments")
 
 
 def require_target(name: str, spec: object, kind: str) -> None:

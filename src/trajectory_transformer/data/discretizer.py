@@ -81,17 +81,17 @@ class Discretizer(nn.Module, ABC):
         rows = torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()
         if rows.ndim != 2 or rows.size == 0:
             raise ValueError(f"fit needs values of shape (n ≥ 1, transition_dim ≥ 1), got {tuple(rows.shape)}")
-        if not np.isfinite(rows).all():
-            raise ValueError("fit needs finite values")
-        edges = np.stack(
-            [
-                self._index_edges(*indices[column]) if column in indices else self._column_edges(np.sort(values))
-                for column, values in enumerate(rows.T)
-            ]
-        )
+        edges = np.stack([self._fitted(column, indices.get(number)) for number, column in enumerate(rows.T)])
         edges[np.abs(edges) < SMALLEST_NORMAL] = 0.0  # some devices take subnormal numbers for zero
         self.edges = torch.from_numpy(edges).to(self.edges.device)
         return self
+
+    def _fitted(self, column: np.ndarray, ends: tuple[float, float] | None) -> np.ndarray:
+        """(num_bins + 1,) float32 edges of one dimension's values (n,); ``ends``: its first and last index, if any."""
+        ordered = np.sort(column)  # NaN comes last
+        if not np.isfinite(ordered[[0, -1]]).all():
+            raise ValueError("fit needs finite values")
+        return self._column_edges(ordered) if ends is None else self._index_edges(*ends)
 
     def _index_edges(self, first: float, last: float) -> np.ndarray:
         """(num_bins + 1,) float32 edges with a bin around each whole number from ``first`` to ``last``."""

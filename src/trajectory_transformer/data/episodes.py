@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..environments.spec import EnvironmentSpec
+from .on_disk import forget
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ class OfflineData:
     @property
     def returns(self) -> np.ndarray:
         """(episodes,) undiscounted returns of the behaviour, float64."""
-        return np.array([episode.rewards.sum(dtype=np.float64) for episode in self.episodes])
+        sums = []
+        for episode in self.episodes:
+            sums.append(episode.rewards.sum(dtype=np.float64))
+            forget(episode.rewards)
+        return np.array(sums)
 
     @property
     def longest_episode(self) -> int:

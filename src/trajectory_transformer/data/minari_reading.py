@@ -38,7 +38,7 @@ def read_set(dataset_id: str) -> StoredSet:
     """
     folder, metadata = dataset_folder(dataset_id) / "data", None
     try:
-        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
         if not isinstance(metadata, dict):
             raise UserError(f"data set '{dataset_id}', metadata: '{folder / 'metadata.json'}' is not a JSON object")
         for field in ("total_episodes", "total_steps"):

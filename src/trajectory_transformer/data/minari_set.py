@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import sys
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing_extensions import override
 from .. import reachability
 from ..dataset_folders import dataset_folder, dataset_root, is_on_disk
 from ..errors import UserError
+from ..files import FolderInUseError, FolderLock
 from ..simulation import REGISTRY
 from .episode_source import EpisodeSource, StoredSet
 
@@ -75,11 +77,29 @@ class EmbeddedSet(LocalSet):
     def obtain(self, progress: bool) -> None:
         from .collect import collect
 
+        recipe = REGISTRY[self.dataset_id]
+        with self._turn(f".simulating-{recipe.name}.lock"):
+            if is_on_disk(self.dataset_id):  # another process had the first turn
+                return
+            try:
+                collect(recipe, progress=progress)
+            except UserError:
+                if not is_on_disk(self.dataset_id):  # otherwise one on another machine was faster
+                    raise
+
+    def _turn(self, file: str) -> FolderLock:
+        """Wait for the turn of this process to simulate the set: a sweep's jobs need it at the same time."""
+        root = dataset_root()
         try:
-            collect(REGISTRY[self.dataset_id], progress=progress)
-        except UserError:
-            if not is_on_disk(self.dataset_id):  # otherwise another process was faster
-                raise
+            root.mkdir(parents=True, exist_ok=True)
+            return FolderLock(root, file)
+        except FolderInUseError:
+            print(f"{self.dataset_id} is being simulated by another process; waiting for it", file=sys.stderr)
+            return FolderLock(root, file, wait=True)
+        except OSError as error:
+            raise UserError(
+                f"data set {self.dataset_id} cannot be written below {root}: {error.strerror or error}"
+            ) from error
 
 
 @dataclass

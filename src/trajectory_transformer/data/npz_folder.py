@@ -1,9 +1,10 @@
 """A folder of ``.npz`` files as a source of episodes."""
 
+import itertools
 import math
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from typing_extensions import override
 
+from ..available_memory import available_memory, require_memory
 from ..configuration import require
 from ..environments.make import environment_spec, space_spec
 from ..environments.spec import EnvironmentSpec
@@ -62,10 +64,16 @@ class NpzFolder(EpisodeSource):
     @override
     def read(self, progress: bool) -> StoredSet:
         files = self._files()
+        inflated = sum(map(_inflated_size, files))
+        require_memory(
+            inflated if self.env_id is None else inflated // 2,  # float64 is kept as float32, one file after the other
+            available_memory(),
+            f"the {len(files)} files of data.source.path='{self.path}' take",
+            "join fewer of them",
+        )
         if self.env_id is not None:
             return StoredSet(map(_read, files), len(files), environment_spec(self.env_id), remedy=REMEDY)
-        episodes = list(map(_read, files))
-        return StoredSet(episodes, len(files), _unbounded(episodes), remedy=REMEDY)
+        return StoredSet(map(_read, files), len(files), _unbounded(map(_read, files)), remedy=REMEDY)
 
     def _files(self) -> list[Path]:
         (folder,) = self.folders()
@@ -77,6 +85,15 @@ class NpzFolder(EpisodeSource):
 
 def _numbers_within(file: Path) -> list[tuple[str, int]]:
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", file.name)]
+
+
+def _inflated_size(file: Path) -> int:
+    """Bytes of a file's arrays, by its table of contents; 0 of one that has none, about which reading it says more."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # whatever a damaged file leads zipfile to
+        return 0
 
 
 def _read(file: Path) -> StoredEpisode:
@@ -132,12 +149,15 @@ def _require_modest(file: Path, opened: BinaryIO) -> None:
             require(promised <= entry.file_size, f"{place} promises {promised:,} bytes and has {entry.file_size:,}")
 
 
-def _unbounded(episodes: Sequence[StoredEpisode]) -> EnvironmentSpec:
+def _unbounded(episodes: Iterator[StoredEpisode]) -> EnvironmentSpec:
     """Spaces that hold all of ``episodes``, as wide as the first one's rows; others are refused when validated."""
-    observations = np.asarray(episodes[0].observations)
-    rows = [np.asarray(episode.actions, dtype=np.float32) for episode in episodes]
-    fitting = np.concatenate([some for some in rows if some.shape[1] == rows[0].shape[1]])
-    low = np.nan_to_num(fitting.min(axis=0, initial=np.inf), posinf=0.0)
-    high = np.nan_to_num(fitting.max(axis=0, initial=-np.inf), neginf=0.0)
-    observation = space_spec(gym.spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32))
+    first = next(episodes)
+    width = np.asarray(first.actions).shape[1]
+    low, high = np.full(width, np.inf, np.float32), np.full(width, -np.inf, np.float32)
+    for episode in itertools.chain((first,), episodes):
+        rows = np.asarray(episode.actions, dtype=np.float32)
+        if rows.shape[1] == width and len(rows):
+            low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+    low, high = np.nan_to_num(low, posinf=0.0), np.nan_to_num(high, neginf=0.0)
+    observation = space_spec(gym.spaces.Box(-np.inf, np.inf, np.asarray(first.observations).shape[1:], np.float32))
     return EnvironmentSpec("", None, observation, space_spec(gym.spaces.Box(low, high, dtype=np.float32)))

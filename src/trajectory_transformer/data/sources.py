@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from ..building import TYPED_BY_USER, build
 from ..configuration import DataConfig, require
 from ..environments.reference_scores import reference_scores
 from ..errors import UserError
+from ..files import writable_folder
 from ..progress import WorkProgress
 from .episode_source import EpisodeSource, StoredEpisode, StoredSet
 from .episodes import Episode, OfflineData
 from .minari_set import EmbeddedSet, MinariSet
+from .on_disk import joined_rows
 from .validation import validate_episode
 
 EMBEDDED_NAMESPACE = "embedded/"
@@ -55,7 +58,8 @@ def load_offline_data(
 ) -> OfflineData:
     """Read, join and validate all episodes of ``config``; fetch or simulate what is not on disk.
 
-    Environment and reference scores are those of the first source; ``allow`` as of :func:`sources_of`.
+    Environment and reference scores are those of the first source; ``allow`` as of :func:`sources_of`. With
+    ``data.cache`` the episodes' arrays lie on its disk, and of the whole set little is in memory at any time.
 
     Raises:
         UserError: a set is named twice, is not available, or is corrupt (named: data set, episode, field);
@@ -72,7 +76,8 @@ def load_offline_data(
         found.append((source.name, _with_keys(source.name, stored, config.observation_keys)))
     for other in found[1:]:
         _require_joinable(found[0], other)
-    for name, stored in found:
+    folder = None if config.cache is None else writable_folder("data.cache", config.cache)
+    for name, stored in found if folder is None else ():
         _require_memory(name, stored, config.observation_indices)
     name, first = found[0]
     environment = first.environment
@@ -86,16 +91,39 @@ def load_offline_data(
         environment = replace(environment, observation_indices=tuple(config.observation_indices))
     scores, scores_source = reference_scores(first.metadata, environment.env_id)
     digest = hashlib.sha256()
-    episodes = []
-    for episode in _validated(found, progress):
-        for array in (episode.observations, episode.actions, episode.rewards, np.array([episode.terminated])):
-            digest.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
-        if config.observation_indices is not None:
-            selected = np.ascontiguousarray(episode.observations[:, config.observation_indices])
-            episode = replace(episode, observations=selected)
-        episodes.append(episode)
+
+    def selected() -> Iterator[Episode]:
+        for episode in _validated(found, progress):
+            for array in (episode.observations, episode.actions, episode.rewards, np.array([episode.terminated])):
+                digest.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
+            if config.observation_indices is not None:
+                chosen = np.ascontiguousarray(episode.observations[:, config.observation_indices])
+                episode = replace(episode, observations=chosen)
+            yield episode
+
+    episodes = list(selected()) if folder is None else _on_disk(selected(), folder)
     names = [name for name, _ in found]
     return OfflineData(names, episodes, environment, scores, scores_source, digest.hexdigest())
+
+
+def _on_disk(episodes: Iterator[Episode], folder: Path) -> list[Episode]:
+    """The same episodes, their arrays one after the other in a file in ``folder``."""
+    facts: list[tuple[int, int, int, bool]] = []
+
+    def numbers() -> Iterator[np.ndarray]:
+        for episode in episodes:
+            arrays = episode.observations, episode.actions, episode.rewards
+            facts.append((arrays[0].size, arrays[1].size, len(episode), episode.terminated))
+            yield from (array.reshape(-1) for array in arrays)
+
+    stored = joined_rows(numbers(), folder)
+    found, first = [], 0
+    for seen, acted, steps, terminated in facts:
+        last = first + seen + acted + steps
+        observations, actions, rewards = np.split(stored[first:last], [seen, seen + acted])
+        found.append(Episode(observations.reshape(steps + 1, -1), actions.reshape(steps, -1), rewards, terminated))
+        first = last
+    return found
 
 
 def _validated(found: Sequence[tuple[str, StoredSet]], progress: bool) -> Iterator[Episode]:
@@ -144,7 +172,8 @@ def _require_memory(name: str, stored: StoredSet, indices: Sequence[int] | None)
             2 * 4 * steps * dimensions,  # float32, as episodes and as the rows that are made of them
             available_memory(),
             f"data set '{name}' has {steps:,} steps of {dimensions:,} numbers, which take",
-            "keep fewer dimensions by data.observation_keys or data.observation_indices, or take a smaller set",
+            "keep it on disk by data.cache=FOLDER, fewer dimensions by data.observation_keys or "
+            "data.observation_indices, or take a smaller set",
         )
 
 

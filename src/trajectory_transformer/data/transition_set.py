@@ -62,12 +62,56 @@ class TransitionSet:
     def device(self) -> torch.device:
         return self.all.rewards.device
 
+    def expect(self, indices: Tensor) -> None:
+        """All are in memory anyway."""
+
     def gather(self, indices: Tensor) -> TransitionBatch:
         """Transitions by number: ``indices`` (batch,), int64 in [0, len), on any device; of each sample, if any."""
         rows = indices.to(self.device)
         if self._samples is not None:
             rows = self._samples[:, rows]
         return TransitionBatch(*(column[rows] for column in self.all))
+
+
+class FollowedBatch(NamedTuple):
+    """Transitions as in :class:`TransitionBatch`, with the action that was taken next."""
+
+    observations: Tensor  # (batch, observation_dim)
+    actions: Tensor  # (batch, action_dim)
+    rewards: Tensor  # (batch,)
+    next_observations: Tensor  # (batch, observation_dim)
+    terminal: Tensor  # (batch,)
+    next_actions: Tensor  # (batch, action_dim); where none was taken, the transition's own
+    followed: Tensor  # (batch,), 1 where one was taken, 0 at the last step of an episode, however it ended
+
+
+class FollowedTransitions:
+    """The transitions of a :class:`TransitionSet`, gathered with the next actions; arguments as there."""
+
+    def __init__(self, episodes: Sequence[Episode], termination_penalty: float | None) -> None:
+        self.transitions = TransitionSet(episodes, termination_penalty)
+        followed = [np.arange(1, len(episode) + 1) < len(episode) for episode in episodes]
+        self._followed = torch.from_numpy(np.concatenate(followed))
+
+    def to(self, device: torch.device) -> "FollowedTransitions":
+        """The same transitions on another device."""
+        moved = copy.copy(self)
+        moved.transitions, moved._followed = self.transitions.to(device), self._followed.to(device)
+        return moved
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transitions.device
+
+    def gather(self, indices: Tensor) -> FollowedBatch:
+        """As :meth:`TransitionSet.gather`."""
+        rows = indices.to(self.device)
+        followed = self._followed[rows]
+        next_actions = self.transitions.all.actions[rows + followed]
+        return FollowedBatch(*self.transitions.gather(rows), next_actions, followed.to(torch.float32))
 
 
 def return_range(episodes: Sequence[Episode], termination_penalty: float | None) -> tuple[float, float]:

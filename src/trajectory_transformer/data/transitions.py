@@ -1,13 +1,15 @@
 """Episodes as rows of [observation | action | reward | value], with discounted returns-to-go as values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
 from ..layout import TransitionLayout
 from .episodes import Episode
+from .on_disk import forget, joined_rows
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
@@ -59,16 +61,37 @@ class TransitionTable:
     terminated: np.ndarray  # (episodes,) bool
 
 
-def join_episodes(episodes: Sequence[Episode], discount: float, termination_penalty: float | None) -> TransitionTable:
+def join_episodes(
+    episodes: Sequence[Episode],
+    discount: float,
+    termination_penalty: float | None,
+    rewarded: bool = True,
+    folder: Path | None = None,
+) -> TransitionTable:
     """:func:`join_transitions` of every episode, in one table.
+
+    Args:
+        episodes, discount, termination_penalty: as there.
+        rewarded: False makes all rewards and values 0.
+        folder: of the disk that the table lies on; None: in memory.
 
     Raises:
         ValueError: there is no episode.
+        UserError: the folder cannot be written in.
     """
     if len(episodes) == 0:
         raise ValueError("at least one episode is needed")
+
+    def rows() -> Iterator[np.ndarray]:
+        for episode in episodes:
+            joined = join_transitions(episode, discount, termination_penalty)
+            if not rewarded:
+                joined[:, -2:] = 0.0
+            yield joined
+            forget(episode.observations)
+
     return TransitionTable(
-        values=np.concatenate([join_transitions(episode, discount, termination_penalty) for episode in episodes]),
+        values=joined_rows(rows(), folder),
         lengths=np.array([len(episode) for episode in episodes], dtype=np.int64),
         terminated=np.array([episode.terminated for episode in episodes], dtype=bool),
     )

@@ -1,5 +1,7 @@
-"""All training windows of a set of episodes: tokenised once, kept on one device, gathered there by index."""
+"""All training windows of a set of episodes: tokenised once, kept on one device or on disk, gathered there by index."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .discretizer import Discretizer
+from .on_disk import forget, in_random_order, kept_rows, read_ahead, rows_digest
 from .transitions import TransitionTable
 
 ROWS_PER_CHUNK = 65_536
@@ -25,12 +28,24 @@ class TokenWindows:
 
     ::
 
-        tokens  | episode 0 | L-1 stop rows | episode 1 | L-1 stop rows | …       each row (D,), uint8 or int16
-        counts  |  1 1 … 1  |  1 … 1: terminated, 0 … 0: truncated      | …       each row one bool
+        tokens  | episode 0 | episode 1 | …     each row (D,), uint8 or int16
+        window  [t t t]
+                      [t s s]                   s: stop tokens, L - 1 at most
 
-    Stop rows after a terminated episode are trained on; after a truncated one, where nobody knows what would have come,
-    they are masked. ``sequence_length`` is L, at least 1. ``goals`` (episodes, D) are int64 tokens of one transition
-    more, which every window of an episode begins with, and which is not trained on.
+    Stop tokens after a terminated episode are trained on; after a truncated one, where nobody knows what would have
+    come, they are masked.
+
+    Args:
+        table: the transitions.
+        discretizer: makes tokens of them.
+        sequence_length: L, at least 1.
+        device: of the batches.
+        goals: (episodes, D) int64 tokens of one transition more, which every window of an episode begins with and
+            which is not trained on.
+        cache: folder that keeps the tokens, made once, on disk, where batches read them; None: on the device.
+
+    Raises:
+        UserError: the cache cannot be written.
     """
 
     # Differs from the original: every transition starts a window, an episode's last one too.
@@ -43,54 +58,69 @@ class TokenWindows:
         sequence_length: int,
         device: torch.device | str = "cpu",
         goals: Tensor | None = None,
+        cache: Path | None = None,
     ) -> None:
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
         self.sequence_length = sequence_length
         self.transition_dim = table.values.shape[1]
-        padding = sequence_length - 1
-        shifts = np.arange(len(table.lengths)) * padding
-        starts = torch.from_numpy(np.arange(len(table.values)) + np.repeat(shifts, table.lengths))
-
         dtype = torch.uint8 if discretizer.num_bins < 256 else torch.int16
-        rows = len(table.values) + len(table.lengths) * padding
-        tokens = torch.full((rows, self.transition_dim), discretizer.stop_token, dtype=dtype)
-        values = torch.from_numpy(table.values)
-        for first in range(0, len(values), ROWS_PER_CHUNK):
-            chunk = slice(first, first + ROWS_PER_CHUNK)
-            tokens[starts[chunk]] = discretizer.encode(values[chunk]).to("cpu", dtype)
-        counts = torch.from_numpy(np.repeat(table.terminated, table.lengths + padding))
-        counts[starts] = True
+        self._stop = discretizer.stop_token
 
-        self._tokens = tokens.to(device)
-        self._counts = counts.to(device)
-        self._starts = starts.to(device)
+        def chunks() -> Iterator[np.ndarray]:
+            for first in range(0, len(table.values), ROWS_PER_CHUNK):
+                values = torch.from_numpy(table.values[first : first + ROWS_PER_CHUNK])
+                yield discretizer.encode(values).to("cpu", dtype).numpy()
+                forget(table.values)
+
+        self._mapped: np.ndarray | None = None
+        if cache is None:
+            self._tokens = torch.from_numpy(np.concatenate(list(chunks()))).to(device)
+        else:
+            numbers = np.dtype(np.uint8 if dtype == torch.uint8 else np.int16)
+            edges = discretizer.edges.cpu().numpy()
+            key = "-".join(rows_digest(rows, ROWS_PER_CHUNK)[:32] for rows in (table.values, edges))
+            self._mapped = kept_rows(cache, key, chunks, numbers, table.values.shape)
+            in_random_order(self._mapped)
+            self._tokens = torch.from_numpy(self._mapped)
+        self._ends = torch.from_numpy(np.cumsum(table.lengths)).to(device)  # (episodes,) rows up to each one's last
+        self._terminated = torch.from_numpy(table.terminated).to(device)
         self._steps = torch.arange(sequence_length, device=device)
-        self._goals = None
-        if goals is not None:
-            self._goals = goals.to(device, dtype).repeat_interleave(torch.from_numpy(table.lengths).to(device), dim=0)
+        self._goals = None if goals is None else goals.to(device, dtype)
 
     def __len__(self) -> int:
         """Windows: one for each transition."""
-        return len(self._starts)
+        return len(self._tokens)
 
     @property
     def device(self) -> torch.device:
-        return self._tokens.device
+        return self._ends.device
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes held on the device."""
-        tensors = (self._tokens, self._counts, self._starts, self._goals)
+        """Bytes held on the device, or mapped from disk."""
+        tensors = (self._tokens, self._ends, self._terminated, self._goals)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def expect(self, indices: Tensor) -> None:
+        """Begin to read the windows that are gathered soon, where they lie on disk."""
+        if self._mapped is not None:
+            read_ahead(self._mapped, indices.tolist(), self.sequence_length)
 
     def gather(self, indices: Tensor) -> WindowBatch:
         """The windows with these numbers (batch,) in [0, len), on :attr:`device`; IndexError for others (on a CPU)."""
         indices = indices.to(self.device)
-        rows = self._starts[indices][:, None] + self._steps  # (batch, L)
-        tokens, counts = self._tokens[rows], self._counts[rows]
+        episodes = torch.searchsorted(self._ends, indices, right=True)
+        ends = self._ends[episodes, None]
+        rows = indices[:, None] + self._steps  # (batch, L)
+        inside = rows < ends
+        read = torch.minimum(rows, ends - 1).to(self._tokens.device)
+        tokens = self._tokens[read].to(self.device).masked_fill_(~inside[..., None], self._stop)
+        counts = inside | self._terminated[episodes, None]
+        if self._mapped is not None:
+            forget(self._mapped)
         if self._goals is not None:
-            tokens = torch.cat([self._goals[indices].unsqueeze(1), tokens], dim=1)
+            tokens = torch.cat([self._goals[episodes, None], tokens], dim=1)
             counts = torch.cat([torch.zeros_like(counts[:, :1]), counts], dim=1)
         tokens = tokens.flatten(1).to(torch.int64)
         # Differs from the original: its mask belongs to the inputs (mask[:-1]), this one to the targets.

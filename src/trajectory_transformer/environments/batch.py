@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import TimeLimit
 
 from ..configuration import require
-from ..errors import EXITS_BY_SIGNAL, UserError
+from ..ending import EXITS_BY_SIGNAL
+from ..errors import UserError
 from .make import make_environment, space_spec
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
@@ -249,12 +251,21 @@ def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) ->
 
 
 def _follow(simulation: Any) -> None:
-    """Film a running body with its model's own camera where Gymnasium's stays behind, as HalfCheetah's and Ant's do."""
+    """Let the camera go with a running body.
+
+    Gymnasium's camera stays behind, as of 1.4 also where it names the body to follow. Where it names none, as for
+    HalfCheetah and Ant, the model has a camera of its own.
+    """
     if not type(simulation).__module__.startswith("gymnasium.envs.mujoco."):
         return
     renderer = simulation.mujoco_renderer
+    if "trackbodyid" in (renderer.default_cam_config or {}):
+        library: Any = mujoco  # whose stubs leave out what is written in C
+        renderer.default_cam_config = {**renderer.default_cam_config, "type": library.mjtCamera.mjCAMERA_TRACKING}
+        renderer.camera_id = None
+        return
     cameras = [simulation.model.camera(index).name for index in range(simulation.model.ncam)]
-    if "track" in cameras and "trackbodyid" not in (renderer.default_cam_config or {}):
+    if "track" in cameras:
         renderer.camera_id = cameras.index("track")
 
 

@@ -114,8 +114,8 @@ def _plot(
     plot_training(directory / "metrics.csv", plots / "training.png")
 
 
-def results_table(results: dict[str, Any]) -> Table:
-    """The main results, for the screen; ``results`` as in ``results.json``."""
+def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the main results, for people; ``results`` as in ``results.json``."""
     summary, behavior, episodes = results["summary"], results["behavior"], results["episodes"]
     low, high = summary["return_ci95"]
     rows = [
@@ -135,6 +135,10 @@ def results_table(results: dict[str, Any]) -> Table:
     if summary["success_rate"] is not None:
         percents = [100 * share for share in (summary["success_rate"], *summary["success_ci95"])]
         rows.append(("success rate", "{:.0f} %  (95 % interval {:.0f} to {:.0f} %)".format(*percents)))
+    if (choice := results.get("choice")) is not None:
+        step = choice["best_by_return" if choice["by"] == "return" else "best_by_loss"]["step"]
+        spent = f"{choice['episodes']} other episodes were played while training"
+        rows.append(("weights", f"of update {step}, best by {choice['by']}  ({spent})"))
     together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
     latency = "{p50:.1f} ms median, {p95:.1f} ms 95th percentile".format(**summary["plan_latency_ms"])
     rows.append(("plan latency", f"{latency}, for {together}"))
@@ -142,11 +146,15 @@ def results_table(results: dict[str, Any]) -> Table:
         percents = {name: 100 * deadline[name] / deadline["plans"] for name in ("shortened", "narrowed", "late")}
         shares = ", ".join(f"{round(percent, 1):g} % {name}" for name, percent in percents.items())
         rows.append((f"deadline {deadline['ms']:g} ms", f"{deadline['plans']} plans: {shares}"))
-    rows.append(("environment steps per second", f"{summary['env_steps_per_second']:.1f}"))
+    return [*rows, ("environment steps per second", f"{summary['env_steps_per_second']:.1f}")]
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The main results, for the screen; ``results`` as in ``results.json``."""
     title = f"{results['env_id']}: {results['planner']['name']} planner"
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
-    for row in rows:
+    for row in summary_rows(results):
         table.add_row(*row)
     return table

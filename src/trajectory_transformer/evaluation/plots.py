@@ -22,9 +22,13 @@ from ..layout import TOKEN_KINDS
 from .records import EpisodeTrace, PlanTrace
 
 # Okabe and Ito's colours, which stay apart for the colour-blind.
-BLUE, ORANGE, BLACK, GREY = "#0072B2", "#D55E00", "#222222", "#8C8C8C"
-SERIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK)
+BLUE, ORANGE, GREEN, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8C8C8C"
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 _MAX_PANELS = 12
+_SCORE_NAMES = {  # column of metrics.csv -> title, and the column of its interval
+    "return_mean": ("return of an episode", "return_ci95"),
+    "success_rate": ("episodes that succeed", "success_ci95"),
+}
 _LOSS_NAMES = {f"{kind}_loss": f"{kind} tokens" for kind in TOKEN_KINDS} | {
     "v_loss": "V",
     "q_loss": "Q, both networks",
@@ -127,15 +131,20 @@ def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> 
 def plot_training(metrics: Path, path: Path) -> bool:
     """Draw training and validation loss, in total and for each of its parts, over optimiser updates.
 
+    Before them what episodes beside the training gave, with 95 % intervals and the best marked, if there were some.
     Returns whether the ``metrics.csv`` had anything to draw; columns that are missing are left out.
     """
     columns = _read_columns(metrics)
     of_tokens = any(f"{split}/{kind}_loss" in columns for split in ("train", "val") for kind in TOKEN_KINDS)
     panels = [("loss", "all tokens, weighted" if of_tokens else "loss"), *_LOSS_NAMES.items()]
     found = [(key, name) for key, name in panels if any(f"{split}/{key}" in columns for split in ("train", "val"))]
-    if not found:
+    scores = [key for key in _SCORE_NAMES if f"evaluation/{key}" in columns]
+    if not found and not scores:
         return False
-    figure, panels = _panels(len(found), 2.5, "optimiser update")
+    figure, panels = _panels(len(scores) + len(found), 2.5, "optimiser update")
+    for axes, key in zip(panels, scores, strict=False):
+        _draw_score(axes, columns, key)
+    panels = panels[len(scores) :]
     for axes, (key, name) in zip(panels, found, strict=True):
         for split, color, label, style in (("train", BLUE, "training", "-"), ("val", ORANGE, "validation", "o-")):
             if f"{split}/{key}" in columns:
@@ -143,16 +152,39 @@ def plot_training(metrics: Path, path: Path) -> bool:
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_ylabel("loss (nats per token)" if of_tokens else "loss", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    panels[0].legend(frameon=False, fontsize=9)
+    if found:
+        panels[0].legend(frameon=False, fontsize=9)
     _save(figure, path)
     return True
+
+
+def _draw_score(axes: Axes, columns: dict[str, np.ndarray], key: str) -> None:
+    """What episodes gave over updates with its 95 % interval, and a star at the best return: of equal ones the last."""
+    title, interval = _SCORE_NAMES[key]
+    steps, values = columns[f"evaluation/{key}"]
+    ends = [columns.get(f"evaluation/{interval}_{end}") for end in ("low", "high")]
+    if ends[0] is not None and ends[1] is not None:
+        axes.fill_between(
+            ends[0][0], ends[0][1], ends[1][1], color=GREEN, alpha=0.2, linewidth=0, label="95 % interval"
+        )
+    axes.plot(steps, values, "o-", color=GREEN, linewidth=1.3, markersize=3, label="mean of episodes")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    if key == "success_rate":
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        return
+    best = len(values) - 1 - int(values[::-1].argmax())
+    label = f"best, {values[best]:.4g} at {steps[best]:.0f}"
+    axes.plot(steps[best], values[best], "*", color=GREEN, markersize=10, label=label)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
     """(2, n) steps and values of each column that has numbers; empty where the file is missing."""
     points = defaultdict(list)
     if metrics.is_file():
-        with metrics.open(newline="") as file:
+        with metrics.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 for name, cell in row.items():
                     with contextlib.suppress(KeyError, TypeError, ValueError):  # a cell that is empty or cut off

@@ -124,3 +124,5 @@ class RolloutOptions:
     max_episode_steps: int | None = None  # of an episode; None: the environment's own limit
     longest_episode: int | None = None  # steps of the data's, which limit episodes where nothing else does
     finished: Callable[[EpisodeRecord], None] | None = None  # is told of each episode as soon as it has ended
+    # is told after each step how many episodes have ended, and their mean return in words; what it raises ends it all
+    stepped: Callable[[int, str], None] | None = None

@@ -6,10 +6,10 @@ import json
 import platform
 import reprlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NotRequired, TypeAlias
 
 import numpy as np
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from ..errors import UserError
 from ..files import write_output
-from .records import PlannerRecord, RolloutRecord
+from .records import EpisodeRecord, PlannerRecord, RolloutRecord
 from .scores import normalized_scores, return_summary, wilson_interval
 
 SCHEMA_VERSION = 1
@@ -63,7 +63,19 @@ _RESULTS = {  # the fields that every version of schema 1 has
     "reference_scores": {"min": _FiniteOrNone, "max": _FiniteOrNone, "source": str},
     "episodes": list[_typed("episode", _EPISODE)],
     "summary": _SUMMARY,
+    "trained": NotRequired[
+        _typed("trained", {"fingerprint": str, "validation_fraction": FiniteFloat, "seed": int}) | None
+    ],
 }
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a policy was trained on, by which ``compare`` tells whether it may stand beside another."""
+
+    fingerprint: str  # of the data, as of ``OfflineData``
+    validation_fraction: float  # of its episodes, held out
+    seed: int  # of training, by which they were chosen
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,22 @@ class EvaluationRequest:
     max_episode_steps: int | None = None  # as of RolloutOptions
     longest_episode: int | None = None
     progress: bool = True  # show a bar
+    trained: TrainingFacts | None = None  # where they are known
+    learner: Mapping[str, Any] | None = None  # "name", and the options that it was trained with
+    choice: Mapping[str, Any] | None = None  # of the weights, by what was measured while training: to be recorded
+
+
+def episodes_summary(episodes: Sequence[EpisodeRecord], reference: tuple[float, float] | None) -> dict[str, Any]:
+    """Scores of episodes, at least one: the fields of "summary" in ``results.json`` that no clock decides."""
+    returns = np.array([episode.episode_return for episode in episodes])
+    scores = normalized_scores(returns, reference)
+    successes = [episode.success for episode in episodes if episode.success is not None]
+    return {
+        **return_summary(returns),
+        "normalized_score_mean": None if scores is None else float(scores.mean()),
+        "success_rate": float(np.mean(successes)) if successes else None,
+        "success_ci95": list(wilson_interval(sum(successes), len(successes))) if successes else None,
+    }
 
 
 def build_results(
@@ -99,13 +127,9 @@ def build_results(
     scores = normalized_scores(returns, request.reference_scores)
     low, high = request.reference_scores or (None, None)
     behavior = float(np.mean(request.behavior_returns, dtype=np.float64))
-    successes = [episode.success for episode in record.episodes if episode.success is not None]
     p50, p95 = np.percentile(1000.0 * record.plan_seconds, [50, 95])
     summary = {
-        **return_summary(returns),
-        "normalized_score_mean": None if scores is None else float(scores.mean()),
-        "success_rate": float(np.mean(successes)) if successes else None,
-        "success_ci95": list(wilson_interval(sum(successes), len(successes))) if successes else None,
+        **episodes_summary(record.episodes, request.reference_scores),
         "plan_latency_ms": {"p50": float(p50), "p95": float(p95)},
         "env_steps_per_second": record.env_steps / max(record.seconds, 1e-9),
     }
@@ -123,6 +147,8 @@ def build_results(
         "num_envs": min(request.num_envs, request.episodes),
         "max_episode_steps": record.max_episode_steps,
         "checkpoint": request.checkpoint,
+        "trained": None if request.trained is None else asdict(request.trained),
+        "learner": None if request.learner is None else dict(request.learner),
         "planner": asdict(planner),
         "deadline": None if planner.deadline_ms is None else {"ms": planner.deadline_ms, **asdict(record.counts)},
         "behavior": {
@@ -143,6 +169,7 @@ def build_results(
             for index, episode in enumerate(record.episodes)
         ],
         "summary": summary,
+        **({} if request.choice is None else {"choice": dict(request.choice)}),
     }
 
 
@@ -173,7 +200,7 @@ def write_results(results: dict[str, Any], path: Path) -> None:
 def read_results(path: Path) -> dict[str, Any]:
     """The checked content of a ``results.json``; UserError if it is no JSON, or a field is missing or wrong."""
     try:
-        results = json.loads(Path(path).read_text())
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"results file {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

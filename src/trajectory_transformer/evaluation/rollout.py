@@ -20,6 +20,7 @@ from ..environments.batch import (
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..progress import WorkProgress
+from .film import PlanFilm
 from .records import (
     ActingAgent,
     EpisodePath,
@@ -72,7 +73,10 @@ def run_episodes(
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
             rollout.step()
-            progress.update(task, **rollout.progress())
+            told = rollout.progress()
+            progress.update(task, **told)
+            if options.stepped is not None:
+                options.stepped(told["finished"], told["mean"])
         return rollout.record()
 
 
@@ -105,6 +109,7 @@ class _Rollout:
         self.plan_seconds: list[float] = []
         self.started = time.perf_counter()
         self.render_seconds = 0.0
+        self.film = None if options.recorder is None else PlanFilm(agent, batch)
         agent.reset(rows, seeds=[seed + episode for episode in range(rows)])
         for row in range(rows):
             self._begin(row)
@@ -121,6 +126,8 @@ class _Rollout:
         for row in np.flatnonzero(self.agent.planned):
             if (running := self.rows[row]).episode < self.options.traces:
                 running.plans.append(PlanTrace(running.length, self.agent.last_plan.observations[row].copy()))
+        for row in np.flatnonzero(active):
+            self._shoot(int(row), planned=bool(self.agent.planned[row]))
         with self._naming_episodes(ahead=1):
             result = self.batch.step(actions, active)
         done = result.terminated | result.truncated
@@ -128,6 +135,7 @@ class _Rollout:
             self._account(int(row), result)
         self.agent.observe(result.actions, result.rewards, done | ~active)
         for row in np.flatnonzero(done & active):
+            self._shoot(int(row), ended=True)
             self._finish(int(row), bool(result.terminated[row]))
 
     def _account(self, row: int, result: StepResult) -> None:
@@ -142,18 +150,26 @@ class _Rollout:
         self._look(row)
 
     def _look(self, row: int) -> None:
-        """Keep the row's observation, position and picture where they are wanted."""
+        """Keep the row's observation and position where they are wanted."""
         running = self.rows[row]
         if running.episode < self.options.traces:
             running.observations.append(self.batch.observations[row].copy())
         achieved, desired = self.batch.achieved_goals, self.batch.desired_goals
         if running.episode < self.options.paths and achieved is not None and desired is not None:
             running.path.append((achieved[row].copy(), desired[row].copy()))
-        if self.options.recorder is not None:
-            started = time.perf_counter()
-            with self._naming_episodes():
-                self.options.recorder.capture(running.episode, running.length, lambda: self.batch.render(row))
-            self.render_seconds += time.perf_counter() - started
+
+    def _shoot(self, row: int, planned: bool = False, ended: bool = False) -> None:
+        """Keep a picture of the row with its plan, which may have just been made, where one is wanted."""
+        film, recorder, running = self.film, self.options.recorder, self.rows[row]
+        if film is None or recorder is None:
+            return
+        started = time.perf_counter()
+        if planned:
+            film.planned(row, running.length)
+        state = row, running.length, running.episode_return, ended
+        with self._naming_episodes():
+            recorder.capture(running.episode, running.length, lambda: film.frame(*state))
+        self.render_seconds += time.perf_counter() - started
 
     def _finish(self, row: int, terminated: bool) -> None:
         """Keep the row's episode, and begin the next one where one is left."""
@@ -172,6 +188,8 @@ class _Rollout:
     def _begin(self, row: int) -> None:
         with self._naming_episodes():
             self.batch.reset(row, self.seed + self.rows[row].episode)
+        if self.film is not None:
+            self.film.begin(row)
         self._look(row)
 
     @contextlib.contextmanager

@@ -108,7 +108,7 @@ class TrajectoryTransformerConfig(TransformerConfig):
         """Write ``config.json`` into a directory, which is made if missing."""
         text = self.to_json_string()
         Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / CONFIG_FILE).write_text(text)
+        (Path(directory) / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def convert(source: str | Path, destination: str | Path, **chosen: int) -> Traje
         raise UserError(f"'{destination}' holds the weights to convert; choose another directory to write")
     model.save_pretrained(destination)
     record = {"source": Path(source).name, "file": found.path.name, "origin": found.origin}
-    (Path(destination) / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    (Path(destination) / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return model
 
 

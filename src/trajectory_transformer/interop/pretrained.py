@@ -154,9 +154,9 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         try:
             directory.mkdir(parents=True, exist_ok=True)
             write_weights(weights, directory, max_shard_size)
-            (directory / CONFIG_FILE).write_text(config_text)
+            (directory / CONFIG_FILE).write_text(config_text, encoding="utf-8")
             if not (card := directory / "README.md").exists():
-                card.write_text(self._card())
+                card.write_text(self._card(), encoding="utf-8")
         except OSError as error:
             raise UserError(f"the model could not be saved in '{directory}': {error.strerror or error}") from error
         if push_to_hub:

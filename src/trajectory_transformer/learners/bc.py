@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from ..configuration import TrainConfig, validate, within
-from ..training.learner import Learner
+from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
@@ -23,6 +23,7 @@ class BehaviorCloning(Learner):
     """Behaviour cloning by least squares; with ``best_fraction`` below 1 the "%BC" of Chen et al. (2021)."""
 
     kind = "bc"
+    ignores = OPTIONS_OF_WINDOWS
 
     hidden_layers: int = within(2, 1, 1000)
     """Hidden layers of the policy."""

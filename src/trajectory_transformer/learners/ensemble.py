@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from ..configuration import EnsembleConfig, TrainConfig
 from ..errors import UserError
-from ..training.learner import Learner
+from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
@@ -24,6 +24,7 @@ class EnsembleLearner(EnsembleConfig, Learner):
 
     kind = "ensemble"
     acts = False
+    ignores = OPTIONS_OF_WINDOWS
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "TransitionDataModule":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from ..configuration import IqlConfig, TrainConfig
-from ..training.learner import Learner
+from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
@@ -23,6 +23,7 @@ class ImplicitQLearning(IqlConfig, Learner):
     """Implicit Q-learning (Kostrikov, Nair, Levine 2021), by default with its paper's settings for locomotion."""
 
     kind = "iql"
+    ignores = OPTIONS_OF_WINDOWS
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "TransitionDataModule":

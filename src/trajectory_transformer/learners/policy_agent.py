@@ -75,8 +75,12 @@ class PolicyAgent:
         actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)
         values = torch.from_numpy(self._observations).to(self._device)
         for row in np.flatnonzero(self.planned):  # one by one: in a batch, rounding depends on the rows beside
-            actions[row] = self._policy(values[row : row + 1])[0].cpu().numpy()
+            actions[row] = self.choose(int(row), values[row : row + 1]).cpu().numpy()
         return actions
+
+    def choose(self, row: int, observation: Tensor) -> Tensor:
+        """The action (action_dim,) of one environment at its observation (1, observation_dim)."""
+        return self._policy(observation)[0]
 
     def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None:
         """Nothing: the next action depends on the next observation alone."""

@@ -56,7 +56,9 @@ class TransformerLearner(Learner):
         batch_size = max(1, min(config.data.batch_size, datamodule.num_train) // processes)
         length, width = config.data.sequence_length, datamodule.layout.transition_dim
         require_memory(
-            model.training_bytes(batch_size, config.trainer.precision),
+            model.training_bytes(
+                batch_size, config.trainer.precision, processes if config.trainer.strategy == "fsdp" else 1
+            ),
             free,
             f"windows of data.sequence_length={length} transitions of {width} tokens have {model.block_size} tokens, "
             f"and training on {batch_size} of them at once takes",
@@ -77,6 +79,7 @@ class TransformerLearner(Learner):
         import torch
 
         from ..checkpoint import TrainingRecord
+        from ..data.on_disk import forget
         from .transformer_datamodule import TrajectoryDataModule
         from .transformer_module import TrajectoryModule
 
@@ -86,8 +89,9 @@ class TransformerLearner(Learner):
         record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
         module = TrajectoryModule(model, config.optimizer, plan, record, config.trainer.metrics)
         if module.model.numbers is not None:
-            data = torch.from_numpy(datamodule.train_table.values)
-            module.model.numbers.set_values(datamodule.discretizer.centers, data)
+            values = datamodule.train_table.values
+            module.model.numbers.set_values(datamodule.discretizer.centers, torch.from_numpy(values))
+            forget(values)
         return module
 
     @override

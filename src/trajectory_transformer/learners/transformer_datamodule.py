@@ -1,6 +1,7 @@
 """Lightning data module of the transformer: episodes discretised and tokenised once, then windows of tokens."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ..configuration.data import MAX_BINS
 from ..data.discretizer import LARGEST_INDEX, Discretizer, make_discretizer
 from ..data.episodes import Episode
 from ..data.goals import goal_transitions
+from ..data.on_disk import forget
 from ..data.transitions import TransitionTable, join_episodes
 from ..data.windows import TokenWindows, WindowBatch
 from ..environments.spec import EnvironmentSpec
@@ -42,20 +44,26 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
         environment = self.data.environment
         self.layout = TransitionLayout(environment.observation_dim, environment.action_dim)
         indices = index_ranges(environment, self.config.discretizer.num_bins)
-        discount, penalty = self.config.discount, self.config.termination_penalty
-        self.train_table = join_episodes(train, discount, penalty)
-        self.validation_table = join_episodes(validation, discount, penalty)
+        # Differs from the paper: with goals it drops rewards from the sequence; constant ones say as little, and one
+        # layout serves all models.
+        self.train_table, self.validation_table = (
+            join_episodes(
+                episodes,
+                self.config.discount,
+                self.config.termination_penalty,
+                rewarded=not self.goal_conditioned,
+                folder=self._cache,
+            )
+            for episodes in (train, validation)
+        )
         if self.goal_conditioned:
-            # Differs from the paper: it drops rewards from the sequence; constant ones say as little, and one layout
-            # serves all models.
-            for table in (self.train_table, self.validation_table):
-                table.values[:, self.layout.reward :] = 0.0
             dimensions = list(environment.goal_dimensions)
             self._goals = {
                 part: torch.from_numpy(np.stack([episode.observations[-1, dimensions] for episode in episodes]))
                 for part, episodes in (("train", train), ("validation", validation))
             }
         self.discretizer = make_discretizer(self.config.discretizer).fit(self.train_table.values, indices)
+        forget(self.train_table.values)
 
     @override
     def make_examples(self, part: str) -> TokenWindows:
@@ -63,7 +71,11 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
         goals = self._goals.get(part)
         if goals is not None:
             goals = goal_transitions(goals, self.data.environment.goal_dimensions, self.layout, self.discretizer)
-        return TokenWindows(table, self.discretizer, self.config.sequence_length, self.device, goals)
+        return TokenWindows(table, self.discretizer, self.config.sequence_length, self.device, goals, self._cache)
+
+    @property
+    def _cache(self) -> Path | None:
+        return None if self.config.cache is None else Path(self.config.cache).expanduser()
 
 
 def index_ranges(environment: EnvironmentSpec, num_bins: int) -> dict[int, tuple[float, float]]:

@@ -17,6 +17,7 @@ from ..model.gpt import TrajectoryTransformer
 from ..training.learner_module import LearnerModule, ends_update
 from ..training.metrics import LoggedMetrics
 from ..training.optimization import TrainingPlan
+from ..training.sharding import ShardedStrategy
 
 
 class TrajectoryModule(LearnerModule):
@@ -45,6 +46,13 @@ class TrajectoryModule(LearnerModule):
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.model.decay_parameter_groups(self.optimizer_config.weight_decay)
+
+    @override
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            self.model.compare_attention()  # which needs whole weights
+            strategy.shard(self.model)
 
     @override
     def compile_network(self) -> None:

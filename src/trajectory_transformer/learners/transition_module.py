@@ -1,4 +1,4 @@
-"""Lightning module of learners that look at single transitions."""
+"""Lightning module of learners that minimise a loss of one network: of single transitions, or of pieces of episodes."""
 
 from typing import Any, ClassVar
 
@@ -8,7 +8,6 @@ from typing_extensions import override
 
 from ..checkpoint import TrainingRecord
 from ..configuration import OptimizerConfig
-from ..data.transition_set import TransitionBatch
 from ..training.learner_module import LearnerModule, ends_update
 from ..training.optimization import TrainingPlan
 
@@ -27,12 +26,16 @@ class TransitionModule(LearnerModule):
         means = {name: torchmetrics.MeanMetric() for name in self.logged}
         self.validation_means = torchmetrics.MetricCollection({**means}, compute_groups=False)
 
-    def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that an update minimises, and the values that are logged, by name; all scalars."""
         raise NotImplementedError
 
+    def examples_in(self, batch: Any) -> int:
+        """Examples of a batch, as which its values count in the means of a validation."""
+        return batch.rewards.shape[-1]
+
     @override
-    def training_step(self, batch: TransitionBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss, values = self.losses(batch)
         self.last_loss = self.mean_of_parts(self.last_loss, loss, batch_idx)
         for name, value in values.items():
@@ -40,14 +43,14 @@ class TransitionModule(LearnerModule):
         return loss
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: TransitionBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if ends_update(self.trainer) and self.global_step % self.plan.log_every == 0:
             self.log_dict(self.labelled(self.last_values, "train") | self.optimizer_state)
 
     @override
-    def validation_step(self, batch: TransitionBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         for name, value in self.losses(batch)[1].items():
-            self.validation_means[name].update(value, batch.rewards.shape[-1])
+            self.validation_means[name].update(value, self.examples_in(batch))
 
     @override
     def on_validation_epoch_end(self) -> None:

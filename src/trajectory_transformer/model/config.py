@@ -60,8 +60,10 @@ class TransformerConfig(ModelConfig):
             **vars(options),
         )
 
-    def training_bytes(self, batch_size: int, precision: str) -> int:
+    def training_bytes(self, batch_size: int, precision: str, shares: int = 1) -> int:
         """Bytes that training on ``batch_size`` windows at once takes at least; precisions are Lightning's.
+
+        ``shares`` processes divide the parameters among them.
 
         Counted is what is there at once for certain: parameters, AdamW's averages, the causal mask, and the more of
         what the backward pass needs of each block and of the heads, and of the mask as validation applies it.
@@ -72,7 +74,7 @@ class TransformerConfig(ModelConfig):
         real = 4 if precision == "32-true" else 2
         update = batch_size * tokens * (2 * (self.vocab_size + 1) + 8 * width * layers) * real
         validation = tokens**2 * real  # torch turns the mask into numbers, and in an update too where not our C attends
-        return 12 * parameters * real // 4 + tokens**2 + max(update, validation)
+        return 12 * parameters * real // 4 // shares + tokens**2 + max(update, validation)
 
     @property
     def sequence_length(self) -> int:

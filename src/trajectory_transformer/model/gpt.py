@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..building import build
+from ..configuration import ModelConfig
 from ..errors import UserError
 from .attention_proof import may_attend_in_c
 from .config import TransformerConfig
@@ -58,7 +59,7 @@ class DimensionHeads(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention; what it attends to is the memory's business."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.key = nn.Linear(config.n_embd, config.n_embd)
         self.query = nn.Linear(config.n_embd, config.n_embd)
@@ -80,7 +81,7 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)
         self.ln2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)

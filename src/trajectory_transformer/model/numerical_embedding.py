@@ -48,7 +48,8 @@ class NumericalEmbedding(nn.Module):
 
         Mean and deviation of training data (n, transition_dim) standardise them, to at most 5 deviations.
         """
-        deviation, mean = torch.std_mean(data.double(), dim=0, correction=0)
+        columns = [torch.std_mean(column.double(), dim=0, correction=0) for column in data.T]  # which fit into memory
+        deviation, mean = map(torch.stack, zip(*columns, strict=True))
         standard = (centers - mean[:, None]) / (deviation[:, None] + 1e-6)
         self.values.copy_(F.pad(standard.clamp(-5.0, 5.0), (0, 1)))
 

@@ -59,10 +59,10 @@ class Agent:
         self.reset(1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_searches")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=threading.Lock(), _searches={})
 
     @classmethod
     def from_checkpoint(
@@ -147,6 +147,7 @@ class Agent:
         self._plan_tokens = torch.zeros(num_envs, horizon, width, dtype=torch.int64)
         self._plan_actions = torch.zeros(num_envs, horizon, self._layout.action_dim)  # real values
         self._plan_returns = torch.full((num_envs, horizon + 2), torch.nan)
+        self._searches: dict[int, tuple[SearchResult, int]] = {}  # the last one of each environment, and its row in it
         self._observation_tokens = torch.zeros(num_envs, self._layout.observation_dim, dtype=torch.int64)
         self._active = np.zeros(num_envs, dtype=bool)
         self._goals = torch.zeros(num_envs, width if self._goal_dimensions else 0, dtype=torch.int64)
@@ -241,6 +242,7 @@ class Agent:
         self._plan_returns[index, :length] = found.rewards.cpu()
         self._plan_returns[index, horizon:] = torch.stack([found.value, found.score], dim=1).cpu()
         self._plan_age[rows], self._plan_length[rows] = 0, length
+        self._searches |= {int(row): (found, place) for place, row in enumerate(rows)}
         self.counts = PlanCounts(
             self.counts.plans + len(rows),
             self.counts.shortened + len(rows) * (length < horizon),
@@ -319,6 +321,26 @@ class Agent:
             value=returns[:, -2],
             score=returns[:, -1],
         )
+
+    def beams(self, env_index: int, number: int, transitions: int | None = None) -> np.ndarray:
+        """Observations that the best sequences of one environment's last search lead to, best first.
+
+        Args:
+            env_index: which environment.
+            number: of sequences, at most.
+            transitions: those that the search kept after so many transitions, at least 1; None: in the end.
+
+        Returns:
+            (beams, transitions - 1, observation_dim) real values, without the present. There are none before a plan, in
+            a copy of an agent before its next plan, of plans for likelihood or of one transition, and where a GPU
+            replays the search.
+        """
+        dim = self._layout.observation_dim
+        if env_index not in self._searches:
+            return np.zeros((0, 0, dim), dtype=np.float32)
+        search, row = self._searches[env_index]
+        tokens = search.states_ahead(row, number, transitions).cpu()
+        return self._discretizer.decode(tokens.view(*tokens.shape[:2], dim), self._layout.observation).numpy()
 
 
 def _numbers(values: Tensor) -> str:

@@ -6,7 +6,7 @@ distributions, and what it is for only as an :class:`~.objectives.Objective`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -46,6 +46,30 @@ class SearchResult:
     steps: list[SearchStep]  # of each transition; none of a search for likelihood, which estimates nothing
     beam_width: int  # sequences kept; fewer than asked for where the deadline was too near for more
     late: bool = False  # the deadline had passed when the search ended
+    # (environment, beams, observation_dim) tokens that follow what each step but the last kept; none where steps are
+    # none, nor of a captured search, which copies no more than plans need
+    observations: list[Tensor] = field(default_factory=list)
+
+    def states_ahead(self, environment: int, number: int, transitions: int | None = None) -> Tensor:
+        """Observation tokens that the best sequences of one environment lead to, best first, without the present.
+
+        Args:
+            number: of sequences, at most.
+            transitions: after which they were kept; None: the last.
+
+        Returns:
+            (beams, transitions - 1, observation_dim); none where ``observations`` are none, or after one transition.
+        """
+        steps = self.steps[:transitions]
+        seen = self.observations[: max(len(steps) - 1, 0)]
+        if not seen:
+            return self.tokens.new_zeros(0, 0, 0)
+        row = torch.arange(min(number, steps[-1].kept.shape[1]), device=self.tokens.device)
+        found = []
+        for step, observations in zip(reversed(steps[1:]), reversed(seen), strict=True):
+            row = step.kept[environment, row] // (step.tokens.shape[1] // observations.shape[1])
+            found.append(observations[environment, row])
+        return torch.stack(found[::-1], dim=1)
 
 
 def beam_search(
@@ -136,7 +160,7 @@ def beam_search(
             deadline.planned(t, environments, width)
     late = deadline is not None and deadline.late
     rewards, value = returns[:, 0, : len(steps)], returns[:, 0, len(steps)]
-    return SearchResult(_best(steps, seen), rewards, value, scores[:, 0], steps, width, late)
+    return SearchResult(_best(steps, seen), rewards, value, scores[:, 0], steps, width, late, seen[1:])
 
 
 def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:

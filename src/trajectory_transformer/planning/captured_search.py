@@ -117,4 +117,4 @@ def _copied(result: SearchResult, environments: int) -> SearchResult:
 
     steps = [replace(step, **{name: part(values) for name, values in vars(step).items()}) for step in result.steps]
     found = {name: part(getattr(result, name)) for name in ("tokens", "rewards", "value", "score")}
-    return replace(result, steps=steps, **found)
+    return replace(result, steps=steps, observations=[], **found)

@@ -15,6 +15,15 @@ class Plan:
     value: np.ndarray  # (environment,) return-to-go expected after the plan; NaN of a plan for likelihood
     score: np.ndarray  # (environment,) what the search maximised; NaN for an environment without a plan
 
+    def predicted_return(self, discount: float) -> np.ndarray:
+        """(environment,) return that is expected from the present on; NaN of a plan for likelihood.
+
+        ``discount``, in (0, 1], should be the one that the model's return-to-go was trained with.
+        """
+        planned = np.isfinite(self.rewards)
+        discounted = np.where(planned, self.rewards, 0.0) * discount ** np.arange(self.rewards.shape[1])
+        return discounted.sum(axis=1) + discount ** planned.sum(axis=1) * self.value
+
 
 @dataclass(frozen=True)
 class PlanCounts:

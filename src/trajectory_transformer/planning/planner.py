@@ -34,7 +34,8 @@ class BeamPlanner:
         model: trained; put into evaluation mode.
         discretizer: the one the model was trained with.
         settings: with ``discount`` set and ``act`` decided. Their objective may be an object.
-        environment, fingerprint: of the model's data, where they are known.
+        environment: the spaces of the model's data, where they are known.
+        fingerprint: of the model's data, where it is known.
         objective: which the settings describe; None: it is built from them.
 
     Raises:

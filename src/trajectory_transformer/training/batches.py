@@ -21,6 +21,7 @@ class Examples(Protocol[Batch]):
     @property
     def device(self) -> torch.device: ...
     def gather(self, indices: Tensor) -> Batch: ...  # on that device, the examples with these numbers
+    def expect(self, indices: Tensor) -> None: ...  # these are gathered soon; nothing need be done
     def __len__(self) -> int: ...
 
 
@@ -61,7 +62,7 @@ class BatchOrder:
         if epoch != self._epoch:
             self._epoch, self._permutation = epoch, permutation(self.num_windows, self.seed, _TRAIN, epoch)
         batch = self._permutation[position * self.batch_size : (position + 1) * self.batch_size]
-        return batch[self.rank :: self.world_size]
+        return batch[self.rank :: self.world_size].long()
 
 
 @dataclass
@@ -87,9 +88,11 @@ class TrainingBatches(Generic[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         step = self.steps_done()
         while True:
-            for indices in self.order.indices(step).chunk(self.parts):
-                yield self.examples.gather(indices)
+            parts = self.order.indices(step).chunk(self.parts)
             step += 1
+            self.examples.expect(self.order.indices(step))
+            for indices in parts:
+                yield self.examples.gather(indices)
 
 
 @dataclass
@@ -107,7 +110,7 @@ class ValidationBatches(Generic[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         order = self.order
         for batch in permutation(order.num_windows, order.seed, _VALIDATION).split(order.batch_size)[: len(self)]:
-            yield self.examples.gather(batch[order.rank :: order.world_size])
+            yield self.examples.gather(batch[order.rank :: order.world_size].long())
 
 
 def derived_seed(*parts: int) -> int:
@@ -121,5 +124,6 @@ def random_stream(seed: int, *stream: int) -> torch.Generator:
 
 
 def permutation(count: int, seed: int, *stream: int) -> Tensor:
-    """A permutation of range(count) that depends on the arguments alone."""
-    return torch.randperm(count, generator=random_stream(seed, *stream))
+    """A permutation of range(count) that depends on the arguments alone: int32 where that is enough, as of millions."""
+    dtype = torch.int32 if count < 2**31 else torch.int64  # which gives the same one
+    return torch.randperm(count, generator=random_stream(seed, *stream), dtype=dtype)

@@ -5,7 +5,7 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -17,10 +17,14 @@ from typing_extensions import override
 from ..configuration import TrainerConfig
 from ..cores import OtherProcesses, are_contended
 from ..errors import UserError
+from ..files import is_first_process
 from ..progress import PLAIN_LINE_SECONDS
 from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
 from .learner_module import LearnerModule, NonFiniteError, ends_update
+from .returns import EpisodePlayer
+
+T = TypeVar("T")
 
 CONTENTION_SECONDS = 5.0  # over which the cores that other processes use are measured
 
@@ -32,17 +36,29 @@ class KeepCheckpoints(Checkpoint):
     followed by a validation and a save. Where a validation follows an update, ``last.ckpt`` is written after it: a
     resumed run then neither repeats nor skips one. A save that fails does not end the run, as a later one may succeed;
     at the end, a file that is not there does. Weights or a validation loss that are NaN or infinite do at once.
+
+    With a ``player``, ``best_return.ckpt`` is that of the highest return so far, of equal ones the latest. Weights are
+    played with before the next update, when all else that follows theirs is logged and ``last.ckpt`` is saved: a run
+    that is stopped meanwhile has lost no update, and plays them anew.
     """
 
-    def __init__(self, directory: Path, options: TrainerConfig, watch: SignalWatch) -> None:
+    def __init__(
+        self, directory: Path, options: TrainerConfig, watch: SignalWatch, player: EpisodePlayer | None = None
+    ) -> None:
         self.last, self.best = directory / "last.ckpt", directory / "best.ckpt"
-        self.options, self.watch = options, watch
+        self.best_return = directory / "best_return.ckpt"
+        self.options, self.watch, self.player = options, watch, player
         self.best_loss = math.nan  # validation loss of what ``best.ckpt`` holds; NaN where nothing was saved yet
         self._failures: dict[Path, str | None] = {}  # of each file's latest save
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.watch.arm()
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if self.player is not None and self.player.is_due(trainer.global_step):
+            self._play(self.player, trainer, pl_module)
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
@@ -64,12 +80,46 @@ class KeepCheckpoints(Checkpoint):
             if not self._save(trainer, self.best):
                 self.best_loss = before
         self._save_last(trainer)
+        if trainer.should_stop:
+            self.play_last(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._require(self.last)
         if math.isnan(self.best_loss):  # otherwise there is an older one, of which best_loss tells
             self._require(self.best)
+
+    def play_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Play with the run's last weights, unless that has been done.
+
+        To be called after training too: of a finished run that was stopped meanwhile Lightning calls no hook.
+        """
+        if self.player is None or self.player.at(trainer.global_step) is not None:
+            return
+        self._play(self.player, trainer, pl_module)
+        self._save(trainer, self.last)
+        if self.player.best is None:
+            self._require(self.best_return)
+
+    def choice(self, trainer: L.Trainer) -> dict[str, Any] | None:
+        """What :meth:`.EpisodePlayer.choice` tells, or None without a player."""
+        return None if self.player is None else self._uninterrupted(trainer, self.player.choice(trainer, self.best))
+
+    def _play(self, player: EpisodePlayer, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LearnerModule)
+        self._uninterrupted(trainer, player.play(trainer, pl_module))
+        before, found = player.best, player.history[-1]
+        if before is None or found["return_mean"] >= before["return_mean"]:
+            player.best = found
+            if not self._save(trainer, self.best_return):
+                player.best = before
+
+    def _uninterrupted(self, trainer: L.Trainer, outcome: T | int) -> T:
+        """What came of playing; or, where a signal broke it off, the end of the run."""
+        if isinstance(outcome, int):
+            self._require(self.last)
+            self.watch.stop(outcome, trainer.is_global_zero)
+        return outcome
 
     def _require(self, path: Path) -> None:
         if failure := self._failures.get(path):
@@ -85,8 +135,9 @@ class KeepCheckpoints(Checkpoint):
         return failure is None
 
     def _save_last(self, trainer: L.Trainer) -> None:
-        signal = self.watch.agreed(trainer)
-        if trainer.global_step % self.options.checkpoint_every == 0 or trainer.should_stop or signal is not None:
+        signal, step = self.watch.agreed(trainer), trainer.global_step
+        due = step % self.options.checkpoint_every == 0 or (self.player is not None and self.player.is_due(step))
+        if due or trainer.should_stop or signal is not None:
             self._save(trainer, self.last)
         if signal is not None:
             self._require(self.last)
@@ -94,15 +145,17 @@ class KeepCheckpoints(Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss}
+        return {"best_loss": self.best_loss, **({} if self.player is None else self.player.state_dict())}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_loss = state_dict["best_loss"]
+        if self.player is not None:
+            self.player.load_state_dict(state_dict)
 
 
 class Throughput(Callback):
-    """Tokens (or another ``unit``) per second of training, validation apart, over all devices: means between logs."""
+    """Tokens (or another ``unit``) per second of training alone, over all devices: means between logs."""
 
     def __init__(self, tokens_per_step: int, log_every: int, unit: str = "tokens") -> None:
         self.tokens_per_step, self.log_every, self.unit = tokens_per_step, log_every, unit
@@ -116,6 +169,12 @@ class Throughput(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def playing(self, step: int, episodes: int, finished: int, mean: str) -> None:
+        """Nothing: what was spent on episodes is left out once they are over."""
+
+    def played(self, mean: float) -> None:
         self._since = time.perf_counter()
 
     @override
@@ -140,6 +199,7 @@ class RunProgress(Callback):
     def __init__(self, max_steps: int, throughput: Throughput) -> None:
         self.max_steps, self.throughput, self.console = max_steps, throughput, Console(stderr=True)
         self._began, self._first_step, self._shown, self._validation_loss = 0.0, 0, 0.0, ""
+        self._status, self._return = ("", ""), ""  # words before and after the latest return, and that
         self._others, self._measured, self._contended = OtherProcesses(), 0.0, ""
         self._bar: Progress | None = None
 
@@ -168,15 +228,42 @@ class RunProgress(Callback):
             self._measured, others = now, self._others.cores()
             contended = are_contended(others, torch.get_num_threads())
             self._contended = f"  other processes use {others:.1f} of {os.cpu_count()} cores" if contended else ""
-        status = (
-            f"loss {float(outputs['loss']):.3f}{self._validation_loss}  "
-            f"{self.throughput.tokens_per_second:,.0f} {self.throughput.unit}/s  "
-            f"{timedelta(seconds=round(remaining))} remaining{self._contended}"
+        self._status = (
+            f"loss {float(outputs['loss']):.3f}{self._validation_loss}",
+            f"  {self.throughput.tokens_per_second:,.0f} {self.throughput.unit}/s  "
+            f"{timedelta(seconds=round(remaining))} remaining{self._contended}",
         )
+        self._show(step, self._return.join(self._status))
+
+    def _show(self, step: int, status: str) -> None:
         if self._bar is None:
             self.console.print(f"step {step}/{self.max_steps}  {status}", highlight=False, soft_wrap=True)
         else:
             self._bar.update(self._bar.task_ids[0], completed=step, status=status)
+
+    def playing(self, step: int, episodes: int, finished: int, mean: str) -> None:
+        """Say how far the episodes between two updates are, as often as how far training is."""
+        now = time.monotonic()
+        if is_first_process() and (self._bar is not None or now - self._shown >= PLAIN_LINE_SECONDS):
+            self._shown = now
+            self._show(step, f"acting with these weights: {finished}/{episodes} episodes, mean return {mean}")
+
+    def played(self, mean: float) -> None:
+        """Say what they gave from now on."""
+        self._return = f"  return {mean:.5g}"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], status=self._return.join(self._status))
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        due = time.monotonic() - self._shown >= PLAIN_LINE_SECONDS
+        if due and self._bar is None and trainer.is_global_zero:
+            self._shown = time.monotonic()
+            words = f"validating, {batch_idx + 1} of {trainer.num_val_batches[dataloader_idx]} batches"
+            self.console.print(f"step {trainer.global_step}/{self.max_steps}  {words}", highlight=False, soft_wrap=True)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -33,6 +33,8 @@ from .interruption import SignalWatch
 from .learner import Learner
 from .learner_module import LearnerModule, NonFiniteError
 from .optimization import TrainingPlan
+from .returns import EpisodePlayer
+from .sharding import ShardedStrategy
 
 # Messages of Lightning that say nothing to somebody who did not write this file.
 UNWANTED_MESSAGES = (
@@ -58,7 +60,9 @@ class FitReport:
     last: Path  # checkpoint of the last update
     steps: int  # updates made, those before a resume included
     validation_loss: float  # of ``best``; for models of tokens or dynamics in nats
-    tokens_per_second: float  # or transitions, over all devices, validation apart; NaN where no update was made
+    tokens_per_second: float  # or transitions, over all devices, of training alone; NaN where no update was made
+    best_return: Path | None = None  # checkpoint of the highest return; None without ``evaluation.every``
+    choice: dict[str, Any] | None = None  # what results.json tells of it; see returns.py
 
 
 def fit(
@@ -71,7 +75,7 @@ def fit(
     resume: bool,
     initial: InitialWeights | None = None,
 ) -> FitReport:
-    """Train, keeping ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the run directory.
+    """Train, keeping ``last.ckpt``, ``best.ckpt``, perhaps ``best_return.ckpt`` in the run directory's ``checkpoints``.
 
     ``resume`` goes on from ``last.ckpt``; with ``trainer.requeue`` that happens by itself where there is one. A
     data module that is not set up yet is; ``callbacks`` are the user's, besides ours. A run that begins does so from
@@ -81,7 +85,7 @@ def fit(
         UserError: the directory cannot be written or holds another run, there is nothing to resume or it does not
             fit, the hardware asked for is not there, the last checkpoint could not be saved, or, as a NonFiniteError, a
             loss or the weights became NaN or infinite.
-        TrainingInterrupted: SIGTERM or SIGINT came; the state was saved first.
+        TrainingInterrupted: SIGTERM, SIGINT or SIGHUP came; the state was saved first.
     """
     checkpoints = _prepare_directory(run_directory)
     last = checkpoints / "last.ckpt"
@@ -96,17 +100,23 @@ def fit(
         elif initial is not None:
             initial.give_to(module)
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
-        keeper = KeepCheckpoints(checkpoints, config.trainer, watch)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
+        plays = config.evaluation.every is not None
+        player = EpisodePlayer(learner, config, watch, [throughput, *progress]) if plays else None
+        keeper = KeepCheckpoints(checkpoints, config.trainer, watch, player)
         trainer = make_trainer(config, run_directory, loggers, [throughput, *progress, *callbacks, keeper])
         if config.trainer.compile:
             _compile(module, trainer.strategy.root_device)
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=last if resume else None)
+            keeper.play_last(trainer, module)
+            choice = keeper.choice(trainer)
         except NonFiniteError as error:
             remedy = "lower optimizer.learning_rate or look for extreme values in the data"
             raise NonFiniteError(f"{error}; {_what_is_kept(last)}; {remedy}") from error
-    return FitReport(keeper.best, last, trainer.global_step, keeper.best_loss, throughput.tokens_per_second)
+    best_return = None if player is None else keeper.best_return
+    speed = throughput.tokens_per_second
+    return FitReport(keeper.best, last, trainer.global_step, keeper.best_loss, speed, best_return, choice)
 
 
 def make_trainer(
@@ -117,14 +127,14 @@ def make_trainer(
     To Lightning the whole run is a single endless epoch: it could not resume in the middle of one of several exactly.
     UserError where the accelerator, number of devices or precision asked for is not there.
     """
-    options = config.trainer
+    options, sharded = config.trainer, config.trainer.strategy == "fsdp"
     names = ("accelerator", "devices", "num_nodes", "precision")
     hardware: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         return L.Trainer(
             **hardware,
             **options.options,
-            strategy=options.strategy,
+            strategy=ShardedStrategy(options.devices * options.num_nodes) if sharded else options.strategy,
             max_epochs=-1,
             max_steps=options.max_steps,
             accumulate_grad_batches=options.accumulate,
@@ -178,7 +188,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Drop :data:`UNWANTED_MESSAGES` and Lightning's own use of something deprecated in torch, and nothing else."""
+    """Drop :data:`UNWANTED_MESSAGES`, and warnings about Lightning's and FSDP's own affairs, and nothing else."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(UNWANTED_MESSAGES)
@@ -190,6 +200,7 @@ def quiet_lightning() -> Iterator[None]:
             stack.callback(source.removeFilter, wanted)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # never changed in place
         yield
 
 

@@ -11,11 +11,13 @@ from typing import NoReturn, Self
 import lightning as L
 import torch
 
+from ..ending import ending_signals
+
 REQUEUE_SIGNAL = signal.SIGUSR1
 
 
 class TrainingInterrupted(SystemExit):
-    """Ends the process with 128 + signal (143 for SIGTERM, 130 for SIGINT), after the state was saved.
+    """Ends the process with 128 + signal (143 for SIGTERM, 130 SIGINT, 129 SIGHUP), after the state was saved.
 
     It is a ``SystemExit`` so that Lightning, Hydra and a sweep's remaining jobs let it through.
     """
@@ -25,7 +27,7 @@ class TrainingInterrupted(SystemExit):
 
 
 class SignalWatch:
-    """Takes over SIGTERM and SIGINT while used as a context.
+    """Takes over SIGTERM, SIGINT and SIGHUP while used as a context; a SIGHUP that is ignored, as by nohup, stays so.
 
     The first signal is noted in :attr:`received`; a second Ctrl-C ends the process at once. Outside the main thread,
     where Python allows no handlers, it does nothing. With ``requeue`` also SIGUSR1, by which SLURM announces the end of
@@ -34,7 +36,7 @@ class SignalWatch:
 
     def __init__(self, requeue: bool = False) -> None:
         self.received: int | None = None
-        self._signals = (signal.SIGTERM, signal.SIGINT, *([REQUEUE_SIGNAL] if requeue else []))
+        self._signals = (*ending_signals(), signal.SIGINT, *([REQUEUE_SIGNAL] if requeue else []))
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:

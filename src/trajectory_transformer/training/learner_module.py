@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from ..checkpoint import TrainingRecord
@@ -67,7 +68,8 @@ class LearnerModule(L.LightningModule):
     ) -> None:
         largest = self.optimizer_config.gradient_clip_norm
         largest = math.inf if largest is None else largest
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), largest)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), largest)
+        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # A NaN loss makes every gradient NaN, and DDP averages gradients: the norm tells all processes the same, at the
         # price of one synchronisation. In 16-mixed infinite gradients are normal, as its scaler skips those updates.
         scaled = self.trainer.precision == "16-mixed"
@@ -81,7 +83,13 @@ class LearnerModule(L.LightningModule):
 
     def _require_finite(self, weights: Mapping[str, Any]) -> None:
         """Refuse ``weights`` that hold NaN or infinity with a NonFiniteError that names the update that made them."""
-        if (name := not_finite(weights)) is not None:
+        divided = {
+            name: torch.isfinite(weight).all() for name, weight in weights.items() if isinstance(weight, DTensor)
+        }
+        # All processes hear of it, whichever has the bad part.
+        bad = [name for name, finite in divided.items() if not cast(DTensor, finite).full_tensor()]
+        name = bad[0] if bad else not_finite({name: w for name, w in weights.items() if name not in divided})
+        if name is not None:
             raise NonFiniteError(f"update {self.global_step} made weights ('{name}') that are NaN or infinite")
 
     def mean_of_parts(self, so_far: Tensor | None, value: Tensor, batch_idx: int) -> Tensor:
@@ -116,5 +124,5 @@ class LearnerModule(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._require_finite(checkpoint["state_dict"])  # here, as every process comes by, whoever saves and why
+        self._require_finite(self.state_dict())  # here, as every process comes by, whoever saves and why
         checkpoint[SECTION] = self.record.to_dict() | {"model": self.model_options()}

@@ -12,15 +12,14 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from requests.utils import get_netrc_auth
 
-from .. import reachability
 from ..building import PACKAGE, TYPED_BY_USER, build, locate, targets_in
 from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..evaluation.measurements import Measurement
 from ..files import is_first_process
+from ..reachability import unreachable, wandb_key_is_configured, wandb_url
 from .metrics_file import MetricsFile
 from .trackers import log_picture, log_table
 
@@ -133,31 +132,25 @@ def _wandb_mode(config: LoggerConfig) -> str:
     mode = os.environ.get("WANDB_MODE")
     if config.offline is not None:
         mode = "offline" if config.offline else "online"
-    if mode == "online" and is_first_process() and (reason := reachability.unreachable(_wandb_url())) is not None:
+    if mode == "online" and is_first_process() and (reason := unreachable(wandb_url())) is not None:
         raise UserError(f"W&B cannot be reached ({reason}); use logger.offline=true, and `wandb sync` later")
     if mode:
         return mode
     if not wandb_key_is_configured():
         log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
         return "offline"
-    if is_first_process() and (reason := reachability.unreachable(_wandb_url())) is not None:
+    if is_first_process() and (reason := unreachable(wandb_url())) is not None:
         log.warning("W&B cannot be reached (%s): this run is logged offline; `wandb sync` uploads it later", reason)
         return "offline"
     return "online"
 
 
-def _wandb_url() -> str:
-    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-
-
-def wandb_key_is_configured() -> bool:
-    """A key is in the environment, or in the netrc file for W&B's host."""
-    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(_wandb_url()) is not None
-
-
 @rank_zero_only
-def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> None:
-    """Add the summary in a ``results.json``, its data's, what a deadline did, and a table of the episodes."""
+def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: int | None = None) -> None:
+    """Add the summary in a ``results.json``, its data's, what a deadline did, and a table of the episodes.
+
+    ``step``: after how many updates, where there were some: returns while training have the same names.
+    """
     rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
     for logger in _extra(loggers):
         log_table(logger, "evaluation/episodes", EPISODE_COLUMNS, rows)
@@ -166,7 +159,48 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any]) -> Non
 
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
     parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
-    _summarize(loggers, _flat(parts))
+    _summarize(loggers, _flat(parts), step)
+
+
+@rank_zero_only
+def log_pictures(loggers: Sequence[Logger], run_directory: Path) -> None:
+    """Add the plots that lie in a run's folder and, to W&B, the videos."""
+    for logger in _extra(loggers):
+        for file in sorted(run_directory.glob("plots/*.png")):
+            log_picture(logger, f"plots/{file.stem}", file)
+    for run in _wandb_runs(loggers):
+        import wandb
+
+        plots, videos = sorted(run_directory.glob("plots/*.png")), sorted(run_directory.glob("videos/*.mp4"))
+        pictures = {f"plots/{file.stem}": wandb.Image(str(file)) for file in plots}
+        films = {f"videos/{file.stem}": wandb.Video(str(file), format="mp4") for file in videos}
+        if pictures or films:
+            run.log({**pictures, **films})
+
+
+def log_sweep(config: LoggerConfig, directory: Path, table: Sequence[Sequence[str]]) -> None:
+    """Add to W&B a run of the sweep's own, among those of its jobs: its table, whose first row names columns, and plot.
+
+    Raises:
+        UserError: W&B refuses to start.
+    """
+    logger = _wandb_logger(config, directory, {}, RunLabels(directory.absolute().name, "sweep"))
+    import wandb
+
+    header, *rows = table
+    numbers = [[_number(cell) for cell in row] for row in rows]
+    run = logger.experiment
+    run.log({"sweep/jobs": wandb.Table(columns=list(header), data=numbers, allow_mixed_types=True)})
+    for plot in directory.glob("*.png"):
+        run.log({f"sweep/{plot.stem}": wandb.Image(str(plot))})
+    run.finish()
+
+
+def _number(cell: str) -> float | str | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
 
 
 @rank_zero_only
@@ -175,21 +209,13 @@ def log_measurements(loggers: Sequence[Logger], measurements: Sequence[Measureme
     _summarize(loggers, {f"{one.method}/{one.name}": one.value for one in measurements})
 
 
-def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any]) -> None:
+def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any], step: int | None = None) -> None:
     """Add ``values`` to the summary of W&B's run, and the numbers among them to the user's own loggers."""
     for run in _wandb_runs(loggers):
         run.summary.update(dict(values))
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
     for logger in _extra(loggers):
-        logger.log_metrics(numbers)
-
-
-@rank_zero_only
-def log_plots(loggers: Sequence[Logger], folder: Path) -> None:
-    """Add the pictures in a run's folder of plots."""
-    for logger in loggers:
-        for file in sorted(folder.glob("*.png")):
-            log_picture(logger, f"plots/{file.stem}", file)
+        logger.log_metrics(numbers, step)
 
 
 @rank_zero_only

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import logging
 import os
 from argparse import Namespace
@@ -58,7 +59,7 @@ class MetricsFile(Logger):
         row = {"step": str(step or 0), **{name: repr(float(value)) for name, value in metrics.items()}}
         try:
             if not self._columns:
-                self._begin(step or 0)
+                self._begin(step or 0, [name for name in metrics if name != "epoch"])
             if new := [name for name in row if name not in self._columns]:
                 self._rewrite([*self._columns, *new], self.read())
             self._append(row)
@@ -67,9 +68,15 @@ class MetricsFile(Logger):
                 log.warning("%s cannot be written (%s): metrics are missing from it", self._path, error.strerror)
             self._warned = True
 
-    def _begin(self, step: int) -> None:
-        """Keep the rows before ``step`` of an earlier process."""
-        rows = [row for row in self.read() if row["step"].isdecimal() and int(row["step"]) < step]
+    def _begin(self, step: int, names: Sequence[str]) -> None:
+        """Keep the rows of an earlier process, up to those with one of ``names`` at ``step`` or of later steps."""
+
+        def is_kept(row: Mapping[str, str]) -> bool:
+            if not row["step"].isdecimal() or int(row["step"]) > step:
+                return False
+            return int(row["step"]) < step or not any(row.get(name) for name in names)
+
+        rows = list(itertools.takewhile(is_kept, self.read()))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._rewrite(list(rows[0]) if rows else ["step"], rows)
 
@@ -77,7 +84,7 @@ class MetricsFile(Logger):
         """Whole rows, "step" and metrics as text; one that a killed process left half written is dropped."""
         if not self._path.exists():
             return []
-        with self._path.open(newline="") as file:
+        with self._path.open(newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
 
     def _rewrite(self, columns: list[str], rows: Sequence[Mapping[str, str]]) -> None:
@@ -91,7 +98,7 @@ class MetricsFile(Logger):
     def _append(self, row: Mapping[str, str]) -> None:
         size = self._path.stat().st_size
         try:
-            with self._path.open("a", newline="") as file:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns, restval="").writerow(row)
         except OSError:
             with contextlib.suppress(OSError):  # the next row shall not continue what was written of this one

@@ -10,7 +10,8 @@
 int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) {
     if (check_rows(d, parents, rows) != OK) return NO_ROW;
     if (check_tokens(d, tokens, rows) != OK) return NO_TOKEN;
-    return decode(d, parents, rows, &(DecodingRequest){.given = tokens, .candidates = 1});
+    begin_call(d);
+    return end_call(d, decode(d, parents, rows, &(DecodingRequest){.given = tokens, .candidates = 1}));
 }
 
 /* Logits (rows, vocab) after row parents[r] of the last call. */
@@ -34,14 +35,22 @@ int tt_extend(Decoder *d, const int64_t *parents, int rows, const int64_t *given
     if (given && check_tokens(d, given, rows) != OK) return NO_TOKEN;
     const SamplingRequest sampling = {uniforms, {strides[0], strides[1], strides[2]}, rows / environments, count, k, temperature, cdf,
                                       tokens, NULL, log_likelihoods};
-    return decode(d, parents, rows, &(DecodingRequest){given, &sampling, NULL, 1});
+    begin_call(d);
+    return end_call(d, decode(d, parents, rows, &(DecodingRequest){given, &sampling, NULL, 1}));
 }
 
 /* Begin anew with whole sequences (rows, time) from position 0. */
-int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) { return encode(d, tokens, rows, time); }
+int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
+    begin_call(d);
+    return end_call(d, encode(d, tokens, rows, time));
+}
 
 /* Find the plans of some environments. size: bytes of the caller's Search. */
-int tt_search(Decoder *d, const Search *search, size_t size) { return size == sizeof(Search) ? search_plans(d, search) : OTHER_LAYOUT; }
+int tt_search(Decoder *d, const Search *search, size_t size) {
+    if (size != sizeof(Search)) return OTHER_LAYOUT;
+    begin_call(d);
+    return end_call(d, search_plans(d, search));
+}
 
 /* ---- making and freeing ---- */
 
@@ -116,6 +125,7 @@ Decoder *tt_create(const int *shape, int num_entries, float eps, const float **w
         pack_numbers(d, shape[9], weights + of_trunk);
     }
     precompute_first_layer(d);
+    d->stop = calloc(1, sizeof(atomic_int));
     d->workers = calloc(d->threads, sizeof(Decoder));
     for (int t = 0; t < d->threads; t++) {
         memcpy(&d->workers[t], d, sizeof(Decoder));
@@ -144,5 +154,5 @@ void tt_destroy(Decoder *d) {
         for (int i = 0; i < 3; i++) free_generation(&s->between[i]);
     }
     free(d->workers), free(d->first_layer_cache), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
-    free(d->embeddings), free(d->positions), free(d);
+    free(d->embeddings), free(d->positions), free(d->stop), free(d);
 }

@@ -81,6 +81,7 @@ typedef struct Decoder {
     ExtraPage *extra_pages;
     Generation newest, first, next; /* of the last call; what it becomes, by one token and by all */
     struct Decoder *workers; /* for each thread, of one thread: all that changes is their own */
+    atomic_int *stop; /* of all of them: the call is to end, see interruption.h */
 } Decoder;
 
 typedef struct {
@@ -106,7 +107,7 @@ typedef struct {
     int score_width; /* floats from one row's scores to the next one's */
 } Block;
 
-enum { OK, NO_MEMORY, TOO_LONG, NO_TOKEN, NO_ROW, OTHER_LAYOUT };
+enum { OK, NO_MEMORY, TOO_LONG, NO_TOKEN, NO_ROW, OTHER_LAYOUT, INTERRUPTED };
 
 static inline int pages_for(int slots) { return (slots + LANES - 1) / LANES; }
 

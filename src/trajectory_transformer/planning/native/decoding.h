@@ -96,7 +96,7 @@ static int draw_remaining(Decoder *d, Scratch *s, RowSet *set, const SamplingReq
     Row *work = malloc(sizeof(Row) * n);
     int status = drawn && own && work ? OK : NO_MEMORY;
     for (int r = 0; r < n && status == OK; r++) own[r] = r;
-    for (; at < sampling->count && status == OK; at++) {
+    for (; at < sampling->count && status == OK && !interrupted(d); at++) {
         const double began = omp_get_wtime();
         Generation *to = end && at == last ? end : through[at % 2];
         status = draw_tokens(d, set->in, set->places, set->rows, n, sampling, at, 1, drawn);
@@ -112,7 +112,7 @@ static int draw_remaining(Decoder *d, Scratch *s, RowSet *set, const SamplingReq
         set->in = to;
     }
     free(drawn), free(own), free(work);
-    return status;
+    return status == OK && *d->stop ? INTERRUPTED : status;
 }
 
 /* Sample the tokens of a set's candidates, few enough at once that the pages they attend to stay in the cache. */
@@ -199,7 +199,7 @@ static int decode(Decoder *d, const int64_t *parents, int n, const DecodingReque
     {
         Scratch *own = &d->scratch[omp_get_thread_num()];
         used -= time_used();
-        for (int g; (g = atomic_fetch_add(&taken, 1)) < num_groups;)
+        for (int g; (g = atomic_fetch_add(&taken, 1)) < num_groups && !interrupted(d);)
             if (decode_group(d, own, &groups[g], order + groups[g].first_row, work, request, &sampling_seconds) != OK) failed = 1;
         used += time_used();
         barrier(d, omp_get_num_threads());
@@ -208,6 +208,7 @@ static int decode(Decoder *d, const int64_t *parents, int n, const DecodingReque
     d->seconds[0] += took - sampling_seconds / team, d->seconds[1] += sampling_seconds / team;
     if (team > 1) update_team_loss(d, took, used);
     free(work), free(groups), free(all), free(order), free(drawn);
+    if (*d->stop) return INTERRUPTED;
     if (failed) return NO_MEMORY;
     const Generation newest = d->newest;
     d->next.position = newest.position + length, d->next.num_rows = candidates;

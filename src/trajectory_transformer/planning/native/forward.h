@@ -1,11 +1,11 @@
 /* All layers for some rows, by a team of threads. */
 #pragma once
 
-#include <omp.h>
 #include <sched.h>
 #include <time.h>
 
 #include "attention.h"
+#include "interruption.h"
 #include "numbers.h"
 
 static void embed(const Decoder *d, int token, int position, float *x) {
@@ -73,7 +73,7 @@ static void barrier(Decoder *d, int team) {
     }
     const double began = omp_get_wtime();
     for (int i = 1, late = 0; atomic_load(&d->phase) == phase; i++) {
-        if (late) sched_yield();
+        if (late) interrupted(d), sched_yield();
         else PAUSE();
         if (!late && i % 256 == 0) late = omp_get_wtime() - began > SPIN_SECONDS;
     }
@@ -255,15 +255,18 @@ static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
     }
     const double began = omp_get_wtime();
     double used = 0;
+    int stop[2] = {0, 0}; /* after even and odd turns: all threads have passed a barrier since it was written, and until it is again */
 #pragma omp parallel num_threads(threads) if (ready && threads > 1) reduction(+ : used)
     {
         const int team = omp_get_num_threads(), thread = omp_get_thread_num();
         used -= time_used();
         for (int b = thread; b < num_blocks && ready; b += team) find_pages(d, &blocks[b]);
         for (int turn = 0; turn * team < num_blocks && ready; turn++) {
+            if (thread == 0) stop[turn % 2] = interrupted(d);
             const int b = turn * team + thread;
             const Block none = {.rows = rows}, *block = b < num_blocks ? &blocks[b] : &none;
             run_block(d, &d->scratch[thread], block, b + team < num_blocks ? block + team : &blocks[thread], logits, team);
+            if (stop[turn % 2]) break;
         }
         used += time_used();
         barrier(d, team);
@@ -272,12 +275,12 @@ static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
     d->seconds[0] += took;
     if (threads > 1) update_team_loss(d, took, used);
     free(blocks), free(tiles), free(addresses);
-    return ready ? OK : NO_MEMORY;
+    return !ready ? NO_MEMORY : *d->stop ? INTERRUPTED : OK;
 }
 
-/* All layers for rows that want logits and see as many slots each, none of them another one's, by one thread. */
+/* All layers for rows that want logits and see as many slots each, none of them another one's, by one thread; fewer of them once the call is to end. */
 static void run_alone(Decoder *d, const Scratch *s, const Row *rows, int n, float *logits) {
-    for (int first = 0, size; first < n; first += size) {
+    for (int first = 0, size; first < n && !interrupted(d); first += size) {
         size = n - first <= BLOCK ? n - first : GROUP;
         Block block = {rows + first, size, s->tiles, 0, s->pages, 0, pages_for(rows->seen) * LANES};
         find_pages(d, &block);

@@ -21,9 +21,17 @@ _FUNCTIONS: c_library.Functions = {
     "tt_logits": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS]),
     "tt_seconds": (None, [_ADDRESS, _ADDRESS]),
 }
+_INTERRUPTIBLE = ("tt_encode", "tt_step", "tt_extend", "tt_search")
 
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled kernel; :class:`~...c_library.UnavailableError` where it cannot be compiled."""
-    return c_library.load(SOURCE, _FUNCTIONS)
+    """The compiled kernel; :class:`~...c_library.UnavailableError` where it cannot be compiled.
+
+    Its long calls look for signals (``interruption.h``) and raise what Python's handlers of them raise.
+    """
+    library = c_library.load(SOURCE, _FUNCTIONS)
+    for name in _INTERRUPTIBLE:
+        result, arguments = _FUNCTIONS[name]
+        setattr(library, name, ctypes.PYFUNCTYPE(result, *arguments)((name, library)))
+    return library

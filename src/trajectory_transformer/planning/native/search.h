@@ -122,7 +122,7 @@ static int search_plans(Decoder *d, const Search *s) {
         Decoder *worker = &d->workers[omp_get_thread_num()];
         worker->seconds[0] = worker->seconds[1] = 0;
         used -= time_used();
-        for (int part; (part = atomic_fetch_add(&taken, 1)) < parts;) {
+        for (int part; (part = atomic_fetch_add(&taken, 1)) < parts && !interrupted(d);) {
             const int status = search_environments(worker, s, part * each, each);
             if (status != OK) worst = status;
         }
@@ -131,5 +131,6 @@ static int search_plans(Decoder *d, const Search *s) {
     }
     d->seconds[0] += model / team, d->seconds[1] += sampling_seconds / team;
     if (parts && team > 1) update_team_loss(d, omp_get_wtime() - began, used);
+    if (*d->stop) return INTERRUPTED;
     return worst != OK || !left ? worst : search_environments(d, s, parts * each, left);
 }

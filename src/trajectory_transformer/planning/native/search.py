@@ -78,4 +78,5 @@ def native_search(
         score=arrays["best_score"],
         steps=[SearchStep(*step) for step in zip(*of_steps, strict=True)],
         beam_width=width,
+        observations=list(arrays["observations"].unbind(0)),
     )

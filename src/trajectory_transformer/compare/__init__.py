@@ -1,0 +1,1 @@
+"""Methods compared over tasks and seeds, from what their runs' ``results.json`` say. Nothing here imports torch."""

@@ -1,0 +1,101 @@
+"""Compare methods over tasks and seeds: ``python -m trajectory_transformer.compare NAME=FOLDER[,FOLDER…] …``.
+
+A folder is a run, a sweep, or anything that holds them, and may be a glob pattern; given without NAME, it is a method
+of its own name. Prints a table by task, aggregates over tasks with intervals, probabilities of improvement, and the
+expected best of n policies tried.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..configuration import require
+from ..errors import UserError
+from ..reachability import unreachable, wandb_key_is_configured, wandb_url
+from .runs import NORMALIZATIONS, differences, find_results, read_run, remarks
+
+
+def compare_runs(
+    words: Sequence[str],
+    normalization: str = "reference",
+    anyway: bool = False,
+    out: Path | None = None,
+    project: str | None = None,
+    by: str | None = None,
+) -> None:
+    """Do what the command does; UserError about what cannot be read, compared or written."""
+    files, unfinished = find_results(words, by)
+    methods = {name: [read_run(name, file, normalization) for file in found] for name, found in files.items()}
+    notes = [*remarks(methods), *(f"not counted, as it has no results: {run}" for run in unfinished)]
+    differs = list(differences(methods))
+    if differs and not anyway:
+        reasons = "".join(f"\n  {one}" for one in differs)
+        raise UserError(f"these runs are no fair comparison (--anyway makes one that says so):{reasons}")
+    tasks = [{run.task for run in runs} for runs in methods.values()]
+    require(bool(set.intersection(*tasks)), f"no task has results of all of {', '.join(methods)}")
+    from . import report  # here, as a refused option need not wait for SciPy
+
+    compared = report.compare(methods, NORMALIZATIONS[normalization], differs, notes)
+    print(report.as_text(compared), end="")
+    picture = None
+    if out is not None:
+        from .figure import plot_comparison
+
+        report.write(compared, out)
+        picture = out / "compare.png"
+        plot_comparison(compared, compared.tables[1].heading, picture)
+        print(f"written to {out}")
+    if project is not None:
+        _log_to_wandb(compared, project, out, picture)
+
+
+def _log_to_wandb(compared: Any, project: str, out: Path | None, picture: Path | None) -> None:
+    """One run with a table each, the notes, and the picture; offline without a key, or as WANDB_MODE says."""
+    import wandb
+    from wandb.errors import CommError, UsageError
+
+    online = wandb_key_is_configured() and unreachable(wandb_url()) is None
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if online else "offline")
+    settings = wandb.Settings(init_timeout=20, silent=True)
+    try:
+        run = wandb.init(project=project, job_type="compare", dir=out, mode=mode, settings=settings)
+    except (UsageError, CommError) as error:
+        raise UserError(f"W&B does not start: {error}; log in with `wandb login`, or set WANDB_MODE=offline") from None
+    for table in compared.tables:
+        columns, rows = table.plain()
+        run.log({f"compare/{table.name}": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)})
+    if picture is not None:
+        run.log({"compare/figure": wandb.Image(str(picture))})
+    run.summary["notes"] = "\n".join(compared.notes)
+    run.finish()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trajectory_transformer.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("methods", nargs="+", metavar="NAME=FOLDER", help="a method and its runs; or FOLDER alone")
+    parser.add_argument("--by", metavar="OPTION", help="methods are the values of this option, in sweeps: --by method")
+    parser.add_argument("--anyway", action="store_true", help="compare what is not alike, and say so")
+    parser.add_argument(
+        "--normalize", choices=[*NORMALIZATIONS], default="reference", help="what scores are percent of"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write text, Markdown, LaTeX, CSV and PNG there")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log the tables to Weights & Biases")
+    given = parser.parse_args(words)
+    try:
+        compare_runs(given.methods, given.normalize, given.anyway, given.out, given.wandb, given.by)
+    except UserError as error:
+        print(f"error: {error.told}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Tables and sentences of a comparison, and the files they are written to."""
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from ..app.sweep import confidence
+from ..files import write_output
+from . import statistics
+from .runs import Run, grouped
+from .statistics import AGGREGATES, Estimate
+
+Cell: TypeAlias = str | int | float | Estimate | None
+FEW_RUNS = 5
+THRESHOLDS = 101  # of a profile
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; a column's cells are of one kind, or None."""
+
+    name: str  # of its file
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    origin: str  # its commits, and whether what it compares is alike
+    printed: bool = True  # else in files alone
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} ({self.origin})"
+
+    def texts(self) -> list[list[str]]:
+        """Columns and rows for people."""
+        return [self.columns, *([_text(cell) for cell in row] for row in self.rows)]
+
+    def plain(self) -> tuple[list[str], list[list[str | int | float | None]]]:
+        """Columns and rows for programs: an estimate takes three, with its ends; the origin comes last."""
+        wide = [any(isinstance(cell, Estimate) for cell in column) for column in zip(*self.rows, strict=True)]
+        names = [
+            name + end
+            for name, three in zip(self.columns, wide, strict=True)
+            for end in (("", " low", " high") if three else ("",))
+        ]
+        rows = (
+            [part for cell, three in zip(row, wide, strict=True) for part in _parts(cell, three)] for row in self.rows
+        )
+        return [*names, "origin"], [[*row, self.origin] for row in rows]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison; estimates by method, in the order of the methods."""
+
+    tables: list[Table]
+    notes: list[str]
+    aggregates: dict[str, list[Estimate]]  # as AGGREGATES
+    thresholds: list[float]
+    profiles: dict[str, list[Estimate]]  # as thresholds
+    budgets: dict[str, list[float]]  # expected best of 1, 2, … policies
+
+    @property
+    def printed(self) -> list[Table]:
+        return [table for table in self.tables if table.printed]
+
+
+def compare(
+    methods: Mapping[str, Sequence[Run]], scale: str, differences: Sequence[str] = (), remarks: Sequence[str] = ()
+) -> Report:
+    """The report of methods that have a task in common, with ``scale`` saying what a score is."""
+    of_tasks = {method: grouped(runs, "task") for method, runs in methods.items()}
+    all_tasks = list(dict.fromkeys(task for tasks in of_tasks.values() for task in tasks))
+    tasks = [task for task in all_tasks if all(task in own for own in of_tasks.values())]
+    scores = {
+        method: [np.array([run.score for run in own[task]]) for task in tasks] for method, own in of_tasks.items()
+    }
+    values = np.concatenate([task for own in scores.values() for task in own])
+    thresholds = np.linspace(min(0.0, values.min()), values.max(), THRESHOLDS).tolist()
+    profile = partial(statistics.profile, thresholds=thresholds)
+    aggregates = {method: statistics.estimates(statistics.aggregates, own) for method, own in scores.items()}
+    profiles = {method: statistics.estimates(profile, own) for method, own in scores.items()}
+    pairs = itertools.combinations(scores, 2)
+    wins = {(a, b): statistics.estimates(statistics.improvement, scores[a], scores[b])[0] for a, b in pairs}
+    budgets = {method: statistics.budget(own) for method, own in scores.items()}
+    origin, tables, over = _origin(methods), [], f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
+    if differences:
+        origin += "; NOT ALIKE, see the notes"
+
+    def add(name: str, title: str, columns: list[str], rows: list[list[Cell]], printed: bool = True) -> None:
+        if rows:
+            tables.append(Table(name, title, columns, rows, origin, printed))
+
+    by_task = [(task, own[task]) for task in all_tasks for own in of_tasks.values() if task in own]
+    title = "By task: mean over runs and its 95 % interval by Student's t"
+    columns = ["task", "method", "runs", "seeds", "episodes", "return", "score", "commit"]
+    add("tasks", title, columns, [_task_row(task, runs) for task, runs in by_task])
+    title = f"Over {over}: scores and 95 % stratified bootstrap intervals"
+    add("aggregates", title, ["method", *AGGREGATES], [[method, *own] for method, own in aggregates.items()])
+    title = f"Probability that a run of A is above one of B, over {over}: 95 % bootstrap intervals"
+    add("improvement", title, ["A", "B", "probability of improvement"], [[*pair, won] for pair, won in wins.items()])
+    rows = itertools.zip_longest(*budgets.values())
+    title = f"Expected best score of n policies tried in each of {over}"
+    add("budget", title, ["n", *budgets], [[n, *row] for n, row in enumerate(rows, 1)])
+    rows = zip(thresholds, *profiles.values(), strict=True)
+    title = f"Performance profiles: share of runs above a score, over {over}"
+    add("profiles", title, ["score", *profiles], [list(row) for row in rows], False)
+    columns = ["method", "task", "seed", "episodes", "return", "score", "commit", "folder"]
+    add("runs", "Runs", columns, [_run_row(run) for runs in methods.values() for run in runs], False)
+    notes = [f"NOT ALIKE, compared all the same: {one}" for one in differences]
+    notes += [f"a score is in percent of the way between two returns: {scale}", *remarks]
+    if len(tasks) < len(all_tasks):
+        notes.append(f"numbers over tasks are of the {len(tasks)} of {len(all_tasks)} that all methods have")
+    return Report(tables, [*notes, *_conclusions(scores, wins)], aggregates, thresholds, profiles, budgets)
+
+
+def _origin(methods: Mapping[str, Sequence[Run]]) -> str:
+    commits = {method: _commits(runs) for method, runs in methods.items()}
+    if len({run.commit for runs in methods.values() for run in runs}) == 1:
+        return f"commit {next(iter(commits.values()))}"
+    return "different commits: " + "; ".join(f"{method} {own}" for method, own in commits.items())
+
+
+def _commits(runs: Sequence[Run]) -> str:
+    return ", ".join(sorted({run.commit for run in runs}))
+
+
+def _task_row(task: str, runs: Sequence[Run]) -> list[Cell]:
+    seeds = {run.seed if run.seed is not None else run.folder for run in runs}
+    episodes = sum(len(run.results["episodes"]) for run in runs)
+    estimates = [_by_student([run.episode_return for run in runs]), _by_student([run.score for run in runs])]
+    return [task, runs[0].method, len(runs), len(seeds), episodes, *estimates, _commits(runs)]
+
+
+def _by_student(values: Sequence[float]) -> Estimate:
+    mean, half = confidence(values)
+    assert mean is not None
+    return Estimate(mean) if half is None else Estimate(mean, mean - half, mean + half)
+
+
+def _run_row(run: Run) -> list[Cell]:
+    numbers = len(run.results["episodes"]), run.episode_return, run.score
+    return [run.method, run.task, run.seed, *numbers, run.commit, run.folder]
+
+
+def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[str, str], Estimate]) -> Iterator[str]:
+    """What can be concluded of each pair, and what cannot."""
+    fewest = {method: min(map(len, own)) for method, own in scores.items()}
+    if single := [method for method, count in fewest.items() if count == 1]:
+        yield f"{', '.join(single)}: a task has a single run, so there is no interval over runs"
+    if few := [method for method, count in fewest.items() if 1 < count < FEW_RUNS]:
+        yield f"{', '.join(few)}: fewer than {FEW_RUNS} runs of a task; such intervals are rough, often too narrow"
+    if len(next(iter(scores.values()))) == 1:
+        yield "one task says nothing of others: interquartile mean, median and mean are over its runs alone"
+    for (one, other), won in wins.items():
+        chance = statistics.smallest_p(scores[one], scores[other])
+        if chance > 0.05:
+            verdict = f"too few runs to conclude: alike, they would come out wholly apart with probability {chance:.2g}"
+        elif won.low is None or won.high is None:
+            verdict = "no conclusion without an interval"
+        elif won.low > 0.5 or won.high < 0.5:
+            verdict = f"{one if won.low > 0.5 else other} improves on {other if won.low > 0.5 else one}"
+        else:
+            verdict = "the interval has 0.5 within: no difference is shown"
+        yield f"{one} against {other}: probability of improvement {_text(won)}: {verdict}"
+    if len(wins) > 1:
+        yield f"one in twenty of the intervals of {len(wins)} pairs can be expected to miss"
+    yield "intervals that overlap are not a difference, and the best of several runs is not a method's result"
+
+
+def _parts(cell: Cell, three: bool) -> list[str | int | float | None]:
+    if isinstance(cell, Estimate):
+        return [cell.value, cell.low, cell.high]
+    return [cell, None, None] if three else [cell]
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, Estimate):
+        ends = "" if cell.low is None else f" [{_text(cell.low)}, {_text(cell.high)}]"
+        return _text(cell.value) + ends
+    if isinstance(cell, float):
+        return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.2f}" if abs(cell) < 1 else f"{cell:.1f}"
+    return "" if cell is None else str(cell)
+
+
+def as_text(report: Report) -> str:
+    """For a screen: columns side by side, notes at the end."""
+    blocks = []
+    for table in report.printed:
+        cells = table.texts()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
+        blocks.append("\n".join([table.heading, *lines]))
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in report.notes)]) + "\n"
+
+
+def as_markdown(report: Report) -> str:
+    """For a page."""
+    blocks = []
+    for table in report.printed:
+        header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table.texts())
+        lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+        blocks.append("\n".join([f"**{table.heading}**", "", *lines]))
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in report.notes)]) + "\n"
+
+
+def as_latex(report: Report) -> str:
+    """For a paper: a ``table`` each, with booktabs; notes are comments."""
+    escapes = {ord(sign): f"\\{sign}" for sign in "&%$#_{}"}
+    escapes |= {ord("\\"): r"\textbackslash{}", ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}"}
+    blocks = ["% \\usepackage{booktabs}"]
+    for table in report.printed:
+        header, *rows = (" & ".join(cell.translate(escapes) for cell in row) + r" \\" for row in table.texts())
+        lines = [r"\begin{table}", r"\centering", f"\\caption{{{table.heading.translate(escapes)}}}"]
+        lines += [f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", header, r"\midrule", *rows]
+        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
+    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in report.notes)]) + "\n"
+
+
+def write(report: Report, folder: Path) -> None:
+    """``compare.txt``, ``.md`` and ``.tex``, and a CSV of each table; UserError if they cannot be written."""
+    for suffix, text in (("txt", as_text), ("md", as_markdown), ("tex", as_latex)):
+        write_output("comparison", folder / f"compare.{suffix}", text(report))
+    for table in report.tables:
+        written, (columns, rows) = io.StringIO(), table.plain()
+        csv.writer(written, lineterminator="\n").writerows([columns, *rows])
+        write_output("comparison", folder / f"{table.name}.csv", written.getvalue())

@@ -1,0 +1,269 @@
+"""Runs as their ``results.json`` and ``config.yaml`` tell of them, and what keeps them from being compared."""
+
+import glob
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..app.jobs import RunRecord
+from ..app.main import read_config
+from ..app.sweep import SweepJob, read_jobs
+from ..configuration import TrainConfig, require
+from ..environments.reference_scores import reference_scores
+from ..errors import UserError
+from ..evaluation.results import read_results
+from ..evaluation.scores import normalized_scores
+
+NORMALIZATIONS = {
+    "reference": "0 and 100 are the reference returns that the results name, or D4RL's for the environment",
+    "mean": "0 is a return of 0, 100 the data's mean return",
+    "best": "0 is a return of 0, 100 the return of the data's best episode",
+    "mean-best": "0 is the data's mean return, 100 the return of its best episode",
+}
+SEEDS = "seeds of the episodes"  # which follow from the run's, so that only runs of one seed must share them
+VERSIONS = ("gymnasium", "mujoco")
+Member = TypeVar("Member")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation of one trained policy."""
+
+    method: str
+    folder: str
+    task: str  # ids of its data, joined by commas
+    seed: int | None  # of training, which splits the data too; None where it is not known
+    score: float  # normalised, in percent: the mean over episodes
+    results: dict[str, Any]
+    facts: dict[str, str | None]  # what must be equal; None where it is not known
+    settings: dict[str, Any]  # options by which policies of one method may differ
+
+    @property
+    def episode_return(self) -> float:
+        return self.results["summary"]["return_mean"]
+
+    @property
+    def commit(self) -> str:
+        return (self.results["commit"] or "unknown")[:7]
+
+
+def grouped(members: Iterable[Member], key: str) -> dict[Any, list[Member]]:
+    """Members by one of their attributes, in the order of the first of each."""
+    groups: dict[Any, list[Member]] = defaultdict(list)
+    for member in members:
+        groups[getattr(member, key)].append(member)
+    return groups
+
+
+def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str, list[Path]], list[str]]:
+    """Results files by method, and runs that have none, of ``NAME=FOLDER,…``, ``FOLDER``, glob patterns and files.
+
+    With ``by``, the name of an option, a method is a value of that option, as it was given to each run.
+
+    Raises:
+        UserError: a word names no results, two methods the same, or a run was not given the option.
+    """
+    found: dict[str, list[Path]] = defaultdict(list)
+    unfinished: list[str] = []
+    for word in words:
+        name, equals, rest = word.partition("=")
+        alone = not equals or Path(word).exists()
+        require(alone or (name != "" and rest != ""), f"{word}: give NAME=FOLDER")
+        for place in [word] if alone else [rest] if Path(rest).exists() else rest.split(","):
+            paths = [Path(place)] if Path(place).exists() else sorted(map(Path, glob.glob(place, recursive=True)))
+            require(bool(paths), f"{word}: there is no '{place}'")
+            some = False
+            for path in paths:
+                files = sorted(path.rglob("results.json")) if path.is_dir() else [path] * (path.suffix == ".json")
+                method = path.resolve().name if alone else name
+                found[method] += [file for file in files if file not in found[method]]
+                unfinished += _unfinished(path)
+                some = some or bool(files)
+            require(some, f"{word}: '{place}' holds no results.json; give folders of runs that were evaluated")
+    if by is not None:
+        found = grouped_by_option([file for files in found.values() for file in files], by)
+    owners: dict[Path, str] = {}
+    for method, files in found.items():
+        for file in files:
+            owner = owners.setdefault(file.resolve(), method)
+            require(owner == method, f"{file} is of both {owner} and {method}; give each method folders of its own")
+    return {method: files for method, files in found.items() if files}, unfinished
+
+
+def grouped_by_option(files: Iterable[Path], option: str) -> dict[str, list[Path]]:
+    """Results files by the value of an option that each run's command line, or its sweep, gave."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file in dict.fromkeys(files):
+        record = RunRecord.read(file.parent)
+        given = {} if record is None else record.parameters
+        told = f"; given were {', '.join(given)}" if given else ""
+        require(option in given, f"--by {option}: {file.parent} was not given that option{told}")
+        found[given[option]].append(file)
+    return found
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """Runs in a folder that have not ended well, and why."""
+    own = RunRecord.read(folder)
+    jobs = (read_jobs(folder) if folder.is_dir() else []) or ([] if own is None else [SweepJob(".", own)])
+    left = [job for job in jobs if job.status != "finished" and not (folder / job.name / "results.json").exists()]
+    return [f"{folder / job.name}: {job.record.reason or job.status}" for job in left]
+
+
+def read_run(method: str, file: Path, normalization: str) -> Run:
+    """One run; UserError if its file is wrong, or its return cannot be normalised."""
+    results = read_results(file)
+    folder = file.parent if file.name == "results.json" else file  # a copy, under a name of its own
+    own, told, checkpoint = _training_config(folder), results.get("trained") or {}, Path(results["checkpoint"])
+    config = own or (_training_config(checkpoint.parent.parent) if checkpoint.is_file() else None)
+    if config is not None:
+        told = {"seed": config.seed, "validation_fraction": config.data.validation_fraction, **told}
+    ends = _reference(results, normalization, str(file))
+    scores = normalized_scores(np.array([results["summary"]["return_mean"]]), ends)
+    assert scores is not None
+    seeds = sorted(episode["seed"] for episode in results["episodes"])
+    in_a_row = seeds == list(range(seeds[0], seeds[-1] + 1)) if seeds else False
+    held_out, steps = told.get("validation_fraction"), results.get("max_episode_steps")
+    facts = {
+        "fingerprint of the data": told.get("fingerprint", "")[:12] or None,
+        "returns of the data": "{episodes} episodes of mean {return_mean:.6g}, best {return_max:.6g}".format(
+            **results["behavior"]
+        ),
+        "environment": results["env_id"],
+        "held-out share of the data": None if held_out is None else f"{held_out:g}",
+        "number of episodes": str(len(seeds)),
+        "max_episode_steps": None if "max_episode_steps" not in results else str(steps),
+        "returns of score 0 and 100": "{:.6g} and {:.6g}".format(*ends),
+        SEEDS: f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds)),
+    }
+    planner = asdict(own.planner) if own is not None else results["planner"]
+    settings = {"planner": planner} | ({} if config is None else _training_options(config))
+    return Run(
+        method,
+        str(folder),
+        results["dataset"],
+        told.get("seed"),
+        float(scores[0]),
+        results,
+        facts,
+        _flat(settings),
+    )
+
+
+def _training_config(folder: Path) -> TrainConfig | None:
+    """The options of the training in a folder, where there is one that this version can read."""
+    try:
+        return read_config(folder, None)
+    except UserError:
+        return None
+
+
+def _training_options(config: TrainConfig) -> dict[str, Any]:
+    data = {name: value for name, value in asdict(config.data).items() if name not in ("dataset_id", "source")}
+    parts = {name: asdict(getattr(config, name)) for name in ("model", "optimizer")}
+    return {"learner": config.learner, "data": data, **parts, "trainer": {"max_steps": config.trainer.max_steps}}
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _reference(results: Mapping[str, Any], normalization: str, file: str) -> tuple[float, float]:
+    """The returns that count as 0 and 100; UserError where there are none."""
+    mean, best = (results["behavior"][name] for name in ("return_mean", "return_max"))
+    if normalization == "reference":
+        known = {f"ref_{end}_score": results["reference_scores"][end] for end in ("min", "max")}
+        ends = reference_scores(known, results["env_id"])[0]
+        choices = ", ".join(name for name in NORMALIZATIONS if name != normalization)
+        hint = f"{file}: no reference returns are known of {results['env_id']}; choose --normalize={{{choices}}}"
+    else:
+        ends = {"mean": (0.0, mean), "best": (0.0, best), "mean-best": (mean, best)}[normalization]
+        hint = f"{file}: --normalize={normalization} gives no scores where {ends[1]:g} would be 100 and {ends[0]:g} 0"
+    if ends is None or not ends[0] < ends[1]:
+        raise UserError(f"{hint} ({NORMALIZATIONS[normalization]})")
+    return ends
+
+
+def differences(methods: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+    """Sentences about what makes runs of one task no fair comparison, each with the folders; none if it is one."""
+    runs = [run for own in methods.values() for run in own]
+    for task, same in grouped(runs, "task").items():
+        for fact in (fact for fact in same[0].facts if fact != SEEDS):
+            yield from _different(task, fact, same)
+        for seed, of_seed in grouped(same, "seed").items():
+            if seed is not None:
+                yield from _different(f"{task}, seed {seed}", SEEDS, of_seed)
+        lacking = [method for method, own in methods.items() if task not in {run.task for run in own}]
+        if lacking:
+            yield f"{task}: {', '.join(lacking)} has no results, {_places(same, 4)} has"
+
+
+def _different(place: str, fact: str, runs: Sequence[Run]) -> Iterator[str]:
+    values: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if (value := run.facts[fact]) is not None:
+            values[value].append(run)
+    if len(values) > 1:
+        *told, (most, of_most) = sorted(values.items(), key=lambda item: len(item[1]))
+        words = [*(f"{value} in {_places(own, len(own))}" for value, own in told), f"{most} in {_places(of_most, 4)}"]
+        yield f"{place}: {fact}: {'; '.join(words)}"
+
+
+def _places(runs: Sequence[Run], at_most: int) -> str:
+    folders = list(dict.fromkeys(run.folder for run in runs))
+    others = len(folders) - at_most
+    return ", ".join(folders[:at_most]) + (f" and {others} others" if others > 0 else "")
+
+
+def remarks(methods: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+    """Sentences about what is not known, or not alike, of runs that may be compared.
+
+    Raises:
+        UserError: a policy was evaluated twice, and would count as two.
+    """
+    runs = [run for own in methods.values() for run in own]
+    for fact in runs[0].facts:
+        if unknown := [run for run in runs if run.facts[fact] is None]:
+            yield f"the {fact} is unknown, and so not compared, of {_places(unknown, 3)}"
+    if unknown := [run for run in runs if run.seed is None]:
+        yield f"the seed of training is unknown, so each counts as another, of {_places(unknown, 3)}"
+    for package in VERSIONS:
+        versions = sorted({str(run.results["versions"].get(package, "unknown")) for run in runs})
+        if len(versions) > 1:
+            yield f"versions of {package} differ: {', '.join(versions)}"
+    seeds: dict[str, list[str]] = defaultdict(list)
+    for task, same in grouped(runs, "task").items():
+        own = {m: sorted({run.seed for run in of if run.seed is not None}) for m, of in grouped(same, "method").items()}
+        if len({tuple(numbers) for numbers in own.values()}) > 1:
+            seeds["; ".join(f"{method} {', '.join(map(str, numbers))}" for method, numbers in own.items())].append(task)
+    for told, tasks in seeds.items():
+        yield f"the seeds, and so the splits of the data, differ in {', '.join(tasks)}: {told}"
+    mixed: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for method, own in methods.items():
+        for task, same in grouped(own, "task").items():
+            for one, other in ((a, b) for i, b in enumerate(same) for a in same[:i] if a.seed == b.seed is not None):
+                require(
+                    bool(_varied([one, other])),
+                    f"{method}: {one.folder} and {other.folder} are of one seed ({one.seed}) and setting of {task}; "
+                    "a policy counts once: give one of them, or each a NAME of its own",
+                )
+            if names := _varied(same):
+                mixed[method, ", ".join(names)].append(task)
+    for (method, names), of_tasks in mixed.items():
+        yield f"{method} mixes settings of {names}, in {', '.join(of_tasks)}: its numbers are over all of them"
+
+
+def _varied(runs: Sequence[Run]) -> list[str]:
+    """Options that differ between runs which tell them."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for name, value in run.settings.items():
+            values[name].add(repr(value))
+    return [name for name, different in values.items() if len(different) > 1]

@@ -1,0 +1,33 @@
+"""A suite: a sweep over methods, data sets and seeds that ends in the comparison of its methods."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from typing_extensions import override
+
+from ..app import RunChecks
+from ..errors import UserError
+from ..files import is_first_process
+from .__main__ import compare_runs
+
+
+class SuiteChecks(RunChecks):
+    """Hydra's hooks around a suite, ``suite=NAME``: those of every sweep, then ``compare``, into the sweep's folder.
+
+    Jobs that failed are named by the sweep's table and by the comparison, which is over the others.
+    """
+
+    @override
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            super().on_multirun_end(config, **kwargs)
+        finally:
+            if is_first_process():
+                self._compare(Path(config.hydra.sweep.dir))
+
+    def _compare(self, directory: Path) -> None:
+        try:
+            compare_runs([str(directory)], out=directory / "comparison", by="method")
+        except UserError as error:
+            print(f"no comparison: {error.told}")

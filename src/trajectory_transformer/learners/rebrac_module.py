@@ -1,0 +1,80 @@
+"""Lightning module of ReBRAC, and its data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..checkpoint import TrainingRecord
+from ..configuration import OptimizerConfig
+from ..data.episodes import Episode
+from ..data.transition_set import FollowedBatch, FollowedTransitions
+from ..training.datamodule import OfflineDataModule
+from ..training.optimization import TrainingPlan
+from .rebrac_network import ActorCritic
+from .transition_module import TransitionModule
+
+
+class FollowedDataModule(OfflineDataModule[FollowedBatch]):
+    """Transitions of the two parts with the actions that followed, rewards as recorded but for the penalty."""
+
+    transitions: dict[str, FollowedTransitions]  # "train" and "validation", on the CPU
+
+    @override
+    def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
+        parts, penalty = {"train": train, "validation": validation}, self.config.termination_penalty
+        self.transitions = {part: FollowedTransitions(episodes, penalty) for part, episodes in parts.items()}
+
+    @override
+    def make_examples(self, part: str) -> FollowedTransitions:
+        return self.transitions[part].to(self.device)
+
+
+class RegularizedModule(TransitionModule):
+    """Trains the critics at each update, and in every so many the actor too, after which the targets follow."""
+
+    best_is_latest = True
+    logged = ("loss", "q_loss", "policy_loss", "q", "action_distance")
+    network: ActorCritic
+
+    def __init__(
+        self,
+        network: ActorCritic,
+        discount: float,
+        optimizer: OptimizerConfig,
+        plan: TrainingPlan,
+        record: TrainingRecord,
+    ) -> None:
+        super().__init__(network, optimizer, plan, record)
+        self.discount = discount
+
+    @property
+    def moves_policy(self) -> bool:
+        """True if the update that comes, or is under way, is one of the actor's too."""
+        return (self.global_step + 1) % self.network.options.policy_every == 0
+
+    @override
+    def losses(self, batch: FollowedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        q_loss, mean = self.network.critic_loss(batch, self.discount)
+        if self.training and not self.moves_policy:
+            # Gradients of 0, which processes can average, and which the actor's momenta are then spared.
+            return q_loss + 0.0 * sum(p.sum() for p in self.network.actor.parameters()), {"q_loss": q_loss, "q": mean}
+        # Differs from the original: the actor learns from the critics as they were before this update, not after it.
+        policy_loss, distance = self.network.actor_loss(batch)
+        total = q_loss + policy_loss
+        named = {"q_loss": q_loss, "policy_loss": policy_loss, "q": mean, "action_distance": distance}
+        return total, {"loss": total, **named}
+
+    @override
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.moves_policy:
+            for parameter in self.network.actor.parameters():
+                parameter.grad = None
+
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.moves_policy:
+            self.network.update_targets()  # not after the batch: a checkpoint is written before the module's hook there

@@ -1,0 +1,72 @@
+"""The command as it is typed: without torch, mistakes with exit code 2, tables to W&B offline."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trajectory_transformer.compare.__main__ import main
+
+from .written import write_run
+
+COMMAND = "from trajectory_transformer.compare.__main__ import main; code = main(sys.argv[1:])"
+
+
+def test_it_never_loads_torch(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 1.0)
+    write_run(tmp_path / "b", 2.0)
+    code = f"import sys; {COMMAND}; print([m for m in ('torch', 'lightning') if m in sys.modules]); sys.exit(code)"
+    words = [f"one={tmp_path / 'a'}", f"two={tmp_path / 'b'}", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"written to {tmp_path / 'out'}\n[]\n")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "compare.txt", "compare.md", "compare.tex", "compare.png", "tasks.csv", "aggregates.csv", "improvement.csv",
+        "budget.csv", "profiles.csv", "runs.csv",
+    }  # fmt: skip
+
+
+def test_a_comparison_that_is_not_fair_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write_run(tmp_path / "a", 1.0), write_run(tmp_path / "b", 2.0, env_id="Other-v0")
+    assert main([str(a), str(b)]) == 2
+    told = capsys.readouterr()
+    sentence = f"a-v0: environment: Env-v0 in {a}; Other-v0 in {b}"
+    assert told.out == ""
+    assert told.err == f"error: these runs are no fair comparison (--anyway makes one that says so):\n  {sentence}\n"
+    assert main([str(a), str(b), "--anyway"]) == 0
+    assert f"- NOT ALIKE, compared all the same: {sentence}\n" in capsys.readouterr().out
+
+
+def test_methods_without_a_common_task_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write_run(tmp_path / "a", 1.0, task="x"), write_run(tmp_path / "b", 2.0, task="y")
+    assert main([str(a), str(b), "--anyway"]) == 2
+    assert capsys.readouterr().err == "error: no task has results of all of a, b\n"
+
+
+def test_a_wrong_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "a", 1.0)
+    (run / "results.json").write_text(json.dumps({"schema": 1}))
+    assert main([str(run)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: results {run}/results.json: field 'command' is missing")
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([str(write_run(tmp_path / "a", 1.0)), "--out", str(tmp_path / "file")]) == 2
+    assert "comparison cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tables_go_to_wandb_offline(tmp_path: Path) -> None:
+    runs = [str(write_run(tmp_path / name, score)) for name, score in (("a", 1.0), ("b", 2.0))]
+    words = [*runs, "--wandb", "a-project", "--out", str(tmp_path / "out")]
+    code = f"import os, sys; os.environ['WANDB_MODE'] = 'offline'; {COMMAND}; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out" / "wandb").glob("offline-run-*")
+    tables = {file.name.split("_")[0]: json.loads(file.read_text()) for file in folder.rglob("*.table.json")}
+    assert set(tables) == {"tasks", "aggregates", "improvement", "budget", "profiles", "runs"}
+    assert tables["budget"] == {"columns": ["n", "a", "b", "origin"], "data": [[1, 1.0, 2.0, "commit 0123456"]]}
+    assert list(folder.rglob("*.png"))

@@ -1,0 +1,118 @@
+"""Tables by hand, in each form that they are written in, and what is said of few runs."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from trajectory_transformer.compare.figure import plot_comparison
+from trajectory_transformer.compare.report import Report, as_latex, as_markdown, as_text, compare, write
+from trajectory_transformer.compare.runs import Run, read_run
+
+from .written import write_run
+
+
+def make(folder: Path, differences: tuple[str, ...] = (), **scores: list[list[float]]) -> Report:
+    """Of each method, scores (task, seed); a method's commit is its first seven letters."""
+    methods = {
+        method: [
+            read_run(
+                method,
+                write_run(folder / method / f"{t}_{seed}", one, f"task_{t}", seed, commit=f"{method:7}")
+                / "results.json",
+                "reference",
+            )
+            for t, task in enumerate(tasks)
+            for seed, one in enumerate(task)
+        ]
+        for method, tasks in scores.items()
+    }
+    return compare(methods, "percent", differences, ["a remark"])
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_by_hand(tmp_path: Path) -> None:
+    report = make(tmp_path, a=[[10.0, 30.0]], b=[[20.0, 20.0, 80.0]])
+    write(report, tmp_path / "out")
+    first, second = rows(tmp_path / "out", "tasks")
+    assert (first["method"], first["runs"], first["seeds"], first["episodes"]) == ("a", "2", "2", "4")
+    half = 12.706204736 * 10  # Student's t with one degree of freedom, and a standard error of 10
+    assert [float(first[f"score{end}"]) for end in ("", " low", " high")] == pytest.approx([20, 20 - half, 20 + half])
+    assert float(second["return"]) == pytest.approx(400)
+    assert [float(row["mean"]) for row in rows(tmp_path / "out", "aggregates")] == pytest.approx([20, 40])
+    assert [float(row["optimality gap"]) for row in rows(tmp_path / "out", "aggregates")] == pytest.approx([80, 60])
+    (pair,) = rows(tmp_path / "out", "improvement")
+    assert float(pair["probability of improvement"]) == pytest.approx(2 / 6)  # 30 is above 20 twice
+    budget = rows(tmp_path / "out", "budget")
+    assert [float(row["a"] or -1) for row in budget] == pytest.approx([20, 30, -1])
+    assert [float(row["b"]) for row in budget] == pytest.approx([40, 60, 80])
+    profile = rows(tmp_path / "out", "profiles")
+    assert (profile[0]["score"], float(profile[-1]["score"]), len(profile)) == ("0.0", pytest.approx(80), 101)
+    assert [float(profile[25][name]) for name in ("a", "b")] == pytest.approx([1 / 2, 1 / 3])  # above 20
+    assert [row["folder"] for row in rows(tmp_path / "out", "runs")][-1] == str(tmp_path / "b" / "0_2")
+
+
+def test_every_table_names_its_commits(tmp_path: Path) -> None:
+    alike = compare({"x": make_runs(tmp_path)}, "percent")
+    assert all(table.origin == "commit 0123456" for table in alike.tables)
+    differ = make(tmp_path, ("the data differ",), first=[[1.0]], second=[[2.0]])
+    origin = "different commits: first first  ; second second ; NOT ALIKE, see the notes"
+    assert all(table.plain()[1][0][-1] == table.origin == origin for table in differ.tables)
+    assert all(form(differ).count(f"({origin})") == 4 for form in (as_text, as_markdown, as_latex))
+    assert differ.notes[0] == "NOT ALIKE, compared all the same: the data differ"
+
+
+def make_runs(folder: Path) -> list[Run]:
+    return [read_run("x", write_run(folder / "x", 1.0) / "results.json", "reference")]
+
+
+def test_only_common_tasks_are_aggregated(tmp_path: Path) -> None:
+    report = make(tmp_path, a=[[10.0], [90.0]], b=[[20.0]])
+    assert [one.value for one in report.aggregates["a"]] == [10, 10, 10, 90]
+    assert len(report.tables[0].rows) == 3
+    assert "numbers over tasks are of the 1 of 2 that all methods have" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "told"),
+    [
+        ([[1.0]], [[2.0]], "too few runs to conclude: alike, they would come out wholly apart with probability 1"),
+        ([[1.0, 2.0]], [[3.0, 4.0]], "too few runs to conclude"),
+        ([[1.0]] * 6, [[2.0]] * 6, "no conclusion without an interval"),
+        ([[1.0, 2.0, 3.0, 4.0]], [[5.0, 6.0, 7.0, 8.0]], "b improves on a"),
+        ([[5.0, 6.0, 7.0, 8.0]], [[1.0, 2.0, 3.0, 4.0]], "a improves on b"),
+        ([[1.0, 2.0, 3.0, 4.0]], [[1.5, 2.5, 3.5, 4.5]], "the interval has 0.5 within: no difference is shown"),
+    ],
+)
+def test_what_can_be_concluded(tmp_path: Path, a: list[list[float]], b: list[list[float]], told: str) -> None:
+    (verdict,) = (note for note in make(tmp_path, a=a, b=b).notes if note.startswith("a against b"))
+    assert told in verdict
+
+
+def test_few_runs_are_said_to_be_few(tmp_path: Path) -> None:
+    notes = make(tmp_path, one=[[1.0]], two=[[1.0, 2.0]], five=[[1.0] * 5]).notes
+    assert "one: a task has a single run, so there is no interval over runs" in notes
+    assert "two: fewer than 5 runs of a task; such intervals are rough, often too narrow" in notes
+    assert not any(note.startswith("five:") for note in notes)
+    assert "one in twenty of the intervals of 3 pairs can be expected to miss" in notes
+
+
+def test_forms(tmp_path: Path) -> None:
+    report = make(tmp_path, a_1=[[10.0, 30.0]], b=[[20.0, 2000.0]])
+    assert "\nb       1010 [20.0, 2000]" in as_text(report)
+    markdown = as_markdown(report)
+    assert "| n | a_1 | b |\n| --- | --- | --- |\n| 1 | 20.0 | 1010 |\n| 2 | 30.0 | 2000 |\n" in markdown
+    latex = as_latex(report)
+    assert "\\begin{tabular}{lll}\n\\toprule\nn & a\\_1 & b \\\\\n\\midrule\n1 & 20.0 & 1010 \\\\\n" in latex
+    assert "\\caption{By task: mean over runs and its 95 \\% interval" in latex
+    assert all("a remark" in form for form in (as_text(report), markdown, latex))
+
+
+def test_picture(tmp_path: Path) -> None:
+    """Of methods with and without an interval."""
+    plot_comparison(make(tmp_path, a=[[10.0]], b=[[20.0, 4.0]]), "title", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
