@@ -30,6 +30,12 @@ NEEDED = {  # what an option leaves to the user, or needs beside it
     },
 }
 
+LOGGERS = {  # choice -> logger.name and the names in logger.extra
+    "csv": ("csv", []),
+    "wandb": ("wandb", []),
+    **{name: ("csv", [name]) for name in ("tensorboard", "mlflow", "trackio")},
+}
+
 
 def composed(command: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -42,8 +48,10 @@ def test_every_option_of_train_composes(group: str, option: str) -> None:
     assert isinstance(config, TrainConfig)
     if group == "experiment":
         assert config.experiment_name == option
-    if group in ("planner", "logger"):
-        assert getattr(config, group).name == option
+    if group == "planner":
+        assert config.planner.name == option
+    if group == "logger":
+        assert (config.logger.name, list(config.logger.extra)) == LOGGERS[option]
 
 
 @pytest.mark.parametrize(("group", "option"), [choice for choice in CHOICES if choice[0] in ("planner", "logger")])
@@ -55,7 +63,21 @@ def test_every_option_of_evaluate_composes(group: str, option: str) -> None:
     ]
     config = schema.typed_evaluate(composed("evaluate", *overrides), overrides, group == "planner")
     assert isinstance(config, EvaluateConfig)
-    assert getattr(config, group).name == option
+    if group == "planner":
+        assert config.planner.name == option
+    else:
+        assert (config.logger.name, list(config.logger.extra)) == LOGGERS[option]
+
+
+@pytest.mark.parametrize("choices", ["csv,wandb,tensorboard", "tensorboard,wandb,csv", "wandb,tensorboard"])
+def test_several_loggers_at_once(choices: str) -> None:
+    overrides = ["checkpoint=best.ckpt", f"logger=[{choices}]", "logger.tags=[mine]"]
+    for config in (
+        schema.typed_train(composed("train", *overrides[1:])),
+        schema.typed_evaluate(composed("evaluate", *overrides), overrides, False),
+    ):
+        assert (config.logger.name, list(config.logger.extra)) == ("wandb", ["tensorboard"])
+        assert config.logger.tags == ["mine"]
 
 
 def test_the_options_that_the_contract_names_exist() -> None:
@@ -140,6 +162,13 @@ def test_critics_have_their_papers_settings() -> None:
         optimizer = config.optimizer
         assert (optimizer.learning_rate, optimizer.beta1, optimizer.beta2) == (3e-4, 0.9, 0.999)
         assert (optimizer.weight_decay, optimizer.gradient_clip_norm) == (0.0, None)
+
+
+def test_several_callbacks_at_once() -> None:
+    config = schema.typed_train(composed("train", "callbacks=[early_stopping,gradient_norm]"))
+    assert list(config.trainer.callbacks) == ["early_stopping", "gradient_norm"]
+    both = composed("train", "callbacks=learning_rate", "trainer.callbacks.learning_rate.log_momentum=false")
+    assert schema.typed_train(both).trainer.callbacks["learning_rate"]["log_momentum"] is False
 
 
 def test_baselines_have_their_papers_settings() -> None:

@@ -40,7 +40,7 @@ def rename(root: Path, name: str) -> int:
     changed = 0
     for file in filter(None, files):
         path = root / file
-        if path.suffix not in TEXT or file.startswith("results/"):
+        if path.suffix not in TEXT or path.is_dir() or file.startswith("results/"):  # to git, a link is a file
             continue
         text = path.read_text(encoding="utf-8")
         new = renamed(text, name, every=path.name == "pyproject.toml")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from .conftest import CONFIGS, Runs
 
@@ -27,6 +28,8 @@ entry_point(sys.argv.pop(1), Path(sys.argv.pop(1)))
 
 MISTAKES = [
     (["model.n_layr=3"], ["model.n_layr", "'model.n_layer'"]),
+    (["model.rop=true"], ["did you mean 'model.embd_pdrop' or 'model.resid_pdrop' or 'model.attn_pdrop'?"]),
+    (["optimizer.lr=1"], ["'optimizer.lr'; valid here: optimizer.learning_rate, optimizer.beta1"]),
     (["planr.horizon=3"], ["planr.horizon", "'planner.horizon'"]),
     (["horizon=3"], ["'planner.horizon'"]),
     (["modle=tiny"], ["modle", "'model'"]),
@@ -177,9 +180,12 @@ YAML_MISTAKES = [
 
 
 OWN = {  # a file of one's own for every group, and what it sets
+    "callbacks/mine.yaml": "# @package trainer.callbacks\nmine: {_target_: lightning.pytorch.callbacks.Timer}\n",
     "data/mine.yaml": "dataset_id: embedded/hopper/medium-v0\nsequence_length: 5\n",
+    "debug/mine.yaml": "# @package _global_\nevaluation: {episodes: 3}\n",
     "experiment/mine.yaml": "# @package _global_\nexperiment_name: mine\n",
     "learner/mine.yaml": "_target_: trajectory_transformer.learners.iql.ImplicitQLearning\nexpectile: 0.8\n",
+    "local/mine.yaml": "# @package _global_\nenvironment: {modules: [json]}\n",
     "logger/mine.yaml": "project: mine\n",
     "model/mine.yaml": "n_embd: 16\n",
     "planner/mine.yaml": "beam_width: 3\n",
@@ -202,13 +208,16 @@ def test_every_group_may_come_from_a_folder_of_one_s_own(
     train: Callable[..., int], runs: Runs, own: Path, flag: str
 ) -> None:
     groups = [f"{name.partition('/')[0]}=mine" for name in OWN if not name.startswith("learner")]
-    assert {path.name for path in CONFIGS.iterdir() if path.is_dir()} == {path.name for path in own.iterdir()}
+    there = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"hydra"}
+    assert there == {path.name for path in own.iterdir()}
     assert train(flag, "own", *groups) == 0
     ((config, _),) = runs.calls
     assert (config.data.dataset_ids, config.data.sequence_length) == (["embedded/hopper/medium-v0"], 5)
     assert (config.experiment_name, config.logger.project) == ("mine", "mine")
     assert (config.model.n_embd, config.planner.beam_width) == (16, 3)
     assert (config.trainer.max_steps, config.seed) == (7, 3)
+    assert (list(config.trainer.callbacks), config.evaluation.episodes) == (["mine"], 3)
+    assert config.environment.modules == ["json"]
     assert train(flag, "own", "learner=mine") == 0  # beside which a model would have no effect
     assert runs.calls[-1][0].learner["expectile"] == 0.8
 
@@ -236,9 +245,37 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_named_with_its_file(
     file.write_text(file.read_text() + "sed: 1\n")
     assert train("--config-dir", "own", f"{group}=mine") == 2
     assert "sed" in (message := capsys.readouterr().err)
-    assert group == "learner" or f"own/{group}/mine.yaml" in message
+    assert group in ("learner", "callbacks") or f"own/{group}/mine.yaml" in message
     assert len(message.strip().splitlines()) == 1
     assert not runs.calls
+
+
+def test_a_machine_s_own_options_are_read_if_there_are_any(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIGS, configs, ignore=shutil.ignore_patterns("local"))
+    assert train("experiment=hopper_quick", "trainer.threads=2", configs=configs) == 0
+    (configs / "local").mkdir()
+    (configs / "local" / "default.yaml").write_text("# @package _global_\ntrainer: {threads: 6, max_steps: 7}\n")
+    assert train("experiment=hopper_quick", "trainer.threads=2", "hydra.run.dir=second", configs=configs) == 0
+    assert [(config.trainer.threads, config.trainer.max_steps) for config, _ in runs.calls] == [(2, 20), (2, 7)]
+    (configs / "local" / "default.yaml").write_text("# @package _global_\ntrainer: {thread: 6}\n")
+    assert train("hydra.run.dir=third", configs=configs) == 2
+    assert "local/default.yaml: there is no option 'trainer.thread'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("launcher", "target", "value"),
+    [("processes", "JoblibLauncher", ("n_jobs", 2)), ("slurm", "SlurmLauncher", ("timeout_min", 1440))],
+)
+def test_launchers_of_sweeps(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], launcher: str, target: str, value: tuple[str, int]
+) -> None:
+    assert train(f"hydra/launcher={launcher}", "--cfg", "hydra", "-p", "hydra.launcher") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["_target_"].endswith(f".{target}")
+    assert shown[value[0]] == value[1]
 
 
 def test_own_data_beside_an_experiment_that_names_its_own_is_refused(
@@ -302,7 +339,8 @@ def test_a_mistake_of_an_evaluation_is_named(
 
 
 @pytest.mark.parametrize(
-    "argument", ["model=tiny", "modl=tiny", "trainer=cpu", "+experiment=hopper_quick", "trainr=cpu"]
+    "argument",
+    ["model=tiny", "modl=tiny", "trainer=cpu", "+experiment=hopper_quick", "trainr=cpu", "debug=fast", "callback=a"],
 )
 def test_an_evaluation_offers_no_groups_of_training(
     evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str], argument: str
@@ -310,7 +348,7 @@ def test_an_evaluation_offers_no_groups_of_training(
     assert evaluate("checkpoint=a.ckpt", argument) == 2
     message = capsys.readouterr().err
     assert argument.lstrip("+").partition("=")[0] in message
-    assert not {"'model'", "'trainer'", "'experiment'"} & set(
+    assert not {"'model'", "'trainer'", "'experiment'", "'debug'", "'callbacks'"} & set(
         message.partition("did you mean")[2].rstrip("?\n").split()
     )
 

@@ -48,6 +48,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     run alone, in a sweep over learners.
     """
     schema = schema_of(config)
+    mistakes.refuse_absent_local(hydra.runtime.choices.get("local"), config_folders(hydra))
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     require_flags(schema, ((override.key_or_group, override.value()) for override in parsed))
     try:

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..files import FolderLock, is_first_process
 from . import jobs, mistakes
 from .checks import RunChecks, leave, validated
+from .help import FLAGS, show_help
 from .schema import planner_overrides, typed
 from .sweep import report
 from .tune import run_search
@@ -33,13 +34,16 @@ def entry_point(name: str, configs: Path) -> None:
         SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep; 130, 143 or 129 after SIGINT,
             SIGTERM or SIGHUP.
     """
-    code, folders = 1, [configs, *_own_folders(sys.argv[1:])]
+    own, words = _own_folders(sys.argv[1:])
+    code, schema, folders = 1, TrainConfig if name == "train" else EvaluateConfig, [configs, *own]
     try:
         if name == "train" and jobs.RANK_RUN in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
             run_rank()
             return
         code = 2  # a mistake within a run never comes up to here
-        if name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
+        if set(sys.argv[1:]) & set(FLAGS):
+            show_help(name, schema, [configs, *own], words)
+        elif name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume(*asked)
         else:
             mistakes.refuse_unreadable(sys.argv[1:], folders)
@@ -48,7 +52,6 @@ def entry_point(name: str, configs: Path) -> None:
     except UserError as error:
         leave(error.told, code)
     except mistakes.EXPECTED as error:
-        schema = TrainConfig if name == "train" else EvaluateConfig
         leave(mistakes.explain(error, schema, folders), 2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -87,12 +90,12 @@ def hydra_job(config: DictConfig) -> float:
     return jobs.recorded(job, run if sweep is None or not is_first_process() else run_alone)
 
 
-def _own_folders(arguments: Sequence[str]) -> list[Path]:
-    """The folder of ``--config-dir``, if there is one."""
+def _own_folders(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The folder of ``--config-dir``, if there is one, and the other arguments."""
     parser = ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
-    folder = parser.parse_known_args(arguments)[0].config_dir
-    return [] if folder is None else [folder]
+    known, others = parser.parse_known_args(arguments)
+    return [] if known.config_dir is None else [known.config_dir], others
 
 
 def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str], int | None] | None:

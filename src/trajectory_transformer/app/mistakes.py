@@ -42,10 +42,16 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
     by_last: dict[str, list[str]] = {}
     for name in names:
         by_last.setdefault(name.rpartition(".")[2], []).append(name)
-    similar_whole = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
-    similar_last = difflib.get_close_matches(last, by_last, n=3, cutoff=0.65)
-    ranked = by_last.get(last, []) + similar_whole + [name for part in similar_last for name in by_last[part]]
-    ranked.sort(key=lambda name: name not in level)  # those with its parent first
+    if parent and level:  # in a group that exists: what contains the word, as "attn_pdrop" does "rop", or is like it
+        parts = {name.rpartition(".")[2]: name for name in level}
+        similar = difflib.get_close_matches(last, parts, n=3, cutoff=0.65)
+        holding = [name for part, name in parts.items() if len(last) > 2 and last in part]
+        ranked = [*holding, *(parts[part] for part in similar), *by_last.get(last, [])]
+    else:
+        similar_whole = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
+        similar_last = difflib.get_close_matches(last, by_last, n=3, cutoff=0.65)
+        ranked = by_last.get(last, []) + similar_whole + [name for part in similar_last for name in by_last[part]]
+        ranked.sort(key=lambda name: name not in level)  # those with its parent first
     if near := list(dict.fromkeys(ranked))[:3]:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     return f"; valid here: {', '.join(level)}" if level else ""
@@ -159,6 +165,16 @@ def refuse_additions(overrides: Sequence[str], schema: type, configs: Sequence[P
         known = key in names or key.startswith((*(f"{name}." for name in OPEN_OPTIONS), "hydra.", "hydra/"))
         if override.startswith("+") and not known:
             raise UserError(f"there is no option '{key}'{did_you_mean(key, names)}")
+
+
+def refuse_absent_local(chosen: object, configs: Sequence[Path]) -> None:
+    """Refuse ``local=NAME`` without such a file, which Hydra passes over as the default's absence is no mistake."""
+    there = sorted({file.stem for folder in configs for file in (folder / "local").glob("*.yaml")})
+    for name in chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]:
+        if name not in (None, "default", *there):
+            near = difflib.get_close_matches(str(name), there, n=1)
+            hint = f"; did you mean 'local={near[0]}'?" if near else ""
+            raise UserError(f"local={name}: there is no such option; there are {', '.join(there) or 'none'}{hint}")
 
 
 def refuse_idle(overrides: Sequence[str], is_sweep: bool) -> None:

@@ -21,6 +21,7 @@ OPEN_OPTIONS = (  # mappings whose keys are the user's
     "data.source", "learner", "logger.extra", "model.block", "planner.objective", "trainer.callbacks",
     "trainer.metrics", "trainer.options",
 )  # fmt: skip
+LAUNCHER = "hydra/launcher"
 
 
 def shared_name(requeued: bool) -> str | None:
@@ -80,10 +81,12 @@ def options_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def group_names(configs: Sequence[Path], schema: type) -> list[str]:
-    """Config groups of a command: folders in ``configs`` but those named after an option that only the other has."""
+    """Config groups of a command: folders in ``configs`` but those of the other command; of Hydra's, the launcher."""
     foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
-    groups = sorted({path.name for folder in configs if folder.is_dir() for path in folder.iterdir() if path.is_dir()})
-    return [group for group in groups if not {group, f"{group}_name"} & foreign]
+    foreign |= {"callbacks", "debug", "method", "suite"} if schema is EvaluateConfig else set()
+    folders = [path for folder in configs for pattern in ("*", LAUNCHER) for path in folder.glob(pattern)]
+    found = {LAUNCHER if path.match(LAUNCHER) else path.name for path in folders if path.is_dir()} - {"hydra"}
+    return [group for group in sorted(found) if not {group, f"{group}_name"} & foreign]
 
 
 def fields_of(schema: type) -> set[str]:

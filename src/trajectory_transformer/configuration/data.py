@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .validation import LARGEST, require, require_choice, validate, within
+from .validation import LARGEST, one_of, require, validate, within
 
 MAX_BINS = 32766  # tokens are kept in 16 bits
 
@@ -13,12 +13,13 @@ MAX_BINS = 32766  # tokens are kept in 16 bits
 class DiscretizerConfig:
     """Options of the discretiser, which turns real values into tokens."""
 
-    strategy: str = "quantile"  # quantile: bins of equal mass; uniform: bins of equal width
-    num_bins: int = within(100, 2, MAX_BINS)  # tokens per dimension, the paper's V
+    strategy: str = one_of("quantile", ("quantile", "uniform"))
+    """Placement of the bins: quantile gives bins of equal mass, uniform bins of equal width."""
+    num_bins: int = within(100, 2, MAX_BINS)
+    """Number of bins, and so of tokens, per dimension (the paper's V)."""
 
     def __post_init__(self) -> None:
         validate("data.discretizer.", self)
-        require_choice("data.discretizer.strategy", self.strategy, ("quantile", "uniform"))
 
 
 DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"
@@ -28,20 +29,33 @@ DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"
 class DataConfig:
     """Options of the data: its source, and the windows of tokens that it becomes."""
 
-    dataset_id: Any = DEFAULT_DATASET_ID  # a Minari id, or a list of ids to be joined; null beside a source
-    source: Any = None  # null: dataset_id's; an EpisodeSource's _target_ and options, or a list of them to be joined
-    download: bool = True  # fetch a set that is neither on disk nor embedded
-    observation_keys: list[str] | None = None  # keep these keys of a Dict observation, as "goal.position"; null: all
-    observation_indices: list[int] | None = None  # keep these dimensions of the flattened observation; null: all
+    dataset_id: Any = DEFAULT_DATASET_ID
+    """Minari id of the data set, or a list of ids to be joined; null if a source is given."""
+    source: Any = None
+    """Source of episodes instead of a Minari id: the _target_ and options of an EpisodeSource, or a list of such
+    sources to be joined; null reads dataset_id."""
+    download: bool = True
+    """Download a data set that is neither on disk nor embedded."""
+    observation_keys: list[str] | None = None
+    """Keys of a Dict observation to keep, such as goal.position; null keeps all."""
+    observation_indices: list[int] | None = None
+    """Dimensions of the flattened observation to keep, counted from 0; null keeps all."""
     discretizer: DiscretizerConfig = field(default_factory=DiscretizerConfig)
-    sequence_length: int = within(4, 1, 1_000_000)  # transitions in a training window
-    discount: float = within(0.99, high=1.0, above=0.0)  # of the return-to-go
-    # replaces the reward of a terminating step; null: keep the reward
+    """Conversion of real values to tokens."""
+    sequence_length: int = within(4, 1, 1_000_000)
+    """Length of a training window in transitions."""
+    discount: float = within(0.99, high=1.0, above=0.0)
+    """Discount factor per step of the return-to-go."""
     termination_penalty: float | None = within(-100.0, -LARGEST, LARGEST)
-    validation_fraction: float = within(0.1, above=0.0, below=1.0)  # of the episodes
-    # folder where a set that memory need not hold lies as tokens; null: all is in memory
+    """Reward that replaces that of a terminating step; null keeps the recorded reward."""
+    validation_fraction: float = within(0.1, above=0.0, below=1.0)
+    """Share of the episodes that is held out for validation."""
     cache: str | None = None
-    batch_size: int = within(256, 1, 2**31 - 1)  # windows in an update, over all devices together
+    """Folder for the tokens of a set that does not fit into memory; null keeps all of it in memory."""
+    batch_size: int = within(256, 1, 2**31 - 1)
+    """Windows (or transitions) per update, over all devices together."""
+    train_batches: int | None = within(None, 1)
+    """Train on this many batches only, again and again, to see whether a model can fit them; null takes all data."""
 
     def __post_init__(self) -> None:
         validate("data.", self)

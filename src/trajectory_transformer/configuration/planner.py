@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from .validation import require, require_choice, shown, validate, within
+from .validation import one_of, require, require_choice, shown, validate, within
 
 OBJECTIVES = {  # planner.name -> the class that it stands for
     "return": "trajectory_transformer.planning.objectives.Return",
@@ -23,38 +23,50 @@ MEAN_TEMPERATURE = 0.6  # of the candidates that act=auto averages: nearer to th
 class PlannerConfig:
     """Beam search, under the original's option names (its ``config/offline.py``)."""
 
-    name: str = ""  # one of OBJECTIVES, or any label beside an objective; "": the objective's, or return
-    horizon: int = within(1, 1, 10_000)  # transitions planned ahead; a likelihood plan ends with the last one's action
-    beam_width: int = within(
-        32, 1
-    )  # sequences kept after each transition, or, planning for likelihood, after each token
     # Planning for likelihood tries all tokens: n_expand, k_obs, k_act, cdf_act, temperature, percentile are for reward.
-    n_expand: int = within(2, 1)  # continuations tried for each kept sequence
-    context: int = within(
-        1, 1, 1_000_000
-    )  # transitions, the current one included, that the model sees at most before the plan begins
-    window: str = "growing"  # growing: the plan is appended to the context; sliding: the original's cropping
-    discount: float | None = within(None, high=1.0, above=0.0)  # null: the data's
-    k_obs: int | None = within(1, 1)  # most likely tokens kept for observations; 1: greedy
+    name: str = ""
+    """Name of the objective: return, imitation, goal or critic, or any label beside an objective of your own; empty
+    takes the objective's, or return."""
+    horizon: int = within(1, 1, 10_000)
+    """Transitions planned ahead; a plan for likelihood ends with the last one's action."""
+    beam_width: int = within(32, 1)
+    """Sequences kept after each transition or, when planning for likelihood, after each token."""
+    n_expand: int = within(2, 1)
+    """Continuations sampled for each kept sequence."""
+    context: int = within(1, 1, 1_000_000)
+    """Most transitions, the current one included, that the model sees before the plan begins."""
+    window: str = one_of("growing", ("growing", "sliding"))
+    """Input of the model during a plan: growing appends the plan to the context, sliding crops it as the original
+    does."""
+    discount: float | None = within(None, high=1.0, above=0.0)
+    """Discount factor per step of the plan's rewards; null takes that of the data."""
+    k_obs: int | None = within(1, 1)
+    """Most likely tokens to sample observations from; 1 is greedy, null keeps all."""
     k_act: int | None = within(None, 1)
-    cdf_act: float | None = within(
-        0.6, 0.0, below=1.0
-    )  # drops the least likely action tokens of total mass below this; not nucleus sampling
+    """Most likely tokens to sample actions from; null keeps all."""
+    cdf_act: float | None = within(0.6, 0.0, below=1.0)
+    """Probability mass below which the least likely action tokens are dropped, which is not nucleus sampling; null
+    keeps all."""
     temperature: float = within(1.0, 1e-6, 1e6)
-    percentile: Any = "mean"  # of the predicted reward and value: "mean", or a fraction in (0, 1)
-    # best: the first action of the best sequence; elite: the mean of those of the best kept in the end; mean: of all
-    # candidates, whatever their scores: cloning; auto: best where the value is known well, else an unfiltered mean
-    act: str = "best"
-    elite_share: float = within(
-        1.0, high=1.0, above=0.0
-    )  # of the sequences kept in the end: those that act=elite averages
-    plan_freq: int = within(1, 1)  # environment steps between plans
-    deadline_ms: float | None = within(
-        None, high=1e9, above=0.0
-    )  # for a plan, in all environments together; null: none
-    decoder: str = "auto"  # native: C, on a CPU; eager, compiled: PyTorch; auto: the fastest, docs/planning.md
-    precision: str = "32"  # 32, or bf16: weights and activations, in PyTorch only
-    objective: Any = None  # what plans maximise: _target_ and options of an Objective; null: what the name stands for
+    """Sampling temperature of observations and actions."""
+    percentile: Any = "mean"
+    """Point estimate of a predicted reward and value: mean, or a fraction in (0, 1) for that percentile."""
+    act: str = one_of("best", ("auto", "best", "elite", "mean"))
+    """Action to take: best is that of the best sequence, elite the mean over sequences kept in the end, mean that over
+    all candidates; auto is best where the model predicts the value well, otherwise the mean of unfiltered ones."""
+    elite_share: float = within(1.0, high=1.0, above=0.0)
+    """Share of the sequences kept in the end that act=elite averages."""
+    plan_freq: int = within(1, 1)
+    """Environment steps between plans."""
+    deadline_ms: float | None = within(None, high=1e9, above=0.0)
+    """Time limit in milliseconds of one plan for all environments together; null sets none."""
+    decoder: str = one_of("auto", ("auto", "native", "eager", "compiled"))
+    """Implementation of the model in the search: native is C on a CPU, eager and compiled are PyTorch, auto takes the
+    fastest one available."""
+    precision: str = one_of("32", ("32", "bf16"))
+    """Precision of weights and activations in the search; bf16 needs a decoder of PyTorch."""
+    objective: Any = None
+    """Quantity that plans maximise: the _target_ and options of an Objective; null takes the one of the name."""
 
     def __post_init__(self) -> None:
         self.precision = str(self.precision)  # in Python, 32 is a number
@@ -72,8 +84,6 @@ class PlannerConfig:
             f"planner.beam_width={self.beam_width} and planner.n_expand={self.n_expand} make {candidates:,} candidates "
             f"of each step; at most {MOST_CANDIDATES:,} are searched",
         )
-        require_choice("planner.window", self.window, ("growing", "sliding"))
-        require_choice("planner.act", self.act, ("auto", "best", "elite", "mean"))
         number = isinstance(self.percentile, (int, float)) and not isinstance(self.percentile, bool)
         require(
             self.percentile == "mean" or (number and 0.0 < self.percentile < 1.0),
@@ -83,8 +93,6 @@ class PlannerConfig:
             self.plan_freq <= self.horizon,
             f"planner.plan_freq={self.plan_freq} must not exceed planner.horizon={self.horizon}",
         )
-        require_choice("planner.decoder", self.decoder, ("auto", "native", "eager", "compiled"))
-        require_choice("planner.precision", self.precision, ("32", "bf16"))
         require(
             self.precision == "32" or self.decoder != "native",
             "planner.precision=bf16 needs planner.decoder=auto, eager or compiled: the native one computes in float32",

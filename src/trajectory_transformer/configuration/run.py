@@ -7,7 +7,7 @@ from .data import DataConfig
 from .planner import PlannerConfig
 from .tasks import AttentionConfig, PredictConfig
 from .training import ModelConfig, OptimizerConfig, TrainerConfig
-from .validation import require, require_choice, require_module_names, validate, within
+from .validation import one_of, require, require_module_names, validate, within
 
 TRANSFORMER = "trajectory_transformer.learners.transformer.TransformerLearner"
 
@@ -16,21 +16,30 @@ TRANSFORMER = "trajectory_transformer.learners.transformer.TransformerLearner"
 class LoggerConfig:
     """Loggers besides ``metrics.csv``, which is always written."""
 
-    name: str = "csv"
-    # Of W&B, whose own variables (WANDB_PROJECT, WANDB_NAME, …) count where these are null or empty.
-    project: str | None = None  # null: trajectory-transformer
+    # Where an option of W&B is null or empty, its environment variable counts: WANDB_PROJECT, WANDB_NAME, …
+    name: str = one_of("csv", ("csv", "wandb"))
+    """Logger besides metrics.csv: csv adds none, wandb adds Weights & Biases."""
+    project: str | None = None
+    """W&B project; null is trajectory-transformer."""
     entity: str | None = None
-    run_name: str | None = None  # null: that of the run's folder; within a sweep, what differs is added
-    group: str | None = None  # null: the sweep's folder, the experiment's name, or the first data set's id
-    job_type: str | None = None  # null: train or evaluate
+    """W&B user or team that owns the run; null is the account's default."""
+    run_name: str | None = None
+    """W&B name of the run, to which a sweep adds what differs between its jobs; null is the run folder's name."""
+    group: str | None = None
+    """W&B group of runs to compare; null is the sweep's folder, the experiment's name or the first data set's id."""
+    job_type: str | None = None
+    """W&B job type; null is train or evaluate."""
     tags: list[str] = field(default_factory=list)
-    offline: bool | None = None  # null: offline unless a W&B key is configured and its host answers
-    log_artifacts: bool = True  # checkpoint and data set reference
-    extra: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a Lightning logger, …}, besides these
+    """W&B tags, besides the experiment's name."""
+    offline: bool | None = None
+    """Log the W&B run to disk only; null does so unless a W&B key is configured and its host answers."""
+    log_artifacts: bool = True
+    """Upload the checkpoint and a reference to the data set as W&B artifacts."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further Lightning loggers by name, each a mapping with a _target_ and its options."""
 
     def __post_init__(self) -> None:
         validate("logger.", self)
-        require_choice("logger.name", self.name, ("csv", "wandb"))
         for name, spec in self.extra.items():
             require(
                 isinstance(spec, dict) and isinstance(spec.get("_target_"), str),
@@ -43,7 +52,8 @@ class LoggerConfig:
 class EnvironmentConfig:
     """Where environments of one's own come from."""
 
-    modules: list[str] = field(default_factory=list)  # of yours, imported as they register environments
+    modules: list[str] = field(default_factory=list)
+    """Modules of yours to import, because they register environments with Gymnasium."""
 
     def __post_init__(self) -> None:
         validate("environment.", self)
@@ -54,19 +64,24 @@ class EnvironmentConfig:
 class EvaluationConfig:
     """Acting in the real environment, after training and, every so many updates, beside it."""
 
-    episodes: int = within(20, 0)  # 0: train only
-    num_envs: int = within(20, 1, 65_536)  # environments planned for at once
-    video: int = within(0, 0)  # episodes to record
-    # null: the environment's limit, or else as many as the data's longest has
+    episodes: int = within(20, 0)
+    """Episodes to act in after training; 0 only trains."""
+    num_envs: int = within(20, 1, 65_536)
+    """Environments that are planned for at once."""
+    video: int = within(0, 0)
+    """Episodes to record as videos."""
     max_episode_steps: int | None = within(None, 1)
-    every: int | None = within(None, 1)  # updates between evaluations while training; null: none
-    every_episodes: int = within(10, 1)  # of each of these, always the same ones, and none of those after training
-    # whose weights act after training: those of the lowest validation loss, or of the highest return while training
-    choose: str = "loss"
+    """Limit of an episode in steps; null is the environment's own or else the length of the data's longest episode."""
+    every: int | None = within(None, 1)
+    """Updates between evaluations during training; null has none."""
+    every_episodes: int = within(10, 1)
+    """Episodes of an evaluation during training, always the same ones and other ones than after training."""
+    choose: str = one_of("loss", ("loss", "return"))
+    """Weights that act after training: loss takes those of the lowest validation loss, return those of the highest
+    return during training."""
 
     def __post_init__(self) -> None:
         validate("evaluation.", self)
-        require_choice("evaluation.choose", self.choose, ("loss", "return"))
         require(
             self.choose == "loss" or self.every is not None,
             "evaluation.choose=return needs evaluation.every=N: without, no return is measured while training",
@@ -77,10 +92,14 @@ class EvaluationConfig:
 class ParameterConfig:
     """The values that a search tries for one option: ``choices``, or a range from ``low`` to ``high``."""
 
-    low: Any = None  # with high: whole numbers search whole numbers, others search real numbers
+    low: Any = None
+    """Lower end of a range; two whole numbers as ends search whole numbers, others real numbers."""
     high: Any = None
-    log: bool = False  # spread over orders of magnitude
+    """Upper end of a range."""
+    log: bool = False
+    """Search the range on a logarithmic scale."""
     choices: list[Any] | None = None
+    """Values to choose from, instead of a range."""
 
     def __post_init__(self) -> None:
         validate("tune.parameters: ", self)
@@ -100,8 +119,10 @@ class ParameterConfig:
 class TuneConfig:
     """A hyper-parameter search over options of ``train.py`` for the highest mean return."""
 
-    parameters: dict[str, ParameterConfig] = field(default_factory=dict)  # dotted option name -> values
-    trials: int = within(20, 1)  # of the whole search, earlier sessions in its folder included
+    parameters: dict[str, ParameterConfig] = field(default_factory=dict)
+    """Options to search over by their dotted names, each with low and high (and log), or choices."""
+    trials: int = within(20, 1)
+    """Trials of the whole search, those of earlier sessions in its folder included."""
 
     def __post_init__(self) -> None:
         validate("tune.", self)
@@ -114,22 +135,38 @@ class TuneConfig:
 class TrainConfig:
     """Root of ``train.py``'s options."""
 
-    learner: dict[str, Any] = field(default_factory=lambda: {"_target_": TRANSFORMER})  # what is trained
+    learner: dict[str, Any] = field(default_factory=lambda: {"_target_": TRANSFORMER})
+    """Kind of network to train: the _target_ and options of a Learner."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Data set and the training windows made of it."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture and loss weights of the transformer."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its learning-rate schedule."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Length of training and hardware."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """Beam search for actions with the trained model."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Acting in the real environment after training."""
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """Environments of your own."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    tune: TuneConfig | None = None  # set by tune=…: search instead of one run
-    experiment_name: str | None = None  # set by experiment=…
+    """Loggers besides metrics.csv."""
+    tune: TuneConfig | None = None
+    """Hyper-parameter search instead of a single run, set by tune=NAME; null trains once."""
+    experiment_name: str | None = None
+    """Name that experiment=NAME sets, a W&B tag and group; null has none."""
     seed: int = within(0, 0, 2**32 - 1)
-    init_from: str | None = None  # weights to start from: a .ckpt file, or a directory of converted ones
-    resume: str | None = None  # directory of a run to go on with
-    extend: bool = False  # with resume=RUN trainer.max_steps=N: train a finished run further, with a new schedule
-    extended: list[int] = field(default_factory=list)  # updates after which that was done; written, never given
+    """Seed of the weights, the data split, the order of windows and the evaluation episodes."""
+    init_from: str | None = None
+    """Weights to start from: a .ckpt file or a directory of converted ones; null starts from random weights."""
+    resume: str | None = None
+    """Directory of a run to go on with, as python train.py resume=DIR; null starts a new run."""
+    extend: bool = False
+    """With resume=RUN trainer.max_steps=N: train a finished run further, on a new learning-rate schedule."""
+    extended: list[int] = field(default_factory=list)
+    """Updates after which extend=true was used; recorded by the program, not to be given."""
 
     def __post_init__(self) -> None:
         validate("", self)
@@ -145,24 +182,38 @@ class EvaluateConfig:
     """Root of ``evaluate.py``'s options."""
 
     checkpoint: str = ""
-    allow: list[str] = field(default_factory=list)  # packages whose classes the checkpoint may name
-    task: str = "plan"  # plan: act; attention: see what the model looks at; predict: continue held-out episodes
+    """Path of the .ckpt file to evaluate."""
+    allow: list[str] = field(default_factory=list)
+    """Packages, besides this one, whose classes the checkpoint may name."""
+    task: str = one_of("plan", ("plan", "attention", "predict"))
+    """Task: plan acts in the environment, attention measures what the model attends to, predict continues held-out
+    episodes."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """Beam search for actions; options that are not given are the checkpoint's."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Options of task=attention."""
     predict: PredictConfig = field(default_factory=PredictConfig)
+    """Options of task=predict."""
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """Environments of your own."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    episodes: int = within(20, 1)  # planned; or, with task=predict, held-out episodes to continue, at most
+    """Loggers of the results."""
+    episodes: int = within(20, 1)
+    """Episodes to act in or, with task=predict, the most held-out episodes to continue."""
     num_envs: int = within(20, 1, 65_536)
+    """Environments that are planned for at once."""
     video: int = within(0, 0)
-    max_episode_steps: int | None = within(None, 1)  # as evaluation.max_episode_steps of train.py
+    """Episodes to record as videos."""
+    max_episode_steps: int | None = within(None, 1)
+    """Limit of an episode in steps; null is the environment's own or else the length of the data's longest episode."""
     seed: int = within(0, 0, 2**32 - 1)
-    accelerator: str = "cpu"
+    """Seed of the planner and of the first episode."""
+    accelerator: str = one_of("cpu", ("cpu", "gpu", "mps", "auto"))
+    """Hardware to compute on; auto takes a GPU if there is one."""
     threads: int | None = within(None, 1, 4096)
+    """Threads within an operation of PyTorch; null leaves the number to PyTorch."""
 
     def __post_init__(self) -> None:
         validate("", self)
         require(bool(self.checkpoint), "checkpoint=PATH is needed: the .ckpt file to evaluate")
         require_module_names("allow", self.allow)
-        require_choice("task", self.task, ("plan", "attention", "predict"))
-        require_choice("accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .validation import require, require_choice, validate, within
+from .validation import one_of, require, validate, within
 
 MIN_TRANSITIONS = 3  # a present, a previous and an earlier one
 
@@ -11,9 +11,12 @@ MIN_TRANSITIONS = 3  # a present, a previous and an earlier one
 class AttentionConfig:
     """Windows of held-out episodes that attention is averaged over, and the one that is drawn by itself."""
 
-    transitions: int | None = None  # of context; null: all that the model sees
-    windows: int = within(256, 1)  # drawn at random from the held-out episodes; all of them where there are fewer
-    shown: int = within(0, 0)  # which of the windows is drawn by itself
+    transitions: int | None = None
+    """Length of the windows in transitions; null is all that the model sees."""
+    windows: int = within(256, 1)
+    """Windows to average over, sampled from the held-out episodes; all of them if there are fewer."""
+    shown: int = within(0, 0)
+    """Number, from 0, of the window that is plotted by itself."""
 
     def __post_init__(self) -> None:
         validate("attention.", self)
@@ -31,19 +34,23 @@ class AttentionConfig:
 class PredictConfig:
     """Long-horizon prediction of held-out episodes (``task=predict``)."""
 
-    horizon: int = within(100, 1)  # steps predicted from the first observation of each episode
-    samples: int = within(1000, 1)  # continuations of each
-    context: int | None = within(
-        None, 1
-    )  # transitions that an observation is predicted from; null: all that the model can see
-    actions: str = "recorded"  # recorded: the episode's own; model: sampled from the model
-    temperature: float = within(1.0, 1e-6, 1e6)  # of all tokens drawn
-    k_obs: int | None = within(None, 1)  # most likely tokens kept for observations; null: all of them
-    ensemble: str | None = None  # checkpoint of a dynamics ensemble to compare with
+    horizon: int = within(100, 1)
+    """Steps to predict from the first observation of each episode."""
+    samples: int = within(1000, 1)
+    """Continuations sampled for each episode."""
+    context: int | None = within(None, 1)
+    """Transitions that an observation is predicted from; null is all that the model can see."""
+    actions: str = one_of("recorded", ("recorded", "model"))
+    """Actions of the continuations: recorded takes those of the episode, model samples them."""
+    temperature: float = within(1.0, 1e-6, 1e6)
+    """Sampling temperature of all tokens."""
+    k_obs: int | None = within(None, 1)
+    """Most likely tokens to sample observations from; null keeps all."""
+    ensemble: str | None = None
+    """Checkpoint of a dynamics ensemble to compare with; null compares with none."""
 
     def __post_init__(self) -> None:
         validate("predict.", self)
-        require_choice("predict.actions", self.actions, ("recorded", "model"))
         require(
             self.ensemble is None or self.actions == "recorded",
             "predict.ensemble needs predict.actions=recorded: a dynamics ensemble has no actions of its own",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from .validation import LARGEST, require, require_choice, require_target, validate, within
+from .validation import LARGEST, one_of, require, require_target, validate, within
 
 LIGHTNING_OPTIONS = (
     "benchmark", "detect_anomaly", "deterministic", "inference_mode", "model_registry", "profiler", "sync_batchnorm",
@@ -44,22 +44,37 @@ class ModelConfig:
     """
 
     n_layer: int = within(4, 1, 1000)
+    """Transformer blocks."""
     n_head: int = within(4, 1, 65_536)
+    """Attention heads per block."""
     n_embd: int = within(128, 1, 65_536)
+    """Width of the model, over all heads together."""
     embd_pdrop: float = within(0.1, 0.0, below=1.0)
+    """Dropout probability of the embeddings."""
     resid_pdrop: float = within(0.1, 0.0, below=1.0)
+    """Dropout probability of what attention and MLP add to the residual stream."""
     attn_pdrop: float = within(0.1, 0.0, below=1.0)
-    hidden_act: Any = "gelu"  # one of HIDDEN_ACTIVATIONS; from Python also a function of a tensor
+    """Dropout probability of the attention weights."""
+    hidden_act: Any = one_of("gelu", HIDDEN_ACTIVATIONS)  # noqa: RUF009 - a field, as by dataclasses.field
+    """Activation function of the MLPs; in Python also a function of a tensor."""
     layer_norm_eps: float = within(1e-5, high=1.0, above=0.0)
+    """Number added to the variance in layer normalisation."""
     initializer_range: float = within(0.02, high=LARGEST, above=0.0)
+    """Standard deviation of the initial weights, those of the output heads apart."""
     kaiming_initializer_range: float = within(1.0, 1e-6, 1e6)
+    """Scale of the Kaiming initialisation of the output heads; 1 is PyTorch's own."""
     action_weight: float = within(5.0, 0.0, LARGEST)
+    """Weight of action tokens in the loss; that of observation tokens is 1."""
     reward_weight: float = within(1.0, 0.0, LARGEST)
+    """Weight of reward tokens in the loss."""
     value_weight: float = within(1.0, 0.0, LARGEST)
-    goal_conditioned: bool = False  # windows begin with the state that their episode ends in; for planner=goal
-    # hidden width of the MLPs that embed a transition's real values; null: none
+    """Weight of return-to-go tokens in the loss."""
+    goal_conditioned: bool = False
+    """Begin each window with the last state of its episode, as planner=goal needs."""
     numerical_embedding: int | None = within(None, 1, 65_536)
-    block: Any = None  # the class of all blocks, {_target_: …, options of its own}; null: model.gpt.Block
+    """Hidden width of the MLPs that embed a transition's real values besides its tokens; null has none."""
+    block: Any = None
+    """Class of all blocks: the _target_ and options of a block of your own; null is the GPT block of model/gpt.py."""
 
     prefix: ClassVar[str] = "model."  # of names in messages
 
@@ -69,8 +84,6 @@ class ModelConfig:
             self.n_embd % self.n_head == 0,
             f"{self.prefix}n_embd={self.n_embd} must be divisible by {self.prefix}n_head={self.n_head}",
         )
-        if not callable(self.hidden_act):
-            require_choice(f"{self.prefix}hidden_act", str(self.hidden_act), HIDDEN_ACTIVATIONS)
         if self.block is not None:
             require_target(f"{self.prefix}block", self.block, "the class of a block: {_target_: my_package.MyBlock}")
 
@@ -80,12 +93,20 @@ class OptimizerConfig:
     """AdamW with the GPT schedule, counted in tokens."""
 
     learning_rate: float = within(6e-4, high=LARGEST, above=0.0)
+    """Peak learning rate, reached after the warm-up."""
     beta1: float = within(0.9, 0.0, below=1.0)
+    """Decay rate of AdamW's average of the gradient."""
     beta2: float = within(0.95, 0.0, below=1.0)
-    weight_decay: float = within(0.1, 0.0, LARGEST)  # on matrix-product weights only
-    warmup_tokens: int | None = within(None, 0)  # null: one epoch, at most a tenth of the run
-    final_learning_rate_fraction: float = within(0.1, 0.0, 1.0)  # where the cosine ends, at the last step
-    gradient_clip_norm: float | None = within(1.0, high=LARGEST, above=0.0)  # null: gradients are not clipped
+    """Decay rate of AdamW's average of the squared gradient."""
+    weight_decay: float = within(0.1, 0.0, LARGEST)
+    """Weight decay, of the weights of matrix products only."""
+    warmup_tokens: int | None = within(None, 0)
+    """Tokens (or transitions) over which the learning rate rises from 0; null is one epoch, but at most a tenth of the
+    run."""
+    final_learning_rate_fraction: float = within(0.1, 0.0, 1.0)
+    """Share of the peak learning rate that the cosine ends at, in the last update."""
+    gradient_clip_norm: float | None = within(1.0, high=LARGEST, above=0.0)
+    """Norm to which gradients are clipped; null does not clip them."""
 
     def __post_init__(self) -> None:
         validate("optimizer.", self)
@@ -95,31 +116,47 @@ class OptimizerConfig:
 class TrainerConfig:
     """Options of training: its length and its hardware."""
 
-    max_steps: int = within(20_000, 1)  # optimiser updates
-    validate_every: int = within(1_000, 1)  # updates between validations, each of which may renew best.ckpt
-    checkpoint_every: int = within(500, 1)  # updates between saves of last.ckpt
-    log_every: int = within(50, 1)  # updates between rows of training metrics
-    validation_batches: int = within(20, 0)  # batches of one validation; 0: all
-    accelerator: str = "cpu"
-    devices: int = within(1, 1, 4096)  # processes on one node
+    max_steps: int = within(20_000, 1)
+    """Length of the run in updates of the optimiser."""
+    validate_every: int = within(1_000, 1)
+    """Updates between validations, each of which may replace best.ckpt."""
+    checkpoint_every: int = within(500, 1)
+    """Updates between saves of last.ckpt."""
+    log_every: int = within(50, 1)
+    """Updates between rows of training metrics."""
+    validation_batches: int = within(20, 0)
+    """Batches per validation; 0 is all."""
+    accelerator: str = one_of("cpu", ("cpu", "gpu", "mps", "auto"))
+    """Hardware to train on; auto takes a GPU if there is one."""
+    devices: int = within(1, 1, 4096)
+    """Processes per node, one for each device."""
     num_nodes: int = within(1, 1, 65_536)
-    strategy: str = "auto"  # auto; ddp: each process has the whole model; fsdp: they divide it among them
-    precision: str = "32-true"
-    # parts that an update's batch is computed in, one after the other: less memory, same result
+    """Nodes."""
+    strategy: str = one_of("auto", ("auto", "ddp", "fsdp"))
+    """Distribution over devices: ddp gives each process the whole model, fsdp divides it among them, auto leaves the
+    choice to Lightning."""
+    precision: str = one_of("32-true", ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
+    """Precision of training, by Lightning's names."""
     accumulate: int = within(1, 1)
-    compile: bool = False  # torch.compile the model
-    threads: int | None = within(None, 1, 4096)  # intra-operation threads; null: torch's choice
+    """Parts into which the batch of an update is divided to save memory; the result is the same."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    threads: int | None = within(None, 1, 4096)
+    """Threads within an operation of PyTorch; null leaves the number to PyTorch."""
     progress_bar: bool = True
-    requeue: bool = False  # under SLURM: resubmit on SIGUSR1 and go on from there
-    callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: …}, from allowed packages
-    metrics: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: …} of a torchmetrics.Metric
-    options: dict[str, Any] = field(default_factory=dict)  # others of Lightning's Trainer, of LIGHTNING_OPTIONS
+    """Show a progress bar or, without a terminal, a line every 30 seconds."""
+    requeue: bool = False
+    """Under SLURM, save and resubmit the job on SIGUSR1, and go on from there."""
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Lightning callbacks by name, each a mapping with a _target_ and its options."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Metrics of torchmetrics by name, each a mapping with a _target_ and its options."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of Lightning's Trainer: benchmark, detect_anomaly, deterministic, inference_mode, model_registry,
+    profiler, sync_batchnorm."""
 
     def __post_init__(self) -> None:
         validate("trainer.", self)
-        require_choice("trainer.accelerator", self.accelerator, ("cpu", "gpu", "mps", "auto"))
-        require_choice("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp"))
-        require_choice("trainer.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
         if self.strategy == "fsdp":
             require(
                 self.precision in ("32-true", "bf16-mixed") and not self.compile,

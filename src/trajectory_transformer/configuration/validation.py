@@ -24,6 +24,11 @@ def within(
     return dataclasses.field(default=default, metadata={"range": Range(low, high, above, below)})
 
 
+def one_of(default: Any, choices: tuple[str, ...]) -> Any:
+    """A dataclass's field of one of these texts; a function, where the field's type allows it, is not compared."""
+    return dataclasses.field(default=default, metadata={"choices": choices})
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """Numbers from ``low`` to ``high``, ``above`` one and ``below`` another; None: no such bound."""
@@ -33,11 +38,21 @@ class Range:
     above: float | None = None
     below: float | None = None
 
+    def __str__(self) -> str:
+        """The range as a clause, such as "in [1, 1000]", "in (0, 1]" or "≥ 1"; empty without bounds."""
+        shown = {
+            name: _plain(bound) for name, bound in vars(self).items() if bound is not None and abs(bound) < LARGEST
+        }
+        low, high = shown.get("low", shown.get("above")), shown.get("high", shown.get("below"))
+        if low is not None and high is not None:
+            return f"in {'(' if 'above' in shown else '['}{low}, {high}{')' if 'below' in shown else ']'}"
+        signs = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
+        return "".join(f"{signs[name]} {bound}" for name, bound in shown.items())
+
     def wrong(self, value: float) -> str | None:
         """What a number outside must do, as the end of a sentence; None for one within."""
         low, high, above, below = (
-            None if bound is None else int(bound) if abs(bound) < LARGEST and bound == int(bound) else bound
-            for bound in dataclasses.astuple(self)
+            None if bound is None else _plain(bound) for bound in (self.low, self.high, self.above, self.below)
         )
         too_small = (low is not None and value < low) or (above is not None and value <= above)
         if not too_small and (high is None or value <= high) and (below is None or value < below):
@@ -52,16 +67,26 @@ class Range:
         return "must not be negative" if low == 0 else f"must be at least {low}"
 
 
+def _plain(bound: float) -> float:
+    """A bound without needless decimals."""
+    return int(bound) if abs(bound) < LARGEST and bound == int(bound) else bound
+
+
 def validate(prefix: str, record: Any) -> None:
-    """Refuse a dataclass with a field that is not of its type, not finite, or out of its range of :func:`within`.
+    """Refuse a dataclass with a field not of its type, not finite, out of range or not among its choices.
+
+    Ranges are those of :func:`within`, choices those of :func:`one_of`.
 
     A whole number serves as a real one. ``prefix`` begins the names in messages, such as "planner.".
 
     Raises:
         UserError: one sentence about the first such field.
     """
-    for name, kind, limits in _fields(type(record)):
-        validate_value(f"{prefix}{name}", getattr(record, name), kind, limits)
+    for name, kind, limits, choices in _fields(type(record)):
+        value = getattr(record, name)
+        validate_value(f"{prefix}{name}", value, kind, limits)
+        if choices and not callable(value):
+            require_choice(f"{prefix}{name}", str(value), choices)
 
 
 def validate_value(name: str, value: object, kind: Any, limits: Range | None = None) -> None:
@@ -87,10 +112,13 @@ def shown(value: object) -> str:
 
 
 @functools.cache
-def _fields(record: type) -> tuple[tuple[str, Any, Range | None], ...]:
-    """Name, type and range of a dataclass's fields."""
+def _fields(record: type) -> tuple[tuple[str, Any, Range | None, tuple[str, ...]], ...]:
+    """Name, type, range and choices (empty: any text) of a dataclass's fields."""
     hints = get_type_hints(record)
-    return tuple((f.name, hints[f.name], f.metadata.get("range")) for f in dataclasses.fields(record))
+    return tuple(
+        (f.name, hints[f.name], f.metadata.get("range"), f.metadata.get("choices", ()))
+        for f in dataclasses.fields(record)
+    )
 
 
 def _fits(value: object, kind: Any) -> bool:

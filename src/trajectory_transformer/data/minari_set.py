@@ -22,6 +22,7 @@ class LocalSet(EpisodeSource):
     """A set that lies, or is put, in Minari's folder."""
 
     dataset_id: str
+    """Minari id of the set."""
 
     @abstractmethod
     def require_obtainable(self) -> None:
@@ -106,6 +107,7 @@ class MinariSet(LocalSet):
     """A Minari data set, downloaded where it is not on disk, if ``download`` allows it."""
 
     download: bool = True
+    """Download the set if it is not on disk."""
 
     @override
     def require_obtainable(self) -> None:

@@ -42,7 +42,9 @@ class NpzFolder(EpisodeSource):
     """
 
     path: str
-    env_id: str | None = None  # Gymnasium id of the environment, which gives the spaces, and is evaluated in
+    """Folder of the files."""
+    env_id: str | None = None
+    """Gymnasium id of the environment that gives the spaces and is evaluated in; null has none."""
 
     @property
     @override

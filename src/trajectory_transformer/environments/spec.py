@@ -149,6 +149,13 @@ class EnvironmentSpec:
     observation_indices: tuple[int, ...] | None = None  # flattened dimensions that the model sees; None: all
 
     @property
+    def observation_names(self) -> list[str]:
+        """Names of the observation dimensions that the model sees."""
+        names = [f"observation{name}" if name.startswith("[") else name for name in self.observation.names()]
+        chosen = self.observation_indices
+        return names if chosen is None else [names[index] for index in chosen]
+
+    @property
     def observation_dim(self) -> int:
         """Observation dimensions that the model sees."""
         return self.observation.size if self.observation_indices is None else len(self.observation_indices)

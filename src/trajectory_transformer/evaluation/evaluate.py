@@ -105,20 +105,13 @@ def _plot(
     plot_returns(behavior, returns, tuple(results["summary"]["return_ci95"]), title, plots / "returns.png")
     for trace in record.traces:
         if len(trace.plans[0].observations) > 1:  # else only the present: a policy, or a plan of a single action
-            plot_plan(trace, _observation_names(environment), title, plots / "plan_vs_outcome.png")
+            plot_plan(trace, environment.observation_names, title, plots / "plan_vs_outcome.png")
     if record.paths:
         with make_environments(environment, 1) as batch:
             walls = read_walls(batch.environments[0])
         if walls is not None:
             plot_trajectories(walls, record, title, plots / "trajectories.png")
     plot_training(directory / "metrics.csv", plots / "training.png")
-
-
-def _observation_names(environment: EnvironmentSpec) -> list[str]:
-    """Names of the observation dimensions that the model sees."""
-    names = [f"observation{name}" if name.startswith("[") else name for name in environment.observation.names()]
-    chosen = environment.observation_indices
-    return names if chosen is None else [names[index] for index in chosen]
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -26,8 +26,11 @@ class BehaviorCloning(Learner):
     ignores = OPTIONS_OF_WINDOWS
 
     hidden_layers: int = within(2, 1, 1000)
+    """Hidden layers of the policy."""
     hidden_width: int = within(256, 1, 65_536)
-    best_fraction: float = within(1.0, high=1.0, above=0.0)  # of the training episodes, by return; 0.1: the best tenth
+    """Units per hidden layer."""
+    best_fraction: float = within(1.0, high=1.0, above=0.0)
+    """Share of the training episodes to clone, those of the highest returns; 0.1 is the best tenth."""
 
     def __post_init__(self) -> None:
         validate("learner.", self)

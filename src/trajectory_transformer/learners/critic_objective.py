@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..configuration import PlannerConfig, require, require_choice
+from ..configuration import PlannerConfig, one_of, require, validate
 from ..planning.objectives import Candidates, Objective, PlanningContext
 
 if TYPE_CHECKING:
@@ -21,11 +21,14 @@ class CriticValue(Objective):
     were; observations and actions are bin centres.
     """
 
-    critic: str  # path of a checkpoint of ``experiment=iql_…``, trained on the model's data
-    score: str = "return"  # return, v or q
+    critic: str
+    """Checkpoint of experiment=iql_… that was trained on the model's data."""
+    score: str = one_of("return", ("return", "v", "q"))
+    """Score of a plan: return is the rewards before the last action plus its Q, v the same plus the value of the state
+    that it is taken in, q its Q alone."""
 
     def __post_init__(self) -> None:
-        require_choice("planner.objective.score", self.score, ("return", "v", "q"))
+        validate("planner.objective.", self)
 
     def check(self, settings: PlannerConfig) -> None:
         require(

@@ -25,16 +25,22 @@ class ReturnConditioned(Learner):
     kind = "dt"
     ignores = OPTIONS_OF_WINDOWS
 
-    context: int = within(20, 1, 1000)  # steps that it sees at once
+    context: int = within(20, 1, 1000)
+    """Steps that the model sees at once."""
     n_layer: int = within(3, 1, 1000)
+    """Transformer blocks."""
     n_head: int = within(1, 1, 65_536)
+    """Attention heads per block."""
     n_embd: int = within(128, 1, 65_536)
-    dropout: float = within(0.1, 0.0, below=1.0)  # of embeddings, attention weights and blocks' outputs
-    # return that an episode is to have; null: the best of the training episodes, times target_factor
+    """Width of the model, over all heads together."""
+    dropout: float = within(0.1, 0.0, below=1.0)
+    """Dropout probability of embeddings, attention weights and the blocks' outputs."""
     target_return: float | None = within(None, -LARGEST, LARGEST)
+    """Return that the policy is asked for; null is the best of the training episodes, times target_factor."""
     target_factor: float = within(1.0, high=LARGEST, above=0.0)
-    # divides returns; null: the greatest return-to-go of the training episodes, whatever its sign
+    """Factor of the best training return when target_return is null."""
     return_scale: float | None = within(None, high=LARGEST, above=0.0)
+    """Divisor of returns; null is the largest return-to-go of the training episodes, whatever its sign."""
 
     def __post_init__(self) -> None:
         validate("learner.", self)

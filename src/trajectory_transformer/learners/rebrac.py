@@ -38,14 +38,22 @@ class RegularizedActorCritic(Learner):
     kind = "rebrac"
     ignores = OPTIONS_OF_WINDOWS
 
-    hidden_layers: int = within(3, 1, 1000)  # of each network
+    hidden_layers: int = within(3, 1, 1000)
+    """Hidden layers of each network."""
     hidden_width: int = within(256, 1, 65_536)
-    actor_penalty: float = within(0.01, 0.0, LARGEST)  # of the squared distance to the data's actions in its loss
-    critic_penalty: float = within(0.01, 0.0, LARGEST)  # of that to the data's next actions in the critics' target
-    policy_noise: float = within(0.2, 0.0, LARGEST)  # on the target's actions, in units of half the action range
-    noise_clip: float = within(0.5, 0.0, LARGEST)  # that noise is clipped there
-    policy_every: int = within(2, 1, 1_000_000)  # updates of the critics to one of the actor and the targets
-    target_rate: float = within(0.005, high=1.0, above=0.0)  # share of the new networks in their targets
+    """Units per hidden layer."""
+    actor_penalty: float = within(0.01, 0.0, LARGEST)
+    """Weight of the squared distance to the data's actions in the actor's loss."""
+    critic_penalty: float = within(0.01, 0.0, LARGEST)
+    """Weight of the squared distance to the data's next actions in the critics' target."""
+    policy_noise: float = within(0.2, 0.0, LARGEST)
+    """Standard deviation of the noise on the target's actions, in units of half the action range."""
+    noise_clip: float = within(0.5, 0.0, LARGEST)
+    """Limit of that noise, in the same units."""
+    policy_every: int = within(2, 1, 1_000_000)
+    """Updates of the critics per update of the actor and the targets."""
+    target_rate: float = within(0.005, high=1.0, above=0.0)
+    """Share of the new networks that enters their target networks."""
 
     def __post_init__(self) -> None:
         validate("learner.", self)

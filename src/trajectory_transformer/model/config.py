@@ -11,17 +11,26 @@ from ..layout import TransitionLayout
 class TransformerConfig(ModelConfig):
     """The options of :class:`~..configuration.ModelConfig` with the sizes of the data; UserError if they contradict."""
 
-    vocab_size: int = within(100, 1, 32_766)  # bins per dimension V; the model adds one stop token, V
-    # longest input in tokens; in training sequence_length * transition_dim - 1, goal included
+    vocab_size: int = within(100, 1, 32_766)
+    """Bins per dimension V; the model adds one stop token, V."""
     block_size: int = within(249, 1)
+    """Longest input in tokens; in training sequence_length * transition_dim - 1, the goal included."""
     action_dim: int = within(6, 1)
+    """Dimensions of an action."""
     observation_dim: int = within(17, 1)
-    transition_dim: int = within(25, 1)  # observation_dim + action_dim + 2
-    max_position_embeddings: int = within(512, 1)  # upper limit of ``block_size``
-    use_cache: bool = True  # this and the next three: what ``forward`` does when not told otherwise
+    """Dimensions of an observation."""
+    transition_dim: int = within(25, 1)
+    """Tokens of a transition: observation_dim + action_dim + 2."""
+    max_position_embeddings: int = within(512, 1)
+    """Upper limit of block_size."""
+    use_cache: bool = True
+    """Default of forward: return the keys and values of the input."""
     output_attentions: bool = False
+    """Default of forward: return the attention weights."""
     output_hidden_states: bool = False
+    """Default of forward: return the output of every block."""
     return_dict: bool = True
+    """Default of forward: return an object instead of a tuple."""
 
     prefix: ClassVar[str] = ""
 

@@ -150,9 +150,9 @@ class Likelihood(Objective):
     :attr:`Candidates.log_likelihoods`.
     """
 
-    # By itself: rank by probability density, not by the probability of bins. Bins of equal mass are narrow where the
-    # data are, so that the most probable one is seldom where they are densest.
+    # Bins of equal mass are narrow where the data are, so that the most probable one is seldom where they are densest.
     density: bool = False
+    """Rank plans by probability density instead of the probability of bins; not as a term of a sum."""
 
     needs_log_likelihoods = True
     imitates = True
@@ -180,7 +180,8 @@ class Goal(Likelihood):
 class WeightedSum(Objective):
     """A weighted sum of other objectives; UserError if there are no terms, or one is something else."""
 
-    terms: dict[str, Any]  # a name of one's choice -> ``weight``, a number, and ``objective``
+    terms: dict[str, Any]
+    """Terms by names of your choice, each with a weight, a number, and an objective with its _target_."""
 
     def __post_init__(self) -> None:
         place = "planner.objective.terms"

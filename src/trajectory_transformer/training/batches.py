@@ -37,6 +37,7 @@ class BatchOrder:
     seed: int
     rank: int = 0  # this process takes every ``world_size``-th example of a batch, from ``rank`` on
     world_size: int = 1
+    limit: int | None = None  # batches of an epoch; those of the first are then repeated in every one
     _epoch: int = field(default=-1, init=False)
     _permutation: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long), init=False)
 
@@ -50,11 +51,13 @@ class BatchOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.num_windows // self.batch_size
+        whole = self.num_windows // self.batch_size
+        return whole if self.limit is None else min(whole, self.limit)
 
     def indices(self, step: int) -> Tensor:
         """This process's windows of the update after ``step`` updates: (batch_size / world_size,) int64."""
         epoch, position = divmod(step, self.steps_per_epoch)
+        epoch = epoch if self.limit is None else 0
         if epoch != self._epoch:
             self._epoch, self._permutation = epoch, permutation(self.num_windows, self.seed, _TRAIN, epoch)
         batch = self._permutation[position * self.batch_size : (position + 1) * self.batch_size]

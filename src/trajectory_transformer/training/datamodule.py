@@ -74,7 +74,8 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         return made
 
     def train_order(self, rank: int = 0, world_size: int = 1) -> BatchOrder:
-        return BatchOrder(self.num_train, self.config.batch_size, self.seed, rank, world_size)
+        limit = self.config.train_batches
+        return BatchOrder(self.num_train, self.config.batch_size, self.seed, rank, world_size, limit)
 
     @override
     def train_dataloader(self) -> TrainingBatches[Batch]:

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..building import TYPED_BY_USER, build, locate, targets_in
+from ..building import PACKAGE, TYPED_BY_USER, build, locate, targets_in
 from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
@@ -21,9 +21,11 @@ from ..evaluation.measurements import Measurement
 from ..files import is_first_process
 from ..reachability import unreachable, wandb_key_is_configured, wandb_url
 from .metrics_file import MetricsFile
+from .trackers import log_picture, log_table
 
 log = logging.getLogger(__name__)
 
+DISTRIBUTION = "trajectory-transformer"
 LONGEST_NAME = 128  # characters of a run's name that W&B takes
 EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normalized_score")
 
@@ -57,7 +59,8 @@ def make_loggers(
         try:
             loggers.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
         except ImportError as error:  # such as TensorBoard's
-            raise UserError(f"{place}: {' '.join(str(error).split())}") from None
+            hint = f"; pip install '{DISTRIBUTION}[{name}]'" if spec["_target_"].startswith(f"{PACKAGE}.") else ""
+            raise UserError(f"{place}: {' '.join(str(error).split())}{hint}") from None
         loggers[-1].log_hyperparams(dict(resolved_config))
     return loggers
 
@@ -144,14 +147,16 @@ def _wandb_mode(config: LoggerConfig) -> str:
 
 @rank_zero_only
 def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: int | None = None) -> None:
-    """Add the summary in a ``results.json``, its data's, and what a deadline did; to W&B also its episodes.
+    """Add the summary in a ``results.json``, its data's, what a deadline did, and a table of the episodes.
 
     ``step``: after how many updates, where there were some: returns while training have the same names.
     """
+    rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
+    for logger in _extra(loggers):
+        log_table(logger, "evaluation/episodes", EPISODE_COLUMNS, rows)
     for run in _wandb_runs(loggers):
         import wandb
 
-        rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
     parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
     _summarize(loggers, _flat(parts), step)
@@ -159,7 +164,10 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: 
 
 @rank_zero_only
 def log_pictures(loggers: Sequence[Logger], run_directory: Path) -> None:
-    """Add to W&B the plots and videos that lie in a run's folder."""
+    """Add the plots that lie in a run's folder and, to W&B, the videos."""
+    for logger in _extra(loggers):
+        for file in sorted(run_directory.glob("plots/*.png")):
+            log_picture(logger, f"plots/{file.stem}", file)
     for run in _wandb_runs(loggers):
         import wandb
 

@@ -1,0 +1,181 @@
+"""``--help``: config groups with their choices, and options with their meanings, from where each is declared."""
+
+import dataclasses
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from ..building import TYPED_BY_USER, locate
+from ..configuration import EvaluateConfig, TrainConfig, require
+from ..configuration.documentation import Option, meanings_of, options_of
+from .mistakes import did_you_mean
+from .schema import group_names
+
+FLAGS = ("--help", "-h")
+CLASSES = {"learner": "learner", "planner": "planner.objective", "data": "data.source"}  # group -> where its class is
+PURPOSE = {
+    TrainConfig: "Train a Trajectory Transformer (or another learner) and act with it in the real environment.",
+    EvaluateConfig: "Evaluate a checkpoint: act with it, see what it attends to, or predict held-out episodes.",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Options that belong together."""
+
+    title: str  # their group, or "run" for those of none
+    meaning: str
+    options: list[Option]
+    choices: tuple[str, ...] = ()  # of the group, if not all have them
+
+
+def sections_of(schema: type) -> list[Section]:
+    """All options of a command but those of the classes that the choices of a group may name."""
+    meanings, found = meanings_of(schema), {"run": Section("run", "Options of no group.", [])}
+    for option in options_of(schema):
+        group = option.name.partition(".")[0] if "." in option.name or option.name in CLASSES else "run"
+        found.setdefault(group, Section(group, meanings.get(group, ""), [])).options.append(option)
+    return list(found.values())
+
+
+def class_sections(group: str, configs: Sequence[Path], only: str | None = None) -> Iterator[Section]:
+    """Options of the classes that a group's choices, or one ``only``, name; choices of one class share a section."""
+    place, choices = CLASSES.get(group), dict[str, list[str]]()
+    if place is None:
+        return
+    for file in choices_of(group, configs):
+        spec = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for part in place.split(".")[1:]:
+            spec = spec.get(part) if isinstance(spec, Mapping) else None
+        if isinstance(spec, Mapping) and "_target_" in spec:
+            choices.setdefault(str(spec["_target_"]), []).append(file.stem)
+    for target, names in choices.items():
+        if only is not None and only not in names:
+            continue
+        record = locate(target, object, place, TYPED_BY_USER)
+        if dataclasses.is_dataclass(record) and (options := list(options_of(record, f"{place}."))):
+            meaning = (record.__doc__ or "").partition("\n")[0].replace("``", "")
+            yield Section(f"{group}={','.join(names)}", meaning, options, tuple(names))
+
+
+def choices_of(group: str, configs: Sequence[Path]) -> list[Path]:
+    """The YAML files of a group, sorted by name; a file in a later folder does not replace one of an earlier."""
+    files = {file.stem: file for folder in reversed(configs) for file in (folder / group).glob("*.yaml")}
+    return [files[name] for name in sorted(files)]
+
+
+def comment_of(file: Path) -> str:
+    """The comment that a YAML file begins with, in one line; a line that starts with ``@package`` is Hydra's."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    words = [line.removeprefix("#").strip() for line in lines[:end]]
+    return " ".join(line for line in words if not line.startswith("@package"))
+
+
+def as_typed(option: Option, value: Any) -> str:
+    """``NAME=VALUE`` as it is typed on the command line."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return f"{option.name}._target_={value['_target_']}"
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    return f"{option.name}={text.replace(', ', ',')}"
+
+
+def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequence[str]) -> None:
+    """Print the help on ``words``: names of groups, or of parts of options; none of them: all.
+
+    Options among them, such as "model=base", count for the values shown.
+
+    Raises:
+        UserError: a name is unknown.
+        Exception: what Hydra raises about options that are wrong.
+    """
+    overrides = [word for word in words if "=" in word]
+    topics = [word for word in words if "=" not in word and not word.startswith("-")]
+    groups, sections = group_names(configs, schema), sections_of(schema)
+    known = list(dict.fromkeys([*groups, *(section.title for section in sections)]))
+    for topic in topics:
+        require(topic in known, f"--help {topic}: there is no such group{did_you_mean(topic, known)}")
+    config, chosen = composed(command, configs, overrides)
+    if not topics:
+        _print(f"{PURPOSE[schema]}\n\nusage: {_program()} [GROUP=CHOICE …] [OPTION=VALUE …] [--config-dir DIR]")
+        _print("A,B for a value or a choice, with -m, runs both. --help NAME says more about a group, as --help model;")
+        _print("options, as in --help model model=base, change the values shown. --hydra-help lists Hydra's own flags.")
+        _print("\nGroups and their choices, the chosen ones with *:")
+    for group in groups:
+        if not topics or group in topics:
+            _print(f"\n{group}")
+            _show_choices(group, configs, chosen.get(group), whole=bool(topics))
+    if not topics:
+        _print("\nOptions with the values that they have now:")
+    for section in sections:
+        if topics and section.title not in topics:
+            continue
+        choice = chosen.get(section.title)
+        for one in (section, *class_sections(section.title, configs, None if topics else str(choice))):
+            _print(f"\n{one.title}: {one.meaning}")
+            _show_options(one, config if not one.choices or choice in one.choices else None, values=bool(topics))
+
+
+def composed(command: str, configs: Sequence[Path], overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, Any]]:
+    """The options that Hydra composes, and the choices of groups."""
+    own = ",".join(f"'file://{folder.absolute()}'" for folder in configs[1:])
+    with initialize_config_dir(str(configs[0].absolute()), version_base="1.3"):
+        config = compose(command, [*overrides, f"hydra.searchpath=[{own}]"], return_hydra_config=True)
+    return config, config.hydra.runtime.choices
+
+
+def _show_choices(group: str, configs: Sequence[Path], chosen: object, whole: bool) -> None:
+    files = choices_of(group, configs)
+    width = max((len(file.stem) for file in files), default=0)
+    for file in files:
+        comment = comment_of(file)
+        text = comment if whole else comment.partition(". ")[0].removesuffix(".")
+        _print_entry(f"{'*' if file.stem == chosen else ' '} {file.stem:{width}}", text)
+
+
+def _show_options(section: Section, config: DictConfig | None, values: bool) -> None:
+    """One line for each option; ``values`` adds those that it takes."""
+    rows = [(setting(option, config), option) for option in section.options]
+    width = min(max(len(text) for text, _ in rows), 45)
+    for text, option in rows:
+        taken = f" ({option.values})" if values and option.values else ""
+        _print_entry(f"  {text:{width}}", option.meaning + taken)
+
+
+def setting(option: Option, config: DictConfig | None) -> str:
+    """``NAME=VALUE`` as composed, or by default where the composed options have none such; "…" where one is needed."""
+    parent, _, name = option.name.rpartition(".")
+    record = None if config is None else OmegaConf.select(config, parent) if parent else config
+    if record is not None and not OmegaConf.is_missing(record, name):
+        value = record[name]
+        return as_typed(option, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+    return f"{option.name}=…" if option.default is dataclasses.MISSING else as_typed(option, option.default)
+
+
+def _program() -> str:
+    """The command as it was called, "python train.py" or an installed one."""
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def _print_entry(name: str, text: str) -> None:
+    _print(f"{name}  {text}", indent=len(name) + 2)
+
+
+def _print(text: str, indent: int = 0) -> None:
+    """Print, on a terminal wrapped at its width with further lines indented, else a line each for other programs."""
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    width = shutil.get_terminal_size().columns
+    indent = min(indent, width // 2)
+    for line in text.split("\n"):
+        print(textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False, drop_whitespace=True))

@@ -1,0 +1,61 @@
+"""The callback ``callbacks=sample_plans``: a picture of plans at each validation."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from ..configuration import PlannerConfig, require
+from ..evaluation.plots import plot_plan
+from ..evaluation.records import EpisodeTrace, PlanTrace
+from ..planning.agent import Agent
+from ..planning.planner import BeamPlanner
+from ..training.datamodule import split_episodes
+from ..training.trackers import log_picture
+from .transformer_datamodule import TrajectoryDataModule
+from .transformer_module import TrajectoryModule
+
+
+class SamplePlans(Callback):
+    """Draws plans of the highest return from states of a held-out episode, beside what then happened in it.
+
+    The pictures are ``plots/sample_plans/UPDATE.png`` in the run's folder, and go to the loggers. It keeps no state.
+
+    Args:
+        plans: most plans in a picture, each as long as the model's windows.
+        beam_width: sequences that the search keeps.
+    """
+
+    def __init__(self, plans: int = 16, beam_width: int = 8) -> None:
+        self.plans, self.beam_width = plans, beam_width
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        plain = isinstance(pl_module, TrajectoryModule) and not pl_module.model.config.goal_conditioned
+        require(plain, "callbacks=sample_plans is for learner=transformer without model.goal_conditioned=true")
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        datamodule = getattr(trainer, "datamodule", None)
+        assert isinstance(pl_module, TrajectoryModule)
+        assert isinstance(datamodule, TrajectoryDataModule)
+        data, config = datamodule.data, datamodule.config
+        episode = split_episodes(data, config.validation_fraction, datamodule.seed)[1][0]
+        horizon = config.sequence_length
+        settings = PlannerConfig(horizon=horizon, beam_width=self.beam_width, discount=config.discount, decoder="eager")
+        with torch.inference_mode():
+            discretizer = datamodule.discretizer.to(pl_module.device)
+            agent = Agent(BeamPlanner(pl_module.model, discretizer, settings, data.environment), data.environment)
+            steps = range(0, len(episode.observations), max(horizon, len(episode.observations) // self.plans))
+            agent.reset(len(steps))
+            agent.act(episode.observations[list(steps)])
+        plans = tuple(PlanTrace(step, plan) for step, plan in zip(steps, agent.last_plan.observations, strict=True))
+        path = Path(trainer.default_root_dir) / "plots" / "sample_plans" / f"{trainer.global_step}.png"
+        trace, title = EpisodeTrace(0, episode.observations, plans), f"after update {trainer.global_step}"
+        plot_plan(trace, data.environment.observation_names, title, path)
+        for logger in trainer.loggers:
+            log_picture(logger, f"plots/sample_plans/{trainer.global_step}", path)

@@ -1,0 +1,54 @@
+"""Callbacks for ``callbacks=``: after a resume, each goes on exactly where it stood.
+
+Lightning's are extended, as a run's folder may name classes of this package without ``allow=``.
+"""
+
+from collections import defaultdict
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from .learner_module import LearnerModule
+
+
+class GradientNorms(Callback):
+    """Logs the 2-norm of the gradient of each part of the network, before it is clipped, as ``gradient_norm/PART``."""
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        assert isinstance(pl_module, LearnerModule)
+        if (trainer.global_step + 1) % pl_module.plan.log_every:
+            return
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        for name, parameter in pl_module.named_parameters():
+            if parameter.grad is not None:
+                parts[".".join(name.split(".")[:2])].append(parameter.grad.detach())
+        norms = {f"gradient_norm/{part}": torch.nn.utils.get_total_norm(grads) for part, grads in parts.items()}
+        pl_module.log_dict(norms)
+
+
+class StopEarly(EarlyStopping):
+    """Ends training when ``monitor`` has not improved by ``min_delta`` in ``patience`` validations."""
+
+    def __init__(
+        self, monitor: str = "val/loss", patience: int = 10, min_delta: float = 0.0, mode: str = "min"
+    ) -> None:
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=False)
+
+
+class LearningRates(LearningRateMonitor):
+    """Logs the learning rate, and the momenta, of each parameter group with the rows of metrics."""
+
+    def __init__(self, log_momentum: bool = False) -> None:
+        super().__init__("step", log_momentum)
+
+
+class DeviceStats(DeviceStatsMonitor):
+    """Logs the memory and load of the devices; ``cpu_stats`` also those of the CPU, which needs psutil."""
+
+    def __init__(self, cpu_stats: bool = False) -> None:
+        super().__init__(cpu_stats)

@@ -1,0 +1,108 @@
+"""``--help`` names every option with its meaning and every choice of every group, without torch."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trajectory_transformer.app.help import class_sections, comment_of, sections_of
+from trajectory_transformer.configuration import EvaluateConfig, TrainConfig
+from trajectory_transformer.configuration.documentation import options_of
+
+from .conftest import CONFIGS
+from .test_mistakes import NO_TORCH
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def line_of(lines: list[str], start: str) -> str:
+    (line,) = (line for line in lines if line.startswith(f"  {start}"))
+    return line
+
+
+def test_every_option_and_every_choice(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--help") == 0
+    lines = shown(capsys)
+    for option in options_of(TrainConfig):
+        if not option.name.startswith(("tune.", "planner.objective", "learner")):
+            assert line_of(lines, f"{option.name}=").endswith(f"  {option.meaning}")
+    for file in CONFIGS.glob("*/*.yaml"):
+        found = [line for line in lines if line[2:].startswith(f"{file.stem} ")]  # data and experiment share names
+        assert any(comment_of(file).startswith(line[2:].partition("  ")[2].strip()) for line in found), file
+    assert line_of(lines, "model.n_layer=2 ")  # of model=tiny, not the dataclass's
+    assert any(line.startswith("* tiny ") for line in lines)
+
+
+def test_evaluation_has_its_own_groups(evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate("-h") == 0
+    lines = shown(capsys)
+    assert all(any(line.startswith(f"  {option.name}=") for line in lines) for option in options_of(EvaluateConfig))
+    assert "model" not in lines
+    assert {"planner", "logger"} <= set(lines)
+
+
+def test_one_group_with_the_values_that_options_give(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--help", "learner", "learner=bc", "learner.hidden_width=7") == 0
+    lines = shown(capsys)
+    assert any(line.startswith("* bc ") for line in lines)
+    widths = [line for line in lines if line.startswith("  learner.hidden_width=")]
+    assert [line.split()[0] for line in widths] == [f"learner.hidden_width={width}" for width in (7, 200, 256)]
+    assert line_of(lines, "learner.best_fraction=1.0").endswith("(number in (0, 1])")
+    assert not any("model.n_layer" in line for line in lines)
+
+
+def test_a_class_s_needed_option(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--help", "planner") == 0
+    assert "Checkpoint of experiment=iql_" in line_of(shown(capsys), "planner.objective.critic=…")
+
+
+def test_a_folder_of_one_s_own(train: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "own" / "model" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\n# A model of my own,\n# in two lines. More.\nmodel: {n_embd: 16}\n")
+    assert train("--config-dir", "own", "--help", "model", "model=mine") == 0
+    lines = shown(capsys)
+    assert any(line.startswith("* mine   A model of my own, in two lines. More.") for line in lines)
+    assert line_of(lines, "model.n_embd=16 ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["moddel"], "--help moddel: there is no such group; did you mean 'model'?"),
+        (["model.n_layr=3"], "there is no option 'model.n_layr'; did you mean 'model.n_layer'"),
+    ],
+)
+def test_mistakes(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert train("--help", *words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_torch_is_not_imported(tmp_path: Path, command: str) -> None:
+    call = [sys.executable, "-c", NO_TORCH, command, str(CONFIGS), "--help"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_hydra_s_own_flags_are_still_there(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--hydra-help") == 0
+    assert "--multirun" in capsys.readouterr().out
+
+
+def test_each_section_has_a_meaning() -> None:
+    for schema in (TrainConfig, EvaluateConfig):
+        base = sections_of(schema)
+        sections = base + [one for section in base for one in class_sections(section.title, [CONFIGS])]
+        assert all(section.meaning.endswith(".") for section in sections)
+        assert len({section.title for section in sections}) == len(sections)
+        assert {"planner=critic", "planner=goal"} <= {one.title for one in sections}
