@@ -282,9 +282,17 @@ def deep(levels: int) -> list[Any]:
     return value
 
 
+class Zeros:
+    """Is unpickled as 100 terabytes of zeros."""
+
+    def __reduce__(self) -> tuple[type[bytearray], tuple[int]]:
+        return bytearray, (10**14,)
+
+
 @pytest.mark.parametrize(
     ("bomb", "message"),
     [
+        (Zeros(), "makes a bytearray, of any size, which no network here has; it was not loaded"),
         (repeated(1.0, 10**10), r"holds a tensor of 40,000,000,000 bytes in a file of [\d,]+"),
         (nested(40), "holds values within values without end"),
         (deep(150), "holds values within values without end"),

@@ -30,6 +30,7 @@ FORMAT = 1
 SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
 
 DEEPEST = 100  # containers within each other
+_BYTEARRAYS = (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n")  # as pickles name it, now and in Python 2
 
 _COMMENT = b"trajectory-transformer sha256:"
 _DIGEST_LENGTH = 64
@@ -124,16 +125,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def why_inflating(data: bytes) -> str | None:
     """The end of a sentence about an archive that would take more memory than it has bytes; None for any other file.
 
-    ``torch.save`` compresses nothing, so that whatever is compressed, or shares its bytes, is no work of its.
+    ``torch.save`` compresses nothing, so that whatever is compressed, or shares its bytes, is no work of its. Of what
+    torch lets a pickle call, ``bytearray(n)`` alone makes n bytes of nothing.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
+            total = sum(entry.file_size for entry in entries)
+            if total <= len(data) and all(entry.compress_type == zipfile.ZIP_STORED for entry in entries):
+                pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
+                made = any(call in pickled for pickled in pickles for call in _BYTEARRAYS)
+                return "makes a bytearray, of any size, which no network here has; it was not loaded" if made else None
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         return None  # an older format of torch's, or damaged: others say so
-    total = sum(entry.file_size for entry in entries)
-    if total <= len(data) and all(entry.compress_type == zipfile.ZIP_STORED for entry in entries):
-        return None
     return f"is compressed: {len(data):,} bytes would become {total:,}, which torch.save never writes; it was not read"
 
 

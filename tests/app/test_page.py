@@ -130,6 +130,9 @@ def test_a_sweep_s_page_has_its_table_and_leads_to_its_jobs(tmp_path: Path) -> N
         record.write(tmp_path / str(number))
         if number < 2:
             write_run_page(tmp_path / str(number), status, record.score, record.reason)
+    (tmp_path / "comparison").mkdir()
+    for file in ("compare.png", "compare.txt"):
+        (tmp_path / "comparison" / file).touch()
     report(tmp_path)
     page = Reader(tmp_path / PAGE)
     assert page.rows[0][:3] == ["job", "status", "seed"]
@@ -140,4 +143,4 @@ def test_a_sweep_s_page_has_its_table_and_leads_to_its_jobs(tmp_path: Path) -> N
         "0/index.html",
         "1/index.html",
     ]  # of those there are
-    assert "sweep.csv" in page.links
+    assert {"sweep.csv", "comparison/compare.png", "comparison/compare.txt"} <= {*page.links}

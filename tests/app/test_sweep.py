@@ -226,6 +226,7 @@ def test_a_job_with_a_value_out_of_range_is_reported(
     ("words", "failed"),
     [
         (["learner=bc,transformer", "planner.horizon=2"], ()),  # which one of them takes notice of
+        (["method=bc,tt", "planner.horizon=2", "data=hopper_medium"], ()),
         (["learner=bc,transformer", "planner.horizon=2,3"], (0, 1)),
         (["learner=bc", "planner.horizon=2", "seed=0,1"], (0, 1)),
     ],

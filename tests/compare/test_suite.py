@@ -42,6 +42,7 @@ def test_a_suite_ends_in_a_comparison(
     told = capsys.readouterr().out
     assert "job 3 failed: it did not begin" in told
     assert "Probability that a run of A is above one of B" in told
+    assert "comparison/compare.png" in (tmp_path / "index.html").read_text()
     table = (tmp_path / "comparison" / "tasks.csv").read_text().splitlines()
     assert [line.split(",")[1:3] for line in table[1:]] == [["tt", "2"], ["bc", "1"]]
 

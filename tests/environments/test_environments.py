@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import mujoco
@@ -55,9 +55,9 @@ def test_the_camera_follows_a_running_body(env_id: str, camera: str | None) -> N
         chosen, model, data = simulation.mujoco_renderer.camera_id, simulation.model, simulation.data
         if camera is None:
             assert chosen is None  # -1 would make it MuJoCo's free camera, which stays where it is
-            config = simulation.mujoco_renderer.default_cam_config
+            config, library = simulation.mujoco_renderer.default_cam_config, cast(Any, mujoco)  # stubs lack what is C
             assert config["trackbodyid"] > 0
-            assert config["type"] == mujoco.mjtCamera.mjCAMERA_TRACKING
+            assert config["type"] == library.mjtCamera.mjCAMERA_TRACKING
             return
         assert model.camera(chosen).name == camera
         batch.reset(0, seed=0)

@@ -24,7 +24,7 @@ from ..cores import OtherProcesses, wait_passively
 from ..ending import EXITS_BY_SIGNAL, ending_signals
 from ..errors import UserError
 from ..files import is_first_process, remove_partial_files, write_whole
-from .page import PAGE, write_run_page
+from .page import PAGE, SWEEP, write_run_page
 
 if TYPE_CHECKING:
     from .experiment import RunContext
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATUS = "status.json"
-SWEEP = "sweep.csv"  # the table of a sweep or search, in its own folder
 MODULES = "environment.modules"
 REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
 OTHERS = OtherProcesses()  # since the command began

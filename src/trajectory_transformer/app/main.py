@@ -76,7 +76,7 @@ def hydra_job(config: DictConfig) -> float:
 
     def run() -> float:
         varied = (jobs.what_differs(job) or "").split()
-        several = any(word.startswith(("learner=", "experiment=")) for word in varied)  # learners, of a sweep
+        several = any(word.startswith(("learner=", "experiment=", "method=")) for word in varied)  # learners
         options = validated(config, node, varied if several else overrides)
         if isinstance(options, TrainConfig):
             return jobs.train(options, job) if options.tune is None else run_search(options, job)

@@ -1,6 +1,7 @@
 """``index.html`` of a run's or sweep's folder: its results, plots, films and origin, on one page without a network."""
 
 import csv
+import io
 import math
 import shlex
 import sys
@@ -14,7 +15,16 @@ from ..errors import UserError
 from ..files import write_output
 
 PAGE = "index.html"
-FILES = ("config.yaml", "results.json", "figures.csv", "metrics.csv", "sweep.csv", "checkpoints/best.ckpt")
+SWEEP = "sweep.csv"  # the table of a sweep or search, in its own folder
+FILES = (
+    "config.yaml",
+    "results.json",
+    "figures.csv",
+    "metrics.csv",
+    SWEEP,
+    "comparison/compare.txt",
+    "checkpoints/best.ckpt",
+)
 _MOST_ROWS = 500
 
 
@@ -52,6 +62,7 @@ class Page:
     versions: str = ""
     config: str = ""
     files: list[Cell] = field(default_factory=list)
+    wide: bool = False  # for tables of many columns
 
     def write(self, directory: Path) -> None:
         """Write the page in ``directory``; UserError if it cannot be written."""
@@ -109,24 +120,26 @@ def write_run_page(directory: Path, status: str, score: float | None, reason: st
     ).write(directory)
 
 
-def write_sweep_page(directory: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write the page of a sweep: its table, whose first column names jobs, with links to their pages.
+def write_sweep_page(directory: Path) -> None:
+    """Write the page of a sweep: the table in its ``sweep.csv``, with links to its jobs' pages; a suite's comparison.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the table cannot be read, or the page cannot be written.
     """
     from ..evaluation.results import current_commit
 
+    header, *rows = csv.reader(io.StringIO(_text(directory / SWEEP)))
     cells = [[Cell(row[0], _job_page(directory, row[0])), *map(Cell, row[1:])] for row in rows]
     finished = sum(row[1] == "finished" for row in rows)
     Page(
         title=directory.absolute().name,
         lead=f"{len(rows)} jobs, of which {finished} finished",
         tables=[PageTable("Jobs", cells, header)],
-        pictures=_below(directory, "*.png"),
+        pictures=[*_below(directory, "*.png"), *_below(directory, "comparison/*.png")],
         command=shlex.join(["python", *sys.argv]),
         commit=current_commit(),
         files=[Cell(name, quote(name)) for name in FILES if (directory / name).exists()],
+        wide=True,
     ).write(directory)
 
 
@@ -160,7 +173,7 @@ def _training(metrics: Path) -> list[tuple[str, str]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_text(path).splitlines()))
+    return list(csv.DictReader(io.StringIO(_text(path))))
 
 
 def _text(path: Path) -> str:

@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..files import is_in_use
-from .jobs import REFUSAL, STATUS, SWEEP, RunRecord, parameters_of
-from .page import write_sweep_page
+from .jobs import REFUSAL, STATUS, RunRecord, parameters_of
+from .page import SWEEP, write_sweep_page
 from .schema import as_typed
 
 HYDRA = ".hydra"  # folder in a job's, which Hydra writes first
@@ -172,7 +172,7 @@ def report(
     _show(groups, varied, f"{len(jobs)} jobs in {directory}")
     if len(results) > 1 and any(name.startswith("planner") for name in varied):
         _plot_tradeoff([job for job in jobs if job.name in results], results, varied, directory / "tradeoff.png")
-    write_sweep_page(directory, rows[0], rows[1:])
+    write_sweep_page(directory)
     if logger is not None and logger.name == "wandb":
         from ..training.loggers import log_sweep  # here, as it takes a second
 

@@ -7,13 +7,14 @@ from omegaconf import DictConfig
 from typing_extensions import override
 
 from ..app import RunChecks
+from ..app.page import write_sweep_page
 from ..errors import UserError
 from ..files import is_first_process
 from .__main__ import compare_runs
 
 
 class SuiteChecks(RunChecks):
-    """Hydra's hooks around a suite, ``suite=NAME``: those of every sweep, then ``compare``, into the sweep's folder.
+    """Hydra's hooks around a suite, ``suite=NAME``: every sweep's, then ``compare`` into the sweep's folder and page.
 
     Jobs that failed are named by the sweep's table and by the comparison, which is over the others.
     """
@@ -29,5 +30,6 @@ class SuiteChecks(RunChecks):
     def _compare(self, directory: Path) -> None:
         try:
             compare_runs([str(directory)], out=directory / "comparison", by="method")
+            write_sweep_page(directory)  # once more, with the comparison
         except UserError as error:
             print(f"no comparison: {error.told}")

@@ -62,9 +62,6 @@ class TransitionSet:
     def device(self) -> torch.device:
         return self.all.rewards.device
 
-    def expect(self, indices: Tensor) -> None:
-        """All are in memory anyway."""
-
     def gather(self, indices: Tensor) -> TransitionBatch:
         """Transitions by number: ``indices`` (batch,), int64 in [0, len), on any device; of each sample, if any."""
         rows = indices.to(self.device)

@@ -66,6 +66,7 @@ _RESULTS = {  # the fields that every version of schema 1 has
     "trained": NotRequired[
         _typed("trained", {"fingerprint": str, "validation_fraction": FiniteFloat, "seed": int}) | None
     ],
+    "learner": NotRequired[dict[str, Any] | None],
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from ..configuration import LARGEST, TrainConfig, require, validate, within
-from ..training.learner import Learner
+from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
@@ -23,6 +23,7 @@ class ReturnConditioned(Learner):
     """The Decision Transformer (Chen et al. 2021), with its paper's sizes for locomotion."""
 
     kind = "dt"
+    ignores = OPTIONS_OF_WINDOWS
 
     context: int = within(20, 1, 1000)
     """Steps that the model sees at once."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from ..configuration import LARGEST, TrainConfig, validate, within
-from ..training.learner import Learner
+from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
@@ -36,6 +36,7 @@ class RegularizedActorCritic(Learner):
     """
 
     kind = "rebrac"
+    ignores = OPTIONS_OF_WINDOWS
 
     hidden_layers: int = within(3, 1, 1000)
     """Hidden layers of each network."""

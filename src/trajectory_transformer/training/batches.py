@@ -21,7 +21,6 @@ class Examples(Protocol[Batch]):
     @property
     def device(self) -> torch.device: ...
     def gather(self, indices: Tensor) -> Batch: ...  # on that device, the examples with these numbers
-    def expect(self, indices: Tensor) -> None: ...  # these are gathered soon; nothing need be done
     def __len__(self) -> int: ...
 
 
@@ -87,10 +86,12 @@ class TrainingBatches(Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.steps_done()
+        expect = getattr(self.examples, "expect", None)  # those on disk begin to read what comes next
         while True:
             parts = self.order.indices(step).chunk(self.parts)
             step += 1
-            self.examples.expect(self.order.indices(step))
+            if expect is not None:
+                expect(self.order.indices(step))
             for indices in parts:
                 yield self.examples.gather(indices)
 

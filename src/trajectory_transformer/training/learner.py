@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
     from .optimization import TrainingPlan
 
 OPTIONS_OF_WINDOWS = ("model", "planner", "data.discretizer", "data.sequence_length")
-"""Options, or groups of them, that have no effect on networks of single transitions, which do not plan."""
+"""Options, or groups of them, that have no effect on networks that read no windows of tokens, and do not plan."""
 
 
 class Learner(ABC):
