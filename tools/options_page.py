@@ -14,7 +14,7 @@ from trajectory_transformer.app.help import (
     sections_of,
     setting,
 )
-from trajectory_transformer.app.schema import group_names
+from trajectory_transformer.app.names import group_names
 from trajectory_transformer.configuration import EvaluateConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]

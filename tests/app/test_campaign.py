@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trajectory_transformer.app.schema import options_of
+from trajectory_transformer.app.names import options_of
 from trajectory_transformer.configuration import EvaluateConfig, TrainConfig
 
 DIGITS = "9" * 5_000

@@ -10,7 +10,6 @@ import pytest
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation import evaluate as module
 from trajectory_transformer.evaluation import video
 from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
 from trajectory_transformer.evaluation.results import read_results
@@ -122,8 +121,8 @@ def test_one_warning_where_nothing_can_be_drawn(
 
 def test_names_of_the_dimensions_that_the_model_sees() -> None:
     hopper = replace(environment_spec("Hopper-v5"), observation_indices=(4, 0))
-    assert module._observation_names(hopper) == ["observation[4]", "observation[0]"]
-    assert module._observation_names(environment_spec(WALK)) == ["clock[0]", "position[0]"]
+    assert hopper.observation_names == ["observation[4]", "observation[0]"]
+    assert environment_spec(WALK).observation_names == ["clock[0]", "position[0]"]
 
 
 @pytest.mark.slow

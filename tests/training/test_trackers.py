@@ -1,7 +1,6 @@
 """TensorBoard, MLflow and Trackio, offline: each has the same metrics, table and picture, also after a resume."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def test_mlflow(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def trackio_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def trackio_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     return tmp_path / "trackio"
 

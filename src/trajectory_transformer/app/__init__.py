@@ -1,13 +1,31 @@
 """The two commands: options, checks, run directories, sweeps. Nothing here imports torch until a job starts."""
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .checks import RunChecks
-from .main import entry_point
+from . import completion
+
+if TYPE_CHECKING:
+    from .checks import RunChecks
 
 __all__ = ["RunChecks", "entry_point", "evaluate", "train"]
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout a link to the folder of that name at its root
+
+
+def entry_point(name: str, configs: Path) -> None:
+    """Run "train" or "evaluate", whose root is ``configs/NAME.yaml``, with ``sys.argv``; returns after success.
+
+    Raises:
+        SystemExit: as :func:`~.main.run_command`.
+    """
+    if completion.is_query(sys.argv[1:]):
+        print(*completion.answer(name, configs), sep="\n")
+        return
+    from .main import run_command  # here, as Hydra takes time
+
+    run_command(name, configs)
 
 
 def train() -> None:
@@ -18,3 +36,11 @@ def train() -> None:
 def evaluate() -> None:
     """The installed command ``trajectory-transformer-evaluate``, which does as ``evaluate.py``."""
     entry_point("evaluate", CONFIGS)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RunChecks":  # which YAML files name
+        from .checks import RunChecks
+
+        return RunChecks
+    raise AttributeError(name)

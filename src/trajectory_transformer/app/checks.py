@@ -20,10 +20,10 @@ from ..planning.objectives import Objective, make_objective
 from ..training.learner import make_learner
 from . import mistakes, sweep
 from .jobs import MODULES, why_taken
+from .names import option_names
 from .schema import (
     as_typed,
     folder_names,
-    option_names,
     require_flags,
     schema_of,
     typed,

@@ -17,7 +17,7 @@ from ..building import TYPED_BY_USER, locate
 from ..configuration import EvaluateConfig, TrainConfig, require
 from ..configuration.documentation import Option, meanings_of, options_of
 from .mistakes import did_you_mean
-from .schema import group_names
+from .names import group_names
 
 FLAGS = ("--help", "-h")
 CLASSES = {"learner": "learner", "planner": "planner.objective", "data": "data.source"}  # group -> where its class is

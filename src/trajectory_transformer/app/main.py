@@ -27,7 +27,7 @@ from .sweep import report
 from .tune import run_search
 
 
-def entry_point(name: str, configs: Path) -> None:
+def run_command(name: str, configs: Path) -> None:
     """Run "train" or "evaluate", whose root is ``configs/NAME.yaml``, with ``sys.argv``; returns after success.
 
     Raises:

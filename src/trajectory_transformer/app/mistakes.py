@@ -14,7 +14,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..building import PACKAGE
 from ..errors import UserError
-from .schema import OPEN_OPTIONS, group_names, option_names
+from .names import group_names, option_names
+from .schema import OPEN_OPTIONS
 
 EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher -> optional dependency

@@ -1,13 +1,11 @@
 """The dataclass schemas as Hydra sees them, and the way back from a composed config to a dataclass."""
 
-import dataclasses
 import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -16,12 +14,12 @@ from ..building import TYPED_BY_USER
 from ..configuration import EvaluateConfig, TrainConfig, require, validate_value
 from ..files import slurm_step
 from ..training.learner import make_learner
+from .names import options_of
 
 OPEN_OPTIONS = (  # mappings whose keys are the user's
     "data.source", "learner", "logger.extra", "model.block", "planner.objective", "trainer.callbacks",
     "trainer.metrics", "trainer.options",
 )  # fmt: skip
-LAUNCHER = "hydra/launcher"
 
 
 def shared_name(requeued: bool) -> str | None:
@@ -62,36 +60,6 @@ def folder_names(config: DictConfig, key: str) -> Iterator[Path]:
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
-
-
-def option_names(schema: type) -> Iterator[str]:
-    """Dotted names of all options of ``schema``, those that hold further options included."""
-    return (name for name, _ in options_of(schema))
-
-
-def options_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """As :func:`option_names`, each with its type."""
-    for name, hint in get_type_hints(schema).items():
-        if name in fields_of(schema):
-            yield f"{prefix}{name}", hint
-            candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-            for nested in candidates:
-                if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-                    yield from options_of(nested, f"{prefix}{name}.")
-
-
-def group_names(configs: Sequence[Path], schema: type) -> list[str]:
-    """Config groups of a command: folders in ``configs`` but those of the other command; of Hydra's, the launcher."""
-    foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
-    foreign |= {"callbacks", "debug", "method", "suite"} if schema is EvaluateConfig else set()
-    folders = [path for folder in configs for pattern in ("*", LAUNCHER) for path in folder.glob(pattern)]
-    found = {LAUNCHER if path.match(LAUNCHER) else path.name for path in folders if path.is_dir()} - {"hydra"}
-    return [group for group in sorted(found) if not {group, f"{group}_name"} & foreign]
-
-
-def fields_of(schema: type) -> set[str]:
-    """Names of the options at the root."""
-    return {field.name for field in dataclasses.fields(schema)}
 
 
 def schema_of(config: DictConfig) -> type[TrainConfig] | type[EvaluateConfig]:

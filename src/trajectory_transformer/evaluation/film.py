@@ -69,8 +69,8 @@ class BodyView:
 class MazeView:
     """Draws predicted positions in a maze as a way on its floor, a dot for each state."""
 
-    def __init__(self, scene: GhostScene, columns: slice, height: float) -> None:
-        self._scene, self._columns, self._height = scene, columns, height
+    def __init__(self, scene: GhostScene, columns: slice, side: float) -> None:
+        self._scene, self._columns, self._side = scene, columns, side
 
     def origin(self) -> np.ndarray:
         """Nothing: an observation says where in the maze it was made."""
@@ -79,15 +79,15 @@ class MazeView:
     def add(self, plan: Foresight, origin: np.ndarray, age: int) -> None:
         """As :meth:`BodyView.add`."""
         for beam in plan.beams:
-            self._scene.add_line(self._places(beam[age:]), 0.15 * self._height, GREY_LINE)
+            self._scene.add_line(self._places(beam[age:]), 0.015 * self._side, GREY_LINE)
         places = self._places(plan.chosen[age:])
-        self._scene.add_line(places, 0.25 * self._height, BLUE_LINE)
+        self._scene.add_line(places, 0.03 * self._side, BLUE_LINE)
         for place in places[1:]:
-            self._scene.add_dot(place, 0.5 * self._height, BLUE_LINE)
+            self._scene.add_dot(place, 0.06 * self._side, BLUE_LINE)
 
     def _places(self, observations: np.ndarray) -> np.ndarray:
         seen = observations[:, self._columns]
-        return np.column_stack([seen, np.full(len(seen), self._height)]).astype(np.float64)
+        return np.column_stack([seen, np.full(len(seen), 0.1 * self._side)]).astype(np.float64)
 
 
 class PlanFilm:
@@ -145,7 +145,7 @@ class PlanFilm:
         for first in range(len(observation) - len(place) + 1):
             columns = slice(first, first + len(place))
             if np.allclose(observation[columns], place, atol=1e-5):
-                return MazeView(GhostScene(renderer), columns, 0.1 * walls.side)
+                return MazeView(GhostScene(renderer), columns, walls.side)
         return None
 
     def _foresight(self, row: int) -> Foresight | None:

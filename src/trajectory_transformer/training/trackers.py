@@ -1,5 +1,6 @@
 """Experiment trackers beside W&B, which a resumed run goes on with, and tables and pictures in each of them."""
 
+import importlib
 import json
 from argparse import Namespace
 from collections.abc import Sequence
@@ -77,9 +78,7 @@ class TrackioRun(Logger):
         super().__init__()
         name = Path(save_dir).absolute().name
         self._options = {"project": project, "name": name, "group": group, "space_id": space_id, "resume": "allow"}
-        import trackio
-
-        self._trackio, self._run = trackio, None
+        self._trackio, self._run = importlib.import_module("trackio"), None
 
     @property
     def experiment(self) -> Any:

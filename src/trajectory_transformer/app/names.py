@@ -1,0 +1,41 @@
+"""Names of a command's options and config groups. Hydra is not imported, so that completion answers at once."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ..configuration import EvaluateConfig, TrainConfig
+
+LAUNCHER = "hydra/launcher"
+
+
+def option_names(schema: type) -> Iterator[str]:
+    """Dotted names of all options of ``schema``, those that hold further options included."""
+    return (name for name, _ in options_of(schema))
+
+
+def options_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """As :func:`option_names`, each with its type."""
+    for name, hint in get_type_hints(schema).items():
+        if name in fields_of(schema):
+            yield f"{prefix}{name}", hint
+            candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            for nested in candidates:
+                if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+                    yield from options_of(nested, f"{prefix}{name}.")
+
+
+def group_names(configs: Sequence[Path], schema: type) -> list[str]:
+    """Config groups of a command: folders in ``configs`` but those of the other command; of Hydra's, the launcher."""
+    foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
+    foreign |= {"callbacks", "debug", "method", "suite"} if schema is EvaluateConfig else set()
+    folders = [path for folder in configs for pattern in ("*", LAUNCHER) for path in folder.glob(pattern)]
+    found = {LAUNCHER if path.match(LAUNCHER) else path.name for path in folders if path.is_dir()} - {"hydra"}
+    return [group for group in sorted(found) if not {group, f"{group}_name"} & foreign]
+
+
+def fields_of(schema: type) -> set[str]:
+    """Names of the options at the root."""
+    return {field.name for field in dataclasses.fields(schema)}
