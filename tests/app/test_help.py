@@ -107,3 +107,11 @@ def test_each_section_has_a_meaning() -> None:
         assert all(section.meaning.endswith(".") for section in sections)
         assert len({section.title for section in sections}) == len(sections)
         assert {"planner=critic", "planner=goal"} <= {one.title for one in sections}
+
+
+def test_a_reader_may_stop_early() -> None:
+    """As with ``python train.py --help | head``."""
+    command = f"{sys.executable} {CONFIGS.parent / 'train.py'} --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[1] == "0"

@@ -55,6 +55,8 @@ def run_command(name: str, configs: Path) -> None:
         leave(mistakes.explain(error, schema, folders), 2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader of --help, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # a launcher's, where there is a sweep: its jobs keep theirs
         if RunChecks.sweep is None:
             raise
