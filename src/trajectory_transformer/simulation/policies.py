@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 
 from .recipe import Controller, Environment
@@ -66,8 +65,10 @@ class PolicyBehavior:
         return f"{self.snapshot} temperature={self.temperature:g} noise={self.noise:g}"
 
     def controller(self, environment: Environment, generator: np.random.Generator) -> Controller:
+        from gymnasium.spaces import Box
+
         space = environment.action_space
-        assert isinstance(space, gym.spaces.Box)
+        assert isinstance(space, Box)
         policy = load_policy(self.file, self.snapshot)
         middle, half_range = (space.high + space.low) / 2.0, (space.high - space.low) / 2.0
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import gymnasium as gym
 import numpy as np
 
-from ..environments.make import make_environment
+if TYPE_CHECKING:  # the names of embedded sets are known before Gymnasium is loaded
+    import gymnasium as gym
 
-Environment = gym.Env[Any, Any]
+Environment: TypeAlias = "gym.Env[Any, Any]"
 Controller = Callable[[Any], np.ndarray]  # newest observation to action, once per step of one episode
 
 
@@ -35,8 +35,10 @@ class UniformBehavior:
     weight: float = 1.0
 
     def controller(self, environment: Environment, generator: np.random.Generator) -> Controller:
+        from gymnasium.spaces import Box
+
         space = environment.action_space
-        assert isinstance(space, gym.spaces.Box)
+        assert isinstance(space, Box)
         return lambda observation: generator.uniform(space.low, space.high)
 
 
@@ -57,10 +59,14 @@ class Recipe:
 
     def environment(self) -> Environment:
         """A new environment that the behaviours act in."""
+        from ..environments.make import make_environment
+
         return make_environment(self.env_id, **self.arguments)
 
-    def evaluation_environment(self) -> Environment | None:
+    def evaluation_environment(self) -> "Environment | None":
         """A new environment to evaluate in, or None where it is the behaviours' own."""
+        from ..environments.make import make_environment
+
         if self.evaluation_arguments is None:
             return None
         return make_environment(self.env_id, **self.evaluation_arguments)
