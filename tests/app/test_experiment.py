@@ -501,6 +501,7 @@ class TestCommands:
         assert call("evaluate", *options, "predict.ensemble=none.ckpt", "hydra.run.dir=missing") == 2
         assert "none.ckpt" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_an_ensemble_is_compared_where_it_was_trained_on_the_same_data(
         self, trained: tuple[Path, float], tmp_path: Path, call: Callable[..., int], capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -61,6 +61,7 @@ def test_an_interrupted_trial_is_done_again(train: Callable[..., int], runs: Run
     assert first[0] == second[0]
 
 
+@pytest.mark.slow
 def test_a_trial_that_another_process_works_at_is_left_to_it(train: Callable[..., int], runs: Runs) -> None:
     runs.error = SystemExit(143)
     assert train(*SEARCH, "tune.trials=1") == 143

@@ -191,6 +191,7 @@ def test_one_failing_job_loses_nothing_of_the_others(
     assert {row["status"] for row in rows(tmp_path / "sweep")} == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_sweep_in_the_folder_of_another_leaves_its_records_alone(
     sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -743,6 +743,7 @@ def test_other_layouts_in_c_are_refused(monkeypatch: pytest.MonkeyPatch, what: s
 LOAD = "from trajectory_transformer.planning.native.library import load_library; load_library()"
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_processes(fresh_library: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two processes at once, then a third: one library, nothing else in the folder, and the third compiles nothing."""
     compiled = library.load_library()._name
@@ -768,6 +769,7 @@ case $1 in *.so) echo linked >> {log}; head -c 1000 {compiled} > $1; sleep 1; cp
 
 
 @pytest.mark.parametrize("options", ["-O1", "'-DNAME=two words' -O1"])
+@pytest.mark.slow
 def test_a_compiler_may_be_a_command(fresh_library: pytest.MonkeyPatch, tmp_path: Path, options: str) -> None:
     """A wrapper such as ccache, and options, quoted ones too, are given to it."""
     log = tmp_path / "log"

@@ -94,6 +94,7 @@ def test_number_of_processes_does_not_change_the_data(recipe: Recipe) -> None:
     assert not np.array_equal(alone[0].actions[:5], episodes_of(recipe, 1, seed=4)[0].actions[:5])
 
 
+@pytest.mark.slow
 def test_a_script_without_guard_may_simulate_in_several_processes(tmp_path: Path) -> None:
     """Workers do not run the script again, however it was started."""
     script = tmp_path / "script.py"
@@ -227,6 +228,7 @@ def test_hopper_policies_differ_clearly_in_quality() -> None:
     assert quality[-1] > 1.2 * np.mean(quality)
 
 
+@pytest.mark.slow
 def test_a_replay_set_has_as_many_steps_of_each_policy_as_a_replay_buffer() -> None:
     """Up to Hopper's medium policy: 5,000 random steps, then snapshots at 20, 30, 90 and 150 thousand."""
     steps: dict[str, int] = {}
@@ -238,6 +240,7 @@ def test_a_replay_set_has_as_many_steps_of_each_policy_as_a_replay_buffer() -> N
 
 
 @pytest.mark.parametrize(("body", "number"), [("hopper", 25), ("walker2d", 10), ("halfcheetah", 2)])
+@pytest.mark.slow
 def test_a_medium_policy_is_a_third_to_three_fifths_as_good_as_the_expert(body: str, number: int) -> None:
     expert, medium = (
         np.mean([episode.rewards.sum() for episode in episodes_of(RECIPES[f"{body}_{stage}"], number)])
@@ -304,6 +307,7 @@ def test_walks_about_the_larger_mazes_are_cut_before_most_reach_their_goal() -> 
         ("pointmaze_large", DIRECT, 1, 0.0, 10),
     ],
 )
+@pytest.mark.slow
 def test_pointmaze_reference_scores_are_what_is_measured(
     name: str, behavior: Behavior, index: int, spread: float, episodes: int
 ) -> None:

@@ -110,6 +110,7 @@ class TestMetricsFile:
             ("20", "", "-20.0", ""),
         ]
 
+    @pytest.mark.slow
     def test_a_full_disk_costs_rows_and_one_warning(self, tmp_path: Path) -> None:
         code = (
             "import resource, signal, sys; from pathlib import Path\n"
