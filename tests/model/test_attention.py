@@ -145,7 +145,7 @@ def test_other_masks_are_refused(mask: str) -> None:
     else:
         shown[4:, 0] = False
     query, key, value, _ = parts(1, 1, 6, 4)
-    with pytest.raises(ValueError, match="the first of all columns"):
+    with pytest.raises(ValueError, match="needs a mask like the model's"):
         causal_attention(query, key, value, shown, 0.0)
 
 
@@ -207,7 +207,7 @@ def drop_before_softmax(query: Tensor, key: Tensor, value: Tensor, attn_mask: Te
 
 @pytest.mark.parametrize(
     ("edited", "reason"),
-    [(linear_bias, "its logits or gradients are not"), (drop_before_softmax, "it drops other attention weights")],
+    [(linear_bias, "its logits or gradients differ"), (drop_before_softmax, "it drops attention weights with another")],
 )
 def test_edited_attention_trains_as_edited(
     edited: object, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

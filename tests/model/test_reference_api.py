@@ -191,7 +191,7 @@ def test_a_past_of_plain_tuples(tokens: Tensor) -> None:
     continued = model(tokens[:, 9:], past_key_values=past)
     torch.testing.assert_close(continued.logits, model(tokens).logits[:, 9:], atol=1e-5, rtol=0)
     for wrong in (past[:2], "past", tuple((key,) for key, _ in past), object()):
-        with pytest.raises(UserError, match="past_key_values must be what an earlier call returned"):
+        with pytest.raises(UserError, match="past_key_values must be the result of an earlier call"):
             model(tokens[:, 9:], past_key_values=wrong)
 
 

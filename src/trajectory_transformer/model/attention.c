@@ -1,9 +1,7 @@
-/* Causal attention with dropout, forward and backward, for training on a CPU: see attention.py.
- *
- * One sequence's head is computed at a time, by one thread, from copies that stay in the second-level cache. Scores above
- * the diagonal and columns that nothing may see are left out. Dropped weights are drawn anew in the backward pass, from
- * counters, so no result depends on the number of threads.
- */
+/* Causal attention with dropout, forward and backward, for training on a CPU: see attention.py.  Each thread computes
+ * one head of one sequence at a time, from copies that stay in the second-level cache. Scores above the diagonal, and
+ * columns that no row sees, are not computed. Which weights are dropped is determined by counters and recomputed in the
+ * backward pass, so no result depends on the number of threads. */
 #include "random.h"
 
 #include <omp.h>
@@ -11,12 +9,12 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #define LN_2 0.6931471805599453f
 
-typedef struct { /* the fields of attention.py */
+typedef struct { /* the same fields as in attention.py */
     int64_t batch, heads, time, width; /* width: of a head */
-    int64_t columns;                   /* how many positions may be seen at all */
-    const int32_t *column;             /* (columns) which, in order */
-    const int32_t *counts;             /* (time) how many of these each row sees, the first ones; at least 1 */
-    int64_t strides[3][3];             /* of query, key and value: to the next sequence, head and position, in floats */
+    int64_t columns;                   /* number of positions that any row sees */
+    const int32_t *column;             /* (columns) these positions, ascending */
+    const int32_t *counts;             /* (time) number of these that each row sees, the first ones; at least 1 */
+    int64_t strides[3][3];             /* of query, key and value: floats to the next sequence, head and position */
     const float *query, *key, *value;
     float *output; /* (batch, time, heads, width), like all below */
     float *log_sums; /* (batch, heads, time) base-2 logarithm of each row's sum of exponentials */
@@ -27,8 +25,9 @@ typedef struct { /* the fields of attention.py */
     int64_t threads;
 } Attention;
 
-/* ---- which weights are dropped ---- */
+/* ---- dropout ---- */
 
+/* The random key of a row's attention weights. */
 static inline uint64_t row_key(const Attention *a, int64_t sequence, int64_t head, int64_t row) {
     return mix(mix(a->seed) + (uint64_t)((sequence * a->heads + head) * a->time + row));
 }
@@ -53,7 +52,7 @@ static inline __attribute__((always_inline)) void multiply(const float *a, int64
     UNROLL for (int r = 0; r < MR; r++) sums[r][0] = s[r][0], sums[r][1] = s[r][1];
 }
 
-/* MR rows of a product with b (depth, width), times factor, to rows of out that are ld apart and of which so many are wanted. */
+/* out (rows, width), ld apart = product of MR rows of a with b (depth, padded width), each row times its factor. */
 static void multiply_rows(const float *a, int64_t row, int64_t step, const float *b, int64_t padded, int depth, const float *factors,
                           float *out, int64_t ld, int rows, int64_t width) {
     vec sums[MR][2];
@@ -76,7 +75,7 @@ static void multiply_rows(const float *a, int64_t row, int64_t step, const float
     }
 }
 
-/* (MR, columns) of a (MR, width) times panels of NR columns, each (width, NR) */
+/* out (MR, columns) = a (MR, width) times panels of NR columns, each (width, NR) */
 static void multiply_panels(const float *a, int64_t padded, const float *panels, int64_t width, int columns, float *out, int64_t ld) {
     vec sums[MR][2];
     for (int j = 0; j < columns; j += NR, panels += width * NR) {
@@ -88,13 +87,14 @@ static void multiply_panels(const float *a, int64_t padded, const float *panels,
 /* ---- one head ---- */
 
 typedef struct {
-    int64_t rows, columns, width; /* rounded up */
-    float *query, *key, *value, *gradient; /* (rows or columns, width): the columns that may be seen, in order */
+    int64_t rows, columns, width; /* padded: rounded up to MR, NR and LANES */
+    float *query, *key, *value, *gradient; /* (rows or columns, width); keys and values of the visible columns only */
     float *key_panels, *value_panels;
     float *weights, *gradients; /* (rows, columns); in the forward pass, (MR, columns) */
     float *sums;                /* (rows) products of the output and its gradient */
 } Scratch;
 
+/* Place the arrays of a pass from address at on. Returns the number of floats that they take. */
 static size_t lay_out(Scratch *s, const Attention *a, int backward, float *at) {
     const float *begin = at;
     s->rows = round_up(a->time, MR), s->columns = round_up(a->columns, NR), s->width = round_up(a->width, LANES);
@@ -124,15 +124,15 @@ static void pack_panels(const float *from, int64_t stride, const int32_t *which,
             for (int64_t w = 0; w < width; w++) to[w * NR + r] = first + r < rows ? from[which[first + r] * stride + w] : 0.0f;
 }
 
-static inline int most_seen(const Attention *a, int64_t row) { /* by any of MR rows */
+static inline int max_seen(const Attention *a, int64_t row) { /* columns that any of MR rows sees */
     return a->counts[row + MR - 1 < a->time ? row + MR - 1 : a->time - 1];
 }
 
-static const float *head_of(const Attention *a, const float *x, int which, int64_t sequence, int64_t head) {
+static const float *head_start(const Attention *a, const float *x, int which, int64_t sequence, int64_t head) {
     return x + sequence * a->strides[which][0] + head * a->strides[which][1];
 }
 
-/* How a query is scaled, so that scores are powers of 2. */
+/* Scale of queries: 1 / sqrt(width), and 1 / ln 2, so that exp(score) is 2 to the power of the scaled score. */
 static float query_factor(const Attention *a) { return (float)(1.0 / (sqrt((double)a->width) * 0.6931471805599453)); }
 
 static void attend(const Attention *a, const Scratch *s, int64_t sequence, int64_t head) {
@@ -141,13 +141,13 @@ static void attend(const Attention *a, const Scratch *s, int64_t sequence, int64
     float *log_sums = a->log_sums + (sequence * a->heads + head) * a->time;
     const uint32_t threshold = threshold_of(a->dropout);
     const float keep = (float)(1.0 - a->dropout);
-    copy_rows(head_of(a, a->query, 0, sequence, head), a->strides[0][2], NULL, a->time, a->width, query_factor(a), s->query, s->rows,
+    copy_rows(head_start(a, a->query, 0, sequence, head), a->strides[0][2], NULL, a->time, a->width, query_factor(a), s->query, s->rows,
               s->width);
-    pack_panels(head_of(a, a->key, 1, sequence, head), a->strides[1][2], a->column, a->columns, a->width, s->key_panels, s->columns);
-    copy_rows(head_of(a, a->value, 2, sequence, head), a->strides[2][2], a->column, a->columns, a->width, 1.0f, s->value, s->columns,
+    pack_panels(head_start(a, a->key, 1, sequence, head), a->strides[1][2], a->column, a->columns, a->width, s->key_panels, s->columns);
+    copy_rows(head_start(a, a->value, 2, sequence, head), a->strides[2][2], a->column, a->columns, a->width, 1.0f, s->value, s->columns,
               s->width);
     for (int64_t row = 0; row < a->time; row += MR) {
-        const int seen = most_seen(a, row), rows = a->time - row < MR ? a->time - row : MR;
+        const int seen = max_seen(a, row), rows = a->time - row < MR ? a->time - row : MR;
         float factors[MR] = {0};
         multiply_panels(s->query + row * s->width, s->width, s->key_panels, a->width, seen, s->weights, s->columns);
         for (int r = 0; r < rows; r++) {
@@ -182,9 +182,9 @@ static void attend_backwards(const Attention *a, const Scratch *s, int64_t seque
     const vec more = broadcast((float)(1.0 / (1.0 - a->dropout)));
     const float scale = (float)(1.0 / sqrt((double)a->width));
     float factors[MR];
-    copy_rows(head_of(a, a->query, 0, sequence, head), a->strides[0][2], NULL, a->time, a->width, query_factor(a), s->query, s->rows,
+    copy_rows(head_start(a, a->query, 0, sequence, head), a->strides[0][2], NULL, a->time, a->width, query_factor(a), s->query, s->rows,
               s->width);
-    const float *key = head_of(a, a->key, 1, sequence, head), *value = head_of(a, a->value, 2, sequence, head);
+    const float *key = head_start(a, a->key, 1, sequence, head), *value = head_start(a, a->value, 2, sequence, head);
     copy_rows(key, a->strides[1][2], a->column, a->columns, a->width, 1.0f, s->key, s->columns, s->width);
     pack_panels(key, a->strides[1][2], a->column, a->columns, a->width, s->key_panels, s->columns);
     pack_panels(value, a->strides[2][2], a->column, a->columns, a->width, s->value_panels, s->columns);
@@ -197,7 +197,7 @@ static void attend_backwards(const Attention *a, const Scratch *s, int64_t seque
     }
     for (int r = 0; r < MR; r++) factors[r] = scale;
     for (int64_t row = 0; row < s->rows; row += MR) {
-        const int seen = most_seen(a, row), rows = a->time - row < MR ? a->time - row : MR;
+        const int seen = max_seen(a, row), rows = a->time - row < MR ? a->time - row : MR;
         float *weights = s->weights + row * s->columns, *gradients = s->gradients + row * s->columns;
         multiply_panels(s->query + row * s->width, s->width, s->key_panels, a->width, seen, weights, s->columns);
         multiply_panels(s->gradient + row * s->width, s->width, s->value_panels, a->width, seen, gradients, s->columns);
@@ -221,12 +221,12 @@ static void attend_backwards(const Attention *a, const Scratch *s, int64_t seque
         multiply_rows(s->gradients + row * s->columns, s->columns, 1, s->key, s->width, seen, factors, a->query_gradient + at + row * ld,
                       ld, rows, a->width);
     }
-    for (int64_t t = 0, column = 0; t < a->time; t++) /* of positions that nothing sees */
+    for (int64_t t = 0, column = 0; t < a->time; t++) /* gradients of positions that no row sees are 0 */
         if (column < a->columns && a->column[column] == t) column++;
         else memset(a->key_gradient + at + t * ld, 0, sizeof(float) * a->width), memset(a->value_gradient + at + t * ld, 0, sizeof(float) * a->width);
     float ones[MR], keys[MR];
     for (int r = 0; r < MR; r++) ones[r] = 1.0f, keys[r] = LN_2;
-    float *block = s->key_panels; /* (MR, width) of gradients, no longer needed otherwise */
+    float *block = s->key_panels; /* (MR, width) gradients, in memory that is no longer needed */
     int64_t row = 0;
     for (int64_t column = 0; column < a->columns; column += MR) {
         while (a->counts[row] <= column) row++;
@@ -243,7 +243,8 @@ static void attend_backwards(const Attention *a, const Scratch *s, int64_t seque
     }
 }
 
-/* The size is of the caller's Attention. 0 after success, 1 without memory, 2 where the caller describes other data. */
+/* size: bytes of the caller's Attention. Returns 0 on success, 1 if memory is short, 2 if the caller's Attention
+ * differs. */
 int tt_attention(const Attention *a, size_t size, int backward) {
     if (size != sizeof(Attention)) return 2;
     Scratch s;
@@ -263,7 +264,7 @@ int tt_attention(const Attention *a, size_t size, int backward) {
     return 0;
 }
 
-/* kept (batch, heads, time, columns): whether each weight is kept, for tests. */
+/* For tests: kept (batch, heads, time, columns), 1 where a weight is kept, else 0. */
 void tt_kept_weights(const Attention *a, uint8_t *kept) {
     for (int64_t i = 0; i < a->batch * a->heads; i++)
         for (int64_t row = 0; row < a->time; row++) {

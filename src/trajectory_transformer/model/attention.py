@@ -1,7 +1,8 @@
-"""Causal attention with dropout for training on a CPU, in C (``attention.c``), as an operator of torch's.
+"""Causal attention with dropout for training on a CPU, in C (``attention.c``), registered as a torch operator.
 
-PyTorch's fused attention for CPUs refuses dropout, computes what the mask hides, and falls back to one that stores
-(batch, head, time, time) weights and masks. Here a dropped weight follows from counters, in the backward pass again.
+PyTorch's fused attention for CPUs does not support dropout and computes masked weights too; with dropout, PyTorch falls
+back to an implementation that stores (batch, head, time, time) weights and masks. Here dropped weights are determined
+by counters and recomputed in the backward pass.
 """
 
 import ctypes
@@ -36,7 +37,7 @@ class _Attention(ctypes.Structure):
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled functions; :class:`~..c_library.UnavailableError` where they cannot be compiled."""
+    """Compile and load the functions; :class:`~..c_library.UnavailableError` if they cannot be compiled."""
     functions: c_library.Functions = {
         "tt_attention": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]),
         "tt_kept_weights": (None, [ctypes.c_void_p, ctypes.c_void_p]),
@@ -45,30 +46,30 @@ def load_library() -> ctypes.CDLL:
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """Outputs (batch, head, time, head_dim) of attention from each position to those that its mask shows.
+    """Attention outputs (batch, head, time, head_dim) of all positions, each over the positions that its mask allows.
 
-    Where weights are dropped, each with probability ``dropout``, and the others divided by 1 - dropout (paper: the
-    original's ``attn_drop``), one number of torch's global generator decides which.
+    Attention weights are dropped with probability ``dropout``; the others are divided by 1 - dropout (the original's
+    ``attn_drop``). One number drawn from torch's global generator decides which are dropped.
 
     Args:
-        query, key, value: (batch, head, time, head_dim) of one dtype on the CPU: float32, or, computed by torch with
-            the same weights dropped, float64.
-        mask: (time, time) bool; each row shows the first so many of the columns that any row shows, at least one, and
-            no fewer than the row before, as in the original's mask.
-        dropout: in [0, 1).
+        query, key, value: (batch, head, time, head_dim) of one dtype on the CPU: float32, or float64, which torch
+            computes with the same weights dropped.
+        mask: (time, time) bool, as in the original: of the columns that are True in any row, each row has the first few
+            True, at least one and no fewer than the row before.
+        dropout: probability in [0, 1).
 
     Raises:
-        ValueError: another mask.
+        ValueError: the mask has another form.
     """
     seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
     return _forward(query, key, value, mask, dropout, seed)[0].transpose(1, 2)
 
 
 def kept_weights(query: Tensor, mask: Tensor, dropout: float, seed: int) -> Tensor:
-    """(batch, head, time, time) bool, True where a weight is kept; columns that no row sees are True.
+    """Dropout mask (batch, head, time, time) bool, True where a weight is kept; True in columns that no row sees.
 
-    Weights of one row are of a counter-based generator: SplitMix64 of (seed, sequence, head, row), then, of that and
-    the column, a hash of 32 bits that is compared with the probability.
+    It is made by a counter-based generator: SplitMix64 of (seed, sequence, head, row) gives a key, and a 32-bit hash of
+    key and column is compared with the probability.
     """
     (batch, heads, time, _), (column, counts) = query.shape, _seen(mask)
     kept = torch.empty(batch, heads, time, len(column), dtype=torch.uint8)
@@ -79,7 +80,7 @@ def kept_weights(query: Tensor, mask: Tensor, dropout: float, seed: int) -> Tens
     return whole
 
 
-# Outputs and gradients are (batch, time, head, head_dim) in memory, as the layers around attention take them.
+# Outputs and gradients are (batch, time, head, head_dim) in memory, as the surrounding layers need them.
 
 
 @torch.library.custom_op(f"{c_library.OPERATORS}::causal_attention", mutates_args=(), device_types="cpu")
@@ -148,18 +149,21 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor, dropout: float, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention weights, base-2 logarithms of their rows' sums, and what weights are multiplied by."""
+    """Attention weights, base-2 logarithms of the rows' sums of exponentials, and the factors of dropout."""
     scores = (query @ key.transpose(2, 3) / math.sqrt(query.shape[3])).masked_fill(~mask, -torch.inf)
     kept = kept_weights(query, mask, dropout, int(seed)).to(query) / (1.0 - dropout)
     return scores.softmax(dim=-1), scores.logsumexp(dim=-1) / math.log(2.0), kept
 
 
 def _seen(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns that any row sees and how many of them each row sees, the first ones, both int32."""
+    """Indices of the columns that any row sees, and the number of them that each row sees; both int32."""
     column, counts = mask.any(dim=0).nonzero().flatten(), mask.sum(dim=1, dtype=torch.int32)
     first = torch.arange(len(column)) < counts.unsqueeze(1)
     if not (torch.equal(mask[:, column], first) and int(counts[0]) > 0 and (counts.diff() >= 0).all()):
-        raise ValueError("causal_attention needs a mask whose rows show the first of all columns that are shown")
+        raise ValueError(
+            "causal_attention needs a mask like the model's: of the columns that are True in any row, each row has the "
+            "first few True, at least one, and no fewer than the row before"
+        )
     return column.to(torch.int32), counts
 
 
@@ -185,4 +189,4 @@ def _run(
     if status == 1:
         raise MemoryError("not enough memory for attention")
     if status != 0:
-        raise RuntimeError("attention.c and attention.py are of different versions; install the package again")
+        raise RuntimeError("attention.c and attention.py are of different versions; reinstall the package")

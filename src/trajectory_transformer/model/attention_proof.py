@@ -1,4 +1,4 @@
-"""Comparison of training with attention in C (:mod:`.attention`) with training by the model's own code."""
+"""Comparison of attention in C (:mod:`.attention`) with the model's own PyTorch code, before training uses it."""
 
 import copy
 import logging
@@ -12,15 +12,15 @@ from .attention import load_library
 from .memory import CausalMemory
 
 log = logging.getLogger(__name__)
-_LONGEST = 128  # tokens that are compared
-_TOLERANCE = 1e-3  # of the logits' and gradients' size; rounding makes about 1e-6
+_LONGEST = 128  # tokens compared at most
+_TOLERANCE = 1e-3  # relative to the norm of the logits or gradients; rounding errors are about 1e-6
 
 
 def may_attend_in_c(model: nn.Module) -> bool:
-    """True if attention in C gives this model's logits and gradients, and drops weights as its own code does.
+    """True if attention in C gives this model's logits and gradients, and drops weights with the right frequency.
 
-    If not, one warning says why. The model is a :class:`~.gpt.TrajectoryTransformer`; neither it, nor its gradients,
-    nor the global random state change.
+    If not, one warning gives the reason. The model is a :class:`~.gpt.TrajectoryTransformer`; it, its gradients and the
+    global random state do not change.
     """
     reason = None
     try:
@@ -32,18 +32,18 @@ def may_attend_in_c(model: nn.Module) -> bool:
             torch.manual_seed(0)
             difference = _largest_difference(model)
             if not difference < _TOLERANCE:
-                reason = f"its logits or gradients are not the model's (they differ by {difference:.2g} of their size)"
+                reason = f"its logits or gradients differ from the model's (relative difference {difference:.2g})"
             elif not _drops_alike(model.get_buffer("mask")):
-                reason = "it drops other attention weights than model/memory.py does"
+                reason = "it drops attention weights with another distribution than model/memory.py"
     if reason is not None:
         log.warning(
-            "training with PyTorch's attention, which takes longer: attention in C cannot be used, as %s", reason
+            "training with PyTorch's attention, which is slower: attention in C cannot be used, because %s", reason
         )
     return reason is None
 
 
 def _largest_difference(model: nn.Module) -> float:
-    """The largest relative difference (Euclidean norms) of logits or gradients; NaN where they are not finite."""
+    """Larger of the relative differences (Euclidean norms) of logits and of gradients; NaN if any is not finite."""
     copied: Any = copy.deepcopy(model).eval()
     config, generator = copied.config, torch.Generator().manual_seed(0)
     time = min(config.block_size, _LONGEST)
@@ -59,7 +59,7 @@ def _largest_difference(model: nn.Module) -> float:
 
 
 def _drops_alike(mask: Tensor) -> bool:
-    """True if sums of the weights that are kept have the same mean and deviation (of 64 heads' rows, dropout 0.5)."""
+    """True if the sums of kept attention weights have the same mean and deviation (64 heads, dropout 0.5)."""
     mask = mask[:_LONGEST, :_LONGEST]
     nothing, ones = torch.zeros(16, 4, len(mask), 8), torch.ones(16, 4, len(mask), 8)
     moments = []

@@ -1,4 +1,4 @@
-"""Configuration of the model: a user's options and the sizes of the data. Needs no torch."""
+"""Configuration of the model: the user's options and the sizes of the data. Does not import torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
@@ -9,7 +9,11 @@ from ..layout import TransitionLayout
 
 @dataclass(kw_only=True)
 class TransformerConfig(ModelConfig):
-    """The options of :class:`~..configuration.ModelConfig` with the sizes of the data; UserError if they contradict."""
+    """The options of :class:`~..configuration.ModelConfig` and the sizes of the data.
+
+    Raises:
+        UserError: the sizes contradict each other.
+    """
 
     vocab_size: int = within(100, 1, 32_766)
     """Bins per dimension V; the model adds one stop token, V."""
@@ -48,7 +52,7 @@ class TransformerConfig(ModelConfig):
 
     @classmethod
     def for_data(cls, options: ModelConfig, layout: TransitionLayout, num_bins: int, sequence_length: int) -> Self:
-        """The model with these options for windows of ``sequence_length`` transitions, a goal not counted."""
+        """Configuration for windows of ``sequence_length`` transitions, not counting a goal."""
         block_size = layout.block_size(sequence_length + options.goal_conditioned)
         return cls(
             vocab_size=num_bins,
@@ -61,24 +65,28 @@ class TransformerConfig(ModelConfig):
         )
 
     def training_bytes(self, batch_size: int, precision: str, shares: int = 1) -> int:
-        """Bytes that training on ``batch_size`` windows at once takes at least; precisions are Lightning's.
+        """Lower bound of the memory in bytes that training on ``batch_size`` windows at once takes.
 
-        ``shares`` processes divide the parameters among them.
+        It counts what is certainly held at the same time: the parameters and AdamW's averages, the causal mask, and
+        the larger of two temporary amounts: the activations that the backward pass needs of blocks and heads, or the
+        mask as numbers during validation.
 
-        Counted is what is there at once for certain: parameters, AdamW's averages, the causal mask, and the more of
-        what the backward pass needs of each block and of the heads, and of the mask as validation applies it.
+        Args:
+            batch_size: windows.
+            precision: as Lightning names it.
+            shares: number of processes that the parameters are divided among.
         """
         tokens, width = self.block_size, self.n_embd
-        layers = self.n_layer if self.block is None else 0  # what others' blocks keep is theirs to say
+        layers = self.n_layer if self.block is None else 0  # the memory of a user's block is unknown
         parameters = self.transition_dim * (2 * self.vocab_size + 1) * width + tokens * width + 12 * layers * width**2
         real = 4 if precision == "32-true" else 2
         update = batch_size * tokens * (2 * (self.vocab_size + 1) + 8 * width * layers) * real
-        validation = tokens**2 * real  # torch turns the mask into numbers, and in an update too where not our C attends
+        validation = tokens**2 * real  # torch converts the mask to numbers; also in updates without attention in C
         return 12 * parameters * real // 4 // shares + tokens**2 + max(update, validation)
 
     @property
     def sequence_length(self) -> int:
-        """Transitions that it sees at once, the last one up to its value; a goal not counted."""
+        """Transitions in the longest input, the last one without its value token; not counting a goal."""
         return (self.block_size + 1) // self.transition_dim - self.goal_conditioned
 
     @property
@@ -86,7 +94,7 @@ class TransformerConfig(ModelConfig):
         return TransitionLayout(self.observation_dim, self.action_dim)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints; UserError if ``hidden_act`` is a function, which no file can carry."""
+        """Plain values, for checkpoints; UserError if ``hidden_act`` is a function, which cannot be saved."""
         names = ", ".join(HIDDEN_ACTIVATIONS)
         require(not callable(self.hidden_act), f"hidden_act is a function and cannot be saved; name one of {names}")
         return asdict(self)

@@ -3,9 +3,9 @@
 
 #include <omp.h>
 
-#define CHUNK 4096 /* numbers that one thread takes, and that share a key */
+#define CHUNK 4096 /* numbers that one thread processes at a time, and that share a random key */
 
-/* Vectors of a chunk's numbers; the last ones may lie behind the end, in a copy. */
+/* Loop over the vectors of all chunks, in parallel. rest: numbers in an incomplete last vector, else 0. */
 #define FOR_EACH_VECTOR(threads, n, ...)                                                                    \
     _Pragma("omp parallel for schedule(static) num_threads(threads)") for (int64_t chunk = 0; chunk < (n + CHUNK - 1) / CHUNK; chunk++) { \
         const int64_t first = chunk * CHUNK, here = n - first < CHUNK ? n - first : CHUNK;                  \
@@ -16,6 +16,7 @@
         }                                                                                                   \
     }
 
+/* Load or store a vector, or only its first rest lanes if rest is not 0. */
 static inline vec load_some(const float *p, int rest) {
     if (!rest) return load(p);
     vec x = {0};
@@ -27,7 +28,7 @@ static inline void store_some(float *p, vec x, int rest) {
     else memcpy(p, &x, sizeof(float) * rest);
 }
 
-/* Each number with that probability 0, else divided by 1 - dropout. */
+/* Set each number to 0 with probability dropout, else divide it by 1 - dropout. */
 void tt_dropout(const float *x, float *out, int64_t n, double dropout, uint64_t seed, int threads) {
     const uint32_t threshold = threshold_of(dropout);
     const vec more = broadcast((float)(1.0 / (1.0 - dropout)));
@@ -41,7 +42,7 @@ void tt_gelu(const float *x, float *out, int64_t n, int threads) {
     FOR_EACH_VECTOR(threads, n, { store_some(out + at, gelu(load_some(x + at, rest)), rest); })
 }
 
-/* The normal distribution up to x, plus x times its density there. */
+/* Derivative of GELU: the normal distribution function at x, plus x times the normal density at x. */
 void tt_gelu_backward(const float *gradient, const float *x, float *out, int64_t n, int threads) {
     FOR_EACH_VECTOR(threads, n, {
         const vec v = load_some(x + at, rest);

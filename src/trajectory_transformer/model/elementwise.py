@@ -1,6 +1,6 @@
-"""Dropout and GELU for training on a CPU, in C (``elementwise.c``), as operators of torch's.
+"""Dropout and GELU for training on a CPU, in C (``elementwise.c``), registered as torch operators.
 
-PyTorch draws dropout's masks one number after the other, by one thread, which takes longer than the rest of it.
+PyTorch draws dropout masks sequentially in one thread, which takes longer than applying them.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from .. import c_library
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled functions; :class:`~..c_library.UnavailableError` where they cannot be compiled."""
+    """Compile and load the functions; :class:`~..c_library.UnavailableError` if they cannot be compiled."""
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     functions: c_library.Functions = {
         "tt_dropout": (None, [address, address, size, ctypes.c_double, ctypes.c_uint64, number]),
@@ -30,7 +30,7 @@ def load_library() -> ctypes.CDLL:
 def _is_available() -> bool:
     try:
         load_library()
-    except c_library.UnavailableError:  # which attention_proof warns of
+    except c_library.UnavailableError:  # attention_proof logs the warning
         return False
     return True
 
@@ -40,7 +40,7 @@ def _suits(x: Tensor) -> bool:
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask follows, on a CPU, from counters and one number of torch's global generator."""
+    """Dropout; on a CPU, the mask is computed from counters and one number drawn from torch's global generator."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and 0 < self.p < 1 and _suits(input):
@@ -49,7 +49,7 @@ class Dropout(nn.Dropout):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Exact GELU, x Φ(x); in training on a CPU to 3e-7 |x|."""
+    """Exact GELU, x Φ(x); in training on a CPU with an error of at most 3e-7 |x|."""
     return _gelu(x) if x.requires_grad and torch.is_grad_enabled() and _suits(x) else F.gelu(x)
 
 

@@ -1,4 +1,4 @@
-"""The trunk: embeddings, pre-norm blocks, and one output head for each dimension of a transition."""
+"""The Trajectory Transformer: embeddings, pre-norm blocks, and one output head for each dimension of a transition."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DimensionHeads(nn.Module):
-    """One bias-free linear map (n_embd -> outputs, vocab_size + 1) for each of a transition's dimensions."""
+    """Output heads: a linear map without bias (n_embd -> vocab_size + 1 outputs) for each dimension of a transition."""
 
     def __init__(self, transition_dim: int, n_embd: int, outputs: int) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class DimensionHeads(nn.Module):
     def forward(self, hidden: Tensor, first: int | Tensor) -> Tensor:
         """Logits (batch, time, outputs) of the token that follows each position of ``hidden`` (batch, time, n_embd).
 
-        ``first`` is the first one's position p within its transition, in [0, transition_dim); head p predicts dimension
-        p + 1. Where time is 1, it may be a tensor without dimensions.
+        ``first`` is the place p of the first position within its transition, in [0, transition_dim); head p predicts
+        dimension p + 1. If time is 1, it may be a scalar tensor.
         """
         batch, time, n_embd = hidden.shape
         heads = len(self.weight)
         if time == 1:
-            # An index of one dimension stays on the device; one of none would be read out, and not compile.
+            # A one-dimensional index stays on the device; a scalar one would be copied to the CPU, and not compile.
             weight = self.weight[first] if isinstance(first, int) else self.weight.index_select(0, first.view(1))[0]
             return hidden @ weight.T
         assert isinstance(first, int)
@@ -57,7 +57,7 @@ class DimensionHeads(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention; what it attends to is the memory's business."""
+    """Multi-head self-attention; the memory stores keys and values and decides which are visible."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,23 +105,23 @@ def _make_block(config: TransformerConfig, allow: Sequence[str] | None) -> nn.Mo
 class TrajectoryTransformer(nn.Module):
     """GPT over transition tokens (paper §3.1), with the reference API's ``forward``.
 
-    Parameter names are the reference port's, so that its weights load as they are.
+    Parameter names are the reference port's, so that its weights load unchanged.
 
     Args:
         config: sizes and options. With ``config.block``, each block is an instance of that class instead of
-            :class:`Block`: called as ``cls(config=config, **options)``, its ``forward(x, layer, memory)`` takes and
-            returns (batch, time, n_embd) and attends by ``memory.attend`` alone.
-        allow: packages besides this one that ``config.block`` may name, as it may come from a file;
+            :class:`Block`. It is made by ``cls(config=config, **options)``; its ``forward(x, layer, memory)`` takes and
+            returns (batch, time, n_embd) and computes all attention by ``memory.attend``.
+        allow: packages besides this one that ``config.block`` may name if it comes from a file;
             :data:`~..building.TYPED_BY_USER`: any.
 
     Raises:
-        UserError: there is no such block, it is not allowed, or does not take the options.
+        UserError: the block's class does not exist, is not allowed, or does not take the options.
     """
 
     mask: Tensor
-    gradient_checkpointing: bool = False  # in training, compute blocks' inner values again in the backward pass
-    attends_in_c: bool | None = None  # while gradients are wanted, on a CPU; None: not compared with our own code yet
-    numbers: NumericalEmbedding | None  # what is added to embeddings, with ``config.numerical_embedding``
+    gradient_checkpointing: bool = False  # in training, recompute the blocks' activations in the backward pass
+    attends_in_c: bool | None = None  # whether training on a CPU computes attention in C; None: not compared yet
+    numbers: NumericalEmbedding | None  # added to the token embeddings, with ``config.numerical_embedding``
 
     def __init__(self, config: TransformerConfig, allow: Sequence[str] | None = ()) -> None:
         super().__init__()
@@ -138,12 +138,12 @@ class TrajectoryTransformer(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
         self._initialize()
         self.numbers = None
-        if (hidden := config.numerical_embedding) is not None:  # its initialisation is torch's: ours is next to nothing
+        if (hidden := config.numerical_embedding) is not None:  # keeps torch's initialisation: ours is too small here
             self.numbers = NumericalEmbedding(self.layout, config.vocab_size + 1, hidden, config.n_embd)
 
     @classmethod
     def outline(cls, config: TransformerConfig) -> dict[str, Tensor]:
-        """The ``state_dict`` of such a model without memory behind it; without its blocks where they are a user's."""
+        """The expected ``state_dict`` as tensors without storage; it leaves out blocks of a user's class."""
         with torch.device("meta"):
             expected = TrajectoryTransformer(replace(config, block=None)).state_dict()
         blocks = config.block is None
@@ -161,7 +161,7 @@ class TrajectoryTransformer(nn.Module):
                     nn.init.kaiming_uniform_(weight, a=math.sqrt(5) / config.kaiming_initializer_range)
 
     def decay_parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser: matrix-product weights decay; biases, norms and embeddings do not."""
+        """Parameter groups for an optimiser: weights of linear maps decay; biases, norms and embeddings do not."""
         decayed = {id(module.weight) for module in self.modules() if isinstance(module, (nn.Linear, DimensionHeads))}
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for parameter in self.parameters():
@@ -169,21 +169,22 @@ class TrajectoryTransformer(nn.Module):
         return [{"params": groups[1], "weight_decay": weight_decay}, {"params": groups[0], "weight_decay": 0.0}]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(batch, time, n_embd) token plus position embeddings.
+        """Sum (batch, time, n_embd) of token and position embeddings.
 
-        Tokens (batch, time) are integers in [0, vocab_size], the stop token; positions (time,) in [0, block_size).
+        Tokens (batch, time) are integers in [0, vocab_size], where vocab_size is the stop token; positions (time,) are
+        in [0, block_size).
         """
         indices = tokens + positions % self.config.transition_dim * self.config.vocab_size
         indices = indices.masked_fill(tokens == self.config.vocab_size, self.stop_index)
         return self.tok_emb(indices) + F.embedding(positions, self.pos_emb[0])
 
     def hidden(self, tokens: Tensor, memory: AttentionMemory, states: list[Tensor] | None = None) -> Tensor:
-        """Final, normalised hidden states (batch, time, n_embd) of new tokens that follow what ``memory`` holds.
+        """Final, normalised hidden states (batch, time, n_embd) of new tokens that follow those in ``memory``.
 
-        Where ``states`` are given, the embeddings and each block's output are appended to them.
+        If ``states`` is given, the embeddings and each block's output are appended to it.
 
         Raises:
-            ValueError: the tokens would go past ``block_size``.
+            ValueError: the tokens go past ``block_size``.
         """
         x = self.embed(tokens, memory.positions(tokens.shape[1]))
         if self.numbers is not None:
@@ -201,7 +202,7 @@ class TrajectoryTransformer(nn.Module):
         return self.ln_f(x)
 
     def compare_attention(self) -> None:
-        """Decide, once, whether training attends in C: where that is the same (see :mod:`.attention_proof`)."""
+        """Decide, once, whether training computes attention in C (see :mod:`.attention_proof`)."""
         if self.attends_in_c is None and self.pos_emb.device.type == "cpu" and self.pos_emb.dtype == torch.float32:
             self.attends_in_c = may_attend_in_c(self)
 
@@ -216,23 +217,24 @@ class TrajectoryTransformer(nn.Module):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> TrajectoryTransformerOutput | tuple[Any, ...]:
-        """Logits of the token after each position, and the loss where targets are given.
+        """Logits of the token after each position, and the loss if targets are given.
 
         Args:
-            trajectories: (batch, time) integer tokens in [0, vocab_size], beginning at a transition's first dimension
-                unless ``past_key_values`` says otherwise.
-            past_key_values: what came before: an earlier call's, or a (key, value) pair for each layer.
+            trajectories: (batch, time) integer tokens in [0, vocab_size]. They begin at a transition's first dimension,
+                or continue the tokens of ``past_key_values``.
+            past_key_values: keys and values of the tokens before: an earlier call's, or a (key, value) pair for each
+                layer.
             targets: (batch, time) tokens to predict at each position.
             attention_mask: (batch, time) weights in [0, 1] of the positions in the loss; None: all 1.
-            use_cache: return keys and values; None: ``config.use_cache``, but not while training with gradient
-                checkpointing, which would keep what it is meant to free.
+            use_cache: return keys and values; None: ``config.use_cache``, but False while training with gradient
+                checkpointing, which is meant to free that memory.
             output_attentions, output_hidden_states: return them too; None: as in ``config``.
-            return_dict: False for a plain tuple of what is not None; None: ``config.return_dict``.
+            return_dict: False for a plain tuple of the results that are not None; None: ``config.return_dict``.
 
         Raises:
             ValueError: past and new tokens together exceed ``block_size``.
-            UserError: ``past_key_values`` is nothing of the kind, or pairs that end within a transition whose tokens a
-                model with a numerical embedding needs.
+            UserError: ``past_key_values`` is of another type, or consists of pairs that end within a transition and the
+                model has a numerical embedding, which needs that transition's tokens.
         """
 
         def chosen(given: bool | None, default: bool) -> bool:
@@ -265,13 +267,13 @@ class TrajectoryTransformer(nn.Module):
             return past
         if not isinstance(past, (tuple, list)) or len(past) != self.config.n_layer or any(len(p) != 2 for p in past):
             raise UserError(
-                f"past_key_values must be what an earlier call returned, or {self.config.n_layer} pairs of keys and "
+                f"past_key_values must be the result of an earlier call, or {self.config.n_layer} pairs of keys and "
                 f"values; got {type(past).__name__}"
             )
         cache = KeyValueCache(tuple((key, value) for key, value in past))
         if self.numbers is not None and cache.length % self.config.transition_dim:
             raise UserError(
-                "past_key_values end within a transition, and model.numerical_embedding needs its tokens: give what an "
-                "earlier call returned, or whole transitions"
+                "past_key_values end within a transition, and model.numerical_embedding needs its tokens: pass the "
+                "past_key_values of an earlier call, or whole transitions"
             )
         return cache

@@ -1,4 +1,4 @@
-"""The objective: cross-entropy of the next token, weighted by its dimension, masked, averaged over all tokens."""
+"""The training loss: cross-entropy of the next token, weighted by dimension, masked, averaged over all tokens."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from .config import TransformerConfig
 
 
 def token_weights(config: TransformerConfig, start: int, time: int) -> Tensor:
-    """(time,) float32 loss weight of the token that each position predicts, by its kind; observations weigh 1.
+    """Loss weights (time,) float32 of the tokens that the positions predict; those of observations are 1.
 
-    The first position is ``start``, and predicts dimension (start + 1) mod transition_dim.
+    The first position is ``start``; it predicts dimension (start + 1) mod transition_dim.
     """
     layout = config.layout
     weights = torch.ones(layout.transition_dim)
@@ -21,18 +21,18 @@ def token_weights(config: TransformerConfig, start: int, time: int) -> Tensor:
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
-    """Sum of weight × mask × cross-entropy over all tokens, divided by the number of all tokens, masked ones included.
+    """Sum of weight × mask × cross-entropy over all tokens, divided by the number of tokens, including masked ones.
 
-    That divisor is the original's (``loss.mean()``): a batch with much padding counts less.
+    The divisor is the original's (``loss.mean()``): a batch with much padding has a smaller loss.
 
     Args:
         logits: (batch, time, vocab_size + 1).
         targets: (batch, time) integers in [0, vocab_size].
-        weights: (time,) of the predicted dimensions.
+        weights: (time,) loss weights of the predicted dimensions.
         mask: (batch, time) weights in [0, 1]; None: all 1.
 
     Returns:
-        scalar, in nats
+        A scalar, in nats.
     """
     nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets) * weights
     return (nats if mask is None else nats * mask).mean()

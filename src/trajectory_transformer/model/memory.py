@@ -1,4 +1,4 @@
-"""Attention memories: each block of the one trunk hands its queries, keys and values to one, which lets them attend."""
+"""Attention memories: they store keys and values of the trunk's blocks and compute their attention."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -12,18 +12,18 @@ from .numerical_embedding import NumericalEmbedding
 
 
 class AttentionMemory(Protocol):
-    """Turns one block's queries, keys and values into attention outputs."""
+    """The interface through which every block computes attention from its queries, keys and values."""
 
     def positions(self, time: int) -> Tensor:
-        """(time,) positions of the new tokens; ValueError if there is no room for them."""
+        """Positions (time,) of the new tokens; ValueError if they go past ``block_size``."""
         ...
 
     def embed_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
-        """(batch, time, n_embd) that the embedding adds for new tokens (batch, time), given those before them."""
+        """Numerical embeddings (batch, time, n_embd) of new tokens (batch, time), given the tokens before them."""
         ...
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """Attend from the new tokens to everything they may see, in the block with index ``layer``.
+        """Attention outputs of the new tokens over all visible tokens, in the block with index ``layer``.
 
         Query, key, value and the result are (batch, head, time, head_dim); ``dropout`` is the probability of dropping
         an attention weight, 0 outside training.
@@ -34,12 +34,12 @@ class AttentionMemory(Protocol):
 class KeyValueCache:
     """Keys and values of all tokens so far, one pair for each layer: ``cache[layer] == (key, value)``.
 
-    Extending makes a new cache and leaves this one as it was, so that one past may be continued in several ways.
+    Extending it makes a new cache and does not change this one, so the same past may be continued in several ways.
 
     Args:
         layers: (key, value) pairs, each (batch, head, time, head_dim).
-        unfinished: (batch, time mod transition_dim) tokens of the last transition if it is not whole, for models with a
-            numerical embedding.
+        unfinished: (batch, time mod transition_dim) tokens of the last transition if it is incomplete, for models with
+            a numerical embedding.
     """
 
     def __init__(self, layers: tuple[tuple[Tensor, Tensor], ...] = (), unfinished: Tensor | None = None) -> None:
@@ -47,7 +47,7 @@ class KeyValueCache:
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Number of tokens stored."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
     def __len__(self) -> int:
@@ -60,20 +60,21 @@ class KeyValueCache:
         return iter(self.layers)
 
     def select(self, rows: Tensor) -> "KeyValueCache":
-        """The cache of the given rows (new batch,) of the batch, in that order; rows may repeat."""
+        """A cache of the given rows (new batch,) of the batch, in that order; rows may repeat."""
         unfinished = None if self.unfinished is None else self.unfinished[rows]
         return KeyValueCache(tuple((key[rows], value[rows]) for key, value in self.layers), unfinished)
 
 
 class CausalMemory:
-    """Attention over a past cache and the new tokens, under the model's one mask.
+    """Attention over cached and new tokens under the model's causal mask.
 
     Args:
         mask: (block_size, block_size) bool, True where the row's position may attend to the column's.
         past: keys and values of earlier tokens, or None.
         keep: collect keys and values into :attr:`cache`.
         keep_weights: compute the attention weights explicitly and collect them into :attr:`weights`.
-        in_c: attend by :func:`~.attention.causal_attention` where gradients are wanted, on a CPU in float32.
+        in_c: compute attention in C (:func:`~.attention.causal_attention`) when gradients are needed, on a CPU in
+            float32.
     """
 
     def __init__(

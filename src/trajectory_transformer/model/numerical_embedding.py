@@ -1,4 +1,4 @@
-"""Embedding of a transition's real values, beside that of its tokens."""
+"""Embedding of a transition's real values, added to the embedding of its tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from ..layout import TransitionLayout
 
 
 class NumericalEmbedding(nn.Module):
-    """MLPs of a transition's real values, added where its action, reward and value are predicted.
+    """MLPs of a transition's real values, added at positions that predict its action, reward and value.
 
     ::
 
@@ -16,20 +16,20 @@ class NumericalEmbedding(nn.Module):
         predicts      o1 …       a0 …                reward, value, the next transition's o0
         added         nothing    mlp(observation)    mlp(observation, action)
 
-    A value is that of its token's bin, standardised, so that all is a function of the tokens. Nothing is added where
-    observations are predicted: there it would drown what attention copies.
+    The real value of a token is the standardised value of its bin, so the output depends on the tokens alone. Nothing
+    is added at positions that predict observations: there it would outweigh what attention copies.
 
-    Differs from the paper, whose model learns anew for each dimension which bins lie near each other. Embeddings of
-    numerical features: Gorishniy et al. 2022, who embed each by itself; here one MLP takes all of them.
+    Differs from the paper, whose model has to learn for each dimension which bins are close to each other. Embeddings
+    of numerical features: Gorishniy et al. 2022, who embed each feature separately; here one MLP takes all of them.
 
     Args:
         layout: positions within a transition.
-        vocabulary: tokens of a dimension, stop token included.
+        vocabulary: number of tokens of a dimension, including the stop token.
         hidden: width of both hidden layers.
         n_embd: output features.
     """
 
-    values: Tensor  # (transition_dim, vocabulary) buffer, standardised values of all tokens; 0 for the stop token
+    values: Tensor  # (transition_dim, vocabulary) buffer: standardised value of each token; 0 for the stop token
 
     def __init__(self, layout: TransitionLayout, vocabulary: int, hidden: int, n_embd: int) -> None:
         super().__init__()
@@ -44,28 +44,30 @@ class NumericalEmbedding(nn.Module):
 
     @torch.no_grad()
     def set_values(self, centers: Tensor, data: Tensor) -> None:
-        """Take the bins' values, ``centers`` (transition_dim, vocabulary - 1), for what tokens stand for.
+        """Set the real value of each token from its bin's, ``centers`` (transition_dim, vocabulary - 1).
 
-        Mean and deviation of training data (n, transition_dim) standardise them, to at most 5 deviations.
+        They are standardised by mean and standard deviation of the training data (n, transition_dim) and clipped to 5
+        deviations.
         """
-        columns = [torch.std_mean(column.double(), dim=0, correction=0) for column in data.T]  # which fit into memory
+        # One column at a time, which fits into memory.
+        columns = [torch.std_mean(column.double(), dim=0, correction=0) for column in data.T]
         deviation, mean = map(torch.stack, zip(*columns, strict=True))
         standard = (centers - mean[:, None]) / (deviation[:, None] + 1e-6)
         self.values.copy_(F.pad(standard.clamp(-5.0, 5.0), (0, 1)))
 
     def of_observation(self, tokens: Tensor) -> Tensor:
-        """(…, n_embd) of (…, at least O) tokens of a transition."""
+        """Output (…, n_embd) of the observation's MLP for the tokens (…, at least O) of a transition."""
         return self.observation(self._decoded(tokens, self.observed))
 
     def of_transition(self, tokens: Tensor) -> Tensor:
-        """(…, n_embd) of (…, at least O + A) tokens of a transition."""
+        """Output (…, n_embd) of the MLP of observation and action for a transition's tokens (…, at least O + A)."""
         return self.transition(self._decoded(tokens, self.acted))
 
     def _decoded(self, tokens: Tensor, dimensions: int) -> Tensor:
         return self.values[torch.arange(dimensions, device=tokens.device), tokens[..., :dimensions]]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, time, n_embd) to be added for tokens (batch, time), from a transition's first dimension on."""
+        """Embeddings (batch, time, n_embd) to add for tokens (batch, time) that begin at a transition's start."""
         batch, time = tokens.shape
         width = len(self.values)
         whole = F.pad(tokens, (0, -time % width)).view(batch, -1, width)

@@ -11,7 +11,7 @@ from .memory import KeyValueCache
 
 @dataclass
 class TrajectoryTransformerOutput:
-    """Results of ``forward``, by name, by index (those that are not None) and by :meth:`to_tuple`."""
+    """Results of ``forward``, read by name, by index among the fields that are not None, or by :meth:`to_tuple`."""
 
     loss: Tensor | None = None  # scalar, where there are targets
     logits: Tensor | None = None  # (batch, time, vocab_size + 1); the last column is the stop token
