@@ -439,7 +439,7 @@ def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discr
     ("options", "message"),
     [
         ({"act": "median"}, "act"),
-        ({"act": "mean", "name": "imitation"}, "draws none"),
+        ({"act": "mean", "name": "imitation"}, "samples none"),
         ({"elite_share": 0.0}, r"must lie in \(0, 1\]"),
         ({"elite_share": 1.5}, "elite_share"),
     ],

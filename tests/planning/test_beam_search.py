@@ -167,7 +167,7 @@ def test_scores_that_are_not_finite_are_refused(model: TrajectoryTransformerMode
         make_eager(model, 8, False), torch.zeros(1, 3, dtype=torch.int64), model.layout, settings, broken,
         torch.rand(1, 1, 7, 4),
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"nothing .* in environment \[0\] is finite"):
+    with pytest.raises(UserError, match=r"no prediction .* is finite in environment \[0\]"):
         require_finite_scores(found.score)
 
 

@@ -169,7 +169,7 @@ def test_a_planner_hands_its_searches_over(make_agent: Callable[..., Agent], nam
     broken.head.weight.data[:] = torch.nan
     refusing = BeamPlanner(broken, planner.discretizer, planner.settings)
     refusing._captured = CapturedSearch(Graph())
-    with pytest.raises(UserError, match=r"environment \[0\] is finite"):
+    with pytest.raises(UserError, match=r"is finite in environment \[0\]"):
         refusing.plan(torch.tensor([[1, 2, 3]]), [torch.Generator()])
 
 

@@ -102,7 +102,7 @@ def test_goals_outside_the_map_are_refused(model: TrajectoryTransformerModel, di
     agent.reset(2)
     agent.aim(np.array([[1.05, 0.0, 0.0], [0.0, 0.0, -1.05]]))  # as far as noise may carry them
     message = (
-        r"goal \[0, 1.2, 0\] of environment 1 lies outside the map: the data reach from \[-1, -1, -1\] to \[1, 1, 1\]"
+        r"goal \[0, 1.2, 0\] of environment 1 lies outside the map: the data range from \[-1, -1, -1\] to \[1, 1, 1\]"
     )
     with pytest.raises(UserError, match=message):
         agent.aim(np.array([[0.0, 0.0, 0.0], [0.0, 1.2, 0.0]]))
@@ -134,7 +134,7 @@ def test_models_and_planners_of_different_purpose(model: TrajectoryTransformerMo
     with pytest.raises(UserError, match="planner=goal needs a model that was trained to reach goals"):
         make_agent(ordinary, discretizer)
     agent = make_agent(ordinary, discretizer, name="imitation")
-    with pytest.raises(UserError, match="planner=imitation plans to no goal"):
+    with pytest.raises(UserError, match="planner=imitation takes no goals"):
         agent.aim(np.zeros((1, OBSERVATION_DIM)))
     with pytest.raises(UserError, match="cannot plan with a model that was trained to reach goals"):
         TransformerLearner().check(TrainConfig(model=ModelConfig(goal_conditioned=True)))

@@ -121,5 +121,5 @@ def test_a_model_without_finite_predictions_is_refused(make_decoder: MakeDecoder
     broken = small_model(spread=0.0)
     broken.head.weight.data[:] = torch.nan
     found = search(broken, make_decoder, torch.tensor([[1, 2]]), horizon=1, beam_width=2)
-    with pytest.raises(UserError, match=r"nothing that the model predicts in environment \[0\] is finite"):
+    with pytest.raises(UserError, match=r"no prediction of the model is finite in environment \[0\]"):
         require_finite_scores(found.score)

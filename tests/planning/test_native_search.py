@@ -237,7 +237,7 @@ def test_a_broken_environment_is_told_from_the_others(percentile: float | str, t
     prefix[1, 0] = BROKEN
     found = search_natively(model, settings, prefix, centers, uniforms)
     assert found.score[1] == -torch.inf
-    with pytest.raises(UserError, match=r"environment \[1\] is finite"):
+    with pytest.raises(UserError, match=r"is finite in environment \[1\]"):
         require_finite_scores(found.score)
     for ours, theirs in zip(parts_of(found), parts_of(wanted), strict=True):
         assert torch.equal(ours[healthy], theirs)

@@ -1,4 +1,4 @@
-"""C sources of this package as shared libraries, compiled for this processor on first use; ``vectors.h`` is for all."""
+"""Shared libraries of this package's C sources, compiled for this processor on first use, and their common headers."""
 
 import ctypes
 import functools
@@ -19,7 +19,7 @@ from ..files import staging_folder
 log = logging.getLogger(__name__)
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
 OPERATORS = __name__.partition(".")[0]
-"""The namespace of this package's operators in ``torch.ops``: its own name, also where it was renamed."""
+"""Namespace of this package's operators in ``torch.ops``: the package's name, so that it follows a renaming."""
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -27,7 +27,7 @@ Functions = Mapping[str, tuple[type | None, list[type]]]
 """The name of each function -> the types of its result and its arguments."""
 
 
-# A forked process has none of its parent's OpenMP threads, and would wait for them without end, in torch as in our C.
+# A forked process lacks its parent's OpenMP threads, and would wait for them forever, in torch and in our C.
 os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
@@ -36,10 +36,10 @@ class UnavailableError(RuntimeError):
 
 
 def load(source: Path, functions: Functions) -> ctypes.CDLL:
-    """The library of a source file. It is compiled once for each source, compiler and processor (about two seconds).
+    """Load the library of a source file; it is compiled once for each source, compiler and processor (two seconds).
 
     Raises:
-        UnavailableError: no C compiler, no OpenMP, or nowhere to put the library.
+        UnavailableError: there is no C compiler, no OpenMP, or no writable folder for the library.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -59,18 +59,18 @@ def load(source: Path, functions: Functions) -> ctypes.CDLL:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        if "__kmpc" in str(error):  # two runtimes in one process would not agree on threads' numbers
-            message = f"{shlex.join(compiler)} needs LLVM's OpenMP, but torch brings GNU's: set CC=gcc"
+        if "__kmpc" in str(error):  # two OpenMP runtimes in one process would number threads differently
+            message = f"{shlex.join(compiler)} needs LLVM's OpenMP, but torch uses GNU's: set CC=gcc"
             raise UnavailableError(message) from error
         raise UnavailableError(f"{path} cannot be loaded: {error}") from error
     return library
 
 
 def find_compiler() -> list[str] | None:
-    """The command of the C compiler: ``CC``, options and wrappers included, or the first of the usual names."""
+    """Command of the C compiler: ``CC`` with its options and wrappers, or else cc, gcc or clang; None if missing."""
     try:
         chosen = shlex.split(os.environ.get("CC", ""))
-    except ValueError:  # a quotation that does not end
+    except ValueError:  # an unclosed quotation
         return None
     for name, *options in [chosen] if chosen else [["cc"], ["gcc"], ["clang"]]:
         if program := shutil.which(name):
@@ -79,16 +79,16 @@ def find_compiler() -> list[str] | None:
 
 
 def cache_folder() -> Path:
-    """The folder of compiled libraries, below ``$XDG_CACHE_HOME`` or ``~/.cache``; UnavailableError without either."""
+    """The folder of compiled libraries in ``$XDG_CACHE_HOME`` or ``~/.cache``; UnavailableError if there is neither."""
     root = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(root) if root else Path.home() / ".cache") / "trajectory_transformer"
     except RuntimeError as error:
-        raise UnavailableError(f"there is nowhere to keep the library: {error}") from error
+        raise UnavailableError(f"there is no folder for the library ({error}); set XDG_CACHE_HOME") from error
 
 
 def _is_whole(path: Path) -> bool:
-    """True if a library is there and is what was written: its last bytes are the digest of all others."""
+    """True if a library exists and is intact: its last bytes are the digest of all others."""
     if not path.exists():
         return False
     contents = path.read_bytes()
@@ -96,7 +96,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _key(source: Path, compiler: list[str]) -> str:
-    """Changes with whatever changes the machine code; a compiler is known by its file, as asking it takes 8 ms."""
+    """Hash of everything that affects the machine code; the compiler's version is taken from its file, to save 8 ms."""
     programs = [os.path.realpath(found) for word in compiler if (found := shutil.which(word))]
     files = [f"{program} {os.stat(program).st_size} {os.stat(program).st_mtime_ns}" for program in programs]
     folders = source.parent, Path(__file__).parent
@@ -122,7 +122,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _compile(source: Path, compiler: list[str], path: Path) -> None:
-    """Compile beside ``path``, then move: a process that looks meanwhile sees all of it or nothing."""
+    """Compile in a folder beside ``path``, then move, so that other processes never see an incomplete library."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with staging_folder(path.parent, ".compiling-") as folder:
         unit, library = f"{folder}/unit.o", f"{folder}/unit.so"
@@ -137,5 +137,5 @@ def _compile(source: Path, compiler: list[str], path: Path) -> None:
                 raise UnavailableError(f"{shlex.join(compiler)} cannot compile {source.name}: {reason}")
         with open(library, "r+b") as file:
             digest = hashlib.sha256(file.read()).digest()
-            file.write(digest)  # behind the end, where no loader looks
+            file.write(digest)  # after the end of the library, which loaders ignore
         os.replace(library, path)

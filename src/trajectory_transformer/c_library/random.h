@@ -1,4 +1,4 @@
-/* Random bits that follow from counters: nothing is stored, and no order of computing changes them. */
+/* Counter-based random bits: no state is stored, and they do not depend on the order of computation. */
 #pragma once
 
 #include "vectors.h"
@@ -12,11 +12,12 @@ static inline uint64_t mix(uint64_t x) { /* SplitMix64's finaliser */
     return x ^ x >> 31;
 }
 
-/* What kept_lanes compares with: numbers below are dropped. */
+/* Threshold of kept_lanes for a probability: random numbers below it mean dropped. */
 static inline uint32_t threshold_of(double dropout) { return (uint32_t)(dropout * 4294967296.0); }
 
-/* All bits set where a weight is kept: of numbers first to first + LANES - 1 of those with that key. Counters are hashed by
- * two rounds of multiplication (Wellons' lowbias32), between which the key's other half comes in. */
+/* Dropout mask, all bits set where a weight is kept, of weights first to first + LANES - 1 of a key. Their indices are
+ * hashed with the key by two rounds of multiplication (Wellons' lowbias32); the upper half of the key is mixed in
+ * between. */
 static inline ivec kept_lanes(uint64_t key, int first, uint32_t threshold) {
     uvec x;
     for (int i = 0; i < LANES; i++) x[i] = i;

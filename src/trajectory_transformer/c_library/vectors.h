@@ -1,4 +1,4 @@
-/* Vectors as wide as this processor has them, in GCC's and Clang's notation, and functions of all their lanes. */
+/* Vectors of this processor's width, by GCC's and Clang's vector extensions, and functions on them. */
 #pragma once
 
 #include <math.h>
@@ -19,13 +19,13 @@
 #define LANES 4
 #endif
 #if defined(__AVX512F__) || defined(__aarch64__)
-#define REGISTERS 32 /* vectors: half of them are for sums */
+#define REGISTERS 32 /* vector registers, half of which hold sums */
 #else
 #define REGISTERS 16
 #endif
-#define MR (REGISTERS / 4) /* rows of a register tile; its columns are two vectors */
+#define MR (REGISTERS / 4) /* rows of a register tile; its columns (NR) are two vectors */
 #define NR (2 * LANES)
-#define QUARTER (LANES / 4) /* slots of a page whose keys lie together */
+#define QUARTER (LANES / 4) /* slots of a page whose keys are stored together */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -33,17 +33,17 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec x) { *(vec *)p = x; }
 static inline vec broadcast(float x) { return x - (vec){0}; }
-static inline ivec first_lanes(int n) { /* true in so many */
+static inline ivec first_lanes(int n) { /* true in the first n lanes */
     ivec lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
     return lane < ((ivec){0} + n);
 }
-static inline int all_true(ivec mask) { /* whether all of a comparison is true */
+static inline int all_true(ivec mask) { /* whether a comparison is true in all lanes */
     int32_t both = -1;
     for (int i = 0; i < LANES; i++) both &= mask[i];
     return both;
 }
-static inline vec repeat4(const float *p) { /* p[0] … p[3], again and again */
+static inline vec repeat4(const float *p) { /* p[0] … p[3], repeated */
 #if LANES == 16
     return (vec)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
 #elif LANES == 8
@@ -82,13 +82,13 @@ static inline vec smaller(vec a, vec b) { return choose(b < a, b, a); }
 static inline vec reciprocal(vec x) { return broadcast(1.0f) / x; }
 #endif
 static inline vec add_where_less(vec sum, vec x, vec y, vec more) { return sum + (vec)((ivec)more & (x < y)); }
-static inline vec times_two_to(vec x, vec n) { /* whole n from -126 to 127 */
+static inline vec times_two_to(vec x, vec n) { /* x 2^n, for integers n from -126 to 127 */
     const vec shifted = n + broadcast(12582912.0f + 127.0f);
     return x * (vec)((ivec)shifted << 23);
 }
 #endif
 #if defined(__x86_64__)
-#define KEEP(x) __asm__("" : "+v"(x)) /* in a register: compilers would rather read it anew for each use, which takes longer */
+#define KEEP(x) __asm__("" : "+v"(x)) /* keep x in a register: compilers would reload it for each use */
 #else
 #define KEEP(x) ((void)0)
 #endif
@@ -100,7 +100,7 @@ static void *allocate(size_t bytes) {
     void *p = NULL;
     if (posix_memalign(&p, bytes < HUGE_PAGE ? 64 : HUGE_PAGE, bytes ? bytes : 64)) return NULL;
 #if defined(MADV_HUGEPAGE)
-    if (bytes >= HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE); /* so that few addresses have to be translated */
+    if (bytes >= HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE); /* fewer address translations */
 #endif
     return p;
 }
@@ -136,7 +136,7 @@ static inline float largest(vec x) {
     return a > b ? a : b;
 }
 
-/* Sums of four neighbours each: all of a, all of b, all of c, all of d. */
+/* Sums of four neighbouring lanes each: first those of a, then those of b, of c and of d. */
 static inline vec sums_of_four(vec a, vec b, vec c, vec d) {
 #if LANES == 16
 #define EVEN(a, b) SHUFFLE(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
@@ -149,7 +149,7 @@ static inline vec sums_of_four(vec a, vec b, vec c, vec d) {
 #define ODD(a, b) SHUFFLE(a, b, 1, 3, 5, 7)
 #endif
     const vec ab = EVEN(a, b) + ODD(a, b), cd = EVEN(c, d) + ODD(c, d);
-    const vec sums = EVEN(ab, cd) + ODD(ab, cd); /* the first of a, b, c and d, then their second ones, … */
+    const vec sums = EVEN(ab, cd) + ODD(ab, cd); /* the first sums of a, b, c and d, then the second ones, … */
 #if LANES == 16
     return SHUFFLE(sums, sums, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 #elif LANES == 8
@@ -161,7 +161,7 @@ static inline vec sums_of_four(vec a, vec b, vec c, vec d) {
 
 /* Elementary functions: relative error of exponential and power_of_two 2e-7, absolute error of gelu 3e-7 |x| */
 
-static inline vec exponential(vec x) { /* of at least -87: less would be slow to compute, and is as good as nothing */
+static inline vec exponential(vec x) { /* x is clipped to [-87, 88]: smaller results would be denormal, which is slow */
     const vec magic = broadcast(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     x = smaller(larger(x, broadcast(-87.0f)), broadcast(88.0f));
     const vec n = (x * broadcast(1.44269504f) + magic) - magic;
@@ -176,11 +176,12 @@ static inline vec exponential(vec x) { /* of at least -87: less would be slow to
     return times_two_to(p, n);
 }
 
-/* 2^x for x up to 0; of at least -125: less would be slow to compute, and is as good as nothing. */
+/* 2^x for x up to 0; x is clipped to at least -125: smaller results would be denormal, which is slow. */
 static inline vec power_of_two(vec x) {
     x = larger(x, broadcast(-125.0f));
 #if LANES == 16
-    const vec r = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), n = x; /* scaling takes its floor */
+    const vec r = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const vec n = x; /* times_two_to takes its floor */
 #else
     const vec magic = broadcast(12582912.0f), n = (x - broadcast(0.5f) + magic) - magic, r = x - n;
 #endif
@@ -193,8 +194,8 @@ static inline vec power_of_two(vec x) {
     return times_two_to(p, n);
 }
 
-/* The normal distribution up to x: 1/2 + x p(x²) / q(x²) here, to 1e-8 before rounding up to |x| = 5.2, where it stays; the
- * coefficients were fitted by reweighted least squares (Lawson). */
+/* The normal distribution function: 1/2 + x p(x²) / q(x²), with an error of 1e-8 before rounding for |x| up to 5.2,
+ * constant beyond; the coefficients were fitted by reweighted least squares (Lawson). */
 static inline vec normal_below(vec x) {
     const vec y = smaller(larger(x, broadcast(-5.2f)), broadcast(5.2f)), t = y * y;
     vec p = broadcast(1.267963930e-10f), q = broadcast(5.211033890e-5f);

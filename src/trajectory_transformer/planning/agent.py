@@ -1,4 +1,4 @@
-"""Receding-horizon control: observations in, first actions of the best plans out, for several environments at once."""
+"""Receding-horizon control: an agent that plans from observations and takes the first actions of the best plans."""
 
 import copy
 import threading
@@ -25,27 +25,27 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 class Agent:
-    """Acts in a batch of environments; each has its own past, plan and random numbers.
+    """A planning agent for a batch of environments; each has its own past, plan and random numbers.
 
-    Agents are copied and pickled with all of that. Threads that share one wait for each other at every call, and share
-    its environments' pasts: give each thread an agent of its own, such as a ``copy.deepcopy``.
+    Copies and pickles include all of that. Threads that share an agent wait for each other at every call and share the
+    environments' pasts: give each thread its own agent, such as a ``copy.deepcopy``.
 
     Args:
         planner: makes the plans.
-        environment: what observations and actions look like; its ``observations`` flattens raw observations, and its
-            ``action.to_environment`` turns actions into what the environment takes.
+        environment: the spaces of observations and actions; its ``observations`` flattens raw observations, and its
+            ``action.to_environment`` converts actions to those of the environment.
 
     Raises:
-        UserError: the environment has other dimensions than the model.
+        UserError: the environment's dimensions differ from the model's.
     """
 
-    planned: np.ndarray  # (environment,) bool: the last act made a plan, and did not follow an earlier one
-    counts: PlanCounts  # how often it planned, and what a deadline did to its plans
+    planned: np.ndarray  # (environment,) bool: the last call of act made a new plan
+    counts: PlanCounts  # plans since the last reset, and those that a deadline changed
 
     def __init__(self, planner: BeamPlanner, environment: EnvironmentSpec) -> None:
         self._planner, self.environment = planner, environment
         self._layout = planner.layout
-        self._discretizer = copy.deepcopy(planner.discretizer).cpu()  # a few values are not worth a GPU's round trip
+        self._discretizer = copy.deepcopy(planner.discretizer).cpu()  # for so few values a GPU would be slower
         given = (environment.observation_dim, environment.action_dim)
         expected = (self._layout.observation_dim, self._layout.action_dim)
         require(
@@ -68,18 +68,18 @@ class Agent:
     def from_checkpoint(
         cls, path: str | Path, device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
     ) -> "Agent":
-        """The agent of a training run.
+        """The agent of a training run's checkpoint.
 
         Args:
             path: a ``.ckpt`` file.
-            device: where to compute.
+            device: the torch device that computes.
             allow: packages besides this one whose classes the file may name, such as those of its objective and blocks.
             planner_overrides: :class:`PlannerConfig` fields that replace the recorded ones. ``objective`` is an
-                :class:`~.objectives.Objective`, or the mapping that describes one.
+                :class:`~.objectives.Objective`, or a mapping that describes one.
 
         Raises:
-            UserError: the file is not a good checkpoint, an override is unknown, the plan is longer than the model can
-                see, or the objective is not available or must not be imported.
+            UserError: the file is not a valid checkpoint, an override is unknown, the plan does not fit into the
+                model's input, or the objective is not available or must not be imported.
         """
         return cls.of(Checkpoint.read(path), device, allow, **planner_overrides)
 
@@ -87,7 +87,7 @@ class Agent:
     def of(
         cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
     ) -> "Agent":
-        """As :meth:`from_checkpoint`, from a checkpoint that has been read."""
+        """The same as :meth:`from_checkpoint`, from a checkpoint already read."""
         trained = TrainedTransformer.of(checkpoint, device, allow)
         settings, objective = planner_settings(checkpoint, planner_overrides, allow)
         fingerprint = checkpoint.training.dataset.fingerprint
@@ -101,42 +101,41 @@ class Agent:
 
     @property
     def needs_goal(self) -> bool:
-        """True if it must be told a goal; see :meth:`aim`."""
+        """True if a goal must be set with :meth:`aim`."""
         return self._planner.objective.needs_goal
 
     @property
     def imitates(self) -> bool:
-        """True if it imitates its data."""
+        """True if the agent imitates its data."""
         return self._planner.objective.imitates
 
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None, autoreset: Enum | str | None = None) -> None:
         """Forget everything and begin ``num_envs`` episodes.
 
         Args:
-            num_envs: environments, at least 1.
-            seeds: of their random numbers, one each; None: 0, 1, …
-            autoreset: what a vector environment does with one whose episode has ended, as Gymnasium calls it:
+            num_envs: number of environments, at least 1.
+            seeds: one random seed for each environment; None: 0, 1, …
+            autoreset: the vector environment's autoreset mode, as Gymnasium names it:
                 ``envs.metadata["autoreset_mode"]``, or its value.
 
-                - ``NextStep``, the default of ``gymnasium.make_vec``: the next step ignores the action and gives the
-                  first observation of a new episode. :meth:`act` plans nothing for that step and gives 0, and
-                  :meth:`observe` keeps nothing of it.
-                - ``SameStep``: the step that ends an episode gives the first observation of the next one.
-                - ``Disabled``: the caller resets it, before it acts again.
-                - None: it is not known which. As the first transition after an episode's end may then be a false one,
-                  it is not kept, and what was planned for it is not followed further; but after
-                  :meth:`begin_episode` it is.
+                - ``NextStep``, the default of ``gymnasium.make_vec``: the step after an episode's end ignores the
+                  action and returns the first observation of a new episode. For that step :meth:`act` makes no plan
+                  and returns 0, and :meth:`observe` records nothing.
+                - ``SameStep``: the step that ends an episode returns the first observation of the next one.
+                - ``Disabled``: the caller resets the environment before the next :meth:`act`.
+                - None: unknown. The first transition after an episode's end may not be a real one, so it is not
+                  recorded, and its plan is not followed further, unless :meth:`begin_episode` was called.
 
         Raises:
-            UserError: another number of seeds, or no such mode.
+            UserError: the number of seeds differs from ``num_envs``, or the mode is unknown.
         """
         seeds = range(num_envs) if seeds is None else seeds
         require(len(seeds) == num_envs, f"{len(seeds)} seeds for {num_envs} environments")
         self._autoreset = autoreset.value if isinstance(autoreset, Enum) else autoreset
         if self._autoreset is not None:
             require_choice("autoreset", self._autoreset, ("NextStep", "SameStep", "Disabled"))
-        self._ended = np.zeros(num_envs, dtype=bool)  # the next step may be no transition of an episode
-        self._resting = np.zeros(num_envs, dtype=bool)  # the present step may be none
+        self._ended = np.zeros(num_envs, dtype=bool)  # the next step may only reset the environment
+        self._resting = np.zeros(num_envs, dtype=bool)  # the present step may only reset the environment
         past, width, horizon = self.settings.context - 1, self._layout.transition_dim, self.settings.horizon
         self._past = torch.zeros(num_envs, past, width, dtype=torch.int64)
         self._past_length = np.zeros(num_envs, dtype=np.int64)
@@ -147,7 +146,7 @@ class Agent:
         self._plan_tokens = torch.zeros(num_envs, horizon, width, dtype=torch.int64)
         self._plan_actions = torch.zeros(num_envs, horizon, self._layout.action_dim)  # real values
         self._plan_returns = torch.full((num_envs, horizon + 2), torch.nan)
-        self._searches: dict[int, tuple[SearchResult, int]] = {}  # the last one of each environment, and its row in it
+        self._searches: dict[int, tuple[SearchResult, int]] = {}  # environment -> its last search, and its row therein
         self._observation_tokens = torch.zeros(num_envs, self._layout.observation_dim, dtype=torch.int64)
         self._active = np.zeros(num_envs, dtype=bool)
         self._goals = torch.zeros(num_envs, width if self._goal_dimensions else 0, dtype=torch.int64)
@@ -155,33 +154,33 @@ class Agent:
         self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def begin_episode(self, env_index: int, seed: int) -> None:
-        """Forget one environment's past and plan, and seed its random numbers."""
+        """Forget the past and plan of one environment, and seed its random numbers."""
         self._past_length[env_index] = self._plan_age[env_index] = 0
         self._aimed[env_index] = self._ended[env_index] = False
         self._generators[env_index].manual_seed(int(seed))
 
     def aim(self, goals: Array) -> None:
-        """Set what each environment's plans lead to from now on; before :meth:`act`, where :attr:`needs_goal`.
+        """Set the goal of each environment's plans from now on; required before :meth:`act` if :attr:`needs_goal`.
 
         Args:
-            goals: (environment, goal_dim) real values of ``environment.goal_dimensions``: in a maze, where to be.
+            goals: (environment, goal_dim) real values of ``environment.goal_dimensions``, such as a maze's coordinates.
 
         Raises:
-            UserError: the planner has no goal; another width; or a goal that is not finite, or lies further outside
-                what the data reach than a twentieth of it.
+            UserError: the planner takes no goals, the shape is wrong, or a goal is not finite or lies outside the
+                range of the data by more than a twentieth of that range.
         """
         dimensions = list(self._goal_dimensions)
-        require(len(dimensions) > 0, f"planner={self.settings.name} plans to no goal; train with experiment=goal_…")
+        require(len(dimensions) > 0, f"planner={self.settings.name} takes no goals; train with experiment=goal_…")
         values = torch.as_tensor(goals, dtype=torch.float32).cpu()
         expected = (len(self._generators), len(dimensions))
         require(tuple(values.shape) == expected, f"goals have shape {tuple(values.shape)}, expected {expected}")
         edges = self._discretizer.edges[dimensions]
         low, high = edges[:, 0], edges[:, -1]
         margin = 0.05 * (high - low)
-        inside = ((values >= low - margin) & (values <= high + margin)).all(dim=1)  # not where NaN
+        inside = ((values >= low - margin) & (values <= high + margin)).all(dim=1)  # False for NaN
         for row in (~inside).nonzero().flatten().tolist():
             raise UserError(
-                f"the goal {_numbers(values[row])} of environment {row} lies outside the map: the data reach from "
+                f"the goal {_numbers(values[row])} of environment {row} lies outside the map: the data range from "
                 f"{_numbers(low)} to {_numbers(high)}"
             )
         self._goals = goal_transitions(values, dimensions, self._layout, self._discretizer)
@@ -191,14 +190,14 @@ class Agent:
         """The next action of each environment.
 
         Args:
-            observations: (environment, observation_dim) real values; outside the fitted range they count as its end.
-            active: (environment,) bool; rows that are False are not planned for. None: all are active.
+            observations: (environment, observation_dim) real values; those outside the fitted range are clipped to it.
+            active: (environment,) bool; no plans are made for rows that are False. None: all are active.
 
         Returns:
             (environment, action_dim) float32, as an array or tensor like ``observations``; 0 where not active.
 
         Raises:
-            UserError: an active row has another width, is not finite, or has no goal where the planner needs one.
+            UserError: the shape is wrong, an active row is not finite, or it has no goal and the planner needs one.
         """
         with self._lock:
             return self._act(observations, active)
@@ -230,7 +229,7 @@ class Agent:
         return actions.to(observations.device)
 
     def _replan(self, rows: np.ndarray, past_length: int, share: float) -> None:
-        """Plan for environments whose past is equally long, in that share of the time."""
+        """Make plans for environments with pasts of equal length, in that share of the deadline's time."""
         index = torch.from_numpy(rows)
         past = self._past[index, :past_length].flatten(1)
         prefix = torch.cat([self._goals[index], past, self._observation_tokens[index]], dim=1)
@@ -251,10 +250,10 @@ class Agent:
         )
 
     def _actions(self, found: SearchResult) -> Tensor:
-        """(environment, horizon, action_dim) real values of what is to be done, as ``settings.act`` says.
+        """Actions (environment, horizon, action_dim) to take, as real values, chosen as ``settings.act`` says.
 
-        Sequences that share an action count as often as they are. Of the indices of a Discrete space there is no mean:
-        the most frequent one is taken, and of equally frequent ones that of the better sequence.
+        An action counts once for each sequence that has it. Indices of a Discrete space are not averaged: the most
+        frequent one is taken; of equally frequent ones, that of the better sequence.
         """
         columns, act, share = self._layout.action, self.settings.act, self.settings.elite_share
         if act == "best":
@@ -272,9 +271,9 @@ class Agent:
         """Record the last transition of the active environments.
 
         Args:
-            actions: (environment, action_dim) as taken.
-            rewards: (environment,).
-            done: (environment,) bool, terminated or truncated: that environment's past is forgotten.
+            actions: (environment, action_dim) actions taken.
+            rewards: (environment,) rewards received.
+            done: (environment,) bool, terminated or truncated: the past of that environment is forgotten.
         """
         with self._lock:
             self._observe(actions, rewards, done)
@@ -293,7 +292,7 @@ class Agent:
                     self._observation_tokens[rows],
                     self._discretizer.encode(taken, layout.action),
                     self._discretizer.encode(received, slice(layout.reward, layout.reward + 1)),
-                    # The true return-to-go is unknown: a placeholder, hidden from all later positions by the mask.
+                    # A placeholder for the return-to-go, which is unknown; the mask hides it from all later positions.
                     torch.full((len(rows), 1), self._discretizer.num_bins - 1),
                 ],
                 dim=1,
@@ -323,17 +322,18 @@ class Agent:
         )
 
     def beams(self, env_index: int, number: int, transitions: int | None = None) -> np.ndarray:
-        """Observations that the best sequences of one environment's last search lead to, best first.
+        """Predicted observations of the best sequences in one environment's last search, best first.
 
         Args:
-            env_index: which environment.
+            env_index: index of the environment.
             number: of sequences, at most.
-            transitions: those that the search kept after so many transitions, at least 1; None: in the end.
+            transitions: return the sequences that the search kept after this many transitions, at least 1; None: after
+                the last.
 
         Returns:
-            (beams, transitions - 1, observation_dim) real values, without the present. There are none before a plan, in
-            a copy of an agent before its next plan, of plans for likelihood or of one transition, and where a GPU
-            replays the search.
+            (beams, transitions - 1, observation_dim) real values, without the present observation. Empty before the
+            first plan, in a copy of an agent before its next plan, for plans by likelihood or of one transition, and
+            for a search replayed as a CUDA graph.
         """
         dim = self._layout.observation_dim
         if env_index not in self._searches:

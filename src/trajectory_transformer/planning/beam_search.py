@@ -1,7 +1,7 @@
 """Beam search over transitions (paper §3.2; the original's ``beam_plan``), for several environments at once.
 
-The search knows a model only as a :class:`~.decoder.BeamDecoder`, rewards only through an estimate of their predicted
-distributions, and what it is for only as an :class:`~.objectives.Objective`.
+The search uses a model only as a :class:`~.decoder.BeamDecoder`, estimates rewards and return-to-go from their
+predicted distributions, and ranks sequences by an :class:`~.objectives.Objective`.
 """
 
 import math
@@ -19,20 +19,22 @@ from .objectives import Candidates, Objective, Return
 from .sampling import Choice
 
 RewardEstimate = Callable[[Tensor], Tensor]
-"""(…, 2, vocabulary) probabilities of the reward and of the value token -> (…, 2) reward and return-to-go."""
+"""Probabilities (…, 2, vocabulary) of the reward and value tokens -> estimated reward and return-to-go (…, 2)."""
 
 Decode = Callable[[Tensor, slice], Tensor]
-"""Tokens (…, columns) of some columns of a transition -> their real values."""
+"""Tokens (…, columns) of a slice of a transition's columns -> their real values."""
 
 
 @dataclass(frozen=True)
 class SearchStep:
-    """One transition of the search."""
+    """Candidates of one transition of the search, and those kept."""
 
     tokens: Tensor  # (environment, candidates, action_dim + 2): action, reward and value tokens of each candidate
-    rewards: Tensor  # (environment, candidates) estimates, like the values
-    values: Tensor
-    kept: Tensor  # (environment, beam_width) candidates, best first; b * n_expand + e continues the b-th kept before
+    rewards: Tensor  # (environment, candidates) estimated rewards
+    values: Tensor  # (environment, candidates) estimated returns-to-go
+    # (environment, beam_width) indices of the candidates kept, best first; candidate b * n_expand + e continues the
+    # b-th sequence kept in the step before
+    kept: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,24 @@ class SearchResult:
     tokens: Tensor  # (environment, horizon, transition_dim) int64; fewer transitions where a deadline ended the search
     rewards: Tensor  # (environment, horizon) estimates, or NaN
     value: Tensor  # (environment,) estimated return-to-go after the last transition, or NaN
-    score: Tensor  # (environment,) by the objective
-    steps: list[SearchStep]  # of each transition; none of a search for likelihood, which estimates nothing
-    beam_width: int  # sequences kept; fewer than asked for where the deadline was too near for more
+    score: Tensor  # (environment,) the objective's
+    steps: list[SearchStep]  # one for each transition; empty for a search by likelihood
+    beam_width: int  # sequences kept; fewer than ``settings.beam_width`` if the deadline required it
     late: bool = False  # the deadline had passed when the search ended
-    # (environment, beams, observation_dim) tokens that follow what each step but the last kept; none where steps are
-    # none, nor of a captured search, which copies no more than plans need
+    # (environment, beams, observation_dim) observation tokens sampled after each step but the last; empty for a search
+    # by likelihood, and for a captured search, which copies only what plans need
     observations: list[Tensor] = field(default_factory=list)
 
     def states_ahead(self, environment: int, number: int, transitions: int | None = None) -> Tensor:
-        """Observation tokens that the best sequences of one environment lead to, best first, without the present.
+        """Predicted observation tokens of the best sequences of one environment, best first, without the present ones.
 
         Args:
+            environment: index of the environment.
             number: of sequences, at most.
-            transitions: after which they were kept; None: the last.
+            transitions: return the sequences kept after this many transitions; None: after the last.
 
         Returns:
-            (beams, transitions - 1, observation_dim); none where ``observations`` are none, or after one transition.
+            (beams, transitions - 1, observation_dim); empty if ``observations`` is empty, or after one transition.
         """
         steps = self.steps[:transitions]
         seen = self.observations[: max(len(steps) - 1, 0)]
@@ -83,26 +86,28 @@ def beam_search(
     objective: Objective | None = None,
     decode: Decode | None = None,
 ) -> SearchResult:
-    """Plan ``settings.horizon`` transitions: expand, score, keep the best, go on.
+    """Plan ``settings.horizon`` transitions: expand each sequence, score the candidates, keep the best, repeat.
 
-    All candidates of the first transition continue the same prefix, so it is decoded once. A candidate whose
+    All candidates of the first transition continue the same prefix, which is decoded once. A candidate whose
     predictions are not finite is worse than any other.
 
     Args:
+        decoder: decodes the model.
         prefix: (environment, time) tokens: whole past transitions, then the current observation.
-        estimate: reward and return-to-go from their predicted distributions.
-        uniforms: (environment, horizon, transition_dim, n_expand * beam_width) numbers in [0, 1) that decide all
-            draws.
+        layout: positions within a transition.
         settings: ``discount`` must be set; it applies to the rewards within the plan and to the return-to-go.
-        deadline: shortens and narrows the search; it has been started.
-        objective: scores candidates; None: by reward plus return-to-go.
-        decode: what it asks for real values.
+        estimate: estimates reward and return-to-go from their predicted distributions.
+        uniforms: (environment, horizon, transition_dim, n_expand * beam_width) numbers in [0, 1) that determine all
+            draws.
+        deadline: shortens and narrows the search; already started.
+        objective: scores candidates; None: reward plus return-to-go.
+        decode: gives the objective real values.
 
     Returns:
-        A score is -inf where all that the model predicts in that environment is not finite.
+        The best sequence of each environment; its score is -inf if no prediction in that environment is finite.
 
     Raises:
-        UserError: the objective's scores have another shape than the candidates.
+        UserError: the shape of the objective's scores differs from that of the candidates.
     """
     assert settings.discount is not None
     objective = Return() if objective is None else objective
@@ -112,7 +117,7 @@ def beam_search(
     discounts = settings.discount ** torch.arange(horizon + 1, dtype=torch.float32, device=prefix.device)
     decoder.prefill(prefix)
     observations = prefix[:, None, -layout.observation_dim :]
-    returns = discounts.new_zeros(environments, 1, horizon + 1)  # estimated rewards, then the return-to-go after them
+    returns = discounts.new_zeros(environments, 1, horizon + 1)  # estimated rewards, then the return-to-go
     likelihoods = returns.new_zeros(environments, 1) if objective.needs_log_likelihoods else None
     scores, steps, seen = returns[:, :, 0], [], []
     for t in range(horizon):
@@ -144,11 +149,11 @@ def beam_search(
         scores = objective(Candidates(t, returns, discounts, whole, layout, decode, likelihoods))
         require(
             scores.shape == whole.shape[:2],
-            f"planner.objective gives scores of shape {tuple(scores.shape)}; it must give one for each candidate, "
+            f"planner.objective returns scores of shape {tuple(scores.shape)}; it must return one for each candidate, "
             f"{tuple(whole.shape[:2])}",
         )
         scores = scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
-        # Stable, so that of equal candidates (copies of one sequence) the first are kept, on every machine.
+        # A stable sort keeps the first of equal candidates (copies of one sequence) on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
         steps.append(SearchStep(tokens, estimates[:, :, 0], estimates[:, :, 1], kept))
         seen.append(observations)
@@ -156,7 +161,7 @@ def beam_search(
         returns = gather_rows(returns, kept)
         likelihoods = None if likelihoods is None else likelihoods.gather(1, kept)
         if deadline is not None:
-            kept.cpu()  # waits for a GPU to do what so far may only have been queued
+            kept.cpu()  # waits for the GPU's queued work
             deadline.planned(t, environments, width)
     late = deadline is not None and deadline.late
     rewards, value = returns[:, 0, : len(steps)], returns[:, 0, len(steps)]
@@ -164,10 +169,9 @@ def beam_search(
 
 
 def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:
-    """Tokens (environment, horizon, transition_dim) of the sequence that came first in the end, found backwards.
+    """Tokens (environment, horizon, transition_dim) of the best sequence, traced back from the last step.
 
-    Args:
-        observations: (environment, rows, observation_dim) tokens that each step's candidates follow.
+    ``observations`` are, for each step, the tokens (environment, rows, observation_dim) before its candidates' actions.
     """
     row, found = torch.zeros_like(steps[-1].kept[:, :1]), []
     for step, observation in zip(reversed(steps), reversed(observations), strict=True):
@@ -178,12 +182,12 @@ def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:
 
 
 def actions_to_average(steps: list[SearchStep], action_dim: int, beams: int | None) -> Tensor:
-    """Action tokens (environment, number, horizon, action_dim) of several sequences.
+    """Action tokens (environment, number, horizon, action_dim) of the sequences whose actions are averaged.
 
     Args:
-        steps: of the search.
-        beams: those of so many of the sequences kept in the end, best first; there are no more than were kept. None:
-            all candidates' of each transition, which from the second on continue those kept.
+        steps: all steps of the search.
+        beams: number of finally kept sequences, best first, at most all of them. None: all candidates of each
+            transition instead.
     """
     if beams is None:
         return torch.stack([step.tokens[:, :, :action_dim] for step in steps], dim=2)
@@ -198,13 +202,13 @@ def actions_to_average(steps: list[SearchStep], action_dim: int, beams: int | No
 
 
 def require_finite_scores(scores: Tensor) -> None:
-    """Refuse (environment,) best scores of which one is not finite.
+    """Check that the best scores (environment,) are finite.
 
     Raises:
-        UserError: naming the environments.
+        UserError: they are not; the message names the environments.
     """
     broken = [environment for environment, score in enumerate(scores.tolist()) if not math.isfinite(score)]
     require(
         not broken,
-        f"nothing that the model predicts in environment {broken} is finite: its weights or the bins' edges are broken",
+        f"no prediction of the model is finite in environment {broken}: its weights or the bins' edges are broken",
     )

@@ -1,4 +1,4 @@
-"""A whole search as one CUDA graph: its thousands of small kernels then wait for nothing but each other."""
+"""A whole search as one CUDA graph, so that its thousands of small kernels do not wait for the CPU."""
 
 import logging
 import time
@@ -13,10 +13,10 @@ from .beam_search import SearchResult
 log = logging.getLogger(__name__)
 
 Search = Callable[[Tensor, Tensor], SearchResult]
-"""(environment, time) prefixes and (environment, …) uniforms -> what was found; the CPU never waits for the GPU."""
+"""Prefixes (environment, time) and uniforms (environment, …) -> the result; the CPU must not wait for the GPU in it."""
 
 Capture = Callable[[Search, Tensor, Tensor], tuple[Callable[[], None], SearchResult]]
-"""Gives what runs a search again, on what is then in the same tensors, and where its result then is."""
+"""A search and its two input tensors -> a function that repeats it on their new contents, and its result's tensors."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,15 @@ class _Captured:
 
 
 class CapturedSearch:
-    """A search that is captured when a prefix of some length first comes, and then replayed with a single launch.
+    """A search that is captured at the first prefix of each length, and then replayed with a single launch.
 
-    Fewer environments than before are filled up with copies of the first, so that one graph serves them all, at the
-    price of the most; when there are more, all is captured anew.
+    If there are fewer environments than before, they are padded with copies of the first, so that one graph serves all
+    numbers of environments, at the cost of the largest; if there are more, the search is captured again.
 
-    The first capture is proven: replayed, it must find what the search finds, or, where rounding decided otherwise, do
-    so for other draws. If it does not, as where a search decides in Python by what it has computed, one warning is
-    logged, and all searches run as they are. The proof was not run on a GPU yet; tests replay a stand-in.
+    The first capture is checked: its replay must find what the search finds, or do so with other draws in case rounding
+    decided the difference. If it does not, for example because the search branches in Python on computed values, one
+    warning is logged, and searches are no longer captured. The check has not been run on a GPU yet; tests replay a
+    stand-in.
     """
 
     def __init__(self, capture: Capture) -> None:
@@ -45,15 +46,16 @@ class CapturedSearch:
         self._proven: bool | None = None
 
     def __call__(self, search: Search, prefix: Tensor, uniforms: Tensor) -> SearchResult:
-        """The plans that ``search``, the same one at every call, finds.
+        """The result of ``search``, which must be the same function at every call.
 
-        It gives each environment what it would give it alone, and keeps what it allocates for as many as it has seen.
+        The search's result for an environment must not depend on the others, and it must keep its memory for the
+        largest number of environments so far.
         """
         if self._proven is False:
             return search(prefix, uniforms)
         environments, length = prefix.shape
         if environments > self._environments:
-            self._captured.clear()  # it writes to what the search is about to replace
+            self._captured.clear()  # the graphs write to memory that the search is about to replace
             self._environments = environments
         prefix, uniforms = self._filled_up(prefix), self._filled_up(uniforms)
         if length not in self._captured:
@@ -84,8 +86,8 @@ class CapturedSearch:
             if self._proven:
                 return True
         log.warning(
-            "planning without a CUDA graph, in %.1f ms instead of %.1f: replayed, the search finds other plans (scores "
-            "differ by up to %.2g), as where Python decides by what a search has computed",
+            "planning without a CUDA graph, in %.1f ms instead of %.1f: the replayed search finds other plans (scores "
+            "differ by up to %.2g), as it does if Python code branches on values that the search has computed",
             seconds * 1e3, replayed * 1e3, largest,
         )  # fmt: skip
         return False
@@ -101,16 +103,16 @@ def cuda_graph(search: Search, prefix: Tensor, uniforms: Tensor) -> tuple[Callab
     stream = torch.cuda.Stream(prefix.device)
     stream.wait_stream(present)
     with torch.cuda.stream(stream):
-        search(prefix, uniforms)  # allocates what outlives a search, and loads kernels
+        search(prefix, uniforms)  # allocates persistent memory and loads kernels
     present.wait_stream(stream)
-    # On that stream, so that what is captured is on the prefix's GPU, whichever is the current one.
+    # On that stream, so that it is captured on the prefix's GPU, which may not be the current one.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = search(prefix, uniforms)
     return graph.replay, result
 
 
 def _copied(result: SearchResult, environments: int) -> SearchResult:
-    """The first environments' part, in copies, as the next replay overwrites what it gave."""
+    """A copy of the first environments' results, because the next replay overwrites them."""
 
     def part(values: Tensor) -> Tensor:
         return values[:environments].clone()

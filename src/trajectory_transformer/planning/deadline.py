@@ -1,20 +1,20 @@
-"""Planning against the clock: what a deadline leaves of a search."""
+"""Planning within a time limit: a deadline that shortens or narrows a search."""
 
 import time
 from collections.abc import Callable
 
 
 class Deadline:
-    """Decides before each transition of a search whether, and with how many beams, there is time for it.
+    """The time limit of a search: decides before each transition whether to plan it, and with how many beams.
 
-    What a transition takes is learnt from the plans made so far. The first time of its kind is not believed: it may
-    have compiled something. So the first plans may be late. A search gives way in this order:
+    The duration of a transition is estimated from the plans made so far. The first measurement of its kind is ignored,
+    because it may include compilation, so the first plans may be late. A search is reduced in this order:
 
-    1. The horizon: it ends before a transition that is not expected to end in time.
-    2. The width, if not even the first transition is expected to: half of it, a quarter, …, one beam. That one
-       transition is always planned.
+    1. The horizon: the search ends before a transition that is not expected to finish in time.
+    2. The beam width, if not even the first transition is expected to finish in time: half of it, a quarter, …, one
+       beam. The first transition is always planned.
 
-    ``milliseconds``, above 0, are for one search, in all environments together; ``clock`` gives ever growing seconds.
+    ``milliseconds``, above 0, are for one search in all environments together; ``clock`` returns monotonic seconds.
     """
 
     def __init__(self, milliseconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -24,12 +24,12 @@ class Deadline:
         self._end = self._mark = 0.0
 
     def start(self, share: float = 1.0) -> None:
-        """A search begins; it has this share of the time."""
+        """Begin a search that may take this share of the time."""
         self._mark = self._clock()
         self._end = self._mark + share * self._seconds
 
     def width(self, transition: int, environments: int, widest: int) -> int:
-        """Beams, at most ``widest``, to plan the transition after so many with; 0: none, the search ends here."""
+        """Number of beams, at most ``widest``, for the transition with this index, from 0; 0: end the search."""
         left, width = self._end - self._clock(), widest
         while self._expect(transition, environments * width) > left:
             if transition > 0:
@@ -40,24 +40,24 @@ class Deadline:
         return width
 
     def planned(self, transition: int, environments: int, width: int) -> None:
-        """A transition was planned, in the time since the last one, or since the start."""
+        """Record the time that a transition took, since the one before or since the start."""
         now, key = self._clock(), (transition, environments * width)
         taken, expected = now - self._mark, self._expected.get(key)
         self._mark = now
         if key in self._tried:
-            # Slow to forget what was slow; where there is nothing to forget, as it was.
+            # Adopt a longer time at once, a shorter one gradually.
             self._expected[key] = taken if expected is None else max(taken, 0.8 * expected + 0.2 * taken)
         self._tried.add(key)
 
     @property
     def late(self) -> bool:
-        """True if the time was over when the last transition had been planned."""
+        """True if the last transition was finished after the deadline."""
         return self._mark > self._end
 
     def _expect(self, transition: int, rows: int) -> float:
-        """Seconds that a transition is expected to take: as it did, or else as other widths or the one before did.
+        """Expected seconds of a transition, from its own measurements, or from other widths or the transition before.
 
-        Less whenever it is asked for, so that what is not tried because it was slow once is tried again in time.
+        The estimate decreases by 1% at each call, so that a transition skipped because it was slow once is tried again.
         """
         key = (transition, rows)
         if key not in self._expected:

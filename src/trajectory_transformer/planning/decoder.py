@@ -12,7 +12,7 @@ from .sampling import Choice, choose
 class BeamDecoder(ABC):
     """Next-token logits for beams of sequences, in several environments at once.
 
-    Sequences branch and are pruned in turn: ``expand``, some tokens, ``keep``, some tokens, ``expand``, …
+    Sequences branch and are pruned in turn: ``expand``, tokens, ``keep``, tokens, ``expand``, …
     """
 
     model_seconds: float = 0.0
@@ -20,20 +20,20 @@ class BeamDecoder(ABC):
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Spent in the model and in sampling so far; on a GPU, until they were queued."""
+        """Seconds spent so far in the model and in sampling; on a GPU, only until the work was queued."""
         return self.model_seconds, self.sampling_seconds
 
     @abstractmethod
     def prefill(self, tokens: Tensor) -> None:
-        """Begin anew with one sequence for each environment: integer tokens (environment, time)."""
+        """Start over with one sequence for each environment: integer tokens (environment, time)."""
 
     @abstractmethod
     def expand(self, candidates: int) -> None:
-        """Continue each sequence in several ways: candidate ``c`` of row ``b`` becomes row ``b * candidates + c``."""
+        """Copy each sequence into candidates: candidate ``c`` of row ``b`` becomes row ``b * candidates + c``."""
 
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
-        """Prune: keep these rows (environment, new rows), in this order; a row may be kept more than once."""
+        """Keep only these rows (environment, new rows), in this order; a row may be kept more than once."""
 
     @abstractmethod
     def step(self, tokens: Tensor) -> None:
@@ -42,7 +42,7 @@ class BeamDecoder(ABC):
     @property
     @abstractmethod
     def logits(self) -> Tensor:
-        """(environment, rows, vocabulary) logits of the token that comes next."""
+        """Logits (environment, rows, vocabulary) of the next token."""
 
     def extend(
         self, uniforms: Tensor, choice: Choice, given: Tensor | None = None, log_likelihoods: Tensor | None = None
@@ -50,11 +50,11 @@ class BeamDecoder(ABC):
         """Sample tokens and append them, one after the other.
 
         Args:
-            uniforms: (environment, tokens, rows) numbers in [0, 1) that decide the draws.
-            choice: how they are drawn.
-            given: (environment, rows) tokens to append before them.
-            log_likelihoods: (environment, rows) float32, to which the log-probabilities, in nats, of each row's sampled
-                tokens are added: under the model's own distribution, at temperature 1 and without filters.
+            uniforms: (environment, tokens, rows) numbers in [0, 1) that determine the draws.
+            choice: filters and temperature of the draws.
+            given: (environment, rows) tokens to append first.
+            log_likelihoods: (environment, rows) float32; the log-probabilities, in nats, of each row's sampled tokens
+                are added to it: under the model's own distribution, at temperature 1 and without filters.
 
         Returns:
             (environment, rows, tokens) int64.

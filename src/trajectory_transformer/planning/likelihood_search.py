@@ -1,8 +1,8 @@
 """Beam search for the most likely continuation (paper §3.2; the original's ``beam_search``), token by token.
 
-Sequences are kept by their log-likelihood alone, and every token of the vocabulary is tried for each of them. The model
-then acts like its data, be they an expert's or ways to a goal; with a horizon of one transition that is autoregressive
-behaviour cloning.
+Sequences are ranked by their log-likelihood alone, and each is continued by every token of the vocabulary. The agent
+then imitates its data, or, with a goal, the ways to that goal in its data; with a horizon of one transition this is
+autoregressive behaviour cloning.
 """
 
 import torch
@@ -24,15 +24,22 @@ def likelihood_search(
     deadline: Deadline | None = None,
     log_widths: Tensor | None = None,
 ) -> SearchResult:
-    """The most likely ``settings.horizon`` transitions after a prefix, without the reward and value of the last one.
+    """Find the most likely ``settings.horizon`` transitions after a prefix, without the last one's reward and value.
 
-    The prefix (environment, time) has whole past transitions, then the current observation. Nothing is drawn at random.
-    A candidate whose likelihood is not finite is worse than any other. A deadline has been started. With ``log_widths``
-    (transition_dim, vocabulary) of the tokens' bins, densities are ranked, not probabilities.
+    The search is deterministic. A candidate whose likelihood is not finite is worse than any other.
+
+    Args:
+        decoder: decodes the model.
+        prefix: (environment, time) tokens: whole past transitions, then the current observation.
+        layout: positions within a transition.
+        settings: horizon and beam width.
+        deadline: shortens and narrows the search; already started.
+        log_widths: (transition_dim, vocabulary) log widths of the tokens' bins, to rank by density; None: rank by
+            probability.
 
     Returns:
-        Scores are log-likelihoods, in nats; reward and value tokens of the last transition are stop tokens; estimated
-        rewards and values are NaN. A score is -inf where all that the model predicts is not finite.
+        Scores are log-likelihoods in nats, -inf where no prediction is finite; reward and value tokens of the last
+        transition are stop tokens; estimated rewards and values are NaN.
     """
     environments, width = len(prefix), settings.beam_width
     decoder.prefill(prefix)
@@ -54,7 +61,7 @@ def likelihood_search(
             tokens = torch.cat([gather_rows(tokens, rows), chosen.unsqueeze(2)], dim=2)
         planned = t + 1
         if deadline is not None:
-            scores.cpu()  # waits for a GPU to do what so far may only have been queued
+            scores.cpu()  # waits for the GPU's queued work
             deadline.planned(t, environments, width)
     stop_token = decoder.logits.shape[-1] - 1
     best = F.pad(tokens[:, 0], (0, 2), value=stop_token).view(environments, planned, layout.transition_dim)
@@ -66,13 +73,16 @@ def likelihood_search(
 def most_likely(
     scores: Tensor, logits: Tensor, width: int, log_widths: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations by one token, at most ``width``, of log-likelihoods so far (environment, rows).
+    """Select the best continuations by one token, at most ``width``.
 
-    ``log_widths`` (vocabulary,) are subtracted from the new token's.
+    Args:
+        scores: (environment, rows) log-likelihoods so far.
+        logits: (environment, rows, vocabulary) of the next token.
+        width: number of continuations to keep.
+        log_widths: (vocabulary,) subtracted from the new token's log-likelihoods.
 
     Returns:
-        log-likelihoods, best first, the rows that they continue and the tokens that they continue them with; each
-        (environment, kept).
+        log-likelihoods, best first, the rows continued, and the tokens appended; each (environment, kept).
     """
     added = logits.log_softmax(dim=-1)
     candidates = scores.unsqueeze(2) + (added if log_widths is None else added - log_widths)

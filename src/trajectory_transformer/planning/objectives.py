@@ -1,6 +1,6 @@
-"""Objectives: what a plan is to maximise.
+"""Objectives: the functions that a plan maximises.
 
-One's own is a subclass of :class:`Objective` in any importable package, and a YAML file that names it, in
+To add one, write a subclass of :class:`Objective` in any importable package, and a YAML file that names it, in
 ``configs/planner`` or in a folder given with ``--config-dir``::
 
     name: cautious                            # a label, recorded with the results
@@ -8,7 +8,7 @@ One's own is a subclass of :class:`Objective` in any importable package, and a Y
       _target_: my_package.cautious.Cautious  # the class
       weight: 0.1                             # an argument of its constructor
 
-Nothing here imports torch, so that the command line can refuse a mistake before torch is loaded.
+This module does not import torch, so that the command line can report a mistake before torch is loaded.
 """
 
 import dataclasses
@@ -35,45 +35,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidates:
-    """All continuations (n for each environment) of kept sequences by transition ``t`` of the plan, to be scored."""
+    """Candidates to be scored: n sequences for each environment, up to transition ``t`` of the plan."""
 
-    t: int  # number of the transition within the plan, from 0
-    returns: "Tensor"  # (environment, n, horizon + 1) rewards expected up to ``t``, then the return-to-go, then 0
+    t: int  # index of the transition within the plan, from 0
+    returns: "Tensor"  # (environment, n, horizon + 1) estimated rewards up to ``t``, then the return-to-go, then 0
     discounts: "Tensor"  # (horizon + 1,) 1, γ, γ², …
     tokens: "Tensor"  # (environment, n, transition_dim) int64 of transition ``t``
-    layout: TransitionLayout  # which of them is what
-    decode: "Decode | None" = None  # from tokens of some columns to real values
-    sampled: "Tensor | None" = None  # :attr:`log_likelihoods`, where an objective needs them
+    layout: TransitionLayout  # positions within a transition
+    decode: "Decode | None" = None  # converts tokens of a slice of columns to real values
+    sampled: "Tensor | None" = None  # :attr:`log_likelihoods`, if the objective needs them
 
     @property
     def rewards(self) -> "Tensor":
-        """(environment, n, t + 1) estimated rewards of the transitions planned so far."""
+        """Estimated rewards (environment, n, t + 1) of the transitions planned so far."""
         return self.returns[:, :, : self.t + 1]
 
     @property
     def value(self) -> "Tensor":
-        """(environment, n) estimated return-to-go after transition ``t``, without its own reward."""
+        """Estimated return-to-go (environment, n) after transition ``t``, without the reward of ``t``."""
         return self.returns[:, :, self.t + 1]
 
     @property
     def observations(self) -> "Tensor":
-        """(environment, n, observation_dim) real values of the state that the action is taken in."""
+        """Observations (environment, n, observation_dim) before the action of transition ``t``, as real values."""
         return self._decoded[:, :, self.layout.observation]
 
     @property
     def actions(self) -> "Tensor":
-        """(environment, n, action_dim) real values."""
+        """Actions (environment, n, action_dim) of transition ``t``, as real values."""
         return self._decoded[:, :, self.layout.action]
 
     @property
     def log_likelihoods(self) -> "Tensor":
-        """(environment, n) log-likelihood, in nats, of the action and observation tokens sampled so far.
+        """Log-likelihood (environment, n), in nats, of the action and observation tokens sampled so far.
 
-        Under the model's own distribution: without filters, at temperature 1. The first observation is given; reward
-        and value tokens are taken greedily and do not count.
+        It is that of the model's own distribution, without filters, at temperature 1. The first observation, which is
+        given, and reward and value tokens, which are chosen greedily, do not count.
 
         Raises:
-            UserError: the objective does not say that it needs them.
+            UserError: the objective does not declare ``needs_log_likelihoods``.
         """
         require(
             self.sampled is not None,
@@ -91,66 +91,66 @@ class Candidates:
 
 @dataclass(frozen=True)
 class PlanningContext:
-    """The facts that an objective may prepare with, before the first plan."""
+    """Information for an objective's preparation before the first plan."""
 
     layout: TransitionLayout
     discretizer: "Discretizer"
     settings: PlannerConfig  # with ``discount`` set
-    device: "device | str"  # where scores are computed
-    environment: "EnvironmentSpec | None" = None  # the spaces of the model's data, where they are known
-    fingerprint: str | None = None  # of the model's data, where it is known
+    device: "device | str"  # computes the scores
+    environment: "EnvironmentSpec | None" = None  # the spaces of the model's data, if known
+    fingerprint: str | None = None  # of the model's data, if known
 
 
 class Objective(ABC):
-    """Scores the candidates of the search; those of the highest scores are kept.
+    """Base class of objectives: scores the candidates of the search, which keeps those with the highest scores.
 
-    Options are the constructor's arguments. Those of a dataclass are checked against its types, and recorded when an
-    object is handed to an agent in Python.
+    The constructor's arguments are its options. If the class is a dataclass, they are checked against its types, and
+    recorded when an instance is passed to an agent in Python.
     """
 
-    needs_log_likelihoods: bool = False  # it reads :attr:`Candidates.log_likelihoods`
-    needs_goal: bool = False  # it plans with goal-conditioned models, to where the agent is told (``aim``)
-    imitates: bool = False  # it acts like its data, so that its return is reported as a share of theirs
-    by_token: bool = False  # it is searched for token by token, unless as a term; not inherited beside a new __call__
+    needs_log_likelihoods: bool = False  # reads :attr:`Candidates.log_likelihoods`
+    needs_goal: bool = False  # plans with a goal-conditioned model to the agent's goal (``Agent.aim``)
+    imitates: bool = False  # imitates its data; the return is reported relative to the data's
+    by_token: bool = False  # uses the token-wise search, unless as a term of a sum; reset in a class with own __call__
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__call__" in vars(cls) and "by_token" not in vars(cls):
-            cls.by_token = False  # what its author wrote must be called
+            cls.by_token = False  # the token-wise search would not call it
 
-    def check(self, settings: PlannerConfig) -> None:  # noqa: B027 - most objectives do with any
-        """Refuse settings that this objective cannot do with, by a UserError, before even torch is loaded."""
+    def check(self, settings: PlannerConfig) -> None:  # noqa: B027 - most objectives support all settings
+        """Raise UserError if the objective does not support these settings; called before torch is loaded."""
 
     def prepare(self, context: PlanningContext) -> None:  # noqa: B027 - most objectives load nothing
-        """Load what scoring needs, or raise UserError; called before training, and again before the first plan."""
+        """Load what scoring needs, or raise UserError; called before training and again before the first plan."""
 
     @abstractmethod
     def __call__(self, candidates: Candidates) -> "Tensor":
-        """(environment, n) scores of one transition's candidates; one that is not finite is worse than any other.
+        """Scores (environment, n) of one transition's candidates; one that is not finite is worse than any other.
 
-        A row's scores must not depend on other environments. On a GPU the whole search is captured as a CUDA graph and
-        replayed: scores must follow from the candidates by operations of tensors, whose values Python does not look at
-        (or give ``planner.decoder=eager``).
+        Scores of an environment must not depend on other environments. On a GPU the whole search is captured as a CUDA
+        graph and replayed: scores must be computed by tensor operations alone, without reading values in Python (else
+        set ``planner.decoder=eager``).
         """
 
 
 class Return(Objective):
-    """The paper's: discounted sum of the rewards expected within the plan and the return-to-go expected after it."""
+    """The paper's objective: discounted sum of the estimated rewards of the plan and the return-to-go after it."""
 
     def __call__(self, candidates: Candidates) -> "Tensor":
-        # Over the whole horizon, zeros included: the order of a sum, and so its last bit, depends on its length.
+        # Over the whole horizon, zeros included: the order of summation, and so the last bit, depends on its length.
         return (candidates.returns * candidates.discounts).sum(dim=-1)
 
 
 @dataclass
 class Likelihood(Objective):
-    """The log-likelihood of the plan: it acts like the model's data.
+    """The log-likelihood of the plan: the agent imitates the model's data.
 
-    By itself it counts all tokens and tries each one; as a term of a :class:`WeightedSum`, it counts those of
+    Used by itself, it counts all tokens and the search tries each one; as a term of a :class:`WeightedSum`, it is
     :attr:`Candidates.log_likelihoods`.
     """
 
-    # Bins of equal mass are narrow where the data are, so that the most probable one is seldom where they are densest.
+    # Bins of equal mass are narrow where the data are dense, so the most probable bin is seldom where they are densest.
     density: bool = False
     """Rank plans by probability density instead of the probability of bins; not as a term of a sum."""
 
@@ -164,7 +164,7 @@ class Likelihood(Objective):
 
 @dataclass
 class Goal(Likelihood):
-    """The log-likelihood of the plan, given where it should end."""
+    """The log-likelihood of the plan, given the goal that it should reach."""
 
     needs_goal = True
     imitates = False
@@ -178,7 +178,7 @@ class Goal(Likelihood):
 
 @dataclass
 class WeightedSum(Objective):
-    """A weighted sum of other objectives; UserError if there are no terms, or one is something else."""
+    """A weighted sum of other objectives; UserError if there are no terms, or one is malformed."""
 
     terms: dict[str, Any]
     """Terms by names of your choice, each with a weight, a number, and an objective with its _target_."""
@@ -214,26 +214,26 @@ class WeightedSum(Objective):
 
 
 def make_objective(settings: PlannerConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> Objective:
-    """The objective that ``settings`` name, checked against them; imports torch only if its own module does.
+    """Build the objective that ``settings`` name, and check it against them; torch is imported only if its module does.
 
-    Where ``settings`` come from a file, ``allow`` are the packages that it may name, as of :func:`~..building.build`.
+    If ``settings`` come from a file, ``allow`` lists the packages that it may name, as in :func:`~..building.build`.
 
     Raises:
-        UserError: there is no such class, it is no objective or must not be imported, one of its options is wrong, or
-            it cannot do with the settings.
+        UserError: the class does not exist, is not an objective or must not be imported, one of its options is wrong,
+            or it does not support the settings.
     """
     objective = build(settings.objective_spec, Objective, "planner.objective", allow)
     require(
         settings.act in ("best", "auto") or not objective.by_token,
-        f"planner.act={settings.act} averages over sampled plans, and planner={settings.name} draws none: it tries all "
-        "tokens; leave planner.act=best",
+        f"planner.act={settings.act} averages over sampled plans, but planner={settings.name} samples none: it tries "
+        "all tokens; use planner.act=best",
     )
     objective.check(settings)
     return objective
 
 
 def require_same_purpose(objective: Objective, name: str, goal_conditioned: bool) -> None:
-    """Refuse, with a UserError, to plan to a goal with a model that knows none, and without one where it needs one."""
+    """Raise UserError unless objective and model are both for planning to a goal, or neither is."""
     require(
         objective.needs_goal or not goal_conditioned,
         f"planner={name} cannot plan with a model that was trained to reach goals (model.goal_conditioned=true); "
@@ -241,13 +241,13 @@ def require_same_purpose(objective: Objective, name: str, goal_conditioned: bool
     )
     require(
         not objective.needs_goal or goal_conditioned,
-        f"planner={name} needs a model that was trained to reach goals (model.goal_conditioned=true), as "
-        "experiment=goal_fourrooms trains one",
+        f"planner={name} needs a model that was trained to reach goals (model.goal_conditioned=true), such as that of "
+        "experiment=goal_fourrooms",
     )
 
 
 def record_of(value: Any) -> Any:
-    """Plain values from which :func:`~..building.build` makes an equal objective, if all in it are dataclasses."""
+    """Plain values from which :func:`~..building.build` makes an equal objective, if it consists of dataclasses."""
     if isinstance(value, Objective):
         cls, fields = type(value), dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
         options = {field.name: record_of(getattr(value, field.name)) for field in fields if field.init}

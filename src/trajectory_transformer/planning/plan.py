@@ -7,18 +7,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Plan:
-    """Plans of each environment, in real units; NaN beyond one that a deadline cut short."""
+    """The plan of each environment, as real values; NaN after the end of a plan that a deadline shortened."""
 
-    observations: np.ndarray  # (environment, horizon, observation_dim); the first one is the present, discretised
+    observations: np.ndarray  # (environment, horizon, observation_dim); the first is the present one, discretised
     actions: np.ndarray  # (environment, horizon, action_dim)
-    rewards: np.ndarray  # (environment, horizon) expected; NaN of a plan for likelihood
-    value: np.ndarray  # (environment,) return-to-go expected after the plan; NaN of a plan for likelihood
-    score: np.ndarray  # (environment,) what the search maximised; NaN for an environment without a plan
+    rewards: np.ndarray  # (environment, horizon) estimated; NaN for a plan by likelihood
+    value: np.ndarray  # (environment,) estimated return-to-go after the plan; NaN for a plan by likelihood
+    score: np.ndarray  # (environment,) the objective's score; NaN for an environment without a plan
 
     def predicted_return(self, discount: float) -> np.ndarray:
-        """(environment,) return that is expected from the present on; NaN of a plan for likelihood.
+        """Predicted return (environment,) from the present on; NaN for a plan by likelihood.
 
-        ``discount``, in (0, 1], should be the one that the model's return-to-go was trained with.
+        ``discount``, in (0, 1], should be that of the model's training data.
         """
         planned = np.isfinite(self.rewards)
         discounted = np.where(planned, self.rewards, 0.0) * discount ** np.arange(self.rewards.shape[1])
@@ -29,7 +29,7 @@ class Plan:
 class PlanCounts:
     """Counts of plans since the agent's last ``reset``, and of those that ``planner.deadline_ms`` changed."""
 
-    plans: int = 0  # made, one for each environment
-    shortened: int = 0  # planned fewer transitions than ``planner.horizon``
-    narrowed: int = 0  # kept fewer beams than ``planner.beam_width``
-    late: int = 0  # were not ready in time all the same
+    plans: int = 0  # plans made, one for each environment
+    shortened: int = 0  # plans with fewer transitions than ``planner.horizon``
+    narrowed: int = 0  # plans with fewer beams than ``planner.beam_width``
+    late: int = 0  # plans that were finished after the deadline

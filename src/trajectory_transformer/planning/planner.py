@@ -1,4 +1,4 @@
-"""Plans from tokens: a model, its discretiser and the search's settings."""
+"""The planner: a search over a model's tokens, with its decoder, discretiser and settings."""
 
 import copy
 import threading
@@ -25,22 +25,22 @@ from .transformer_decoder import TransformerDecoder
 
 
 class BeamPlanner:
-    """Plans from tokenised prefixes: a model, its discretiser and the search's settings.
+    """Makes plans from tokenised prefixes, with a model, its discretiser and the search's settings.
 
-    The weights are laid out for decoding here, once: build a new planner after they change. Threads that share a
-    planner wait for each other. A copy, and what is unpickled, in another process or not, is built anew from its parts.
+    The weights are prepared for decoding once, at construction: build a new planner after they change. Threads that
+    share a planner wait for each other. Copying or unpickling a planner builds a new one from the same parts.
 
     Args:
-        model: trained; put into evaluation mode.
+        model: trained; it is put into evaluation mode.
         discretizer: the one the model was trained with.
-        settings: with ``discount`` set and ``act`` decided. Their objective may be an object.
-        environment: the spaces of the model's data, where they are known.
-        fingerprint: of the model's data, where it is known.
-        objective: which the settings describe; None: it is built from them.
+        settings: with ``discount`` set and ``act`` resolved. Their objective may be an object.
+        environment: the spaces of the model's data, if known.
+        fingerprint: of the model's data, if known.
+        objective: the one that the settings describe; None: it is built from them.
 
     Raises:
-        UserError: the discretiser is another model's, context or horizon exceed what the model can see, the model was
-            trained for another kind of planning, or the objective is not available.
+        UserError: the discretiser belongs to another model, context or horizon do not fit into the model's input, the
+            model was trained for another kind of planning, or the objective is not available.
     """
 
     def __init__(
@@ -57,8 +57,13 @@ class BeamPlanner:
             ("dimensions", discretizer.transition_dim, model.config.transition_dim),
             ("bins", discretizer.num_bins, model.config.vocab_size),
         ):
-            require(fitted == expected, f"the discretiser has {fitted} {what}, the model {expected}: not its own")
-        require(settings.act != "auto", "planner.act=auto needs a checkpoint's record; give best, elite or mean")
+            require(
+                fitted == expected,
+                f"the discretiser has {fitted} {what}, the model {expected}: use the discretiser of its training",
+            )
+        require(
+            settings.act != "auto", "planner.act=auto can be resolved only from a checkpoint; use best, elite or mean"
+        )
         self.objective = make_objective(settings) if objective is None else objective
         require_same_purpose(self.objective, settings.name, model.config.goal_conditioned)
         settings.require_fits(model.config.sequence_length)
@@ -82,16 +87,16 @@ class BeamPlanner:
 
     @torch.inference_mode()
     def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
-        """Search from each environment's past.
+        """Find the best plan of each environment.
 
         Args:
-            prefix: (environment, time) tokens: a goal where the model needs one, at most ``settings.context - 1`` whole
+            prefix: (environment, time) tokens: a goal if the model needs one, at most ``settings.context - 1`` whole
                 transitions, then the current observation.
-            generators: one CPU generator for each environment; it alone decides that environment's draws.
+            generators: one CPU generator for each environment, which alone determines that environment's draws.
             share: of ``settings.deadline_ms`` that this search may take.
 
         Raises:
-            UserError: all that the model predicts in some environment is not finite.
+            UserError: no prediction of the model is finite in some environment.
         """
         with self._lock:
             if self._deadline is not None:
@@ -104,7 +109,7 @@ class BeamPlanner:
 
     @property
     def _draws(self) -> tuple[int, ...]:
-        """Shape of the uniform numbers that decide one environment's search."""
+        """Shape of the uniform numbers that determine one environment's search."""
         settings = self.settings
         if self.objective.by_token:
             return (0,)
@@ -122,14 +127,14 @@ class BeamPlanner:
         )
 
     def _search(self, decoder: BeamDecoder, prefix: Tensor, settings: PlannerConfig, uniforms: Tensor) -> SearchResult:
-        """In Python, for reward plus return-to-go: what the kernel's search is held to."""
+        """Search in Python by reward plus return-to-go: the reference for the kernel's search."""
         return beam_search(decoder, prefix, self.layout, settings, self._estimate, uniforms)
 
     @property
     def decoding_seconds(self) -> tuple[float, float]:
-        """Spent so far in the model and in sampling; the rest of a plan's time is the search's own.
+        """Seconds spent so far in the model and in sampling; the rest of a plan's time is the search itself.
 
-        Of a search that is captured only what capturing took is known.
+        For a captured search only the time of capturing is known.
         """
         return self._decoder.seconds
 
@@ -141,16 +146,16 @@ class BeamPlanner:
 
 
 def is_captured(settings: PlannerConfig, device: str) -> bool:
-    """True if whole searches are captured. One with a deadline looks at the clock, which a graph cannot."""
+    """True if whole searches are captured; not with a deadline, because a graph cannot read the clock."""
     return device == "cuda" and settings.decoder == "auto" and settings.deadline_ms is None
 
 
 def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamDecoder:
-    """The decoder that ``settings.decoder`` names, or the fastest that follows the model.
+    """The decoder that ``settings.decoder`` names, or the fastest one that computes what the model computes.
 
     Raises:
-        UserError: the native decoder was asked for and is not available, or not in that precision; or the model
-            cannot be decoded token by token.
+        UserError: ``settings`` require the native decoder, which is not available, or not in that precision; or the
+            model cannot be decoded token by token.
     """
     sliding = settings.window == "sliding"
     window = settings.context if sliding else (model.config.block_size + 1) // model.config.transition_dim

@@ -10,15 +10,15 @@ from ..configuration import require
 from ..model.gpt import TrajectoryTransformer
 from .decoder import BeamDecoder, gather_rows
 
-_MOST_OPERATIONS = 2e9  # multiply-adds of the reference forward pass, a fraction of a second on one core
-_ROWS = 3  # sequences that are compared
+_MOST_OPERATIONS = 2e9  # multiply-adds of the reference forward pass: a fraction of a second on one core
+_ROWS = 3  # sequences compared
 
 
 def tolerance_of(model: TrajectoryTransformer) -> float:
-    """The largest :func:`decoding_error` that rounding explains in the model's precision.
+    """The largest :func:`decoding_error` that rounding can cause in the model's precision.
 
-    In float32 rounding makes 1e-6 to 3e-6 of models as they are trained, and 6e-4 of one whose weights are off by 1
-    each; in bfloat16, or where products are rounded to TensorFloat-32, some hundredths.
+    In float32 rounding causes errors of 1e-6 to 3e-6 in trained models, and of 6e-4 in one whose weights are all
+    changed by 1; in bfloat16, or with products in TensorFloat-32, errors of some hundredths.
     """
     rounded = model.pos_emb.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return 2e-3 if model.pos_emb.dtype in (torch.float32, torch.float64) and not rounded else 0.3
@@ -28,19 +28,22 @@ def tolerance_of(model: TrajectoryTransformer) -> float:
 def decoding_error(
     decoder: BeamDecoder, model: TrajectoryTransformer, window: int, sliding: bool, rows: int = _ROWS
 ) -> float:
-    """Largest difference between a decoder's logits and ``model(tokens)``, on random tokens of that model.
+    """Largest difference between a decoder's logits and ``model(tokens)``, on random tokens.
 
-    What a search does is done once: a prefix of an observation; then the longest prefix, branches, single tokens up to
-    the last position that the decoder reaches, a value token and a stop token among them, and pruning. Of models so
-    large that this would take seconds, shorter sequences are compared. The global random state is left alone.
+    All operations of a search are covered: a prefix of one observation; then the longest prefix, branching, single
+    tokens up to the last position that the decoder reaches, with a value token and a stop token among them, and
+    pruning. For models so large that this would take seconds, shorter sequences are compared. The global random state
+    does not change.
 
     Args:
-        decoder: of this model, with this window and room for so many rows; what it has decoded is lost.
-        model: in any mode.
+        decoder: of this model, with this window and number of rows; its sequences are discarded.
+        model: in training or evaluation mode.
+        window, sliding: as of the decoder.
+        rows: sequences that the decoder has room for.
 
     Returns:
-        In units of the logit's own size plus the standard deviation of all; infinity where only the decoder's logits
-        are not finite. Sequences whose forward pass is not finite are left out.
+        The difference divided by the sum of the logit's absolute value and the standard deviation of all logits;
+        infinity if only the decoder's logits are not finite. Sequences whose forward pass is not finite are left out.
     """
     with _evaluation_mode(model):
         tokens, decoded = _decode_some(decoder, model, window, sliding, min(rows, _ROWS))
@@ -53,14 +56,14 @@ def decoding_error(
         return torch.inf
     if not len(got):
         return 0.0
-    spread = wanted[:, :-1].std()  # without the stop token, which converted weights give a logit of -1000
+    spread = wanted[:, :-1].std()  # without the stop token, whose logit is -1000 with converted weights
     return float(((got - wanted).abs() / (wanted.abs() + spread).clamp(min=1e-30)).max())
 
 
 def _decode_some(
     decoder: BeamDecoder, model: TrajectoryTransformer, window: int, sliding: bool, rows: int
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Tokens (rows, time), and logits (rows, vocabulary) after their first so many ones."""
+    """Decode random sequences; returns tokens (rows, time), and logits (rows, vocabulary) by the length before them."""
     config, generator, device = model.config, torch.Generator().manual_seed(0), model.pos_emb.device
     weights = sum(parameter.numel() for parameter in model.blocks.parameters())
     affordable = max(2 * config.transition_dim, int(_MOST_OPERATIONS / max(1, rows * weights)))
@@ -112,11 +115,11 @@ def _evaluation_mode(model: TrajectoryTransformer) -> Iterator[None]:
 def require_same_logits(
     decoder: BeamDecoder, model: TrajectoryTransformer, window: int, sliding: bool, rows: int
 ) -> None:
-    """Refuse, with a UserError, to plan where decoding in PyTorch token by token is not the model's forward pass."""
+    """Raise UserError if decoding token by token in PyTorch differs from the model's forward pass."""
     error = decoding_error(decoder, model, window, sliding, rows)
     require(
         error <= tolerance_of(model),
-        f"the model predicts otherwise token by token than in one forward pass (a logit differs by {error:.2g} of its "
-        "size, far more than rounding), so that it cannot be planned with: in model/gpt.py all attention must go "
-        "through memory.attend, and positions must come from memory.positions",
+        f"the model cannot be used for planning: its predictions token by token differ from those of one forward pass "
+        f"(a logit by {error:.2g} of its size, far more than rounding); in model/gpt.py all attention must go through "
+        "memory.attend, and positions must come from memory.positions",
     )

@@ -1,4 +1,4 @@
-"""Choosing the next token: the original's filters, and draws from explicit uniform numbers."""
+"""Sampling of the next token: the original's filters, and draws by given uniform numbers."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from torch import Tensor
 class Choice:
     """Filters and temperature of a draw of tokens."""
 
-    k: int | None = None  # keep that many of the most likely tokens (:func:`filter_top_k`); 1: the most likely one
-    cdf: float | None = None  # drop the least likely ones of that mass (:func:`filter_cdf`)
+    k: int | None = None  # keep the k most likely tokens (:func:`filter_top_k`); 1: take the most likely one
+    cdf: float | None = None  # drop the least likely tokens with this total probability (:func:`filter_cdf`)
     temperature: float = 1.0  # above 0; logits are divided by it
 
 
@@ -20,11 +20,11 @@ GREEDY = Choice(k=1)
 
 
 def filter_cdf(logits: Tensor, threshold: float) -> Tensor:
-    """Put the least likely tokens of logits (..., vocabulary) at -1000 (the original's filter; not nucleus sampling).
+    """Set the least likely tokens in logits (..., vocabulary) to -1000 (the original's filter; not nucleus sampling).
 
-    They are dropped as long as their mass stays below ``threshold``, in [0, 1), so roughly the top ``1 - threshold`` of
-    the mass remains; tokens as likely as the last one dropped go too. Where all tokens are equally likely nothing would
-    remain, and all are kept.
+    Tokens are dropped, least likely first, while their total probability is below ``threshold``, in [0, 1), so roughly
+    the top ``1 - threshold`` remains; tokens as likely as the last one dropped are dropped too. As in the original, the
+    cutoff is at least the lowest probability, so if all tokens are equally likely, all get -1000 and stay equal.
     """
     probabilities = logits.softmax(dim=-1)
     ascending = sort_ascending(probabilities)
@@ -41,9 +41,9 @@ def sort_ascending(values: Tensor) -> Tensor:
 
 
 def filter_top_k(logits: Tensor, k: int) -> Tensor:
-    """Put all but the ``k`` ≥ 1 most likely tokens, and those as likely as the last of them, at -inf.
+    """Set all but the ``k`` ≥ 1 most likely tokens in logits (..., vocabulary) to -inf.
 
-    Of logits (..., vocabulary); of ``k`` beyond the vocabulary nothing is dropped.
+    Tokens as likely as the k-th are kept too. If ``k`` is the vocabulary size or more, nothing is dropped.
     """
     if k >= logits.shape[-1]:
         return logits
@@ -54,15 +54,15 @@ def filter_top_k(logits: Tensor, k: int) -> Tensor:
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Sample tokens (...) int64 from logits (..., vocabulary) by inverting each row's cumulative distribution.
 
-    The same number in [0, 1) of ``uniforms`` (...) draws the same token, whatever else is in the batch.
+    The numbers in [0, 1) of ``uniforms`` (...) determine the tokens, independently of other rows of the batch.
     """
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
-    # Scaled by the last entry, which rounding leaves slightly off 1: a token of no mass is never drawn.
+    # Scaled by the last entry, which is not exactly 1, so that a token of probability 0 is never drawn.
     return (cumulative <= (uniforms * cumulative[..., -1]).unsqueeze(-1)).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
 
 
 def choose(logits: Tensor, uniforms: Tensor, choice: Choice) -> Tensor:
-    """Filter and :func:`draw`, in the original's order: the cumulative filter first, then top-k."""
+    """Filter logits, in the original's order (the cumulative filter, then top-k), and :func:`draw` tokens."""
     if choice.k == 1:
         return logits.argmax(dim=-1)
     logits = logits / choice.temperature

@@ -20,7 +20,7 @@ from .objectives import Objective, make_objective
 
 @dataclass(frozen=True)
 class TrainedTransformer:
-    """A model with all that gives its tokens a meaning."""
+    """A trained model with the discretiser and environment that its tokens refer to."""
 
     model: TrajectoryTransformer  # with its trained weights, in evaluation mode
     discretizer: Discretizer  # the one that it was trained with
@@ -28,10 +28,10 @@ class TrainedTransformer:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = ()) -> "TrainedTransformer":
-        """The model in a checkpoint, on a device; its blocks may come from this package and those allowed.
+        """Load the model of a checkpoint to a device; its blocks may come from this package and those allowed.
 
         Raises:
-            UserError: its parts do not fit together, or are no transformer's.
+            UserError: the checkpoint's parts do not fit together, or are not a transformer's.
         """
         checkpoint.require_kind("transformer")
         with fitting_parts(checkpoint.name):
@@ -41,20 +41,20 @@ class TrainedTransformer:
         )
         discretizer = checkpoint.training.discretizer
         if discretizer is None:
-            raise UserError(f"checkpoint '{checkpoint.name}' has no discretiser, so its tokens mean nothing")
+            raise UserError(f"checkpoint '{checkpoint.name}' has no discretiser, so its tokens cannot be decoded")
         return cls(model.to(device).eval(), discretizer.to(device), checkpoint.training.environment)
 
 
 def planner_settings(
     checkpoint: Checkpoint, changes: Mapping[str, Any], allow: Sequence[str] = ()
 ) -> tuple[PlannerConfig, Objective]:
-    """Planner settings of a checkpoint, some replaced, the discount and ``act`` decided; and their objective.
+    """Planner settings of a checkpoint with some changed, discount and ``act`` resolved; and their objective.
 
-    Another built-in's ``name`` among the changes also chooses its objective; an ``objective`` without ``_target_``
-    changes options of what is there. The checkpoint may name classes of this package and of those allowed.
+    If ``changes`` name another built-in planner, its objective replaces the recorded one; an ``objective`` without
+    ``_target_`` only changes options of it. The checkpoint may name classes of this package and of those allowed.
 
     Raises:
-        UserError: a name is not a planner option, a value is out of range, there is no record of a planner, or its
+        UserError: a name is not a planner option, a value is out of range, the checkpoint has no planner, or its
             objective must not be imported.
     """
     known = [field.name for field in fields(PlannerConfig)]

@@ -1,4 +1,4 @@
-"""Decoding with the model itself, on any device: static shapes, so that one compiled step serves the whole plan."""
+"""Decoding with the PyTorch model on any device, with static shapes, so that one compiled step serves a whole plan."""
 
 import shutil
 import time
@@ -18,13 +18,13 @@ from .decoder import BeamDecoder, gather_rows
 class StaticMemory:
     """An :class:`~..model.memory.AttentionMemory` of fixed size, for one new token of each row at a time.
 
-    What all rows of an environment begin with is stored once, and read once for all of them.
+    The tokens that all rows of an environment have in common are stored and read once for all of them.
 
     Args:
-        model: whose keys and values are remembered.
-        capacity: tokens of a row.
-        environments, rows: that there is room for, and rows of each environment.
-        whole: read all of it at every token, so that shapes do not change; else only what has been written.
+        model: the model whose keys and values are stored.
+        capacity: maximal number of tokens of a row.
+        environments, rows: maximal number of environments, and of rows of each.
+        whole: read the whole memory at every token, so that shapes do not change; else only the slots written so far.
     """
 
     def __init__(self, model: TrajectoryTransformer, capacity: int, environments: int, rows: int, whole: bool) -> None:
@@ -32,31 +32,31 @@ class StaticMemory:
         heads, size = config.n_head, config.n_embd // config.n_head
         self._common = like.new_zeros(config.n_layer, 2, environments, heads, capacity, size)
         self._own = like.new_zeros(config.n_layer, 2, environments * rows, heads, capacity, size)
-        # Of each row's present transition: its tokens so far, and what a numerical embedding adds to the newest.
+        # For each row: the tokens of its present transition so far, and the numerical embedding of the newest token.
         self._transition = torch.zeros(
             environments * rows, config.transition_dim, dtype=torch.int64, device=like.device
         )
         self._added = like.new_zeros(environments * rows, 1, config.n_embd)
         self._numbers = model.numbers
         for stored in (self._common, self._own, self._added):
-            torch._dynamo.mark_static_address(stored)  # so that CUDA graphs may write to it
+            torch._dynamo.mark_static_address(stored)  # lets CUDA graphs write to it
         self._width, self._value = config.transition_dim, model.layout.value
         self._index = torch.arange(capacity, device=like.device)
-        # Of the newest token, and of the first that is a row's own.
+        # Positions of the newest token, and of the first token that the rows of an environment do not share.
         self.position, self._first = torch.zeros(2, 1, dtype=torch.int64, device=like.device)
-        self.environments = environments  # whose rows are in use
-        self._length = 0  # of what is common
+        self.environments = environments  # environments in use
+        self._length = 0  # of the common tokens
         self._seen = [capacity, capacity]
         self._unseen: Tensor | None = None
 
     def move(self, position: int, tokens: Tensor) -> None:
-        """These tokens (rows,) are about to be appended there."""
+        """Prepare to append tokens (rows,) at a position."""
         self.position.fill_(position)
         if self._numbers is not None:
             self._append(self._numbers, tokens, position % self._width)
         if not self._whole:
             self._seen = [self._length, position + 1 - self._length]
-            self._unseen = self._hidden(*self._seen)  # once for all layers
+            self._unseen = self._hidden(*self._seen)  # the same for all layers
 
     def positions(self, time: int) -> Tensor:
         assert time == 1
@@ -66,7 +66,7 @@ class StaticMemory:
         return self._added[: len(tokens)]
 
     def _append(self, numbers: NumericalEmbedding, tokens: Tensor, place: int) -> None:
-        """Tokens (rows,) become number ``place`` of their transitions."""
+        """Store tokens (rows,) at index ``place`` of their transitions, and update the numerical embeddings."""
         transition, added = self._transition[: len(tokens)], self._added[: len(tokens), 0]
         transition[:, place] = tokens
         if place == numbers.observed - 1:
@@ -86,7 +86,7 @@ class StaticMemory:
         keys.index_copy_(2, self.position - self._first, key)
         values.index_copy_(2, self.position - self._first, value)
         common_keys, common_values = self._common[layer, :, : self.environments, :, :common]
-        # All rows of an environment at once: (environment, head, rows of it, ...)
+        # Products with the common tokens, for all rows of an environment at once: (environment, head, rows, ...)
         together = query.reshape(*grouped, size).transpose(1, 2) @ common_keys.transpose(2, 3)
         scores = [together.transpose(1, 2).reshape(rows, heads, 1, common), query @ keys[:, :, :own].transpose(2, 3)]
         hidden = self._hidden(common, own) if self._unseen is None else self._unseen
@@ -95,17 +95,17 @@ class StaticMemory:
         return together.transpose(1, 2).reshape(query.shape) + weights[..., common:] @ values[:, :, :own]
 
     def _hidden(self, common: int, own: int) -> Tensor:
-        """(common + own,) which slots the newest token may not see: unused ones, and value tokens."""
+        """Mask (common + own,) of the slots hidden from the newest token: unused ones, and value tokens."""
         positions = torch.cat([self._index[:common], self._index[:own] + self._first])
         unused = torch.cat([self._index[:common] >= self._first, positions[common:] > self.position])
         return unused | (positions % self._width == self._value)
 
     def fill(self, memory: CausalMemory, environments: int, rows: Tensor) -> None:
-        """Begin with the first tokens of the given rows, which are common where each environment has one row."""
+        """Start over with the first tokens of the given rows; they are common if each environment has one row."""
         stored, places = self._own, rows
         if len(rows) == environments:
             stored, places = self._common, torch.arange(environments, device=rows.device)
-        if self._whole:  # what is not visible has weight 0, and must be finite
+        if self._whole:  # invisible slots are multiplied by 0, so they must be finite
             self._common.zero_()
             self._own.zero_()
         for layer, pair in enumerate(memory.cache):
@@ -118,7 +118,7 @@ class StaticMemory:
         self._first.fill_(self._length)
 
     def select(self, rows: Tensor, length: int) -> None:
-        """Make the given rows the first rows; the first ``length`` tokens of each are there."""
+        """Move the given rows, of ``length`` tokens each, to the front."""
         own = length - self._length
         if own > 0:
             self._own[:, :, : len(rows), :, :own] = self._own[:, :, rows, :, :own]
@@ -128,18 +128,18 @@ class StaticMemory:
 
 
 class TransformerDecoder(BeamDecoder):
-    """:class:`BeamDecoder` in PyTorch.
+    """A :class:`BeamDecoder` in PyTorch.
 
     Args:
-        model: in evaluation mode; it decodes in its own device and precision.
-        window: transitions that the model may see at once.
-        sliding: what happens when a sequence grows past ``window``. True: it is cropped by whole transitions and
-            positions start at 0 again, at every transition, as in the original; the window is then encoded anew.
-            False: it must not grow past it.
-        rows: the most sequences that one environment will have at once.
-        compiled: compile the step, which then computes all rows that there is room for, and reads its whole memory, at
-            every token: one graph serves all steps. With one warning, it is not compiled where that needs a C++
-            compiler that is not there.
+        model: in evaluation mode; decoding uses its device and precision.
+        window: maximal number of transitions that the model sees at once.
+        sliding: True: a sequence that grows past ``window`` is cropped by whole transitions, at every transition, as in
+            the original; its positions start at 0 again, and the window is encoded again. False: sequences must not
+            grow past ``window``.
+        rows: maximal number of sequences of one environment.
+        compiled: compile the step. It then computes all rows that there is room for and reads the whole memory at every
+            token, so that one graph serves all steps. If a C++ compiler is needed and missing, one warning is given
+            and the step is not compiled.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class TransformerDecoder(BeamDecoder):
         self._encode(tokens[:, -(-excess // self._transition_dim) * self._transition_dim :].unsqueeze(1))
 
     def _encode(self, window: Tensor) -> None:
-        """Begin anew with (environment, rows, time) whole sequences."""
+        """Start over with whole sequences (environment, rows, time)."""
         assert self._memory is not None
         start = time.perf_counter()
         environments, rows, self._length = window.shape
@@ -182,19 +182,19 @@ class TransformerDecoder(BeamDecoder):
         self.model_seconds += time.perf_counter() - start
 
     def _lay_out(self, environments: int, rows: int) -> None:
-        """That many rows are in use. In memory, an environment's rows begin at multiples of ``_stride``."""
+        """Set the rows in use. In memory, each environment's rows begin at a multiple of ``_stride``."""
         assert self._memory is not None
         self._environments, self._rows = environments, rows
         self._stride = self._most_rows if self._compiled else rows
         self._memory.environments = self._room if self._compiled else environments
 
     def _flat(self, rows: Tensor) -> Tensor:
-        """Places in memory of (environment, rows) or (rows,) rows of each environment, flattened."""
+        """Flat indices in memory of rows (environment, rows), or of the same rows (rows,) in each environment."""
         first = self._stride * torch.arange(self._environments, device=rows.device).unsqueeze(1)
         return (first + rows).flatten()
 
     def _pad(self, values: Tensor) -> Tensor:
-        """(environment, rows) values, or 0, for each row of the memory that is in use."""
+        """Values (environment, rows) for each row of the memory in use, flattened; 0 for rows without a sequence."""
         assert self._memory is not None
         missing = (0, self._stride - values.shape[1], 0, self._memory.environments - len(values))
         return F.pad(values, missing).flatten()
@@ -233,7 +233,7 @@ class TransformerDecoder(BeamDecoder):
         self._length += 1
         logits = self._run(padded, self._memory).float()
         in_memory = logits.view(self._memory.environments, self._stride, -1)
-        self._logits = in_memory[: self._environments, : self._rows].clone()  # CUDA graphs reuse what they return
+        self._logits = in_memory[: self._environments, : self._rows].clone()  # CUDA graphs reuse their output's memory
         self.model_seconds += time.perf_counter() - start
 
     @property
@@ -244,7 +244,7 @@ class TransformerDecoder(BeamDecoder):
 def _compiler_found(device: torch.device) -> bool:
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         warnings.warn(
-            "planner.decoder=compiled needs a C++ compiler on the CPU; planning goes on without", stacklevel=4
+            "planner.decoder=compiled needs a C++ compiler on the CPU; planning is not compiled", stacklevel=4
         )
         return False
     return True

@@ -1,16 +1,16 @@
-/* Attention of rows to the pages that they see, alone or together. */
+/* Attention of rows to the pages that they see; rows that see the same page are computed together. */
 #pragma once
 
 #include "decoder.h"
 
-/* Where dimension i of the key in a page's slot is. A vector holds four dimensions of QUARTER keys, so that a key is
- * written in few pieces, and a page that is not full is not read whole. */
+/* Offset of dimension i of the key in a page's slot. A vector holds four dimensions of QUARTER keys, so that a key is
+ * written in few pieces, and only the used part of a page is read. */
 static inline int key_at(int slot, int i) { return (i / 4 * 4 + slot / QUARTER) * LANES + slot % QUARTER * 4 + i % 4; }
 
 #define ROWS_AT_ONCE (REGISTERS / 8) /* rows whose scores are computed together */
-#define CHAINS (REGISTERS / 16) /* independent partial sums of a row's result; slots go to them in turn */
+#define CHAINS (REGISTERS / 16) /* independent partial sums of a row's result, each over every CHAINS-th slot */
 
-/* Scores of some rows against the keys in some quarters of a page. */
+/* Scores of some rows for the keys in the first quarters of a page. */
 static inline __attribute__((always_inline)) void score(const float *restrict q, int ldq, const float *restrict page, int size,
                                                         float *restrict scores, int ld, const int rows, const int quarters) {
     const int some = rows < ROWS_AT_ONCE ? rows : ROWS_AT_ONCE;
@@ -53,7 +53,8 @@ static inline __attribute__((always_inline)) void add_values(const float *restri
     }
 }
 
-/* Add to some rows' results their weights times a page's values; columns come in pairs of vectors. */
+/* Add a page's values, times the rows' weights for them, to the rows' results; columns are processed in pairs of
+ * vectors. */
 static inline __attribute__((always_inline)) void combine(const float *restrict weights, int ld, const float *restrict page,
                                                           int filled, int size, float *restrict out, int ldo, const int rows) {
     for (int part = 0; part < size; part += NR) {
@@ -82,19 +83,19 @@ static inline __attribute__((always_inline)) void combine(const float *restrict 
     }
 }
 
-/* The last page's scores of a row, of which it sees the first few. */
+/* A row's scores for its last page, and the mask of the slots that it sees there. */
 static inline float *last_scores(const Row *row, float *scores) { return scores + (pages_for(row->seen) - 1) * LANES; }
-static inline ivec seen_of_last(const Row *row) { return first_lanes((row->seen - 1) % LANES + 1); }
+static inline ivec last_page_mask(const Row *row) { return first_lanes((row->seen - 1) % LANES + 1); }
 
-/* The largest of a row's scores; NaN if there is one. */
+/* The largest of a row's scores; NaN if one is NaN. */
 static inline float top_score(const Row *row, float *scores) {
     vec top = broadcast(-INFINITY);
     float *const last = last_scores(row, scores);
     for (const float *s = scores; s < last; s += LANES) top = larger(load(s), top);
-    return largest(larger(choose(seen_of_last(row), load(last), broadcast(-INFINITY)), top));
+    return largest(larger(choose(last_page_mask(row), load(last), broadcast(-INFINITY)), top));
 }
 
-/* The numerators of a row's softmax, in place of its scores, which are powers of 2; returns their sum, the denominator.
+/* Replace a row's scores by 2^(score - top), the numerators of its softmax, and return their sum, the denominator.
  * Slots that the row does not see get 0. */
 static inline float exponentiate_scores(const Row *row, float *scores, float top) {
     vec mass = {0};
@@ -105,7 +106,7 @@ static inline float exponentiate_scores(const Row *row, float *scores, float top
         store(s, e);
         mass += e;
     }
-    const vec e = choose(seen_of_last(row), power_of_two(load(last) - max), broadcast(0.0f));
+    const vec e = choose(last_page_mask(row), power_of_two(load(last) - max), broadcast(0.0f));
     store(last, e);
     return total(mass + e);
 }
@@ -117,11 +118,11 @@ static inline float exponentiate_scores(const Row *row, float *scores, float top
         else { enum { ROWS = 1 }; call; }                   \
     } while (0)
 
-/* How far the keys, or the values, of a head have been fetched: up to some floats of a tile's page. */
+/* Progress of prefetching the keys, or the values, of a head: number of floats of a tile's page. */
 typedef struct {
     const Tile *tile;
     int floats;
-} Fetched;
+} PrefetchPosition;
 
 static inline const Tile *next_page(const Tile *tile, const Tile *end) {
     const Tile *next = tile;
@@ -129,28 +130,29 @@ static inline const Tile *next_page(const Tile *tile, const Tile *end) {
     return next;
 }
 
-/* Fetch some lines of the pages behind a tile's: two for each of its rows, with which the time grows that it takes. */
-static inline __attribute__((always_inline)) void fetch_ahead(Fetched *fetched, const Tile *tile, const Tile *end, size_t part,
+/* Prefetch some lines of the page after a tile's page: two for each row of the tile, because its time grows with its
+ * rows. */
+static inline __attribute__((always_inline)) void prefetch_next_page(PrefetchPosition *fetched, const Tile *tile, const Tile *end, size_t part,
                                                               const int size, const int rows) {
     const int line = LINE / sizeof(float);
-    if (fetched->tile <= tile) *fetched = (Fetched){next_page(tile, end), 0};
+    if (fetched->tile <= tile) *fetched = (PrefetchPosition){next_page(tile, end), 0};
     if (fetched->tile == end) return;
     const float *from = fetched->tile->page + part + fetched->floats;
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * rows; i++) __builtin_prefetch(from + i * line, 0, 3);
     fetched->floats += 2 * rows * line;
-    if (fetched->floats >= size * LANES) *fetched = (Fetched){next_page(fetched->tile, end), 0};
+    if (fetched->floats >= size * LANES) *fetched = (PrefetchPosition){next_page(fetched->tile, end), 0};
 }
 
-/* One head of one layer. */
+/* Attention of a block's rows in one head of one layer. */
 static inline __attribute__((always_inline)) void attend(size_t part, const Block *block, const float *q, int ldq,
                                                          float *scores, float *out, int ldo, const int size) {
     float top[BLOCK], scale[BLOCK];
     const int ld = block->score_width, n = block->n;
     const Tile *const end = block->tiles + block->num_tiles;
-    Fetched keys_to = {block->tiles, 0}, values_to = keys_to;
+    PrefetchPosition next_keys = {block->tiles, 0}, next_values = next_keys;
     for (const Tile *tile = block->tiles; tile < end; tile++) {
-        OF_TILE(tile, fetch_ahead(&keys_to, tile, end, part, size, ROWS));
+        OF_TILE(tile, prefetch_next_page(&next_keys, tile, end, part, size, ROWS));
         const int r = tile->first, quarters = (tile->filled + QUARTER - 1) / QUARTER;
         const float *keys = tile->page + part;
         float *to = scores + (size_t)r * ld + tile->place * LANES;
@@ -159,13 +161,14 @@ static inline __attribute__((always_inline)) void attend(size_t part, const Bloc
         else if (quarters == 2) OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 2));
         else OF_TILE(tile, score(q + (size_t)r * ldq, ldq, keys, size, to, ld, ROWS, 1));
     }
-    for (int r = 0; r < n; r++) top[r] = top_score(&block->rows[r], scores + (size_t)r * ld); /* of all rows first, so that none waits for another's maximum */
+    /* All maxima first, so that the rows' latencies overlap. */
+    for (int r = 0; r < n; r++) top[r] = top_score(&block->rows[r], scores + (size_t)r * ld);
     for (int r = 0; r < n; r++) {
         scale[r] = 1.0f / exponentiate_scores(&block->rows[r], scores + (size_t)r * ld, top[r]);
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, (vec){0});
     }
     for (const Tile *tile = block->tiles; tile < end; tile++) {
-        OF_TILE(tile, fetch_ahead(&values_to, tile, end, part + size * LANES, size, ROWS));
+        OF_TILE(tile, prefetch_next_page(&next_values, tile, end, part + size * LANES, size, ROWS));
         const int r = tile->first;
         const float *weights = scores + (size_t)r * ld + tile->place * LANES, *values = tile->page + part + size * LANES;
         float *to = out + (size_t)r * ldo;
@@ -176,13 +179,13 @@ static inline __attribute__((always_inline)) void attend(size_t part, const Bloc
         for (int i = 0; i < size; i += LANES) store(out + (size_t)r * ldo + i, load(out + (size_t)r * ldo + i) * broadcast(scale[r]));
 }
 
-/* Store a token that is not finite: its key as NaN, its values as 0. Rows that do not see the slot still multiply its
- * values by 0, so these must be finite; the rows that do see it get NaN from the key. */
+/* Mark a token's slot as not finite: its key becomes NaN, its values 0. Rows that do not see the slot still multiply
+ * its values by 0, so these must be finite; rows that see it get NaN from the key. */
 static void mark_not_finite(float *keys, float *values, int slot, int size) {
     for (int i = 0; i < size; i++) keys[key_at(slot, i)] = NAN, values[i] = 0.0f;
 }
 
-/* Copy the first slots of a page; others may be written to meanwhile. */
+/* Copy the first slots of a page; other threads may write to the other slots meanwhile. */
 static void copy_slots(float *to, const float *from, int slots, int size) {
     const int whole = slots / QUARTER * LANES, rest = slots % QUARTER * 4;
     for (int i = 0; i < size * LANES; i += 4 * LANES) memcpy(to + i, from + i, sizeof(float) * (whole + rest));
@@ -201,7 +204,7 @@ static void store_token(float *page, int slot, const float *key, const float *va
     if (!all_true(finite)) mark_not_finite(page, kept, slot, size);
 }
 
-/* Store the keys and values of those rows that later tokens may attend to. */
+/* Store keys and values of the rows, except value tokens, which later tokens do not see. */
 static void store_keys_values(const Decoder *d, const Scratch *scratch, int layer, const Block *block) {
     const int size = d->head_size, columns = d->heads * size, ldp = d->layers[layer].project.n;
     for (int r = 0; r < block->n; r++) {
@@ -218,13 +221,14 @@ static void store_keys_values(const Decoder *d, const Scratch *scratch, int laye
     }
 }
 
-/* What rows see, into scratch->seen; their queries are the first columns of scratch->projected. */
+/* Attention outputs of a block's rows, into scratch->attended; their queries are the first columns of
+ * scratch->projected. */
 static void attention(const Decoder *d, const Scratch *scratch, int layer, const Block *block) {
     const int size = d->head_size, columns = d->heads * size, ldp = d->layers[layer].project.n;
     for (int h = 0; h < d->heads; h++) {
         const size_t part = part_of_page(d, layer, h);
         const float *q = scratch->projected + h * size;
-        float *out = scratch->seen + h * size;
+        float *out = scratch->attended + h * size;
         if (size == 32) attend(part, block, q, ldp, scratch->scores, out, columns, 32);
         else attend(part, block, q, ldp, scratch->scores, out, columns, size);
     }

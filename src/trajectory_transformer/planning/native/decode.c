@@ -1,22 +1,20 @@
-/* Decoding many beams of a Trajectory Transformer on a CPU: see ../decoder.py.
- *
- * Rows are tokens that are computed together. What a row may attend to is a list of pages in one pool of keys and
- * values, so beams share what they have in common; a page is copied only where sequences part in its middle. Threads
- * divide the rows among them, and a row's numbers depend neither on the rows beside it nor on the number of threads.
- */
+/* Decoding of many beams of a Trajectory Transformer on a CPU: the functions that decoder.py and search.py call.  Rows
+ * are tokens that are computed together. Each row has a list of the pages, in one pool of keys and values, that it
+ * attends to, so beams share the pages of common tokens; a page is copied only if sequences diverge in the middle of
+ * it. Rows are divided among threads, and a row's result depends neither on other rows nor on the number of threads. */
 #include "search.h"
 
-/* Continue row parents[r] of the last call by tokens[r]. */
+/* Append tokens[r] to row parents[r] of the last call. */
 int tt_step(Decoder *d, const int64_t *parents, int rows, const int64_t *tokens) {
-    if (check_rows(d, parents, rows) != OK) return NO_ROW;
-    if (check_tokens(d, tokens, rows) != OK) return NO_TOKEN;
+    if (check_rows(d, parents, rows) != OK) return BAD_ROW;
+    if (check_tokens(d, tokens, rows) != OK) return BAD_TOKEN;
     begin_call(d);
     return end_call(d, decode(d, parents, rows, &(DecodingRequest){.given = tokens, .candidates = 1}));
 }
 
-/* Logits (rows, vocab) after row parents[r] of the last call. */
+/* Logits (rows, vocab) of the token that follows row parents[r] of the last call. */
 int tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
-    if (check_rows(d, parents, rows) != OK) return NO_ROW;
+    if (check_rows(d, parents, rows) != OK) return BAD_ROW;
     for (int r = 0; r < rows; r++) {
         const int sequence = d->newest.sequence_of_row[parents[r]];
         memcpy(out + (size_t)r * d->vocab, d->newest.logits + (size_t)sequence * d->logit_width, sizeof(float) * d->vocab);
@@ -27,19 +25,20 @@ int tt_logits(const Decoder *d, const int64_t *parents, int rows, float *out) {
 /* Seconds spent in the model and in sampling so far. */
 void tt_seconds(const Decoder *d, double *out) { memcpy(out, d->seconds, sizeof(d->seconds)); }
 
-/* Sample tokens (rows, count) after rows parents[r] of the last call, which belong to so many environments in turn; if there are
- * given tokens (rows), after those. The log-probabilities of the sampled tokens are added to log_likelihoods (rows), unless NULL. */
+/* Append given tokens (rows), unless NULL, and then sampled tokens (rows, count) to rows parents[r] of the last call;
+ * rows of the same environment are adjacent. The log-probabilities of the sampled tokens are added to log_likelihoods
+ * (rows), unless NULL. */
 int tt_extend(Decoder *d, const int64_t *parents, int rows, const int64_t *given, int environments, const float *uniforms,
               const int64_t *strides, int count, float temperature, int k, float cdf, int64_t *tokens, float *log_likelihoods) {
-    if (check_rows(d, parents, rows) != OK) return NO_ROW;
-    if (given && check_tokens(d, given, rows) != OK) return NO_TOKEN;
+    if (check_rows(d, parents, rows) != OK) return BAD_ROW;
+    if (given && check_tokens(d, given, rows) != OK) return BAD_TOKEN;
     const SamplingRequest sampling = {uniforms, {strides[0], strides[1], strides[2]}, rows / environments, count, k, temperature, cdf,
                                       tokens, NULL, log_likelihoods};
     begin_call(d);
     return end_call(d, decode(d, parents, rows, &(DecodingRequest){given, &sampling, NULL, 1}));
 }
 
-/* Begin anew with whole sequences (rows, time) from position 0. */
+/* Start over with whole sequences (rows, time) from position 0. */
 int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     begin_call(d);
     return end_call(d, encode(d, tokens, rows, time));
@@ -47,12 +46,12 @@ int tt_encode(Decoder *d, const int64_t *tokens, int rows, int time) {
 
 /* Find the plans of some environments. size: bytes of the caller's Search. */
 int tt_search(Decoder *d, const Search *search, size_t size) {
-    if (size != sizeof(Search)) return OTHER_LAYOUT;
+    if (size != sizeof(Search)) return LAYOUT_MISMATCH;
     begin_call(d);
     return end_call(d, search_plans(d, search));
 }
 
-/* ---- making and freeing ---- */
+/* ---- construction and destruction ---- */
 
 #define SHAPE_ENTRIES 11
 #define WEIGHTS_OF_LAYER 12
@@ -60,9 +59,9 @@ int tt_search(Decoder *d, const Search *search, size_t size) {
 
 /* weights: embeddings (transition_dim, vocab, embd), positions (block_size, embd), heads (transition_dim, vocab, embd),
  * their biases (transition_dim, vocab); then for each layer weight and bias of query, key, value, output, up, down;
- * then what pack_numbers takes, if there is a numerical embedding.
- * shape: layers, heads, embd, hidden, vocab, transition_dim, block_size, activation, threads, hidden units of the numerical
- * embedding or 0, observation_dim. NULL where the caller gives other numbers of entries or weights than these. */
+ * then the weights of pack_numbers, if there is a numerical embedding. shape: layers, heads, embd, hidden, vocab,
+ * transition_dim, block_size, activation, threads, hidden units of the numerical embedding or 0, observation_dim.
+ * Returns NULL if the caller gives another number of entries or weights. */
 Decoder *tt_create(const int *shape, int num_entries, float eps, const float **weights, int num_weights) {
     if (num_entries != SHAPE_ENTRIES) return NULL;
     const int of_trunk = OTHER_WEIGHTS + WEIGHTS_OF_LAYER * shape[0];
@@ -90,7 +89,7 @@ Decoder *tt_create(const int *shape, int num_entries, float eps, const float **w
     d->layers = calloc(d->num_layers, sizeof(Layer)), d->heads_out = calloc(d->transition_dim, sizeof(Matrix));
     for (int l = 0; l < d->num_layers; l++) {
         const float **w = weights + OTHER_WEIGHTS + WEIGHTS_OF_LAYER * l;
-        for (int part = 0; part < 3; part++) { /* one matrix from query, key and value, behind each other */
+        for (int part = 0; part < 3; part++) { /* query, key and value are joined to one matrix */
             memcpy(joined + (size_t)part * d->embd * d->embd, w[2 * part], sizeof(float) * d->embd * d->embd);
             memcpy(bias + part * d->embd, w[2 * part + 1], sizeof(float) * d->embd);
         }
@@ -99,7 +98,8 @@ Decoder *tt_create(const int *shape, int num_entries, float eps, const float **w
             columns[j] = i < d->head_dim ? part * d->embd + head * d->head_dim + i : -1;
         }
         d->layers[l].project = pack(joined, bias, d->embd, columns, 3 * own, residual, d->width, &panels);
-        d->layers[l].output = pack(w[6], w[7], d->embd, residual, d->width, columns, own, &panels); /* of queries' columns */
+        /* The inputs are padded as the queries are: columns begins with theirs. */
+        d->layers[l].output = pack(w[6], w[7], d->embd, residual, d->width, columns, own, &panels);
         for (int j = 0; j < units; j++) columns[j] = j < d->hidden ? j : -1;
         d->layers[l].up = pack(w[8], w[9], d->embd, columns, d->hidden, residual, d->width, &panels);
         d->layers[l].down = pack(w[10], w[11], d->hidden, residual, d->width, columns, units, &panels);
@@ -115,7 +115,7 @@ Decoder *tt_create(const int *shape, int num_entries, float eps, const float **w
         Scratch *s = &d->scratch[t];
         s->x = allocate_zeros(sizeof(float) * BLOCK * d->width), s->normed = allocate_zeros(sizeof(float) * BLOCK * d->width);
         s->projected = allocate_zeros(sizeof(float) * BLOCK * d->layers[0].project.n);
-        s->seen = allocate_zeros(sizeof(float) * BLOCK * own), s->hidden = allocate_zeros(sizeof(float) * BLOCK * units);
+        s->attended = allocate_zeros(sizeof(float) * BLOCK * own), s->hidden = allocate_zeros(sizeof(float) * BLOCK * units);
         s->scores = allocate_zeros(sizeof(float) * BLOCK * pages * LANES), s->out = allocate_zeros(sizeof(float) * BLOCK * out);
         s->wanted = malloc(sizeof(Tile) * BLOCK * pages), s->tiles = malloc(sizeof(Tile) * BLOCK * pages);
         s->pages = malloc(sizeof(float *) * BLOCK * pages);
@@ -149,9 +149,9 @@ void tt_destroy(Decoder *d) {
     for (int i = 0; i < d->transition_dim; i++) free(d->heads_out[i].bias);
     for (int t = 0; t < d->threads; t++) {
         Scratch *s = &d->scratch[t];
-        free(s->x), free(s->normed), free(s->projected), free(s->seen), free(s->hidden), free(s->scores), free(s->out), free(s->wanted);
+        free(s->x), free(s->normed), free(s->projected), free(s->attended), free(s->hidden), free(s->scores), free(s->out), free(s->wanted);
         free(s->tiles), free(s->pages);
-        for (int i = 0; i < 3; i++) free_generation(&s->between[i]);
+        for (int i = 0; i < 3; i++) free_generation(&s->intermediate[i]);
     }
     free(d->workers), free(d->first_layer_cache), free(d->weights), free(d->layers), free(d->heads_out), free(d->scratch);
     free(d->embeddings), free(d->positions), free(d->stop), free(d);

@@ -1,13 +1,13 @@
-/* What a decoder holds: weights, the pool of keys and values, and the newest sequences. */
+/* The decoder's state: weights, the pool of keys and values, and the newest sequences. */
 #pragma once
 
 #include <stdatomic.h>
 
 #include "products.h"
 
-#define GROUP (4 * MR) /* rows that a thread decodes together: so few that what they see stays near */
-#define BLOCK 48 /* rows that can pass through all layers together */
-#define CHUNK 64 /* pages that the pool grows by */
+#define GROUP (4 * MR) /* rows that a thread decodes together, so few that the pages that they see stay in the cache */
+#define BLOCK 48 /* most rows that are computed together through all layers */
+#define CHUNK 64 /* pages that are added to the pool at once */
 #define FIRST_LAYER_CACHE_BYTES (64 << 20) /* the largest table of the first layer's projections */
 
 #define NUMBER_LAYERS 3 /* of each MLP of the numerical embedding */
@@ -16,27 +16,27 @@ typedef struct {
     Matrix project, output, up, down;
 } Layer;
 
-/* Rows that stand side by side and see the same page. */
+/* Neighbouring rows that see the same page. */
 typedef struct {
-    float *page;         /* as of the first layer's first head */
+    float *page;         /* its part of the first layer's first head */
     int32_t place;       /* index of this page in each row's page list */
-    int32_t filled;      /* slots: the most that any of these rows sees */
-    int16_t first, rows; /* 1, 2 or 4 of them */
+    int32_t filled;      /* most slots that any of these rows sees */
+    int16_t first, rows; /* first row, and number of rows: 1, 2 or 4 */
 } Tile;
 
-/* Slots come in pages of LANES, and a sequence's tokens fill its pages one after another. */
+/* A sequence. Its tokens' keys and values fill a list of pages, of LANES slots each. */
 typedef struct {
     int32_t *pages;
-    int stored;   /* tokens in them */
-    int extended; /* whether some child has gone on in the last page */
-    int child;    /* the last of its children in the next generation so far, or -1 */
-    int64_t *transition; /* tokens of its last transition; of models with a numerical embedding, which adds this (width) to its */
-    float *added;        /* last token, see numbers.h */
+    int stored;   /* slots filled */
+    int extended; /* whether a child has already extended the last page */
+    int child;    /* the newest of its children in the next generation, or -1 */
+    int64_t *transition; /* with a numerical embedding: tokens of the last transition */
+    float *added;        /* with a numerical embedding: (width) added to the last token's embedding, see numbers.h */
 } Sequence;
 
-/* The distinct sequences that rows belong to, and the logits of their next tokens. */
+/* The distinct sequences of some rows, and the logits of their next tokens. */
 typedef struct {
-    int position, num_rows, num_sequences, capacity; /* capacity: the most rows, and so the most sequences */
+    int position, num_rows, num_sequences, capacity; /* capacity: most rows, and so most sequences */
     Sequence *sequences;
     int32_t *page_lists, *sequence_of_row;
     float *logits; /* (sequences, logit_width) */
@@ -46,14 +46,14 @@ typedef struct {
 
 /* Working memory of one thread. */
 typedef struct {
-    float *x, *normed, *projected, *seen, *hidden, *scores, *out; /* for a block of rows */
-    float *numbers[2];
+    float *x, *normed, *projected, *attended, *hidden, *scores, *out; /* for a block of rows */
+    float *numbers[2]; /* inputs and outputs of a numerical embedding's layer */
     Tile *tiles, *wanted; /* of a block; of its rows whose logits are wanted */
     float **pages;
-    Generation between[3]; /* of the tokens between the first and the last of a call */
+    Generation intermediate[3]; /* after tokens between the first and the last of a call */
 } Scratch;
 
-/* One more page that a token is stored in, in a linked list; next: index of the following entry, or -1. */
+/* An additional page that a token is stored in, in a linked list; next: index of the following entry, or -1. */
 typedef struct {
     int32_t page, next;
 } ExtraPage;
@@ -63,66 +63,69 @@ typedef struct Decoder {
     int head_size, width, logit_width; /* head_dim, embd and vocab rounded up */
     float eps;
     float *embeddings, *positions; /* (transition_dim, vocab, width), (block_size, width) */
-    float *weights;    /* of all matrices, in the order that they are used in */
+    float *weights;    /* of all matrices, in the order of use */
     Layer *layers;
-    Matrix *heads_out; /* for each dimension */
-    float *first_layer_cache; /* (block_size, vocab, 3 heads head_size): queries, keys and values in the first layer; NULL if too many */
-    int observed, acted; /* dimensions of observation, and with the action's; 0 without a numerical embedding */
-    float *token_values, *number_weights; /* (transition_dim, vocab); of all its matrices */
-    Matrix numbers[2][NUMBER_LAYERS];     /* of the observation's MLP, and of that of observation and action */
+    Matrix *heads_out; /* output heads, one for each dimension */
+    /* (block_size, vocab, 3 heads head_size) queries, keys and values in the first layer; NULL if too large */
+    float *first_layer_cache;
+    /* Of the numerical embedding, if there is one: */
+    int observed, acted;                  /* dimensions of the observation, and of observation and action; else 0 */
+    float *token_values, *number_weights; /* (transition_dim, vocab) real values, and the weights of all its matrices */
+    Matrix numbers[2][NUMBER_LAYERS];     /* the observation's MLP, and that of observation and action */
     Scratch *scratch;  /* for each thread */
     atomic_int waiting, phase; /* of the threads' barrier */
     double seconds[2];  /* spent in the model, and in sampling */
-    double team_loss, alone_until; /* seconds that teams recently lost against one thread; until when one thread works alone */
+    double team_loss, alone_until; /* seconds that teams recently lost against one thread; one thread is used until */
     float **chunks; /* each (layer, CHUNK, head, 2, …): keys (key_at) and values (LANES, head_size) of a page */
     int num_chunks;
     int32_t *free_pages;
     atomic_int num_free;
     ExtraPage *extra_pages;
-    Generation newest, first, next; /* of the last call; what it becomes, by one token and by all */
-    struct Decoder *workers; /* for each thread, of one thread: all that changes is their own */
-    atomic_int *stop; /* of all of them: the call is to end, see interruption.h */
+    Generation newest, first, next; /* the last call's result; in a call, after its first token, and after its last */
+    struct Decoder *workers; /* a single-threaded decoder for each thread, which shares the weights */
+    atomic_int *stop; /* shared with the workers: the call must end, see interruption.h */
 } Decoder;
 
+/* A token to compute. */
 typedef struct {
     int32_t token, position;
-    int32_t page, slot; /* where it is stored; page -1 if later tokens may not see it */
-    int32_t first_extra;  /* index of the first of the other pages that it is stored in, or -1 */
-    int32_t copied;     /* the page that the slots before its own are copied from, or -1 */
-    int32_t logits;     /* which row of the result, or -1 */
-    int32_t seen;       /* slots of these pages */
+    int32_t page, slot; /* where its key and value are stored; page -1: nowhere, because later tokens do not see it */
+    int32_t first_extra;  /* index of the first additional page that it is stored in, or -1 */
+    int32_t copied;     /* the page from which the slots before its own are copied, or -1 */
+    int32_t logits;     /* the row of the logits that its result goes to, or -1 */
+    int32_t seen;       /* number of slots, in its pages, that it sees */
     const int32_t *pages;
-    const int64_t *transition; /* as of its sequence, where an MLP is due, or NULL */
-    float *added;              /* to its embedding, or NULL */
+    const int64_t *transition; /* its sequence's, if an MLP of the numerical embedding is due, else NULL */
+    float *added;              /* the numerical embedding added to its embedding, or NULL */
 } Row;
 
-/* Rows that pass through all layers together. */
+/* Rows that are computed together through all layers. */
 typedef struct {
     const Row *rows;
     int n;
     Tile *tiles;
     int num_tiles;
-    float **pages; /* that they see, the newest first, as of the first layer's first head */
+    float **pages; /* the pages that they see, the newest first: their parts of the first layer's first head */
     int num_pages;
     int score_width; /* floats from one row's scores to the next one's */
 } Block;
 
-enum { OK, NO_MEMORY, TOO_LONG, NO_TOKEN, NO_ROW, OTHER_LAYOUT, INTERRUPTED };
+enum { OK, NO_MEMORY, TOO_LONG, BAD_TOKEN, BAD_ROW, LAYOUT_MISMATCH, INTERRUPTED }; /* status, see decoder.py */
 
 static inline int pages_for(int slots) { return (slots + LANES - 1) / LANES; }
 
-static inline int num_pages(const Decoder *d) { return d->num_chunks * CHUNK; } /* free ones included */
+static inline int num_pages(const Decoder *d) { return d->num_chunks * CHUNK; } /* including free ones */
 
-/* Slots of its page number p that a row sees. */
-static inline int seen_of_page(const Row *row, int p) {
+/* Number of slots that a row sees of page p in its list. */
+static inline int slots_seen(const Row *row, int p) {
     const int left = row->seen - p * LANES;
     return left < LANES ? left : LANES;
 }
 
 static inline size_t page_floats(const Decoder *d) { return 2 * (size_t)d->head_size * LANES; }
 
-/* Where a page's keys and values in some layer and head begin, behind those in the first layer's first head. A page's
- * heads lie together: what is read from far is read in long pieces. */
+/* Offset of a page's part of a layer and head from its part of the first layer's first head. The heads of a layer are
+ * adjacent, so that memory is read in long pieces. */
 static inline size_t part_of_page(const Decoder *d, int layer, int head) {
     return ((size_t)layer * CHUNK * d->heads + head) * page_floats(d);
 }

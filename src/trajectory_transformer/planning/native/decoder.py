@@ -1,14 +1,14 @@
-"""Decoding on the CPU at the speed of the hardware: a thin layer over ``decode.c``.
+"""Fast decoding on the CPU: a thin layer over ``decode.c``.
 
-The same arithmetic as :class:`~..transformer_decoder.TransformerDecoder`, organised around what beams share:
+It does the same arithmetic as :class:`~..transformer_decoder.TransformerDecoder`, and avoids repeated work:
 
-- Keys and values lie in one pool of small pages. A sequence is a list of pages, so beams share their past, candidates
-  their beam, and neither expanding nor pruning copies anything; a page is copied where sequences that were equal part
-  in its middle. Value tokens, which nobody sees, are not stored.
-- Sequences that are equal are computed once, whatever rows they stand in.
-- A window that slides is encoded as a tree: transitions that several beams begin with are computed once.
-- Tokens are sampled where their logits are; Python is called a few times for each transition, not for each token, or
-  once for a plan (:mod:`.search`).
+- Keys and values are stored in one pool of small pages. A sequence is a list of pages, so beams share their past,
+  candidates share their beam, and neither expanding nor pruning copies anything; a page is copied only if sequences
+  diverge in the middle of it. Value tokens, which are invisible to later tokens, are not stored.
+- Equal sequences are computed once, whatever rows they belong to.
+- A sliding window is encoded as a tree: leading transitions that several beams share are computed once.
+- Tokens are sampled in C too; Python calls C a few times for each transition, not for each token, or once for a plan
+  (:mod:`.search`).
 """
 
 import ctypes
@@ -41,11 +41,8 @@ _OF_BLOCK = [
     for name in (*(f"attn.{part}" for part in _ATTENTION), "l1", "l2", "ln1", "ln2")
     for kind in ("weight", "bias")
 ]
-_OTHER_LAYOUT = (
-    "the kernel's C sources and its Python code do not describe the same data: they are of different versions; install "
-    "the package again"
-)
-_FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c returns
+_OTHER_LAYOUT = "the kernel's C sources and its Python code are of different versions; reinstall the package"
+_FAILURES: dict[int, tuple[type[Exception], str]] = {  # by the status that decode.c returns
     1: (MemoryError, "not enough memory for the beams' keys and values"),
     2: (ValueError, "more tokens than the model's block_size, {block_size}"),
     3: (ValueError, "tokens must lie in [0, {vocab_size}]"),
@@ -55,17 +52,20 @@ _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by what decode.c return
 
 
 def unavailable_reason(model: TrajectoryTransformer) -> str | None:
-    """The reason why this model cannot be decoded natively, or None if there is none so far (see :mod:`.proof`)."""
+    """The reason why this model cannot be decoded natively, or None if none is known before :mod:`.proof`."""
     return unsupported_reason(model) or _mismatch(model)
 
 
 def unsupported_reason(model: TrajectoryTransformer) -> str | None:
-    """The reason why no model of this kind can be decoded natively here, or None: device, activation, library."""
+    """The reason why models of this kind cannot be decoded natively on this machine, or None.
+
+    It may be the device, the precision, the activation, or that the library cannot be compiled.
+    """
     device, dtype = model.pos_emb.device, model.pos_emb.dtype
     if device.type != "cpu" or dtype != torch.float32:
         return f"it computes in float32 on the CPU, the model in {dtype} on {device}"
     if not isinstance(model.config.hidden_act, str) or model.config.hidden_act not in ACTIVATIONS:
-        return f"it knows the activations {', '.join(ACTIVATIONS)}, not {model.config.hidden_act}"
+        return f"it supports the activations {', '.join(ACTIVATIONS)}, not {model.config.hidden_act}"
     try:
         load_library()
     except UnavailableError as error:
@@ -74,13 +74,13 @@ def unsupported_reason(model: TrajectoryTransformer) -> str | None:
 
 
 class NativeDecoder(BeamDecoder):
-    """:class:`BeamDecoder` in C, for float32 models on a CPU; ``window`` is the transitions that it sees at once.
+    """A :class:`BeamDecoder` in C, for float32 models on a CPU; ``window`` is the number of visible transitions.
 
-    The model is in evaluation mode, and :func:`unavailable_reason` has no objection to it; its weights are copied here,
-    so build a new decoder after they change.
+    The model must be in evaluation mode and :func:`unavailable_reason` must be None. The weights are copied here: build
+    a new decoder after they change.
 
     Raises:
-        UnavailableError: the library cannot be compiled here.
+        UnavailableError: the library cannot be compiled on this machine.
     """
 
     def __init__(self, model: TrajectoryTransformer, window: int, sliding: bool) -> None:
@@ -95,7 +95,7 @@ class NativeDecoder(BeamDecoder):
         self._use_threads(torch.get_num_threads())
 
     def _use_threads(self, threads: int) -> None:
-        """Begin anew with room for that many threads."""
+        """Create the C decoder anew for this number of threads."""
         if threads == self._threads:
             return
         config = self._config
@@ -128,7 +128,7 @@ class NativeDecoder(BeamDecoder):
             raise kind(message.format(**vars(self._config)))
 
     def search(self, search: ctypes.Structure) -> None:
-        """Run what :mod:`.search` has laid out. Of what was decoded before nothing stays."""
+        """Run a search described by :mod:`.search`; sequences decoded before are discarded."""
         self._use_threads(torch.get_num_threads())
         self._call(self._library.tt_search, ctypes.addressof(search), ctypes.sizeof(search))
 
@@ -138,7 +138,7 @@ class NativeDecoder(BeamDecoder):
         self._encode(tokens[:, -(-excess // width) * width :].unsqueeze(1))
 
     def _encode(self, window: Tensor) -> None:
-        """Begin anew with (environment, rows, time) whole sequences."""
+        """Start over with whole sequences (environment, rows, time)."""
         window = window.to(torch.int64).contiguous()
         environments, rows, time = window.shape
         self._call(self._library.tt_encode, window, environments * rows, time)
@@ -155,7 +155,7 @@ class NativeDecoder(BeamDecoder):
             self._window = gather_rows(self._window, rows)
 
     def step(self, tokens: Tensor) -> None:
-        """As :meth:`BeamDecoder.step`; ValueError if there is no such token or row, or past ``block_size``."""
+        """:meth:`BeamDecoder.step`; ValueError for an invalid token or row, or past ``block_size``."""
         self._require_rows("tokens", tokens.shape)
         if self._slides_within(1):
             window = torch.cat([self._window, tokens.unsqueeze(2)], dim=2)
@@ -215,12 +215,12 @@ class NativeDecoder(BeamDecoder):
 
 @functools.lru_cache(maxsize=16)
 def _numbered(environments: int, rows: int) -> Tensor:
-    """(environment, rows) numbers of all rows, not to be written to."""
+    """Indices (environment, rows) of all rows, read-only because they are cached."""
     return torch.arange(environments * rows).view(environments, rows)
 
 
 def _weights_of(model: TrajectoryTransformer) -> dict[str, Tensor]:
-    """All that the kernel reads, by name."""
+    """All tensors that the kernel reads, by name."""
     weights: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return weights if model.numbers is None else {**weights, "numbers.values": model.numbers.values}
 
@@ -252,36 +252,36 @@ def _norms(config: TransformerConfig) -> list[str]:
 
 
 def _mismatch(model: TrajectoryTransformer) -> str | None:
-    """The first part of a model that the kernel would compute otherwise, or None; checked before C gets an address."""
+    """The first part of the model that the kernel would compute differently, or None; checked before C reads memory."""
     config, expected = model.config, expected_shapes(model.config)
     shapes = {name: tuple(weight.shape) for name, weight in _weights_of(model).items()}
     for name in sorted(shapes.keys() | expected.keys()):
         if name not in expected:
-            return f"the model has a parameter that it does not read, {name}"
+            return f"it does not support the model's parameter {name}"
         if name not in shapes:
-            return f"the model has no parameter {name}, which it reads"
+            return f"it needs the parameter {name}, which the model does not have"
         if shapes[name] != expected[name]:
-            return f"{name} has the shape {shapes[name]}, and it reads {expected[name]}"
-    # Of norms and activations even what is too little to show in all logits.
+            return f"{name} has the shape {shapes[name]}; it supports {expected[name]}"
+    # Norms and activations are compared too, because small differences in them may not show in the logits.
     for name in _norms(config):
         eps = getattr(model.get_submodule(name), "eps", config.layer_norm_eps)
         if eps != config.layer_norm_eps:
-            return f"{name} has eps={eps}, and it computes with layer_norm_eps={config.layer_norm_eps}"
+            return f"{name} has eps={eps}, but it computes with layer_norm_eps={config.layer_norm_eps}"
     x = torch.linspace(-6, 6, 100)
     for layer, block in enumerate(model.blocks):
         activation: Any = getattr(block, "act", None)
         found: Any = activation(x) if callable(activation) else None
         wanted = ACTIVATIONS[str(config.hidden_act)](x)
         if found is not None and (found.shape != x.shape or not torch.allclose(found, wanted, atol=1e-6)):
-            return f"blocks.{layer}.act is not {config.hidden_act}, which it computes"
+            return f"blocks.{layer}.act is not {config.hidden_act}, the activation that it computes"
     return None
 
 
 def _folded_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """The weights, of :func:`expected_shapes`, in the order and form of ``tt_create``.
+    """The weights, of :func:`expected_shapes`, in the order and form that ``tt_create`` takes.
 
-    Norms are folded into the products behind them. Queries are divided by √head_dim, and by ln 2: the kernel takes
-    scores as powers of 2.
+    The norms' weights and biases are folded into the linear maps that follow. Queries are divided by √head_dim and by
+    ln 2, because the kernel's softmax takes powers of 2.
     """
     tokens, heads = weights["tok_emb.weight"], weights["head.weight"]
     embeddings = tokens[:-1].view(config.transition_dim, config.vocab_size, config.n_embd)
@@ -304,5 +304,5 @@ def _folded_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) ->
 
 
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:
-    """In float64, so that the number of threads shows in no bit."""
+    """Matrix-vector product in float64, so that the rounded result does not depend on the number of threads."""
     return (matrix.double() @ vector.double()).float()

@@ -1,16 +1,17 @@
-/* Whole sequences from their beginning. */
+/* Encoding of whole sequences as a tree of transitions. */
 #pragma once
 
 #include "forward.h"
 #include "sequences.h"
 
+/* A transition that one or several sequences have after the same transitions before. */
 typedef struct {
-    const int64_t *tokens; /* of this transition */
+    const int64_t *tokens;
     int length, parent, first_child, next_sibling, sequence, first_row;
 } Node;
 
-/* A path of transitions that begins a page of its own in the middle of its parent's last page: the parent's tokens on that page
- * are stored in both. */
+/* Handle a path that begins its own copy of its parent's last page: the parent's tokens on that page are stored in the
+ * copy too. */
 static void store_in_extra_page(Decoder *d, const Node *nodes, int parent, int level, const Row *row, Row *work, int *num_extra_pages) {
     const int stored = d->transition_dim - 1, end = row->seen - 1;
     for (int i = end - row->slot; i < end; i++) {
@@ -22,7 +23,7 @@ static void store_in_extra_page(Decoder *d, const Node *nodes, int parent, int l
     }
 }
 
-/* Numbers of all transitions that nodes stand for: added (nodes, 2, width) of their MLPs. */
+/* Numerical embeddings of all nodes' transitions: added (nodes, 2, width), the outputs of both MLPs. */
 static void evaluate_nodes(const Decoder *d, const Node *nodes, int num_nodes, float *added) {
     Row rows[BLOCK];
     for (int kind = 0; kind < 2; kind++)
@@ -33,18 +34,18 @@ static void evaluate_nodes(const Decoder *d, const Node *nodes, int num_nodes, f
         }
 }
 
-/* Begin anew with whole sequences (rows, time) from position 0. Transitions that several of them begin with are computed
- * once. */
+/* Start over with whole sequences (rows, time) from position 0. Leading transitions that several of them share are
+ * computed once. */
 static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     if (time > d->block_size) return TOO_LONG;
-    if (check_tokens(d, tokens, (size_t)rows * time) != OK) return NO_TOKEN;
+    if (check_tokens(d, tokens, (size_t)rows * time) != OK) return BAD_TOKEN;
     const int dim = d->transition_dim, levels = (time + dim - 1) / dim, most = rows * levels + 1;
     Node *nodes = malloc(sizeof(Node) * most);
     Sequence *paths = malloc(sizeof(Sequence) * most);
     int32_t *pages = malloc(sizeof(int32_t) * most * list_length(d));
     Row *work = malloc(sizeof(Row) * (size_t)rows * time);
     d->extra_pages = malloc(sizeof(ExtraPage) * most * LANES);
-    float *added = allocate(d->observed ? sizeof(float) * most * 2 * d->width : 1); /* of each node's two MLPs */
+    float *added = allocate(d->observed ? sizeof(float) * most * 2 * d->width : 1); /* (nodes, 2, width) */
     int status = nodes && paths && pages && work && added && d->extra_pages ? OK : NO_MEMORY;
     Generation *newest = &d->newest;
     if (status == OK) status = reserve(d, newest, rows);

@@ -1,4 +1,4 @@
-/* All layers for some rows, by a team of threads. */
+/* The forward pass: all layers for some rows, by one thread or by a team of threads. */
 #pragma once
 
 #include <sched.h>
@@ -14,8 +14,8 @@ static void embed(const Decoder *d, int token, int position, float *x) {
     for (int i = 0; i < d->width; i += LANES) store(x + i, load(e + i) + load(p + i));
 }
 
-/* x += more, if there is any; then out = x without its mean, of unit variance. The norms' weights and biases are part
- * of the products that follow. */
+/* x += more, unless more is NULL; then out = x normalized to mean 0 and variance 1. The norms' weights and biases are
+ * folded into the products that follow. */
 static inline __attribute__((always_inline)) void normalize_rows(const Decoder *d, const float *more, float *x, int n, float *out,
                                                                  const int width) {
     const int padding = width - d->embd;
@@ -51,18 +51,18 @@ static void add_and_normalize(const Decoder *d, const float *more, float *x, int
 #else
 #define PAUSE() ((void)0)
 #endif
-#define NEAR_BYTES (1 << 20) /* bytes that stay in a core's own cache without prefetching */
-#define SPIN_SECONDS 1e-3 /* seconds that a barrier spins before it yields the core: a running thread is not later */
-#define TEAM_LOSS_LIMIT 2e-2 /* seconds that a team may lose against one thread */
+#define CACHED_BYTES (1 << 20) /* bytes that stay in a core's own cache without prefetching */
+#define SPIN_SECONDS 1e-3 /* time that a barrier spins before it yields the core; running threads arrive earlier */
+#define TEAM_LOSS_LIMIT 2e-2 /* seconds that a team may lose compared with one thread */
 
-/* Seconds that this thread has had a core. */
-static double time_used(void) {
+/* Processor time of this thread, in seconds. */
+static double thread_seconds(void) {
     struct timespec used = {0};
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
     return used.tv_sec + 1e-9 * used.tv_nsec;
 }
 
-/* A barrier: wait until all threads of the team have reached it. */
+/* Wait until all threads of the team have reached the barrier. */
 static void barrier(Decoder *d, int team) {
     if (team == 1) return;
     const int phase = atomic_load(&d->phase);
@@ -79,19 +79,21 @@ static void barrier(Decoder *d, int team) {
     }
 }
 
-/* How many threads may work. A team needs a core for each: where others want them, one thread does better by itself. */
+/* Number of threads to use. A team needs a core for each thread; if other processes use the cores, one thread is
+ * faster. */
 static int team_size(const Decoder *d) { return omp_get_wtime() < d->alone_until ? 1 : d->threads; }
 
-/* Account for a team's work that took so many seconds, of which its threads used so many of processor time: one thread would have
- * taken that long. Only repeated losses make one thread work alone. */
+/* Record a team's work: seconds elapsed, and its threads' total processor time, which one thread alone would have
+ * taken. Only repeated losses switch to one thread for a while. */
 static void update_team_loss(Decoder *d, double took, double used) {
     d->team_loss += took - used < TEAM_LOSS_LIMIT / 4 ? took - used : TEAM_LOSS_LIMIT / 4;
     if (d->team_loss < 0) d->team_loss = 0;
     if (d->team_loss > TEAM_LOSS_LIMIT) d->team_loss = TEAM_LOSS_LIMIT / 2, d->alone_until = omp_get_wtime() + 10 * TEAM_LOSS_LIMIT;
 }
 
-/* Which pages rows see, and which of them together: first page first, and of each the larger tiles first, so that what
- * is done next is easily guessed. Relatives stand side by side. */
+/* Find the tiles of some rows: the pages that they see, and neighbouring rows that see the same page. Tiles are in the
+ * order of the pages, and for each page larger ones come first, so that branches are predictable. Related rows are
+ * neighbours. */
 static int find_tiles(const Decoder *d, const Row *rows, int n, Tile *tiles) {
     int found = 0;
     for (int p = 0, more = 1; more; p++) {
@@ -108,7 +110,7 @@ static int find_tiles(const Decoder *d, const Row *rows, int n, Tile *tiles) {
                 Tile *tile = size == 4 ? &tiles[found++] : size == 2 ? &twos[num_twos++] : &ones[num_ones++];
                 *tile = (Tile){page_of(d, 0, 0, rows[r].pages[p]), p, 0, first, size};
                 for (int i = first; i < first + size; i++)
-                    if (seen_of_page(&rows[i], p) > tile->filled) tile->filled = seen_of_page(&rows[i], p);
+                    if (slots_seen(&rows[i], p) > tile->filled) tile->filled = slots_seen(&rows[i], p);
             }
         }
         memcpy(tiles + found, twos, sizeof(Tile) * num_twos), found += num_twos;
@@ -117,16 +119,16 @@ static int find_tiles(const Decoder *d, const Row *rows, int n, Tile *tiles) {
     return found;
 }
 
-/* Find a block's tiles and pages; the newest pages first, as they are written before any is read. */
+/* Find a block's tiles and pages; the newest pages come first, because they are written before any is read. */
 static void find_pages(const Decoder *d, Block *block) {
     block->num_tiles = find_tiles(d, block->rows, block->n, block->tiles), block->num_pages = 0;
     for (const Tile *tile = block->tiles + block->num_tiles - 1; tile >= block->tiles; tile--)
         if (block->num_pages == 0 || block->pages[block->num_pages - 1] != tile->page) block->pages[block->num_pages++] = tile->page;
 }
 
-/* Rows of a block whose logits are wanted. Of the others only the keys and values are needed in the last layer. */
+/* The rows of a block whose logits are wanted. The last layer computes only keys and values of the other rows. */
 typedef struct {
-    int which[BLOCK];
+    int which[BLOCK]; /* their indices in the block */
     Row rows[BLOCK];
     Block block;
 } Wanted;
@@ -145,10 +147,11 @@ static void move_to_front(const Wanted *wanted, float *values, int width) {
         if (wanted->which[w] > w) memcpy(values + (size_t)w * width, values + (size_t)wanted->which[w] * width, sizeof(float) * width);
 }
 
-/* Embeddings of rows, and their queries, keys and values in the first layer. Rows whose numbers are due are all in one place. */
+/* Compute the embeddings of rows, and their queries, keys and values in the first layer. If an MLP of the numerical
+ * embedding is due for one row, it is due for all. */
 static void embed_and_project(const Decoder *d, const Scratch *s, const Row *rows, int n) {
     const Matrix *project = &d->layers[0].project;
-    const int due = n && rows->added && rows->transition ? numbers_due(d, rows->position % d->transition_dim) : -1;
+    const int due = n && rows->added && rows->transition ? mlp_due(d, rows->position % d->transition_dim) : -1;
     int all_cached = d->first_layer_cache != NULL;
     Stream none = {0};
     if (due >= 0) evaluate_numbers(d, s, due, rows, n);
@@ -167,8 +170,8 @@ static void embed_and_project(const Decoder *d, const Scratch *s, const Row *row
     multiply(project, s->normed, d->width, n, s->projected, project->n, &none);
 }
 
-/* Queries, keys and values in the first layer depend on token and position alone, where no numbers are added. All are computed
- * once, if there is room for them. */
+/* Compute a table of all queries, keys and values in the first layer, if it is small enough. They depend on token and
+ * position alone, except where numerical embeddings are added. */
 static void precompute_first_layer(Decoder *d) {
     const int width = d->layers[0].project.n;
     const size_t bytes = sizeof(float) * d->block_size * d->vocab * width;
@@ -188,15 +191,15 @@ static void precompute_first_layer(Decoder *d) {
     d->first_layer_cache = cached;
 }
 
-/* A block's keys and values in one layer, unless all that is stored is so little that it stays near by itself. */
+/* The stream of a block's keys and values in one layer; empty if the pool is so small that it stays in the cache. */
 static Stream stream_of(const Decoder *d, int layer, const Block *block) {
     const size_t page = sizeof(float) * page_floats(d) * d->heads; /* in one layer */
-    const int far = page * (num_pages(d) - d->num_free) * d->num_layers > NEAR_BYTES;
-    return (Stream){block->pages, part_of_page(d, layer, 0), page / LINE, far ? block->num_pages : 0, 0, 0};
+    const int prefetch = page * (num_pages(d) - d->num_free) * d->num_layers > CACHED_BYTES;
+    return (Stream){block->pages, part_of_page(d, layer, 0), page / LINE, prefetch ? block->num_pages : 0, 0, 0};
 }
 
-/* All layers for rows of which each sees only slots of earlier rows, its own block's included. A team that computes
- * rows which see each other's slots meets once they are stored. */
+/* Compute all layers of a block. Each row sees only slots of earlier rows, including those of its block. A team whose
+ * blocks see each other's slots waits in each layer until all have stored their keys and values. */
 static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Block *next, float *logits, int team) {
     const int width = d->width;
     const Block *block = whole;
@@ -216,7 +219,7 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
         }
         attention(d, s, l, block);
         stream = last ? stream_of(d, 0, next) : stream_of(d, l + 1, whole);
-        multiply(&layer->output, s->seen, layer->output.k, block->n, s->out, width, &stream);
+        multiply(&layer->output, s->attended, layer->output.k, block->n, s->out, width, &stream);
         add_and_normalize(d, s->out, s->x, block->n, s->normed);
         multiply(&layer->up, s->normed, width, block->n, s->hidden, layer->up.n, &stream);
         activate(d->activation, s->hidden, block->n * layer->up.n);
@@ -230,15 +233,15 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
         memcpy(logits + (size_t)block->rows[r].logits * d->logit_width, s->out + (size_t)r * head->n, sizeof(float) * d->vocab);
 }
 
-#define ROWS_TOGETHER 32 /* rows that a thread computes at once where they see each other's slots */
+#define ROWS_TOGETHER 32 /* rows of a thread's block in run_together */
 
-/* All layers for rows, some of which want logits, by the whole team: rows see each other's slots. */
+/* Compute all layers for rows that may see each other's slots, by the whole team, and the logits of some of them. */
 static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
-    /* Threads take blocks in turn, as many each; some of the last ones may be empty. */
+    /* Each thread gets the same number of blocks; some of the last ones may be empty. */
     const int threads = n > MR ? team_size(d) : 1;
     const int turns = (n + threads * ROWS_TOGETHER - 1) / (threads * ROWS_TOGETHER), num_blocks = turns * threads;
     const int size = round_up((n + num_blocks - 1) / num_blocks, MR);
-    int pages = 0, widest = 0; /* of all rows together, of one row */
+    int pages = 0, widest = 0; /* pages of all rows, and of the row with the most */
     for (int r = 0; r < n; r++) {
         const int own = pages_for(rows[r].seen);
         pages += own;
@@ -255,11 +258,12 @@ static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
     }
     const double began = omp_get_wtime();
     double used = 0;
-    int stop[2] = {0, 0}; /* after even and odd turns: all threads have passed a barrier since it was written, and until it is again */
+    /* Of even and odd turns: all threads pass a barrier between writing and reading it, and before it is rewritten. */
+    int stop[2] = {0, 0};
 #pragma omp parallel num_threads(threads) if (ready && threads > 1) reduction(+ : used)
     {
         const int team = omp_get_num_threads(), thread = omp_get_thread_num();
-        used -= time_used();
+        used -= thread_seconds();
         for (int b = thread; b < num_blocks && ready; b += team) find_pages(d, &blocks[b]);
         for (int turn = 0; turn * team < num_blocks && ready; turn++) {
             if (thread == 0) stop[turn % 2] = interrupted(d);
@@ -268,7 +272,7 @@ static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
             run_block(d, &d->scratch[thread], block, b + team < num_blocks ? block + team : &blocks[thread], logits, team);
             if (stop[turn % 2]) break;
         }
-        used += time_used();
+        used += thread_seconds();
         barrier(d, team);
     }
     const double took = omp_get_wtime() - began;
@@ -278,7 +282,8 @@ static int run_together(Decoder *d, const Row *rows, int n, float *logits) {
     return !ready ? NO_MEMORY : *d->stop ? INTERRUPTED : OK;
 }
 
-/* All layers for rows that want logits and see as many slots each, none of them another one's, by one thread; fewer of them once the call is to end. */
+/* Compute all layers, by one thread, for rows whose logits are wanted and that see equally many slots, none of each
+ * other's. Stops early if the call is interrupted. */
 static void run_alone(Decoder *d, const Scratch *s, const Row *rows, int n, float *logits) {
     for (int first = 0, size; first < n && !interrupted(d); first += size) {
         size = n - first <= BLOCK ? n - first : GROUP;

@@ -1,4 +1,4 @@
-"""The kernel's C sources as a library of functions."""
+"""The compiled library of the kernel's C sources, with the types of its functions."""
 
 import ctypes
 import functools
@@ -26,9 +26,9 @@ _INTERRUPTIBLE = ("tt_encode", "tt_step", "tt_extend", "tt_search")
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled kernel; :class:`~...c_library.UnavailableError` where it cannot be compiled.
+    """Compile and load the kernel; :class:`~...c_library.UnavailableError` if it cannot be compiled.
 
-    Its long calls look for signals (``interruption.h``) and raise what Python's handlers of them raise.
+    Its long calls check for signals (``interruption.h``) and raise the exceptions of Python's signal handlers.
     """
     library = c_library.load(SOURCE, _FUNCTIONS)
     for name in _INTERRUPTIBLE:

@@ -1,12 +1,13 @@
-/* The numerical embedding: what MLPs of a transition's values add to the embeddings of the tokens that predict its action, reward
- * and value, see ../../model/numerical_embedding.py. */
+/* The numerical embedding: MLPs of a transition's real values, whose outputs are added to the embeddings of the tokens
+ * that predict its action, reward and value; see ../../model/numerical_embedding.py. */
 #pragma once
 
 #include "decoder.h"
 
 #define WEIGHTS_OF_NUMBERS (1 + 2 * 2 * NUMBER_LAYERS)
 
-/* weights: the tokens' values (transition_dim, vocab); then for each MLP weight and bias of each of its layers. */
+/* Copy and pack the weights: the tokens' values (transition_dim, vocab); then for each MLP weight and bias of each
+ * layer. */
 static void pack_numbers(Decoder *d, int hidden, const float **weights) {
     const size_t values = (size_t)d->transition_dim * d->vocab;
     const int units = round_up(hidden, NR), inputs = round_up(d->acted, 2), widest = units > inputs ? units : inputs;
@@ -36,11 +37,13 @@ static void free_numbers(Decoder *d) {
     free(d->number_weights), free(d->token_values);
 }
 
-/* Which MLP is evaluated once a transition has the token of that place: of its observation 0, of its action, too, 1, none -1. */
-static inline int numbers_due(const Decoder *d, int place) { return place == d->observed - 1 ? 0 : place == d->acted - 1 ? 1 : -1; }
+/* The MLP to evaluate when the token at index place completes its input: 0 the observation's, 1 that of observation and
+ * action, -1 none. */
+static inline int mlp_due(const Decoder *d, int place) { return place == d->observed - 1 ? 0 : place == d->acted - 1 ? 1 : -1; }
+/* Whether a numerical embedding is added to the token at index place of a transition. */
 static inline int has_numbers(const Decoder *d, int place) { return d->observed && place >= d->observed - 1; }
 
-/* Evaluate one MLP for the transitions of up to BLOCK rows: added (width) of each. */
+/* Evaluate one MLP for the transitions of up to BLOCK rows; its output goes to each row's added (width). */
 static void evaluate_numbers(const Decoder *d, const Scratch *s, int kind, const Row *rows, int n) {
     const Matrix *m = d->numbers[kind];
     float *x = s->numbers[0], *next = s->numbers[1];
@@ -57,13 +60,13 @@ static void evaluate_numbers(const Decoder *d, const Scratch *s, int kind, const
     for (int r = 0; r < n; r++) memcpy(rows[r].added, x + (size_t)r * d->width, sizeof(float) * d->width);
 }
 
-/* Let a sequence know its present transition, which is another one's and a token more. Returns what is added to that token's
- * embedding, or NULL; where an MLP is due, it is still to be evaluated. */
+/* Set a sequence's present transition to that of the sequence before, plus one token at index place. Returns the vector
+ * to add to that token's embedding, or NULL; if an MLP is due, it must still be evaluated into that vector. */
 static float *continue_transition(const Decoder *d, Sequence *s, const Sequence *before, int64_t token, int place) {
     if (!d->observed) return NULL;
     memcpy(s->transition, before->transition, sizeof(int64_t) * place);
     s->transition[place] = token;
     if (!has_numbers(d, place)) return NULL;
-    if (numbers_due(d, place) < 0) memcpy(s->added, before->added, sizeof(float) * d->width);
+    if (mlp_due(d, place) < 0) memcpy(s->added, before->added, sizeof(float) * d->width);
     return s->added;
 }

@@ -1,21 +1,22 @@
-/* Matrix products of a few rows with weights that are packed once. */
+/* Matrix products of a few rows with weights that were packed in advance. */
 #pragma once
 
 #include "vectors.h"
 
-#define DEPTH 128 /* rows of a matrix that are multiplied by at once: of more, and of as many inputs, not all stay near */
+#define DEPTH 128 /* rows of a matrix used at once, so few that they and the inputs stay in the cache */
 
-/* Packed weights are panels of NR columns, each [DEPTH][NR]; those of the first rows come first. */
+/* Packed weights: panels of NR columns, each [DEPTH][NR]; panels of the first DEPTH rows come first. */
 typedef struct {
     int k, n; /* rows, and columns rounded up to NR */
     float *panels, *bias;
 } Matrix;
 
-/* How many rows the panels that begin with some row have. */
+/* Number of rows of the panels that begin at a row. */
 static inline int depth_of(const Matrix *m, int row) { return m->k - row < DEPTH ? m->k - row : DEPTH; }
 
-/* weight is [n][k], as torch keeps it; columns[j] of the result are taken in order; -1 is a column of zeros. The panels
- * go where *panels points to, which moves on behind them. */
+/* Pack a matrix with k rows and n columns from weight [outputs][stride], as torch stores it. Column j is output
+ * columns[j], row i is input inputs[i]; -1 stands for zeros. The panels are written to *panels, which is advanced
+ * behind them. */
 static Matrix pack(const float *weight, const float *bias, int stride, const int *columns, int n, const int *inputs, int k, float **panels) {
     Matrix m = {k, round_up(n, NR), *panels, allocate_zeros(sizeof(float) * round_up(n, NR))};
     *panels += (size_t)m.n * k;
@@ -31,17 +32,17 @@ static Matrix pack(const float *weight, const float *bias, int stride, const int
     return m;
 }
 
-#define LINE 64 /* bytes that come from memory together */
+#define LINE 64 /* bytes of a cache line */
 
 /* Memory to prefetch during a product: the same part of some pages. */
 typedef struct {
     float *const *pages;
-    size_t part, lines; /* where the part begins, in floats; how long it is, in lines */
+    size_t part, lines; /* the part's offset in floats, and its length in cache lines */
     int num_pages, page;
     size_t line;
 } Stream;
 
-/* The next lines to prefetch, or NULL at the end. */
+/* Address of the next cache lines to prefetch, or NULL at the end. */
 static inline const char *next_lines(Stream *s, int lines) {
     if (s->page == s->num_pages) return NULL;
     const char *at = (const char *)(s->pages[s->page] + s->part) + s->line * LINE;
@@ -50,12 +51,12 @@ static inline const char *next_lines(Stream *s, int lines) {
     return at;
 }
 
-/* Some steps of a tile. Meanwhile lines of the weights that come next, and of the stream, come nearer, of each half as
- * many as it has steps, which are even: more or fewer were slower when measured. */
+/* Some steps of a tile, an even number. Meanwhile cache lines of the next weights, and of the stream, are prefetched:
+ * one of each for two steps; more or fewer were slower in measurements. */
 static inline __attribute__((always_inline)) void multiply_steps(const float *restrict w, const float *restrict x, int ldx, int steps,
                                                                  vec sum[MR][2], const char *weights, const char *soon, const int ahead) {
     const size_t ld = ldx;
-    const float *restrict later = x + 3 * ld; /* rows from the fourth on: so few addresses need a register each */
+    const float *restrict later = x + 3 * ld; /* rows from the fourth on: saves registers for addresses */
     for (int i = 0; i < steps; i += 2, w += 2 * NR, x += 2, later += 2, weights += LINE, soon += LINE) {
         __builtin_prefetch(weights, 0, 2);
         if (ahead) __builtin_prefetch(soon, 0, 2);
@@ -74,9 +75,10 @@ static inline __attribute__((always_inline)) void multiply_steps(const float *re
     }
 }
 
-#define STEPS 64 /* of a tile at once */
+#define STEPS 64 /* steps of a tile at once */
 
-/* A tile of a product, of MR rows with a panel, added to what stands in rows of from, ldf apart. */
+/* A tile of a product: out (MR, NR) = from + x (MR, depth) @ panel. Rows of from are ldf apart; next: weights to
+ * prefetch. */
 static inline __attribute__((always_inline)) void multiply_tile(const float *w, const float *x, int ldx, int depth, const float *from,
                                                                 int ldf, float *out, int ldo, const char *next, Stream *stream) {
     vec sum[MR][2];
@@ -100,7 +102,7 @@ static void multiply(const Matrix *m, const float *x, int ldx, int rows, float *
         depth = depth_of(m, first);
         const size_t panel_floats = (size_t)depth * NR, share = panel_floats * MR / round_up(rows, MR);
         for (int column = 0; column < m->n; column += NR, w += panel_floats) {
-            const float *next = w + panel_floats; /* of the panel after this one, a tile's share */
+            const float *next = w + panel_floats; /* each tile prefetches its share of the next panel */
             for (int row = 0; row < rows; row += MR, next += share) {
                 float *o = out + (size_t)row * ldo + column;
                 const float *a = x + (size_t)row * ldx + first;

@@ -1,4 +1,4 @@
-"""Proof, at every build, that the kernel computes what the model and the search in Python compute today."""
+"""Checks, for every planner built, that the kernel computes what the model and the search in Python compute."""
 
 import logging
 import math
@@ -24,13 +24,13 @@ from .search import native_search
 log = logging.getLogger(__name__)
 
 PythonSearch = Callable[[BeamDecoder, Tensor, PlannerConfig, Tensor], SearchResult]
-"""Decoder, (environment, time) prefixes, settings and uniforms -> what the search in Python finds."""
+"""Decoder, prefixes (environment, time), settings and uniforms -> the result of the search in Python."""
 
 NativeSearch = Callable[[Tensor, Tensor], SearchResult]
-"""(environment, time) prefixes and (environment, …) uniforms -> what the search in C finds."""
+"""Prefixes (environment, time) and uniforms (environment, …) -> the result of the search in C."""
 
 _ENVIRONMENTS = 4
-_ROUNDED_OTHERWISE = 1  # of them; rounding decides otherwise in one of ten thousand
+_MOST_DIFFERENT = 1  # environments whose plans may differ; rounding changes one in ten thousand
 
 
 class _SamplingInPython(NativeDecoder):
@@ -42,9 +42,10 @@ class _SamplingInPython(NativeDecoder):
 def make_decoder(
     model: TrajectoryTransformer, window: int, sliding: bool, settings: PlannerConfig
 ) -> NativeDecoder | None:
-    """The native decoder; or None, with one warning, where it is not to be had or computes other logits.
+    """The native decoder; or None, with one warning, if it is not available or its logits differ from the model's.
 
-    Where ``planner.decoder`` says that it must be native, the warning is a UserError.
+    Raises:
+        UserError: instead of the warning, if ``planner.decoder`` is native.
     """
     decoder, cost = None, "several times slower than natively"
     reason = unavailable_reason(model)
@@ -54,19 +55,19 @@ def make_decoder(
         if error <= tolerance_of(model):
             if _same_sampling(decoder, model, settings):
                 return decoder
-            reason = "planning/sampling.py chooses other tokens than planning/native, in C, which takes less time"
+            reason = "planning/sampling.py chooses other tokens than the faster code in planning/native"
             if settings.decoder != "native":
                 log.warning("sampling and searching in Python, decoding natively: %s", reason)
                 return _SamplingInPython(model, window, sliding)
         else:
             reason = (
-                f"its logits are not those of the model's forward pass (the largest difference is {error:.2g} of a "
-                "logit's size), which planning/native does not follow"
+                f"its logits differ from those of the model's forward pass (by up to {error:.2g} of a logit's size): "
+                "planning/native does not match the model's code"
             )
     if settings.decoder == "native":
         raise UserError(f"planner.decoder=native is not available: {reason}; use planner.decoder=auto")
     if decoder is None and unsupported_reason(model) is None:
-        decoder = _RandomDecoder(model.config, window, sliding)  # only to measure what it would take
+        decoder = _RandomDecoder(model.config, window, sliding)  # only to measure its speed
     if decoder is not None:
         eager = TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand)
         native_seconds, seconds = (_transition_seconds(some, model, settings) for some in (decoder, eager))
@@ -74,30 +75,30 @@ def make_decoder(
             f"{seconds / native_seconds:.1f} times slower than natively ({seconds * 1e3:.1f} ms for a transition of "
             f"all candidates, {native_seconds * 1e3:.1f} ms natively)"
         )
-    log.warning("planning in PyTorch, %s: the native kernel cannot be used, as %s", cost, reason)
+    log.warning("planning in PyTorch, %s: the native kernel cannot be used, because %s", cost, reason)
     return None
 
 
 class _RandomDecoder(NativeDecoder):
-    """A native decoder of random weights, of the sizes that a configuration gives."""
+    """A native decoder with random weights of a configuration's sizes."""
 
     def __init__(self, config: TransformerConfig, window: int, sliding: bool) -> None:
         generator = torch.Generator().manual_seed(0)
         weights = {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(config).items()}
-        for name in (name for name in weights if name.startswith("numbers.")):  # so that tokens still count beside it
+        for name in (name for name in weights if name.startswith("numbers.")):  # not larger than the token embeddings
             weights[name] /= weights[name].shape[-1] ** 0.5
         self._prepare(config, weights, window, sliding)
 
 
 class _RandomSamplingInPython(_RandomDecoder):
-    """The same, so that searches may be compared alone: to the last bit, its forward passes do not depend on them."""
+    """The same, with sampling in Python, to compare searches: its logits do not depend on the search, to the bit."""
 
     extend = BeamDecoder.extend
 
 
 @torch.inference_mode()
 def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformer, settings: PlannerConfig) -> bool:
-    """True if C samples the tokens that :func:`~..sampling.choose` does, but for a few that rounding decides."""
+    """True if C samples the same tokens as :func:`~..sampling.choose`, except for a few that rounding may change."""
     uniforms = torch.rand(1, 1, 64, generator=torch.Generator().manual_seed(0))
     for k, cdf in ((settings.k_act, settings.cdf_act), (settings.k_obs, None)):
         choice = Choice(k, cdf, settings.temperature)
@@ -111,7 +112,7 @@ def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformer, setting
 
 
 def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformer, settings: PlannerConfig) -> float:
-    """Seconds of one transition of a plan, the best of three times."""
+    """Seconds that decoding one transition of a plan takes, the shortest of three measurements."""
     layout, candidates, took = model.layout, settings.beam_width * settings.n_expand, math.inf
     uniforms = torch.rand(1, layout.action_dim + 1, candidates, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
@@ -127,13 +128,13 @@ def make_search(
     decoder: BeamDecoder, model: TrajectoryTransformer, settings: PlannerConfig, centers: Tensor,
     search: PythonSearch,
 ) -> NativeSearch | None:  # fmt: skip
-    """The search in C, or None where the decoder is not native, or, with one warning, where Python's finds other plans.
+    """The search in C; None if the decoder is not native, or, with one warning, if Python's search finds other plans.
 
-    The decoder's window does not slide; ``settings`` have no deadline and rank by the return. ``centers``
-    (transition_dim, vocab_size) float32 are what bins stand for.
+    The decoder's window must not slide; ``settings`` must have no deadline and the objective must be the return.
+    ``centers`` (transition_dim, vocab_size) float32 are the bins' real values.
 
     Raises:
-        UserError: Python's finds other plans, and the decoder must be native.
+        UserError: Python's search finds other plans, and ``planner.decoder`` is native.
     """
     if not isinstance(decoder, NativeDecoder) or isinstance(decoder, _SamplingInPython):
         return None
@@ -152,11 +153,10 @@ def make_search(
 def _search_difference(
     config: TransformerConfig, settings: PlannerConfig, centers: Tensor, search: PythonSearch
 ) -> str | None:
-    """A description of how the plans of both searches differ, or None.
+    """A description of the difference between the plans of both searches, or None.
 
-    Small plans in several environments are compared in all that the searches give. Pairs of candidates share their
-    uniforms, so that there are equal ones. Where rounding decides which token is drawn, plans differ too, so one
-    environment may.
+    The complete results of small searches in several environments are compared. Pairs of candidates share their
+    uniforms, so that some candidates are equal. Rounding may change a drawn token, so one environment may differ.
     """
     small = replace(
         settings, horizon=min(3, settings.horizon), beam_width=min(4, settings.beam_width),
@@ -176,17 +176,17 @@ def _search_difference(
     native_seconds, began = time.perf_counter() - began, time.perf_counter()
     wanted = search(decoder, prefix, small, uniforms)
     seconds = time.perf_counter() - began
-    if int(_differ(found, wanted).sum()) <= _ROUNDED_OTHERWISE:
+    if int(_differ(found, wanted).sum()) <= _MOST_DIFFERENT:
         return None
     largest = (found.score - wanted.score).abs().max()
     return (
-        f"scores of small ones differ by up to {largest:.2g}; such a search takes {native_seconds * 1e3:.1f} ms in C "
+        f"scores of small plans differ by up to {largest:.2g}; such a search takes {native_seconds * 1e3:.1f} ms in C "
         f"and {seconds * 1e3:.1f} ms in Python"
     )
 
 
 def _differ(found: SearchResult, wanted: SearchResult) -> Tensor:
-    """(environment,) whether anything differs by more than rounding."""
+    """Mask (environment,) of the environments whose results differ by more than rounding."""
     differ = torch.zeros(len(found.score), dtype=torch.bool)
     parts = [_parts_of(result) for result in (found, wanted)]
     if found.beam_width != wanted.beam_width or [p.shape for p in parts[0]] != [p.shape for p in parts[1]]:
@@ -202,6 +202,6 @@ def _differ(found: SearchResult, wanted: SearchResult) -> Tensor:
 
 
 def _parts_of(result: SearchResult) -> list[Tensor]:
-    """All tensors of a result, environments first."""
+    """All tensors of a result; their first dimension is the environment."""
     steps = [part for step in result.steps for part in (step.tokens, step.rewards, step.values, step.kept)]
     return [result.tokens, result.rewards, result.value, result.score, *steps]

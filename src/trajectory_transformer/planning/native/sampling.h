@@ -1,9 +1,9 @@
-/* Drawing tokens: what ../sampling.py does, for many rows. */
+/* Sampling of tokens and estimation of rewards for many rows, as ../sampling.py does. */
 #pragma once
 
 #include "decoder.h"
 
-/* The first of the largest of some logits, which are padded. */
+/* Index of the largest logit, the first of equal ones; x is padded to LANES with -INFINITY. */
 static int most_likely(const float *x, int n) {
     vec top = broadcast(-INFINITY);
     for (int i = 0; i < n; i += LANES) top = larger(top, load(x + i));
@@ -13,7 +13,7 @@ static int most_likely(const float *x, int n) {
     return 0;
 }
 
-/* x (padded to LANES) to probabilities; what is e^87 times less likely than the likeliest gets none. */
+/* Replace logits x (padded to LANES) by probabilities; those more than e^87 times smaller than the largest become 0. */
 static void softmax(float *x, int n) {
     vec top = broadcast(-INFINITY), mass = {0};
     for (int i = n; i < round_up(n, LANES); i++) x[i] = -INFINITY;
@@ -27,7 +27,8 @@ static void softmax(float *x, int n) {
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale);
 }
 
-/* The logarithm of the sum of exp(x), for logits (padded); what is e^87 times less likely than the likeliest adds nothing. */
+/* Logarithm of the sum of exp(x), for logits (padded); terms more than e^87 times smaller than the largest are left
+ * out. */
 static float log_sum_exp(const float *x, int n) {
     vec top = broadcast(-INFINITY), mass = {0};
     for (int i = 0; i < n; i += LANES) top = larger(top, load(x + i));
@@ -39,7 +40,7 @@ static float log_sum_exp(const float *x, int n) {
     return max + logf(total(mass));
 }
 
-/* out[j]: the sum of weights[i] (1 if there are none) over all i with x[i] < x[j], for so many vectors of j */
+/* out[j] = sum of weights[i] (1 if weights is NULL) over all i with x[i] < some[j], for several vectors of j */
 static inline __attribute__((always_inline)) void sums_below_some(const float *x, const float *weights, int n, const float *some,
                                                                   float *out, const int vectors) {
     vec sum[4] = {{0}};
@@ -52,6 +53,7 @@ static inline __attribute__((always_inline)) void sums_below_some(const float *x
     for (int j = 0; j < vectors; j++) store(out + j * LANES, sum[j]);
 }
 
+/* out[j] = sum of weights[i] (1 if weights is NULL) over all i with x[i] < x[j] */
 static void sums_below(const float *x, const float *weights, int n, float *out) {
     int j = 0;
     for (; j + 3 * LANES < n; j += 4 * LANES) sums_below_some(x, weights, n, x + j, out + j, 4);
@@ -60,14 +62,16 @@ static void sums_below(const float *x, const float *weights, int n, float *out) 
     else if (j < n) sums_below_some(x, weights, n, x + j, out + j, 1);
 }
 
-/* Logits (padded) to the cumulative distribution of what the filters leave. k 0 and cdf below 0 stand for none. */
+/* Replace logits (padded) by the cumulative distribution of the tokens that the filters leave. No filter: k 0, cdf
+ * below 0. */
 static void filter(float *x, int n, int k, float cdf, float *scratch) {
     float *p = scratch, *below = scratch + round_up(n, LANES);
     if (cdf >= 0) {
         memcpy(p, x, sizeof(float) * n);
         softmax(p, n);
         sums_below(p, p, n, below);
-        vec least = broadcast(INFINITY), most = broadcast(-INFINITY); /* of all, which is dropped at least; of those below the cutoff */
+        /* least: of all tokens, always dropped; most: of the tokens whose cumulative probability is below cdf */
+        vec least = broadcast(INFINITY), most = broadcast(-INFINITY);
         for (int i = 0; i < n; i += LANES) {
             const ivec mine = first_lanes(n - i);
             const vec v = load(p + i);
@@ -91,7 +95,7 @@ static void filter(float *x, int n, int k, float cdf, float *scratch) {
     for (int i = 1; i < n; i++) x[i] += x[i - 1];
 }
 
-/* The token whose share of a cumulative distribution (padded) a number in [0, 1) falls into. */
+/* Sample a token from a cumulative distribution (padded) by inverting it at a number in [0, 1). */
 static int draw(const float *cumulative, int n, float uniform) {
     const vec at = broadcast(uniform * cumulative[n - 1]);
     ivec passed = {0};
@@ -101,9 +105,9 @@ static int draw(const float *cumulative, int n, float uniform) {
     return token;
 }
 
-/* The estimate of a reward or value from its token's logits and the bins' centers: their mean, or where the
- * cumulative probability reaches a fraction, if that is not negative. The stop token, the last one, stands for nothing. NaN if
- * they are no distribution. */
+/* Estimate a reward or value from its token's logits and the bins' centers: the mean, or, if fraction is not negative,
+ * the center where the cumulative probability reaches it. The stop token, the last one, is left out. NaN if the
+ * probabilities are. */
 static float estimate(const float *logits, int n, const float *centers, float fraction, float *probabilities) {
     const int bins = n - 1;
     memcpy(probabilities, logits, sizeof(float) * n);
@@ -123,15 +127,16 @@ static float estimate(const float *logits, int n, const float *centers, float fr
     return isnan(mass) ? NAN : centers[bin];
 }
 
-/* Estimates (rows) of what each of two tokens stands for, from what their bins (2, vocab - 1) do: see expect. */
+/* Estimates of the reward and the value, see estimate. */
 typedef struct {
-    const float *centers;
+    const float *centers; /* (2, vocab - 1) */
     float fraction;
-    float *found[2];
+    float *found[2]; /* (rows) each */
 } Estimates;
 
-/* How tokens (rows, count) are drawn, and where they go; uniforms (environments, count, own rows of each) lie strides apart.
- * Where estimates are wanted, the last two tokens are the likeliest without a draw, and the estimates are of them. */
+/* A sampling request: tokens (rows, count) to draw by uniforms (environments, count, own), own rows of each
+ * environment. With estimates, the last two tokens, reward and value, are the most likely ones instead, and are
+ * estimated. */
 typedef struct {
     const float *uniforms;
     int64_t strides[3];
@@ -139,10 +144,10 @@ typedef struct {
     float temperature, cdf;
     int64_t *tokens;
     const Estimates *estimates;
-    float *log_likelihoods; /* (rows), or NULL: to which the log-probabilities of the drawn tokens are added, without any filter */
+    float *log_likelihoods; /* (rows), or NULL: log-probabilities of drawn tokens, before filters, are added to it */
 } SamplingRequest;
 
-/* Draw the i-th token of some rows, by a team of threads; parents are these rows' numbers in a generation. */
+/* Draw token i of some rows, by a team of threads; parents: the indices of these rows in a generation. */
 static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *parents, const int64_t *rows, int n, const SamplingRequest *sampling,
                        int i, int team, int64_t *drawn) {
     const int vocab = d->vocab, padded = d->logit_width, estimated = sampling->estimates ? i - (sampling->count - 2) : -1;
@@ -157,7 +162,7 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
         const int s = g->sequence_of_row[parents[r]];
         if (place[s] < 0) wanted[num_wanted] = s, place[s] = num_wanted++;
     }
-    const int few = likeliest ? 128 : 8; /* sequences that one thread samples by itself */
+    const int few = likeliest ? 128 : 8; /* up to so many sequences one thread is faster */
 #pragma omp parallel num_threads(team) if (team > 1 && num_wanted > few)
     {
         float scratch[2 * padded];

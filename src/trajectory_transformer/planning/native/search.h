@@ -1,22 +1,22 @@
-/* The whole search of ../beam_search.py, where the window does not slide: nothing but plans leaves the kernel. */
+/* The whole search of ../beam_search.py, for windows that do not slide. */
 #pragma once
 
 #include "decoding.h"
 #include "encode.h"
 
-/* A search's inputs and results; transition_dim = observation_dim + rest, candidates = expand * width. */
+/* Inputs and results of a search; rest = transition_dim - observation_dim, candidates = expand * width. */
 typedef struct {
     int32_t environments, time, horizon, width, expand, observation_dim, k_observation, k_action; /* k 0: no limit */
     float temperature, cdf, fraction; /* cdf below 0: no filter of actions; fraction: as in Estimates */
     float discount;
     const int64_t *prefix;            /* (environments, time) */
     const float *uniforms;            /* (environments, horizon, transition_dim, candidates) */
-    const float *centers;             /* (transition_dim, vocab - 1): what bins stand for */
-    int64_t *observations;            /* (horizon - 1, environments, width, observation_dim): what transition t + 1 begins with */
+    const float *centers;             /* (transition_dim, vocab - 1): the bins' real values */
+    int64_t *observations;            /* (horizon - 1, environments, width, observation_dim): of transition t + 1 */
     int64_t *tokens;                  /* (horizon, environments, candidates, rest) */
     float *rewards, *values;          /* (horizon, environments, candidates) estimates */
-    int64_t *kept;                    /* (horizon, environments, width): candidates, best first */
-    int64_t *best;                    /* (environments, horizon, transition_dim): what came first in the end */
+    int64_t *kept;                    /* (horizon, environments, width): indices of the candidates kept, best first */
+    int64_t *best;                    /* (environments, horizon, transition_dim): tokens of the best sequence */
     float *best_rewards;              /* (environments, horizon) */
     float *best_value, *best_score;   /* (environments) */
 } Search;
@@ -26,24 +26,24 @@ typedef struct {
     int candidate;
 } Ranked;
 
-/* Higher scores first, and of equal ones (copies of one sequence) the first candidate. */
+/* Order of candidates: higher scores first; of equal ones (copies of one sequence) the first candidate first. */
 static int compare(const void *one, const void *other) {
     const Ranked *a = one, *b = other;
     if (a->score != b->score) return a->score > b->score ? -1 : 1;
     return a->candidate - b->candidate;
 }
 
-/* Keep an environment's best candidates of transition t by rewards and value, of which the reward counts now; what is not finite is
- * worse than all else. rewards: (width) discounted sums of those kept before (0 of the first transition), then of those
- * kept now. */
-static void rank_candidates(const Search *s, int t, int environment, float now, float *rewards, Ranked *ranked) {
+/* Keep an environment's best candidates of transition t by reward plus return-to-go; a score that is not finite is
+ * worse than any other. discount: factor of this transition's reward. rewards: (width) discounted sums of the sequences
+ * kept before (0 before the first transition), replaced by those of the sequences kept now. */
+static void rank_candidates(const Search *s, int t, int environment, float discount, float *rewards, Ranked *ranked) {
     const int candidates = s->expand * s->width;
     const size_t at = (size_t)t * s->environments + environment;
-    const float then = now * s->discount;
+    const float value_discount = discount * s->discount;
     int64_t *kept = s->kept + at * s->width;
     for (int c = 0; c < candidates; c++) {
         const size_t i = at * candidates + c;
-        const float sum = rewards[c / s->expand] + now * s->rewards[i], score = sum + then * s->values[i];
+        const float sum = rewards[c / s->expand] + discount * s->rewards[i], score = sum + value_discount * s->values[i];
         ranked[c] = (Ranked){isfinite(score) ? score : -INFINITY, sum, c};
     }
     qsort(ranked, candidates, sizeof(Ranked), compare);
@@ -51,7 +51,7 @@ static void rank_candidates(const Search *s, int t, int environment, float now, 
     s->best_score[environment] = ranked[0].score;
 }
 
-/* The sequence that came first in the end, found backwards. */
+/* Write the best sequence of environment e, traced back from the last transition. */
 static void trace_back(const Search *s, int e, int rest) {
     const int candidates = s->expand * s->width, dim = s->observation_dim + rest;
     int64_t beam = 0;
@@ -69,8 +69,8 @@ static void trace_back(const Search *s, int e, int rest) {
     }
 }
 
-/* The plans of so many environments from the first on. Candidates of the first transition all continue the prefix; those of the
- * others continue what was kept. */
+/* Find the plans of some environments, from the first on. Candidates of the first transition all continue the prefix;
+ * those of later transitions continue the sequences kept. */
 static int search_environments(Decoder *d, const Search *s, int first, int environments) {
     const int candidates = s->expand * s->width, dim = d->transition_dim, rest = dim - s->observation_dim;
     const int beams = environments * s->width, rows = environments * candidates;
@@ -109,8 +109,9 @@ static int search_environments(Decoder *d, const Search *s, int first, int envir
     return status;
 }
 
-/* The plans of all environments: as many as fill a block each go to threads that need not wait for each other, and whose keys and
- * values stay nearer; the team finds together what would leave some of them without work. */
+/* Find the plans of all environments. Threads search parts of them independently, each part large enough to fill a
+ * group, so that they do not wait for each other and their keys and values stay in the cache; the remaining
+ * environments, too few for one part for each thread, are searched by the whole team together. */
 static int search_plans(Decoder *d, const Search *s) {
     const int team = team_size(d), each = s->width < GROUP ? GROUP / s->width : 1;
     const int parts = s->environments / each / team * team, left = s->environments - parts * each;
@@ -121,12 +122,12 @@ static int search_plans(Decoder *d, const Search *s) {
     {
         Decoder *worker = &d->workers[omp_get_thread_num()];
         worker->seconds[0] = worker->seconds[1] = 0;
-        used -= time_used();
+        used -= thread_seconds();
         for (int part; (part = atomic_fetch_add(&taken, 1)) < parts && !interrupted(d);) {
             const int status = search_environments(worker, s, part * each, each);
             if (status != OK) worst = status;
         }
-        used += time_used(), model += worker->seconds[0], sampling_seconds += worker->seconds[1];
+        used += thread_seconds(), model += worker->seconds[0], sampling_seconds += worker->seconds[1];
         barrier(d, omp_get_num_threads());
     }
     d->seconds[0] += model / team, d->seconds[1] += sampling_seconds / team;

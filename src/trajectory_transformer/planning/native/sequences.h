@@ -3,13 +3,14 @@
 
 #include "decoder.h"
 
+/* Pages of the longest sequence: the length of a page list. */
 static inline int list_length(const Decoder *d) { return pages_for(d->block_size); }
 
 static void free_generation(Generation *g) {
     free(g->sequences), free(g->page_lists), free(g->sequence_of_row), free(g->logits), free(g->transitions), free(g->added);
 }
 
-/* An empty generation with room for so many rows. */
+/* Empty a generation and make room in it for this many rows. */
 static int reserve(const Decoder *d, Generation *g, int rows) {
     g->num_sequences = g->num_rows = 0;
     if (rows <= g->capacity) return OK;
@@ -27,19 +28,19 @@ static int reserve(const Decoder *d, Generation *g, int rows) {
     return OK;
 }
 
-/* Whether all of these tokens, and all of these rows of the last call, exist. */
+/* Check that tokens, or rows of the last call, are in range. */
 static int check_tokens(const Decoder *d, const int64_t *tokens, size_t n) {
     for (size_t i = 0; i < n; i++)
-        if (tokens[i] < 0 || tokens[i] >= d->vocab) return NO_TOKEN;
+        if (tokens[i] < 0 || tokens[i] >= d->vocab) return BAD_TOKEN;
     return OK;
 }
 static int check_rows(const Decoder *d, const int64_t *rows, int n) {
     for (int r = 0; r < n; r++)
-        if (rows[r] < 0 || rows[r] >= d->newest.num_rows) return NO_ROW;
+        if (rows[r] < 0 || rows[r] >= d->newest.num_rows) return BAD_ROW;
     return OK;
 }
 
-/* More pages, all free. */
+/* Add a chunk of free pages to the pool. */
 static int add_chunk(Decoder *d) {
     float **chunks = realloc(d->chunks, sizeof(float *) * (d->num_chunks + 1));
     if (!chunks) return NO_MEMORY;
@@ -54,40 +55,40 @@ static int add_chunk(Decoder *d) {
     return OK;
 }
 
-/* Release all pages but those of some rows' sequences, and make sure that so many pages are free.
- * The lowest pages are found first: those that were used before. */
+/* Release all pages except those of some rows' sequences, and add chunks until the needed number of pages is free.
+ * Pages with the lowest numbers, which were used before, are allocated first. */
 static int release_unused_pages(Decoder *d, const Generation *g, const int64_t *rows, int n, int needed) {
-    char *had = calloc(num_pages(d) + 1, 1);
-    if (!had) return NO_MEMORY;
+    char *in_use = calloc(num_pages(d) + 1, 1);
+    if (!in_use) return NO_MEMORY;
     for (int r = 0; r < n; r++) {
         const Sequence *s = &g->sequences[g->sequence_of_row[rows[r]]];
-        for (int p = 0; p < pages_for(s->stored); p++) had[s->pages[p]] = 1;
+        for (int p = 0; p < pages_for(s->stored); p++) in_use[s->pages[p]] = 1;
     }
     const int pages = num_pages(d);
     int status = OK, free_now = 0;
-    for (int page = 0; page < pages; page++) free_now += !had[page];
+    for (int page = 0; page < pages; page++) free_now += !in_use[page];
     d->num_free = 0;
     while (status == OK && d->num_free + free_now < needed) status = add_chunk(d);
     for (int page = pages - 1; page >= 0; page--)
-        if (!had[page]) d->free_pages[d->num_free++] = page;
-    free(had);
+        if (!in_use[page]) d->free_pages[d->num_free++] = page;
+    free(in_use);
     return status;
 }
 
-/* A page, or -1 if there is no memory for it. Several threads may look for one where enough of them are free. */
+/* Take a free page; -1 if memory is short. Threads may call this concurrently while enough pages are free. */
 static int allocate_page(Decoder *d) {
     if (d->num_free == 0 && add_chunk(d) != OK) return -1;
     return d->free_pages[atomic_fetch_sub(&d->num_free, 1) - 1];
 }
 
-/* A sequence that begins as a copy of another; its list has room for a whole window. */
+/* Copy a sequence; pages is the copy's page list, with room for the longest sequence. */
 static void copy(Sequence *to, const Sequence *from, int32_t *pages) {
     *to = *from;
     to->pages = memcpy(pages, from->pages, sizeof(int32_t) * pages_for(from->stored));
     to->child = -1;
 }
 
-/* As copy, for number s of a generation. */
+/* Copy a sequence to index s of a generation. */
 static Sequence *copy_into(const Decoder *d, Generation *g, int s, const Sequence *from) {
     copy(&g->sequences[s], from, g->page_lists + (size_t)s * list_length(d));
     if (d->observed) {
@@ -97,10 +98,10 @@ static Sequence *copy_into(const Decoder *d, Generation *g, int s, const Sequenc
     return &g->sequences[s];
 }
 
-/* Give a sequence one more slot. Where it lies depends on the token's position alone, so that the order of all sums,
- * and with it the last bit of every result, is the same whatever other sequences there are. Where a relative has gone
- * on in the last page, this one goes on in a copy, which is made when its token is computed, or, where the tokens
- * before it are computed in the same call, together with them. */
+/* Append one slot to a sequence. Its place within a page depends on the token's position alone, so that the order of
+ * all sums, and the last bit of every result, does not depend on other sequences. If another child of the same sequence
+ * has already extended the last page, this sequence continues in a copy of it, *copied (else -1): the copy is made when
+ * the slot's token is computed, or, if the tokens before it are computed in the same call, together with them. */
 static int add_slot(Decoder *d, Sequence *s, int32_t *copied) {
     const int last = s->stored / LANES, begins = s->stored % LANES == 0;
     *copied = begins || !s->extended ? -1 : s->pages[last];
