@@ -92,7 +92,7 @@ def test_sample_plans_are_drawn_at_each_validation(tmp_path: Path, drawn: list[F
 def test_sample_plans_are_for_transformers_without_goals(tmp_path: Path) -> None:
     config = small_config(max_steps=2)
     config.model.goal_conditioned = True
-    with pytest.raises(UserError, match=r"callbacks=sample_plans is for learner=transformer without"):
+    with pytest.raises(UserError, match=r"callbacks=sample_plans needs learner=transformer without"):
         fit(TransformerLearner(), config, tmp_path, small_datamodule(config), [], [SamplePlans()], False)
 
 

@@ -1,4 +1,4 @@
-"""Lightning module of behaviour cloning, its policy and its data."""
+"""Behaviour cloning for Lightning: its module, policy and data module."""
 
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class CloningPolicy(nn.Module):
-    """A feed-forward network from normalised observations to actions within finite bounds; UserError without these."""
+    """A feed-forward policy: normalised observations -> actions; UserError unless actions have finite bounds."""
 
-    observation_mean: Tensor  # (observation_dim,) of the training data
+    observation_mean: Tensor  # (observation_dim,) of the training data, as the deviation; actions' are (action_dim,)
     observation_deviation: Tensor
     action_middle: Tensor
     action_half_range: Tensor
@@ -38,12 +38,12 @@ class CloningPolicy(nn.Module):
 
     @torch.no_grad()
     def normalize_like(self, observations: Tensor) -> None:
-        """Take mean and deviation of observations (n, observation_dim)."""
+        """Set the normalisation to mean and deviation of observations (n, observation_dim)."""
         self.observation_mean.copy_(observations.mean(dim=0))
         self.observation_deviation.copy_(observations.std(dim=0, unbiased=False).clamp_min(1e-6))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Actions (…, action_dim) at observations (…, observation_dim)."""
+        """Actions (…, action_dim) for observations (…, observation_dim)."""
         output = self.layers((observations - self.observation_mean) / self.observation_deviation).tanh()
         return self.action_middle + self.action_half_range * output
 

@@ -1,4 +1,4 @@
-"""The behaviour of an embedded data set as a learner that learns nothing: what the data's own policy earns."""
+"""The behaviour policy of an embedded data set as a learner without training, to measure its return."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 
 @dataclass
 class DeterministicBehavior(Learner):
-    """The policy that an embedded set was simulated with, by its mean and without noise; of several the latest.
+    """The policy that simulated an embedded data set, without noise; of several policies, the most trained one.
 
-    Its weights are read from this package and stay as they are, so that one update, ``trainer.max_steps=1``, is enough.
+    Its weights are read from this package and do not change, so one update, ``trainer.max_steps=1``, is enough.
     """
 
     kind = "behavior"
@@ -37,7 +37,8 @@ class DeterministicBehavior(Learner):
         latest_behavior(config.data.dataset_ids)
         require(
             config.data.observation_indices is None and config.data.observation_keys is None,
-            "learner=behavior sees the whole observation: leave out data.observation_indices and data.observation_keys",
+            "learner=behavior needs the whole observation: leave out data.observation_indices and "
+            "data.observation_keys",
         )
 
     @override
@@ -71,13 +72,13 @@ class DeterministicBehavior(Learner):
 
 
 def latest_behavior(dataset_ids: Sequence[str]) -> PolicyBehavior:
-    """The policy with the most training among those that simulated these sets; UserError where none is known."""
+    """The policy with the most training among those that simulated these data sets; UserError if none is known."""
     recipes = [REGISTRY[name] for name in dataset_ids if name in REGISTRY]
     policies = [one for recipe in recipes for one in recipe.behaviors if isinstance(one, PolicyBehavior)]
     known = [name for name, recipe in REGISTRY.items() if any(isinstance(b, PolicyBehavior) for b in recipe.behaviors)]
     require(
         0 < len(dataset_ids) == len(recipes) and len(policies) > 0,
-        f"learner=behavior knows no policy of data set {', '.join(dataset_ids) or 'data.source'}; it does of "
+        f"learner=behavior has no policy for data set {', '.join(dataset_ids) or 'data.source'}; it has one for "
         f"{', '.join(known)}",
     )
     return max(policies, key=lambda policy: policy.snapshot)

@@ -1,4 +1,4 @@
-"""Lightning module of an embedded data set's own policy, which stays as it is."""
+"""Lightning module of an embedded data set's behaviour policy, which is not changed by training."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from .transition_module import TransitionModule
 
 
 class SnapshotPolicy(nn.Module):
-    """The mean of a policy that simulated data, within the action space's bounds."""
+    """The mean action of a policy that simulated a data set, within the action space's bounds."""
 
     middle: Tensor  # (action_dim,)
     half_range: Tensor
@@ -33,15 +33,15 @@ class SnapshotPolicy(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(n, action_dim) actions at observations (n, observation_dim)."""
+        """Actions (n, action_dim) for observations (n, observation_dim)."""
         mean = self.layers(observations)
         return self.middle + self.half_range * (mean.tanh() if self.soft else mean.clamp(-1.0, 1.0))
 
 
 class BehaviorModule(TransitionModule):
-    """Tells the squared distance of the data's actions from the policy's, in units of half their range; learns nothing.
+    """Measures the squared distance between the data's and the policy's actions, in units of half the action range.
 
-    That distance is the noise of the data, and of other policies where there were several: no clone has a lower one.
+    It does not train. The distance shows the data's noise, and the difference between policies if there were several.
     """
 
     logged = ("loss",)

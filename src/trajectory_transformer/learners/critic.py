@@ -1,4 +1,4 @@
-"""A trained critic: the networks of implicit Q-learning, and the units of their values."""
+"""A trained critic: networks of implicit Q-learning, with their units of reward."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,22 +12,22 @@ from .iql_network import ImplicitQ
 
 @dataclass(frozen=True)
 class Critic:
-    """Trained networks with all that gives their values a meaning."""
+    """Trained networks of implicit Q-learning, with what is needed to interpret their values."""
 
     network: ImplicitQ  # in evaluation mode, without gradients
-    reward_scale: float  # the networks know a reward r as ``reward_scale * r + reward_shift``
+    reward_scale: float  # the networks were trained on ``reward_scale * r + reward_shift`` for rewards r
     reward_shift: float
-    discount: float  # of their values
+    discount: float  # of the values
     environment: EnvironmentSpec  # the spaces of the data, and the environment to act in
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "Critic":
-        """The critic in a file; raises as :meth:`of`, and where the file is no good."""
+        """Load the critic of a checkpoint file; UserError as in :meth:`of`, or if the file is invalid."""
         return cls.of(Checkpoint.read(path), device)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "cpu") -> "Critic":
-        """The critic in a checkpoint; UserError if it holds something else, or its parts do not fit together."""
+        """Load the critic of a checkpoint; UserError if it is of another kind, or its parts do not fit together."""
         checkpoint.require_kind("iql")
         environment = checkpoint.training.environment
         with fitting_parts(checkpoint.name):

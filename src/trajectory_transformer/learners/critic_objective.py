@@ -1,4 +1,4 @@
-"""TT(+Q): a critic scores the leaves of the search in place of the predicted return-to-go (paper §4.2)."""
+"""TT(+Q): an objective in which a critic's value replaces the predicted return-to-go (paper §4.2)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Differs from the paper: it leaves open what exactly is ranked; three readings are here.
+# Differs from the paper: it does not define the score exactly; three interpretations are implemented.
 @dataclass
 class CriticValue(Objective):
-    """A critic's value of the last action planned, or of the state it is taken in, with the rewards on the way.
+    """The rewards of a plan plus a critic's value of its last action, or of the state before that action.
 
-    ``score=return`` ranks by the rewards expected before that action, as the critic knows them, plus the action's
-    discounted value Q(s_t, a_t); ``v`` by the same rewards plus the state's value V(s_t), so that the last action does
-    not matter; ``q`` by Q(s_t, a_t) alone; any other is a UserError. Rewards and values are discounted as the critic's
-    were; observations and actions are bin centres.
+    ``score=return`` ranks by the estimated rewards before the last action, in the critic's units, plus that action's
+    discounted value Q(s_t, a_t); ``v`` by the same rewards plus the state's value V(s_t), independently of the last
+    action; ``q`` by Q(s_t, a_t) alone; any other is a UserError. The discount is the critic's; observations and actions
+    are bin centres.
     """
 
     critic: str
     """Checkpoint of experiment=iql_… that was trained on the model's data."""
     score: str = one_of("return", ("return", "v", "q"))
-    """Score of a plan: return is the rewards before the last action plus its Q, v the same plus the value of the state
-    that it is taken in, q its Q alone."""
+    """Score of a plan: return is the rewards before the last action plus Q of that action; v is the same rewards plus
+    the value of the state before that action; q is Q of that action alone."""
 
     def __post_init__(self) -> None:
         validate("planner.objective.", self)
@@ -33,13 +33,13 @@ class CriticValue(Objective):
     def check(self, settings: PlannerConfig) -> None:
         require(
             self.score != "v" or (settings.plan_freq < settings.horizon and settings.deadline_ms is None),
-            "planner.objective.score=v ranks by states that actions lead to, so that a plan's last action is any one: "
-            "it needs planner.horizon above planner.plan_freq, and no planner.deadline_ms, which shortens plans",
+            "planner.objective.score=v does not depend on a plan's last action, which must therefore not be used: set "
+            "planner.horizon above planner.plan_freq, and no planner.deadline_ms, which shortens plans",
         )
 
     def prepare(self, context: PlanningContext) -> None:
-        """Read the critic; UserError if the file is no good, or the critic was trained on other data or dimensions."""
-        import torch  # here, so that the check of options need not wait for it
+        """Read the critic; UserError if the file is invalid, or the critic was trained on other data or dimensions."""
+        import torch  # here, so that options are checked before torch is loaded
 
         from ..checkpoint import Checkpoint
         from .critic import Critic
@@ -55,7 +55,7 @@ class CriticValue(Objective):
         if context.environment is not None and context.fingerprint is not None:
             checkpoint.require_same_data("planner.objective.critic", context.environment, context.fingerprint)
         self._critic = critic
-        # One for each length: a power's last bit depends on how many are computed at once.
+        # One tensor for each length: the last bit of a power depends on how many are computed at once.
         lengths = range(1, context.settings.horizon + 1)
         self._discounts = [critic.discount ** torch.arange(length, device=context.device) for length in lengths]
 

@@ -1,4 +1,4 @@
-"""The Decision Transformer as a learner: actions that a wanted return, and the steps before, make likely."""
+"""The Decision Transformer as a learner: it predicts actions from a target return and the steps before."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ReturnConditioned(Learner):
     ignores = OPTIONS_OF_WINDOWS
 
     context: int = within(20, 1, 1000)
-    """Steps that the model sees at once."""
+    """Steps in the model's input."""
     n_layer: int = within(3, 1, 1000)
     """Transformer blocks."""
     n_head: int = within(1, 1, 65_536)
@@ -36,7 +36,7 @@ class ReturnConditioned(Learner):
     dropout: float = within(0.1, 0.0, below=1.0)
     """Dropout probability of embeddings, attention weights and the blocks' outputs."""
     target_return: float | None = within(None, -LARGEST, LARGEST)
-    """Return that the policy is asked for; null is the best of the training episodes, times target_factor."""
+    """Return that the policy aims at; null is the best return of the training episodes times target_factor."""
     target_factor: float = within(1.0, high=LARGEST, above=0.0)
     """Factor of the best training return when target_return is null."""
     return_scale: float | None = within(None, high=LARGEST, above=0.0)

@@ -1,4 +1,4 @@
-"""The Decision Transformer as an agent: it asks for a return, and remembers the steps that its network sees."""
+"""The Decision Transformer's agent, which keeps the remaining target return and the steps of its network's input."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .policy_agent import PolicyAgent, PolicySettings
 
 @dataclass(frozen=True)
 class DecisionSettings(PolicySettings):
-    """Those of a policy, the steps that it sees, and the return that it asks for."""
+    """Settings of a policy, with the number of steps in its input and its target return."""
 
     context: int = 1
     target_return: float = 0.0
@@ -26,13 +26,13 @@ class DecisionSettings(PolicySettings):
 class _Past:
     """One environment's episode so far."""
 
-    steps: deque[tuple[float, np.ndarray, np.ndarray]]  # the latest: return still wanted, observation, action
-    wanted: float  # of the rewards from here on
+    steps: deque[tuple[float, np.ndarray, np.ndarray]]  # the latest ones: remaining target, observation, action
+    remaining: float  # target of the sum of all further rewards
     length: int = 0  # steps made
 
 
 class DecisionAgent(PolicyAgent):
-    """Acts as what follows the last steps and the return still wanted: the target less the rewards received."""
+    """Predicts actions from the last steps and the remaining target return: the target minus the rewards received."""
 
     def __init__(
         self, network: DecisionTransformer, environment: EnvironmentSpec, device: str, target_return: float
@@ -57,9 +57,10 @@ class DecisionAgent(PolicyAgent):
 
     @override
     def choose(self, row: int, observation: Tensor) -> Tensor:
-        """The action (action_dim,) of one environment at its observation (1, observation_dim)."""
+        """The action (action_dim,) of one environment for its observation (1, observation_dim)."""
         past = self._pasts[row]
-        present = past.wanted, self._observations[row], np.zeros(self.environment.action_dim)  # the action is unseen
+        # The zeros are a placeholder for the present action, which the network does not see.
+        present = past.remaining, self._observations[row], np.zeros(self.environment.action_dim)
         columns = zip(*past.steps, present, strict=True)
         returns, observations, actions = (
             torch.from_numpy(np.array(column, dtype=np.float32)).to(observation).unsqueeze(0) for column in columns
@@ -69,11 +70,11 @@ class DecisionAgent(PolicyAgent):
 
     @override
     def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None:
-        """Record the step that each environment has just made; where it is ``done``, forget the past."""
+        """Record the last step of each environment, and forget the past of those that are ``done``."""
         for row in np.flatnonzero(self.planned):
             past = self._pasts[row]
-            past.steps.append((past.wanted, self._observations[row], np.array(actions[row])))
-            past.wanted -= float(rewards[row])
+            past.steps.append((past.remaining, self._observations[row], np.array(actions[row])))
+            past.remaining -= float(rewards[row])
             past.length += 1
             if done[row]:
                 self._pasts[row] = self._new_past()

@@ -1,4 +1,4 @@
-"""Lightning module of the Decision Transformer, and its data."""
+"""The Decision Transformer for Lightning: its module and data module."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from .transition_module import TransitionModule
 
 
 class ReturnDataModule(OfflineDataModule[ReturnBatch]):
-    """Windows of ``context`` steps of the two parts, with rewards as recorded but for ``data.termination_penalty``."""
+    """Windows of ``context`` steps of both parts; rewards are those recorded, with ``data.termination_penalty``."""
 
     windows: dict[str, ReturnWindows]  # "train" and "validation", on the CPU
     best_return: float  # of the training episodes
@@ -39,7 +39,7 @@ class ReturnDataModule(OfflineDataModule[ReturnBatch]):
 
 
 class DecisionModule(TransitionModule):
-    """Minimises the squared error of actions, in units of half their range; ``target_return`` is for who acts."""
+    """Minimises the squared error of actions, in units of half their range; records ``target_return`` for the agent."""
 
     unit = "windows"
     logged = ("loss",)
@@ -65,8 +65,8 @@ class DecisionModule(TransitionModule):
     def losses(self, batch: ReturnBatch) -> tuple[Tensor, dict[str, Tensor]]:
         predicted = self.network(batch.returns, batch.observations, batch.actions, batch.steps)
         error = (predicted - batch.actions) / self.network.action_half_range
-        # Differs from the original: steps past an episode's end count in the divisor, as in the trunk's own loss, so
-        # that the parts of a batch and the processes that share it add up to the same update.
+        # Differs from the original: steps past an episode's end count in the divisor, as in the transformer's loss, so
+        # that the update does not depend on how a batch is divided into parts and among processes.
         loss = (error.square().mean(dim=-1) * batch.mask).mean()
         return loss, {"loss": loss}
 

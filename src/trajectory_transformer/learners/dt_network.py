@@ -1,9 +1,8 @@
-"""The Decision Transformer (Chen, Lu, Rajeswaran, Lee, Grover, Laskin, Abbeel, Srinivas, Mordatch 2021).
+"""The network of the Decision Transformer (Chen, Lu, Rajeswaran, Lee, Grover, Laskin, Abbeel, Srinivas, Mordatch 2021).
 
-A step is three tokens: the return that is still to come, the observation and the action. All three are continuous, as
-in the paper, each embedded by a linear map, and not cut into the bins that the Trajectory Transformer has: it is to be
-compared as its authors made it, and an action's error is then a distance. The blocks are those of
-:mod:`~..model.gpt`.
+A step has three tokens: return-to-go, observation and action. All three are continuous and embedded by a linear map, as
+in the paper, not discretised as in the Trajectory Transformer, so that it is compared as its authors published it. The
+blocks are those of :mod:`~..model.gpt`.
 """
 
 from typing import TYPE_CHECKING
@@ -22,9 +21,13 @@ if TYPE_CHECKING:
 
 
 class DecisionTransformer(nn.Module):
-    """From returns, observations and actions so far to the next action, within finite bounds; UserError without these.
+    """Network that predicts actions from returns-to-go, observations and earlier actions.
 
-    Below, n is the batch, T ≤ ``options.context`` steps, O and A the dimensions of observations and actions.
+    Below, n is the batch size, T ≤ ``options.context`` the number of steps, O and A are the dimensions of observations
+    and actions.
+
+    Raises:
+        UserError: the actions have no finite bounds.
     """
 
     observation_mean: Tensor  # (O,) of the training data
@@ -58,26 +61,27 @@ class DecisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(options.n_layer))
         self.ln_f = nn.LayerNorm(width)
         self.head = nn.Linear(width, len(low))
-        for module in self.blocks.modules():  # as the original: the rest is initialised as torch does
+        for module in self.blocks.modules():  # as in the original; everything else has torch's initialisation
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=config.initializer_range)
                 nn.init.zeros_(module.bias)
 
     @torch.no_grad()
     def normalize_like(self, observations: Tensor, returns: Tensor, return_scale: float | None) -> None:
-        """Take mean and deviation of observations (n, O), and the scale given or the greatest of returns (n,)."""
+        """Set the normalisation from observations (n, O) and returns-to-go (n,); ``return_scale`` None: the largest."""
         self.observation_mean.copy_(observations.mean(dim=0))
         self.observation_deviation.copy_(observations.std(dim=0, unbiased=False).clamp_min(1e-6))
         self.return_scale.fill_(return_scale or float(returns.abs().max()) or 1.0)
 
     def forward(self, returns: Tensor, observations: Tensor, actions: Tensor, steps: Tensor) -> Tensor:
-        """Actions (n, T, A) that are predicted at each step from the steps before and its own return and observation.
+        """Predicted actions (n, T, A) of each step, from the steps before and the step's own return and observation.
 
         Args:
-            returns: (n, T) still to come, that of the step included.
+            returns: (n, T) returns-to-go, including the step's own reward.
             observations: (n, T, O).
-            actions: (n, T, A) in the space's units; a step's own is seen by later ones only.
-            steps: (n, T) whole numbers from 0, of each step in its episode; past the longest they count as its last.
+            actions: (n, T, A) in the space's units; an action is visible to later steps only.
+            steps: (n, T) integers, index of each step in its episode from 0; those past the longest training episode
+                are embedded as its last step.
         """
         tokens = [
             self.return_embedding((returns / self.return_scale).unsqueeze(-1)),

@@ -1,4 +1,4 @@
-"""An ensemble of dynamics models as a learner; it predicts and does not act."""
+"""An ensemble of dynamics models as a learner, which predicts but does not act."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 
 @dataclass
 class EnsembleLearner(EnsembleConfig, Learner):
-    """A probabilistic ensemble of dynamics models (PETS, Chua et al. 2018), in the size that MBPO made usual."""
+    """A probabilistic ensemble of dynamics models (PETS, Chua et al. 2018), by default in MBPO's size."""
 
     kind = "ensemble"
     acts = False
@@ -52,6 +52,6 @@ class EnsembleLearner(EnsembleConfig, Learner):
         self, checkpoint: "Checkpoint", device: str, planner: Mapping[str, Any], allow: Sequence[str] = ()
     ) -> NoReturn:
         raise UserError(
-            f"'{checkpoint.name}' holds an ensemble of dynamics models, which predicts and does not act; compare a "
+            f"'{checkpoint.name}' holds an ensemble of dynamics models, which predicts but does not act; compare a "
             f"transformer with it by checkpoint=TRANSFORMER.ckpt task=predict predict.ensemble={checkpoint.name}"
         )

@@ -12,7 +12,7 @@ from .transition_module import TransitionModule
 
 
 class EnsembleModule(TransitionModule):
-    """Trains a :class:`DynamicsEnsemble`, its normalisation set, on bootstrapped transitions, (members, batch, …)."""
+    """Trains a normalised :class:`DynamicsEnsemble` on bootstrapped transitions (members, batch, …)."""
 
     logged = ("loss", "worst_member_loss")
     network: DynamicsEnsemble
@@ -24,7 +24,7 @@ class EnsembleModule(TransitionModule):
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:
         named, decay = list(self.network.named_parameters()), self.optimizer_config.weight_decay
-        # Differs from the original: AdamW's decay, one value, in place of an L2 term with a factor for each layer.
+        # Differs from the original: one weight decay of AdamW instead of an L2 penalty with a factor for each layer.
         return [
             {"params": [p for name, p in named if name.endswith(".weight") == decays], "weight_decay": decay * decays}
             for decays in (True, False)

@@ -1,4 +1,4 @@
-"""A probabilistic ensemble of dynamics models (PETS: Chua, Calandra, McAllister, Levine 2018)."""
+"""Networks of a probabilistic ensemble of dynamics models (PETS: Chua, Calandra, McAllister, Levine 2018)."""
 
 import math
 from functools import partial
@@ -13,16 +13,16 @@ from ..configuration import EnsembleConfig
 from ..data.transition_set import TransitionBatch
 
 ALL_MEMBERS = slice(None)
-SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is not divided by its deviation
+SMALLEST_DEVIATION = 1e-6  # a dimension with a smaller deviation is not divided by it
 
 
 def gaussian_nats(targets: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Negative log-likelihood in nats of each target under its own Gaussian; all of one shape."""
+    """Negative log-likelihood in nats of each target under its own Gaussian; all arguments have the same shape."""
     return 0.5 * ((targets - mean).square() * (-log_variance).exp() + log_variance + math.log(2.0 * math.pi))
 
 
 class MemberLinear(nn.Module):
-    """A linear layer for each member of an ensemble, in one batched product.
+    """A linear layer for each member of an ensemble, computed as one batched product.
 
     Weights (members, inputs, outputs) are drawn as in PETS, from a normal distribution of standard deviation
     1 / (2 √inputs), truncated at twice that; biases (members, 1, outputs) are zero.
@@ -36,12 +36,12 @@ class MemberLinear(nn.Module):
         nn.init.trunc_normal_(self.weight, std=deviation, a=-2.0 * deviation, b=2.0 * deviation)
 
     def forward(self, inputs: Tensor, members: slice) -> Tensor:
-        """(chosen members, batch, outputs) for inputs (chosen members, batch, inputs)."""
+        """Outputs (chosen members, batch, outputs) for inputs (chosen members, batch, inputs)."""
         return torch.baddbmm(self.bias[members], inputs, self.weight[members])
 
 
 class DynamicsEnsemble(nn.Module):
-    """Members that each predict a Gaussian over the change of an observation (O,) under an action (A,), all in one."""
+    """All dynamics models; each predicts a Gaussian of the change of an observation (O,) by an action (A,)."""
 
     input_mean: Tensor  # (O + A,) of observations and actions in the training data
     input_deviation: Tensor
@@ -67,9 +67,9 @@ class DynamicsEnsemble(nn.Module):
 
     @torch.no_grad()
     def normalize_like(self, transitions: TransitionBatch) -> None:
-        """Take means and deviations from training transitions (n, …)."""
+        """Set the normalisation to means and deviations of training transitions (n, …)."""
         inputs = torch.cat([transitions.observations, transitions.actions], dim=-1).double()
-        # Differs from the original: the change is normalised too, so that no dimension outweighs another.
+        # Differs from the original: the change is normalised too, so that all dimensions have the same weight.
         change = transitions.next_observations.double() - transitions.observations.double()
         for name, values in (("input", inputs), ("change", change)):
             deviation = values.std(dim=0, unbiased=False)
@@ -77,7 +77,7 @@ class DynamicsEnsemble(nn.Module):
             getattr(self, f"{name}_deviation").copy_(torch.where(deviation > SMALLEST_DEVIATION, deviation, 1.0))
 
     def forward(self, observations: Tensor, actions: Tensor, members: slice = ALL_MEMBERS) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the normalised change, (chosen members, batch, O) each, of inputs of that form."""
+        """Mean and log-variance of the normalised change, each (chosen members, batch, O) like the inputs."""
         hidden = (torch.cat([observations, actions], dim=-1) - self.input_mean) / self.input_deviation
         for layer in self.layers[:-1]:
             hidden = F.silu(layer(hidden, members))
@@ -86,18 +86,18 @@ class DynamicsEnsemble(nn.Module):
         return mean, self.log_variance_low + F.softplus(log_variance - self.log_variance_low)
 
     def nats(self, batch: TransitionBatch) -> Tensor:
-        """(members,) mean negative log-likelihood of a dimension of the normalised change; of (members, n, …)."""
+        """Mean negative log-likelihood (members,) per dimension of the normalised change, for (members, n, …)."""
         mean, log_variance = self(batch.observations, batch.actions)
         change = batch.next_observations - batch.observations
         targets = (change - self.change_mean) / self.change_deviation
         return gaussian_nats(targets, mean, log_variance).mean(dim=(1, 2))
 
     def loss(self, nats: Tensor) -> Tensor:
-        """The loss: the members' :meth:`nats`, added up, and a weight on the spread of the bounds."""
+        """Training loss: the sum of the members' :meth:`nats`, plus a penalty on the width of the variance bounds."""
         return nats.sum() + self.config.bound_weight * (self.log_variance_high - self.log_variance_low).sum()
 
     def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the next observation, (n, O) each, in real units; ``members`` (n,) are who predicts."""
+        """Mean and deviation of the next observation, each (n, O), in real units, by the members (n,) given."""
         mean, deviation = torch.empty_like(observations), torch.empty_like(observations)
         for member in range(self.num_members):
             rows = (members == member).nonzero().squeeze(1)
@@ -109,7 +109,7 @@ class DynamicsEnsemble(nn.Module):
 
 
 def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemble:
-    """The ensemble in a checkpoint, for evaluation, without gradients; UserError if there is none, or it is damaged."""
+    """Load a checkpoint's ensemble for evaluation, without gradients; UserError if it is of another kind or damaged."""
     checkpoint.require_kind("ensemble")
     environment = checkpoint.training.environment
     with fitting_parts(checkpoint.name):

@@ -1,4 +1,4 @@
-"""Implicit Q-learning as a learner: values of the data's own best actions, and a policy from them."""
+"""Implicit Q-learning as a learner: values of the best actions within the data, and a policy from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 
 @dataclass
 class ImplicitQLearning(IqlConfig, Learner):
-    """Implicit Q-learning (Kostrikov, Nair, Levine 2021), by default with its paper's settings for locomotion."""
+    """Implicit Q-learning (Kostrikov, Nair, Levine 2021), by default with the paper's settings for locomotion."""
 
     kind = "iql"
     ignores = OPTIONS_OF_WINDOWS

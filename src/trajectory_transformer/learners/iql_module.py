@@ -15,9 +15,9 @@ from .transition_module import TransitionModule
 
 
 class ImplicitQModule(TransitionModule):
-    """Trains V, Q and the policy of :class:`ImplicitQ` together; ``transform`` is scale and shift of rewards.
+    """Trains V, Q and the policy of :class:`ImplicitQ` together; ``transform`` is the scale and shift of rewards.
 
-    The policy's learning rate follows the schedule, as in the paper; V and Q keep theirs.
+    The policy's learning rate follows the schedule, as in the paper; that of V and Q is constant.
     """
 
     best_is_latest = True
@@ -63,4 +63,4 @@ class ImplicitQModule(TransitionModule):
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.network.update_targets()  # not after the batch: a checkpoint is written before the module's hook there
+        self.network.update_targets()  # not in on_train_batch_end, which runs after a checkpoint is written

@@ -1,4 +1,4 @@
-"""Implicit Q-learning (Kostrikov, Nair, Levine 2021): values of the data's own best actions, and a policy from them."""
+"""Networks and losses of implicit Q-learning (Kostrikov, Nair, Levine 2021)."""
 
 import copy
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from .mlp import make_mlp
 
-RETURN_SPAN = 1000.0  # of the data's scaled returns
-LOG_STD_RANGE = (-5.0, 2.0)  # of the policy, as its authors clip it
+RETURN_SPAN = 1000.0  # difference between the best and the worst scaled return of the data
+LOG_STD_RANGE = (-5.0, 2.0)  # of the policy, clipped as by its authors
 
 
 class ImplicitLosses(NamedTuple):
-    """Scalar losses, each of which moves its own networks only, and the mean of V."""
+    """Scalar losses, each with gradients for its own networks only, and the mean of V."""
 
     value: Tensor
     q: Tensor  # of both Q networks together
@@ -27,7 +27,7 @@ class ImplicitLosses(NamedTuple):
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
-    """Mean of |expectile − 1(difference < 0)| · difference² (equation 5), which is least at the expectile, in (0, 1).
+    """Mean of |expectile − 1(difference < 0)| · difference² (equation 5), minimal at the expectile, in (0, 1).
 
     ``difference`` is target minus prediction, of any shape.
     """
@@ -36,19 +36,19 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
 
 def advantage_weights(advantage: Tensor, inverse_temperature: float, max_weight: float) -> Tensor:
-    """exp(inverse_temperature · advantage), at most ``max_weight`` (equation 7)."""
+    """Weights exp(inverse_temperature · advantage) of the policy's loss, at most ``max_weight`` (equation 7)."""
     return (inverse_temperature * advantage).exp().clamp(max=max_weight)
 
 
 def reward_transform(rewards: str, worst_return: float, best_return: float) -> tuple[float, float]:
-    """Scale and shift of rewards, as the paper has them; UserError where equal returns give no scale.
+    """Scale and shift of rewards, as in the paper; UserError if all returns are equal, so that they define no scale.
 
-    "scaled": so that the data's returns span 1000; "minus_one": a step costs 1, the goal nothing; "raw".
+    "scaled": the data's returns span 1000; "minus_one": 1 is subtracted from every reward; "raw": unchanged.
     """
     if rewards == "scaled":
         if best_return <= worst_return:
             raise UserError(
-                f"all episodes have the return {best_return:g}, so that learner.rewards=scaled has no scale; choose "
+                f"all episodes have the return {best_return:g}, so learner.rewards=scaled is not possible; choose "
                 "learner.rewards=minus_one or raw"
             )
         return RETURN_SPAN / (best_return - worst_return), 0.0
@@ -56,9 +56,9 @@ def reward_transform(rewards: str, worst_return: float, best_return: float) -> t
 
 
 class ImplicitQ(nn.Module):
-    """The networks: V(s), twin Q(s, a) with slowly following targets, and a Gaussian policy.
+    """The networks: V(s), twin Q(s, a) with target networks, and a Gaussian policy.
 
-    They see actions scaled to [−1, 1] from their finite bounds (A,); below, O is the observation's dimension.
+    Actions are scaled from their finite bounds (A,) to [−1, 1]; below, O is the observation's dimension.
     """
 
     action_middle: Tensor
@@ -81,25 +81,25 @@ class ImplicitQ(nn.Module):
 
     @classmethod
     def of_environment(cls, environment: EnvironmentSpec, config: IqlConfig) -> "ImplicitQ":
-        """Networks for an environment's spaces; a UserError where its actions are not a Box with finite bounds."""
+        """Networks for an environment's spaces; UserError if its actions are not a Box with finite bounds."""
         return cls(environment.observation_dim, *environment.finite_action_bounds("iql"), config)
 
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(n,) lesser of the two targets at (n, O) and (n, A) in the action space's units; in transformed rewards."""
+        """The smaller target Q (n,) of observations (n, O) and actions (n, A) in their own units; of scaled rewards."""
         return self._twins(self.targets, observations, actions).amin(dim=0)
 
     def v(self, observations: Tensor) -> Tensor:
-        """(n,) the value of observations (n, O), in the unit of the transformed rewards."""
+        """Values V (n,) of observations (n, O); of scaled rewards."""
         return self.value(observations).squeeze(-1)
 
     def policy_mean(self, observations: Tensor) -> Tensor:
-        """(n, A) most likely actions at observations (n, O), within the action space's bounds and in its units."""
+        """Most likely actions (n, A) for observations (n, O), within the action space's bounds and in its units."""
         return self.action_middle + self.action_half_range * self.policy(observations).tanh()
 
     def losses(self, batch: TransitionBatch, discount: float) -> ImplicitLosses:
-        """The losses of one update (equations 5 to 7); ``batch`` has transformed rewards."""
+        """Losses of one update (equations 5 to 7); ``batch`` has scaled rewards."""
         observations, actions = batch.observations, batch.actions
-        # Differs from the original: it updates V before Q and the policy, here all three begin from the same V.
+        # Differs from the original, which updates V before Q and the policy: here all three use the same V.
         value = self.v(observations)
         advantage = self.q(observations, actions) - value
         with torch.no_grad():
@@ -115,14 +115,14 @@ class ImplicitQ(nn.Module):
         )
 
     def log_probability(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(n,) log-density of actions scaled to [−1, 1] under the policy."""
+        """Log-density (n,) of actions (n, A) under the policy, in units of actions scaled to [−1, 1]."""
         deviation = self.policy_log_std.clamp(*LOG_STD_RANGE).exp()
         policy = torch.distributions.Normal(self.policy(observations).tanh(), deviation, validate_args=False)
         return policy.log_prob(self._scaled(actions)).sum(dim=-1)
 
     @torch.no_grad()
     def update_targets(self) -> None:
-        """Move each target network a little towards its own (Polyak averaging)."""
+        """Move each target network a little towards its source (Polyak averaging)."""
         for target, source in zip(self.targets.parameters(), self.twins.parameters(), strict=True):
             target.lerp_(source, self.config.target_rate)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def make_mlp(input_dim: int, hidden_layers: int, hidden_width: int, output_dim: int) -> nn.Sequential:
-    """ReLU layers (at least one) and a linear one, with orthogonal weights of gain √2 and zero biases, as in IQL."""
+    """Make ReLU layers, at least one, and a linear layer, with orthogonal weights of gain √2 and zero biases."""
     widths = [input_dim, *[hidden_width] * hidden_layers, output_dim]
     linears = [nn.Linear(before, after) for before, after in pairwise(widths)]
     for linear in linears:

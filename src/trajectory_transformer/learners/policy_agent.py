@@ -1,4 +1,4 @@
-"""A policy as an agent: it acts without planning."""
+"""An agent that follows a policy, without planning."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..planning.plan import PlanCounts
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Planner options of an agent that does not plan: one step, one candidate, no deadline."""
+    """Planner options of a policy's agent: one step, one candidate, no deadline."""
 
     name: str
     horizon: int = 1
@@ -24,20 +24,20 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class PolicyStep:
-    """The plan of an agent that does not plan."""
+    """The plan of a policy's agent: the present observations only."""
 
-    observations: np.ndarray  # (environment, 1, observation_dim): the present; a policy predicts nothing
+    observations: np.ndarray  # (environment, 1, observation_dim)
 
 
 class PolicyAgent:
-    """Takes the policy's action in each environment; its past and random numbers play no part.
+    """An agent that takes a deterministic policy's action in each environment.
 
-    ``policy`` gives actions (n, action_dim) at observations (n, observation_dim), in the spaces' own units; results
-    call it ``name``.
+    ``policy`` maps observations (n, observation_dim) to actions (n, action_dim), both in the spaces' own units;
+    ``name`` is its name in results.
     """
 
     needs_goal = imitates = False
-    planned: np.ndarray  # (environment,) bool: which rows the last :meth:`act` chose an action for
+    planned: np.ndarray  # (environment,) bool: rows for which the last :meth:`act` chose an action
     counts: PlanCounts  # actions chosen since the last :meth:`reset`, as plans of one step
 
     def __init__(
@@ -54,16 +54,16 @@ class PolicyAgent:
         self._observations = np.zeros((num_envs, self.environment.observation_dim), dtype=np.float32)
 
     def begin_episode(self, env_index: int, seed: int) -> None:
-        """Nothing: there is no past to forget."""
+        """Do nothing: a policy has no past."""
 
     def aim(self, goals: np.ndarray) -> None:
-        """Nothing: a goal reaches a policy as a part of the observation."""
+        """Do nothing: for a policy, the goal is part of the observation."""
 
     @torch.no_grad()
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """The next action of each environment, (environment, action_dim) float32, at its real-valued observations.
+        """The next actions (environment, action_dim) float32 for real-valued observations.
 
-        Rows that are not ``active`` (None: all are) get 0; UserError if another has another width or is not finite.
+        Rows that are not ``active`` (None: all are) get 0; UserError if the shape is wrong or an active row not finite.
         """
         expected = self._observations.shape
         require(observations.shape == expected, f"observations have shape {observations.shape}, expected {expected}")
@@ -74,16 +74,16 @@ class PolicyAgent:
         self.counts = PlanCounts(self.counts.plans + int(self.planned.sum()))
         actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)
         values = torch.from_numpy(self._observations).to(self._device)
-        for row in np.flatnonzero(self.planned):  # one by one: in a batch, rounding depends on the rows beside
+        for row in np.flatnonzero(self.planned):  # one by one: in a batch, rounding depends on the other rows
             actions[row] = self.choose(int(row), values[row : row + 1]).cpu().numpy()
         return actions
 
     def choose(self, row: int, observation: Tensor) -> Tensor:
-        """The action (action_dim,) of one environment at its observation (1, observation_dim)."""
+        """The action (action_dim,) of one environment for its observation (1, observation_dim)."""
         return self._policy(observation)[0]
 
     def observe(self, actions: np.ndarray, rewards: np.ndarray, done: np.ndarray) -> None:
-        """Nothing: the next action depends on the next observation alone."""
+        """Do nothing: the next action depends on the next observation alone."""
 
     @property
     def last_plan(self) -> PolicyStep:

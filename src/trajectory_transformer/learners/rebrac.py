@@ -1,4 +1,4 @@
-"""ReBRAC as a learner: an actor and critics, both kept near the data's actions."""
+"""ReBRAC as a learner: an actor and critics, both penalised for leaving the data's actions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 
 @dataclass
 class RegularizedActorCritic(Learner):
-    """ReBRAC (Tarasov, Kurenkov, Nikulin, Kolesnikov 2023), by default with its paper's settings for Hopper-medium.
+    """ReBRAC (Tarasov, Kurenkov, Nikulin, Kolesnikov 2023), by default with the paper's settings for Hopper-medium.
 
-    The two penalties are the paper's β₁ and β₂, which it chose for each of D4RL's sets (v2), actor's / critics':
+    The two penalties are the paper's β₁ (actor) and β₂ (critics), which it tuned for each of D4RL's sets (v2):
 
     ===========  ==============  ==============  =============
     set          hopper          halfcheetah     walker2d

@@ -1,4 +1,4 @@
-"""Lightning module of ReBRAC, and its data."""
+"""ReBRAC for Lightning: its module and data module."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from .transition_module import TransitionModule
 
 
 class FollowedDataModule(OfflineDataModule[FollowedBatch]):
-    """Transitions of the two parts with the actions that followed, rewards as recorded but for the penalty."""
+    """Transitions of both parts with their next actions; rewards are those recorded, with the termination penalty."""
 
     transitions: dict[str, FollowedTransitions]  # "train" and "validation", on the CPU
 
@@ -33,7 +33,7 @@ class FollowedDataModule(OfflineDataModule[FollowedBatch]):
 
 
 class RegularizedModule(TransitionModule):
-    """Trains the critics at each update, and in every so many the actor too, after which the targets follow."""
+    """Trains the critics at each update; every ``policy_every`` updates also the actor and the target networks."""
 
     best_is_latest = True
     logged = ("loss", "q_loss", "policy_loss", "q", "action_distance")
@@ -52,16 +52,16 @@ class RegularizedModule(TransitionModule):
 
     @property
     def moves_policy(self) -> bool:
-        """True if the update that comes, or is under way, is one of the actor's too."""
+        """True if the next or running update also trains the actor."""
         return (self.global_step + 1) % self.network.options.policy_every == 0
 
     @override
     def losses(self, batch: FollowedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         q_loss, mean = self.network.critic_loss(batch, self.discount)
         if self.training and not self.moves_policy:
-            # Gradients of 0, which processes can average, and which the actor's momenta are then spared.
+            # Gradients of 0, so that processes can average them; on_before_optimizer_step drops them.
             return q_loss + 0.0 * sum(p.sum() for p in self.network.actor.parameters()), {"q_loss": q_loss, "q": mean}
-        # Differs from the original: the actor learns from the critics as they were before this update, not after it.
+        # Differs from the original: the actor is trained with the critics before this update, not after it.
         policy_loss, distance = self.network.actor_loss(batch)
         total = q_loss + policy_loss
         named = {"q_loss": q_loss, "policy_loss": policy_loss, "q": mean, "action_distance": distance}
@@ -77,4 +77,4 @@ class RegularizedModule(TransitionModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.moves_policy:
-            self.network.update_targets()  # not after the batch: a checkpoint is written before the module's hook there
+            self.network.update_targets()  # not in on_train_batch_end, which runs after a checkpoint is written

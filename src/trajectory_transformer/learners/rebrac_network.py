@@ -1,4 +1,4 @@
-"""ReBRAC (Tarasov, Kurenkov, Nikulin, Kolesnikov 2023): TD3+BC with penalties of their own for actor and critics."""
+"""Networks and losses of ReBRAC (Tarasov, Kurenkov, Nikulin, Kolesnikov 2023): TD3+BC with two separate penalties."""
 
 import copy
 from itertools import pairwise
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def make_layers(inputs: int, options: "RegularizedActorCritic", outputs: int, last: float, norm: bool) -> nn.Sequential:
-    """Linear layers, each hidden one with ReLU and, with ``norm``, a LayerNorm after it.
+    """Make linear layers; each hidden one is followed by ReLU and, with ``norm``, by a LayerNorm.
 
-    Weights are uniform in ±1/√inputs with biases of 0.1, those of the output uniform in ±``last``, as in the original.
+    As in the original, hidden weights are uniform in ±1/√inputs, hidden biases 0.1, and weights and biases of the
+    output uniform in ±``last``.
     """
     widths = [inputs, *[options.hidden_width] * options.hidden_layers]
     layers: list[nn.Module] = []
@@ -34,22 +35,22 @@ def make_layers(inputs: int, options: "RegularizedActorCritic", outputs: int, la
 
 
 class TwinCritics(nn.Module):
-    """Two networks of the value of an observation (n, O) and an action (n, A) in [−1, 1]."""
+    """Two Q networks, of observations (n, O) and actions (n, A) in [−1, 1]."""
 
     def __init__(self, inputs: int, options: "RegularizedActorCritic") -> None:
         super().__init__()
         self.twins = nn.ModuleList(make_layers(inputs, options, 1, 3e-3, norm=True) for _ in range(2))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(2, n) values."""
+        """Values (2, n) of both networks."""
         inputs = torch.cat([observations, actions], dim=-1)
         return torch.stack([twin(inputs).squeeze(-1) for twin in self.twins])
 
 
 class ActorCritic(nn.Module):
-    """A deterministic actor, twin critics and slowly following targets of all; UserError without finite action bounds.
+    """A deterministic actor, twin critics and target networks; UserError unless actions have finite bounds.
 
-    They see actions scaled to [−1, 1]; below, O and A are the dimensions of observations and actions.
+    Actions are scaled to [−1, 1]; below, O and A are the dimensions of observations and actions.
     """
 
     action_middle: Tensor
@@ -69,13 +70,14 @@ class ActorCritic(nn.Module):
         )
 
     def policy(self, observations: Tensor) -> Tensor:
-        """(n, A) actions at observations (n, O), within the action space's bounds and in its units."""
+        """Actions (n, A) for observations (n, O), within the action space's bounds and in its units."""
         return self.action_middle + self.action_half_range * self.actor(observations).tanh()
 
     def critic_loss(self, batch: FollowedBatch, discount: float) -> tuple[Tensor, Tensor]:
-        """Squared error of both critics together, and their mean value; in training with noise on the target's actions.
+        """Sum of both critics' mean squared errors, and their mean value.
 
-        The target is what TD3 has, less the penalty on the distance of the next action from the data's.
+        The target is TD3's minus a penalty on the squared distance between the target actor's and the data's next
+        actions; in training, noise is added to the target actor's actions.
         """
         options = self.options
         with torch.no_grad():
@@ -83,8 +85,8 @@ class ActorCritic(nn.Module):
             if self.training:
                 noise = options.policy_noise * torch.randn_like(following)
                 following = (following + noise.clamp(-options.noise_clip, options.noise_clip)).clamp(-1.0, 1.0)
-            # Differs from the original: it leaves out the last step of an episode that a time limit ended, as no next
-            # action is known; here it is trained on without the penalty.
+            # Differs from the original, which leaves out the last step of an episode truncated by a time limit, because
+            # it has no next action: here the step is used without the penalty.
             distance = (following - self._scaled(batch.next_actions)).square().sum(dim=-1) * batch.followed
             value = self.target_critics(batch.next_observations, following).amin(dim=0)
             value = value - options.critic_penalty * distance
@@ -93,9 +95,9 @@ class ActorCritic(nn.Module):
         return (predicted - target).square().mean(dim=-1).sum(), predicted.mean()
 
     def actor_loss(self, batch: FollowedBatch) -> tuple[Tensor, Tensor]:
-        """The actor's loss, which moves nothing but the actor, and its mean squared distance from the data's actions.
+        """Loss with gradients for the actor only, and the mean squared distance between its and the data's actions.
 
-        The lesser value counts in units of its own mean size, so that the penalty means the same on all data.
+        The smaller critic's value is divided by its mean absolute value, so that the penalty is relative to it.
         """
         actions = self.actor(batch.observations).tanh()
         distance = (actions - self._scaled(batch.actions)).square().sum(dim=-1)
@@ -106,7 +108,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def update_targets(self) -> None:
-        """Move the targets a little towards their own networks (Polyak averaging)."""
+        """Move each target network a little towards its source (Polyak averaging)."""
         for target, source in ((self.target_actor, self.actor), (self.target_critics, self.critics)):
             for old, new in zip(target.parameters(), source.parameters(), strict=True):
                 old.lerp_(new, self.options.target_rate)

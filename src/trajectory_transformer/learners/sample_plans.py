@@ -1,4 +1,4 @@
-"""The callback ``callbacks=sample_plans``: a picture of plans at each validation."""
+"""The callback ``callbacks=sample_plans``, which plots plans at each validation."""
 
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from .transformer_module import TrajectoryModule
 
 
 class SamplePlans(Callback):
-    """Draws plans of the highest return from states of a held-out episode, beside what then happened in it.
+    """Plots plans of the highest return from states of a validation episode, together with that episode.
 
-    The pictures are ``plots/sample_plans/UPDATE.png`` in the run's folder, and go to the loggers. It keeps no state.
+    The pictures are saved as ``plots/sample_plans/UPDATE.png`` in the run's folder and sent to the loggers. The
+    callback has no state.
 
     Args:
-        plans: most plans in a picture, each as long as the model's windows.
-        beam_width: sequences that the search keeps.
+        plans: most plans in a picture; each plan is as long as the model's windows.
+        beam_width: beam width of the search.
     """
 
     def __init__(self, plans: int = 16, beam_width: int = 8) -> None:
@@ -34,7 +35,7 @@ class SamplePlans(Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         plain = isinstance(pl_module, TrajectoryModule) and not pl_module.model.config.goal_conditioned
-        require(plain, "callbacks=sample_plans is for learner=transformer without model.goal_conditioned=true")
+        require(plain, "callbacks=sample_plans needs learner=transformer without model.goal_conditioned=true")
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

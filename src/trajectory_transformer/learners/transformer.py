@@ -44,7 +44,7 @@ class TransformerLearner(Learner):
         make_objective(config.planner).prepare(context)
 
     def _require_memory(self, config: TrainConfig, datamodule: "TrajectoryDataModule") -> None:
-        """Refuse windows that are too long for this machine's memory before anything of their size is allocated."""
+        """Raise UserError if training on the windows needs more memory than there is, before allocating it."""
         import torch
 
         from ..available_memory import available_memory, require_memory
@@ -62,8 +62,8 @@ class TransformerLearner(Learner):
             free,
             f"windows of data.sequence_length={length} transitions of {width} tokens have {model.block_size} tokens, "
             f"and training on {batch_size} of them at once takes",
-            "keep fewer dimensions by data.observation_keys or data.observation_indices (pixels are too many), or make "
-            "data.sequence_length, data.batch_size or the model smaller",
+            "select fewer dimensions by data.observation_keys or data.observation_indices (pixels are too many), or "
+            "reduce data.sequence_length, data.batch_size or the model",
         )
 
     @override

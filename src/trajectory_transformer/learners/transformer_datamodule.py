@@ -1,4 +1,4 @@
-"""Lightning data module of the transformer: episodes discretised and tokenised once, then windows of tokens."""
+"""Lightning data module of the transformer: windows of tokens from episodes that are discretised once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +23,13 @@ from ..training.datamodule import OfflineDataModule
 
 
 class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
-    """Discretiser of the training part → windows of tokens, one from each transition on.
+    """Windows of tokens, one beginning at each transition, and the discretiser fitted on the training episodes.
 
-    With ``goal_conditioned``, windows begin with the state in which their episode ends, and neither reward nor value
-    tells anything.
+    With ``goal_conditioned``, windows begin with the goal, the final state of their episode, and rewards and values are
+    constant.
     """
 
-    layout: TransitionLayout  # from which the model's sizes follow
+    layout: TransitionLayout  # determines the model's sizes
     discretizer: Discretizer  # fitted on the training episodes only
     train_table: TransitionTable
     validation_table: TransitionTable
@@ -44,8 +44,8 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
         environment = self.data.environment
         self.layout = TransitionLayout(environment.observation_dim, environment.action_dim)
         indices = index_ranges(environment, self.config.discretizer.num_bins)
-        # Differs from the paper: with goals it drops rewards from the sequence; constant ones say as little, and one
-        # layout serves all models.
+        # Differs from the paper, which drops rewards from sequences with goals: constant ones carry no information
+        # either, and all models have the same layout.
         self.train_table, self.validation_table = (
             join_episodes(
                 episodes,
@@ -79,12 +79,12 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
 
 
 def index_ranges(environment: EnvironmentSpec, num_bins: int) -> dict[int, tuple[float, float]]:
-    """First and last of the whole numbers that get a token each, by column of [observation | action].
+    """Ranges of integer values with one token each: column of [observation | action] -> (first, last).
 
-    They are those of all Discrete spaces, and of integer Boxes where there are no more than bins.
+    These are the columns of all Discrete spaces, and of integer Boxes with no more values than bins.
 
     Raises:
-        UserError: a Discrete space has more values than there are bins, or values that float32 does not hold.
+        UserError: a Discrete space has more values than bins, or values that float32 cannot represent.
     """
     seen, size = environment.observation_indices, environment.observation.size
     found = {}
@@ -106,12 +106,12 @@ def index_ranges(environment: EnvironmentSpec, num_bins: int) -> dict[int, tuple
 
 
 def _no_token(kind: str, name: str, first: float, last: float, num_bins: int) -> str:
-    """Why the values of a Discrete dimension cannot have a token each."""
+    """Message that the values of a Discrete dimension cannot have a token each."""
     count = last - first + 1
     what = f"{kind} dimension '{name}' holds {count:.0f} Discrete values, {first:.0f} to {last:.0f}"
     leave = "leave it out by data.observation_indices" if kind == "observation" else "record other actions"
     if max(-first, last) > LARGEST_INDEX:
-        return f"{what}, and only those up to ±{LARGEST_INDEX} can become tokens; {leave}"
-    more = f"give data.discretizer.num_bins={count:.0f}, or " if count <= MAX_BINS else ""
+        return f"{what}, but only values up to ±{LARGEST_INDEX} can become tokens; {leave}"
+    more = f"set data.discretizer.num_bins={count:.0f}, or " if count <= MAX_BINS else ""
     shared = f"more than data.discretizer.num_bins={num_bins}, so that some would share a token"
     return f"{what}, {shared}; {more}{leave}"

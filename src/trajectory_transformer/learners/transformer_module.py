@@ -1,4 +1,4 @@
-"""The Trajectory Transformer as Lightning trains it."""
+"""Lightning module of the Trajectory Transformer."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +21,7 @@ from ..training.sharding import ShardedStrategy
 
 
 class TrajectoryModule(LearnerModule):
-    """Trains a :class:`TrajectoryTransformer` on windows of tokens; UserError if block or metric cannot be built."""
+    """Trains a :class:`TrajectoryTransformer` on windows of tokens; UserError if a block or metric cannot be built."""
 
     unit = "tokens"
 
@@ -51,16 +51,16 @@ class TrajectoryModule(LearnerModule):
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
-            self.model.compare_attention()  # which needs whole weights
+            self.model.compare_attention()  # before sharding, because it needs whole weights
             strategy.shard(self.model)
 
     @override
     def compile_network(self) -> None:
-        self.model.compare_attention()  # which is not to be traced
+        self.model.compare_attention()  # before compilation, because it must not be traced
         self.model.compile()
 
     def shared_step(self, batch: WindowBatch, metrics: LoggedMetrics | None) -> Tensor:
-        """Loss of a batch; what training and validation both do."""
+        """Compute the loss of a batch, in training and validation, and update the metrics."""
         output = self.model(
             batch.trajectories, targets=batch.targets, attention_mask=batch.mask, use_cache=False, return_dict=True
         )
@@ -96,7 +96,7 @@ class TrajectoryModule(LearnerModule):
         self.record = replace(self.record, value_r2=checkpoint[SECTION].get("value_r2"))
 
     def _take(self, metrics: LoggedMetrics, prefix: str) -> dict[str, Any]:
-        """Computed metrics under their logged names."""
+        """Compute and reset metrics; the values have their logged names."""
         values = self.labelled(metrics.compute(), prefix)
         metrics.reset()
         return values

@@ -1,4 +1,4 @@
-"""Single transitions for learners that need no windows, of the same split as the transformer's."""
+"""Lightning data module of single transitions, with the same split as the transformer's."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from ..training.datamodule import OfflineDataModule
 
 
 class TransitionDataModule(OfflineDataModule[TransitionBatch]):
-    """Transitions of the two parts, as recorded but for ``data.termination_penalty``.
+    """Transitions of both parts, as recorded, with ``data.termination_penalty``.
 
-    With ``num_members``, batches get a leading axis, along which each member of an ensemble has its own bootstrap
-    sample of the training transitions and the same validation transitions.
+    With ``num_members``, batches have a leading axis of ensemble members: each member has its own bootstrap sample of
+    the training transitions, and all have the same validation transitions.
     """
 
     train_set: TransitionSet  # on the CPU
@@ -29,7 +29,7 @@ class TransitionDataModule(OfflineDataModule[TransitionBatch]):
 
     @override
     def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
-        # Differs from the original: IQL trains on all episodes; here, as every learner, on the training part.
+        # Differs from the original IQL, which trains on all episodes: here, as for every learner, on the training part.
         penalty = self.config.termination_penalty
         self.train_set, self.validation_set = (TransitionSet(part, penalty) for part in (train, validation))
         self.train_returns = return_range(train, penalty)

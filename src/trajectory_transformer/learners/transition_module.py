@@ -1,4 +1,4 @@
-"""Lightning module of learners that minimise a loss of one network: of single transitions, or of pieces of episodes."""
+"""Base Lightning module of learners that minimise one loss of one network."""
 
 from typing import Any, ClassVar
 
@@ -13,9 +13,9 @@ from ..training.optimization import TrainingPlan
 
 
 class TransitionModule(LearnerModule):
-    """Minimises a loss of its network, and logs it and other values; arguments as of the base class."""
+    """Minimises a loss of its network, and logs it and other values; other arguments as for the base class."""
 
-    logged: ClassVar[tuple[str, ...]]  # names of what :meth:`losses` gives; "loss" is one
+    logged: ClassVar[tuple[str, ...]]  # names of the values of :meth:`losses`, including "loss"
 
     def __init__(
         self, network: nn.Module, optimizer: OptimizerConfig, plan: TrainingPlan, record: TrainingRecord
@@ -27,11 +27,11 @@ class TransitionModule(LearnerModule):
         self.validation_means = torchmetrics.MetricCollection({**means}, compute_groups=False)
 
     def losses(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss that an update minimises, and the values that are logged, by name; all scalars."""
+        """The loss that an update minimises, and the values to log, by name; all scalars."""
         raise NotImplementedError
 
     def examples_in(self, batch: Any) -> int:
-        """Examples of a batch, as which its values count in the means of a validation."""
+        """Number of examples in a batch: its weight in the means of a validation."""
         return batch.rewards.shape[-1]
 
     @override
