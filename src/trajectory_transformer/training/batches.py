@@ -1,4 +1,4 @@
-"""Batches in an order that is a function of the seed and of the number of updates made."""
+"""Training and validation batches, in an order that depends only on the seed and the number of updates."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,34 +10,34 @@ from torch import Tensor
 
 from ..errors import UserError
 
-SPLIT, _TRAIN, _VALIDATION, BOOTSTRAP = range(4)  # what a random stream is for
+SPLIT, _TRAIN, _VALIDATION, BOOTSTRAP = range(4)  # purposes of random streams
 
 Batch = TypeVar("Batch", covariant=True)
 
 
 class Examples(Protocol[Batch]):
-    """Training examples kept on one device: windows of tokens, or transitions."""
+    """Examples on one device: windows of tokens, or transitions."""
 
     @property
     def device(self) -> torch.device: ...
-    def gather(self, indices: Tensor) -> Batch: ...  # on that device, the examples with these numbers
+    def gather(self, indices: Tensor) -> Batch: ...  # the examples with these indices, on that device
     def __len__(self) -> int: ...
 
 
 @dataclass
 class BatchOrder:
-    """Order of the training examples: a pure function of the seed and the update's number.
+    """Order of the training examples, which depends only on the seed and the number of updates made.
 
-    Every epoch is a new permutation. Its last incomplete batch is dropped, unless there is no complete one. UserError
-    if the processes' shares would differ in size or be empty.
+    Every epoch is a new permutation. Its last incomplete batch is dropped, unless it is the only one. UserError if the
+    processes' shares would differ in size or be empty.
     """
 
-    num_windows: int  # examples (windows, transitions) to choose from, at least 1
+    num_windows: int  # number of examples (windows, transitions), at least 1
     batch_size: int  # examples of an update, over all processes
     seed: int
-    rank: int = 0  # this process takes every ``world_size``-th example of a batch, from ``rank`` on
+    rank: int = 0  # this process takes every ``world_size``-th example of a batch, starting with number ``rank``
     world_size: int = 1
-    limit: int | None = None  # batches of an epoch; those of the first are then repeated in every one
+    limit: int | None = None  # batches of an epoch; every epoch then repeats the first ones of the first epoch
     _epoch: int = field(default=-1, init=False)
     _permutation: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long), init=False)
 
@@ -55,7 +55,7 @@ class BatchOrder:
         return whole if self.limit is None else min(whole, self.limit)
 
     def indices(self, step: int) -> Tensor:
-        """This process's windows of the update after ``step`` updates: (batch_size / world_size,) int64."""
+        """Indices (batch_size / world_size,) int64 of this process's examples in the update after ``step`` updates."""
         epoch, position = divmod(step, self.steps_per_epoch)
         epoch = epoch if self.limit is None else 0
         if epoch != self._epoch:
@@ -66,9 +66,9 @@ class BatchOrder:
 
 @dataclass
 class TrainingBatches(Generic[Batch]):
-    """Endless batches from the present update on: iterating anew after a resume goes on exactly where it stopped.
+    """Endless batches from the present update on, so that a resumed run continues exactly where it stopped.
 
-    Each update's comes in ``parts`` of equal size; UserError if there are none.
+    The batch of each update is divided into ``parts`` of equal size; UserError if that is not possible.
     """
 
     examples: Examples[Batch]
@@ -80,13 +80,13 @@ class TrainingBatches(Generic[Batch]):
         share = self.order.batch_size // self.order.world_size
         if share % self.parts:
             raise UserError(
-                f"trainer.accumulate={self.parts} does not divide the {share} windows or transitions of a process's "
-                "batch (data.batch_size, or the whole set)"
+                f"trainer.accumulate={self.parts} does not divide the {share} windows or transitions in a process's "
+                "share of a batch (data.batch_size, or the whole set)"
             )
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.steps_done()
-        expect = getattr(self.examples, "expect", None)  # those on disk begin to read what comes next
+        expect = getattr(self.examples, "expect", None)  # examples on disk begin to read the next batch
         while True:
             parts = self.order.indices(step).chunk(self.parts)
             step += 1
@@ -98,7 +98,7 @@ class TrainingBatches(Generic[Batch]):
 
 @dataclass
 class ValidationBatches(Generic[Batch]):
-    """The same batches, in the same order, every time; the last one may be smaller. Processes share each."""
+    """Validation batches, the same in the same order every time; the last may be smaller. Processes divide each."""
 
     examples: Examples[Batch]
     order: BatchOrder
@@ -106,7 +106,7 @@ class ValidationBatches(Generic[Batch]):
     def __len__(self) -> int:
         order = self.order
         whole, rest = divmod(order.num_windows, order.batch_size)
-        return whole + (rest >= order.world_size)  # no process may be left without a window
+        return whole + (rest >= order.world_size)  # every process must get an example
 
     def __iter__(self) -> Iterator[Batch]:
         order = self.order
@@ -115,16 +115,16 @@ class ValidationBatches(Generic[Batch]):
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed for torch, mixed from whole numbers."""
+    """A seed for torch, derived from several integers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def random_stream(seed: int, *stream: int) -> torch.Generator:
-    """Random numbers that depend on the arguments alone, and on no global state."""
+    """A random generator that depends only on the arguments, not on global state."""
     return torch.Generator().manual_seed(derived_seed(seed, *stream))
 
 
 def permutation(count: int, seed: int, *stream: int) -> Tensor:
-    """A permutation of range(count) that depends on the arguments alone: int32 where that is enough, as of millions."""
-    dtype = torch.int32 if count < 2**31 else torch.int64  # which gives the same one
+    """A permutation of range(count) that depends only on the arguments; int32 if that suffices, to save memory."""
+    dtype = torch.int32 if count < 2**31 else torch.int64  # both give the same permutation
     return torch.randperm(count, generator=random_stream(seed, *stream), dtype=dtype)

@@ -1,4 +1,4 @@
-"""Callbacks of training: checkpoints, throughput, progress. All of it is counted in updates, never in epochs."""
+"""Callbacks of training: checkpoints, throughput and progress, all counted in updates."""
 
 import math
 import os
@@ -26,20 +26,21 @@ from .returns import EpisodePlayer
 
 T = TypeVar("T")
 
-CONTENTION_SECONDS = 5.0  # over which the cores that other processes use are measured
+CONTENTION_SECONDS = 5.0  # interval over which the other processes' use of cores is measured
 
 
 class KeepCheckpoints(Checkpoint):
-    """``last.ckpt`` every so many updates, at the end and when interrupted; ``best.ckpt`` by validation loss.
+    """Saves ``last.ckpt`` regularly, at the end and when interrupted, and ``best.ckpt`` by validation loss.
 
-    For a learner that no loss can judge, ``best.ckpt`` is the latest validated one. The run's last update is always
-    followed by a validation and a save. Where a validation follows an update, ``last.ckpt`` is written after it: a
-    resumed run then neither repeats nor skips one. A save that fails does not end the run, as a later one may succeed;
-    at the end, a file that is not there does. Weights or a validation loss that are NaN or infinite do at once.
+    For a learner whose losses do not rank its weights, ``best.ckpt`` is the latest validated state. The run's last
+    update is always followed by a validation and a save. If an update is followed by a validation, ``last.ckpt`` is
+    written after the validation, so that a resumed run neither repeats nor skips it. A failed save does not end the
+    run, because a later one may succeed; but at the end, a missing file is an error. NaN or infinite weights or
+    validation losses end the run at once.
 
-    With a ``player``, ``best_return.ckpt`` is that of the highest return so far, of equal ones the latest. Weights are
-    played with before the next update, when all else that follows theirs is logged and ``last.ckpt`` is saved: a run
-    that is stopped meanwhile has lost no update, and plays them anew.
+    With a ``player``, ``best_return.ckpt`` has the highest return so far; of equal ones it is the latest. Episodes are
+    played before the next update, when everything about the last one has been logged and ``last.ckpt`` is saved: a run
+    interrupted meanwhile loses no update, and plays them again after a resume.
     """
 
     def __init__(
@@ -48,8 +49,8 @@ class KeepCheckpoints(Checkpoint):
         self.last, self.best = directory / "last.ckpt", directory / "best.ckpt"
         self.best_return = directory / "best_return.ckpt"
         self.options, self.watch, self.player = options, watch, player
-        self.best_loss = math.nan  # validation loss of what ``best.ckpt`` holds; NaN where nothing was saved yet
-        self._failures: dict[Path, str | None] = {}  # of each file's latest save
+        self.best_loss = math.nan  # validation loss of ``best.ckpt``; NaN before it is saved
+        self._failures: dict[Path, str | None] = {}  # file -> message, if its latest save failed
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -65,7 +66,7 @@ class KeepCheckpoints(Checkpoint):
         if not ends_update(trainer):
             return
         if trainer.global_step >= self.options.max_steps:
-            trainer.should_stop = True  # the only way to have Lightning validate after the last update in any case
+            trainer.should_stop = True  # the only way to make Lightning always validate after the last update
         if not trainer.should_stop and trainer.global_step % self.options.validate_every:
             self._save_last(trainer)
 
@@ -76,7 +77,7 @@ class KeepCheckpoints(Checkpoint):
         if not math.isfinite(loss):
             raise NonFiniteError(f"the validation loss after update {trainer.global_step} is {loss}")
         if loss < self.best_loss or math.isnan(self.best_loss) or pl_module.best_is_latest:
-            before, self.best_loss = self.best_loss, loss  # set first: the file holds it too
+            before, self.best_loss = self.best_loss, loss  # set first, because the file contains it
             if not self._save(trainer, self.best):
                 self.best_loss = before
         self._save_last(trainer)
@@ -86,13 +87,13 @@ class KeepCheckpoints(Checkpoint):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._require(self.last)
-        if math.isnan(self.best_loss):  # otherwise there is an older one, of which best_loss tells
+        if math.isnan(self.best_loss):  # otherwise an older best.ckpt exists, with this best_loss
             self._require(self.best)
 
     def play_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Play with the run's last weights, unless that has been done.
+        """Play episodes with the run's last weights, unless that has been done.
 
-        To be called after training too: of a finished run that was stopped meanwhile Lightning calls no hook.
+        Call it after training too: if a run was interrupted at this point, Lightning calls no hook when it is resumed.
         """
         if self.player is None or self.player.at(trainer.global_step) is not None:
             return
@@ -102,7 +103,7 @@ class KeepCheckpoints(Checkpoint):
             self._require(self.best_return)
 
     def choice(self, trainer: L.Trainer) -> dict[str, Any] | None:
-        """What :meth:`.EpisodePlayer.choice` tells, or None without a player."""
+        """The result of :meth:`.EpisodePlayer.choice`, or None without a player."""
         return None if self.player is None else self._uninterrupted(trainer, self.player.choice(trainer, self.best))
 
     def _play(self, player: EpisodePlayer, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -115,7 +116,7 @@ class KeepCheckpoints(Checkpoint):
                 player.best = before
 
     def _uninterrupted(self, trainer: L.Trainer, outcome: T | int) -> T:
-        """What came of playing; or, where a signal broke it off, the end of the run."""
+        """Return the outcome of playing, or end the run if it is a signal."""
         if isinstance(outcome, int):
             self._require(self.last)
             self.watch.stop(outcome, trainer.is_global_zero)
@@ -126,7 +127,7 @@ class KeepCheckpoints(Checkpoint):
             raise UserError(failure)
 
     def _save(self, trainer: L.Trainer, path: Path) -> bool:
-        """Save; whether that succeeded, on every process, although only the first one writes."""
+        """Save a checkpoint; returns on every process whether it succeeded, although only the first process writes."""
         trainer.save_checkpoint(path, weights_only=False)
         plugin = trainer.strategy.checkpoint_io
         assert isinstance(plugin, VerifiedCheckpointIO)
@@ -155,7 +156,7 @@ class KeepCheckpoints(Checkpoint):
 
 
 class Throughput(Callback):
-    """Tokens (or another ``unit``) per second of training alone, over all devices: means between logs."""
+    """Logs tokens (or another ``unit``) per second of training time over all devices, as means between logs."""
 
     def __init__(self, tokens_per_step: int, log_every: int, unit: str = "tokens") -> None:
         self.tokens_per_step, self.log_every, self.unit = tokens_per_step, log_every, unit
@@ -164,7 +165,7 @@ class Throughput(Callback):
 
     @property
     def tokens_per_second(self) -> float:
-        """Mean since training started in this process; NaN before the first update."""
+        """Mean since the start of training in this process; NaN before the first update."""
         return self.steps * self.tokens_per_step / self.seconds if self.seconds else math.nan
 
     @override
@@ -172,7 +173,7 @@ class Throughput(Callback):
         self._since = time.perf_counter()
 
     def playing(self, step: int, episodes: int, finished: int, mean: str) -> None:
-        """Nothing: what was spent on episodes is left out once they are over."""
+        """Do nothing: :meth:`played` excludes the time of episodes."""
 
     def played(self, mean: float) -> None:
         self._since = time.perf_counter()
@@ -194,12 +195,12 @@ class Throughput(Callback):
 
 
 class RunProgress(Callback):
-    """A bar on standard error over all updates, with the time that remains; without a terminal, a line now and then."""
+    """Progress on standard error: a bar over all updates with the remaining time, or, without a terminal, lines."""
 
     def __init__(self, max_steps: int, throughput: Throughput) -> None:
         self.max_steps, self.throughput, self.console = max_steps, throughput, Console(stderr=True)
         self._began, self._first_step, self._shown, self._validation_loss = 0.0, 0, 0.0, ""
-        self._status, self._return = ("", ""), ""  # words before and after the latest return, and that
+        self._status, self._return = ("", ""), ""  # text before and after the latest return, and that return
         self._others, self._measured, self._contended = OtherProcesses(), 0.0, ""
         self._bar: Progress | None = None
 
@@ -242,14 +243,14 @@ class RunProgress(Callback):
             self._bar.update(self._bar.task_ids[0], completed=step, status=status)
 
     def playing(self, step: int, episodes: int, finished: int, mean: str) -> None:
-        """Say how far the episodes between two updates are, as often as how far training is."""
+        """Show the progress of episodes between two updates."""
         now = time.monotonic()
         if is_first_process() and (self._bar is not None or now - self._shown >= PLAIN_LINE_SECONDS):
             self._shown = now
             self._show(step, f"acting with these weights: {finished}/{episodes} episodes, mean return {mean}")
 
     def played(self, mean: float) -> None:
-        """Say what they gave from now on."""
+        """Show the mean return of these episodes from now on."""
         self._return = f"  return {mean:.5g}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], status=self._return.join(self._status))

@@ -1,4 +1,4 @@
-"""Lightning's access to checkpoint files, and the check that a resumed run is the same run."""
+"""Reading and writing of Lightning's checkpoint files, and the check that a resumed run has the same options."""
 
 import os
 import warnings
@@ -18,12 +18,12 @@ from .learner_module import LearnerModule
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Lightning's file access by way of ``checkpoint_file.py``: atomic, verified, never unpickling.
+    """Lightning's access to files by ``checkpoint_file.py``: atomic, verified, without unpickling.
 
-    Lightning writes on one process, for which the others wait, so a failed save warns there in place of raising.
+    Lightning writes in one process, for which the others wait, so a failed save warns instead of raising.
     """
 
-    failure: UserError | None = None  # of the latest save; raised by whoever cannot do without the file
+    failure: UserError | None = None  # of the latest save; raised by callers that need the file
 
     @override
     def save_checkpoint(
@@ -48,9 +48,9 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None:
-    """Refuse a checkpoint of other data, or other options where it fixes them, with a UserError that names the option.
+    """Raise UserError if a checkpoint has other data, or another value of an option that must not change.
 
-    :data:`~..configuration.resuming.MAY_CHANGE` says which those are.
+    Options that may change are :data:`~..configuration.resuming.MAY_CHANGE`; the message names the option.
     """
     contents = read_checkpoint(path)
     saved, now = Checkpoint.from_contents(contents, str(path)), module.record
@@ -63,18 +63,19 @@ def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None
     for name, was, value in (*learner, *model):
         if was != value and not may_change(name):
             raise UserError(
-                f"'{path}' has {name}={was}, but now it would be {value}; resume with the options and the data that "
-                "the run began with"
+                f"'{path}' has {name}={was}, but now it would be {value}; resume with the options and the data of the "
+                "original run"
             )
     if saved.training.dataset.fingerprint != now.dataset.fingerprint:
         raise UserError(
-            f"'{path}' was trained on {', '.join(saved.training.dataset.ids)} with other contents than "
-            f"{', '.join(now.dataset.ids)} has now; resume with the same data"
+            f"'{path}' was trained on {', '.join(saved.training.dataset.ids)}, whose contents differ from those of "
+            f"{', '.join(now.dataset.ids)} now; resume with the same data"
         )
     bins = saved.training.discretizer
     if now.discretizer is not None and (bins is None or not torch.equal(bins.edges, now.discretizer.edges)):
         raise UserError(
-            f"'{path}' has other discretiser bins than data.discretizer gives now; resume with the same options"
+            f"the discretiser bins in '{path}' differ from those that data.discretizer gives now; resume with the same "
+            "options"
         )
     before, after = (
         {"seed": run.seed, "trainer.accumulate": count, **{f"data.{k}": v for k, v in asdict(run.data).items()}}
@@ -82,6 +83,4 @@ def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None
     )
     for name, was in before.items():
         if was != (value := after[name]) and not may_change(name):
-            raise UserError(
-                f"'{path}' was trained with {name}={was}, now it is {value}; a run cannot change it half way"
-            )
+            raise UserError(f"'{path}' was trained with {name}={was}, now it is {value}; it cannot change within a run")

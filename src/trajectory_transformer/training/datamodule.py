@@ -1,4 +1,4 @@
-"""Lightning data module: a data set split by episode, and batches gathered on the device that trains."""
+"""Base of Lightning data modules: a data set split by episode, with batches gathered on the training device."""
 
 from collections.abc import Sequence
 from typing import Generic
@@ -15,7 +15,7 @@ from .batches import SPLIT, Batch, BatchOrder, Examples, TrainingBatches, Valida
 
 
 class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
-    """Data set → split by episode → training and validation examples; what these are is the learner's.
+    """Training and validation examples of a data set that is split by episode; learners define the examples.
 
     :meth:`setup` must be called before anything else is used.
     """
@@ -31,20 +31,20 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         self._examples: dict[str, Examples[Batch]] = {}
 
     def select(self, train: list[Episode]) -> list[Episode]:
-        """The episodes of the training part that are trained on: all of them."""
+        """Select the episodes of the training part to train on; by default all."""
         return train
 
     def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
-        """Called once, with the episodes of the two parts."""
+        """Prepare the data; called once, with the episodes of both parts."""
         raise NotImplementedError
 
     def make_examples(self, part: str) -> Examples[Batch]:
-        """Those of "train" or "validation", on :attr:`device`."""
+        """Make the examples of a part, "train" or "validation", on :attr:`device`."""
         raise NotImplementedError
 
     @override
     def setup(self, stage: str = "fit") -> None:
-        """Read the data and prepare it, once; UserError if it is not available, corrupt, or a single episode."""
+        """Read and prepare the data, once; UserError if they are not available, corrupt, or only one episode."""
         if self._ready:
             return
         self.data = load_offline_data(self.config)
@@ -56,7 +56,7 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
 
     @property
     def device(self) -> torch.device:
-        """The device that batches are made on: the trainer's, or the CPU before there is one."""
+        """The device of the batches: the trainer's, or the CPU before there is a trainer."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     @property
@@ -94,14 +94,14 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         order = BatchOrder(self.num_validation, batch_size, self.seed, rank, world_size)
         return ValidationBatches(self.validation_examples, order)
 
-    # Batch is covariant for what a module returns; this one argument is Lightning's, and comes back as it is.
+    # Batch is covariant, for results; this one argument comes from Lightning and is returned unchanged.
     @override
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # type: ignore[misc]
-        return batch  # it was made there
+        return batch  # already on the device
 
 
 def split_episodes(data: OfflineData, fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
-    """Training and validation episodes, at least one of each, in the order stored; ``fraction`` goes to validation.
+    """Split into training and validation episodes, at least one each, in stored order; ``fraction`` is validation's.
 
     Raises:
         UserError: there is only one episode.
@@ -111,7 +111,7 @@ def split_episodes(data: OfflineData, fraction: float, seed: int) -> tuple[list[
         raise UserError(
             f"data set {', '.join(data.dataset_ids)} has {count} episode; training and validation need one each"
         )
-    # Differs from the original: it trains on all episodes and keeps weights by epoch; here a part chooses the best.
+    # Differs from the original, which trains on all episodes and keeps weights by epoch: here validation selects them.
     num_validation = min(max(round(count * fraction), 1), count - 1)
     chosen = set(permutation(count, seed, SPLIT)[:num_validation].tolist())
     train = [episode for index, episode in enumerate(data.episodes) if index not in chosen]

@@ -1,4 +1,4 @@
-"""From typed options to trained checkpoints. Lightning's peculiarities are met here and in the callbacks."""
+"""Training of a learner with Lightning, from typed options to checkpoints."""
 
 import contextlib
 import logging
@@ -36,7 +36,7 @@ from .optimization import TrainingPlan
 from .returns import EpisodePlayer
 from .sharding import ShardedStrategy
 
-# Messages of Lightning that say nothing to somebody who did not write this file.
+# Messages of Lightning that do not help users.
 UNWANTED_MESSAGES = (
     "💡 Tip",
     "GPU available",
@@ -56,13 +56,13 @@ UNWANTED_MESSAGES = (
 class FitReport:
     """The result of a training run."""
 
-    best: Path  # checkpoint of the lowest validation loss, or the latest where no loss can judge
+    best: Path  # checkpoint of the lowest validation loss; of the latest validation if losses do not rank weights
     last: Path  # checkpoint of the last update
-    steps: int  # updates made, those before a resume included
-    validation_loss: float  # of ``best``; for models of tokens or dynamics in nats
-    tokens_per_second: float  # or transitions, over all devices, of training alone; NaN where no update was made
+    steps: int  # updates made, including those before a resume
+    validation_loss: float  # of ``best``; in nats for models of tokens or dynamics
+    tokens_per_second: float  # or transitions, over all devices, during training alone; NaN without updates
     best_return: Path | None = None  # checkpoint of the highest return; None without ``evaluation.every``
-    choice: dict[str, Any] | None = None  # what results.json tells of it; see returns.py
+    choice: dict[str, Any] | None = None  # its record in results.json; see returns.py
 
 
 def fit(
@@ -75,23 +75,29 @@ def fit(
     resume: bool,
     initial: InitialWeights | None = None,
 ) -> FitReport:
-    """Train, keeping ``last.ckpt``, ``best.ckpt``, perhaps ``best_return.ckpt`` in the run directory's ``checkpoints``.
+    """Train a learner, and save ``last.ckpt``, ``best.ckpt`` and, with returns, ``best_return.ckpt``.
 
-    ``resume`` goes on from ``last.ckpt``; with ``trainer.requeue`` that happens by itself where there is one. A
-    data module that is not set up yet is; ``callbacks`` are the user's, besides ours. A run that begins does so from
-    ``initial``, or else from random weights.
+    Args:
+        learner: the learner to train.
+        config: all options.
+        run_directory: the run's folder; checkpoints are saved in its ``checkpoints``.
+        datamodule: the learner's data module; it is set up if needed.
+        loggers: the run's loggers.
+        callbacks: the user's callbacks, in addition to ours.
+        resume: continue from ``last.ckpt``; with ``trainer.requeue``, that happens whenever it exists.
+        initial: weights to start a new run from; None: random ones.
 
     Raises:
-        UserError: the directory cannot be written or holds another run, there is nothing to resume or it does not
-            fit, the hardware asked for is not there, the last checkpoint could not be saved, or, as a NonFiniteError, a
+        UserError: the directory cannot be written or holds another run, there is nothing to resume or it does not fit,
+            the requested hardware is not available, the last checkpoint could not be saved, or, as a NonFiniteError, a
             loss or the weights became NaN or infinite.
-        TrainingInterrupted: SIGTERM, SIGINT or SIGHUP came; the state was saved first.
+        TrainingInterrupted: SIGTERM, SIGINT or SIGHUP was received; the state was saved first.
     """
     checkpoints = _prepare_directory(run_directory)
     last = checkpoints / "last.ckpt"
     resume = resume or (config.trainer.requeue and last.is_file())
     if last.is_file() and not resume:
-        raise UserError(f"'{run_directory}' already holds a run: resume={run_directory} goes on with it")
+        raise UserError(f"'{run_directory}' already holds a run: resume={run_directory} continues it")
     datamodule.setup()
     with torch_threads(config.trainer.threads), quiet_lightning(), SignalWatch(config.trainer.requeue) as watch:
         module = make_module(learner, config, datamodule)
@@ -122,10 +128,12 @@ def fit(
 def make_trainer(
     config: TrainConfig, run_directory: Path, loggers: Sequence[Logger], callbacks: Sequence[Callback]
 ) -> L.Trainer:
-    """A Lightning trainer that counts in updates and leaves files, bars and signals to us.
+    """Make a Lightning trainer that counts in updates, without Lightning's own files, progress bars and signals.
 
-    To Lightning the whole run is a single endless epoch: it could not resume in the middle of one of several exactly.
-    UserError where the accelerator, number of devices or precision asked for is not there.
+    The whole run is a single endless epoch for Lightning, which cannot resume exactly in the middle of one of several.
+
+    Raises:
+        UserError: the requested accelerator, number of devices or precision is not available.
     """
     options, sharded = config.trainer, config.trainer.strategy == "fsdp"
     names = ("accelerator", "devices", "num_nodes", "precision")
@@ -139,7 +147,7 @@ def make_trainer(
             max_steps=options.max_steps,
             accumulate_grad_batches=options.accumulate,
             check_val_every_n_epoch=None,
-            val_check_interval=options.validate_every * options.accumulate,  # which counts parts of batches
+            val_check_interval=options.validate_every * options.accumulate,  # Lightning counts parts of batches
             limit_val_batches=options.validation_batches or 1.0,
             num_sanity_val_steps=0,
             log_every_n_steps=options.log_every,
@@ -153,31 +161,31 @@ def make_trainer(
         )
     except UserError:
         raise
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # the last of SLURM's variables
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # RuntimeError: SLURM's variables
         chosen = ", ".join(f"trainer.{name}={value}" for name, value in (hardware | options.options).items())
         reason = " ".join(str(error).split())
         raise UserError(f"{chosen} are not possible together here: {reason}") from error
 
 
 def _cluster(options: TrainerConfig) -> list[ClusterEnvironment]:
-    """Who starts the processes, where that is not for Lightning to find out: within SLURM, it asks for srun."""
+    """The cluster environment, where Lightning would choose wrongly: within SLURM, it would require srun."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
-    if (step := slurm_step()) is None:  # a batch script that calls Python itself: what was asked of SLURM is room
+    if (step := slurm_step()) is None:  # a batch script that calls Python without srun
         require(
             options.num_nodes == 1,
-            f"trainer.num_nodes={options.num_nodes} needs a process on each node: call srun python train.py …",
+            f"trainer.num_nodes={options.num_nodes} needs a process on each node: use srun python train.py …",
         )
         return [LightningEnvironment()]
-    if step != "0":  # Lightning's port follows from the job alone
+    if step != "0":  # Lightning derives the port from the job alone
         os.environ.setdefault("MASTER_PORT", str(15000 + (int(os.environ["SLURM_JOB_ID"]) + int(step)) % 10000))
-    # Lightning's own requeueing saves in the middle of an update, within the signal handler; ours waits for its end.
+    # Lightning's requeueing saves within the signal handler, in the middle of an update; ours waits for its end.
     return [SLURMEnvironment(auto_requeue=False)]
 
 
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """That many threads for torch, null for its own choice; afterwards as before, for the next job in this process."""
+    """Set torch's number of threads (None: unchanged), and restore it for the next job in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -188,7 +196,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Drop :data:`UNWANTED_MESSAGES`, and warnings about Lightning's and FSDP's own affairs, and nothing else."""
+    """Suppress :data:`UNWANTED_MESSAGES`, and two warnings about internals of Lightning and FSDP."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(UNWANTED_MESSAGES)
@@ -200,13 +208,13 @@ def quiet_lightning() -> Iterator[None]:
             stack.callback(source.removeFilter, wanted)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # never changed in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # not changed in place
         yield
 
 
 def make_module(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> LearnerModule:
-    """The learner's module with its initial weights, which follow from the seed."""
-    L.seed_everything(config.seed, verbose=False)  # the initial weights; every update seeds itself
+    """Make the learner's module with its initial weights, which the seed determines."""
+    L.seed_everything(config.seed, verbose=False)  # for the initial weights; every update sets its own seed
     order = datamodule.train_order()
     trainer = config.trainer
     plan = TrainingPlan(config.seed, trainer.max_steps, order.steps_per_epoch, order.batch_size, trainer.log_every)
@@ -214,22 +222,22 @@ def make_module(learner: Learner, config: TrainConfig, datamodule: OfflineDataMo
 
 
 def _what_is_kept(last: Path) -> str:
-    """The state that a run which broke down can go back to, as a clause."""
+    """Clause that says which state is saved, for the message of a failed run."""
     try:
-        return f"'{last}' keeps the state after update {read_checkpoint(last)['global_step']}"
+        return f"'{last}' holds the state after update {read_checkpoint(last)['global_step']}"
     except UserError:
         return "no state was saved before that"
 
 
 def _compile(module: LearnerModule, device: torch.device) -> None:
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
-        warnings.warn("trainer.compile=true needs a C++ compiler on the CPU; training goes on without", stacklevel=2)
+        warnings.warn("trainer.compile=true needs a C++ compiler on the CPU; training is not compiled", stacklevel=2)
     else:
         module.compile_network()
 
 
 def _prepare_directory(run_directory: Path) -> Path:
-    """The run's checkpoint folder, made, writable and free of what killed writers left."""
+    """Make the run's checkpoint folder, check that it is writable, and remove partial files of killed processes."""
     checkpoints = run_directory / "checkpoints"
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Weights that a run starts from in place of random ones, and the check that they fit."""
+"""Initial weights of a run from a trained network, and the check that they fit."""
 
 import logging
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from .learner_module import LearnerModule
 
 log = logging.getLogger(__name__)
 
-# Options of a model that decide what its weights mean, sizes first.
+# Options of a model that its weights depend on, sizes first.
 DECISIVE = (
     "observation_dim", "action_dim", "vocab_size", "block_size", "n_layer", "n_embd", "n_head", "hidden_act",
     "layer_norm_eps", "goal_conditioned", "numerical_embedding", "block",
@@ -24,41 +24,44 @@ DECISIVE = (
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The weights of a trained network, and what they were made for."""
+    """The weights of a trained network, with its options and data."""
 
-    source: str  # as given, for messages
-    kind: str  # short name of the learner that they are of
+    source: str  # as given by the user, for messages
+    kind: str  # short name of their learner
     model: Mapping[str, Any]  # options and sizes that rebuild the network, as far as known
     weights: Mapping[str, Tensor]  # by their names in the training module
-    record: TrainingRecord | None = None  # of a checkpoint
+    record: TrainingRecord | None = None  # if they are from a checkpoint
 
     @classmethod
     def of_checkpoint(cls, path: str) -> Self:
-        """Those in a ``.ckpt`` file; raises as :meth:`~..checkpoint.Checkpoint.read`."""
+        """The weights in a ``.ckpt`` file; raises as :meth:`~..checkpoint.Checkpoint.read`."""
         checkpoint = Checkpoint.read(path)
         return cls(path, checkpoint.training.kind, checkpoint.model, checkpoint.state_dict, checkpoint.training)
 
     def give_to(self, module: LearnerModule) -> None:
-        """Copy the parameters; what follows from the data, such as means, stays the module's own.
+        """Copy the parameters to a module; its buffers, such as means of the data, do not change.
 
         Raises:
-            UserError: they are another learner's, of other spaces, of another model, or a tensor is missing or has
-                another shape.
+            UserError: the weights belong to another learner, model or spaces, or a tensor is missing or has another
+                shape.
         """
         here, now = f"init_from={self.source}", module.record
-        require(self.kind == now.kind, f"{here} holds weights of learner={self.kind}, and this run trains {now.kind}")
+        require(self.kind == now.kind, f"{here} holds weights of learner={self.kind}, but this run trains {now.kind}")
         if self.record is not None:
             self._require_spaces(here, self.record.environment, now.environment)
         wanted = module.model_options()
         for name in DECISIVE:
             was, value = self.model.get(name, wanted.get(name)), wanted.get(name)
-            require(was == value, f"{here} is of a model with {name}={was}, and here it is {value}")
+            require(was == value, f"{here} holds a model with {name}={was}, but this run has {name}={value}")
         parameters = dict(module.named_parameters())
         for name, parameter in parameters.items():
             given = self.weights.get(name)
             require(given is not None, f"{here} has no weights '{name}', which this run trains")
             shapes = tuple(getattr(given, "shape", ())), tuple(parameter.shape)
-            require(shapes[0] == shapes[1], f"{here}: the weights '{name}' have shape {shapes[0]}, here {shapes[1]}")
+            require(
+                shapes[0] == shapes[1],
+                f"{here}: the weights '{name}' have shape {shapes[0]}, in this run {shapes[1]}",
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(self.weights[name])
@@ -66,25 +69,25 @@ class InitialWeights:
         if now.discretizer is not None and (bins is None or not torch.equal(bins.edges, now.discretizer.edges)):
             known = "not known" if bins is None else "not this run's"
             log.warning(
-                "%s: the bins that it was trained with are %s, so its tokens may mean other values", here, known
+                "%s: the bins that it was trained with are %s, so its tokens may stand for other values", here, known
             )
 
     @staticmethod
     def _require_spaces(here: str, was: EnvironmentSpec, now: EnvironmentSpec) -> None:
         for what in ("observation", "action"):
             sizes = [getattr(environment, f"{what}_dim") for environment in (was, now)]
-            require(sizes[0] == sizes[1], f"{here} is for {sizes[0]} {what} dimensions, and the data have {sizes[1]}")
+            require(sizes[0] == sizes[1], f"{here} is for {sizes[0]} {what} dimensions, but the data have {sizes[1]}")
             same = _parts(getattr(was, what)) == _parts(getattr(now, what))
-            require(same, f"{here} is for another {what} space than the data's, of other keys, kinds or shapes")
+            require(same, f"{here} is for another {what} space than the data's, with other keys, kinds or shapes")
         require(
             was.observation_indices == now.observation_indices,
-            f"{here} sees the observation's dimensions {was.observation_indices}, this run {now.observation_indices}; "
+            f"{here} uses the observation's dimensions {was.observation_indices}, this run {now.observation_indices}; "
             "train with the same data.observation_indices",
         )
 
 
 def _parts(space: SpaceSpec) -> list[tuple[object, ...]]:
-    """What must agree of two spaces; bounds of Boxes may differ."""
+    """Properties of a space that must be equal; bounds of Boxes may differ."""
     return [
         (leaf.path, leaf.kind, leaf.shape, *((leaf.low, leaf.high) if leaf.kind == "discrete" else ()))
         for leaf in space.leaves

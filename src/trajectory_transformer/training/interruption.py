@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted when they arrive, acted upon at the end of the running update."""
+"""Signals that stop a run: noted when they arrive, handled at the end of the running update."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ REQUEUE_SIGNAL = signal.SIGUSR1
 
 
 class TrainingInterrupted(SystemExit):
-    """Ends the process with 128 + signal (143 for SIGTERM, 130 SIGINT, 129 SIGHUP), after the state was saved.
+    """Ends the process with exit code 128 + signal (SIGTERM 143, SIGINT 130, SIGHUP 129), after the state was saved.
 
-    It is a ``SystemExit`` so that Lightning, Hydra and a sweep's remaining jobs let it through.
+    It is a ``SystemExit`` so that Lightning, Hydra and sweeps do not catch it.
     """
 
     def __init__(self, number: int) -> None:
@@ -27,11 +27,11 @@ class TrainingInterrupted(SystemExit):
 
 
 class SignalWatch:
-    """Takes over SIGTERM, SIGINT and SIGHUP while used as a context; a SIGHUP that is ignored, as by nohup, stays so.
+    """A context that handles SIGTERM, SIGINT and SIGHUP; an ignored SIGHUP, as under nohup, stays ignored.
 
-    The first signal is noted in :attr:`received`; a second Ctrl-C ends the process at once. Outside the main thread,
-    where Python allows no handlers, it does nothing. With ``requeue`` also SIGUSR1, by which SLURM announces the end of
-    a job's time: save, and put the job back in the queue.
+    The first signal is stored in :attr:`received`; a second Ctrl-C ends the process at once. Outside the main thread,
+    where Python allows no handlers, it does nothing. With ``requeue`` it also handles SIGUSR1, by which SLURM announces
+    the end of a job's time: the state is saved, and the job put back in the queue.
     """
 
     def __init__(self, requeue: bool = False) -> None:
@@ -51,23 +51,23 @@ class SignalWatch:
         self._previous = {}
 
     def arm(self) -> None:
-        """Install the handlers (again: Lightning's own ends a run on SIGTERM with code 0, saving nothing)."""
+        """Install the handlers; again when training starts, because Lightning's handler of SIGTERM saves nothing."""
         for number in self._previous:
             signal.signal(number, self._note)
 
     def agreed(self, trainer: L.Trainer) -> int | None:
-        """The signal that any of the processes received. All of them must call this at the same point."""
+        """The signal that any process received, or None. All processes must call this at the same point."""
         if trainer.world_size == 1:
             return self.received
         mine = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(mine, reduce_op="max")) or None
 
     def stop(self, number: int, is_global_zero: bool) -> NoReturn:
-        """End the run, with everything saved, by a :class:`TrainingInterrupted`."""
+        """End the run by raising :class:`TrainingInterrupted`; the state must have been saved."""
         if number == REQUEUE_SIGNAL and is_global_zero:
             array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
             job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{task}"
-            with contextlib.suppress(OSError):  # without scontrol the job ends, saved, and can be resumed by hand
+            with contextlib.suppress(OSError):  # without scontrol the saved job ends, and can be resumed by hand
                 subprocess.run(["scontrol", "requeue", job], check=False)
         raise TrainingInterrupted(number)
 
@@ -78,4 +78,4 @@ class SignalWatch:
             return
         self.received = number
         text = f"\n{signal.Signals(number).name}: saving at the end of this update; Ctrl-C quits at once\n"
-        os.write(2, text.encode())  # not print: the signal may have come in the middle of one
+        os.write(2, text.encode())  # not print, which the signal may have interrupted

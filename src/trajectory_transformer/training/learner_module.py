@@ -1,4 +1,4 @@
-"""The Lightning module that all learners extend: seeds, learning rates, finite losses, the record of a run."""
+"""Base Lightning module of all learners: seeds, learning rates, checks for finite values, the record of a run."""
 
 import math
 from collections.abc import Mapping
@@ -19,33 +19,33 @@ from .optimization import TrainingPlan, make_optimizer, make_schedule, set_learn
 
 
 class NonFiniteError(UserError):
-    """The loss, its gradient or the weights became NaN or infinite; such weights are not saved."""
+    """Error: the loss, its gradient or the weights became NaN or infinite; such weights are not saved."""
 
 
 def ends_update(trainer: L.Trainer) -> bool:
-    """True if an update has been made with the present batch, false after all but the last of its parts."""
+    """True if the present part of a batch is its last one, after which the update is made."""
     return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class LearnerModule(L.LightningModule):
-    """Base of the learners. An update's randomness follows from (seed, step, rank): resume is exact."""
+    """Base of all learners' modules. (seed, step, rank) determine an update's randomness, so a resume is exact."""
 
-    unit: ClassVar[str] = "transitions"  # what ``plan.tokens_per_step`` and the learning rate's schedule count
-    best_is_latest: ClassVar[bool] = False  # there is no loss that could choose: ``best.ckpt`` is the latest
+    unit: ClassVar[str] = "transitions"  # unit of ``plan.tokens_per_step`` and of the learning rate's schedule
+    best_is_latest: ClassVar[bool] = False  # losses do not rank weights, so ``best.ckpt`` is the latest
 
     def __init__(self, optimizer: OptimizerConfig, plan: TrainingPlan, record: TrainingRecord) -> None:
         super().__init__()
         self.optimizer_config, self.plan, self.record = optimizer, plan, record
         self.schedule = make_schedule(optimizer, plan)
-        self._groups: list[dict[str, Any]] = []  # the optimiser's own options, of each of its parameter groups
+        self._groups: list[dict[str, Any]] = []  # this run's optimiser options, of each parameter group
         self.gradient_norm = self.last_loss = torch.zeros(())
 
     def model_options(self) -> dict[str, Any]:
-        """Plain values that rebuild the network, beside the learner's options and the spaces of its data."""
+        """Plain values that rebuild the network, in addition to the learner's options and the data's spaces."""
         return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for AdamW: matrices decay, vectors (biases, norms) do not."""
+        """Parameter groups for AdamW: weight decay for matrices, none for vectors (biases, norms)."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.optimizer_config.weight_decay},
@@ -53,7 +53,7 @@ class LearnerModule(L.LightningModule):
         ]
 
     def compile_network(self) -> None:
-        """Compile the network's forward pass; only for learners that say so in their options' check."""
+        """Compile the network's forward pass; for learners whose ``check`` allows ``trainer.compile``."""
         raise NotImplementedError
 
     @override
@@ -70,8 +70,8 @@ class LearnerModule(L.LightningModule):
         largest = math.inf if largest is None else largest
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), largest)
         self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # A NaN loss makes every gradient NaN, and DDP averages gradients: the norm tells all processes the same, at the
-        # price of one synchronisation. In 16-mixed infinite gradients are normal, as its scaler skips those updates.
+        # A NaN loss makes every gradient NaN, and DDP averages gradients, so the norm is the same on all processes, at
+        # the cost of one synchronisation. In 16-mixed infinite gradients are normal: the scaler skips those updates.
         scaled = self.trainer.precision == "16-mixed"
         judged = self.trainer.strategy.reduce(self.last_loss, reduce_op="mean") if scaled else self.gradient_norm
         if not bool(torch.isfinite(torch.as_tensor(judged))):
@@ -82,29 +82,29 @@ class LearnerModule(L.LightningModule):
             )
 
     def _require_finite(self, weights: Mapping[str, Any]) -> None:
-        """Refuse ``weights`` that hold NaN or infinity with a NonFiniteError that names the update that made them."""
+        """Raise NonFiniteError, which names the update, if ``weights`` contain NaN or infinity."""
         divided = {
             name: torch.isfinite(weight).all() for name, weight in weights.items() if isinstance(weight, DTensor)
         }
-        # All processes hear of it, whichever has the bad part.
+        # Reduced over all processes, so that all raise the error.
         bad = [name for name, finite in divided.items() if not cast(DTensor, finite).full_tensor()]
         name = bad[0] if bad else not_finite({name: w for name, w in weights.items() if name not in divided})
         if name is not None:
             raise NonFiniteError(f"update {self.global_step} made weights ('{name}') that are NaN or infinite")
 
     def mean_of_parts(self, so_far: Tensor | None, value: Tensor, batch_idx: int) -> Tensor:
-        """The mean of a value of the parts of an update's batch (``trainer.accumulate``) up to this one, detached."""
+        """Mean of a value over the parts of an update's batch (``trainer.accumulate``) so far, detached."""
         part = batch_idx % self.trainer.accumulate_grad_batches
         return value.detach() if so_far is None or part == 0 else so_far + (value.detach() - so_far) / (part + 1)
 
     def labelled(self, values: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-        """Values under their logged names, with "step" (updates made), which Lightning logs them at."""
+        """Values under their logged names, with "step" (updates made), at which Lightning logs them, and "epoch"."""
         named = {f"{prefix}/{name}": value for name, value in values.items()}
         return named | {"step": float(self.global_step), "epoch": self.global_step / self.plan.steps_per_epoch}
 
     @property
     def optimizer_state(self) -> dict[str, Any]:
-        """Learning rate (that which decays) and gradient norm, logged with every row of training metrics."""
+        """Scheduled learning rate and gradient norm, logged with every row of training metrics."""
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         return {"train/learning_rate": rate, "train/gradient_norm": self.gradient_norm}
 
@@ -117,12 +117,12 @@ class LearnerModule(L.LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        # A checkpoint's optimiser brings its own weight decay and momenta; what it keeps of a run is the state.
+        # A checkpoint's optimiser state includes its options, such as weight decay; these are reset to this run's.
         for optimizer in self.trainer.optimizers:
             for group, own in zip(optimizer.param_groups, self._groups, strict=False):
                 group.update(own)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._require_finite(self.state_dict())  # here, as every process comes by, whoever saves and why
+        self._require_finite(self.state_dict())  # here, because all processes call this hook at every save
         checkpoint[SECTION] = self.record.to_dict() | {"model": self.model_options()}

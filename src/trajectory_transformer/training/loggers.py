@@ -1,4 +1,4 @@
-"""Loggers of a run: ``metrics.csv`` always, Weights & Biases and any other of Lightning's where they are chosen."""
+"""Loggers of a run: ``metrics.csv`` always, Weights & Biases and other Lightning loggers by options."""
 
 import inspect
 import json
@@ -26,28 +26,28 @@ from .trackers import log_picture, log_table
 log = logging.getLogger(__name__)
 
 DISTRIBUTION = "trajectory-transformer"
-LONGEST_NAME = 128  # characters of a run's name that W&B takes
+LONGEST_NAME = 128  # W&B's limit of a run's name, in characters
 EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normalized_score")
 
 
 @dataclass(frozen=True)
 class RunLabels:
-    """Labels of a run where the options give none."""
+    """Default labels of a run in W&B, where the options set none."""
 
-    group: str | None = None  # runs that are compared side by side, such as a sweep
+    group: str | None = None  # name of a group of runs to compare, such as a sweep
     job_type: str = "train"  # or "evaluate"
-    tags: tuple[str, ...] = ()  # to find it by
-    differs: str | None = None  # what tells it apart from the other jobs of its sweep
+    tags: tuple[str, ...] = ()  # added to those of the options
+    differs: str | None = None  # values that distinguish it from the other jobs of its sweep
 
 
 def make_loggers(
     config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], defaults: RunLabels
 ) -> list[Logger]:
-    """The loggers of one run, which write below ``run_directory`` and show ``resolved_config`` beside its metrics.
+    """Make the loggers of a run, which write to ``run_directory`` and log ``resolved_config`` with its metrics.
 
     Raises:
-        UserError: W&B refuses to start, such as online without a key or network, or one of ``config.extra`` cannot be
-            built.
+        UserError: W&B cannot start, for example online without a key or network, or a logger of ``config.extra`` cannot
+            be built.
     """
     loggers: list[Logger] = [MetricsFile(run_directory / "metrics.csv")]
     if config.name == "wandb":
@@ -55,10 +55,10 @@ def make_loggers(
     for name, spec in config.extra.items():
         place = f"logger.extra.{name}"
         parameters = inspect.signature(locate(spec["_target_"], Logger, place, TYPED_BY_USER)).parameters
-        folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}  # unless told otherwise
+        folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}  # the default
         try:
             loggers.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
-        except ImportError as error:  # such as TensorBoard's
+        except ImportError as error:  # for example, TensorBoard is not installed
             hint = f"; pip install '{DISTRIBUTION}[{name}]'" if spec["_target_"].startswith(f"{PACKAGE}.") else ""
             raise UserError(f"{place}: {' '.join(str(error).split())}{hint}") from None
         loggers[-1].log_hyperparams(dict(resolved_config))
@@ -66,7 +66,7 @@ def make_loggers(
 
 
 def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
-    """Refuse, with a UserError, what in ``config.extra`` is no Lightning logger or not allowed, before it is loaded."""
+    """Raise UserError if a class in ``config.extra`` is not a Lightning logger or not allowed; nothing is built."""
     for name, spec in config.extra.items():
         for target in [spec["_target_"]] if allow is TYPED_BY_USER else targets_in(spec):
             locate(target, Logger, f"logger.extra.{name}", allow)
@@ -75,19 +75,19 @@ def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
 def _wandb_logger(
     config: LoggerConfig, run_directory: Path, resolved_config: Mapping[str, Any], labels: RunLabels
 ) -> WandbLogger:
-    from wandb.errors import CommError, UsageError  # here, so that runs without it need not wait
+    from wandb.errors import CommError, UsageError  # here, because the import is slow
 
     folder = (run_directory / "wandb").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    id_file = folder / "run_id.txt"  # kept with the run, so that a resumed or requeued one is the same one
+    id_file = folder / "run_id.txt"  # kept with the run, so that a resumed or requeued run is the same W&B run
     is_resumed = id_file.exists()
     if is_first_process() and not is_resumed:
-        given = os.environ.get("WANDB_RUN_ID") if labels.differs is None else None  # which would make jobs one run
+        given = os.environ.get("WANDB_RUN_ID") if labels.differs is None else None  # would be the same for all jobs
         id_file.write_text(given or uuid.uuid4().hex[:12], encoding="utf-8")
-    # By default artifacts wait for their upload in the home directory and are lost when a run is copied elsewhere.
+    # By default artifacts wait for their upload in the home directory, and are lost if the run is copied elsewhere.
     for name, part in (("WANDB_DIR", ".."), ("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         os.environ[name] = os.environ.get(name) or str((folder / part).resolve())
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")  # seconds; W&B's own 90 are long for a host that is not there
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")  # seconds; W&B's default of 90 is long if a host does not exist
     mode = _wandb_mode(config)
     variables = {name: os.environ.get(f"WANDB_{name}") for name in ("PROJECT", "NAME", "RUN_GROUP", "JOB_TYPE")}
     tags = config.tags or [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
@@ -97,7 +97,7 @@ def _wandb_logger(
         name=" ".join(named)[:LONGEST_NAME] or run_directory.name,
         id=id_file.read_text(encoding="utf-8").strip() if is_first_process() else None,
         project=config.project or variables["PROJECT"] or "trajectory-transformer",
-        mode=mode,  # not Lightning's offline=, which leaves WANDB_MODE set for whatever runs next
+        mode=mode,  # not Lightning's offline=, which leaves WANDB_MODE set for later runs in this process
         entity=config.entity,
         group=config.group or variables["RUN_GROUP"] or labels.group,
         job_type=config.job_type or variables["JOB_TYPE"] or labels.job_type,
@@ -105,11 +105,11 @@ def _wandb_logger(
         config=dict(resolved_config),
         resume="allow" if mode == "online" else None,
     )
-    if is_first_process():  # starts now, so that a missing key stops the run before training, not in the middle of it
+    if is_first_process():  # start W&B now, so that a missing key is reported before training
         try:
             logger.experiment.define_metric("val/loss", step_metric="trainer/global_step", summary="min")
         except (UsageError, CommError) as error:
-            reason = f"W&B does not start: {error}; log in with `wandb login`, or use logger.offline=true"
+            reason = f"W&B cannot start: {error}; log in with `wandb login`, or use logger.offline=true"
             raise UserError(reason) from None
         if mode == "offline" and is_resumed:
             _repeat_history(logger, run_directory)
@@ -117,9 +117,9 @@ def _wandb_logger(
 
 
 def _repeat_history(logger: WandbLogger, run_directory: Path) -> None:
-    """Log what a run logged up to its last checkpoint once more.
+    """Log again all metrics of a run up to its last checkpoint.
 
-    A resumed run has another folder for ``wandb sync``, which replaces by its contents what was uploaded of the run.
+    A resumed offline run has a new folder for ``wandb sync``, whose contents replace the run's uploaded metrics.
     """
     last = run_directory / "checkpoints" / "last.ckpt"
     done = read_checkpoint(last)["global_step"] if last.exists() else 0
@@ -147,9 +147,12 @@ def _wandb_mode(config: LoggerConfig) -> str:
 
 @rank_zero_only
 def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: int | None = None) -> None:
-    """Add the summary in a ``results.json``, its data's, what a deadline did, and a table of the episodes.
+    """Log the summaries of the evaluation, the data's behaviour and the deadline, and a table of the episodes.
 
-    ``step``: after how many updates, where there were some: returns while training have the same names.
+    Args:
+        loggers: the run's loggers.
+        results: contents of ``results.json``.
+        step: number of updates made, if any, because returns during training have the same names.
     """
     rows = [[episode[name] for name in EPISODE_COLUMNS] for episode in results["episodes"]]
     for logger in _extra(loggers):
@@ -164,7 +167,7 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: 
 
 @rank_zero_only
 def log_pictures(loggers: Sequence[Logger], run_directory: Path) -> None:
-    """Add the plots that lie in a run's folder and, to W&B, the videos."""
+    """Log the plots in a run's folder and, to W&B, the videos."""
     for logger in _extra(loggers):
         for file in sorted(run_directory.glob("plots/*.png")):
             log_picture(logger, f"plots/{file.stem}", file)
@@ -179,10 +182,12 @@ def log_pictures(loggers: Sequence[Logger], run_directory: Path) -> None:
 
 
 def log_sweep(config: LoggerConfig, directory: Path, table: Sequence[Sequence[str]]) -> None:
-    """Add to W&B a run of the sweep's own, among those of its jobs: its table, whose first row names columns, and plot.
+    """Log a sweep's table and plots to W&B, as an additional run in the group of its jobs.
+
+    ``table``'s first row has the names of the columns.
 
     Raises:
-        UserError: W&B refuses to start.
+        UserError: W&B cannot start.
     """
     logger = _wandb_logger(config, directory, {}, RunLabels(directory.absolute().name, "sweep"))
     import wandb
@@ -205,12 +210,12 @@ def _number(cell: str) -> float | str | None:
 
 @rank_zero_only
 def log_measurements(loggers: Sequence[Logger], measurements: Sequence[Measurement]) -> None:
-    """Add measurements, each as ``METHOD/NAME``."""
+    """Log measurements, each as ``METHOD/NAME``."""
     _summarize(loggers, {f"{one.method}/{one.name}": one.value for one in measurements})
 
 
 def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any], step: int | None = None) -> None:
-    """Add ``values`` to the summary of W&B's run, and the numbers among them to the user's own loggers."""
+    """Add ``values`` to the summary of the W&B run, and log the numbers among them to the other loggers."""
     for run in _wandb_runs(loggers):
         run.summary.update(dict(values))
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
@@ -222,9 +227,9 @@ def _summarize(loggers: Sequence[Logger], values: Mapping[str, Any], step: int |
 def log_artifacts(
     loggers: Sequence[Logger], checkpoint: Path, dataset: Mapping[str, Any], folders: Sequence[Path] = ()
 ) -> None:
-    """Add the checkpoint, and the data set by its description, as W&B artifacts.
+    """Log the checkpoint, and a description of the data set, as W&B artifacts.
 
-    The arrays stay where they are; those ``folders`` of the set's parts that are on this machine are referred to.
+    The data are not uploaded; the ``folders`` of the set's parts that exist on this machine are added as references.
     """
     for run in _wandb_runs(loggers):
         import wandb
@@ -236,14 +241,14 @@ def log_artifacts(
         with data.new_file("dataset.json") as file:
             json.dump(dict(dataset), file, indent=1)
         for index, folder in enumerate(folder for folder in folders if folder.is_dir()):
-            # Not checksum=True, which would read gigabytes: the fingerprint says the same.
+            # Not checksum=True, which would read gigabytes: the fingerprint identifies the data.
             data.add_reference(folder.absolute().as_uri(), name=f"data/{index}", checksum=False)
         run.log_artifact(data)
 
 
 @rank_zero_only
 def finish_loggers(loggers: Sequence[Logger], exit_code: int = 0) -> None:
-    """End the loggers' runs, so that the next job of a sweep begins its own."""
+    """End the loggers' runs, so that the next job of a sweep begins new ones."""
     for run in _wandb_runs(loggers):
         run.finish(exit_code=exit_code)
     for logger in _extra(loggers):
@@ -260,7 +265,7 @@ def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as ``prefix/key/key``."""
+    """Flatten nested mappings; keys become ``prefix/key/key``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

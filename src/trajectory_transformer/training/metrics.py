@@ -1,4 +1,4 @@
-"""Loss and accuracy of each kind of token, and metrics of the user's."""
+"""Metrics of the transformer: loss and accuracy of each kind of token, and the user's own metrics."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,14 @@ from ..layout import TOKEN_KINDS, TransitionLayout
 
 
 class TokenMetrics(torchmetrics.Metric):
-    """Cross-entropy in nats and accuracy of observation, action, reward and value tokens, unweighted; perplexity.
+    """Unweighted cross-entropy in nats and accuracy of observation, action, reward and value tokens; perplexity.
 
-    Masked tokens count nowhere. Sums are added up over batches and, under DDP, over processes. Where ``values``
-    (num_bins,), the returns-to-go that value tokens stand for, are given, their share explained is measured, too.
+    Masked tokens do not count. Sums are accumulated over batches and, under DDP, over processes. With ``values``
+    (num_bins,), the returns-to-go of the value tokens, the explained share of their variance is measured too.
     """
 
     full_state_update = False
-    nats: Tensor  # by kind, as are the next two
+    nats: Tensor  # (kinds,), like the next two
     correct: Tensor
     count: Tensor
     loss: Tensor
@@ -35,7 +35,7 @@ class TokenMetrics(torchmetrics.Metric):
     def __init__(self, layout: TransitionLayout, values: Tensor | None = None) -> None:
         super().__init__()
         self.value = layout.value
-        if values is not None:  # standardised: a difference of large sums would be rounded away
+        if values is not None:  # standardised, because the difference of large sums would be lost in rounding
             values = (values - values.mean()) / values.std().clamp(min=1e-30)
         self.register_buffer("values", values, persistent=False)
         kind = (len(TOKEN_KINDS),)
@@ -49,7 +49,7 @@ class TokenMetrics(torchmetrics.Metric):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
-        """Follow the model to its device but not to its precision: sums in bfloat16 would stop growing at 256."""
+        """Move to the model's device, but keep the precision: sums in bfloat16 would stop growing at 256."""
         super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)
         return self
 
@@ -58,10 +58,10 @@ class TokenMetrics(torchmetrics.Metric):
         """Add a batch whose windows begin at a transition's first dimension.
 
         Args:
-            loss: scalar that was (or would be) minimised.
+            loss: scalar training loss.
             logits: (batch, time, vocabulary); position p predicts dimension (p + 1) mod transition_dim.
             targets: (batch, time) integers.
-            mask: (batch, time), 0 where a token does not count.
+            mask: (batch, time), 0 for tokens that do not count.
         """
         valid = (mask > 0).float()
         nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(valid)
@@ -73,7 +73,7 @@ class TokenMetrics(torchmetrics.Metric):
         self.loss += loss.detach().float() * len(targets)
         self.windows += len(targets)
         if self.values is not None:
-            places = slice(self.value - 1, None, len(self.kinds))  # which predict a value
+            places = slice(self.value - 1, None, len(self.kinds))  # positions that predict a value
             found, wanted, counts = logits[:, places].float().softmax(-1), targets[:, places], valid[:, places]
             counts = counts * (wanted < len(self.values))
             actual = self.values[wanted.clamp(max=len(self.values) - 1)]
@@ -82,10 +82,10 @@ class TokenMetrics(torchmetrics.Metric):
             self.moments += torch.stack(sums)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means: ``loss`` as minimised, ``<kind>_loss`` in nats, ``<kind>_accuracy`` in [0, 1], ``perplexity``.
+        """Means: the training ``loss``, ``<kind>_loss`` in nats, ``<kind>_accuracy`` in [0, 1], and ``perplexity``.
 
-        With ``values`` also ``value_r2``, at most 1: the share of the variance of returns-to-go that the expected value
-        explains. A kind of which no token was counted has NaN.
+        With ``values`` also ``value_r2``, at most 1: the share of the variance of returns-to-go that the predicted mean
+        explains. The values of a kind without counted tokens are NaN.
         """
         values = {"loss": self.loss / self.windows, "perplexity": (self.nats.sum() / self.count.sum()).exp()}
         for index, kind in enumerate(TOKEN_KINDS):
@@ -98,11 +98,13 @@ class TokenMetrics(torchmetrics.Metric):
 
 
 class LoggedMetrics(nn.Module):
-    """:class:`TokenMetrics` and the user's own metrics, as one.
+    """:class:`TokenMetrics` together with the user's own metrics.
 
-    ``own`` is ``trainer.metrics``: for each name a mapping with a ``_target_``, a :class:`torchmetrics.Metric` whose
-    ``update`` takes (logits, targets, mask) of :meth:`TokenMetrics.update` and whose ``compute`` returns one number.
-    UserError if there is no such class, it is no such metric, or the name is taken.
+    ``own`` is ``trainer.metrics``: name -> mapping with a ``_target_``, a :class:`torchmetrics.Metric` whose ``update``
+    takes (logits, targets, mask) as in :meth:`TokenMetrics.update` and whose ``compute`` returns one number.
+
+    Raises:
+        UserError: a class does not exist or is not such a metric, or a name is taken.
     """
 
     def __init__(self, layout: TransitionLayout, own: Mapping[str, Any], values: Tensor | None = None) -> None:
@@ -116,7 +118,7 @@ class LoggedMetrics(nn.Module):
         taken = {"loss", "perplexity", "value_r2", "learning_rate", "gradient_norm", "tokens_per_second"}
         taken |= {f"{kind}_{what}" for kind in TOKEN_KINDS for what in ("loss", "accuracy")}
         if name in taken or not name.isidentifier():
-            raise UserError(f"{option}: that name is taken or no word; choose another")
+            raise UserError(f"{option}: that name is taken or not a valid identifier; choose another")
         metric = build(spec, torchmetrics.Metric, option, TYPED_BY_USER)
         try:
             inspect.signature(metric.update).bind("logits", "targets", "mask")
@@ -126,12 +128,12 @@ class LoggedMetrics(nn.Module):
 
     @torch.no_grad()
     def update(self, loss: Tensor, logits: Tensor, targets: Tensor, mask: Tensor) -> None:
-        """Add a batch; arguments as of :meth:`TokenMetrics.update`."""
+        """Add a batch; arguments as in :meth:`TokenMetrics.update`."""
         self.tokens.update(loss, logits, targets, mask)
         self.own.update(logits.detach(), targets, mask)
 
     def compute(self) -> dict[str, Tensor]:
-        """All values by name; UserError if a metric of the user's gave something other than one number."""
+        """All values by name; UserError if one of the user's metrics does not return one number."""
         own = self.own.compute()
         for name, value in own.items():
             if not isinstance(value, Tensor) or value.numel() != 1:

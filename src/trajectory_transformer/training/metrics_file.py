@@ -1,4 +1,4 @@
-"""``metrics.csv``, the log that every run has."""
+"""The logger that writes ``metrics.csv``, which every run has."""
 
 import contextlib
 import csv
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile(Logger):
-    """``metrics.csv``: one row for each call, on disk at once; a killed run loses at most the row it was writing.
+    """Writes ``metrics.csv``: one row for each call, at once, so that a killed run loses at most one row.
 
-    A run that goes on drops the rows that it is about to repeat. A metric first seen late adds a column. Rows that
-    cannot be written, as on a full disk, are lost with one warning: no reason to lose the training too.
+    A resumed run drops the rows that it is about to repeat. A new metric adds a column. If rows cannot be written, for
+    example because the disk is full, they are lost with one warning, and training continues.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._columns: list[str] = []  # none: nothing written by this process yet
+        self._columns: list[str] = []  # empty until this process writes its first row
         self._warned = False
 
     @property
@@ -51,7 +51,7 @@ class MetricsFile(Logger):
     @override
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: ``config.yaml`` holds them."""
+        """Do nothing: ``config.yaml`` holds the options."""
 
     @override
     @rank_zero_only
@@ -69,7 +69,7 @@ class MetricsFile(Logger):
             self._warned = True
 
     def _begin(self, step: int, names: Sequence[str]) -> None:
-        """Keep the rows of an earlier process, up to those with one of ``names`` at ``step`` or of later steps."""
+        """Keep the rows of an earlier process before the first one of a later step, or of ``step`` with ``names``."""
 
         def is_kept(row: Mapping[str, str]) -> bool:
             if not row["step"].isdecimal() or int(row["step"]) > step:
@@ -81,7 +81,7 @@ class MetricsFile(Logger):
         self._rewrite(list(rows[0]) if rows else ["step"], rows)
 
     def read(self) -> list[dict[str, str]]:
-        """Whole rows, "step" and metrics as text; one that a killed process left half written is dropped."""
+        """All complete rows, "step" and metrics as text; a row that a killed process left incomplete is dropped."""
         if not self._path.exists():
             return []
         with self._path.open(newline="", encoding="utf-8") as file:
@@ -101,6 +101,6 @@ class MetricsFile(Logger):
             with self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns, restval="").writerow(row)
         except OSError:
-            with contextlib.suppress(OSError):  # the next row shall not continue what was written of this one
+            with contextlib.suppress(OSError):  # remove the incomplete row, so that the next one does not continue it
                 os.truncate(self._path, size)
             raise

@@ -1,4 +1,4 @@
-"""AdamW with decay groups, and a learning rate that is a function of the tokens seen: nothing to save."""
+"""AdamW with decay groups, and a learning-rate schedule without state: a function of the tokens seen."""
 
 import math
 from collections.abc import Iterable
@@ -12,36 +12,36 @@ from ..configuration import OptimizerConfig
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """Linear warm-up, then a cosine that reaches its floor with the last token and stays there."""
+    """Linear warm-up, then a cosine that reaches its floor at the last token and stays there."""
 
     peak: float  # learning rate at the end of the warm-up
-    warmup_tokens: int  # over which it rises from 0
-    total_tokens: int  # of the whole run
+    warmup_tokens: int  # length of the warm-up, from 0 to the peak
+    total_tokens: int  # length of the whole run
     final_fraction: float  # floor, as a fraction of the peak, in [0, 1]
 
     def at(self, tokens: int) -> float:
-        """Learning rate of the update that brings the tokens seen to ``tokens``."""
+        """Learning rate of the update after which ``tokens`` have been seen."""
         if tokens < self.warmup_tokens:
             return self.peak * tokens / self.warmup_tokens
         progress = min((tokens - self.warmup_tokens) / max(self.total_tokens - self.warmup_tokens, 1), 1.0)
-        # Differs from the original: its cosine runs over 20 epochs and then climbs again, back to the peak at epoch 39.
+        # Differs from the original, whose cosine ends after 20 epochs and then rises again, to the peak at epoch 39.
         cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
         return self.peak * (self.final_fraction + (1.0 - self.final_fraction) * cosine)
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Seed and sizes of a run, on which an update's learning rate and randomness depend."""
+    """Seed and sizes of a run, which determine the learning rate and randomness of an update."""
 
     seed: int
     max_steps: int  # updates of the run
-    steps_per_epoch: int  # updates that see each training window once
-    tokens_per_step: int  # trained tokens of one update, over all devices
+    steps_per_epoch: int  # updates in which each training window is used once
+    tokens_per_step: int  # tokens of one update, over all devices
     log_every: int  # updates between rows of training metrics
 
 
 def make_schedule(config: OptimizerConfig, plan: TrainingPlan) -> CosineSchedule:
-    """The run's schedule; a warm-up of None is one epoch, at most a tenth of the run."""
+    """Make the run's schedule; a warm-up of None is one epoch, at most a tenth of the run."""
     total = plan.tokens_per_step * plan.max_steps
     warmup = config.warmup_tokens
     if warmup is None:
@@ -50,15 +50,15 @@ def make_schedule(config: OptimizerConfig, plan: TrainingPlan) -> CosineSchedule
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool) -> torch.optim.AdamW:
-    """AdamW over parameter groups that carry their own ``weight_decay``.
+    """Make AdamW for parameter groups that have their own ``weight_decay``.
 
-    ``fused``, one kernel for all parameters, is 3.6 times faster on a CPU, and impossible with a gradient scaler.
+    ``fused``, one kernel for all parameters, is 3.6 times faster on a CPU, but not possible with a gradient scaler.
     """
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    """Give every parameter group the same learning rate, but for those that say ``constant_rate``."""
+    """Set the learning rate of all parameter groups except those with ``constant_rate``."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if not group.get("constant_rate", False):

@@ -1,4 +1,4 @@
-"""Returns while training: episodes in the real environment with the weights of the moment, beside the loop."""
+"""Returns during training, measured in episodes of the real environment with the present weights."""
 
 import contextlib
 import logging
@@ -22,29 +22,29 @@ from .interruption import SignalWatch
 from .learner import Learner
 from .learner_module import LearnerModule
 
-PREFIX = "evaluation/"  # of what is logged
-_FIRST_SEED = 500_000_000  # far above those of the episodes after training, small enough for 32 bits
-_PATIENCE = timedelta(days=7)  # of processes whose episodes are over, for the others'
+PREFIX = "evaluation/"  # of logged metrics
+_FIRST_SEED = 500_000_000  # far above the seeds of episodes after training, and within 32 bits
+_TIMEOUT = timedelta(days=7)  # for processes that wait for others' episodes
 
-Outcome = list[EpisodeRecord] | int | str  # a process's: its episodes, the signal that came, or what went wrong
+Outcome = list[EpisodeRecord] | int | str  # of a process: its episodes, a signal, or an error's message
 
 
 class Watcher(Protocol):
-    """Is told how far this process's episodes are, and then the mean return of all."""
+    """Receives the progress of this process's episodes, and then the mean return of all."""
 
     def playing(self, step: int, episodes: int, finished: int, mean: str) -> None: ...
     def played(self, mean: float) -> None: ...
 
 
 class _Interrupted(Exception):
-    """A signal asks the run to stop."""
+    """A signal to stop the run was received."""
 
 
 class EpisodePlayer:
     """Plays ``evaluation.every_episodes`` episodes every ``evaluation.every`` updates, always with the same seeds.
 
-    Their agent is built anew from a copy of the weights, and random states are as before afterwards: training goes on
-    as if nothing had been played. Processes share the episodes.
+    A new agent is built from a copy of the weights, and random states are restored afterwards, so that training is not
+    affected. The episodes are divided among processes.
     """
 
     def __init__(
@@ -53,22 +53,22 @@ class EpisodePlayer:
         self.learner, self.config, self.options = learner, config, config.evaluation
         self.watch, self.watchers = watch, watchers
         self.first_seed = _FIRST_SEED + 1000 * config.seed
-        # "step" and scores as in the summary of results.json, of each time; saved with the run, as is the next
+        # Measurements: "step", and scores as in the summary of results.json. Saved with the run, like ``best``.
         self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] | None = None  # of the weights in best_return.ckpt
+        self.best: dict[str, Any] | None = None  # the measurement of best_return.ckpt
         self._warned = False
-        self._group: Any = None  # of the processes, for outcomes
+        self._group: Any = None  # the process group that exchanges outcomes
 
     def at(self, step: int) -> dict[str, Any] | None:
-        """What was measured with the weights after an update, or None."""
+        """The measurement of the weights after an update, or None."""
         return next((measured for measured in self.history if measured["step"] == step), None)
 
     def is_due(self, step: int) -> bool:
-        """True if the weights after an update are to be measured and have not been; the run's last ones always are."""
+        """True if the weights after this update must be measured before the next one, and have not been."""
         return step > 0 and step % (self.options.every or step + 1) == 0 and self.at(step) is None
 
     def play(self, trainer: L.Trainer, module: LearnerModule) -> int | None:
-        """Measure the present weights, and log what was found; the signal that broke it off, or None.
+        """Measure and log the returns of the present weights; returns None, or the signal that interrupted it.
 
         Raises:
             UserError: the environment failed or the weights are not finite.
@@ -92,13 +92,16 @@ class EpisodePlayer:
         return None
 
     def measure(self, trainer: L.Trainer, checkpoint: Checkpoint) -> dict[str, Any] | int:
-        """Scores of a checkpoint's agent, the same on all processes, each of which must call this; else as play."""
+        """Scores of a checkpoint's agent, or the signal that interrupted it; UserError as in :meth:`play`.
+
+        All processes must call this, and all get the same result.
+        """
         rank, ranks, episodes = trainer.global_rank, trainer.world_size, self.options.every_episodes
         begin, end = (episodes * index // ranks for index in (rank, rank + 1))
         outcome: Outcome = []
         device, failure = trainer.strategy.root_device, None
         try:
-            # Validation, at whose end this may be, is in inference mode.
+            # Validation, at the end of which this may be called, runs in inference mode.
             with isolate_rng(device.type == "cuda"), torch.inference_mode(False), self._warning_once():
                 if end > begin:
                     outcome = self._play(checkpoint, str(device), trainer.global_step, begin, end)
@@ -136,15 +139,15 @@ class EpisodePlayer:
         """The outcomes of all processes, in their order."""
         if ranks == 1:
             return [outcome]
-        if self._group is None:  # of its own, as others give up after minutes, or want everything on GPUs
-            self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        if self._group is None:  # a separate group: others time out after minutes, or need tensors on GPUs
+            self._group = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
         outcomes: list[Outcome] = [outcome] * ranks
         torch.distributed.all_gather_object(outcomes, outcome, group=self._group)
         return outcomes
 
     @contextlib.contextmanager
     def _warning_once(self) -> Iterator[None]:
-        """What the first evaluation warned of, such as that PyTorch must plan, is not said again."""
+        """Suppress this package's warnings after the first evaluation, because they would be repeated."""
         package = logging.getLogger(__name__.partition(".")[0])
         level = package.level
         package.setLevel(logging.ERROR if self._warned else level)
@@ -155,9 +158,10 @@ class EpisodePlayer:
             self._warned = True
 
     def choice(self, trainer: L.Trainer, best_by_loss: Path) -> dict[str, Any] | int:
-        """What ``results.json`` tells of the weights to choose from, once the last ones have been played; else as play.
+        """Record for ``results.json`` of the weights to choose from, or the signal that interrupted it.
 
-        Those of the lowest validation loss are played with now where they have not been.
+        It is called after the last weights have been measured. Those of the lowest validation loss are measured now if
+        they have not been.
         """
         contents, measured = read_checkpoint(best_by_loss), len(self.history)
         by_loss = self.at(contents["global_step"])
@@ -177,9 +181,9 @@ class EpisodePlayer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """To be saved with a run."""
+        """State to save with a run."""
         return {"history": self.history, "best_return": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From :meth:`state_dict`, or, as of a run that began without playing, nothing of it."""
+        """Restore :meth:`state_dict`, which is empty for a run that began without episodes."""
         self.history, self.best = list(state.get("history", [])), state.get("best_return")

@@ -19,20 +19,21 @@ from typing_extensions import override
 
 from ..checkpoint_file import read_checkpoint
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the first process
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for torch's ``fully_shard``, over all processes, with our own checkpoints.
+    """Lightning's strategy for torch's ``fully_shard`` over all processes, with our own checkpoints.
 
-    These are what one process writes, and a run may go on from them with another number of processes or strategy.
+    Checkpoints are the same as those of one process, so a run may be resumed with another number of processes or
+    strategy.
     """
 
     def __init__(self, processes: int) -> None:
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def shard(self, model: nn.Module) -> None:
-        """Divide a model's parameters, once: those of its lists of layers, layer by layer, then all others."""
+        """Shard a model's parameters, once: first layer by layer those in lists of layers, then all others."""
         if isinstance(model, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
@@ -64,13 +65,13 @@ class ShardedStrategy(ModelParallelStrategy):
         return checkpoint
 
     def _named(self, optimizer: Optimizer, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """An optimiser's state by the names of parameters in place of their numbers."""
+        """An optimiser's state, keyed by the parameters' names instead of their indices."""
         names = self._names(optimizer)
         groups = [group | {"params": [names[number] for number in group["params"]]} for group in stored["param_groups"]]
         return {"state": {names[number]: state for number, state in stored["state"].items()}, "param_groups": groups}
 
     def _names(self, optimizer: Optimizer) -> list[str]:
-        """The names of an optimiser's parameters in the order in which it counts them."""
+        """Names of an optimiser's parameters, in the order of their indices."""
         assert self.model is not None
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""Experiment trackers beside W&B, which a resumed run goes on with, and tables and pictures in each of them."""
+"""Experiment trackers besides W&B, which a resumed run continues, and logging of tables and pictures to them."""
 
 import importlib
 import json
@@ -15,14 +15,14 @@ Rows = Sequence[Sequence[Any]]
 
 
 class MLflowRun(MLFlowLogger):
-    """An MLflow run below ``save_dir``, in its ``mlflow.db``, unless another place is given; a resumed run goes on.
+    """An MLflow run, by default in ``mlflow.db`` in ``save_dir``; a resumed run continues it.
 
     Args:
         save_dir: the run's folder.
-        tracking_uri: MLflow's name of the place, such as a server's address; None: ``mlflow.db``.
-        experiment_name: of MLflow's experiment.
-        run_name: None: the folder's.
-        tags: of the run.
+        tracking_uri: MLflow's tracking URI, such as a server's address; None: ``mlflow.db``.
+        experiment_name: name of MLflow's experiment.
+        run_name: name of the run; None: the folder's name.
+        tags: tags of the run.
     """
 
     def __init__(
@@ -45,27 +45,27 @@ class MLflowRun(MLFlowLogger):
     @override
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        known = self._id_file.exists()  # a resumed run's are there, and MLflow takes no others
+        known = self._id_file.exists()  # a resumed run has its parameters, which MLflow does not allow to change
         self._id_file.write_text(str(self.run_id), encoding="utf-8")
         if not known:
             super().log_hyperparams(params)
 
 
 class TensorBoardRun(TensorBoardLogger):
-    """TensorBoard's files in ``save_dir/tensorboard``."""
+    """A TensorBoard logger that writes to ``save_dir/tensorboard``."""
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, "tensorboard", "", default_hp_metric=False)
 
 
 class TrackioRun(Logger):
-    """A Trackio run, kept on this machine in Trackio's own folder, which TRACKIO_DIR names; a resumed run goes on.
+    """A Trackio run, stored on this machine in Trackio's folder (TRACKIO_DIR); a resumed run continues it.
 
     Args:
-        save_dir: the run's folder, whose name is the run's.
+        save_dir: the run's folder; its name is the run's name.
         project: name of the project.
-        group: of runs to compare.
-        space_id: Hugging Face Space to send it to; None: none.
+        group: name of a group of runs to compare.
+        space_id: Hugging Face Space to send the metrics to; None: only this machine.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TrackioRun(Logger):
 
     @property
     def experiment(self) -> Any:
-        """Trackio's run, begun with the first call."""
+        """Trackio's run, which begins at the first call."""
         if self._run is None:
             self._run = self._trackio.init(**self._options)
         return self._run
@@ -122,12 +122,12 @@ class TrackioRun(Logger):
 
 
 def log_table(logger: Logger, name: str, columns: Sequence[str], rows: Rows) -> None:
-    """Add a table where the tracker has such; one of your own needs ``log_table`` as Lightning's WandbLogger has it."""
+    """Log a table, if the tracker supports it: another logger needs ``log_table``, like Lightning's WandbLogger."""
     if isinstance(logger, TensorBoardLogger):
         lines = [columns, ["---"] * len(columns), *rows]
         logger.experiment.add_text(name, "\n".join("|".join(map(str, ("", *line, ""))) for line in lines))
     elif isinstance(logger, MLFlowLogger):
-        table = {"columns": list(columns), "data": [list(row) for row in rows]}  # as MLflow's page of a run shows them
+        table = {"columns": list(columns), "data": [list(row) for row in rows]}  # the format of MLflow's run page
         client, run = logger.experiment, str(logger.run_id)
         client.log_dict(run, table, f"{name}.json")
         client.set_tag(run, "mlflow.loggedArtifacts", json.dumps([{"path": f"{name}.json", "type": "table"}]))
@@ -136,7 +136,7 @@ def log_table(logger: Logger, name: str, columns: Sequence[str], rows: Rows) -> 
 
 
 def log_picture(logger: Logger, name: str, file: Path) -> None:
-    """Add a PNG file where the tracker has pictures; one of your own needs ``log_image`` as WandbLogger has it."""
+    """Log a PNG file, if the tracker supports it: another logger needs ``log_image``, like Lightning's WandbLogger."""
     if isinstance(logger, TensorBoardLogger):
         from matplotlib.image import imread
 

@@ -1,6 +1,6 @@
-"""Callbacks for ``callbacks=``: after a resume, each goes on exactly where it stood.
+"""Callbacks for ``callbacks=``, each of which a resumed run continues exactly.
 
-Lightning's are extended, as a run's folder may name classes of this package without ``allow=``.
+Lightning's classes are extended here, because a run's folder may name classes of this package without ``allow=``.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ from .learner_module import LearnerModule
 
 
 class GradientNorms(Callback):
-    """Logs the 2-norm of the gradient of each part of the network, before it is clipped, as ``gradient_norm/PART``."""
+    """Logs the 2-norm of the gradient of each part of the network, before clipping, as ``gradient_norm/PART``."""
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -41,7 +41,7 @@ class StopEarly(EarlyStopping):
 
 
 class LearningRates(LearningRateMonitor):
-    """Logs the learning rate, and the momenta, of each parameter group with the rows of metrics."""
+    """Logs the learning rate, and optionally the momenta, of each parameter group with the rows of metrics."""
 
     def __init__(self, log_momentum: bool = False) -> None:
         super().__init__("step", log_momentum)
