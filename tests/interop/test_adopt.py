@@ -120,14 +120,14 @@ def test_wrong_bins(state: Path, tmp_path: Path) -> None:
     assert not trace.exists()
     file.write_bytes(b"half")
     for path in (file, tmp_path / "none.npy"):
-        with pytest.raises(UserError, match=r"no \.npy file|does not exist"):
+        with pytest.raises(UserError, match=r"not a \.npy file|does not exist"):
             adopt(state, tmp_path / "a.ckpt", {"dataset_id": DATASET}, edges=path)
     assert not (tmp_path / "a.ckpt").exists()
 
 
 def test_data_that_the_weights_were_not_trained_on(state: Path, tmp_path: Path) -> None:
     torch.save({name: 30 * tensor for name, tensor in original_weights(CASE).items()}, state)
-    with pytest.warns(UserWarning, match=r"tokens of this data worse than chance: these are not the data"):
+    with pytest.warns(UserWarning, match=r"tokens of these data worse than chance: it was trained with other data"):
         adopt(state, tmp_path / "a.ckpt", {"dataset_id": DATASET})
 
 

@@ -122,10 +122,10 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "empty").mkdir()
     destination = str(tmp_path / "model")
     for arguments, message in (
-        ([str(source), destination], "give --observation-dim N or --action-dim N"),
+        ([str(source), destination], "add --observation-dim N or --action-dim N"),
         ([str(source), destination, "--action-dim", "20"], "must add up to 14"),
         ([str(source), destination, "--action-dim", "3", "--n-head", "3"], "n_embd=16 must be divisible by n_head=3"),
-        ([str(source), str(source), "--action-dim", "3"], "choose another directory"),
+        ([str(source), str(source), "--action-dim", "3"], "choose another destination"),
         ([str(tmp_path / "none.pt"), destination], "none.pt' does not exist"),
         ([str(tmp_path / "empty"), destination], "holds no weights: none of model.safetensors, "),
         ([str(source / "data_config.pkl"), destination], "nothing in it was executed"),

@@ -328,7 +328,7 @@ def test_a_hub_id_without_network_is_one_sentence(tmp_path: Path, monkeypatch: A
 def test_neither_directory_nor_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     message = refusal(name) if name != ".." else refusal(tmp_path)
-    assert "no hub id" in message or "holds no weights" in message
+    assert "nor a hub id" in message or "holds no weights" in message
 
 
 class Payload:
@@ -443,7 +443,7 @@ def test_other_refusals(model: TrajectoryTransformerModel, saved: Path, tmp_path
     assert "is a file, not a directory" in refusal(saved / "model.safetensors")
     assert "trajectory_transformer.interop.convert" in refusal(saved / "model.safetensors")
     assert "has no field 'n_hed'; did you mean 'n_head'" in refusal(saved, n_hed=2)
-    assert "no torch dtype" in refusal(saved, dtype="float33")
+    assert "not a torch dtype" in refusal(saved, dtype="float33")
     with pytest.raises(UserError, match="max_shard_size='much' is no size"):
         model.save_pretrained(tmp_path / "x", max_shard_size="much")
     with pytest.raises(UserError, match="only safetensors are written"):

@@ -1,9 +1,9 @@
-"""Plan with weights from elsewhere.
+"""Make a checkpoint for planning from another project's weights.
 
-``python -m trajectory_transformer.interop.adopt SOURCE CHECKPOINT --dataset-id ID`` joins a model, of any source that
-``trajectory_transformer.interop.convert`` reads, and a data set to a checkpoint that ``evaluate.py`` plans with. Nobody
-published the bins that the weights were trained with, so they are fitted again, with the settings of the code that
-trained the weights; how well the model predicts the data through them tells whether they are the right ones.
+``python -m trajectory_transformer.interop.adopt SOURCE CHECKPOINT --dataset-id ID`` combines a model, from any source
+that ``trajectory_transformer.interop.convert`` reads, with a data set into a checkpoint for ``evaluate.py``. The bins
+that the weights were trained with were not published, so they are fitted again, with the settings of the code that
+trained the weights; the model's likelihood of the data's tokens shows whether the bins are right.
 """
 
 import argparse
@@ -40,15 +40,15 @@ CHECKED_WINDOWS = 256
 
 @dataclass(frozen=True)
 class Adoption:
-    """The result of adopting foreign weights, as recorded in the checkpoint."""
+    """Record in the checkpoint of how foreign weights were adopted."""
 
     source: str  # name of the file or directory
     origin: str  # "original", "rewrite" or "port"
     bins: str  # "refitted", or the name of the file that they were read from
-    transitions: int  # that the bins were fitted on
+    transitions: int  # number of transitions that the bins were fitted on
     reconstruction: tuple[float, ...]  # for each dimension, mean distance to a bin's centre, in standard deviations
-    nats: dict[str, float]  # the model's mean negative log-likelihood by kind of token of the data, without stop tokens
-    uniform_nats: float  # that of a model that knows nothing
+    nats: dict[str, float]  # the model's mean negative log-likelihood of the data by kind of token, without stop tokens
+    uniform_nats: float  # that of a uniform prediction
 
     def __str__(self) -> str:
         nats = ", ".join(f"{kind} {value:.2f}" for kind, value in self.nats.items())
@@ -69,12 +69,12 @@ def adopt(
     """Write a checkpoint that :meth:`Agent.from_checkpoint` and ``evaluate.py`` read.
 
     Args:
-        source: as for :func:`trajectory_transformer.interop.convert.convert`.
+        source: as in :func:`trajectory_transformer.interop.convert.convert`.
         checkpoint: the ``.ckpt`` file to write.
-        data: fields of :class:`DataConfig`, ``dataset_id`` at least; ``discretizer`` may be the name of a strategy.
-            What is left out is what the code that trained the weights did.
-        chosen: ``n_head``, where it is not 4 and nothing beside the weights says so.
-        edges: ``.npy`` file of the bins' edges, (transition_dim, V + 1) or the other way round; None: fit them again.
+        data: fields of :class:`DataConfig`, at least ``dataset_id``; ``discretizer`` may be the name of a strategy. The
+            default of the others is that of the code that trained the weights.
+        chosen: ``n_head``, if it is not 4 and not noted beside the weights.
+        edges: ``.npy`` file of the bins' edges, (transition_dim, V + 1) or transposed; None: fit them again.
 
     Raises:
         UserError: the weights, the data set or the edges are not available, or do not fit each other.
@@ -87,7 +87,7 @@ def adopt(
     except UserError as error:
         ids, sizes = ", ".join(offline.dataset_ids), ", ".join(f"{name}={size}" for name, size in dimensions.items())
         raise UserError(f"{error} (data set {ids} has {sizes})") from None
-    record = source / RECORD_FILE  # a converted directory says whose weights it holds
+    record = source / RECORD_FILE  # in a converted directory it names the weights' origin
     origin = str(read_json(record).get("origin", found.origin)) if record.is_file() else found.origin
     config = _configuration(data, model, origin)
     table = join_episodes(_as_loaded(offline.episodes), config.data.discount, config.data.termination_penalty)
@@ -110,8 +110,8 @@ def adopt(
 
 
 def _configuration(data: Mapping[str, Any], model: TrajectoryTransformer, origin: str) -> TrainConfig:
-    """The options of a run that would have made such a model."""
-    strategy, penalty = ("uniform", None) if origin == REWRITE else ("quantile", -100.0)  # as that code did
+    """The options of a training run that would have produced the model."""
+    strategy, penalty = ("uniform", None) if origin == REWRITE else ("quantile", -100.0)  # the origin's settings
     length = (model.config.block_size + 1) // model.config.transition_dim
     bins = DiscretizerConfig(data.get("discretizer", strategy), model.config.vocab_size)
     fields = {"termination_penalty": penalty, **data, "discretizer": bins, "sequence_length": length}
@@ -122,7 +122,7 @@ def _configuration(data: Mapping[str, Any], model: TrajectoryTransformer, origin
 
 
 def _as_loaded(episodes: Sequence[Episode]) -> list[Episode]:
-    """The episodes as the original's and the rewrite's loaders see them: both drop the last row of the file."""
+    """The episodes as the original's and the rewrite's loaders read them: both drop the last row of the file."""
     last = episodes[-1]
     shorter = Episode(last.observations[:-1], last.actions[:-1], last.rewards[:-1], terminated=False)
     return [*episodes[:-1], *([shorter] if len(shorter) else [])]
@@ -141,7 +141,7 @@ def _bins(
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist") from None
     except (OSError, ValueError, EOFError):
-        raise UserError(f"'{path}' is no .npy file of plain numbers; nothing in it was executed") from None
+        raise UserError(f"'{path}' is not a .npy file of plain numbers; nothing in it was executed") from None
     wanted = (model.config.transition_dim, model.config.vocab_size + 1)
     if not isinstance(edges, np.ndarray) or edges.dtype.kind != "f" or edges.shape not in (wanted, wanted[::-1]):
         raise UserError(f"'{path}' must hold real numbers of shape {wanted} or {wanted[::-1]}")
@@ -154,14 +154,14 @@ def _bins(
 
 
 def _reconstruction(values: torch.Tensor, discretizer: Discretizer) -> tuple[float, ...]:
-    """Mean distance of a value to its bin's centre, in standard deviations of its dimension."""
+    """For each dimension, mean distance of values from their bins' centres, in standard deviations."""
     error = (discretizer.decode(discretizer.encode(values)) - values).abs().mean(dim=0)
     return tuple((error / values.std(dim=0).clamp_min(1e-12)).tolist())
 
 
 @torch.no_grad()
 def _token_nats(model: TrajectoryTransformer, windows: TokenWindows) -> dict[str, float]:
-    """Mean negative log-likelihood by kind of token, over windows at equal distances."""
+    """Mean negative log-likelihood in nats by kind of token, over equally spaced windows."""
     chosen = torch.linspace(0, len(windows) - 1, min(CHECKED_WINDOWS, len(windows))).long()
     metrics = TokenMetrics(model.layout)
     for indices in chosen.split(32):
@@ -177,23 +177,23 @@ def _warn_of_other_data(adoption: Adoption) -> None:
     worse = [kind for kind, nats in adoption.nats.items() if nats > adoption.uniform_nats + 0.01]
     if worse:
         warnings.warn(
-            f"the model predicts {' and '.join(worse)} tokens of this data worse than chance: these are not the data, "
-            "or not the bins, that it was trained with",
+            f"the model predicts {' and '.join(worse)} tokens of these data worse than chance: it was trained with "
+            "other data or other bins",
             stacklevel=3,
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.interop.adopt", description=__doc__)
-    parser.add_argument("source", help="state_N.pt, model_last.pt, a directory with one, a converted one, or a hub id")
+    parser.add_argument("source", help="state_N.pt, model_last.pt, their directory, a converted directory, or a hub id")
     parser.add_argument("checkpoint", help="the .ckpt file to write")
-    parser.add_argument("--dataset-id", action="append", required=True, help="Minari id; again for more to be joined")
-    parser.add_argument("--observation-indices", type=int, nargs="+", help="observation dimensions that the model sees")
-    parser.add_argument("--discretizer", choices=("quantile", "uniform"), help="kind of bins; as the weights' code had")
-    parser.add_argument("--termination-penalty", help="reward of a terminating step, or none; as the weights' code had")
-    parser.add_argument("--discount", type=float, help="of the return-to-go; 0.99")
+    parser.add_argument("--dataset-id", action="append", required=True, help="Minari id; repeat to join several sets")
+    parser.add_argument("--observation-indices", type=int, nargs="+", help="observation dimensions that the model uses")
+    parser.add_argument("--discretizer", choices=("quantile", "uniform"), help="kind of bins (default: the origin's)")
+    parser.add_argument("--termination-penalty", help="reward of terminating steps, or none (default: the origin's)")
+    parser.add_argument("--discount", type=float, help="discount of the return-to-go (default: 0.99)")
     parser.add_argument("--edges", help=".npy file of the bins' edges, instead of fitting them again")
-    parser.add_argument("--n-head", type=int, help="attention heads, which no tensor shows; 4 unless noted beside them")
+    parser.add_argument("--n-head", type=int, help="attention heads (default: as noted beside the weights, or 4)")
     options = parser.parse_args(arguments)
     names = ("dataset_id", "observation_indices", "discount", "discretizer")
     data = {name: value for name in names if (value := getattr(options, name)) is not None}

@@ -21,9 +21,9 @@ REFERENCE_FIELDS = (
     "transition_dim", "n_layer", "n_head", "n_embd", "embd_pdrop", "resid_pdrop", "attn_pdrop", "hidden_act",
     "max_position_embeddings", "initializer_range", "layer_norm_eps", "kaiming_initializer_range", "use_cache",
 )  # fmt: skip
-# Names that the reference's constructor takes and its model never reads; accepted, without effect here too.
+# Names that the reference's constructor takes but its model never reads; also accepted and ignored here.
 WITHOUT_EFFECT = ("learning_rate", "pad_token_id", "bos_token_id", "eos_token_id")
-# What else ``config.json`` holds when a transformers release or the published weight sets wrote it.
+# Further names in a ``config.json`` written by a transformers release or for the published weights.
 _FOREIGN_NAMES = """
     N _name_or_path activation_function add_cross_attention architectures auto_map bad_words_ids batch_size
     begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id discount
@@ -42,7 +42,8 @@ _FOREIGN_NAMES = """
 class TrajectoryTransformerConfig(TransformerConfig):
     """Sizes, dropout, loss weights and initialisation, with the reference API's names and defaults.
 
-    Values may be given in the reference's order. ``learning_rate`` and three token ids are taken and ignored, as there.
+    Values may be given in the reference's order. ``learning_rate`` and three token ids are accepted and ignored, as in
+    the reference.
 
     Attributes, beside the sizes of :class:`~..model.config.TransformerConfig`:
         action_weight, reward_weight, value_weight: loss weights of these tokens; observation tokens weigh 1.
@@ -50,7 +51,7 @@ class TrajectoryTransformerConfig(TransformerConfig):
         layer_norm_eps: 1e-5, what the published weights were trained with (the deprecated port's 1e-12 was unused).
         initializer_range: standard deviation of the normal initialisation of linear and embedding weights.
         kaiming_initializer_range: widens the heads' Kaiming-uniform initialisation, a = √5 / range.
-        goal_conditioned: each input begins with a goal, one more transition, of :func:`..data.goals.goal_transitions`.
+        goal_conditioned: each input begins with a goal transition of :func:`..data.goals.goal_transitions`.
         block: class of the blocks, ``{"_target_": "package.Class", …}``; None: the paper's.
 
     Raises:
@@ -63,7 +64,7 @@ class TrajectoryTransformerConfig(TransformerConfig):
     num_attention_heads = property(lambda self: self.n_head)
     num_hidden_layers = property(lambda self: self.n_layer)
 
-    if not TYPE_CHECKING:  # which, like help(), sees the fields
+    if not TYPE_CHECKING:  # type checkers, like help(), see the fields
 
         @functools.wraps(TransformerConfig.__init__)
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -78,7 +79,9 @@ class TrajectoryTransformerConfig(TransformerConfig):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """From the contents of a ``config.json``, of this project or of the reference; ``overrides`` replace fields.
+        """Make a configuration from the contents of this project's or the reference's ``config.json``.
+
+        ``overrides`` replace fields.
 
         Raises:
             UserError: an unknown field, or values that contradict each other.
@@ -87,10 +90,10 @@ class TrajectoryTransformerConfig(TransformerConfig):
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str], **overrides: Any) -> Self:
-        """From ``config.json`` in a directory; ``overrides`` replace its fields.
+        """Read ``config.json`` from a directory; ``overrides`` replace its fields.
 
         Raises:
-            UserError: it is missing, is no JSON object, or :meth:`from_dict` refuses it.
+            UserError: it is missing or not a JSON object, or :meth:`from_dict` raises it.
         """
         path = Path(directory) / CONFIG_FILE
         stated = read_config(path)
@@ -100,24 +103,24 @@ class TrajectoryTransformerConfig(TransformerConfig):
             raise UserError(f"'{path}': {error}") from None
 
     def to_json_string(self) -> str:
-        """Contents of ``config.json``: all fields and the model's type."""
+        """The text of ``config.json``: all fields and the model's type."""
         kind = {"model_type": MODEL_TYPE, "architectures": ["TrajectoryTransformerModel"]}
         return json.dumps({**kind, **self.to_dict()}, indent=2) + "\n"
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` into a directory, which is made if missing."""
+        """Write ``config.json`` to a directory, which is made if missing."""
         text = self.to_json_string()
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory) / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The fields that a ``config.json`` sets, right or wrong; a UserError if one is unknown, or the model another."""
+    """The fields that a ``config.json`` sets; UserError if one is unknown, or the model is of another type."""
     return _stated(read_json(path), f"'{path}': ")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; a UserError where the file is missing, cannot be read, or holds something else."""
+    """Read a JSON object; UserError if the file is missing, cannot be read, or contains something else."""
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -132,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _stated(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """The fields of a ``config.json`` that mean something to the model; messages begin with ``where``."""
+    """The fields of a ``config.json`` that affect the model; messages begin with ``where``."""
     model_type = values.get("model_type", MODEL_TYPE)
     if model_type != MODEL_TYPE:
         raise UserError(f"{where}model_type '{model_type}' is another architecture; only '{MODEL_TYPE}' can be read")
@@ -140,14 +143,14 @@ def _stated(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     kept = {name: value for name, value in values.items() if name not in ignored}
     _require_known(kept, f"{where}the configuration")
     if "transformers_version" in values or "layer_norm_epsilon" in values:
-        # Whatever transformers wrote for these, its model computed with 1e-5 and the exact GELU.
+        # Whatever transformers wrote for these fields, its model used 1e-5 and the exact GELU.
         kept.pop("layer_norm_eps", None)
         kept.pop("hidden_act", None)
     return kept
 
 
 def _require_known(options: Iterable[str], where: str) -> None:
-    """Refuse the first option that is no field, with what it may have meant."""
+    """Raise UserError for the first option that is not a field, and suggest similar names."""
     names = dict.fromkeys([*REFERENCE_FIELDS, *(field.name for field in fields(TransformerConfig))])
     for name in options:
         if name not in names:

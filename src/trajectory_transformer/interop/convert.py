@@ -1,8 +1,8 @@
-"""Make a model directory of weights from elsewhere.
+"""Convert another project's weights to a model directory.
 
-``python -m trajectory_transformer.interop.convert SOURCE DESTINATION`` reads tensors and plain text only. What lies
-beside them as a pickle (``data_config.pkl``, ``model_config.pkl``, ``discretizer.pt``) it never opens: sizes follow
-from the tensors, and ``python -m trajectory_transformer.interop.adopt`` fits the bins again.
+``python -m trajectory_transformer.interop.convert SOURCE DESTINATION`` reads only tensors and plain text. Pickled files
+beside them (``data_config.pkl``, ``model_config.pkl``, ``discretizer.pt``) are never opened: sizes are inferred from
+the tensors, and ``python -m trajectory_transformer.interop.adopt`` fits the bins again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from .weights import HUB_ID, INDEX_SUFFIX, WEIGHT_FILES, download, find_weights
 
 RECORD_FILE = "conversion.json"
 OPTIONS = ("observation_dim", "action_dim", "n_head")
-# Where the rewrite (config.yaml) and the original (args.json) note what no tensor shows.
+# Fields noted by the rewrite (config.yaml) and the original (args.json) that cannot be inferred from tensors.
 _REWRITE_FIELDS = {
     "num_heads": "n_head", "observation_dim": "observation_dim", "action_dim": "action_dim",
     "action_weight": "action_weight", "reward_weight": "reward_weight", "value_weight": "value_weight",
@@ -35,17 +35,17 @@ def convert(source: str | Path, destination: str | Path, **chosen: int) -> Traje
     """Write a directory that ``from_pretrained`` reads; returns the model, in evaluation mode.
 
     Args:
-        source: an original's ``state_N.pt``, the faster rewrite's ``model_last.pt``, any file of such weights, or a
-            directory that holds one, or a hub id.
-        destination: directory to write, with ``conversion.json`` on where the weights come from.
-        chosen: ``observation_dim`` or ``action_dim`` where nothing beside the weights says them; ``n_head`` if not 4.
+        source: the original's ``state_N.pt``, the faster rewrite's ``model_last.pt``, any file of such weights, a
+            directory that contains one, or a hub id.
+        destination: directory to write; its ``conversion.json`` records the source of the weights.
+        chosen: ``observation_dim`` or ``action_dim`` if they are not noted beside the weights; ``n_head`` if not 4.
 
     Raises:
-        UserError: the source is missing, damaged, another model's or ambiguous, or an option contradicts it.
+        UserError: the source is missing, damaged, ambiguous or another model's, or an option contradicts it.
     """
     model, found = load(Path(source), chosen)
     if Path(destination).resolve() == found.path.parent.resolve():
-        raise UserError(f"'{destination}' holds the weights to convert; choose another directory to write")
+        raise UserError(f"'{destination}' holds the weights to convert; choose another destination")
     model.save_pretrained(destination)
     record = {"source": Path(source).name, "file": found.path.name, "origin": found.origin}
     (Path(destination) / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -53,7 +53,7 @@ def convert(source: str | Path, destination: str | Path, **chosen: int) -> Traje
 
 
 def load(source: Path, chosen: Mapping[str, int]) -> tuple[TrajectoryTransformerModel, ForeignWeights]:
-    """The model of a :func:`convert` source, and what it was made of."""
+    """Load a source of :func:`convert`: the model, and the weights that it was made from."""
     file = source
     if not source.exists():
         names_file = source.suffix in (".pt", ".pth", ".bin", ".safetensors")
@@ -66,7 +66,7 @@ def load(source: Path, chosen: Mapping[str, int]) -> tuple[TrajectoryTransformer
     stated, from_config = _stated(file, found.origin)
     if not from_config and "observation_dim" not in {*stated, *chosen} and "action_dim" not in chosen:
         raise UserError(
-            f"'{file}' does not say how its transition_dim divides into observation and action; give "
+            f"'{file}' does not say how its transition_dim divides into observation and action; add "
             "--observation-dim N or --action-dim N"
         )
     config, corrections = fit_config(stated, chosen, found.weights, file)
@@ -79,12 +79,12 @@ def load(source: Path, chosen: Mapping[str, int]) -> tuple[TrajectoryTransformer
 
 
 def _stated(file: Path, origin: str) -> tuple[dict[str, Any], bool]:
-    """Configuration fields noted in plain text beside the weights, and whether by a ``config.json``."""
+    """Configuration fields noted in plain text beside the weights; and True if they are from a ``config.json``."""
     config, arguments, settings = (file.parent / name for name in (CONFIG_FILE, "args.json", "config.yaml"))
     if config.is_file() and file.name.removesuffix(INDEX_SUFFIX) in WEIGHT_FILES:
         return read_config(config), True
     if origin == REWRITE and settings.is_file():
-        # Of its YAML, which may hold tags, only lines that are a plain number.
+        # Only lines with a plain number are read, because its YAML may contain tags.
         lines = re.findall(r"^\s+(\w+):\s*(\d+(?:\.\d+)?)\s*$", settings.read_text(errors="replace"), re.MULTILINE)
         known = {_REWRITE_FIELDS[name]: value for name, value in lines if name in _REWRITE_FIELDS}
         return {name: float(value) if "." in value else int(value) for name, value in known.items()}, False
@@ -94,7 +94,7 @@ def _stated(file: Path, origin: str) -> tuple[dict[str, Any], bool]:
 
 
 def run_command(work: Callable[[], str]) -> int:
-    """Print what ``work`` returns, its warnings and mistakes as lines of their own; returns the exit status."""
+    """Print the result of ``work``, its warnings and UserErrors, each on a line; returns the exit status."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             done = work()
@@ -109,11 +109,11 @@ def run_command(work: Callable[[], str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.interop.convert", description=__doc__)
-    parser.add_argument("source", help="state_N.pt, model_last.pt, another file of weights, or a directory with one")
+    parser.add_argument("source", help="state_N.pt, model_last.pt, other weights, their directory, or a hub id")
     parser.add_argument("destination", help="directory to write")
-    parser.add_argument("--observation-dim", type=int, help="observation dimensions, where nothing says them")
+    parser.add_argument("--observation-dim", type=int, help="observation dimensions, if not noted beside the weights")
     parser.add_argument("--action-dim", type=int, help="action dimensions; one of the two is enough")
-    parser.add_argument("--n-head", type=int, help="attention heads, which no tensor shows; 4 unless noted beside them")
+    parser.add_argument("--n-head", type=int, help="attention heads (default: as noted beside the weights, or 4)")
     options = parser.parse_args(arguments)
 
     def work() -> str:

@@ -1,4 +1,4 @@
-"""Weights under other names, with other fields: whose they are, what they are called here, what sizes they imply."""
+"""Foreign weights: recognising their origin, renaming their tensors, inferring sizes, and filling a model."""
 
 import re
 from collections.abc import Mapping
@@ -15,35 +15,36 @@ from ..model.gpt import TrajectoryTransformer
 from .config import TrajectoryTransformerConfig
 from .weights import checked, read_weights
 
-# Observation dimensions of the D4RL tasks that weights were published for, by transition_dim.
+# transition_dim -> observation_dim of the D4RL tasks for which weights were published.
 PUBLISHED_OBSERVATIONS = {25: 17, 16: 11, 37: 27}
 
 ORIGINAL, PORT, REWRITE = "original", "port", "rewrite"
 _MARKS = {"blocks.0.attention.in_proj_weight": REWRITE, "blocks.0.attn.key.weight": PORT}
-_MASK = re.compile(r"(^|\.)(attn_)?mask$")  # buffers, which follow from the sizes
+_MASK = re.compile(r"(^|\.)(attn_)?mask$")  # buffers, which the sizes determine
 _OF_ORIGINAL = {r"\.mlp\.0\.": ".l1.", r"\.mlp\.2\.": ".l2."}
 _OF_REWRITE = {r"^norm\.": "ln_f.", r"\.norm([12])\.": r".ln\1.", r"\.attention\.out_proj\.": ".attn.proj."}
 
 STOP_LOGIT = -1000.0
-SMALLEST_MEAN = 0.01  # of b / g: below it, constants would need heads that rounding errors drown in
+SMALLEST_MEAN = 0.01  # of b / g: below it, heads of constant logits would be dominated by rounding errors
 
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Weights under this project's names, in one dtype, without NaN."""
+    """Weights renamed to this project's names, in one dtype, all finite."""
 
-    origin: str  # "original", "rewrite" or "port" (the reference port and this project itself)
+    origin: str  # "original", "rewrite" or "port" (the reference port, and this project itself)
     weights: dict[str, Tensor]
-    path: Path  # the file they come from, or the index of its shards
+    path: Path  # their file, or the index of their shards
 
 
 def load_weights(path: Path, dtype: torch.dtype | None = torch.float32, own_blocks: bool = False) -> ForeignWeights:
-    """Read a file of weights, recognise whose they are and rename them.
+    """Read a file of weights, recognise their origin and rename them.
 
-    ``dtype`` None is as stored. With ``own_blocks``, blocks are the user's, and their tensors may have any names.
+    ``dtype`` None keeps the stored one. With ``own_blocks``, blocks are of a user's class, whose tensors may have any
+    names.
 
     Raises:
-        UserError: it cannot be read without executing something, is damaged, or is another architecture's.
+        UserError: the file cannot be read without executing code, is damaged, or is of another architecture.
     """
     stored = {name.removeprefix("module."): tensor for name, tensor in read_weights(path).items()}
     origin = PORT if own_blocks else next((origin for mark, origin in _MARKS.items() if mark in stored), None)
@@ -63,7 +64,7 @@ def load_weights(path: Path, dtype: torch.dtype | None = torch.float32, own_bloc
 
 
 def _renamed(weights: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors under this project's names, the rewrite's query, key and value apart."""
+    """The tensors under this project's names; the rewrite's joint query, key and value are separated."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, ours in patterns.items():
@@ -76,12 +77,12 @@ def _renamed(weights: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict
 
 
 def _with_stop_token(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The rewrite's renamed weights with a stop token that is never predicted, changing no other logit.
+    """Add a stop token that is never predicted to the rewrite's renamed weights, without changing other logits.
 
-    The rewrite has V logits per position and here there are V + 1, by bias-free heads on normalised states. Such a
-    state is ``h = g * n + b`` with the norm's weight g and bias b, and the entries of n add up to 0. So the head
-    ``k / g`` has the constant logit ``k * sum(b / g)``, whatever n is: that makes a stop token of logit -1000, and
-    gives the biases of the rewrite's variant with one shared head a place.
+    The rewrite has V logits per position; here there are V + 1, computed by heads without bias from normalised states.
+    Such a state is ``h = g * n + b`` with the norm's weight g and bias b, and the entries of n add up to 0. So the head
+    ``k / g`` has the constant logit ``k * sum(b / g)`` for every n. This gives the stop token a logit of -1000, and
+    represents the biases of the rewrite's variant with one shared head.
     """
     weights = dict(weights)
     try:
@@ -92,7 +93,7 @@ def _with_stop_token(weights: Mapping[str, Tensor], path: Path) -> dict[str, Ten
         transition_dim = len(tokens) // len(bias)
         heads = head.double().expand(transition_dim, len(bias), len(gain))
     except (KeyError, IndexError, RuntimeError, ZeroDivisionError, TypeError):
-        raise UserError(f"'{path}' looks like the faster rewrite's, but its tensors do not fit together") from None
+        raise UserError(f"'{path}' looks like a file of the faster rewrite, but its tensors do not match") from None
     if gain.abs().min() < 1e-6:
         raise UserError(f"'{path}': the final norm has a weight of 0, so no stop token can be added")
     mean, constants = (shift / gain).mean(), bias.double().expand(heads.shape[:-1])
@@ -102,12 +103,12 @@ def _with_stop_token(weights: Mapping[str, Tensor], path: Path) -> dict[str, Ten
     unit = 1 / (gain * mean * len(gain))  # the head of constant logit 1
     stop = (STOP_LOGIT * unit).expand(transition_dim, 1, -1)
     weights["head.weight"] = torch.cat([heads + constants.unsqueeze(-1) * unit, stop], dim=1).to(head.dtype)
-    weights["tok_emb.weight"] = torch.cat([tokens, torch.zeros_like(tokens[:1])])  # never an input either
+    weights["tok_emb.weight"] = torch.cat([tokens, torch.zeros_like(tokens[:1])])  # the stop token is never an input
     return weights
 
 
 def _inferred_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]:
-    """The configuration fields that the tensors' shapes decide: all but heads and the observation-action split."""
+    """Configuration fields inferred from the tensors' shapes: all sizes but n_head, observation_dim and action_dim."""
     names = ("head.weight", "tok_emb.weight", "pos_emb")
     if missing := [name for name in names if name not in weights]:
         raise UserError(f"'{path}' lacks the tensor '{missing[0]}'")
@@ -116,7 +117,7 @@ def _inferred_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]
     fitting = ((outputs - 1) * transition_dim + 1, n_embd)
     if transition_dim < 4 or tokens != fitting or len(positions) != 3 or positions[::2] != (1, n_embd):
         shapes = ", ".join(f"{name} {tuple(weights[name].shape)}" for name in names)
-        raise UserError(f"'{path}': the shapes of {shapes} do not fit together")
+        raise UserError(f"'{path}': the shapes of {shapes} do not match")
     layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d{1,12})\.", name))}
     if layers != set(range(len(layers))):
         raise UserError(f"'{path}': its blocks are not numbered from 0, or some are missing")
@@ -127,21 +128,22 @@ def _inferred_sizes(weights: Mapping[str, Tensor], path: Path) -> dict[str, int]
 def fit_config(
     stated: Mapping[str, Any], chosen: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path
 ) -> tuple[TrajectoryTransformerConfig, list[str]]:
-    """A configuration that the weights fit, and one clause for each correction of the stated one.
+    """The configuration that fits the weights, and one clause for each correction of ``stated``.
 
-    Fields may be missing or wrong in ``stated``; those ``chosen`` are insisted on.
+    Fields may be missing or wrong in ``stated``; fields in ``chosen`` must be right.
 
     Raises:
-        UserError: ``chosen`` contradicts the weights, their shapes each other, or the split of dimensions is unknown.
+        UserError: ``chosen`` contradicts the weights, their shapes contradict each other, or the split of dimensions is
+            unknown.
     """
     kinds = get_type_hints(TrajectoryTransformerConfig)
     for name, value in {**stated, **chosen}.items():
-        if name in kinds:  # others are named where the configuration is made
+        if name in kinds:  # unknown fields are reported when the configuration is made
             validate_value(f"the configuration of '{path}': {name}", value, kinds[name])
     sizes = _inferred_sizes(weights, path)
     for name, value in sizes.items():
         if chosen.get(name, value) != value:
-            raise UserError(f"'{path}': {name}={chosen[name]} was asked for, but its weights have {value}")
+            raise UserError(f"'{path}': {name}={chosen[name]} was given, but its weights have {value}")
     split, assumed = _split(stated, chosen, sizes["transition_dim"], path)
     defaults = vars(TrajectoryTransformerConfig())
     values = {**stated, **chosen, **sizes, **split}
@@ -156,7 +158,7 @@ def fit_config(
 def _split(
     stated: Mapping[str, Any], chosen: Mapping[str, Any], transition_dim: int, path: Path
 ) -> tuple[dict[str, int], list[str]]:
-    """Observation and action dimensions: as chosen, as stated where that fits, as published for such weights."""
+    """Observation and action dimensions: as chosen, else as stated if that fits, else as in published weights."""
     both = transition_dim - 2
     observation_dim = chosen.get("observation_dim", both - chosen["action_dim"] if "action_dim" in chosen else None)
     assumed: list[str] = []
@@ -169,8 +171,8 @@ def _split(
         assumed = [f"observation_dim={observation_dim} is assumed from transition_dim={transition_dim}"]
     if observation_dim is None:
         raise UserError(
-            f"'{path}' does not say how the {both} observation and action dimensions divide; give observation_dim or "
-            "action_dim"
+            f"'{path}' does not say how many of its {both} dimensions are observations and actions; give "
+            "observation_dim or action_dim"
         )
     split = {"observation_dim": observation_dim, "action_dim": both - observation_dim}
     if min(split.values()) < 1 or chosen.get("action_dim", split["action_dim"]) != split["action_dim"]:
@@ -182,12 +184,12 @@ def _split(
 
 
 def require_sizes(config: TrajectoryTransformerConfig, found: ForeignWeights) -> None:
-    """Refuse, before a model of these sizes is built, weights that it would not have; raises as :func:`fill`."""
+    """Check shapes as :func:`fill` does, before a model of these sizes is built."""
     _require_shapes(TrajectoryTransformer.outline(config), found)
 
 
 def fill(model: torch.nn.Module, found: ForeignWeights) -> None:
-    """Give a model these weights and their dtype, in evaluation mode; a UserError names the first that does not fit."""
+    """Load weights into a model, in their dtype, in evaluation mode; UserError names the first that does not fit."""
     expected = model.state_dict()
     _require_shapes(expected, found)
     if unknown := found.weights.keys() - expected.keys():

@@ -1,4 +1,4 @@
-"""The public model: the transformer with saving, loading and sharing, under the reference API's names."""
+"""The public model class: the transformer with saving, loading and sharing, as in the reference API."""
 
 import os
 import tempfile
@@ -18,14 +18,14 @@ from .config import CONFIG_FILE, TrajectoryTransformerConfig, read_config
 from .foreign import fill, fit_config, load_weights, require_sizes
 from .weights import DOWNLOAD_OPTIONS, HUB_ID, download, find_weights, first_line, write_weights
 
-# Options of transformers' loaders that have no meaning for a model of this size.
+# Options of transformers' loaders that are accepted and ignored.
 WITHOUT_MEANING = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 
 
 class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
     """The reference's base class: saving, loading, sharing and sizes of a model.
 
-    Arguments and errors are those of :class:`~..model.gpt.TrajectoryTransformer`, whose ``config`` will do, too.
+    Arguments and errors are those of :class:`~..model.gpt.TrajectoryTransformer`, whose ``config`` is also accepted.
     """
 
     config: TrajectoryTransformerConfig
@@ -39,11 +39,11 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         super().__init__(own, allow)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Save memory in training at the cost of a second forward pass; the argument is the reference's, unused."""
+        """Save memory in training at the cost of a second forward pass; the argument, the reference's, is ignored."""
         self.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep all inner values for the backward pass."""
+        """Keep all activations for the backward pass."""
         self.gradient_checkpointing = False
 
     @property
@@ -59,7 +59,7 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         return next(self.parameters()).dtype
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """Numbers in all parameters, or in those with gradients."""
+        """Number of weights in all parameters, or in trainable ones only."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     def get_block_size(self) -> int:
@@ -77,23 +77,24 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         allow: Sequence[str] = (),
         **options: Any,
     ) -> Self:
-        """A model in evaluation mode, from a directory or from the hub.
+        """Load a model in evaluation mode, from a directory or from the hub.
 
-        Reads ``model.safetensors`` or the old ``pytorch_model.bin``, whole or in shards, and never executes anything.
-        Where ``config.json`` contradicts the weights (it does in most published sets), the weights are right, and a
+        Reads ``model.safetensors`` or the older ``pytorch_model.bin``, in one file or in shards, and never executes
+        code. If ``config.json`` contradicts the weights, as in most published sets, the weights take precedence, and a
         warning says what was wrong.
 
         Args:
-            pretrained_model_name_or_path: a directory, or a hub id; of either, ``subfolder``.
-            config: replaces ``config.json``, and must fit the weights.
-            dtype: of the parameters; "auto": as stored; None: float32. ``torch_dtype`` is another name for it.
+            pretrained_model_name_or_path: a directory, or a hub id.
+            config: replaces ``config.json``; it must fit the weights.
+            dtype: dtype of the parameters; "auto": as stored; None: float32. ``torch_dtype`` is another name for it.
+            subfolder: folder of the model within the directory or the hub's repository.
             allow: packages besides this one that the ``block`` in ``config.json`` may name.
             options: configuration fields that replace those of ``config.json``; the hub client's ``cache_dir``,
                 ``force_download``, ``local_files_only``, ``revision`` and ``token``.
 
         Raises:
-            UserError: there is no such directory and the hub does not give it; a file is missing, damaged, or holds
-                more than tensors; the weights are another model's; ``block`` is not allowed.
+            UserError: the directory does not exist and the hub does not provide it; a file is missing, damaged, or
+                contains more than tensors; the weights are another model's; ``block`` is not allowed.
         """
         dtype = options.pop("torch_dtype", None) if dtype is None else dtype
         hub_options = {name: options.pop(name) for name in DOWNLOAD_OPTIONS if name in options}
@@ -108,7 +109,7 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
                 wrong = f"'{config_file}' does not fit the weights beside it: {'; '.join(corrections)}"
                 warnings.warn(wrong, stacklevel=2)
         require_sizes(config, found)
-        with torch.random.fork_rng(devices=[]):  # initial weights, overwritten at once
+        with torch.random.fork_rng(devices=[]):  # for the initial weights, which are then overwritten
             model = cls(config, allow)
         fill(model, found)
         return model
@@ -122,21 +123,21 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         push_to_hub: bool = False,
         **options: Any,
     ) -> None:
-        """Write ``config.json``, ``model.safetensors`` and, unless there is one, a model card ``README.md``.
+        """Write ``config.json``, ``model.safetensors`` and, unless it exists, a model card ``README.md``.
 
         Args:
             save_directory: made if missing; weights in it are replaced.
-            max_shard_size: bytes of one file, also as "200KB"; larger models are cut into shards.
-            is_main_process: False to do nothing, as one process among several.
-            push_to_hub: also commit it to the hub, as ``repo_id``, or under the directory's name.
-            options: of :meth:`push_to_hub`, and the reference's ``safe_serialization``, which has to be True.
+            max_shard_size: largest size of a file, in bytes or as "200KB"; larger models are split into shards.
+            is_main_process: False: do nothing.
+            push_to_hub: also commit the files to the hub, as ``repo_id``, or under the directory's name.
+            options: options of :meth:`push_to_hub`, and the reference's ``safe_serialization``, which must be True.
 
         Raises:
-            UserError: ``hidden_act`` is a function, ``max_shard_size`` no size, an option unknown, a weight NaN or
-                infinite, or writing fails.
+            UserError: ``hidden_act`` is a function, ``max_shard_size`` is not a size, an option is unknown, a weight is
+                NaN or infinite, or writing fails.
         """
         if not options.pop("safe_serialization", True):
-            raise UserError("safe_serialization=False asks for pickled weights; only safetensors are written")
+            raise UserError("safe_serialization=False requests pickled weights; only safetensors are written")
         if options and not push_to_hub:
             raise UserError(f"save_pretrained has no option {', '.join(options)} unless push_to_hub=True")
         if not is_main_process:
@@ -149,7 +150,7 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
             huggingface_hub.split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
         except ValueError:
             raise UserError(
-                f"max_shard_size={max_shard_size!r} is no size; write it as a number of bytes, or as '200KB', '5GB'"
+                f"max_shard_size={max_shard_size!r} is not a size; give a number of bytes, or text such as '200KB'"
             ) from None
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -171,15 +172,17 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
         max_shard_size: int | str = "5GB",
         **options: Any,
     ) -> Any:
-        """Commit what :meth:`save_pretrained` writes to the hub; returns the client's description of the commit.
+        """Commit the files of :meth:`save_pretrained` to the hub; returns the client's description of the commit.
 
         Args:
-            repo_id: user or organisation, and name; made if there is none.
-            private: whether a new repository is; None: the account's default.
+            repo_id: "OWNER/NAME" of the repository, which is made if it does not exist.
+            commit_message: message of the commit.
+            private: True to make a new repository private; None: the account's default.
+            max_shard_size: as in :meth:`save_pretrained`.
             options: the client's ``token``, ``revision`` and ``create_pr``.
 
         Raises:
-            UserError: the hub refused it or cannot be reached.
+            UserError: the hub refused the commit or cannot be reached.
         """
         chosen = {name: value for name, value in options.items() if value is not None}
         with tempfile.TemporaryDirectory() as directory:
@@ -189,7 +192,7 @@ class TrajectoryTransformerPreTrainedModel(TrajectoryTransformer):
                 made = api.create_repo(repo_id=repo_id, private=private, exist_ok=True)
                 target = getattr(made, "repo_id", repo_id)
                 return api.upload_folder(repo_id=target, folder_path=directory, commit_message=commit_message, **chosen)
-            except Exception as error:  # whatever the client and the network raise
+            except Exception as error:  # the client and the network may raise anything
                 raise UserError(
                     f"'{repo_id}' could not be pushed to the hub ({first_line(error)}); `hf auth login` stores a "
                     "token, and save_pretrained(DIRECTORY) needs none"
@@ -217,10 +220,10 @@ def _directory(name: str | os.PathLike[str], hub_options: dict[str, Any], subfol
     if directory.exists():
         raise UserError(
             f"'{directory}' is a file, not a directory; `python -m trajectory_transformer.interop.convert {directory} "
-            "DIRECTORY` makes one of it"
+            "DIRECTORY` converts it to one"
         )
     if not HUB_ID.fullmatch(str(name)):
-        raise UserError(f"there is no directory '{directory}', and that is no hub id (OWNER/NAME) either")
+        raise UserError(f"'{directory}' is neither an existing directory nor a hub id (OWNER/NAME)")
     return download(str(name), hub_options, subfolder)
 
 
@@ -229,5 +232,5 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return dtype or torch.float32
     named = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype != "auto" and not isinstance(named, torch.dtype):
-        raise UserError(f"dtype='{dtype}' is no torch dtype; choose one such as torch.float32, or 'auto'")
+        raise UserError(f"dtype='{dtype}' is not a torch dtype; choose one such as torch.float32, or 'auto'")
     return None if dtype == "auto" else named
