@@ -12,7 +12,10 @@ from trajectory_transformer.errors import UserError
 
 @dataclass
 class CsvEpisodes(EpisodeSource):
-    """One file an episode; a row has observation, action and reward; in the last, the observation only counts."""
+    """Reads one CSV file per episode, with observation, action and reward in each row.
+
+    Of the last row only the observation is used.
+    """
 
     path: str
     env_id: str

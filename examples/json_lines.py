@@ -11,7 +11,7 @@ class JsonLines(Logger):
 
     name, version = "json_lines", "0"
 
-    def __init__(self, save_dir: str):  # filled in with the run's folder
+    def __init__(self, save_dir: str):  # the default is the run's folder
         super().__init__()
         self.file = Path(save_dir) / "metrics.jsonl"
 

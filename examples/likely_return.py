@@ -1,4 +1,4 @@
-"""An objective of your own: return, but only of likely plans. ``python train.py planner=likely_return``."""
+"""An objective of your own: the return of likely plans only. ``python train.py planner=likely_return``."""
 
 from dataclasses import dataclass
 

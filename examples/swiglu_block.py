@@ -7,7 +7,7 @@ from trajectory_transformer.model.gpt import SelfAttention
 
 
 class SwiGluBlock(nn.Module):
-    """x + attention(norm(x)), then x + down(silu(gate(norm(x))) * up(norm(x))) (Shazeer 2020)."""
+    """A SwiGLU block: x + attention(norm(x)), then x + down(silu(gate(norm(x))) * up(norm(x))) (Shazeer 2020)."""
 
     def __init__(self, config, expansion: float = 2.0):
         super().__init__()

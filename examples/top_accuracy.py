@@ -1,11 +1,11 @@
-"""A metric of your own: how often the true token is among the k likeliest. ``python train.py trainer=top_accuracy``."""
+"""A metric of your own: top-k accuracy of tokens. ``python train.py trainer=top_accuracy``."""
 
 import torch
 import torchmetrics
 
 
 class TopAccuracy(torchmetrics.Metric):
-    """Share of the counted tokens that are among the ``k`` likeliest."""
+    """Share of the tokens that are among the ``k`` most likely ones."""
 
     def __init__(self, k: int = 5):
         super().__init__()

@@ -5,6 +5,8 @@ from lightning.pytorch.callbacks import Callback
 
 
 class WeightNorm(Callback):
+    """Logs the norm of all weights every few updates."""
+
     def __init__(self, every: int = 50) -> None:
         self.every = every
 
