@@ -1,4 +1,4 @@
-"""Fixtures of several rooms."""
+"""Fixtures for several folders."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from trajectory_transformer.evaluation import plots
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The pictures that were saved, in order."""
+    """The saved pictures, in order."""
     figures: list[Figure] = []
     save = plots._save
 
@@ -26,7 +26,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Threads are a matter of the tests that set them."""
+    """One thread, unless a test sets another number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

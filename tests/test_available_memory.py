@@ -1,4 +1,4 @@
-"""What this process may still take; limits are set in a process of their own."""
+"""Memory available to a process; limits are set in a separate process."""
 
 import math
 import subprocess

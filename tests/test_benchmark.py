@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic by hand, and its rows on tiny work. Speeds themselves are not asserted."""
+"""The benchmark's arithmetic by hand, and its rows on tiny tasks; speeds are not asserted."""
 
 import multiprocessing
 from collections.abc import Sequence

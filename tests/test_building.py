@@ -1,4 +1,4 @@
-"""Objects from names: the user's own words may name anything, a file's almost nothing."""
+"""Objects from names: the user may name any class, a file almost none."""
 
 import sys
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Other:
 
 
 class Part:
-    """A kind of part, which this module's own package would have."""
+    """A base class of this module's package."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Processes that are forked off one whose threads have computed."""
+"""Forked processes, after their parent has computed with several threads."""
 
 import subprocess
 import sys
@@ -19,5 +19,5 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_a_forked_process_computes_with_one_thread() -> None:
-    """It has none of its parent's other threads, and would wait for them without end."""
+    """It lacks its parent's other threads, and would wait for them forever."""
     assert subprocess.run([sys.executable, "-c", FORK], timeout=60).returncode == 0

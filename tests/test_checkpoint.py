@@ -1,4 +1,4 @@
-"""The typed record of a checkpoint, and what may stand beside it."""
+"""The typed record of a checkpoint, and its other contents."""
 
 import copy
 import math
@@ -112,7 +112,7 @@ BAD_VALUES = [None, 5, 1.5, math.nan, "x", [], {}, [[1]], True, 10**5000, 1j, {"
 
 
 def test_values_of_no_sense_in_a_checkpoint_are_one_sentence() -> None:
-    """Each entry of each part, with a dozen values of which most are of a wrong type."""
+    """Each entry of each part, with a dozen values mostly of a wrong type."""
     places = [(name,) for name in RECORD.to_dict()]
     places += [(part, name) for part in ("environment", "dataset", "data") for name in RECORD.to_dict()[part]]
     places += [("environment", "observation", "leaves", 0, name) for name in ("path", "kind", "shape", "low", "high")]

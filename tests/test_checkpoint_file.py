@@ -239,7 +239,7 @@ assert os.listdir(os.path.dirname(path)) == ["last.ckpt"]
 
 @pytest.mark.slow
 def test_a_hundred_kills_while_saving(tmp_path: Path) -> None:
-    """The file is good after every one, and what they left behind goes."""
+    """The file is valid after each kill, and partial files are removed."""
     result = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path / "last.ckpt")], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Cores that other processes use, by a /proc/stat of our own and by real ones, and what is made of it."""
+"""Cores used by other processes, from a fake and the real /proc/stat, and the resulting numbers of threads."""
 
 import os
 import subprocess

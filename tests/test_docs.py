@@ -1,4 +1,4 @@
-"""README and documentation: commands compose, code runs, links lead somewhere, and the quick commands run as typed."""
+"""README and documentation: commands compose, code runs, links are valid, and the quick commands run."""
 
 import itertools
 import json
@@ -133,7 +133,7 @@ LEARNERS = {  # pages whose code needs checkpoints of other learners
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LEARNERS else []) for name in RUNNABLE]
 )
 def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All code of a page, one block after the other, beside the checkpoints that it names."""
+    """All code of a page, one block after the other, in a folder with the checkpoints that it names."""
     (tmp_path / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
     for checkpoint, options in LEARNERS.get(name, {}).items():
         folder = tmp_path / f"run_{checkpoint}"

@@ -132,7 +132,7 @@ def use_datasets(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """What the agent is shown at each step."""
+    """The agent's observations at each step."""
     observations: list[np.ndarray] = []
     act: Callable[..., np.ndarray] = Agent.act
 
@@ -163,7 +163,7 @@ def config(dataset_id: str, indices: list[int] | None = None) -> TrainConfig:
 
 
 def run(options: TrainConfig, directory: Path) -> tuple[dict[str, Any], EnvironmentSpec]:
-    """What results.json holds, and the environment as the best checkpoint knows it."""
+    """The contents of results.json, and the environment recorded in the best checkpoint."""
     score = run_training(options, RunContext(directory, "python train.py"))
     results = json.loads((directory / "results.json").read_text())
     assert score == results["summary"]["return_mean"]

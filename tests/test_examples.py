@@ -1,4 +1,4 @@
-"""Each example, copied to a folder of its own, works with the commands as its first line says."""
+"""Each example, copied to another folder, works with the command in its first line."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Locks on folders, and what killed processes left in them."""
+"""Locks on folders, and partial files of killed processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The installed commands, from a wheel and in an empty folder, with the configs that they carry."""
+"""The installed commands, from a wheel and in an empty folder, with their packaged configs."""
 
 import json
 import os

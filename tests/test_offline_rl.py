@@ -1,4 +1,4 @@
-"""The offline-RL experiments against the original's settings, and the dimensions of Ant that the original keeps."""
+"""The offline-RL experiments against the original's settings, and the dimensions of Ant that it uses."""
 
 from typing import Any, NamedTuple, cast
 

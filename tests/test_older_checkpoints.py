@@ -1,4 +1,4 @@
-"""Checkpoints that a704477 wrote, before learners, objectives and sources were parts, act as they did then."""
+"""Checkpoints written by a704477, before learners, objectives and sources were classes, act as before."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A bar where somebody watches, lines where a log is kept, nothing where neither is wanted."""
+"""Progress: a bar on a terminal, lines in a log, or nothing."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from trajectory_transformer.progress import WorkProgress
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines follow each other at once, without a terminal."""
+    """Without a terminal, and without a delay between lines."""
     monkeypatch.setattr(progress_file, "PLAIN_LINE_SECONDS", 0.001)
     monkeypatch.setenv("TTY_COMPATIBLE", "0")
 

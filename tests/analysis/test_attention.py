@@ -1,4 +1,4 @@
-"""Attention over windows of episodes: which windows, their mean, a model of known pattern, and what is written."""
+"""Attention over windows of episodes: choice of windows, their mean, a model of known pattern, and output files."""
 
 import csv
 from pathlib import Path
@@ -127,8 +127,8 @@ def striped_model() -> TrajectoryTransformerModel:
     """One head that gives nine times the usual weight to the predicted dimension's previous token.
 
     Positions have orthogonal embeddings and tokens none. Normalised, embedding p has the product δ_pq - 1/16, over the
-    variance of its entries, with embedding q. Keys are the embeddings, queries those of WIDTH - 1 positions before,
-    times what makes the score ln 9 higher there than elsewhere.
+    variance of its entries, with embedding q. Keys are the embeddings; queries are the embeddings of WIDTH - 1
+    positions before, scaled so that the score there is ln 9 higher than elsewhere.
     """
     network = model(n_layer=1, n_head=1, n_embd=16)
     (block,) = network.blocks

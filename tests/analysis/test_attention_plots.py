@@ -1,4 +1,4 @@
-"""Pictures of attention show the numbers that they are given."""
+"""Plots of attention show the given numbers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Free-running samples against the enumeration of everything that a small model can say."""
+"""Free-running samples against the enumeration of all outcomes of a small model."""
 
 import itertools
 
@@ -15,7 +15,7 @@ BINS, TRANSITIONS, HORIZON, SAMPLES = 2, 3, 3, 4000
 
 
 def make_model(observation_dim: int) -> TrajectoryTransformerModel:
-    """One action dimension; weights so large that what came before matters."""
+    """A model with one action dimension and weights so large that the history matters."""
     torch.manual_seed(3)
     width = observation_dim + 3
     config = TrajectoryTransformerConfig(
@@ -154,7 +154,7 @@ def test_one_token_kept_is_the_most_likely_one(make_decoder: MakeDecoder) -> Non
 
 @both_decoders
 def test_a_start_may_have_a_past(make_decoder: MakeDecoder) -> None:
-    """What is older than the context has no effect, what is within it has."""
+    """Transitions older than the context have no effect; those within it do."""
     model, actions = make_model(1), torch.tensor([[0], [1], [1]])
     past, other = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([1, 1, 1, 0, 1])
 

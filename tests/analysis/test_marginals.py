@@ -16,7 +16,7 @@ from trajectory_transformer.data.discretizer import Discretizer
 
 
 def bins_of(*edges: list[float], narrowest: float = 0.001) -> ObservationBins:
-    """Of dimensions with the given edges, and two more columns that are no observation."""
+    """Bins with the given edges, and two more columns that are not observations."""
     rows = torch.tensor([*edges, edges[0], edges[0]])
     discretizer = Discretizer.from_dict({"strategy": "quantile", "edges": rows})
     return ObservationBins(discretizer, np.full(len(edges), narrowest))

@@ -60,7 +60,7 @@ def trained() -> TrainedTransformer:
 
 
 class Constant:
-    """Two members; the next observation is the present one, give or take 1."""
+    """Two members; the next observation is the present one plus or minus 1."""
 
     num_members = 2
 
@@ -127,7 +127,7 @@ def test_a_context_of_one_is_the_markovian_model(trained: TrainedTransformer, tm
 
 
 def test_recorded_actions_are_the_episodes_own(trained: TrainedTransformer) -> None:
-    """Two episodes that differ in one action alone are predicted alike up to it, and not with own actions."""
+    """Two episodes that differ in one action have equal predictions up to it; not so with the model's own actions."""
     other = Episode(HELD_OUT[0].observations, HELD_OUT[0].actions.copy(), HELD_OUT[0].rewards, False)
     other.actions[2] = -10 * np.sign(other.actions[2])
 

@@ -1,4 +1,4 @@
-"""Curves, figures and pictures of predictions whose numbers are known."""
+"""Curves, figures and plots of predictions with known numbers."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Films of predicted states, in MuJoCo's own environments."""
+"""Videos of predicted states, in MuJoCo's own environments."""
 
 import logging
 import time
@@ -53,7 +53,7 @@ def test_a_film_shows_both_side_by_side(
     shades: list[float] = []
 
     class Drawing:
-        """Draws the angle that it was put to."""
+        """Draws the angle that was set."""
 
         unwrapped: Any
 

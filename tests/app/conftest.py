@@ -1,4 +1,4 @@
-"""train.py's entry point called within the test's process, with training replaced by a note of it."""
+"""train.py's entry point called within the test's process, with training replaced by a recorder."""
 
 import signal
 import sys
@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class Runs:
-    """Stands in for training: notes what it is asked to do."""
+    """Replaces training: records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[TrainConfig, experiment.RunContext]] = []

@@ -1,4 +1,4 @@
-"""Which process keeps the record, and whose folder is whose."""
+"""Claims of run folders: the process that keeps the record, and the owner of a folder."""
 
 from pathlib import Path
 

@@ -578,7 +578,7 @@ class TestCommands:
     @needs_compiler
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_ends_the_command_in_the_middle_of_a_plan(self, tmp_path: Path, number: signal.Signals) -> None:
-        """Of a plan that takes long, in the kernel."""
+        """The plan takes long, in the kernel."""
         options = config(episodes=0)
         options.model = ModelConfig(n_layer=4, n_head=2, n_embd=128)
         run_training(options, RunContext(tmp_path / "run", ""))
@@ -661,7 +661,7 @@ def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]
 
 
 def test_an_objective_of_ones_own_plans_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was typed for the run is trusted in it; its checkpoint names it in vain."""
+    """A class named on the command line is trusted in that run; its name in the checkpoint is not."""
     (tmp_path / "own_package.py").write_text(
         "from trajectory_transformer.planning.objectives import Return\n\n\nclass Own(Return):\n    pass\n"
     )

@@ -247,7 +247,7 @@ class TestRanks:
     def test_a_batch_script_without_srun_goes_by_the_time(
         self, monkeypatch: pytest.MonkeyPatch, step: str | None
     ) -> None:
-        """SLURM's own step for the script has the second number."""
+        """The second number is that of SLURM's own step for the script."""
         for name, value in {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "4", "SLURM_STEP_ID": step}.items():
             if value is not None:
                 monkeypatch.setenv(name, value)

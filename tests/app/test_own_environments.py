@@ -1,4 +1,4 @@
-"""environment.modules: the user's own words import what registers environments, a file's do not."""
+"""environment.modules: the user's options import modules that register environments; a file's do not."""
 
 import sys
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def test_a_module_is_imported_before_its_environment_is_looked_for(
 def test_an_id_that_names_its_module_is_enough(
     train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], module: str, data: list[str]
 ) -> None:
-    """What a run's folder then names is imported only where the user says so again."""
+    """The module in the run's folder is imported later only if the user allows it again."""
     runs.error = SystemExit(143)
     assert train(*data, f"data.source.env_id={module}:OwnPendulum-v0") == 143
     assert runs.calls[0][0].environment.modules == [module]

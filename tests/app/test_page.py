@@ -1,4 +1,4 @@
-"""The page of a run's and of a sweep's folder: what it says and leads to, and that nothing in it is taken for HTML."""
+"""The index page of a run's and of a sweep's folder: its contents and links, and that names are escaped."""
 
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -20,7 +20,7 @@ NASTY = "<script>alert('&amp;')</script>"
 
 
 class Reader(HTMLParser):
-    """The words of a page, its rows of cells, and what it leads to."""
+    """The text of a page, its rows of cells, and its links."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()

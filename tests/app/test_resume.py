@@ -229,7 +229,7 @@ class TestExtend:
     def test_a_run_that_died_without_a_word_is_told_of(
         self, train: Callable[..., int], capsys: pytest.CaptureFixture[str], finished: Path
     ) -> None:
-        """Its status says running, and nobody holds its folder: an environment called os._exit, say."""
+        """Its status is running, but no process holds its folder, as after os._exit in an environment."""
         RunRecord("running").write(finished)
         assert train("resume=here", "trainer.max_steps=30", "extend=true") == 2
         assert "here is not finished (its process died without a word)" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""tune=… as one job: its trials, going on, and folders that are not its own."""
+"""tune=… as one job: its trials, resuming, and folders of other searches."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -79,7 +79,7 @@ def test_a_trial_that_another_process_works_at_is_left_to_it(train: Callable[...
 def test_a_journal_of_other_values_is_refused(
     train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], name: str, choices: list[Any]
 ) -> None:
-    """It may come with somebody else's folder, whose configuration alone is looked through."""
+    """It may come with another person's folder, of which only the configuration is checked."""
     runs.error = SystemExit(143)
     assert train(*SEARCH, "tune.trials=1") == 143
     runs.error = None

@@ -294,7 +294,7 @@ def test_a_launcher_that_breaks_off_leaves_a_table_of_all_jobs(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As joblib does where a worker was killed: jobs of the others end, and the rest never begin."""
+    """As joblib does when a worker is killed: jobs of other workers end, and the rest never begin."""
 
     def launch(batch: list[list[str]], initial_job_idx: int) -> None:
         done, killed, unrecorded = (tmp_path / "sweep" / name for name in ("0", "1", "2"))

@@ -1,4 +1,4 @@
-"""The search: what it tries, that it goes on where it stopped, and that it survives failures."""
+"""The search: its trials, that it continues where it stopped, and that it survives failures."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from trajectory_transformer.errors import UserError
 
 
 class Trials:
-    """Stands in for training: the score is highest at x = 3."""
+    """Replaces training: the score is highest at x = 3."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""The command as it is typed: without torch, mistakes with exit code 2, tables to W&B offline."""
+"""The compare command: without torch, mistakes with exit code 2, tables to W&B offline."""
 
 import json
 import subprocess

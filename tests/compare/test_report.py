@@ -1,4 +1,4 @@
-"""Tables by hand, in each form that they are written in, and what is said of few runs."""
+"""Tables worked out by hand, in each output format, and the note about few runs."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ from .written import write_run
 
 
 def make(folder: Path, differences: tuple[str, ...] = (), **scores: list[list[float]]) -> Report:
-    """Of each method, scores (task, seed); a method's commit is its first seven letters."""
+    """Runs of methods with scores (task, seed); a method's commit is its first seven letters."""
     methods = {
         method: [
             read_run(
@@ -113,6 +113,6 @@ def test_forms(tmp_path: Path) -> None:
 
 
 def test_picture(tmp_path: Path) -> None:
-    """Of methods with and without an interval."""
+    """Methods with and without an interval."""
     plot_comparison(make(tmp_path, a=[[10.0]], b=[[20.0, 4.0]]), "title", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

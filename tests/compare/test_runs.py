@@ -1,4 +1,4 @@
-"""Runs found and read on disk; what differs between them is said with the folder that has it."""
+"""Runs found and read on disk; differences are reported with the folder."""
 
 import json
 from pathlib import Path

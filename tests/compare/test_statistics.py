@@ -52,7 +52,7 @@ def of_indices(scores: list[np.ndarray], indices: list[list[list[int]]]) -> list
 
 
 def test_intervals_of_the_resamples_that_rliable_drew(golden: dict[str, Any]) -> None:
-    """The same runs drawn give the same interval, to the last digits: one scheme, resampling runs within tasks."""
+    """With the same resampled runs the interval is the same, to the last digits: runs are resampled within tasks."""
     few, (own, others) = golden["few"], golden["scores"].values()
     ends = np.percentile(aggregates(of_indices(own, few["indices"])), [2.5, 97.5], axis=-1).T
     for name, interval in zip(AGGREGATES, ends, strict=True):
@@ -70,7 +70,7 @@ def test_intervals_are_rliables_but_for_chance(golden: dict[str, Any]) -> None:
 
 
 def test_methods_are_resampled_independently(golden: dict[str, Any]) -> None:
-    """Of a method against itself: resampled alike, the probability would always be a half."""
+    """A method against itself: if both were resampled alike, the probability would always be a half."""
     (same,) = estimates(improvement, golden["scores"]["IRIS"], golden["scores"]["IRIS"])
     assert same.value == 0.5
     assert same.low is not None

@@ -1,4 +1,4 @@
-"""A suite: its jobs, and the comparison that it ends in, also where a job failed."""
+"""A suite: its jobs and the final comparison, also if a job failed."""
 
 from pathlib import Path
 

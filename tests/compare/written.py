@@ -1,4 +1,4 @@
-"""Runs as they lie on disk, for tests of what is read from there."""
+"""Writes runs to disk, for tests that read them."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Every option says what it is, below its field, and can be read with its values."""
+"""Every option has its meaning below its field, and is listed with its values."""
 
 import dataclasses
 

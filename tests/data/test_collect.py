@@ -186,7 +186,7 @@ def test_slower_of_two_collections_keeps_the_first(root: Path, monkeypatch: pyte
 
 
 def test_damaged_set_is_there_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading and collecting agree on it: one refuses it, the other does not simulate in vain."""
+    """Reading refuses the set, and collecting does not simulate it again."""
     monkeypatch.setattr(collect_module, "simulate", lambda *_: pytest.fail("simulated in vain"))
     (root / POINTMAZE.dataset_id / "data").mkdir(parents=True)
     assert is_on_disk(POINTMAZE.dataset_id)

@@ -15,7 +15,7 @@ BOTH = pytest.mark.parametrize("kind", [QuantileDiscretizer, UniformDiscretizer]
 
 
 class OriginalRule:
-    """The original's quantile bins, written anew from its description: one dimension at a time, in plain loops."""
+    """The original's quantile bins, reimplemented in plain loops, one dimension at a time."""
 
     def __init__(self, column: np.ndarray, bins: int) -> None:
         ordered = sorted(column.tolist())
@@ -255,7 +255,7 @@ def test_percentile_is_of_what_a_likely_stop_token_leaves():
 
 
 def test_percentile_of_what_is_not_a_number_is_none():
-    """A search then knows that a prediction is broken, as it does from the mean."""
+    """NaN tells the search that a prediction is broken, as the mean does."""
     discretizer = QuantileDiscretizer(4).fit(torch.randn(50, 1, generator=torch.Generator().manual_seed(0)))
     probabilities = torch.tensor([[[0.1, 0.2, 0.3, 0.4]], [[torch.nan, 0.2, 0.3, 0.4]]])
     found = discretizer.percentile(probabilities, 0.5)
@@ -410,7 +410,7 @@ def test_each_index_has_a_token_of_its_own_and_comes_back(kind: type[Discretizer
 
 
 def test_few_indices_that_are_all_seen_have_the_bins_that_values_have():
-    """So that runs from before columns were known to hold indices go on to the bit."""
+    """So that older runs, which do not know columns of indices, are resumed to the bit."""
     values = torch.tensor([[2.0], [0.0], [1.0], [0.0]])
     assert torch.equal(
         QuantileDiscretizer(20).fit(values, {0: (0, 2)}).edges, QuantileDiscretizer(20).fit(values).edges

@@ -1,4 +1,4 @@
-"""Folders of .npz files: the same data as a Minari set of the same episodes, and what is refused."""
+"""Folders of .npz files: the same data as a Minari set of the same episodes, and refusals."""
 
 import io
 import zipfile
@@ -30,7 +30,7 @@ def raw() -> list[RawEpisode]:
 
 @pytest.fixture
 def folder(tmp_path: Path, raw: list[RawEpisode]) -> Path:
-    """Names whose alphabetical order is another one: 2, 9, 10 and 11."""
+    """A folder with names whose alphabetical order differs: 2, 9, 10 and 11."""
     folder = tmp_path / "episodes"
     folder.mkdir()
     for number, episode in zip((2, 9, 10, 11), raw, strict=True):
@@ -277,7 +277,7 @@ def test_an_array_that_promises_more_than_there_is_is_refused(folder: Path) -> N
 def test_a_folder_that_does_not_fit_is_refused_before_any_of_it_is_inflated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env_id: str | None, needed: str
 ) -> None:
-    """By the sum over its files, each of which would fit."""
+    """Judged by the sum of its files, each of which would fit."""
     for number in range(2):
         np.savez_compressed(tmp_path / f"{number}.npz", observations=np.zeros(124_984))  # and 128 bytes of header
     monkeypatch.setattr(npz_folder, "available_memory", lambda: 900_000)

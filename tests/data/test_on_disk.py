@@ -1,4 +1,4 @@
-"""Rows on disk: the same batches as in memory, from a cache whose damage is noticed and that several may share."""
+"""Data on disk: the same batches as in memory, from a cache that is shared and checked for damage."""
 
 import errno
 import os

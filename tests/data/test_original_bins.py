@@ -1,4 +1,4 @@
-"""Bins for weights trained on the original's tokens, against figures of its own class."""
+"""Bins for weights trained on the original's tokens, against figures of the original's class."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A source of one's own: a class in any importable package, named by ``_target_``."""
+"""A user's own source of episodes: a class in any importable package, named by ``_target_``."""
 
 import subprocess
 import sys
@@ -135,7 +135,7 @@ def test_a_data_set_beside_a_source_is_refused(package: Path) -> None:
 
 
 def test_it_trains_from_a_yaml_of_the_users_own(package: Path) -> None:
-    """As a user types it; the run's config and checkpoint keep what was read."""
+    """Called as by a user; the run's config and checkpoint record the data."""
     configs = package / "configs" / "data"
     configs.mkdir(parents=True)
     file = package / "numbers.txt"

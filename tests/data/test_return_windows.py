@@ -1,4 +1,4 @@
-"""Windows of returns, observations and actions, by hand."""
+"""Windows of returns, observations and actions, worked out by hand."""
 
 import numpy as np
 import torch

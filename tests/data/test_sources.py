@@ -83,7 +83,7 @@ def test_discrete_observations(minari_root: Path):
 
 @FORMATS
 def test_long_episodes_are_whole(minari_root: Path, data_format: str):
-    """Minari's own arrow reader cuts after 32,768 rows and gives the rest as the next episode."""
+    """Minari's own arrow reader stops after 32,768 rows and returns the rest as the next episode."""
     raw = [random_episode(40_000, seed=1, terminated=True), random_episode(3, seed=2)]
     write_dataset("long-v0", raw, data_format=data_format)
     data = load("long-v0")
@@ -808,7 +808,7 @@ def test_one_process_simulates_and_others_wait(
 def test_a_set_does_not_choose_what_is_imported(
     minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Minari would make the environment that a set names, by an entry point that it names, to learn its spaces."""
+    """To find the spaces, Minari would make the environment by an entry point that the set names."""
     (tmp_path / "chosen_by_a_set.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
     for name, env_id, entry_point in (

@@ -1,4 +1,4 @@
-"""Environments are rebuilt as the data set had them, refused where they do not fit, and run no foreign code."""
+"""Environments are rebuilt as recorded in the data set, refused if they do not fit, and run no foreign code."""
 
 import json
 import re
@@ -319,7 +319,7 @@ def test_a_file_does_not_choose_what_is_imported(tmp_path: Path, monkeypatch: py
 
 
 class Told(gymnasium.Env):
-    """Returns what ``changes`` say instead of what it should: values by the names of the parts, or whole returns."""
+    """Returns the values in ``changes`` instead of the right ones: parts by name, or whole results."""
 
     def __init__(self, changes: dict[str, Any] | None = None, action_space: Any = None) -> None:
         self.changes = changes or {}
@@ -382,7 +382,7 @@ def test_what_is_not_as_gymnasium_has_it_is_refused_in_the_trial(changes: dict[s
 
 
 class Talking(Told):
-    """Says a word beside its observation, which can be no token."""
+    """Adds a word to its observation, which cannot be a token."""
 
     def __init__(self) -> None:
         super().__init__(

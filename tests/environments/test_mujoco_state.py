@@ -15,7 +15,7 @@ from trajectory_transformer.environments.mujoco_state import hidden_positions, s
     ("env_id", "hidden"), [("Hopper-v5", 1), ("HalfCheetah-v5", 1), ("Walker2d-v5", 1), ("Humanoid-v5", 2)]
 )
 def test_observations_give_back_the_state_that_made_them(env_id: str, hidden: int) -> None:
-    """Except for how far it has come, which is integrated from velocities at the steps' ends."""
+    """Except for the position along the way, which is integrated from the velocities at the ends of steps."""
     spec, environment = environment_spec(env_id), gymnasium.make(env_id)
     simulation: Any = environment.unwrapped
     first, _ = environment.reset(seed=1)

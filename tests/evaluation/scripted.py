@@ -112,7 +112,7 @@ class ScriptedPlan:
 
 
 class ScriptedAgent:
-    """Draws actions from each row's own generator and remembers what the rollout told it.
+    """Draws actions from each row's own generator and records the calls of the rollout.
 
     Its plan continues the last observation in a straight line.
     """

@@ -1,4 +1,4 @@
-"""From an agent to results.json, pictures and films."""
+"""From an agent to results.json, plots and videos."""
 
 import csv
 import logging

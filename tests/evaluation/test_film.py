@@ -1,4 +1,4 @@
-"""Frames with plans: ghosts stand where they are predicted, words say what is true, and what is played is the same."""
+"""Frames with plans: ghosts are at predicted positions, text is correct, and episodes do not change."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ class Renderer:
 
 @pytest.fixture
 def renderers(monkeypatch: pytest.MonkeyPatch) -> list[Renderer]:
-    """Those that were asked for; pictures of environments are grey."""
+    """The requested renderers; pictures of environments are grey."""
     made: dict[int, Renderer] = {}
 
     def find(simulation: Any) -> Renderer | None:
@@ -126,7 +126,7 @@ def as_scene(scene: Bodies) -> Any:
 
 
 def test_what_is_drawn_of_a_plan_is_still_to_come() -> None:
-    """Observations of a real episode, as if they had been planned, give back its positions."""
+    """The observations of a real episode, used as a plan, give back its positions."""
     with gymnasium.make("Hopper-v5") as environment:
         first, _ = environment.reset(seed=3)
         simulation: Any = environment.unwrapped

@@ -1,4 +1,4 @@
-"""A maze's picture shows its walls where they are, and each episode's way by whether it succeeded."""
+"""A maze's plot shows its walls, and the path of each episode by success."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def u_maze() -> MazeWalls:
 
 
 def record(paths: int, successes: list[bool]) -> RolloutRecord:
-    """Episode i walks i + 1 steps to the right from (−1, 1) and wants to be at (0, i)."""
+    """Episode i goes i + 1 steps to the right from (−1, 1); its goal is (0, i)."""
     ways = tuple(
         EpisodePath(i, np.array([[-1.0 + 0.1 * t, 1.0] for t in range(i + 2)]), np.tile([0.0, i], (i + 2, 1)))
         for i in range(paths)

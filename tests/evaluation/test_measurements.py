@@ -1,4 +1,4 @@
-"""figures.csv: what it says of a results.json."""
+"""figures.csv: its figures of a results.json."""
 
 import csv
 from pathlib import Path

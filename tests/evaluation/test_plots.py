@@ -1,4 +1,4 @@
-"""Pictures are drawn from what they are given, without a display and without touching matplotlib's global state."""
+"""Plots show the given data, without a display and without changing matplotlib's global state."""
 
 import csv
 import subprocess
@@ -24,7 +24,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def trace(steps: int = 60, horizon: int = 5, dimensions: int = 3, plan_freq: int = 1) -> EpisodeTrace:
-    """Observations that grow by dimension + 1 each step, and plans that expect just that."""
+    """Observations that grow by dimension + 1 each step, and plans that predict this."""
     slopes = np.arange(1.0, dimensions + 1)
     observations = np.arange(steps + 1)[:, None] * slopes
     plans = tuple(PlanTrace(t, (t + np.arange(horizon))[:, None] * slopes) for t in range(0, steps, plan_freq))

@@ -23,7 +23,7 @@ from .scripted import WALK, environment_spec
 
 
 def untrained_agent(deadline_ms: float | None = None, **arguments: Any) -> Agent:
-    """An agent for the walk with random weights, which plans something else from every state."""
+    """An agent for the walk with random weights, whose plans differ in every state."""
     torch.manual_seed(0)
     width = 2 + 1 + 2
     config = TrajectoryTransformerConfig(

@@ -1,4 +1,4 @@
-"""results.json is what the contract says, is never partial, and a wrong one is refused by the field's name."""
+"""results.json follows the contract, is never partial, and a wrong one is refused with the field's name."""
 
 import copy
 import json

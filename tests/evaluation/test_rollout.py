@@ -1,4 +1,4 @@
-"""An episode depends on its seed alone; rows without an episode rest; what is kept is what happened."""
+"""An episode depends on its seed alone; rows without an episode are not stepped; records are correct."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,7 +106,7 @@ def test_a_reward_that_is_not_finite_is_refused() -> None:
 
 
 class Misbehaving(Walk):
-    """Episodes of three steps, of which the third one's second step, or its reset, is bad."""
+    """Episodes of three steps; the second step, or the reset, of the third episode is bad."""
 
     bad: ClassVar[Callable[[Any], Any]]  # of the good outcome
     at_reset: ClassVar[bool] = False
@@ -149,7 +149,7 @@ def raising(kind: type[BaseException], value: object) -> Callable[[Any], Any]:
 def test_an_environment_that_fails_is_named_with_its_episode(
     monkeypatch: pytest.MonkeyPatch, bad: Callable[[Any], Any], reason: str, own: bool, at_reset: bool
 ) -> None:
-    """And the episodes before it have been handed over."""
+    """The episodes before it are delivered."""
     monkeypatch.setattr(Misbehaving, "bad", staticmethod(bad), raising=False)
     monkeypatch.setattr(Misbehaving, "at_reset", at_reset)
     monkeypatch.setattr(Misbehaving, "begun", 0)
@@ -376,7 +376,7 @@ def test_agents_aim_at_each_rows_goal() -> None:
 
 
 def unlimited(longest_episode: int | None, max_episode_steps: int | None = None) -> RolloutRecord:
-    """Two episodes of a walk without any end, of agents that stay within it."""
+    """Two episodes of a walk without an end, with agents that stay within its bounds."""
     agent = ScriptedAgent(environment_spec("evaluation-tests/EndlessWalk-v0"), PlannerConfig(horizon=2))
     return run(agent, 2, 2, replace(QUIET, max_episode_steps=max_episode_steps, longest_episode=longest_episode))
 

@@ -1,4 +1,4 @@
-"""Statistics against cases worked out by hand and against what is known of the normal distribution."""
+"""Statistics against cases worked out by hand and against the normal distribution."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Films where frames can be drawn; exactly one warning, and never an exception, where they cannot."""
+"""Videos if frames can be drawn; otherwise exactly one warning and no exception."""
 
 import importlib.util
 import logging
@@ -22,7 +22,7 @@ def frame(shade: int = 0) -> np.ndarray:
 
 
 def decode(path: Path, height: int, width: int) -> tuple[np.ndarray, str]:
-    """Frames (n, height, width, 3) of a film, and what ffmpeg says of it."""
+    """Frames (n, height, width, 3) of a video, and ffmpeg's description of it."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(command, check=True, capture_output=True)
     return np.frombuffer(done.stdout, dtype=np.uint8).reshape(-1, height, width, 3), done.stderr.decode()

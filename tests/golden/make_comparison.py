@@ -1,4 +1,4 @@
-"""What rliable makes of a published score table: ``comparison.json`` beside this file.
+"""Make ``comparison.json`` beside this file: rliable's statistics of a published score table.
 
     python -m venv V && V/bin/pip install rliable==1.2.0 'pandas<3'
     V/bin/python tests/golden/make_comparison.py IRIS

@@ -1,4 +1,4 @@
-"""Golden actions of the Decision Transformer of Hugging Face's ``transformers``, with random weights.
+"""Make golden actions of the Decision Transformer of Hugging Face's ``transformers``, with random weights.
 
     python -m tests.golden.make_decision_transformer tests/golden/decision_transformer.npz
 

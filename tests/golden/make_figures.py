@@ -1,4 +1,4 @@
-"""Figures of the peers, for tests that must run where the peers are not.
+"""Make reference figures of the peers' code, for tests without that code.
 
     python -m tests.golden.make_figures ORIGINAL REWRITE
 
@@ -46,7 +46,7 @@ def load(root: str, module: str) -> types.ModuleType:
 
 
 def require_all(left: Any, buffer: str) -> None:
-    """All weights were taken, and nothing but mask buffers is left at its initial value."""
+    """Check that all weights were loaded, and only mask buffers keep their initial values."""
     if left.unexpected_keys or not all(name.endswith(buffer) for name in left.missing_keys):
         raise SystemExit(f"the peer has other weights: {left}")
 
@@ -102,7 +102,7 @@ def discretizer_figures(root: str) -> dict[str, np.ndarray]:
 
 
 def plan_figures(root: str) -> dict[str, np.ndarray]:
-    """Greedy plans, in which nothing is left to chance, by the original's search."""
+    """Greedy, deterministic plans by the original's search."""
     case = PLAN_CASE
     model = original_model(root, case, WEIGHTS)
     utils = sys.modules["trajectory.utils"] = types.ModuleType("trajectory.utils")

@@ -1,4 +1,4 @@
-"""What the original's search did, token by token, for tests that must run where it is not.
+"""Record the original's search token by token, for tests without the original's code.
 
     python -m tests.golden.make_planning ORIGINAL
 
@@ -34,7 +34,7 @@ def original_model(root: str, search: Search) -> Any:
 
 
 def record(root: str, search: Search) -> dict[str, np.ndarray]:
-    """Run the original's ``beam_plan`` with its sampler, its pruning and our estimate listened to."""
+    """Run the original's ``beam_plan``, recording its sampler, its pruning and our estimate."""
     model = original_model(root, search)
     progress = types.ModuleType("trajectory.utils")
     progress.__path__ = [str(Path(root, "trajectory", "utils"))]

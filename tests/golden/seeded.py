@@ -1,4 +1,4 @@
-"""Weights and tokens that every machine makes alike: NumPy promises never to change ``RandomState``'s numbers."""
+"""Weights and tokens that are the same on every machine, from NumPy's ``RandomState``, which never changes."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a model under test; ``length`` tokens go in, the last ones a partial transition where it says so."""
+    """Sizes of a model under test; its input has ``length`` tokens, which may end with a partial transition."""
 
     name: str
     observation_dim: int
@@ -31,7 +31,7 @@ class Case:
 
     @property
     def weighted(self) -> bool:
-        """Whether the peers can weight the loss: only for lengths of k × transition_dim - 1."""
+        """True if the peers can weight the loss: only for lengths of k × transition_dim - 1."""
         return (self.length + 1) % self.transition_dim == 0
 
 
@@ -98,7 +98,7 @@ def rewrite_weights(case: Case, seed: int = 0, separate_heads: bool = True) -> d
 
 
 def _filled(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """Normal numbers, as spread as in a trained model; around 1 for the norms' weights."""
+    """Normal numbers with the deviation of a trained model; around 1 for the norms' weights."""
     numbers = np.random.RandomState(seed)
     norms = ("ln1.weight", "ln2.weight", "ln_f.weight", "norm1.weight", "norm2.weight", "norm.weight")
     return {
@@ -117,7 +117,7 @@ def tokens(case: Case, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sampled(logits: Tensor) -> np.ndarray:
-    """Every fourth position and the last, every ninth token and the last two: small, and no difference hides."""
+    """Every fourth position and the last, every ninth token and the last two, to save space."""
     positions = sorted({*range(0, logits.shape[1], 4), logits.shape[1] - 1})
     columns = sorted({*range(0, logits.shape[2], 9), logits.shape[2] - 2, logits.shape[2] - 1})
     return logits.detach()[:, positions][..., columns].numpy()

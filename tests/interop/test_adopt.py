@@ -30,7 +30,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unknowing(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights with heads that hold every token equally likely, as random ones would be wrong about the data."""
+    """The weights with heads that predict every token equally, because random ones would be worse than chance."""
     return weights | {"head.weight": torch.zeros_like(weights["head.weight"])}
 
 
@@ -42,7 +42,7 @@ def state(tmp_path: Path) -> Path:
 
 
 def loaded_rows() -> np.ndarray:
-    """The transitions as the original's loader gives them: without the file's last row, whose end it then forgets."""
+    """The transitions as the original's loader returns them: without the file's last row and its termination."""
     episodes = load_offline_data(DataConfig(DATASET)).episodes
     rows = [join_transitions(episode, 0.99, -100.0) for episode in episodes[:-1]]
     last = episodes[-1]
@@ -68,7 +68,7 @@ def test_a_state_file_and_a_data_set(state: Path, tmp_path: Path) -> None:
 
 
 def test_the_likelihood_is_the_model_s_own(state: Path, tmp_path: Path) -> None:
-    """A model that finds every token equally likely pays ln(bins + stop) for each."""
+    """A model that predicts every token equally has ln(bins + stop) nats per token."""
     adoption = adopt(state, tmp_path / "adopted.ckpt", {"dataset_id": DATASET})
     assert adoption.uniform_nats == pytest.approx(np.log(11))
     assert list(adoption.nats.values()) == pytest.approx([np.log(11)] * 4, abs=1e-5)

@@ -1,4 +1,4 @@
-"""``python -m trajectory_transformer.interop.convert`` on what users have lying about."""
+"""``python -m trajectory_transformer.interop.convert`` on the files that users have."""
 
 import json
 import os
@@ -19,7 +19,7 @@ CASE = Case("hopper", 11, 3, 20, 2, 2, 16, 48, False)
 
 
 def write_original(directory: Path, epoch: int = 27, seed: int = 0, **arguments: Any) -> Path:
-    """A run's folder as the original leaves it, its pickles broken on purpose."""
+    """A run's folder as written by the original, with broken pickles."""
     directory.mkdir(parents=True, exist_ok=True)
     mask = torch.ones(1, 1, CASE.block_size, CASE.block_size)
     masks = {f"blocks.{layer}.attn.mask": mask for layer in range(CASE.n_layer)}
@@ -67,7 +67,7 @@ def test_one_file_of_an_original_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shift", [None, 0.0, 0.5])
 @pytest.mark.parametrize("separate_heads", [True, False])
 def test_a_rewrite_run(separate_heads: bool, shift: float | None, tmp_path: Path) -> None:
-    """Whatever the final norm's bias is, zero included, the logits stay and the stop token never comes."""
+    """For every bias of the final norm, even zero, logits are kept and the stop token is never predicted."""
     source = write_rewrite(tmp_path / "run", separate_heads=separate_heads)
     weights = torch.load(source / "model_last.pt", weights_only=True)
     if shift is not None:

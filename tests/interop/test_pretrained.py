@@ -1,4 +1,4 @@
-"""Saving, loading and sharing: what the reference API's methods promise, and what they refuse."""
+"""Saving, loading and sharing by the reference API's methods, and their refusals."""
 
 import inspect
 import io
@@ -194,7 +194,7 @@ def test_a_split_that_nobody_states_must_be_given(model: TrajectoryTransformerMo
 def test_a_port_configuration_does_not_say_what_the_port_ignores(
     model: TrajectoryTransformerModel, saved: Path
 ) -> None:
-    """The port writes layer_norm_eps=1e-12 and computes with 1e-5, and knows one activation."""
+    """The port writes layer_norm_eps=1e-12 but computes with 1e-5, and has only one activation."""
     change_config(saved, transformers_version="4.30.2", layer_norm_eps=1e-12, hidden_act="relu")
     loaded = TrajectoryTransformerModel.from_pretrained(saved)
     assert loaded.config.layer_norm_eps == 1e-5
@@ -229,7 +229,7 @@ def test_the_card_shows_code_that_runs(saved: Path) -> None:
 
 
 class HubClient:
-    """Stands in for ``huggingface_hub``: a repository is a folder."""
+    """Replaces ``huggingface_hub``: a repository is a folder."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls = root, list[dict[str, Any]]()
@@ -269,7 +269,7 @@ class HubClient:
     ],
 )
 def test_the_stand_in_is_like_the_client(real: str, used: str) -> None:
-    """What is asked of the stand-in can be asked of the client that is installed."""
+    """The stand-in's calls are valid for the installed client."""
     import huggingface_hub
 
     parameters = inspect.signature(operator.attrgetter(real)(huggingface_hub)).parameters
@@ -470,7 +470,7 @@ def test_files_of_other_things(contents: object, message: str, saved: Path) -> N
 
 
 def test_values_of_no_sense_in_a_configuration_are_one_sentence(saved: Path) -> None:
-    """All fields with values of which most are of a wrong type; sizes that the weights decide are corrected."""
+    """All fields with values mostly of a wrong type; sizes that the weights determine are corrected."""
     kept, wrong = (saved / "config.json").read_text(), []
     for name in json.loads(kept):
         for value in (None, "x", [1], {}, True, 1.5, -1, math.nan, 10**400):

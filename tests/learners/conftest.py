@@ -1,4 +1,4 @@
-"""The small model that planners are tested with."""
+"""The small model for tests of planners."""
 
 from tests.planning.conftest import discretizer, model
 

@@ -1,4 +1,4 @@
-"""The policy of an embedded set as a method: the actions of its recipe's behaviour, whatever is trained."""
+"""The behaviour policy of an embedded set as a learner: its actions are not changed by training."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -44,7 +44,7 @@ class Sum(ImplicitQ):
 
 @pytest.fixture
 def critic(monkeypatch: pytest.MonkeyPatch) -> Critic:
-    """What is read, whatever the file."""
+    """The critic that is read from any file."""
     network = Sum(OBSERVATION_DIM, [-1.0] * ACTION_DIM, [1.0] * ACTION_DIM, IqlConfig())
     known = Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT)
     read(monkeypatch, known)
@@ -78,7 +78,7 @@ def test_scores_by_hand(critic: Critic, discretizer: Discretizer, score: str) ->
 def test_the_plan_takes_the_action_that_the_critic_values_most(
     model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
 ) -> None:
-    """One transition, so many candidates that the largest actions are among them."""
+    """One transition, with so many candidates that they include the largest actions."""
     options = PLANNER | {"objective": with_critic(), "horizon": 1, "beam_width": 1000, "cdf_act": None}
     planner = BeamPlanner(model, discretizer, PlannerConfig(**options))
     found = planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator().manual_seed(0)])
@@ -108,7 +108,7 @@ def test_a_plan_s_value_is_that_of_its_last_state(
 
 @pytest.mark.parametrize("options", [{"horizon": 1}, {"plan_freq": 3}, {"deadline_ms": 20.0}])
 def test_values_of_states_leave_the_last_action_open(options: dict[str, Any]) -> None:
-    """So it must never be one that is acted on."""
+    """So the last action must never be taken."""
     with pytest.raises(UserError, match=r"score=v .* above planner.plan_freq, and no planner.deadline_ms"):
         make_objective(PlannerConfig(**{**PLANNER, "objective": with_critic(score="v"), **options}))
     make_objective(PlannerConfig(**{**PLANNER, "objective": with_critic(score="q"), **options}))
@@ -117,7 +117,7 @@ def test_values_of_states_leave_the_last_action_open(options: dict[str, Any]) ->
 def test_a_sum_with_a_critic_loads_it_and_checks_what_it_checks(
     model: TrajectoryTransformerModel, discretizer: Discretizer, critic: Critic
 ) -> None:
-    """Of one transition, Q(s, a) = sum(s) + 10 · sum(a), less half the expected reward and return-to-go."""
+    """One transition: Q(s, a) = sum(s) + 10 · sum(a), minus half the expected reward and return-to-go."""
 
     def both(score: str) -> dict[str, Any]:
         terms = {

@@ -1,4 +1,4 @@
-"""The Decision Transformer: its network against that of ``transformers``, its training, and how it remembers."""
+"""The Decision Transformer: its network against that of ``transformers``, its training, and its agent's past."""
 
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def datamodule(options: TrainConfig, episodes: list[Episode] | None = None) -> R
 
 
 def test_the_loss_by_hand() -> None:
-    """Steps past the end do not count, but in the divisor."""
+    """Steps past the end count only in the divisor."""
     options = config(dropout=0.0)
     data = datamodule(options)
     module = make_module(make_learner(options.learner, TYPED_BY_USER), options, data)
@@ -230,7 +230,7 @@ def test_the_return_that_is_asked_for(given: dict[str, Any], target: float | Non
 
 
 def test_it_does_as_well_as_it_is_asked_to(tmp_path: Path) -> None:
-    """Half of the episodes earn 1 a step by the action 5, half −1 by the action −5: the return decides."""
+    """In half of the episodes action 5 earns 1 per step, in half action −5 earns −1: the target return decides."""
     episodes = [
         Episode(
             np.zeros((7, 1), dtype=np.float32),

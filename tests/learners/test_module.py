@@ -1,4 +1,4 @@
-"""What an update does, and what stops it."""
+"""Updates of learners' modules, and the errors that stop them."""
 
 import math
 from pathlib import Path

@@ -120,7 +120,7 @@ def test_its_linear_layers_are_treated_as_ours() -> None:
 
 
 def test_a_saved_directory_is_loaded_where_it_is_trusted(tmp_path: Path) -> None:
-    """Its tensors' names are its own, also where another code base has the same."""
+    """Its tensors keep their names, even if another project has the same names."""
     model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**sizes()), ["swiglu_package"]).eval()
     model.save_pretrained(tmp_path / "model")
     loaded = TrajectoryTransformerModel.from_pretrained(tmp_path / "model", allow=["swiglu_package"])

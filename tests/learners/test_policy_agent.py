@@ -1,4 +1,4 @@
-"""A critic's policy among planners."""
+"""The agent of a critic's policy."""
 
 import numpy as np
 import pytest

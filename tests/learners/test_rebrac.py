@@ -1,4 +1,4 @@
-"""ReBRAC: its losses and one update by hand, and which of its networks an update moves."""
+"""ReBRAC: its losses and updates by hand, and the networks that an update changes."""
 
 import math
 from itertools import pairwise
@@ -53,7 +53,7 @@ def network(options: RegularizedActorCritic = OPTIONS) -> ActorCritic:
 
 
 def batch(size: int = 6) -> FollowedBatch:
-    """Actions from 1 to 5; every other transition is terminal, and of the rest the last is followed by nothing."""
+    """Actions from 1 to 5; every other transition is terminal, and the last of the others has no next action."""
     generator = torch.Generator().manual_seed(1)
     return FollowedBatch(
         torch.randn(size, 2, generator=generator),
@@ -102,7 +102,7 @@ class Reference:
         return float((errors[0] ** 2).mean() + (errors[1] ** 2).mean())
 
     def actor_loss(self, data: FollowedBatch, size: float | None = None) -> float:
-        """``size`` of the values, which no gradient goes through; None: what it is."""
+        """The actor's loss; ``size`` is the mean absolute value, without gradient; None: as computed."""
         observations, actions = data.observations.double().numpy(), data.actions.double().numpy()
         acted = self.actor("actor", observations)
         distance = ((acted - (actions - 3) / 2) ** 2).sum(axis=1)
@@ -160,7 +160,7 @@ def module_of(made: ActorCritic, options: RegularizedActorCritic = OPTIONS) -> R
 
 
 def test_two_updates_by_hand() -> None:
-    """The first moves the critics, the second all networks and then the targets, by Adam as its paper has it."""
+    """The first changes the critics, the second all networks and then the targets, by Adam as in its paper."""
     made, data = network(), batch()
     module, reference = module_of(made), Reference(made)
     first = {name: np.zeros_like(weight) for name, weight in reference.weights.items()}
@@ -199,7 +199,7 @@ def test_two_updates_by_hand() -> None:
 
 
 def pretended(global_step: int) -> Any:
-    """As much of a trainer as tells the number of updates made."""
+    """A trainer that only has the number of updates made."""
 
     class Trainer:
         pass
@@ -265,7 +265,7 @@ def test_transitions_with_the_actions_that_followed() -> None:
 
 
 def test_it_is_better_than_its_data(tmp_path: Path) -> None:
-    """A step pays its action, which is random in the data, wherever one is."""
+    """The reward is the action, in every state; the data's actions are random."""
     data = small_data(episodes=20, steps=20)
     random = np.random.default_rng(0)
     for episode in data.episodes:

@@ -1,4 +1,4 @@
-"""Which columns hold whole numbers that get a token each, and which are refused."""
+"""Columns of integers with one token per value, and refusals."""
 
 from dataclasses import replace
 from types import SimpleNamespace

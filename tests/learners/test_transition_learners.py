@@ -1,4 +1,4 @@
-"""Learners beside the transformer under Lightning: their data, exact resume, checkpoints, processes."""
+"""Learners other than the transformer under Lightning: their data, exact resume, checkpoints, processes."""
 
 import math
 import subprocess
@@ -121,7 +121,7 @@ def test_resume_gives_identical_weights(tmp_path: Path, learner: str, step: int)
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", ["dt", "rebrac"])
 def test_two_processes(tmp_path: Path, learner: str) -> None:
-    """Both hold the same weights, and those of one process where nothing is drawn or averaged by each alone."""
+    """Both have the same weights; without random draws or averages per process, also those of a single process."""
     call = [sys.executable, "-m", "tests.learners.two_processes"]
     for processes in ("1", "2"):
         (tmp_path / processes).mkdir()

@@ -1,4 +1,4 @@
-"""Attention in C against the same sum written out, with the same weights dropped; its proof against edited models."""
+"""Attention in C against a written-out computation with the same weights dropped; its check of edited models."""
 
 import copy
 import ctypes
@@ -23,14 +23,14 @@ pytestmark = needs_compiler
 
 
 def mask_of(time: int, transition_dim: int) -> Tensor:
-    """The original's: causal, and nothing sees a transition's last position."""
+    """The original's mask: causal, and a transition's last position is hidden from all."""
     mask = torch.ones(time, time, dtype=torch.bool).tril()
     mask[:, transition_dim - 1 :: transition_dim] = False
     return mask
 
 
 def parts(batch: int, heads: int, time: int, width: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Query, key, value, as the trunk's projections hand them over, and a gradient of the output."""
+    """Query, key and value in the memory layout of the projections, and a gradient of the output."""
     generator = torch.Generator().manual_seed(0)
     made = [torch.randn(batch, time, heads, width, generator=generator).to(dtype).transpose(1, 2) for _ in range(4)]
     return [part.requires_grad_() for part in made[:3]] + made[3:]
@@ -117,7 +117,7 @@ def test_operator_is_one_that_torch_can_trace() -> None:
 
 
 def test_weights_are_dropped_independently() -> None:
-    """By rows, columns, heads, sequences and seeds alike: with that frequency, and pairs with its square."""
+    """Over rows, columns, heads, sequences and seeds: weights with the frequency, pairs with its square."""
     query, mask, dropped = torch.zeros(8, 4, 100, 1), torch.ones(100, 100, dtype=torch.bool).tril(), []
     for seed in (0, 1, 2**61 + 1):
         dropped.append(~kept_weights(query, mask, 0.25, seed))
@@ -194,7 +194,7 @@ def test_the_proof_changes_nothing() -> None:
 
 
 def linear_bias(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, dropout_p: float) -> Tensor:
-    """Attention that looks less far back."""
+    """Attention with a bias against distant positions."""
     distance = torch.arange(query.shape[2]) - torch.arange(query.shape[2]).unsqueeze(1)
     bias = (0.1 * distance).masked_fill(~attn_mask, -torch.inf)
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_p)
@@ -223,7 +223,7 @@ def test_edited_attention_trains_as_edited(
 
 
 class Functions:
-    """torch.nn.functional with another attention, as if memory.py had been edited."""
+    """torch.nn.functional with another attention, as in an edited memory.py."""
 
     def __init__(self, attention: object) -> None:
         self.scaled_dot_product_attention = attention
@@ -233,7 +233,7 @@ class Functions:
 
 
 class WithRotation(Block):
-    """A block of one's own; its attention is the trunk's."""
+    """A user's own block with the model's attention."""
 
     def forward(self, x: Tensor, layer: int, memory: CausalMemory) -> Tensor:  # type: ignore[override] # narrower
         return super().forward(torch.roll(x, 1, dims=-1), layer, memory)

@@ -1,4 +1,4 @@
-"""The model against its definition: mask, cache, heads, stop token, and a plain re-computation of attention."""
+"""The model against its definition: mask, cache, heads, stop token, and a plain computation of attention."""
 
 import math
 from typing import Any
@@ -64,7 +64,7 @@ def test_mask_by_hand() -> None:
 
 
 def plain_numbers(model: TrajectoryTransformer, tokens: list[int], p: int) -> Tensor:
-    """What is added at position p, for two dimensions of observation and two of action."""
+    """The numerical embedding at position p, for two dimensions of observation and two of action."""
     numbers, dimension = model.numbers, p % WIDTH
     if numbers is None or dimension < 1:
         return torch.zeros(16)

@@ -1,4 +1,4 @@
-"""Code written for the reference API, with nothing changed but the import."""
+"""Code written for the reference API, with only the import changed."""
 
 import copy
 import inspect

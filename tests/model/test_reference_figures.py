@@ -22,7 +22,7 @@ def figures() -> dict[str, np.ndarray]:
 
 
 def converted(case: Case, weights: dict[str, torch.Tensor], directory: Path) -> TrajectoryTransformer:
-    """The model that the converter makes of a peer's file."""
+    """The model that the converter makes from a peer's file."""
     torch.save(weights, directory / "state_3.pt")
     return load(directory, {"observation_dim": case.observation_dim, "n_head": case.n_head})[0]
 

@@ -1,4 +1,4 @@
-"""Is the fast planner as good? The same episodes planned by it and by the oracle in ``reference_planner.py``.
+"""Compare the returns of the fast planner and of the oracle in ``reference_planner.py`` on the same episodes.
 
     python -m tests.planning.compare CHECKPOINT OUT.csv [--horizon 3] [--beam-width 8] [--episodes 20] [--threads 1]
 

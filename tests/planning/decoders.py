@@ -1,4 +1,4 @@
-"""Both ways to decode, for tests that hold for either, and what their logits must be."""
+"""Both decoders, for tests that apply to each, and their expected logits."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
 
 
 def small_model(spread: float, numbers: int | None = None) -> TrajectoryTransformerModel:
-    """In evaluation mode, with weights that far from their initial values."""
+    """A model in evaluation mode, with weights of this deviation."""
     torch.manual_seed(0)
     config = TrajectoryTransformerConfig(
         vocab_size=VOCABULARY, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH,
@@ -43,7 +43,7 @@ def full_logits(model: TrajectoryTransformerModel, sequences: Tensor, limit: int
 def compare(
     decoder: BeamDecoder, model: TrajectoryTransformerModel, limit: int, transitions: int, environments: int = 2
 ) -> None:
-    """Plan as the search does, four candidates and two beams, and compare at every token with full forward passes."""
+    """Decode as a search does, four candidates and two beams, and compare each token with full forward passes."""
     device = model.pos_emb.device
     generator = torch.Generator().manual_seed(1)
 

@@ -1,6 +1,6 @@
-"""The oracle: beam search without cache or tricks, one environment at a time, as the original does it.
+"""The oracle: beam search without a cache, one environment at a time, as in the original.
 
-It consumes the same uniform numbers as the product, so that both must choose the same tokens.
+It uses the same uniform numbers as the planner, so both must choose the same tokens.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class ReferencePlan:
 
 
 def keep_likely(probabilities: list[float], threshold: float) -> list[bool]:
-    """Which tokens the original's cumulative filter keeps, by its definition and in plain Python."""
+    """The tokens that the original's cumulative filter keeps, computed by its definition in plain Python."""
     ascending = sorted(probabilities)
     cutoff, mass = ascending[0], 0.0
     for p in ascending:
@@ -56,7 +56,7 @@ class ReferencePlanner:
         self.model, self.settings, self.centers = model, settings, centers
 
     def logits(self, sequences: list[list[int]]) -> Tensor:
-        """After each of some sequences of one length; all of the window is computed again for every token."""
+        """Logits after each sequence; the whole window is computed again for every token."""
         width = self.model.config.transition_dim
         growing = self.settings.window == "growing"
         limit = self.model.config.block_size if growing else self.settings.context * width - 1

@@ -94,7 +94,7 @@ def test_a_finished_episode_is_forgotten(make_agent) -> None:
 
 
 def test_the_past_of_a_finished_environment_alone_is_forgotten(make_agent) -> None:
-    """Of two environments with one past, the one that ended plans as a new one does; nothing is drawn at random."""
+    """Of two environments with the same past, the one that ended plans like a new one; planning is deterministic."""
     agent, fresh = make_agent(name="imitation"), make_agent(name="imitation")
     first, second = (np.full((2, OBSERVATION_DIM), value, dtype=np.float32) for value in (0.9, -0.4))
     agent.reset(2)
@@ -296,7 +296,7 @@ class Short(gymnasium.Env[np.ndarray, np.ndarray]):
 def test_no_transition_of_the_past_is_false(
     make_agent, discretizer: Discretizer, mode: AutoresetMode, told: bool
 ) -> None:
-    """The past is what the environment calls its episode; untold, without the first transition of all but the first."""
+    """The past is the environment's episode; with unknown autoreset, without the first transition of later episodes."""
     spec = EnvSpec("Short-v0", entry_point=f"{__name__}:Short", disable_env_checker=True)
     envs = gymnasium.make_vec(spec, 2, "sync", {"autoreset_mode": mode})
     assert isinstance(envs, SyncVectorEnv)
@@ -368,7 +368,7 @@ def test_threads_that_share_an_agent_wait_for_each_other(make_agent) -> None:
 
 
 def followed(found: SearchResult, beam: int) -> list[list[int]]:
-    """Action tokens of one of the sequences kept in the end, found by following it backwards by hand."""
+    """Action tokens of one of the finally kept sequences, traced back by hand."""
     actions, kept = [], [step.kept[0].tolist() for step in found.steps]
     for t in reversed(range(len(kept))):
         candidate = kept[t][beam]
@@ -451,7 +451,7 @@ def test_other_ways_to_act_are_refused(options: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("decoder", ["eager", "auto"])
 def test_the_beams_are_what_the_search_kept(make_agent, decoder: str, discretizer: Discretizer) -> None:
-    """Followed forwards: each sequence is extended by what its own candidates say; the first beam is the plan."""
+    """Traced forwards: each sequence is extended by its own candidates; the first beam is the plan."""
     agent = make_agent(decoder=decoder, horizon=4, beam_width=5, n_expand=3, k_obs=None, cdf_act=None)
     found: list[SearchResult] = []
     plan = agent._planner.plan

@@ -69,7 +69,7 @@ def estimate(probabilities: Tensor) -> Tensor:
 
 
 def score_of(table: TableDecoder, observation: int, actions: tuple[int, ...], discount: float) -> float:
-    """The score of an action sequence, where the model's greedy tokens fill in the rest."""
+    """The score of an action sequence; all other tokens are the model's greedy ones."""
     sequence, rewards, value = [observation], [], 0.0
     for t, action in enumerate(actions):
         sequence.append(action)

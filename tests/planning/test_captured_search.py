@@ -1,4 +1,4 @@
-"""What is replayed, and when anew; with a stand-in for the graph, that like one reads and writes the same tensors."""
+"""Capture and replay of searches, with a stand-in for CUDA graphs that reads and writes the same tensors."""
 
 import copy
 import re
@@ -23,7 +23,7 @@ from .conftest import OBSERVATION_DIM
 
 
 def search(prefix: Tensor, uniforms: Tensor) -> SearchResult:
-    """Each environment's figures follow from its own inputs alone."""
+    """A search in which each environment's results depend on its own inputs alone."""
     total = prefix.sum(dim=1, keepdim=True) + uniforms.sum(dim=1, keepdim=True)
     step = SearchStep(prefix.unsqueeze(1) + 1, total, total + 1, prefix + 2)
     return SearchResult(prefix.unsqueeze(2) + 3, total + 4, total[:, 0] + 2, total[:, 0] + 3, [step], beam_width=7)
@@ -150,7 +150,7 @@ def test_where_searches_are_captured(device: str, options: dict[str, Any], expec
 
 @pytest.mark.parametrize("name", ["return", "imitation"])
 def test_a_planner_hands_its_searches_over(make_agent: Callable[..., Agent], name: str) -> None:
-    """With the stand-in, as on a GPU: the same plans, and one that has no finite prediction is refused."""
+    """With the stand-in, plans are the same, and one without a finite prediction is refused."""
     plain, captured = make_agent(name=name, decoder="eager"), make_agent(name=name, decoder="eager")
     graph = Graph()
     captured._planner._captured = CapturedSearch(graph)
@@ -174,7 +174,7 @@ def test_a_planner_hands_its_searches_over(make_agent: Callable[..., Agent], nam
 
 
 def test_a_planner_goes_when_it_is_dropped(make_agent: Callable[..., Agent]) -> None:
-    """Not when Python next looks for cycles: it holds a GPU's memory."""
+    """Immediately, not at Python's next garbage collection, because it holds GPU memory."""
     planner = make_agent(decoder="eager")._planner
     planner._captured = CapturedSearch(Graph())
     planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator()])

@@ -1,4 +1,4 @@
-"""What a deadline leaves of a search: worked out by hand on a clock of our own, and against searches without one."""
+"""Searches with a deadline: worked out by hand with a fake clock, and against searches without a deadline."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Searches:
         self.deadline = Deadline(milliseconds, lambda: self.now)
 
     def run(self, cost: Cost, environments: int = 1, share: float = 1.0) -> list[int]:
-        """Beams of each transition planned."""
+        """Run a search; returns the beams of each planned transition."""
         self.deadline.start(share)
         widths: list[int] = []
         while len(widths) < 3:
@@ -61,7 +61,7 @@ def test_where_there_is_time_nothing_changes() -> None:
 
 
 def test_nothing_is_expected_until_a_second_search_was_measured() -> None:
-    """The first time may have compiled something: it is not believed, and nor is any guess made from it."""
+    """The first measurement may include compilation: it is ignored, also for estimates."""
     searches = Searches(10)
     assert searches.run(each(1000)) == [4]
     assert searches.deadline.late
@@ -128,7 +128,7 @@ def test_what_got_faster_is_believed_slowly_and_what_got_slower_at_once() -> Non
 
 
 def test_a_guess_that_is_too_high_is_tried_in_time() -> None:
-    """Another environment joins; a search is guessed to take 9 * 20 / 16 ms, but takes 9."""
+    """With another environment, a search is estimated to take 9 * 20 / 16 ms, but takes 9."""
 
     def cost(transition: int, rows: int) -> float:
         return 9 if transition == 0 else 100
@@ -162,7 +162,7 @@ def test_late_is_after_the_end() -> None:
 
 
 class Script(Deadline):
-    """Leaves beams as it is told, whatever the time."""
+    """A deadline with given numbers of beams, whatever the time."""
 
     def __init__(self, widths: Sequence[int], late: bool = False) -> None:
         super().__init__(1.0)
@@ -215,7 +215,7 @@ def scripted_agent(make_agent: Callable[..., Agent], script: Script, **options: 
 
 
 def advance(agent: Agent, active: Sequence[bool], done: Sequence[bool] | None = None) -> np.ndarray:
-    """Act and observe once; whose plans were made."""
+    """Act and observe once; returns the environments with new plans."""
     actions = agent.act(np.zeros((len(active), OBSERVATION_DIM), dtype=np.float32), np.array(active))
     agent.observe(actions, np.zeros(len(active)), np.array(done or [False] * len(active)))
     return agent.planned
@@ -240,7 +240,7 @@ def test_a_plan_that_was_cut_short_ends_in_nan(make_agent: Callable[..., Agent])
 
 
 def test_a_plan_that_ran_out_is_followed_by_another(make_agent: Callable[..., Agent]) -> None:
-    """The clock goes on by 1 ms whenever it is read: transitions take 2 ms, and the last begins with 1.5 ms left."""
+    """The clock advances by 1 ms at each reading: transitions take 2 ms, and the last begins with 1.5 ms left."""
     agent = make_agent(deadline_ms=6.5, plan_freq=3)
     reads = iter(range(1000))
     deadline = agent._planner._deadline

@@ -74,7 +74,7 @@ def test_log_likelihoods_are_those_of_full_forward_passes(
     choice: Choice,
     given: bool,
 ) -> None:
-    """Of the sampled tokens, without filters or temperature; several candidates share a sequence at first."""
+    """They are of the sampled tokens, without filters or temperature; several candidates share a sequence at first."""
     generator = torch.Generator().manual_seed(3)
     limit = window * WIDTH - 1 if sliding else model.config.block_size
     decoder = make_decoder(model, window, sliding)

@@ -1,4 +1,4 @@
-"""Planning to goals: what the search is given, and mistakes."""
+"""Planning to goals: the search's inputs, and mistakes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -143,7 +143,7 @@ def test_models_and_planners_of_different_purpose(model: TrajectoryTransformerMo
 
 
 def test_a_sum_with_a_goal_plans_to_it(model: TrajectoryTransformerModel, discretizer: Discretizer) -> None:
-    """By the likelihood of sampled candidates; where no goal can be, it is refused as the goal alone is."""
+    """By the likelihood of sampled candidates; a model without goals is refused, as for the goal alone."""
     objective = WeightedSum({"goal": {"weight": 2.0, "objective": Goal()}})
     agent = make_agent(model, discretizer, name="sum", objective=objective)
     assert agent.needs_goal

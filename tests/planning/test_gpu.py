@@ -1,4 +1,4 @@
-"""The search on CUDA, captured or compiled as it runs there: ``pytest -m gpu`` on a machine that has a GPU."""
+"""The search on CUDA, captured or compiled: ``pytest -m gpu`` on a machine with a GPU."""
 
 import copy
 from typing import Any

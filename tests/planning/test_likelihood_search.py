@@ -1,4 +1,4 @@
-"""The search for likelihood: against enumeration, and against one without cache or batches."""
+"""The search by likelihood, against enumeration and against a search without cache or batches."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def search(
 
 
 def log_likelihoods(model: TrajectoryTransformerModel, sequences: Tensor, given: int) -> Tensor:
-    """(sequence,) of the tokens after the first ``given`` ones of each; a whole sequence fits the model."""
+    """Log-likelihoods (sequence,) of the tokens after the first ``given``; whole sequences fit into the model."""
     with torch.no_grad():
         logits = model(sequences[:, :-1], use_cache=False).logits.log_softmax(-1)
     return logits.gather(2, sequences[:, 1:, None])[:, given - 1 :, 0].sum(1)

@@ -1,5 +1,5 @@
-"""The decoder in C: against full forward passes, against ``choose``, against itself in other company, and where it
-cannot be had."""
+"""The decoder in C: against full forward passes, against ``choose``, with other rows and threads, and where it is not
+available."""
 
 import copy
 import ctypes
@@ -38,7 +38,7 @@ def make_model(
     observation_dim: int, action_dim: int, transitions: int, vocab_size: int = 9, n_layer: int = 2, n_head: int = 2,
     n_embd: int = 16, hidden_act: str = "gelu", layer_norm_eps: float = 1e-5, numbers: int | None = None,
 ) -> TrajectoryTransformerModel:  # fmt: skip
-    """Random in every parameter, biases and norms included."""
+    """A model with random parameters, including biases and norms."""
     torch.manual_seed(0)
     width = observation_dim + action_dim + 2
     config = TrajectoryTransformerConfig(
@@ -63,7 +63,7 @@ def draw_tokens(*shape: int, below: int, seed: int = 0) -> Tensor:
 
 
 class Comparison:
-    """A decoder, and the sequences that it should know; they are compared by full forward passes."""
+    """A decoder and the sequences that it should hold, compared by full forward passes."""
 
     def __init__(self, model: TrajectoryTransformerModel, prefix: Tensor, decoder: NativeDecoder | None = None) -> None:
         self.model = model
@@ -152,7 +152,7 @@ def test_whole_windows_at_once(model: TrajectoryTransformerModel) -> None:
 
 
 def test_equal_rows_that_part_at_each_token() -> None:
-    """Eight equal rows; at every token one of them goes its own way, observations and value tokens included."""
+    """Eight equal rows, of which one diverges at every token, including observation and value tokens."""
     model = MODELS["head of eight"]
     compared = Comparison(model, draw_tokens(2, 2, below=7))
     compared.expand(8)
@@ -268,7 +268,7 @@ def test_what_follows_a_refused_prefix() -> None:
 
 @every_model
 def test_any_number_of_threads(model: TrajectoryTransformerModel) -> None:
-    """One decoder, told between plans that there are more or fewer."""
+    """One decoder, whose number of threads is changed between plans."""
     decoder = NativeDecoder(model, transitions_of(model), False)
     vocabulary = model.config.vocab_size + 1
     for threads in (1, 2, 3, 1):
@@ -305,7 +305,7 @@ def test_other_environments_change_no_bit(threads: int, sliding: bool) -> None:
 
 @pytest.mark.parametrize("same", [3, 7, 8, 11])
 def test_other_environments_that_begin_alike_change_no_bit(same: int) -> None:
-    """The same prefix, or the same first transitions: what is shared must not be told apart."""
+    """The same prefix, or the same first transitions: sharing must not change results."""
     model = MODELS["head of sixteen"]
     prefix, tokens = draw_tokens(4, 11, below=101), draw_tokens(4, 6, 12, below=101, seed=1)
     prefix[:, :same] = prefix[0, :same]
@@ -336,7 +336,7 @@ def test_the_number_of_threads_changes_no_bit(sliding: bool) -> None:
 
 
 def test_fewer_threads_than_asked_for_change_no_bit() -> None:
-    """Where OpenMP, or a busy machine, leaves one thread to do the work of two."""
+    """OpenMP, or a busy machine, may let one thread do the work of two."""
     script = (
         "import torch; torch.set_num_threads(2)\n"
         "from tests.planning.test_native_decoder import *\n"
@@ -369,7 +369,7 @@ CHOICES = [
 
 
 def choose_nearly(logits: Tensor, uniforms: Tensor, choice: Choice) -> Tensor:
-    """(variant, environment, rows): what is chosen where sums are off by what rounding may do."""
+    """Tokens (variant, environment, rows) chosen if sums differ by rounding errors."""
     thresholds = (choice.cdf,) if not choice.cdf else (choice.cdf - 1e-5, choice.cdf, choice.cdf + 1e-5)
     return torch.stack(
         [
@@ -444,7 +444,7 @@ def test_tokens_drawn_behind_given_ones_are_those_drawn_after_a_step(sliding: bo
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("choice", [Choice(), Choice(k=1), Choice(k=3, cdf=0.4, temperature=2.0)], ids=str)
 def test_log_likelihoods_change_no_draw(choice: Choice, threads: int) -> None:
-    """Nor a bit of what follows; they are added to what is there, in any layout."""
+    """They change no later result either; they are added to the given tensor, in any memory layout."""
     torch.set_num_threads(threads)
     model = MODELS["head of sixteen"]
     uniforms, drawn, logits = torch.rand(3, 9, 40, generator=torch.Generator().manual_seed(0)), [], []
@@ -463,7 +463,7 @@ def test_log_likelihoods_change_no_draw(choice: Choice, threads: int) -> None:
 
 @pytest.mark.parametrize("hidden_act", ["gelu", "relu", "selu", "gelu_new"])
 def test_activations_of_large_and_small_numbers(hidden_act: str) -> None:
-    """Far beyond where they are all but straight, too; nothing else adds to what is compared."""
+    """Also far outside the range in which they are curved; nothing else is added to the compared values."""
     model = make_model(2, 1, 3, n_embd=64, n_layer=1, hidden_act=hidden_act)
     block = model.blocks[0]
     assert isinstance(block, Block)
@@ -538,7 +538,7 @@ def test_nothing_broken_is_left_after_a_new_prefix(broken: TrajectoryTransformer
 
 @pytest.mark.parametrize("bad_row", [0, 1, 2])
 def test_a_broken_row_leaves_its_sisters_alone(broken: TrajectoryTransformerModel, bad_row: int) -> None:
-    """Candidates that are not finite are the worst of their environment; the others are as they were."""
+    """Candidates that are not finite are the worst of their environment; the others do not change."""
     tokens = torch.tensor([[[1, 2], [2, 3], [3, 4]]])
     tokens[0, bad_row, 0] = BROKEN
     logits = decode(broken, torch.tensor([[1, 2, 3, 4, 1]]), tokens)
@@ -648,7 +648,7 @@ def no_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def other_openmp(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """As clang does with its own OpenMP: the library needs functions that torch's OpenMP does not have."""
+    """Like clang with its own OpenMP: the library needs functions that torch's OpenMP does not have."""
     source = folder / "other.c"
     source.write_text("void __kmpc_barrier(void); void tt_create(void) { __kmpc_barrier(); }")
     text = f"""#!/bin/sh
@@ -717,7 +717,7 @@ def test_models_that_it_cannot_decode() -> None:
 
 @pytest.mark.parametrize("what", ["entries", "weights", "search"])
 def test_other_layouts_in_c_are_refused(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """As of sources of another version: an entry of the shape too many, a weight or fields of the search too few."""
+    """As with sources of another version: one entry of the shape too many, or weights or search fields missing."""
     if what == "weights":
         folded = decoder_module._folded_weights
         monkeypatch.setattr(decoder_module, "_folded_weights", lambda *arguments: folded(*arguments)[:-1])
@@ -783,7 +783,7 @@ def test_a_compiler_may_be_a_command(fresh_library: pytest.MonkeyPatch, tmp_path
 
 @pytest.fixture(scope="module")
 def compiled() -> str:
-    """Where the library of this machine's compiler is."""
+    """Path of the library of this machine's compiler."""
     return library.load_library()._name
 
 

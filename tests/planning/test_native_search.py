@@ -39,7 +39,7 @@ every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys(
 def make_inputs(
     model: TrajectoryTransformerModel, settings: PlannerConfig, environments: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prefixes, what bins stand for, and uniform numbers."""
+    """Prefixes, the bins' real values, and uniform numbers."""
     config, generator = model.config, torch.Generator().manual_seed(3)
     length = (settings.context - 1) * config.transition_dim + config.observation_dim
     centers = torch.randn(config.transition_dim, config.vocab_size, generator=generator)
@@ -60,7 +60,7 @@ def search_natively(
 
 
 def parts_of(found: SearchResult) -> list[Tensor]:
-    """All tensors of a result, environments first."""
+    """All tensors of a result; their first dimension is the environment."""
     return [
         found.tokens,
         found.rewards,
@@ -88,7 +88,7 @@ def parts_of(found: SearchResult) -> list[Tensor]:
 def test_it_is_the_search_in_python(
     model: TrajectoryTransformerModel, environments: int, options: dict[str, object], threads: int
 ) -> None:
-    """Every number that either gives: they decode alike, and estimate and rank each in its own way."""
+    """All results are compared: both use the same decoder, but estimate and rank separately."""
     torch.set_num_threads(threads)
     settings = make_settings(**options)
     prefix, centers, uniforms = make_inputs(model, settings, environments)
@@ -127,7 +127,7 @@ def test_it_is_the_oracle_s(model: TrajectoryTransformerModel, percentile: float
 
 
 class PercentileOf:
-    """In place of the oracle's estimates: the first bin at which so much of the bins' mass is reached."""
+    """Replaces the oracle's estimates: the first bin at which the cumulative probability reaches a fraction."""
 
     def __init__(self, oracle: ReferencePlanner, fraction: float) -> None:
         self.oracle, self.fraction = oracle, fraction
@@ -146,7 +146,7 @@ class PercentileOf:
 
 
 class Recording(Replay):
-    """Turns the numbers that it is given to draw by into such as draw the original's tokens."""
+    """Replaces the uniform numbers by numbers that draw the original's tokens."""
 
     def extend(
         self, uniforms: Tensor, choice: Choice, given: Tensor | None = None, log_likelihoods: Tensor | None = None
@@ -168,7 +168,7 @@ class Recording(Replay):
     "search", [s for s in SEARCHES if s.settings.window == "growing"], ids=lambda search: search.name
 )
 def test_every_step_is_the_original_s(search: Search, threads: int) -> None:
-    """It is given no tokens, but numbers that draw them: the middle of their share of the unfiltered mass."""
+    """Its uniform numbers draw the original's tokens: the middle of each token's share of the unfiltered mass."""
     torch.set_num_threads(threads)
     model, uniforms = load_model(search), torch.zeros(shape_of_uniforms(search))
     replay(search, NativeDecoder, kind=Recording, uniforms=uniforms)
@@ -187,7 +187,7 @@ def test_every_step_is_the_original_s(search: Search, threads: int) -> None:
 @pytest.mark.parametrize("width", [5, 20], ids=["several environments to a part", "one to a part"])
 @every_model
 def test_neither_threads_nor_other_environments_change_a_bit(model: TrajectoryTransformerModel, width: int) -> None:
-    """Environments go to threads in parts, or threads share one; the same numbers come of it."""
+    """Threads search parts of the environments, or share one environment; results are the same."""
     settings = make_settings(beam_width=width, n_expand=3)
     prefix, centers, uniforms = make_inputs(model, settings, 13)
     torch.set_num_threads(1)
@@ -201,7 +201,7 @@ def test_neither_threads_nor_other_environments_change_a_bit(model: TrajectoryTr
 
 
 def test_one_decoder_finds_plans_of_any_number_of_environments_in_turn() -> None:
-    """What threads keep of an earlier search does not matter to the next one, nor do tokens appended in between."""
+    """Neither an earlier search nor tokens appended in between affect the next search."""
     torch.set_num_threads(2)
     model, settings = MODELS["few tokens"], make_settings(beam_width=40)
     decoder = NativeDecoder(model, TRANSITIONS, False)
@@ -223,7 +223,7 @@ BROKEN = 2  # a token of the first observation
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("percentile", ["mean", 0.5])
 def test_a_broken_environment_is_told_from_the_others(percentile: float | str, threads: int) -> None:
-    """Its scores are -inf; the others' numbers are what they are without it."""
+    """Its scores are -inf; the others' results are the same as without it."""
     torch.set_num_threads(threads)
     model = make_model(2, 1, TRANSITIONS, vocab_size=9)
     model.head.weight.data[-1, BROKEN] = 0.0  # the model itself does not predict it
@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 class Enough(Exception):
-    """What a signal's handler raises."""
+    """The exception of the signal handler."""
 
 
 @contextmanager
@@ -306,7 +306,7 @@ def ticking(handle: Callable[[], None]) -> Iterator[None]:
     [(1, 30_000, 1), (1, 30_000, 2), (3, 10_000, 2), (10_000, None, 1), (10_000, None, 2)],  # None: a prefix only
 )
 def test_signals_are_seen_in_the_middle_of_a_call(environments: int, width: int | None, threads: int) -> None:
-    """Their handler is called again and again, and once it raises, the call ends; the next one is as ever."""
+    """The handler is called repeatedly; when it raises, the call ends, and the next call works."""
     torch.set_num_threads(threads)
     model, calls = MODELS["many tokens"], []
     small, large = make_settings(), make_settings(beam_width=width or 1, n_expand=1)
@@ -336,7 +336,7 @@ def test_signals_are_seen_in_the_middle_of_a_call(environments: int, width: int 
 
 
 def test_signals_are_the_main_thread_s() -> None:
-    """A search in another thread is not disturbed, and lets the main one run Python meanwhile."""
+    """A search in another thread is not interrupted, and the main thread can run Python meanwhile."""
     model, settings, seen = MODELS["many tokens"], make_settings(beam_width=3_000), []
     inputs = make_inputs(model, settings, 1)
     found: list[SearchResult] = []

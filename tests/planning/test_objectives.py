@@ -1,4 +1,4 @@
-"""Objectives: what they are given against full forward passes, one's own from another package, records and refusals."""
+"""Objectives: their inputs against full forward passes, a user's own class, records and refusals."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ SUM: dict[str, Any] = {
 
 
 class Watching(Objective):
-    """Keeps what it is given, and ranks by the first action token."""
+    """Records its inputs, and ranks by the first action token."""
 
     needs_log_likelihoods = True
 
@@ -66,7 +66,7 @@ class Watching(Objective):
 
 @dataclass
 class Cost(Return):
-    """The return, to be avoided."""
+    """The negative return."""
 
     weight: float = 2.0
 
@@ -117,7 +117,7 @@ def test_log_likelihoods_are_those_of_full_forward_passes(make_decoder: MakeDeco
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a choice of planner: return + 0.1 · log-likelihood, in nothing but YAML."""
+    """A folder with a planner's configuration: return + 0.1 · log-likelihood, in YAML alone."""
     (tmp_path / "planner").mkdir()
     (tmp_path / "planner" / "likely_return.yaml").write_text(
         "name: likely_return\nhorizon: 1\nbeam_width: 8\nn_expand: 3\ncontext: 1\nk_act: null\ncdf_act: null\n"
@@ -174,7 +174,7 @@ def test_a_weight_can_be_changed_on_the_command_line(folder: Path) -> None:
 
 
 def test_a_subclass_of_return_is_asked_itself(model: TrajectoryTransformerModel, discretizer: Discretizer) -> None:
-    """Though the kernel, where it can be had, searches for the return without asking anybody."""
+    """The kernel's own search for the return must not be used for a subclass."""
     found = {}
     for objective in (Return(), Cost()):
         planner = BeamPlanner(model, discretizer, PlannerConfig(**PLANNER, objective=objective))
@@ -217,7 +217,7 @@ def test_likelihoods_that_nobody_asked_for_and_scores_of_another_shape_are_refus
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Somebody's own objective, in a package of their own: as little of the first action dimension as can be."""
+    """A user's own objective in another package, which minimises the first action dimension."""
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "__init__.py").write_text(
         "from trajectory_transformer.planning.objectives import Objective\n\n\n"

@@ -1,4 +1,4 @@
-"""Our search against the original's own, step by step: its sampled tokens are replayed, everything else must follow."""
+"""Our search against the original's, step by step: its sampled tokens are replayed, and the rest must be equal."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def load_model(search: Search) -> TrajectoryTransformerModel:
 
 
 class Replay(BeamDecoder):
-    """A decoder for which the original's tokens stand in for the draws."""
+    """A decoder that returns the original's tokens instead of drawing."""
 
     def __init__(self, decoder: BeamDecoder, draws: list[Tensor]) -> None:
         self.decoder, self.draws = decoder, draws
@@ -97,7 +97,7 @@ def replay(
     kind: type[Replay] = Replay,
     uniforms: Tensor | None = None,
 ) -> SearchResult:
-    """Our search, where the original's tokens stand in for the draws; its result is on the CPU."""
+    """Run our search with the original's tokens instead of draws; the result is on the CPU."""
     actions, observations = (recorded(search, name).to(device) for name in ("actions", "observations"))
     draws: list[Tensor] = []
     for t in range(search.settings.horizon):
@@ -144,7 +144,7 @@ def test_every_step_is_the_original_s(search: Search, make_decoder: MakeDecoder)
 
 
 def test_some_windows_slide() -> None:
-    """The cases are worth their name: plans that outgrow the context, and plans that do not."""
+    """The cases contain both plans that outgrow the context and plans that do not."""
     outgrown = {s.settings.window: s.past + s.settings.horizon > s.settings.context for s in SEARCHES}
     assert outgrown == {"growing": True, "sliding": True}
     assert all(s.past + s.settings.horizon <= 10 for s in SEARCHES if s.settings.window == "growing")

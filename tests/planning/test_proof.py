@@ -1,4 +1,4 @@
-"""What is edited in ``model/gpt.py`` or in ``beam_search.py`` is what plans: the kernel is proven, or not used."""
+"""Edits of ``model/gpt.py`` or ``beam_search.py`` take effect: the kernel is used only if its results are equal."""
 
 import logging
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def other_numbers(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) 
 
 
 def late_positions(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
-    """Shows at the very last position alone."""
+    """An edit that changes only the last position."""
     embed = TrajectoryTransformerModel.embed
 
     def edited(self: TrajectoryTransformerModel, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def other_discount(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch)
 
 
 def other_tie_rule(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
-    """Of equal candidates the last comes first."""
+    """An edit that prefers the last of equal candidates."""
     sort = Tensor.sort
 
     def edited(self: Tensor, *args: Any, **options: Any) -> Any:
@@ -266,7 +266,7 @@ def test_an_edited_search_is_run_in_python(
 def test_unchanged_models_and_searches_are_proven_in_silence(
     caplog: pytest.LogCaptureFixture, options: dict[str, Any], width: int
 ) -> None:
-    """In any mode, which stays as it was, as does the global random state."""
+    """In training or evaluation mode; the mode and the global random state do not change."""
     unchanged = make_model(3, 2, 5, vocab_size=width, hidden_act="selu").train()
     state = torch.get_rng_state()
     built = make_planner(unchanged, **({"decoder": "native", "context": 2} | options))
@@ -309,7 +309,7 @@ def test_the_reference_of_a_large_model_is_cut_short(model: TrajectoryTransforme
 
 
 def bypassed(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
-    """Attention to the new tokens alone, behind the memory's back."""
+    """An edit with attention to the new tokens alone, without the memory."""
 
     def forward(self: SelfAttention, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
         query, key, value = parts_of(self, x)

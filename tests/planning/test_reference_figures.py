@@ -1,4 +1,4 @@
-"""Plans against those that the original's own search made with the same weights, where nothing is left to chance."""
+"""Deterministic plans against those of the original's search with the same weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The decoder in PyTorch: compiled, and in half precision. What holds for both decoders is in ``test_decoder.py``."""
+"""The decoder in PyTorch, compiled and in half precision; tests of both decoders are in ``test_decoder.py``."""
 
 import shutil
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def make_compiled(
 def test_one_graph_serves_all_steps(
     model: TrajectoryTransformerModel, monkeypatch: pytest.MonkeyPatch, sliding: bool, window: int, transitions: int
 ) -> None:
-    """All positions, plans, windows and widths, and all numbers of environments that fit; one more for more of them."""
+    """All positions, plans, windows, widths and environments that fit; more environments need another graph."""
     counter = CompileCounter()
     decoder = make_compiled(monkeypatch, counter, model, window, sliding)
     limit = window * WIDTH - 1 if sliding else model.config.block_size
@@ -56,7 +56,7 @@ def test_one_graph_serves_all_steps(
 def test_nothing_broken_is_left_after_a_new_prefix(
     model: TrajectoryTransformerModel, monkeypatch: pytest.MonkeyPatch, sliding: bool, environments: int
 ) -> None:
-    """A compiled step reads its whole memory, so weights of 0 meet what an earlier plan has left there."""
+    """A compiled step reads its whole memory and multiplies values of earlier plans by 0, so they must be finite."""
     decoder = make_compiled(monkeypatch, CompileCounter(), model, TRANSITIONS, sliding)
     embedding = model.tok_emb.weight.data.clone()
     model.tok_emb.weight.data[:] = torch.nan
@@ -122,7 +122,7 @@ def test_half_precision_is_the_decoder_s_own(model: TrajectoryTransformerModel) 
 
 @pytest.mark.parametrize("sliding", [False, True])
 def test_growing_past_the_block_is_refused(model: TrajectoryTransformerModel, sliding: bool) -> None:
-    """Where windows slide there is no such end."""
+    """Sliding windows have no such limit."""
     decoder = TransformerDecoder(model, TRANSITIONS, sliding, rows=4)
     decoder.prefill(torch.zeros(1, model.config.block_size, dtype=torch.int64))
     if sliding:

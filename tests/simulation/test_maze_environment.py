@@ -1,4 +1,4 @@
-"""Start-goal pairs are split the same way for ever, and an environment or a data set shows those of its part alone."""
+"""The split of start-goal pairs never changes; an environment or data set has only the pairs of its part."""
 
 import pickle
 import tempfile
@@ -215,7 +215,7 @@ def test_data_are_evaluated_on_the_pairs_that_they_do_not_hold(u_maze_data: Offl
 
 
 def test_an_action_lasts_its_simulation_steps_and_ends_at_the_goal() -> None:
-    """One step of a repeating environment is as many of one that does not repeat."""
+    """One step with repeated actions equals several steps without repetition."""
     once, often = (PairMazeEnv(U_MAZE, action_repeat=repeat) for repeat in (1, 7))
     options = {"reset_cell": (1, 1), "goal_cell": (1, 2)}
     once.reset(seed=0, options=options)

@@ -116,7 +116,7 @@ def test_a_script_without_guard_may_simulate_in_several_processes(tmp_path: Path
 
 
 def test_killed_worker_is_reported() -> None:
-    """Killed from outside, as where memory runs out."""
+    """Killed from outside, as when memory runs out."""
     stream = simulate(HOPPER, 0, 2)
     next(stream)
     file = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children")

@@ -1,4 +1,4 @@
-"""``docs/options.md`` is what its command writes now, and has every option."""
+"""``docs/options.md`` is up to date, and has every option."""
 
 from tools.options_page import PAGE, marked, page
 from trajectory_transformer.configuration import EvaluateConfig, TrainConfig

@@ -21,7 +21,7 @@ from trajectory_transformer.planning.planner import BeamPlanner
 
 @pytest.fixture
 def agent() -> Agent:
-    """It sees Hopper, and plans as the animation does, but for fewer sequences."""
+    """An agent for Hopper that plans as in the animation, with fewer sequences."""
     torch.manual_seed(0)
     config = TrajectoryTransformerConfig(
         vocab_size=10, block_size=63, observation_dim=11, action_dim=3, transition_dim=16, n_layer=1, n_head=1, n_embd=8

@@ -1,4 +1,4 @@
-"""A project of one's own: renamed, it is checked and tested as before."""
+"""A renamed project passes its checks and tests."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Tables of the documentation: their rows by hand, their mistakes by name, and the committed pages against results/."""
+"""Tables of the documentation: rows by hand, named mistakes, and the committed pages against results/."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def page(root: Path, *lines: str) -> Path:
 
 
 def test_a_table_by_hand(tmp_path: Path) -> None:
-    """Two seeds of one run, which share the data's figure, and another run alone."""
+    """Two seeds of one run, with the data's figure in common, and another run."""
     goal, score = (
         Measurement("goal", "success_rate", 0.9, 0.8, 1.0, 20),
         Measurement("goal", "return_mean", 1234.5, 900, 1500, 20),

@@ -96,7 +96,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 class Rows(Logger):
-    """Keeps what is logged, by step and name."""
+    """Records logged values, by step and name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,12 +120,12 @@ class Rows(Logger):
         self.rows |= {(step, name): value for name, value in metrics.items()}
 
     def repeatable(self) -> dict[tuple[int | None, str], float]:
-        """All but what a clock decides."""
+        """All values that do not depend on a clock."""
         return {key: value for key, value in self.rows.items() if "per_second" not in key[1]}
 
 
 class Record(Callback):
-    """Keeps this process's final weights, and which windows it saw."""
+    """Records this process's final weights, and the windows that it used."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -139,7 +139,7 @@ class Record(Callback):
 
 
 class Shards(Callback):
-    """Keeps a copy of the checkpoint of update 5; at the end counts this process's weights, and spoils one."""
+    """Copies the checkpoint of update 5; at the end counts this process's weights, and makes one NaN or infinite."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -162,7 +162,7 @@ class Shards(Callback):
 
 
 class Stuck(Callback):
-    """Makes the first update take a minute, and a file to say that it has begun."""
+    """Makes the first update take a minute, after writing a file."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -190,7 +190,7 @@ def finish(process: subprocess.Popen[str]) -> int:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    """Return when ``path`` is there; fail if the process ends before."""
+    """Wait until ``path`` exists; fail if the process ends before."""
     while not path.is_file():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and what a user sees meanwhile."""
+"""Checkpoints that are kept, and progress that is shown."""
 
 import io
 import math
@@ -26,7 +26,7 @@ from .small_run import Rows, small_config, small_datamodule, small_fit
 
 
 class Watch(Callback):
-    """Notes the update that last.ckpt holds, before every update."""
+    """Records the update in last.ckpt, before every update."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +46,7 @@ def test_last_is_saved_regularly_and_at_the_end(tmp_path: Path) -> None:
 
 
 class Spoil(Callback):
-    """From the 13th update on the model predicts badly, and is sure of it."""
+    """From the 13th update on, the model's predictions are confident and wrong."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         if trainer.global_step == 13:
@@ -74,7 +74,7 @@ def test_short_run_is_validated_once(tmp_path: Path) -> None:
 
 def test_full_disk_in_between_does_not_end_training(tmp_path: Path) -> None:
     class Obstacle(Callback):
-        """Puts a folder in the way of last.ckpt for some updates."""
+        """Blocks last.ckpt by a folder of that name for some updates."""
 
         @override
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
@@ -91,7 +91,7 @@ def test_full_disk_in_between_does_not_end_training(tmp_path: Path) -> None:
 
 
 class InTheWay(Callback):
-    """Keeps a folder in the way of best.ckpt from the first update to ``until``."""
+    """Blocks best.ckpt by a folder of that name, from the first update to ``until``."""
 
     def __init__(self, directory: Path, until: int) -> None:
         self.best, self.until = directory / "checkpoints" / "best.ckpt", until
@@ -106,7 +106,7 @@ class InTheWay(Callback):
 
 @pytest.fixture
 def validation_losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
-    """The validation loss after an update is what the test puts here."""
+    """Replaces the validation loss after an update by the test's value."""
     losses: dict[int, float] = {}
     take = TrajectoryModule._take
 

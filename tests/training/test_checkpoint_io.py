@@ -1,4 +1,4 @@
-"""A checkpoint of training is all that planning needs."""
+"""A checkpoint of training contains everything that planning needs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Options that cannot work, and what Lightning would say."""
+"""Impossible options, and Lightning's messages."""
 
 import inspect
 import logging
@@ -113,7 +113,7 @@ def test_nothing_of_lightning_is_shown(
 
 
 def test_an_update_in_parts_is_the_same_update(tmp_path: Path) -> None:
-    """But for rounding: weights, what is logged and when, checkpoints and validations."""
+    """Equal up to rounding: weights, logged values and their steps, checkpoints and validations."""
     found = []
     for parts in (1, 3, 9):
         config, rows = small_config(accumulate=parts), Rows()
@@ -133,7 +133,7 @@ def test_parts_of_other_sizes_are_refused(tmp_path: Path) -> None:
 
 
 def test_threads(tmp_path: Path) -> None:
-    """They are the run's alone: the next job of a sweep, in the same process, begins with what there was."""
+    """The number is the run's alone: it is restored for the next job of a sweep in the same process."""
 
     class Note(Callback):
         @override
@@ -152,7 +152,7 @@ def test_threads(tmp_path: Path) -> None:
     [("32-true", torch.float32), ("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)],
 )
 def test_every_precision_of_a_cpu(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
-    """Logged updates and validation included; the bins stay exact, and what was saved can be gone on with."""
+    """Including logged updates and validation; bins stay exact, and the checkpoint can be resumed."""
     rows = Rows()
     config = small_config(max_steps=3, log_every=1, precision=precision)
     datamodule = small_datamodule(config)
@@ -178,7 +178,7 @@ def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    """Both hold the same weights, and together see what one process sees."""
+    """Both have the same weights, and together use the same examples as one process."""
     process = start(tmp_path / "two", "ddp")
     assert finish(process) == 0
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in range(2)]

@@ -1,6 +1,6 @@
-"""Training on CUDA, and what is done with its checkpoints: ``pytest -m gpu`` on a machine that has a GPU.
+"""Training on CUDA, and use of its checkpoints: ``pytest -m gpu`` on a machine with a GPU.
 
-With the CPU in its place they pass as well.
+The tests also pass with the CPU in its place.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run that starts from weights: they are those of the file, and what does not fit is refused by name."""
+"""A run that starts from a file's weights: they are loaded, and mismatches are refused by name."""
 
 from collections.abc import Callable
 from dataclasses import replace

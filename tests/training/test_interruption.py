@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP save first; the exit status says which it was."""
+"""SIGTERM, SIGINT and SIGHUP save the state first; the exit status tells the signal."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""metrics.csv on disk at once and across a resume; an offline W&B run read back from its files."""
+"""metrics.csv, written at once and across a resume; an offline W&B run read back from its files."""
 
 import csv
 import json
@@ -55,7 +55,7 @@ DATASET = {"ids": ["tests/one-v0"], "fingerprint": "0123456789abcdef", "returns"
 
 @pytest.fixture
 def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No W&B account, and the environment variables that a logger sets gone afterwards."""
+    """No W&B account; environment variables that a logger sets are removed afterwards."""
     for name in (f"WANDB_{part}" for part in ("API_KEY", "DIR", "DATA_DIR", "CACHE_DIR", "MODE", *VARIABLES)):
         monkeypatch.setenv(name, "x")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
@@ -199,7 +199,7 @@ def test_online_where_nothing_answers_stops_at_once(
 
 @pytest.mark.usefixtures("no_key")
 class TestLabels:
-    """What W&B is started with; the client itself is replaced."""
+    """The arguments that W&B is started with; the client itself is replaced."""
 
     @pytest.fixture
     def started(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -321,7 +321,7 @@ class TestOffline:
         assert b"weights" in staged  # beside the run, so that it travels with the folder
 
     def test_a_sweep_has_a_run_of_its_own_with_its_table(self, tmp_path: Path) -> None:
-        """Numbers are numbers, for filters and plots; beside the runs of its jobs, which share the group."""
+        """Numbers are stored as numbers, for filters and plots; the run is in the group of its jobs."""
         sweep = tmp_path / "layers"
         sweep.mkdir()
         Image.new("RGB", (4, 4)).save(sweep / "tradeoff.png")

@@ -49,7 +49,7 @@ def test_by_hand() -> None:
 
 
 def test_the_explained_share_of_returns_to_go_by_hand() -> None:
-    """Over batches; masked values and stop tokens do not count, whatever else is predicted."""
+    """Over several batches; masked values and stop tokens do not count."""
     returns = torch.tensor([10.0, 20.0, 40.0])
     metrics = TokenMetrics(LAYOUT, returns)
     logits = torch.randn(5, 9, 4, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The learning rate by hand, and who decays."""
+"""The learning rate by hand, and the parameters with weight decay."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""A run that was killed and resumed ends bit for bit like one that never stopped."""
+"""A run that was killed and resumed is equal, to the bit, to one that was not."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ STEPS = 24  # 9 updates to an epoch
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours handles it."""
+    """Simulates SIGKILL: no code of ours handles it."""
 
 
 class KillAt(Callback):
@@ -57,7 +57,7 @@ class KillAt(Callback):
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of all weights, optimiser states and what the value explains, for both checkpoints."""
+    """SHA-256 of all weights, optimiser states and the value's explained share, for both checkpoints."""
     found = {}
     for name in ("last", "best"):
         contents = read_checkpoint(directory / "checkpoints" / f"{name}.ckpt")

@@ -1,4 +1,4 @@
-"""Episodes beside the training: what they measure, what they keep, and what they leave alone."""
+"""Episodes during training: their measurements and checkpoints, and that they do not affect training."""
 
 import io
 import logging
@@ -170,7 +170,7 @@ def test_rows_are_what_the_checkpoints_agent_gets(unbroken: tuple[Path, FitRepor
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
-    """The mean return of the weights after an update is what the test puts here."""
+    """Replaces the mean return of the weights after an update by the test's value."""
     returns: dict[int, float] = {}
 
     def measure(self: EpisodePlayer, trainer: Any, checkpoint: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A model that two processes divide among them is the one that a single process trains, and so are its checkpoints."""
+"""A model sharded among two processes, and its checkpoints, are equal to those of a single process."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from .small_run import finish, small_config, small_fit, start
 
 
 def whole_config() -> TrainConfig:
-    """What the two processes do, for one."""
+    """The options of the two processes, for one process."""
     config = small_config(max_steps=6)
     config.data.batch_size = 8
     config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)

@@ -1,4 +1,4 @@
-"""Each callback of ``callbacks=`` logs what it says, and leaves a run, broken or not, as it is."""
+"""Each callback of ``callbacks=`` logs its values and does not change the run, resumed or not."""
 
 import math
 from pathlib import Path
