@@ -179,7 +179,7 @@ def test_one_step_of_every_experiment(name: str, tmp_path: Path, monkeypatch: py
     narrow = ["learner.hidden_width=8"] if learner in ("iql", "ensemble", "bc", "rebrac") else []
     made = composed("train", f"experiment={name}", "data.dataset_id=hopper-v0", *TINY, *single, *narrow)
     if learner == "behavior":  # which is for embedded sets alone
-        with pytest.raises(UserError, match=r"^learner=behavior knows no policy of data set hopper-v0; it does of"):
+        with pytest.raises(UserError, match=r"^learner=behavior has no policy for data set hopper-v0; it has one for"):
             schema.typed_train(made)
         return
     options = schema.typed_train(made)

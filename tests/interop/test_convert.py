@@ -127,7 +127,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ([str(source), destination, "--action-dim", "3", "--n-head", "3"], "n_embd=16 must be divisible by n_head=3"),
         ([str(source), str(source), "--action-dim", "3"], "choose another destination"),
         ([str(tmp_path / "none.pt"), destination], "none.pt' does not exist"),
-        ([str(tmp_path / "empty"), destination], "holds no weights: none of model.safetensors, "),
+        ([str(tmp_path / "empty"), destination], "holds no weights: it has none of model.safetensors, "),
         ([str(source / "data_config.pkl"), destination], "nothing in it was executed"),
         ([str(source / "state_27.pt"), "/dev/null/model", "--action-dim", "3"], "could not be saved"),
     ):
@@ -144,8 +144,8 @@ def test_damaged_rewrite_weights(tmp_path: Path) -> None:
     source = write_rewrite(tmp_path)
     weights = torch.load(source / "model_last.pt", weights_only=True)
     for change, message in (
-        ({"norm.weight": None}, "do not fit together"),
-        ({"head.weight": torch.zeros(16, 20, 8)}, "do not fit together"),
+        ({"norm.weight": None}, "do not match"),
+        ({"head.weight": torch.zeros(16, 20, 8)}, "do not match"),
         ({"norm.weight": torch.zeros(16)}, "no stop token can be added"),
         ({"blocks.1.attention.in_proj_bias": torch.zeros(47)}, r"blocks\.1\.attn\.\w+\.bias' has shape \(15,\)"),
         ({"blocks.1.attention.in_proj_bias": torch.zeros(())}, "has shape"),

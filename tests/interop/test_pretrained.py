@@ -204,7 +204,7 @@ def test_a_port_configuration_does_not_say_what_the_port_ignores(
 def test_chosen_fields_replace_stated_ones(saved: Path) -> None:
     loaded = TrajectoryTransformerModel.from_pretrained(saved, attn_pdrop=0.5, use_cache=False, n_head=4)
     assert (loaded.config.attn_pdrop, loaded.config.use_cache, loaded.config.n_head) == (0.5, False, 4)
-    assert "n_embd=32 was asked for, but its weights have 16" in refusal(saved, n_embd=32)
+    assert "n_embd=32 was given, but its weights have 16" in refusal(saved, n_embd=32)
     config = small(n_head=1)
     assert TrajectoryTransformerModel.from_pretrained(saved, config=config).config is config
     assert "shape" in refusal(saved, config=small(n_embd=32))
@@ -305,7 +305,7 @@ def test_save_and_push_at_once(model: TrajectoryTransformerModel, hub_client: Hu
 
 
 def test_the_hub_refuses(model: TrajectoryTransformerModel, hub_client: HubClient, monkeypatch: Any) -> None:
-    assert "could not be fetched from the hub (FileNotFoundError: no me/none)" in refusal("me/none")
+    assert "could not be downloaded from the hub (FileNotFoundError: no me/none)" in refusal("me/none")
 
     def denied(**_: Any) -> None:
         raise PermissionError("401 Unauthorized\nmore")
@@ -377,8 +377,8 @@ def test_half_a_file(kind: str, kept: float, saved: Path) -> None:
         ({"pos_emb": torch.zeros(1, 29, 16, dtype=torch.float64)}, "'pos_emb' is float64"),
         ({"pos_emb": torch.full((1, 29, 16), torch.nan)}, "'pos_emb' has NaN"),
         ({"ln_f.bias": torch.full((16,), torch.inf)}, "'ln_f.bias' has NaN or infinite"),
-        ({"head.weight": torch.zeros(6, 16)}, "do not fit together"),
-        ({"tok_emb.weight": torch.zeros(54, 16)}, "do not fit together"),
+        ({"head.weight": torch.zeros(6, 16)}, "do not match"),
+        ({"tok_emb.weight": torch.zeros(54, 16)}, "do not match"),
         ({"ln_f.bias": torch.zeros(8)}, r"'ln_f.bias' has shape (8,), expected (16,)"),
         ({"ln_f.bias": None}, "lacks the tensor 'ln_f.bias'"),
         ({"head.weight": None}, "lacks the tensor 'head.weight'"),
@@ -430,7 +430,7 @@ def test_broken_configuration_files(text: str | None, message: str, saved: Path)
         ({"weight_map": {"head.weight": 3}}, "has no 'weight_map'"),
         ({"weight_map": {"head.weight": "none.safetensors"}}, "'none.safetensors', which is not in its directory"),
         ({"weight_map": {"head.weight": "../model/a.safetensors"}}, "which is not in its directory"),
-        ({"weight_map": {"more": "a.safetensors"}}, "promises the tensor 'more'"),
+        ({"weight_map": {"more": "a.safetensors"}}, "lists the tensor 'more'"),
     ],
 )
 def test_broken_shards(index: dict[str, Any], message: str, saved: Path) -> None:
@@ -444,7 +444,7 @@ def test_other_refusals(model: TrajectoryTransformerModel, saved: Path, tmp_path
     assert "trajectory_transformer.interop.convert" in refusal(saved / "model.safetensors")
     assert "has no field 'n_hed'; did you mean 'n_head'" in refusal(saved, n_hed=2)
     assert "not a torch dtype" in refusal(saved, dtype="float33")
-    with pytest.raises(UserError, match="max_shard_size='much' is no size"):
+    with pytest.raises(UserError, match="max_shard_size='much' is not a size"):
         model.save_pretrained(tmp_path / "x", max_shard_size="much")
     with pytest.raises(UserError, match="only safetensors are written"):
         model.save_pretrained(tmp_path / "x", safe_serialization=False)
@@ -461,7 +461,7 @@ def test_other_refusals(model: TrajectoryTransformerModel, saved: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("contents", "message"),
-    [([1.0], "holds no named tensors"), ({}, "holds no named tensors"), ({"epoch": 3}, "holds 'epoch', a int, where")],
+    [([1.0], "holds no named tensors"), ({}, "holds no named tensors"), ({"epoch": 3}, "holds 'epoch', a int; a file of weights")],
 )
 def test_files_of_other_things(contents: object, message: str, saved: Path) -> None:
     (saved / "model.safetensors").unlink()

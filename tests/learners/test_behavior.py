@@ -80,8 +80,10 @@ def test_of_several_policies_the_latest() -> None:
 def test_what_it_is_not_for() -> None:
     config = TrainConfig()
     for names in (["embedded/hopper/expert-v0", "D4RL/door/human-v2"], [], ["embedded/goal/umaze-v0"]):
-        with pytest.raises(UserError, match=r"^learner=behavior knows no policy of data set .*; it does of embedded/"):
+        with pytest.raises(
+            UserError, match=r"^learner=behavior has no policy for data set .*; it has one for embedded/"
+        ):
             latest_behavior(names)
     config.data.observation_indices = [0, 1]
-    with pytest.raises(UserError, match=r"^learner=behavior sees the whole observation: leave out data\.obs"):
+    with pytest.raises(UserError, match=r"^learner=behavior needs the whole observation: leave out data\.obs"):
         DeterministicBehavior().check(config)

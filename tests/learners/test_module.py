@@ -44,7 +44,7 @@ def test_nan_loss_stops_before_the_update(tmp_path: Path, value: float) -> None:
         def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
             kept.update(pl_module.state_dict())
 
-    with pytest.raises(NonFiniteError, match=r"in update 9 .*not made; .*last\.ckpt' keeps the state after update 8;"):
+    with pytest.raises(NonFiniteError, match=r"in update 9 .*not made; .*last\.ckpt' holds the state after update 8;"):
         small_fit(tmp_path, small_config(checkpoint_every=4), [Poison(9, value), Keep()])
     saved = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert saved["global_step"] == 8
@@ -80,7 +80,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int, 
     config = small_config(max_steps=7, checkpoint_every=1, validate_every=3)
     with pytest.raises(NonFiniteError) as caught:
         small_fit(tmp_path, config, [Explode(step, value)])
-    kept = f"last.ckpt' keeps the state after update {step - 1};" if step > 1 else "no state was saved before that;"
+    kept = f"last.ckpt' holds the state after update {step - 1};" if step > 1 else "no state was saved before that;"
     assert kept in str(caught.value)
     saved = {file.stem: read_checkpoint(file)["global_step"] for file in tmp_path.glob("checkpoints/*.ckpt")}
     assert saved == ({} if step == 1 else {"last": step - 1, "best": 3 if step < 7 else 6})

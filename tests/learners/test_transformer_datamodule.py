@@ -45,10 +45,10 @@ def test_integers_of_a_box_that_are_more_than_bins_share_them() -> None:
     ("observation", "action", "message"),
     [
         (MIXED, BOX, r"observation dimension 'room' holds 500 Discrete values, 1 to 500, more than .*num_bins=499.*"
-         r"give data\.discretizer\.num_bins=500, or leave it out by data\.observation_indices"),
+         r"set data\.discretizer\.num_bins=500, or leave it out by data\.observation_indices"),
         (BOX, gym.spaces.Discrete(500), "action dimension 'index' holds 500 Discrete values.* or record other actions"),
         (gym.spaces.Discrete(40_000), BOX, "share a token; leave it out"),  # as no num_bins is that large
-        (gym.spaces.Discrete(3, start=2**24), BOX, "only those up to ±4194304 can become tokens"),
+        (gym.spaces.Discrete(3, start=2**24), BOX, "only values up to ±4194304 can become tokens"),
     ],
 )  # fmt: skip
 def test_what_has_no_token_of_its_own_is_refused_by_name(

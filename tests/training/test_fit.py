@@ -67,7 +67,7 @@ class TestSlurm:
         assert (trainer.world_size, trainer.global_rank) == (1, 0)
 
     def test_several_nodes_without_srun_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"trainer\.num_nodes=2 needs a process on each node: call srun python"):
+        with pytest.raises(UserError, match=r"trainer\.num_nodes=2 needs a process on each node: use srun python"):
             make_trainer(small_config(num_nodes=2, strategy="ddp"), tmp_path, [], [])
 
     def test_with_srun_the_tasks_are_the_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

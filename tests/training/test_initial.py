@@ -87,11 +87,17 @@ def test_other_bins_are_told(trained: Path, caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda config: setattr(config.model, "n_layer", 2), "a model with n_layer=1, and here it is 2"),
-        (lambda config: setattr(config.model, "n_head", 2), "a model with n_head=1, and here it is 2"),
-        (lambda config: setattr(config.model, "numerical_embedding", 4), "numerical_embedding=None, and here it is 4"),
-        (lambda config: setattr(config.data, "sequence_length", 2), "block_size=11, and here it is 7"),
-        (lambda config: setattr(config.data.discretizer, "num_bins", 12), "vocab_size=10, and here it is 12"),
+        (lambda config: setattr(config.model, "n_layer", 2), "a model with n_layer=1, but this run has n_layer=2"),
+        (lambda config: setattr(config.model, "n_head", 2), "a model with n_head=1, but this run has n_head=2"),
+        (
+            lambda config: setattr(config.model, "numerical_embedding", 4),
+            "numerical_embedding=None, but this run has numerical_embedding=4",
+        ),
+        (lambda config: setattr(config.data, "sequence_length", 2), "block_size=11, but this run has block_size=7"),
+        (
+            lambda config: setattr(config.data.discretizer, "num_bins", 12),
+            "vocab_size=10, but this run has vocab_size=12",
+        ),
     ],
 )
 def test_another_model_is_refused(trained: Path, change: Callable[[TrainConfig], None], words: str) -> None:
@@ -116,7 +122,7 @@ def test_other_spaces_are_refused(trained: Path) -> None:
     initial = initial_weights(config_from(trained))
     for spaces, words in (
         ({"action": discrete}, "another action space than the data's"),
-        ({"observation": SpaceSpec((leaf, leaf))}, "for 1 observation dimensions, and the data have 2"),
+        ({"observation": SpaceSpec((leaf, leaf))}, "for 1 observation dimensions, but the data have 2"),
     ):
         module.record = replace(module.record, environment=replace(small_data().environment, **spaces))
         with pytest.raises(UserError, match=words):
@@ -131,7 +137,7 @@ def test_another_learner_s_weights_and_shapes_are_refused(trained: Path) -> None
     for wrong, words in (
         (replace(initial, weights=lacking), f"has no weights '{name}'"),
         (replace(initial, weights={**lacking, name: value[:1, :1]}), f"the weights '{name}' have shape"),
-        (replace(initial, kind=BehaviorCloning.kind), "holds weights of learner=bc, and this run trains transformer"),
+        (replace(initial, kind=BehaviorCloning.kind), "holds weights of learner=bc, but this run trains transformer"),
     ):
         with pytest.raises(UserError, match=words):
             wrong.give_to(module)

@@ -194,7 +194,7 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     small_fit(tmp_path, changed, resume=True)
     other = small_data()
     object.__setattr__(other, "fingerprint", "1" * 64)
-    assert "small/walk-v0 with other contents" in refused(small_config(max_steps=4), other)
+    assert "small/walk-v0, whose contents differ" in refused(small_config(max_steps=4), other)
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,9 @@ def _what_is_wrong(data: bytes, error: Exception) -> str:
     """The reason why a file was refused, as the end of a sentence."""
     reason = " ".join(str(error).split())
     if isinstance(error, SafetensorError):
-        return f"is truncated or not a safetensors file ({reason})"
+        return f"is cut short or not a safetensors file ({reason})"
     if data.startswith(_ZIP_START) and not data[-_ZIP_END_LENGTH:].startswith(_ZIP_END):
-        return "is truncated: its end is missing; download it again"
+        return "is cut short: its end is missing; download it again"
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in reason:
         return "holds Python objects besides tensors; it was refused, and nothing in it was executed"
-    return f"is truncated or not a file of weights ({type(error).__name__}); nothing in it was executed"
+    return f"is cut short or not a file of weights ({type(error).__name__}); nothing in it was executed"
