@@ -103,7 +103,7 @@ def test_other_bins_are_told(trained: Path, caplog: pytest.LogCaptureFixture) ->
 def test_another_model_is_refused(trained: Path, change: Callable[[TrainConfig], None], words: str) -> None:
     config = config_from(trained)
     change(config)
-    with pytest.raises(UserError, match=f"init_from={trained} is of {words}" if "model" in words else words):
+    with pytest.raises(UserError, match=f"init_from={trained} holds {words}" if "model" in words else words):
         started(config)
 
 
