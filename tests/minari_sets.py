@@ -12,7 +12,7 @@ from minari.data_collector import EpisodeBuffer
 
 @dataclass
 class RawEpisode:
-    """What goes into one ``EpisodeBuffer``; observations and actions may be nested dicts."""
+    """The contents of one ``EpisodeBuffer``; observations and actions may be nested dicts."""
 
     observations: object
     actions: object

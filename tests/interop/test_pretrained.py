@@ -461,7 +461,11 @@ def test_other_refusals(model: TrajectoryTransformerModel, saved: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("contents", "message"),
-    [([1.0], "holds no named tensors"), ({}, "holds no named tensors"), ({"epoch": 3}, "holds 'epoch', a int; a file of weights")],
+    [
+        ([1.0], "holds no named tensors"),
+        ({}, "holds no named tensors"),
+        ({"epoch": 3}, "holds 'epoch', a int; a file of weights"),
+    ],
 )
 def test_files_of_other_things(contents: object, message: str, saved: Path) -> None:
     (saved / "model.safetensors").unlink()

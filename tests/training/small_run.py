@@ -197,7 +197,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def main(directory: Path, action: str) -> None:
-    """What :func:`start` runs: "run", "resume", "endless", "stuck", "ddp" or "fsdp"."""
+    """Run in the process of :func:`start`: "run", "resume", "endless", "stuck", "ddp" or "fsdp"."""
     torch.set_num_threads(1)
     options: dict[str, Any] = {"max_steps": 60}
     callbacks: list[Callback] = []
