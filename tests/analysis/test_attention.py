@@ -83,7 +83,7 @@ class TestContext:
             context_transitions(model(transitions=5), 6)
 
     def test_a_model_conditioned_on_goals_is_refused(self) -> None:
-        with pytest.raises(UserError, match="is conditioned on goals, and task=attention takes models that are not"):
+        with pytest.raises(UserError, match="is conditioned on goals, which task=attention does not support"):
             context_transitions(model(transitions=5, goal_conditioned=True), None)
 
     def test_a_model_that_sees_too_little_is_refused(self) -> None:

@@ -301,7 +301,7 @@ class TestAttention:
         monkeypatch.delattr(experiment, "evaluate_attention")  # so that calling it fails
         capsys.readouterr()
         assert call("evaluate", *sweep) == 0
-        assert capsys.readouterr().out.count("is finished already") == 2
+        assert capsys.readouterr().out.count("is already finished") == 2
 
     @pytest.mark.parametrize(
         ("option", "code", "words"),
@@ -656,7 +656,7 @@ def test_held_out_episodes_are_those_that_training_validated_on(trained: tuple[P
 def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]) -> None:
     contents = read_checkpoint(trained[0] / "checkpoints" / "best.ckpt")
     contents[SECTION]["dataset"]["fingerprint"] = "0"
-    with pytest.raises(UserError, match="other contents than the one that"):
+    with pytest.raises(UserError, match="differs from the one that"):
         held_out_episodes(Checkpoint.from_contents(contents))
 
 

@@ -230,7 +230,7 @@ def test_no_name_of_a_file_is_refused_of_one_s_own_groups_too(
     (own / "mygroup" / "mine.yaml").touch()
     assert train("--config-dir", "own", word) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{word} is no name of a file of the group" in line
+    assert f"{word} is not a choice of the group" in line
     assert known in line
 
 
@@ -389,10 +389,10 @@ def test_importing_the_package_imports_no_torch() -> None:
     [
         (
             "trainer=5",
-            "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, fsdp, gpu, slurm",
+            "trainer=5 is not a choice of the group 'trainer'; choose one of cpu, ddp, fsdp, gpu, slurm",
         ),
-        ("trainer=[1]", "trainer=[1] is no name of a file of the group 'trainer'"),
-        ("model=null", "model=null is no name of a file of the group 'model'"),
+        ("trainer=[1]", "trainer=[1] is not a choice of the group 'trainer'"),
+        ("model=null", "model=null is not a choice of the group 'model'"),
         ("seed=" + "9" * 5000, "cannot read the option 'seed=999"),
         ("+trainer.callbacks.a=5", "trainer.callbacks.a=5 is no mapping with a _target_"),
     ],

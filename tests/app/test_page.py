@@ -70,7 +70,7 @@ def test_a_page_holds_results_pictures_films_and_origin(run: Path) -> None:
     page = Reader(run / PAGE)
     assert ["planner mean return", "20 (2 episodes)"] in [[" ".join(c.split()) for c in row] for row in page.rows]
     assert ["optimiser updates", "6"] in page.rows
-    assert ["least validation loss", "1.25"] in page.rows
+    assert ["lowest validation loss", "1.25"] in page.rows
     assert ["5", "10", "3", "yes", "yes", "5"] in page.rows  # an episode
     assert "finished" in page.text
     assert f"experiment_name={NASTY}" in page.text

@@ -48,7 +48,7 @@ class TestResume:
         (tmp_path / "here" / "results.json").touch()
         assert train("resume=here") == 0
         assert "finished; nothing to do" in (told := capsys.readouterr().out)
-        assert "without its results.json it is evaluated again, as its config.yaml now says" in told
+        assert "delete its results.json to evaluate it again with the options of its config.yaml" in told
         assert len(runs.calls) == 1
 
     def test_any_path_and_locale_will_do(self, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ class TestResume:
         self, train: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, word: str
     ) -> None:
         assert train(word, "seed=1") == 2
-        assert "names no run to go on with: give resume=DIR" in capsys.readouterr().err
+        assert "names no run: give resume=DIR" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 
     def test_null_is_no_run_to_go_on_with(self, train: Callable[..., int], runs: Runs) -> None:
@@ -253,7 +253,7 @@ class TestExtend:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["trainer.max_steps=30"], "trainer.max_steps=N extend=true together train a finished run further"),
+            (["trainer.max_steps=30"], "give trainer.max_steps=N extend=true to train a finished run further"),
             (["extend=true"], "needs trainer.max_steps=N"),
             (["extend=true", "trainer.max_steps=many"], "needs trainer.max_steps=N"),
             (["extend=true", "trainer.max_steps=" + "9" * 5000], "needs trainer.max_steps=N"),
@@ -289,7 +289,7 @@ class TestExtend:
         assert "is not finished (interrupted); resume=here goes on with it" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("option", "words"), [("extend=true", "goes with resume=RUN"), ("extended=[5]", "never given")]
+        ("option", "words"), [("extend=true", "goes with resume=RUN"), ("extended=[5]", "do not set it")]
     )
     def test_a_new_run_does_not_take_it(
         self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], option: str, words: str

@@ -85,7 +85,7 @@ def test_only_common_tasks_are_aggregated(tmp_path: Path) -> None:
         ([[1.0]] * 6, [[2.0]] * 6, "no conclusion without an interval"),
         ([[1.0, 2.0, 3.0, 4.0]], [[5.0, 6.0, 7.0, 8.0]], "b improves on a"),
         ([[5.0, 6.0, 7.0, 8.0]], [[1.0, 2.0, 3.0, 4.0]], "a improves on b"),
-        ([[1.0, 2.0, 3.0, 4.0]], [[1.5, 2.5, 3.5, 4.5]], "the interval has 0.5 within: no difference is shown"),
+        ([[1.0, 2.0, 3.0, 4.0]], [[1.5, 2.5, 3.5, 4.5]], "the interval contains 0.5: no difference is shown"),
     ],
 )
 def test_what_can_be_concluded(tmp_path: Path, a: list[list[float]], b: list[list[float]], told: str) -> None:

@@ -160,9 +160,9 @@ def test_what_is_unknown_is_said(tmp_path: Path) -> None:
     assert list(differences(methods)) == []
     notes = list(remarks(methods))
     assert notes[:3] == [
-        f"the fingerprint of the data is unknown, and so not compared, of {old}",
-        f"the held-out share of the data is unknown, and so not compared, of {old}",
-        f"the seed of training is unknown, so each counts as another, of {old}",
+        f"the fingerprint of the data is unknown, and therefore not compared, for {old}",
+        f"the held-out share of the data is unknown, and therefore not compared, for {old}",
+        f"the training seed is unknown, and assumed to differ, for {old}",
     ]
 
 
@@ -181,7 +181,7 @@ def test_seeds_versions_and_settings_that_differ_are_said(tmp_path: Path) -> Non
 
 def test_a_policy_counts_once(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / name, 1.0, config=TrainConfig()) for name in "ab")
-    with pytest.raises(UserError, match=rf"x: {a} and {b} are of one seed \(0\) and setting of a-v0"):
+    with pytest.raises(UserError, match=rf"x: {a} and {b} have equal seed \(0\) and settings on a-v0"):
         list(remarks(read(x=[a, b])))
 
 

@@ -579,11 +579,11 @@ def test_a_locked_file_is_not_to_be_deleted(minari_root: Path):
     ("change", "remedy"),
     [
         (lambda folder: change_metadata(folder, minari_version="99.0"), "pip install --upgrade minari"),
-        (lambda folder: change_metadata(folder, data_format="tape"), "knows no such data_format"),
+        (lambda folder: change_metadata(folder, data_format="tape"), "does not know this data_format"),
         (lambda folder: (folder / "data" / "main_data.hdf5").unlink(), "a file is missing.* delete '"),
         (lambda folder: (folder / "data" / "metadata.json").unlink(), "a file is missing.* delete '"),
-        (lambda folder: change_metadata(folder, env_spec="[1]"), "its env_spec is none that Gymnasium .*episodes=0"),
-        (lambda folder: change_metadata(folder, env_spec="{"), "its env_spec is none that Gymnasium .*episodes=0"),
+        (lambda folder: change_metadata(folder, env_spec="[1]"), "Gymnasium .* cannot read its env_spec.*episodes=0"),
+        (lambda folder: change_metadata(folder, env_spec="{"), "Gymnasium .* cannot read its env_spec.*episodes=0"),
     ],
 )
 def test_what_is_missing_or_of_another_version_has_its_own_remedy(
@@ -600,7 +600,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(minari_root: Path, monkey
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "exists", fail)
-    with pytest.raises(UserError, match=r"data set 'set-v0' in '.*' cannot be looked for \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"data set 'set-v0' in '.*' cannot be read \(Permission denied\)"):
         load("set-v0")
 
 
@@ -659,7 +659,7 @@ def test_keys_that_are_not_there_are_refused(minari_root: Path):
 
 @pytest.mark.parametrize("keys", [[], [""], ["a", "a"]])
 def test_keys_are_distinct_and_at_least_one(keys: list[str]):
-    with pytest.raises(UserError, match=r"data\.observation_keys=.* must be distinct keys"):
+    with pytest.raises(UserError, match=r"data\.observation_keys=.* must be one or more distinct keys"):
         DataConfig(observation_keys=keys)
 
 

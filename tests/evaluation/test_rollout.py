@@ -386,8 +386,8 @@ def test_episodes_without_a_limit_end_as_the_datas_longest_does(caplog: pytest.L
     assert [(episode.length, episode.terminated) for episode in record.episodes] == [(4, False)] * 2
     assert record.max_episode_steps == 4
     assert [one.getMessage() for one in caplog.records] == [
-        "environment 'evaluation-tests/EndlessWalk-v0' has no time limit: episodes end after 4 steps, as the data's "
-        "longest does; evaluation.max_episode_steps=N (to evaluate.py, max_episode_steps=N) sets another limit"
+        "environment 'evaluation-tests/EndlessWalk-v0' has no time limit: episodes end after 4 steps, the length of the data's "
+        "longest episode; evaluation.max_episode_steps=N (for evaluate.py, max_episode_steps=N) sets another limit"
     ]
 
 

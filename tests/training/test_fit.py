@@ -236,4 +236,4 @@ def test_every_option_of_lightnings_trainer_is_taken_or_refused_for_a_reason() -
             continue
         with pytest.raises(UserError, match=rf"trainer\.options\.{name}: ") as caught:
             small_config(options={name: 1})
-        assert "Lightning has none" not in str(caught.value)
+        assert "Lightning has no such option" not in str(caught.value)
