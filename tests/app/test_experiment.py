@@ -169,7 +169,7 @@ def test_a_plan_past_the_end_is_noticed_before_training(tmp_path: Path) -> None:
     options = config()
     options.data.sequence_length = 8
     options.planner.horizon = 5
-    with pytest.raises(UserError, match=r"planner\.horizon=5 goes past the environment's end"):
+    with pytest.raises(UserError, match=r"planner\.horizon=5 exceeds the environment's time limit"):
         run_training(options, RunContext(tmp_path, ""))
     assert not (tmp_path / "checkpoints").exists()
 
@@ -308,7 +308,7 @@ class TestAttention:
         [
             ("task=atention", 2, "did you mean 'attention'?"),
             ("attention.transitions=2", 2, "must be at least 3"),
-            ("attention.transitions=5", 1, "attention.transitions=5 is more than the 4 transitions"),
+            ("attention.transitions=5", 1, "attention.transitions=5 exceeds the 4 transitions"),
             ("attention.shown=9", 1, "only 9 windows"),
         ],
     )

@@ -92,7 +92,7 @@ MISTAKES = [
     (["learner=iql", "tune=planner"], ["has no effect on learner=iql"]),
     (["trainer.compile=2"], ["trainer.compile must be true or false, got 2"]),
     (["logger.offline=5"], ["logger.offline must be true or false or null, got 5"]),
-    (["planner.name=5"], ["planner.name='5' is no name"]),
+    (["planner.name=5"], ["planner.name='5' is not a valid name"]),
     (["+foo=1"], ["foo"]),
     (["+seeed=1"], ["seeed", "'seed'"]),
     (["++model.n_layr=1"], ["'model.n_layer'"]),
@@ -239,7 +239,7 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_named_with_its_file(
     train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], own: Path, group: str
 ) -> None:
     assert train("--config-dir", "own", f"{group}=mne") == 2
-    assert f"{group}=mne: there is no such option; there are " in (message := capsys.readouterr().err)
+    assert f"{group}=mne is not a choice; choose one of " in (message := capsys.readouterr().err)
     assert f"did you mean '{group}=mine'?" in message
     file = own / group / "mine.yaml"
     file.write_text(file.read_text() + "sed: 1\n")
@@ -394,7 +394,7 @@ def test_importing_the_package_imports_no_torch() -> None:
         ("trainer=[1]", "trainer=[1] is not a choice of the group 'trainer'"),
         ("model=null", "model=null is not a choice of the group 'model'"),
         ("seed=" + "9" * 5000, "cannot read the option 'seed=999"),
-        ("+trainer.callbacks.a=5", "trainer.callbacks.a=5 is no mapping with a _target_"),
+        ("+trainer.callbacks.a=5", "trainer.callbacks.a=5 is not a mapping with a _target_"),
     ],
 )
 def test_what_hydra_raises_bare_errors_about(

@@ -138,7 +138,7 @@ def test_a_sweep_s_page_has_its_table_and_leads_to_its_jobs(tmp_path: Path) -> N
     assert page.rows[0][:3] == ["job", "status", "seed"]
     assert [row[:3] for row in page.rows[1:]] == [["0", "finished", "0"], ["1", "failed", "1"], ["2", "finished", "2"]]
     assert NASTY in page.text
-    assert "3 jobs, of which 2 finished" in page.text
+    assert "3 jobs, 2 of them finished" in page.text
     assert [link for link in page.links if link.endswith(PAGE)] == [
         "0/index.html",
         "1/index.html",

@@ -70,7 +70,7 @@ class TestResume:
     @pytest.mark.parametrize(
         ("bomb", "message"),
         [
-            ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "line 2 is an alias, *a, which no run writes"),
+            ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "line 2 is an alias, *a, which this program never writes"),
             ("seed: " + "9" * 5000, "4300 digits"),
             ("a: " + "[" * 5000 + "]" * 5000, "cannot be read"),
         ],
@@ -232,9 +232,9 @@ class TestExtend:
         """Its status says running, and nobody holds its folder: an environment called os._exit, say."""
         RunRecord("running").write(finished)
         assert train("resume=here", "trainer.max_steps=30", "extend=true") == 2
-        assert "here is not finished (its process died without a word)" in capsys.readouterr().err
+        assert "here is not finished (its process was killed)" in capsys.readouterr().err
         assert train("resume=here") == 0
-        assert "here: the last process to run there died without a word" in capsys.readouterr().out
+        assert "here: the last process to run there was killed" in capsys.readouterr().out
 
     @pytest.mark.parametrize("stopped_by_a_callback", [False, True])
     def test_an_edited_number_of_updates_is_obeyed_and_recorded(
@@ -258,7 +258,7 @@ class TestExtend:
             (["extend=true", "trainer.max_steps=many"], "needs trainer.max_steps=N"),
             (["extend=true", "trainer.max_steps=" + "9" * 5000], "needs trainer.max_steps=N"),
             (["extend=true", "trainer.max_steps=20"], "has made 20 updates already"),
-            (["extend=true", "trainer.max_steps=30", "seed=1"], "takes no other option but allow=[PACKAGE]: seed=1"),
+            (["extend=true", "trainer.max_steps=30", "seed=1"], "accepts no option but allow=[PACKAGE]; remove seed=1"),
         ],
     )
     def test_what_it_does_not_take(

@@ -313,7 +313,7 @@ def test_a_launcher_that_breaks_off_leaves_a_table_of_all_jobs(
         ("3", "failed", "it did not start"),
     ]
     message = capsys.readouterr().err
-    assert "error: the sweep broke off: RuntimeError: a worker was terminated\n" in message
+    assert "error: the sweep stopped: RuntimeError: a worker was terminated\n" in message
     assert "the same command with hydra.sweep.dir=sweep goes on" in message
 
 

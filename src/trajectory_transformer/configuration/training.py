@@ -149,7 +149,7 @@ class TrainerConfig:
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks by name, each a mapping with a _target_ and its options."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """torchmetrics metrics by name, each a mapping with a _target_ and its options."""
+    """Metrics from torchmetrics by name, each a mapping with a _target_ and its options."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of Lightning's Trainer: benchmark, detect_anomaly, deterministic, inference_mode, model_registry,
     profiler, sync_batchnorm."""
