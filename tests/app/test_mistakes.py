@@ -48,7 +48,7 @@ MISTAKES = [
         ["planner.precision=bf16", "planner.decoder=native"],
         ["planner.precision=bf16", "planner.decoder=auto, eager or compiled"],
     ),
-    (["planner=critic"], ["planner.objective.critic is needed"]),
+    (["planner=critic"], ["planner.objective.critic is required"]),
     (["planner=critic", "planner.objective.critic=c", "planner.objective.scor=v"], ["'planner.objective.score'"]),
     (["planner=critic", "planner.objective.critic=c", "planner.objective.score=w"], ["score='w'", "return, v, q"]),
     (["planner=critic", "planner.objective.critic=c", "+planner.objective.weight=1"], ["'planner.objective.weight'"]),

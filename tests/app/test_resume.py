@@ -257,7 +257,7 @@ class TestExtend:
             (["extend=true"], "needs trainer.max_steps=N"),
             (["extend=true", "trainer.max_steps=many"], "needs trainer.max_steps=N"),
             (["extend=true", "trainer.max_steps=" + "9" * 5000], "needs trainer.max_steps=N"),
-            (["extend=true", "trainer.max_steps=20"], "has made 20 updates already"),
+            (["extend=true", "trainer.max_steps=20"], "has already made 20 updates"),
             (["extend=true", "trainer.max_steps=30", "seed=1"], "accepts no option but allow=[PACKAGE]; remove seed=1"),
         ],
     )
@@ -286,7 +286,7 @@ class TestExtend:
         runs.error = SystemExit(143)
         assert train("hydra.run.dir=here") == 143
         assert train("resume=here", "trainer.max_steps=30000", "extend=true") == 2
-        assert "is not finished (interrupted); resume=here goes on with it" in capsys.readouterr().err
+        assert "is not finished (interrupted); continue it with resume=here" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("option", "words"), [("extend=true", "goes with resume=RUN"), ("extended=[5]", "do not set it")]

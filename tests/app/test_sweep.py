@@ -314,7 +314,7 @@ def test_a_launcher_that_breaks_off_leaves_a_table_of_all_jobs(
     ]
     message = capsys.readouterr().err
     assert "error: the sweep stopped: RuntimeError: a worker was terminated\n" in message
-    assert "the same command with hydra.sweep.dir=sweep goes on" in message
+    assert "continue with the same command and hydra.sweep.dir=sweep" in message
 
 
 def test_a_job_that_another_process_works_at_is_running(tmp_path: Path) -> None:

@@ -178,7 +178,8 @@ def refuse_absent_local(chosen: object, configs: Sequence[Path]) -> None:
         if name not in (None, "default", *there):
             near = difflib.get_close_matches(str(name), there, n=1)
             hint = f"; did you mean 'local={near[0]}'?" if near else ""
-            raise UserError(f"local={name} is not a choice; there are {', '.join(there) or 'none'}{hint}")
+            known = f"choose one of {', '.join(there)}" if there else "there are none"
+            raise UserError(f"local={name} is not a choice; {known}{hint}")
 
 
 def refuse_idle(overrides: Sequence[str], is_sweep: bool) -> None:
