@@ -1,7 +1,7 @@
-# Two commands on a fresh machine: `make train` and `make test`. ARGS passes options: make train ARGS="model=base seed=1"
+# On a fresh machine: `make train` and `make test`. ARGS passes options: make train ARGS="model=base seed=1"
 VENV := .venv
 BIN := $(VENV)/bin
-# The first Python on this machine that is 3.11 to 3.13 and runs; PYTHON=… chooses another.
+# The first working Python from 3.11 to 3.13 on this machine; PYTHON=… chooses another.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
@@ -14,7 +14,7 @@ help: ## list the commands
 setup: $(VENV)/.installed ## make .venv and install the locked dependencies
 
 $(VENV)/.installed: requirements.lock
-	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it with PYTHON=…"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; give its path with PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
@@ -23,30 +23,30 @@ $(VENV)/.installed: requirements.lock
 train: setup ## train and plan; options in ARGS
 	$(BIN)/python train.py $(ARGS)
 
-# A process for each core, with one thread: two threads in each would wait for cores, not for work.
+# One process with one thread per core: further threads would only compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test: setup ## the default test suite, a process for each core; options in ARGS
 	$(PYTEST) $(ARGS)
 
-test-all: setup ## every test, the slow ones included
+test-all: setup ## all tests, including the slow ones
 	$(PYTEST) -m "not gpu" $(ARGS)
 
-check: setup ## format, lint, types and import rules; the same as pre-commit and CI
+check: setup ## check format, lint, types and import rules, as pre-commit and CI do
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-docs: setup ## build the documentation as a site, logs/site; docs ARGS=… of mkdocs build
+docs: setup ## build the documentation site in logs/site; options of mkdocs build in ARGS
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
 
-format: setup ## mend format and lint
+format: setup ## fix format and lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-rename: ## give the project a name of its own: make rename NAME=my_project
-	@test -n "$(NAME)" || { echo "name it: make rename NAME=my_project"; exit 1; }
+rename: ## rename the project: make rename NAME=my_project
+	@test -n "$(NAME)" || { echo "give the new name: make rename NAME=my_project"; exit 1; }
 	$(PYTHON) tools/rename.py $(NAME)
 	@rm -f $(VENV)/.installed
 

@@ -1,4 +1,4 @@
-"""Evaluate what was trained: ``python evaluate.py checkpoint=PATH [task=…] [planner=…] [OPTION=VALUE …]``."""
+"""Evaluate a checkpoint: ``python evaluate.py checkpoint=PATH [task=…] [planner=…] [OPTION=VALUE …]``."""
 
 from pathlib import Path
 

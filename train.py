@@ -1,4 +1,4 @@
-"""Train a Trajectory Transformer and plan with it: ``python train.py [data=…] [model=…] [OPTION=VALUE …]``."""
+"""Train a Trajectory Transformer, then plan with it: ``python train.py [data=…] [model=…] [OPTION=VALUE …]``."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""MkDocs hook: pages link to files of the repository as on GitHub; the site gets what it can show of them.
+"""MkDocs hook that makes links to files of the repository work on the site.
 
-Pictures, tables and READMEs under ``results`` become part of the site. Other files link to where the repository is
-published (``REPOSITORY_URL``), or named without a link.
+Pictures, tables and READMEs under ``results`` become part of the site. Links to other files lead to the published
+repository (``REPOSITORY_URL``) or, without one, become the file's name.
 """
 
 import os
@@ -28,7 +28,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links lead to where the site has what they name; in the repository pages lie in ``docs``."""
+    """Replace links to files of the repository, in which pages lie in ``docs``, by links within the site."""
     here = page.file.src_uri
     place = posixpath.dirname(here if here.startswith("results/") else f"docs/{here}")
 
@@ -46,5 +46,5 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Show the roles of docstrings (``:class:`~.agent.Agent```) as names."""
+    """Replace the roles in docstrings (``:class:`~.agent.Agent```) by names."""
     return re.sub(r":(?:class|func|meth|mod|attr|data|exc):<code>~?(?:[\w.]*\.)?(\w+)</code>", r"<code>\1</code>", html)

@@ -1,4 +1,4 @@
-"""Training from tokens on disk: resident memory with a set of any size, and speed beside tokens in memory.
+"""Benchmark of training from tokens on disk: resident memory, and speed relative to tokens in memory.
 
 ``python -m tools.large_set 20000000 FOLDER``.
 """
@@ -37,7 +37,7 @@ BATCH = 64
 
 @dataclass
 class RandomSet(EpisodeSource):
-    """Normally distributed episodes of 1,000 steps, made as they are read."""
+    """Normally distributed episodes of 1,000 steps, generated while they are read."""
 
     steps: int
 
@@ -65,7 +65,7 @@ class RandomSet(EpisodeSource):
 
 
 class Phases:
-    """Prints each phase's seconds and most resident memory: anonymous, and pages of files, which can be dropped."""
+    """Prints the duration and peak resident memory of each phase: anonymous memory, and droppable pages of files."""
 
     def __init__(self) -> None:
         self._most = {"RssAnon": 0, "RssFile": 0}
@@ -87,13 +87,14 @@ class Phases:
         most, self._most = self._most, {"RssAnon": 0, "RssFile": 0}
         seconds = time.monotonic() - self._began
         print(
-            f"{phase}: {seconds:.1f} s; anonymous at most {most['RssAnon']} MiB, of files {most['RssFile']}", flush=True
+            f"{phase}: {seconds:.1f} s; at most {most['RssAnon']} MiB anonymous, {most['RssFile']} MiB of files",
+            flush=True,
         )
         self._began = time.monotonic()
 
 
 def compare(disk: TokenWindows, module: TrajectoryDataModule, rounds: int, cold: Path | None) -> None:
-    """Updates of ``tiny``, tokens from disk and from memory by turns; ``cold``: a file, dropped before each round."""
+    """Compare updates with tokens from disk and memory; the page cache of the file ``cold`` is dropped each round."""
     memory = copy.copy(disk)
     memory._tokens, memory._mapped = disk._tokens.clone(), None
     model = make_model(module.layout, TINY)
@@ -125,7 +126,7 @@ def compare(disk: TokenWindows, module: TrajectoryDataModule, rounds: int, cold:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("steps", type=int)
-    parser.add_argument("folder", help="of the cache")
+    parser.add_argument("folder", help="folder of the cache")
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()

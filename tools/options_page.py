@@ -1,4 +1,4 @@
-"""Write ``docs/options.md``, all options from where they are declared: ``python -m tools.options_page``."""
+"""Write ``docs/options.md``, the list of all options, from their declarations: ``python -m tools.options_page``."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,9 +22,9 @@ CONFIGS = [ROOT / "configs"]
 PAGE = ROOT / "docs" / "options.md"
 HEAD = """# Options
 
-<!-- Written by tools/options_page.py; change the docstrings and comments that it is made of instead. -->
+<!-- Written by tools/options_page.py; change the docstrings and comments that it is made from instead. -->
 
-Every option of the two commands, with its default, the values that it takes, and its meaning. An option is given as
+Every option of the two commands, with its default, its valid values and its meaning. An option is given as
 `NAME=VALUE`; `GROUP=CHOICE` sets several at once, from the file `configs/GROUP/CHOICE.yaml` or one in the folder of
 `--config-dir`. Defaults are those of the command without any option; `python train.py --help model model=base` shows
 those of a group with other choices.
@@ -32,7 +32,7 @@ those of a group with other choices.
 
 
 def page() -> str:
-    """The page's text."""
+    """Return the page's text."""
     parts = [HEAD]
     seen: set[str] = set()
     for command, schema in (("train", TrainConfig), ("evaluate", EvaluateConfig)):
@@ -57,7 +57,7 @@ def page() -> str:
 
 
 def section_parts(section: Section, config: DictConfig, schema: type) -> Iterator[str]:
-    """A group's heading, choices and options, and the options of the classes that its choices name."""
+    """Yield a group's heading, choices and options, and the options of the classes named by its choices."""
     yield f"### {section.title}\n"
     yield f"{marked(section.meaning)}\n"
     if section.title in group_names(CONFIGS, schema):
@@ -78,12 +78,12 @@ def options_table(section: Section, config: DictConfig | None) -> str:
     rows = []
     for option in section.options:
         name, _, value = setting(option, config).partition("=")
-        rows.append([f"`{name}`", "needed" if value == "…" else f"`{value}`", option.values, marked(option.meaning)])
+        rows.append([f"`{name}`", "required" if value == "…" else f"`{value}`", option.values, marked(option.meaning)])
     return table(["option", "default", "values", "meaning"], rows)
 
 
 def marked(text: str) -> str:
-    """A text in which Markdown sees no emphasis."""
+    """Return a text with ``_target_`` as code, so that Markdown does not read it as emphasis."""
     return text.replace("_target_", "`_target_`")
 
 

@@ -1,9 +1,9 @@
-"""The README's animation: plans being made and followed in Hopper, as a GIF.
+"""Draw the README's animation as a GIF: plans being made and followed in Hopper.
 
     python -m tools.plan_animation RUN/checkpoints/best.ckpt docs/images/plan.gif
 
-For each plan the simulation waits while the search goes on: in grey the sequences that it keeps after each transition,
-then in blue the one that it chooses. The body follows that one for a while, and the next plan is made.
+The simulation pauses during each search. Grey are the sequences kept after each transition, blue is the chosen plan,
+which the body then follows until the next plan is made.
 """
 
 import argparse
@@ -23,26 +23,26 @@ from trajectory_transformer.evaluation.ghosts import Color, GhostScene, find_ren
 from trajectory_transformer.evaluation.video import mujoco_rendering_works
 from trajectory_transformer.planning.agent import Agent
 
-# Differs from the default run: it looks further ahead, and more varied sequences are drawn.
+# Differs from the default run: a longer horizon, and more varied sequences.
 PLANNER: dict[str, Any] = {
     "horizon": 15, "window": "sliding", "context": 3, "beam_width": 128, "k_obs": None, "cdf_act": 0.3,
     "plan_freq": 6, "act": "best",
 }  # fmt: skip
-_MUJOCO: Any = mujoco  # whose stubs leave out what is written in C
+_MUJOCO: Any = mujoco  # its stubs lack the parts written in C
 WIDTH, HEIGHT, COLORS, MILLISECONDS = 600, 340, 96, 80
-SKIPPED, PLANS, BEAMS = 72, 6, 24  # steps before the first plan that is shown, plans shown, and sequences of each
+SKIPPED, PLANS, BEAMS = 72, 6, 24  # steps before the first plan shown, number of plans shown, and of sequences per plan
 OTHERS: Color = (0.45, 0.45, 0.5, 0.07)
 
 
 def main() -> None:
-    """Write the animation, and say how large it is."""
+    """Write the animation, and print its size."""
     parser = argparse.ArgumentParser(description="Draw the README's animation.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("file", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     if not mujoco_rendering_works():
-        parser.error("MuJoCo cannot draw here (install libegl1 or libosmesa6)")
+        parser.error("MuJoCo cannot render here (install libegl1 or libosmesa6)")
     pictures = list(frames(Agent.from_checkpoint(asked.checkpoint, **PLANNER), asked.seed))
     asked.file.parent.mkdir(parents=True, exist_ok=True)
     asked.file.write_bytes(gif(pictures))
@@ -50,17 +50,17 @@ def main() -> None:
 
 
 def frames(agent: Agent, seed: int) -> Iterator[np.ndarray]:
-    """(height, width, 3) uint8 pictures of plans being made and followed."""
+    """Yield (height, width, 3) uint8 pictures of plans being made and followed."""
     with make_environments(agent.environment, 1, render=True) as batch:
         simulation: Any = batch.environments[0].unwrapped
         soften(simulation)
         batch.reset(0, seed)
         agent.reset(1, [seed])
         hidden = hidden_positions(simulation, batch.observations[0], agent.environment)
-        assert hidden is not None, "an observation must say the whole state, as Hopper's does"
+        assert hidden is not None, "an observation must contain the whole state, as Hopper's does"
         scene, renderer = GhostScene(find_renderer(simulation)), find_renderer(simulation)
         assert renderer is not None
-        renderer.viewer.scn.flags[_MUJOCO.mjtRndFlag.mjRND_SHADOW] = 0  # of which there would be bits on the horizon
+        renderer.viewer.scn.flags[_MUJOCO.mjtRndFlag.mjRND_SHADOW] = 0  # shadows would leave artefacts on the horizon
         view, seen, shown, earned, step = BodyView(scene, simulation, hidden), 0, False, 0.0, 0
         origin, chosen, made = np.zeros(hidden), np.zeros((0, 0)), 0
         while seen <= PLANS:
@@ -80,7 +80,7 @@ def frames(agent: Agent, seed: int) -> Iterator[np.ndarray]:
 
 
 def kept(agent: Agent, transitions: int) -> np.ndarray:
-    """About so many of the sequences kept after some transitions as are drawn, different ones."""
+    """Return about ``BEAMS`` different sequences of those kept after ``transitions``."""
     beams = agent.beams(0, agent.settings.beam_width, transitions)
     _, first = np.unique(beams.reshape(len(beams), -1), axis=0, return_index=True)
     different = np.sort(first)
@@ -91,7 +91,7 @@ def making(
     agent: Agent, batch: EnvironmentBatch, scene: GhostScene, view: BodyView, chosen: np.ndarray, origin: np.ndarray,
     earned: float, step: int,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """What the search keeps after more and more transitions, then the plan that it chooses."""
+    """Yield pictures of the sequences kept after more and more transitions, then of the chosen plan."""
     horizon = len(chosen)
     for transitions in (*range(3, horizon, 2), horizon, horizon):
         for beam in kept(agent, transitions):
@@ -106,7 +106,7 @@ def making(
 
 
 def follow(scene: GhostScene, view: BodyView, chosen: np.ndarray, origin: np.ndarray, age: int) -> None:
-    """Add what of the plan is still to come."""
+    """Add the remaining part of the plan to the next picture."""
     ahead = view.positions(chosen, origin)[age:]
     scene.add_line(np.array([scene.torso(position) for position in ahead]), 0.012, BLUE_LINE)
     for position in ahead[:0:-4]:
@@ -114,7 +114,7 @@ def follow(scene: GhostScene, view: BodyView, chosen: np.ndarray, origin: np.nda
 
 
 def soften(simulation: Any) -> None:
-    """A wide picture, a floor of soft colours, a white sky, and a camera that is near."""
+    """Set a wide picture, a floor in soft colours, a white sky, and a near camera."""
     model, renderer = simulation.model, find_renderer(simulation)
     assert renderer is not None
     renderer.width, renderer.height = WIDTH, HEIGHT
@@ -127,13 +127,13 @@ def soften(simulation: Any) -> None:
         if model.tex_type[texture] == _MUJOCO.mjtTexture.mjTEXTURE_SKYBOX:
             texels[:] = 255
         else:
-            texels[:] = 220 + np.repeat(texels[1::3] // 12, 3)  # grey, by the green part
+            texels[:] = 220 + np.repeat(texels[1::3] // 12, 3)  # grey, from the green channel
     model.geom_rgba[model.geom_type == _MUJOCO.mjtGeom.mjGEOM_PLANE] = 1.0
     model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.55, 0.5
 
 
 def gif(pictures: list[np.ndarray]) -> bytes:
-    """One palette for all pictures, so that what does not move is stored once."""
+    """Encode pictures as a GIF with one palette, so that what does not move is stored once."""
     images = [Image.fromarray(picture) for picture in pictures]
     sample = Image.fromarray(np.concatenate(pictures[:: max(1, len(pictures) // 8)]))
     palette = sample.quantize(COLORS)

@@ -1,8 +1,8 @@
-"""Give the project a name of its own: ``make rename NAME=my_project``, in a checkout without uncommitted changes.
+"""Rename the project: ``make rename NAME=my_project``, in a checkout without uncommitted changes.
 
-The package, its imports, commands and paths are renamed. What files of this project and of the reference are known by
-stays, such as the checkpoints' section "trajectory_transformer" and the model type in ``config.json``: checkpoints and
-published weights load under the new name. This command then removes itself.
+The package, its imports, commands and paths are renamed. Identifiers within file formats are kept, such as the
+checkpoints' section "trajectory_transformer" and the model type in ``config.json``, so that checkpoints and published
+weights still load. This command then removes itself.
 """
 
 import keyword
@@ -13,13 +13,13 @@ from pathlib import Path
 
 OLD = "trajectory_transformer"
 TEXT = {".py", ".md", ".yaml", ".toml", ".txt", ".ipynb", ".c", ".h", ""}
-# The package at the head of a dotted name or a path, and in an import; not in an environment's id, as of a maze.
+# The package at the beginning of a dotted name or path, and in an import; not in an environment's id, as of a maze.
 NAME = re.compile(rf"(?<![\w-]){OLD}(?=\.\w|/(?![A-Z{{])|/?$)|(?<=import ){OLD}\b|(?<=from ){OLD}\b", re.MULTILINE)
 DISTRIBUTION = re.compile(r"trajectory-transformer(?=\[|$|\"$)", re.MULTILINE)
 
 
 def renamed(text: str, name: str, every: bool) -> str:
-    """The text under the new name; ``every`` occurrence, or all but whole quoted strings."""
+    """Return the text with the new name: ``every`` occurrence, or only those that name the package."""
     if every:
         return text.replace(OLD, name).replace(OLD.replace("_", "-"), name.replace("_", "-"))
     return DISTRIBUTION.sub(name.replace("_", "-"), NAME.sub(name, text))
@@ -29,7 +29,7 @@ def rename(root: Path, name: str) -> int:
     """Rename the project in ``root``; returns the number of files that changed.
 
     Raises:
-        SystemExit: the name is no package name, or there are uncommitted changes.
+        SystemExit: the name is not a valid package name, or there are uncommitted changes.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or name in sys.stdlib_module_names:
         raise SystemExit(f"NAME={name} cannot be the name of a Python package; choose one such as my_project")
@@ -40,7 +40,7 @@ def rename(root: Path, name: str) -> int:
     changed = 0
     for file in filter(None, files):
         path = root / file
-        if path.suffix not in TEXT or path.is_dir() or file.startswith("results/"):  # to git, a link is a file
+        if path.suffix not in TEXT or path.is_dir() or file.startswith("results/"):  # git lists links as files
             continue
         text = path.read_text(encoding="utf-8")
         new = renamed(text, name, every=path.name == "pyproject.toml")

@@ -18,7 +18,7 @@ POLICIES = Path(simulation.__file__).parent
 def select_snapshots(folder: Path, file: Path, steps: list[int]) -> None:
     """Write ``folder/step_*.npz`` of each of the ``steps`` to ``file`` under keys ``step_NNNNNNN/LAYER``.
 
-    What ``file`` holds of other steps stays.
+    Other snapshots in ``file`` are kept.
     """
     chosen = {}
     if file.exists():
@@ -33,7 +33,7 @@ def select_snapshots(folder: Path, file: Path, steps: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what train_behavior wrote")
+    parser.add_argument("folder", type=Path, help="output folder of train_behavior")
     parser.add_argument("file", help="name of the .npz in this package")
     parser.add_argument("steps", type=int, nargs="+", help="training steps of the snapshots")
     args = parser.parse_args()

@@ -1,12 +1,13 @@
-"""Fill the tables of README.md and docs/ from results: ``python -m tools.tables [--check]``.
+"""Fill the tables of README.md and docs/ with results: ``python -m tools.tables [--check]``.
 
-A table stands between two lines of its own, the first of which names files and figures:
+A table lies between two marker lines, the first of which names files and figures:
 
     <!-- table: results/goal/*.csv | success_rate, return_mean -->
     <!-- end of table -->
 
-The files are copies of runs' ``figures.csv``. A row is one file's method; files whose names differ in ``_seed<N>``
-alone share a row. Run it where README.md lies; ``--check`` changes nothing and exits with 1 where a page is stale.
+The files are copies of runs' ``figures.csv``. Each method of a file has a row; files whose names differ only in
+``_seed<N>`` share rows. Run it in the folder of README.md; ``--check`` changes nothing and exits with 1 if a page is
+stale.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from trajectory_transformer.evaluation.measurements import COLUMNS, Measurement,
 from trajectory_transformer.files import write_whole
 
 SEED = re.compile(r"_seed(\d+)$")
-BEHAVIOR = "behaviour"  # the method of figures of the data, which are the same whatever the run's seed
+BEHAVIOR = "behaviour"  # method of figures of the data, which do not depend on the run's seed
 INTERVALS = "In brackets: 95 % intervals."
 SEVERAL_SEEDS = (
     "Where a row has several seeds: the mean of their values, in square brackets the least and the greatest."
@@ -37,7 +38,7 @@ EXAMPLE = "<!-- table: results/goal/*.csv | success_rate, return_mean -->"
 
 @dataclass(frozen=True)
 class RunFile:
-    """A ``figures.csv`` of one run; ``measurements`` by (method, name)."""
+    """The ``figures.csv`` of one run; ``measurements`` by (method, name)."""
 
     path: str
     facts: RunFacts
@@ -45,7 +46,7 @@ class RunFile:
 
     @property
     def label(self) -> str:
-        """The file's name without its seed."""
+        """Name of the file without its seed."""
         return SEED.sub("", Path(self.path).stem)
 
 
@@ -53,7 +54,7 @@ def read_run(root: Path, path: str) -> RunFile:
     """Read one file under ``root``.
 
     Raises:
-        UserError: it is not a ``figures.csv`` of one run, a figure stands twice, or its name and its lines tell of
+        UserError: it is not a ``figures.csv`` of one run, has a figure twice, or its name and its lines state
             different seeds.
     """
     try:
@@ -73,9 +74,9 @@ def read_run(root: Path, path: str) -> RunFile:
     measurements: dict[tuple[str, str], Measurement] = {}
     for number, (run, measurement) in lines:
         if run != facts:
-            raise UserError(f"{path}, line {number}: is of another run than line 2; a file holds one run")
+            raise UserError(f"{path}, line {number}: belongs to another run than line 2; a file must hold one run")
         if (measurement.method, measurement.name) in measurements:
-            raise UserError(f"{path}, line {number}: {measurement.name} of {measurement.method} stands there twice")
+            raise UserError(f"{path}, line {number}: {measurement.name} of {measurement.method} is repeated")
         measurements[measurement.method, measurement.name] = measurement
     return RunFile(path, facts, measurements)
 
@@ -93,13 +94,13 @@ def _parsed(path: str, number: int, row: dict[str, str]) -> tuple[RunFacts, Meas
 
 @dataclass(frozen=True)
 class Row:
-    """A method in the runs that differ in their seed alone, and its figures in each of those runs."""
+    """A method in runs that differ only in their seed, with its figures in each of them."""
 
     method: str
     runs: list[RunFile]
 
     def measurements(self, name: str) -> list[Measurement]:
-        """One for each run; one in all if it is of the data, and equal; none if the method has no such figure.
+        """Return a measurement per run, a single one for equal figures of the data, or none if there is no such figure.
 
         Raises:
             UserError: some of the runs have it and others do not.
@@ -113,7 +114,7 @@ class Row:
         return measurements[:1] if same else measurements
 
     def cells(self, names: Sequence[str]) -> list[str]:
-        """One line of the table."""
+        """Return the cells of a line of the table."""
         facts = self.runs[0].facts
         columns = [self.measurements(name) for name in names]
         counts = dict.fromkeys(_count(measurements) for measurements in columns if measurements)
@@ -136,7 +137,7 @@ def _value(measurements: Sequence[Measurement]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, or all digits before the point where there are more."""
+    """Format with three significant digits, or with all digits before the decimal point if there are more."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -148,14 +149,14 @@ def _count(measurements: Sequence[Measurement]) -> str:
 
 
 def table(runs: Sequence[RunFile], names: Sequence[str]) -> list[str]:
-    """The lines between the markers: the table, what its brackets are, and the command of each file.
+    """Return the lines between the markers: the table, notes on its brackets, and the command of each file.
 
     Args:
-        runs: in the order of the rows.
-        names: of the figures, a column each. A method that has none of them gets no row.
+        runs: runs in the order of the rows.
+        names: names of the figures, a column each. A method without any of them gets no row.
 
     Raises:
-        UserError: no run has one of the figures, or runs that share rows are of different data.
+        UserError: a figure is in no run, or runs that share rows have different data.
     """
     for name in names:
         if not any(name == known for run in runs for _, known in run.measurements):
@@ -180,14 +181,14 @@ def _rows(group: list[RunFile], names: Sequence[str]) -> list[Row]:
     group = sorted(group, key=lambda run: run.facts.seed)
     for run in group[1:]:
         if (run.facts.dataset, run.facts.env_id) != (group[0].facts.dataset, group[0].facts.env_id):
-            raise UserError(f"{run.path} and {group[0].path} are of different data and cannot share a row")
+            raise UserError(f"{run.path} and {group[0].path} have different data and cannot share a row")
     methods = dict.fromkeys(method for run in group for method, _ in run.measurements)
     rows = [Row(method, group) for method in methods]
     return [row for row in rows if any(row.measurements(name) for name in names)]
 
 
 def pages(root: Path) -> list[Path]:
-    """README.md and the pages of docs/ that a repository has.
+    """Return the repository's README.md and the pages in docs/.
 
     Raises:
         UserError: there is no README.md.
@@ -198,13 +199,13 @@ def pages(root: Path) -> list[Path]:
 
 
 def filled(root: Path, page: Path) -> str:
-    """The text of ``page`` with its tables made anew from the files under ``root``.
+    """Return the text of ``page`` with its tables made from the files under ``root``.
 
     Raises:
-        UserError: a marker is malformed or without its other, or a table cannot be made; with the page and the line.
+        UserError: a marker is malformed or unpaired, or a table cannot be made; names the page and the line.
     """
     lines: list[str] = []
-    opened = 0  # the line of the opening marker that waits for its closing one
+    opened = 0  # line of an opening marker without its closing one, or 0
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         try:
             if line == CLOSING:
@@ -219,7 +220,7 @@ def filled(root: Path, page: Path) -> str:
         if not opened:
             lines.append(line)
     if opened:
-        raise UserError(f"{page.relative_to(root)}, line {opened}: the table does not end; put `{CLOSING}` below it")
+        raise UserError(f"{page.relative_to(root)}, line {opened}: the table has no end; put `{CLOSING}` below it")
     return "\n".join(lines) + "\n"
 
 
@@ -229,7 +230,7 @@ def _table_of(root: Path, marker: str) -> list[str]:
         raise UserError(f"`{marker}` is not a marker such as `{EXAMPLE}`")
     paths = sorted(glob.glob(match[1], root_dir=root))
     if not paths:
-        raise UserError(f"no file is named {match[1]}")
+        raise UserError(f"no file matches {match[1]}")
     return table([read_run(root, path) for path in paths], match[2].split(", "))
 
 

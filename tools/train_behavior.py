@@ -1,8 +1,7 @@
 """Train the behaviour policies that the embedded MuJoCo recipes simulate (Stable-Baselines3).
 
-Soft actor-critic, or proximal policy optimisation, whose steps are worth less and take less time.
-
-Needs the ``behavior`` extra. Writes one ``.npz`` of plain arrays for each snapshot and a CSV log beside them:
+The algorithm is soft actor-critic, or proximal policy optimisation, which needs more but faster steps. Requires the
+``behavior`` extra. Writes one ``.npz`` of plain arrays for each snapshot, and a CSV log beside them:
 
     python -m tools.train_behavior --env Hopper-v5 --steps 300000 --out logs/behavior
 """
@@ -22,7 +21,7 @@ from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[rep
 
 from trajectory_transformer.simulation.policies import Arrays, action_distribution, bounded
 
-# Those of the RL Baselines3 Zoo for Walker2d.
+# Settings of the RL Baselines3 Zoo for Walker2d.
 PPO_SETTINGS = {
     "n_steps": 512, "batch_size": 32, "n_epochs": 20, "learning_rate": 5.05041e-5, "gamma": 0.99, "gae_lambda": 0.95,
     "ent_coef": 0.000585045, "clip_range": 0.1, "max_grad_norm": 1.0, "vf_coef": 0.871923,
@@ -30,7 +29,7 @@ PPO_SETTINGS = {
 
 
 def actor_arrays(model: SAC) -> Arrays:
-    """The tanh-Gaussian actor as float32 arrays: hidden weights (out, in) and biases, then mean and log-std heads."""
+    """Return the tanh-Gaussian actor as float32 arrays: hidden weights (out, in) and biases, mean and log-std heads."""
     actor = model.actor
     layers = [layer for layer in actor.latent_pi if isinstance(layer, torch.nn.Linear)]
     named = {f"hidden_{i}": layer for i, layer in enumerate(layers)} | {"mean": actor.mu, "log_std": actor.log_std}
@@ -42,10 +41,10 @@ def actor_arrays(model: SAC) -> Arrays:
 
 
 def normalized_actor_arrays(model: PPO) -> Arrays:
-    """The Gaussian actor as float32 arrays, with the normalisation of observations in its first layer.
+    """Return the Gaussian actor as float32 arrays, with the observations' normalisation merged into the first layer.
 
-    As :func:`actor_arrays`, but ``log_std`` (action_dim,) does not depend on the observation, and nothing is squashed.
-    Normalised observations are not clipped at 10 deviations, as they are in training.
+    Arrays are those of :func:`actor_arrays`, but ``log_std`` (action_dim,) does not depend on the observation, and
+    actions are not squashed. Unlike in training, normalised observations are not clipped at 10 deviations.
     """
     layers = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)]
     named = {f"hidden_{i}": layer for i, layer in enumerate(layers)} | {"mean": model.policy.action_net}
@@ -62,7 +61,7 @@ def normalized_actor_arrays(model: PPO) -> Arrays:
 
 
 def evaluate(policy: Arrays, env_id: str, episodes: int) -> tuple[float, float]:
-    """Mean return and mean length of ``episodes`` deterministic episodes (seeds 10000, 10001, …)."""
+    """Return the mean return and mean length of ``episodes`` deterministic episodes (seeds 10000, 10001, …)."""
     env = gym.make(env_id)
     returns, lengths = [], []
     for episode in range(episodes):
@@ -79,7 +78,7 @@ def evaluate(policy: Arrays, env_id: str, episodes: int) -> tuple[float, float]:
 
 
 class SnapshotCallback(BaseCallback):
-    """Every ``every`` steps: evaluate, write the actor's arrays, append a row to ``log.csv``."""
+    """Callback that, every ``every`` steps, evaluates, writes the actor's arrays and appends a row to ``log.csv``."""
 
     def __init__(self, env_id: str, every: int, out: Path) -> None:
         super().__init__()

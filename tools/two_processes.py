@@ -1,6 +1,6 @@
-"""Tokens per second of one process, of two that share each update (DDP), and of two that do not, a thread each.
+"""Benchmark of two processes: tokens per second of one, of two that share each update (DDP), and of two separate ones.
 
-``python -m tools.two_processes``, on a machine with two cores that nobody else uses.
+``python -m tools.two_processes``, on a machine with two otherwise idle cores; each process has one thread.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MODELS = {"tiny": (replace(TINY, numerical_embedding=256), 64, 40), "base": (BAS
 
 
 def train(name: str, processes: int) -> None:
-    """Print the speed of all processes together, each of which has the same number of windows in an update."""
+    """Print the total speed of all processes, each with the same number of windows per update."""
     model, batch, updates = MODELS[name]
     source = {"_target_": "tools.large_set.RandomSet", "steps": 100_000}
     config = TrainConfig(
@@ -43,7 +43,7 @@ def start(name: str, processes: int) -> subprocess.Popen[str]:
 
 
 def speed(process: subprocess.Popen[str]) -> float:
-    """What a started process says, once it has ended."""
+    """Wait for a started process, and return the speed that it printed."""
     return float(next(line.split()[1] for line in process.communicate()[0].splitlines() if line.startswith("tokens/s")))
 
 

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, so that what cannot fit is refused before it is allocated."""
+"""The memory available to this process, so that a request too large for it is refused before it is allocated."""
 
 import math
 import os
@@ -11,7 +11,7 @@ GIGABYTE = 10**9
 
 
 def available_memory() -> float:
-    """Bytes that are free for this process on this machine: within its limits, in its container; ∞ if nobody says."""
+    """Return the bytes free for this process, within its limits and its container; infinity if unknown."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     free = math.inf if limit == resource.RLIM_INFINITY else limit - _kilobytes("/proc/self/status", "VmSize:", 0.0)
     machine = _kilobytes("/proc/meminfo", "MemAvailable:", math.inf) + _kilobytes("/proc/meminfo", "SwapFree:", 0.0)
@@ -19,9 +19,9 @@ def available_memory() -> float:
 
 
 def require_memory(needed: float, available: float, what: str, remedy: str) -> None:
-    """Refuse, with a UserError, what takes ``needed`` bytes at least where fewer are ``available``.
+    """Raise UserError if at least ``needed`` bytes are required and fewer are ``available``.
 
-    ``what`` begins the sentence, its verb included, and ``remedy`` ends it.
+    ``what`` is the beginning of the message, including its verb; ``remedy`` is its end.
     """
     if needed > available:
         raise UserError(
@@ -31,7 +31,7 @@ def require_memory(needed: float, available: float, what: str, remedy: str) -> N
 
 
 def _container() -> float:
-    """What the control group leaves, caches that can be dropped not counted."""
+    """Return the bytes left in the control group; caches that can be dropped count as free."""
     group = Path("/sys/fs/cgroup")
     try:
         path = next(line[3:] for line in _lines("/proc/self/cgroup") if line.startswith("0::"))
@@ -41,12 +41,12 @@ def _container() -> float:
         used = int((folder / "memory.current").read_text(encoding="ascii"))
         droppable = next(line.split()[1] for line in _lines(folder / "memory.stat") if line.startswith("inactive_file"))
         return int(most) - used + int(droppable)
-    except (OSError, StopIteration, ValueError):  # no such thing, or "max"
+    except (OSError, StopIteration, ValueError):  # no control group, or its limit is "max"
         return math.inf
 
 
 def _kilobytes(file: str, name: str, otherwise: float) -> float:
-    """The bytes in a line such as ``MemFree:  12 kB``."""
+    """Return the bytes given by a line such as ``MemFree:  12 kB``."""
     try:
         return next(int(line.split()[1]) * 1024 for line in _lines(file) if line.startswith(name))
     except (OSError, StopIteration):

@@ -1,10 +1,10 @@
-"""Objects built from ``_target_`` options, and who may choose what is imported for them.
+"""Objects built from ``_target_`` options, and the rules for what may be imported to build them.
 
-- What a user types on the command line, or writes in a YAML file of their own, may name any importable class.
-- What is read from a file (a checkpoint, a data set, a run folder) imports and builds nothing but classes of this
-  package, and of packages that the user names in ``allow``.
+- A command line, or a YAML file that the user wrote, may name any importable class.
+- A file that is read (a checkpoint, a data set, a run folder) may name only classes of this package and of the
+  packages that the user lists in ``allow``.
 
-Either way the class must be of the kind that the place is for. There is no other way from a name to code.
+In both cases the class must be a subclass of the one expected there. No other code turns a name into code.
 """
 
 import difflib
@@ -18,23 +18,25 @@ from typing import Any, TypeVar, cast
 from .errors import UserError
 
 PACKAGE = __name__.partition(".")[0]
-TYPED_BY_USER: None = None  # in place of ``allow``: the user's own words, which may name anything
+TYPED_BY_USER: None = None  # value of ``allow`` for options that the user gave: they may name anything
 
 Kind = TypeVar("Kind")
 
 
 def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | None) -> Kind:
-    """The object that ``spec`` describes.
+    """Build the object that ``spec`` describes.
 
     Args:
-        spec: a class's dotted name under ``_target_``, and its arguments, in which further such mappings are built
-            first; those of a dataclass are checked against its types. An object of the right kind is returned as is.
-        kind: of the class, or a parent of it.
-        place: the option's name, for messages.
-        allow: packages besides this one that ``spec``, which comes from a file, may name; :data:`TYPED_BY_USER`: any.
+        spec: mapping with a class's dotted name under ``_target_`` and its arguments, in which nested mappings of this
+            form are built first; arguments of a dataclass are checked against its types. An instance of ``kind`` is
+            returned unchanged.
+        kind: the expected class; subclasses are accepted.
+        place: name of the option, for messages.
+        allow: packages besides this one that a ``spec`` read from a file may name; :data:`TYPED_BY_USER` allows any.
 
     Raises:
-        UserError: the class does not exist, is of another kind or not allowed, or an argument is unknown or ill-typed.
+        UserError: the class does not exist, is not a ``kind`` or is not allowed, or an argument is unknown or has the
+            wrong type.
     """
     if isinstance(spec, kind) and not isinstance(spec, Mapping):
         return spec
@@ -48,7 +50,7 @@ def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | Non
 
 
 def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None) -> type[Kind]:
-    """The class named ``path``; arguments and errors as of :func:`build`."""
+    """Return the class named ``path``; arguments and errors are those of :func:`build`."""
     _require_allowed(path, path, place, allow)
     module, _, name = path.rpartition(".")
     try:
@@ -64,7 +66,7 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
 
 
 def require_modules(modules: Sequence[str], place: str, allow: Sequence[str] | None) -> None:
-    """Refuse, with a UserError, modules that are not there or, if ``allow`` is given, in no package of it.
+    """Raise UserError for modules that do not exist or, if ``allow`` is given, are outside its packages.
 
     Nothing is imported.
     """
@@ -82,7 +84,7 @@ def require_modules(modules: Sequence[str], place: str, allow: Sequence[str] | N
 
 
 def import_modules(modules: Sequence[str], place: str) -> None:
-    """Import what the user has named, for what that registers; UserError where it fails, with its traceback."""
+    """Import modules that the user named, for their side effects; a failure raises UserError with its traceback."""
     for module in modules:
         try:
             importlib.import_module(module)
@@ -92,27 +94,27 @@ def import_modules(modules: Sequence[str], place: str) -> None:
 
 
 def require_options(spec: Mapping[str, object], place: str, given: Sequence[str] = ()) -> None:
-    """Refuse a user's ``spec`` with options that its class lacks, beside those ``given`` where the object is made."""
+    """Raise UserError if ``spec`` has options that its class does not take, besides those ``given`` by the program."""
     options = {name: value for name, value in spec.items() if name != "_target_"}
     found = locate(str(spec["_target_"]), object, place, TYPED_BY_USER)
     _require_parameters(found, options | dict.fromkeys(given), place)
 
 
 def targets_in(spec: object) -> list[str]:
-    """All values of ``_target_`` in nested mappings and lists, in order."""
+    """Return all values of ``_target_`` in nested mappings and lists, in order."""
     own = [str(spec["_target_"])] if isinstance(spec, Mapping) and "_target_" in spec else []
     inner = spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, (list, tuple)) else ()
     return own + [target for value in inner for target in targets_in(value)]
 
 
 def packages_in(spec: object) -> tuple[str, ...]:
-    """The packages that a file made from ``spec``, a user's own words, may name: those named, and those that define."""
+    """Return the packages that a file made from the user's ``spec`` may name: those named or defining its classes."""
     found = {path: locate(path, object, "_target_", TYPED_BY_USER).__module__ for path in targets_in(spec)}
     return tuple(dict.fromkeys(name.partition(".")[0] for pair in found.items() for name in pair))
 
 
 def require_allowed(spec: object, place: str, allow: Sequence[str]) -> None:
-    """Refuse, with a UserError, what a file names anywhere in ``spec`` outside this package and ``allow``."""
+    """Raise UserError if ``spec``, read from a file, names a class outside this package and ``allow``."""
     for target in targets_in(spec):
         _require_allowed(target, target, place, allow)
 
@@ -151,14 +153,14 @@ def _require_parameters(found: type, arguments: Mapping[str, object], place: str
 
 
 def _typed_dataclass(found: type, arguments: Mapping[str, object], place: str) -> object:
-    """An instance whose plain options have the types of its fields, as the command line's own options have."""
+    """Build a dataclass, with its plain options converted to the types of its fields as on the command line."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException, ValidationError
 
     plain = {name: value for name, value in arguments.items() if OmegaConf.is_config(value) or _is_plain(value)}
     try:
         schema = OmegaConf.structured(found)
-    except (OmegaConfBaseException, ValueError):  # it has fields that are no plain options
+    except (OmegaConfBaseException, ValueError):  # some fields are not plain options
         return found(**arguments)
     try:
         typed = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(schema, plain)))

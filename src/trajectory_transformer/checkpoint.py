@@ -1,6 +1,6 @@
-"""A trained network with all that gives its numbers a meaning, as one typed record of what ``checkpoint_file`` keeps.
+"""Typed record of a checkpoint: a trained network with the data, options and spaces needed to use it.
 
-Reading builds and imports nothing that the file names.
+Reading a checkpoint imports and builds nothing that the file names.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from .errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# Checkpoints from before learners had options of their own say the kind alone.
+# Checkpoints written before learners had options record only the kind.
 _LEARNERS_BY_KIND = {
     "transformer": "trajectory_transformer.learners.transformer.TransformerLearner",
     "iql": "trajectory_transformer.learners.iql.ImplicitQLearning",
@@ -32,14 +32,14 @@ _LEARNERS_BY_KIND = {
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A data set as a checkpoint remembers it."""
+    """The facts about a data set that a checkpoint records."""
 
-    ids: tuple[str, ...]  # of the sets that were joined
+    ids: tuple[str, ...]  # ids of the sets that were joined
     fingerprint: str  # SHA-256 of all arrays, in hexadecimal
     returns: Tensor  # (episodes,) float64 undiscounted returns of the behaviour
     reference_scores: tuple[float, float] | None  # (minimum, maximum) return for normalised scores
     reference_source: str  # "dataset", "d4rl" or "none"
-    longest_episode: int | None = None  # steps; None in checkpoints from before it was kept
+    longest_episode: int | None = None  # steps; None in older checkpoints, which do not record it
 
     @classmethod
     def of(cls, data: OfflineData) -> "DatasetRecord":
@@ -61,36 +61,36 @@ class DatasetRecord:
         return record
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values and a tensor; :meth:`from_dict` restores it."""
+        """Return plain values and a tensor, from which :meth:`from_dict` restores the record."""
         scores = self.reference_scores
         return {**vars(self), "ids": list(self.ids), "reference_scores": None if scores is None else list(scores)}
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The data, options and purpose that a network was trained with."""
+    """The data, options and purpose of a trained network."""
 
     kind: str  # short name of the learner, such as "transformer"
     learner: Mapping[str, Any]  # its _target_ and options, as building.build takes them
     environment: EnvironmentSpec  # the data's spaces, and the environment to act in
     dataset: DatasetRecord
-    data: DataConfig  # how the data were cut
+    data: DataConfig  # options by which the data were cut into windows
     seed: int
-    planner: PlannerConfig | None = None  # of an agent that plans
-    discretizer: Discretizer | None = None  # of a model of tokens
-    value_r2: float | None = None  # share of held-out returns-to-go's variance that it last explained
+    planner: PlannerConfig | None = None  # of a learner that plans
+    discretizer: Discretizer | None = None  # of a learner that models tokens
+    value_r2: float | None = None  # share of the variance of held-out returns-to-go that the last validation explained
 
     @classmethod
     def of(
         cls, kind: str, config: TrainConfig, data: OfflineData, discretizer: Discretizer | None = None
     ) -> "TrainingRecord":
-        """The record of a run; with a discretiser, of one that plans."""
+        """Return the record of a run; a discretiser marks a run whose agent plans."""
         planner = None if discretizer is None else config.planner
         about = (DatasetRecord.of(data), config.data, config.seed)
         return cls(kind, config.learner, data.environment, *about, planner, discretizer)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values and tensors: the checkpoint's own section, without the network's sizes."""
+        """Return plain values and tensors: the checkpoint's section of this project, without the network's sizes."""
         parts = {"format": FORMAT, **vars(self), "learner": dict(self.learner), "data": asdict(self.data)}
         parts |= {name: parts[name].to_dict() for name in ("environment", "dataset")}
         parts["planner"] = None if self.planner is None else asdict(self.planner)
@@ -99,7 +99,7 @@ class TrainingRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainingRecord":
-        """From :meth:`to_dict`, or what earlier versions wrote; else raises KeyError, TypeError or ValueError."""
+        """Restore a record of this or an earlier version; raises KeyError, TypeError or ValueError for other values."""
         kind = str(values.get("kind", "transformer"))
         named = {"_target_": _LEARNERS_BY_KIND[kind]} if kind in _LEARNERS_BY_KIND else None
         learner = named if values.get("learner") is None else values["learner"]
@@ -124,7 +124,7 @@ class TrainingRecord:
 
 
 def _environment(values: Mapping[str, Any]) -> EnvironmentSpec:
-    """The environment of a record, every field of its type, as many bounds as its shapes have numbers."""
+    """Return the environment of a record, with the types of its fields and the number of its bounds checked."""
     spec = EnvironmentSpec.from_dict(values)
     validate("environment.", spec)
     for space in (spec.observation, spec.action):
@@ -142,7 +142,7 @@ def _environment(values: Mapping[str, Any]) -> EnvironmentSpec:
 
 @contextlib.contextmanager
 def fitting_parts(name: str) -> Iterator[None]:
-    """Turns the errors of putting a checkpoint's contents together into a UserError that names its file."""
+    """Convert errors raised while a checkpoint's contents are assembled into a UserError that names its file."""
     try:
         yield
     except (LookupError, TypeError, RuntimeError, ValueError, AttributeError, OverflowError, UserError) as error:
@@ -150,7 +150,7 @@ def fitting_parts(name: str) -> Iterator[None]:
 
 
 def require_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError about the first of ``expected`` that ``weights`` lack or have in another shape."""
+    """Raise ValueError for the first tensor of ``expected`` that ``weights`` lack or hold in another shape."""
     for name, tensor in expected.items():
         if name not in weights:
             raise ValueError(f"the tensor '{name}' is missing")
@@ -163,23 +163,23 @@ def require_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 class Checkpoint:
     """The contents of a ``.ckpt`` file."""
 
-    name: str  # the file, for messages
+    name: str  # path of the file, for messages
     training: TrainingRecord
-    model: Mapping[str, Any]  # plain values that rebuild the network, beside the spaces
+    model: Mapping[str, Any]  # plain values from which, with the spaces, the network is rebuilt
     state_dict: Mapping[str, Tensor]  # of the training module, on the CPU
 
     @classmethod
     def read(cls, path: str | Path) -> "Checkpoint":
-        """Read and verify a file.
+        """Read and verify a checkpoint file.
 
         Raises:
-            UserError: it is missing, damaged, not one of ours, or its parts do not fit together.
+            UserError: it is missing, damaged, not a checkpoint of this project, or its parts do not fit together.
         """
         return cls.from_contents(read_checkpoint(path), str(path))
 
     @classmethod
     def from_contents(cls, contents: Mapping[str, Any], name: str = "the checkpoint") -> "Checkpoint":
-        """From what :func:`~.checkpoint_file.read_checkpoint` returned; raises as :meth:`read`."""
+        """Return the record of what :func:`~.checkpoint_file.read_checkpoint` returned; raises as :meth:`read`."""
         section = contents[SECTION]
         with fitting_parts(name):
             checkpoint = cls(name, TrainingRecord.from_dict(section), section["model"], contents["state_dict"])
@@ -187,21 +187,21 @@ class Checkpoint:
         return checkpoint
 
     def weights(self, part: str) -> dict[str, Tensor]:
-        """The ``state_dict`` of one attribute of the training module, such as "model"."""
+        """Return the ``state_dict`` of one attribute of the training module, such as "model"."""
         prefix = f"{part}."
         return {k.removeprefix(prefix): value for k, value in self.state_dict.items() if k.startswith(prefix)}
 
     def build(
         self, part: str, make: Callable[[], Network], outline: Callable[[], Mapping[str, Tensor]] | None = None
     ) -> Network:
-        """The network that ``make`` builds, with the weights of an attribute of the training module.
+        """Build a network by ``make`` and load the weights of an attribute of the training module into it.
 
-        Nothing of the sizes that the file states is built before its weights are found to have them.
+        No memory is allocated for the sizes that the file states before its weights are found to have these sizes.
 
         Args:
             part: name of the attribute, such as "model".
             make: builds the network.
-            outline: gives the shapes that must fit beforehand, on a device without memory; None: those of ``make``.
+            outline: returns tensors of the expected shapes, on the meta device; None takes those of ``make``.
 
         Raises:
             UserError: the weights do not fit.
@@ -216,7 +216,7 @@ class Checkpoint:
         return network
 
     def require_kind(self, kind: str) -> None:
-        """Refuse a checkpoint of another learner with a UserError."""
+        """Raise UserError for a checkpoint of another learner."""
         require(
             self.training.kind == kind,
             f"checkpoint '{self.name}' was trained with learner={self.training.kind}, and one of learner={kind} is "
@@ -224,7 +224,7 @@ class Checkpoint:
         )
 
     def require_same_data(self, option: str, environment: EnvironmentSpec, fingerprint: str) -> None:
-        """Refuse, with a UserError that names ``option``, a network of other dimensions or data than a model's."""
+        """Raise UserError, naming ``option``, if the network's dimensions or data differ from the model's."""
         ours = self.training.environment
         for kind in ("observation", "action"):
             other, own = getattr(ours, f"{kind}_dim"), getattr(environment, f"{kind}_dim")
@@ -244,7 +244,7 @@ class Checkpoint:
         )
 
     def require_same_split(self, option: str, data: DataConfig, seed: int) -> None:
-        """Refuse, with a UserError that names ``option``, a network that other episodes were held out from."""
+        """Raise UserError, naming ``option``, if the network was trained with another set of held-out episodes."""
         ours = self.training
         for name, other, own in (
             ("seed", ours.seed, seed),

@@ -1,4 +1,4 @@
-"""One file that stands alone: written whole or not at all, and verified to the last bit before it is read.
+"""The file format of checkpoints: written completely or not at all, and verified to the last bit before it is read.
 
 ::
 
@@ -27,9 +27,9 @@ from .errors import UserError
 from .files import checkpoints_near, write_whole
 
 FORMAT = 1
-SECTION = "trajectory_transformer"  # the key under which everything but weights and training state lies
+SECTION = "trajectory_transformer"  # key of everything except weights and training state
 
-DEEPEST = 100  # containers within each other
+DEEPEST = 100  # levels of nested containers
 _BYTEARRAYS = (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n")  # as pickles name it, now and in Python 2
 
 _COMMENT = b"trajectory-transformer sha256:"
@@ -39,7 +39,7 @@ _ZIP_END_LENGTH = 22  # the end record without a comment; its last two bytes are
 
 
 def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) -> None:
-    """Save ``contents`` so that ``path`` holds either the whole new file or what it held before.
+    """Save ``contents`` so that ``path`` holds either the complete new file or its previous contents.
 
     Args:
         path: the final name; missing folders are made.
@@ -69,7 +69,7 @@ def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) 
 
 
 def _on_cpu(value: Any) -> Any:
-    """``value`` with all tensors on the CPU, so that a file from a GPU loads on a machine without one."""
+    """Return ``value`` with all tensors on the CPU, so that a file from a GPU loads on a machine without one."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):
@@ -78,11 +78,11 @@ def _on_cpu(value: Any) -> Any:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file of :func:`write_checkpoint`, tensors on the CPU. Nothing in it is ever executed.
+    """Read a file that :func:`write_checkpoint` wrote, with tensors on the CPU; nothing in it is executed.
 
     Raises:
-        UserError: the file is missing, empty, cut short, altered by as much as one bit, or not one of ours, or one of
-            its weights is NaN or infinite.
+        UserError: the file is missing, empty, truncated, altered in any bit, or not of this project, or one of its
+            weights is NaN or infinite.
     """
     path = Path(path)
     try:
@@ -123,10 +123,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def why_inflating(data: bytes) -> str | None:
-    """The end of a sentence about an archive that would take more memory than it has bytes; None for any other file.
+    """Return the end of a message about an archive that would need more memory than its size; None for any other file.
 
-    ``torch.save`` compresses nothing, so that whatever is compressed, or shares its bytes, is no work of its. Of what
-    torch lets a pickle call, ``bytearray(n)`` alone makes n bytes of nothing.
+    ``torch.save`` does not compress, so it did not write an archive with compressed or overlapping entries. Of the
+    calls that torch allows in a pickle, only ``bytearray(n)`` allocates n bytes that are not in the file.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -137,14 +137,14 @@ def why_inflating(data: bytes) -> str | None:
                 made = any(call in pickled for pickled in pickles for call in _BYTEARRAYS)
                 return "makes a bytearray, of any size, which no network here has; it was not loaded" if made else None
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return None  # an older format of torch's, or damaged: others say so
+        return None  # an older format of torch, or damaged: reported elsewhere
     return f"is compressed: {len(data):,} bytes would become {total:,}, which torch.save never writes; it was not read"
 
 
 def _why_unlike_stored(contents: Any, stored: int) -> str | None:
-    """The end of a sentence about what is larger than the ``stored`` bytes of its file: a tensor, or all values.
+    """Return the end of a message about contents larger than the ``stored`` bytes of their file, or None.
 
-    A tensor can repeat one number, and lists can hold each other again and again, each twice the one before.
+    A tensor can repeat one number, and nested lists that share entries can double in size at each level.
     """
     count, left = 0, [(contents, 0)]
     while left:
@@ -160,13 +160,13 @@ def _why_unlike_stored(contents: Any, stored: int) -> str | None:
 
 
 def not_finite(weights: Mapping[str, Any]) -> str | None:
-    """Name of the first tensor of real numbers that holds NaN or infinity, or None."""
+    """Return the name of the first tensor that holds NaN or infinity, or None."""
     tensors = ((name, value) for name, value in weights.items() if isinstance(value, torch.Tensor))
     return next((name for name, value in tensors if not torch.isfinite(value).all()), None)
 
 
 def _what_is_wrong(data: bytes) -> str | None:
-    """The end of a sentence about a file that is not as :func:`write_checkpoint` left it."""
+    """Return the end of a message about a file that :func:`write_checkpoint` did not write, or that was altered."""
     body, digest = data[:-_DIGEST_LENGTH], data[-_DIGEST_LENGTH:]
     if not data:
         return "is empty"
@@ -174,7 +174,7 @@ def _what_is_wrong(data: bytes) -> str | None:
         whole = hashlib.sha256(body).hexdigest().encode() == digest
         return None if whole else "is damaged: its SHA-256 does not match its contents; restore it from a copy"
     if not data.startswith(_ZIP_START):
-        return "is not a checkpoint of this project (it is no archive at all); it was not loaded"
+        return "is not a checkpoint of this project (it is not an archive); it was not loaded"
     if data[-_ZIP_END_LENGTH:].startswith(_ZIP_END):
         return "is an archive that this project did not write; it was not loaded"
     return "is cut short or damaged: its end is missing; restore it from a copy"

@@ -8,25 +8,25 @@ from .errors import UserError
 
 
 def dataset_root() -> Path:
-    """The folder of all data sets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
+    """Return the folder of all data sets: ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``."""
     chosen = os.environ.get("MINARI_DATASETS_PATH")
     return Path(chosen) if chosen else Path.home() / ".minari" / "datasets"
 
 
 def dataset_folder(dataset_id: str) -> Path:
-    """The folder of a data set that is on disk; raises UserError where the id is none."""
+    """Return the folder of a data set; raises UserError for a malformed id."""
     if not re.fullmatch(r"[-\w]+(/[-\w]+)*-v\d+", dataset_id):
         raise UserError(f"data.dataset_id='{dataset_id}' is not a Minari id such as mujoco/hopper/medium-v0")
     return dataset_root() / dataset_id
 
 
 def is_on_disk(dataset_id: str) -> bool:
-    """True if there is such a data set, whole or damaged; a damaged one is refused when it is opened, not replaced."""
+    """Return True if the data set is on disk; a damaged one counts, and is refused when it is opened, not replaced."""
     folder = dataset_folder(dataset_id) / "data"
     try:
         return folder.exists()
     except OSError as error:
         raise UserError(
-            f"data set '{dataset_id}' in '{folder}' cannot be looked for ({error.strerror}); you need the right to "
-            "read that folder, or name another in MINARI_DATASETS_PATH"
+            f"data set '{dataset_id}' in '{folder}' cannot be read ({error.strerror}); get permission to read that "
+            "folder, or name another in MINARI_DATASETS_PATH"
         ) from None

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, and the exit codes that tell of them."""
+"""Signals that ask a process to end, and their exit codes."""
 
 import signal
 
@@ -6,6 +6,6 @@ EXITS_BY_SIGNAL = tuple(128 + number for number in (signal.SIGINT, signal.SIGTER
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """SIGTERM, and SIGHUP, which tells of a lost terminal, unless that is ignored, as under nohup."""
+    """Return SIGTERM, and SIGHUP (the terminal was closed) unless that is ignored, as under nohup."""
     is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return (signal.SIGTERM,) if is_ignored else (signal.SIGTERM, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""The exception for mistakes that a user can correct."""
 
 import traceback
 from pathlib import Path
@@ -10,7 +10,7 @@ class UserError(ValueError):
 
     @classmethod
     def of_own_code(cls, message: str, cause: BaseException) -> Self:
-        """A mistake in code of the user's own; its traceback, from where it was called on, is a note to be printed."""
+        """Return an error about the user's own code, with the part of the traceback that lies in it as a note."""
         error, inner = cls(message), cause.__traceback__
         while inner is not None and Path(inner.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
             inner = inner.tb_next

@@ -1,4 +1,4 @@
-"""Files and folders: by which process they are written, whole or not at all; and checkpoints named wrongly."""
+"""Writing files atomically and by one process, locks on folders, and messages about files that cannot be read."""
 
 import contextlib
 import errno
@@ -14,26 +14,26 @@ from typing import IO, Self
 
 from .errors import UserError
 
-PARTIAL = ".partial"  # ends the name of a file that is being written
-LOCK = ".lock"  # in a folder that a process has, or had, to itself
-SLURM_OWN_STEPS = 0xFFFFFFF0  # from this number on: SLURM's batch script, interactive shell, and the like
-SLURM_SHELLS = ("bash", "interactive")  # job names that Lightning takes for a shell in which one works by hand
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what a file system without locks says
+PARTIAL = ".partial"  # end of the name of a file that is being written
+LOCK = ".lock"  # name of the lock file in a folder
+SLURM_OWN_STEPS = 0xFFFFFFF0  # step numbers from here on are SLURM's batch script, interactive shell and the like
+SLURM_SHELLS = ("bash", "interactive")  # job names that Lightning takes for an interactive shell
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # errors of a file system without locks
 
 
 class FolderInUseError(UserError):
-    """Another process, which is still there, has the folder to itself."""
+    """The folder is locked by another process that is still running."""
 
 
 class FolderLock:
-    """A folder that this process alone works in, until :meth:`release`, the end of a ``with``, or its own end.
+    """Exclusive lock on a folder, held until :meth:`release`, the end of a ``with`` block, or the end of the process.
 
-    The kernel keeps the lock, so that no holder leaves one behind, however it ends. Another ``file`` is another lock.
-    A file system that knows no locks gives none, and refuses nobody. With ``wait``, it waits for another holder's end.
+    The kernel keeps the lock, so it never outlives its process. Each ``file`` is a lock of its own. On a file system
+    without locks, every process gets the lock. With ``wait``, the constructor blocks until the lock is free.
 
     Raises:
-        FolderInUseError: another process, or another lock of this one, holds it.
-        OSError: nothing can be written in the folder.
+        FolderInUseError: another process, or another lock object of this process, holds it.
+        OSError: the folder is not writable.
     """
 
     _files: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()  # of the locks that this process holds
@@ -43,7 +43,7 @@ class FolderLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.fstat(self._file.fileno()).st_nlink == 0:
-                raise BlockingIOError  # by a process that took the folder for a dead one's, and removed it
+                raise BlockingIOError  # the folder was removed by a process that took it for a dead one's
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._file.flush()
@@ -61,7 +61,7 @@ class FolderLock:
         self._files.add(self._file)
 
     def release(self) -> None:
-        """Let others have the folder. The file stays: whoever waits for the lock has it open."""
+        """Release the lock. The file stays, because a process that waits for the lock has it open."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -72,7 +72,7 @@ class FolderLock:
 
     @classmethod
     def close_all(cls) -> None:
-        """In a process that was forked: a child that outlives the holder must not keep its locks."""
+        """Close the locks in a forked child, so that a child that outlives the holder does not keep them."""
         for file in cls._files:
             file.close()
 
@@ -81,29 +81,31 @@ os.register_at_fork(after_in_child=FolderLock.close_all)
 
 
 def is_in_use(folder: Path) -> bool:
-    """True if a process holds the folder's lock."""
+    """Return True if a process holds the folder's lock."""
     try:
         FolderLock(folder).release()
     except FolderInUseError:
         return True
-    except OSError:  # no such folder, or one that cannot be written in
+    except OSError:  # no such folder, or not writable
         return False
     return False
 
 
 @contextlib.contextmanager
 def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in ``parent``, to prepare files in; removed at the end or, where it was killed, by the next one.
+    """Make a temporary folder in ``parent``; it is removed at the end or, if the process was killed, by the next call.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     for left in parent.glob(f"{prefix}*"):
         with contextlib.suppress(FolderInUseError, OSError), FolderLock(left):
             shutil.rmtree(left, ignore_errors=True)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        with contextlib.suppress(FolderInUseError, FileNotFoundError):  # just taken for a dead process's
+        with contextlib.suppress(
+            FolderInUseError, FileNotFoundError
+        ):  # just removed by a process that took it for a dead one's
             lock = FolderLock(folder)
             break
     try:
@@ -114,7 +116,7 @@ def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def is_first_process() -> bool:
-    """This process is the one that writes files: rank 0, also where SLURM or torchrun start every rank."""
+    """Return True in the process that writes files: rank 0, also when SLURM or torchrun start every rank."""
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     names = ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
@@ -122,14 +124,14 @@ def is_first_process() -> bool:
 
 
 def slurm_step() -> str | None:
-    """The number of the srun step that this process is a task of; None elsewhere, as in a batch script itself."""
+    """Return the number of the srun step that this process belongs to; None outside of one, as in a batch script."""
     step = os.environ.get("SLURM_STEP_ID", "")
     own = not step.isdecimal() or int(step) >= SLURM_OWN_STEPS or os.environ.get("SLURM_JOB_NAME") in SLURM_SHELLS
     return None if own else step
 
 
 def write_whole(file: Path, content: str | bytes | bytearray) -> None:
-    """Replace ``file`` at once: another process reads all of it, or what was there before.
+    """Replace ``file`` atomically: other processes read either all of it or its previous contents.
 
     Raises:
         OSError: it cannot be written; nothing partial is left behind, unless the process is killed.
@@ -145,7 +147,7 @@ def write_whole(file: Path, content: str | bytes | bytearray) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # the new name itself survives a power cut, where the file system allows it
+    with contextlib.suppress(OSError):  # make the new name survive a power cut, if the file system supports it
         descriptor = os.open(file.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -154,7 +156,7 @@ def write_whole(file: Path, content: str | bytes | bytearray) -> None:
 
 
 def writable_folder(option: str, folder: str) -> Path:
-    """The folder that an option names, made where it is missing; UserError if nothing can be written in it."""
+    """Return the folder that an option names, making it if needed; raises UserError if it is not writable."""
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -166,13 +168,13 @@ def writable_folder(option: str, folder: str) -> Path:
 
 
 def remove_partial_files(directory: str | os.PathLike[str]) -> None:
-    """Delete what writers that were killed left behind in ``directory``."""
+    """Delete the partial files that killed processes left in ``directory``."""
     for leftover in Path(directory).glob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)
 
 
 def write_output(what: str, file: Path, content: str | bytes | bytearray) -> None:
-    """As :func:`write_whole`, in a folder that is made where it is missing, or raise UserError about ``what``."""
+    """Write ``file`` by :func:`write_whole`, making its folder if needed; an error raises UserError about ``what``."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
@@ -181,31 +183,31 @@ def write_output(what: str, file: Path, content: str | bytes | bytearray) -> Non
 
 
 def reading_remedy(error: BaseException, path: Path, otherwise: str) -> str:
-    """What to do about an error while ``path``, a file or a folder, was read: ``otherwise`` where its contents are bad.
+    """Return the remedy for an error raised while reading ``path``, a file or folder; ``otherwise`` if it is damaged.
 
-    The end of a sentence, from its semicolon on.
+    The result is the end of a message, beginning with its semicolon.
     """
     number = getattr(error, "errno", None)
     if number in (errno.EACCES, errno.EPERM):
-        return f"; you may not read it: `chmod -R u+rX '{path}'`, or ask whom it belongs to"
+        return f"; you may not read it: `chmod -R u+rX '{path}'`, or ask its owner"
     if number in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK) or "unable to lock file" in str(error):
         return (
-            "; another process has locked it: wait until that one has written it, or set HDF5_USE_FILE_LOCKING=FALSE "
-            "where a network file system knows no locks"
+            "; another process has locked it: wait until it has finished, or set HDF5_USE_FILE_LOCKING=FALSE "
+            "on a network file system without locks"
         )
     if number in (errno.EMFILE, errno.ENFILE):
         return "; too many files are open: end other programs, or raise the limit with `ulimit -n`"
     if number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO):
-        return "; the disk or the network file system fails: the set may be whole, so try again once that is mended"
+        return "; the disk or the network file system has failed: repair it and try again, the data set may be intact"
     if number == errno.ENOMEM or isinstance(error, MemoryError):
-        return "; there is not enough memory free to read it"
+        return "; there is not enough free memory to read it"
     if isinstance(error, ImportError):
         return "; a package that reads this format is missing: pip install 'trajectory-transformer[arrow]'"
     return otherwise
 
 
 def require_file(checkpoint: str) -> None:
-    """Refuse a checkpoint that is not there, naming those nearby, before torch is imported to read it."""
+    """Raise UserError for a checkpoint that does not exist, naming those nearby, without importing torch."""
     path = Path(checkpoint)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -213,7 +215,7 @@ def require_file(checkpoint: str) -> None:
 
 
 def checkpoints_near(path: Path) -> str:
-    """Other checkpoints near a missing one, as the end of a sentence."""
+    """Return the end of a message that lists other checkpoints near a missing one."""
     folder = path if path.is_dir() else path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent

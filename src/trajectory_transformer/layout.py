@@ -1,4 +1,4 @@
-"""The layout of a transition: the only owner of [observation | action | reward | value]."""
+"""The layout of a transition's tokens, [observation | action | reward | value]; no other module defines it."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +13,7 @@ class TransitionLayout:
     ::
 
         position   0 … O-1        O … O+A-1    O+A       O+A+1
-                   observation    action       reward    value (discounted return-to-go, without the reward itself)
+                   observation    action       reward    value (discounted return-to-go from the next step on)
     """
 
     observation_dim: int  # O ≥ 1
@@ -52,5 +52,5 @@ class TransitionLayout:
         return {kind: slice(*ends) for kind, ends in zip(TOKEN_KINDS, pairwise(starts), strict=True)}
 
     def block_size(self, sequence_length: int) -> int:
-        """Tokens that a model trained on windows of ``sequence_length`` transitions sees: the last one is a target."""
+        """Return the number of input tokens for ``sequence_length`` transitions; the last token is only a target."""
         return sequence_length * self.transition_dim - 1

@@ -1,4 +1,4 @@
-"""Progress of what takes long, for people who watch and for logs that they read later."""
+"""Progress of long computations, as a bar in a terminal or as lines in a log."""
 
 import threading
 from datetime import timedelta
@@ -13,11 +13,11 @@ PLAIN_LINE_SECONDS = 30.0  # between lines of progress where there is no termina
 
 
 class WorkProgress(Progress):
-    """A bar on standard error, with the time that remains; without a terminal, a line of the same every 30 s.
+    """A progress bar on standard error with the remaining time; without a terminal, a line of text every 30 s.
 
     Args:
         text: Rich's template of the words beside the bar, such as "{task.completed:.0f} episodes".
-        shown: False for neither.
+        shown: False prints nothing.
     """
 
     def __init__(self, text: str, shown: bool = True) -> None:
@@ -25,7 +25,7 @@ class WorkProgress(Progress):
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn(text)
         times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
         bar = shown and console.is_terminal
-        # Without a bar, auto_refresh would have Rich count what is iterated over only at the end.
+        # Without a bar, auto_refresh would make Rich count iterations only at the end.
         super().__init__(*columns, *times, console=console, auto_refresh=bar, refresh_per_second=4, disable=not bar)
         self._text, self._plain = text, shown and not bar and is_first_process()
         self._ended = threading.Event()
@@ -33,20 +33,20 @@ class WorkProgress(Progress):
     @override
     def start(self) -> None:
         super().start()
-        if self._plain:  # a thread, as a single plan, say, may take minutes
-            threading.Thread(target=self._say_now_and_then, daemon=True).start()
+        if self._plain:  # in a thread, because a single plan may take minutes
+            threading.Thread(target=self._print_regularly, daemon=True).start()
 
     @override
     def stop(self) -> None:
         self._ended.set()
         super().stop()
 
-    def _say_now_and_then(self) -> None:
+    def _print_regularly(self) -> None:
         while not self._ended.wait(PLAIN_LINE_SECONDS):
             for task in self.tasks:
                 if task.finished:
                     continue
-                left = task.time_remaining  # None until something is known
+                left = task.time_remaining  # None until there is an estimate
                 words = [task.description, self._text.format(task=task), f"{_clock(task.elapsed or 0.0)} passed"]
                 words += [] if left is None else [f"{_clock(left)} remaining"]
                 self.console.print("  ".join(words), highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A quick check that a server answers, and W&B's address and key."""
+"""A quick check whether a server answers, and W&B's address and key."""
 
 import os
 import threading
@@ -11,20 +11,20 @@ PROBE_SECONDS = 1.0
 
 
 def unreachable(url: str) -> str | None:
-    """The reason why a server cannot be reached, or None if it answers within a second."""
+    """Return the reason why a server cannot be reached, or None if it answers within a second."""
     reasons: list[str | None] = []
 
     def probe() -> None:
         try:
             with urllib.request.urlopen(url, timeout=PROBE_SECONDS):
                 reasons.append(None)
-        except urllib.error.HTTPError as error:  # refused: a proxy that lets nothing through, or a sick server
+        except urllib.error.HTTPError as error:  # refused: a blocking proxy, or a failing server
             refused = error.code in (403, 407) or error.code >= 500
             reasons.append(f"{url} answers {error.code}" if refused else None)
         except (OSError, ValueError) as error:
             reasons.append(f"no connection to {url}: {getattr(error, 'reason', error)}")
 
-    # In a thread, as looking up a name can take longer than any timeout that sockets know.
+    # In a thread, because a name lookup can take longer than the socket's timeout.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
@@ -32,10 +32,10 @@ def unreachable(url: str) -> str | None:
 
 
 def wandb_url() -> str:
-    """The address of W&B's server."""
+    """Return the address of W&B's server."""
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
 def wandb_key_is_configured() -> bool:
-    """A key is in the environment, or in the netrc file for W&B's host."""
+    """Return True if a key is in the environment, or in the netrc file for W&B's host."""
     return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(wandb_url()) is not None

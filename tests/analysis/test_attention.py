@@ -79,11 +79,11 @@ class TestContext:
         assert context_transitions(model(transitions=5), 4) == 4
 
     def test_more_than_the_model_sees_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"attention\.transitions=6 is more than the 5 transitions"):
+        with pytest.raises(UserError, match=r"attention\.transitions=6 exceeds the 5 transitions"):
             context_transitions(model(transitions=5), 6)
 
     def test_a_model_conditioned_on_goals_is_refused(self) -> None:
-        with pytest.raises(UserError, match="is conditioned on goals, and task=attention takes models that are not"):
+        with pytest.raises(UserError, match="is conditioned on goals, which task=attention does not support"):
             context_transitions(model(transitions=5, goal_conditioned=True), None)
 
     def test_a_model_that_sees_too_little_is_refused(self) -> None:
@@ -186,5 +186,5 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_window_that_is_not_there_is_refused(tmp_path: Path) -> None:
     trained = TrainedTransformer(model(), discretizer(), environment_spec(WALK))
-    with pytest.raises(UserError, match=r"attention\.shown=6: the held-out episodes have only 6 windows"):
+    with pytest.raises(UserError, match=r"attention\.shown=6: only 6 windows"):
         evaluate_attention(trained, table(4, 6), AttentionConfig(shown=6), RUN, tmp_path)

@@ -159,7 +159,7 @@ def test_both_decoders_predict_alike(trained: TrainedTransformer) -> None:
 
 
 def test_a_horizon_beyond_every_episode_is_refused(trained: TrainedTransformer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"predict\.horizon=21: no held-out episode .* the longest of 4 has 20"):
+    with pytest.raises(UserError, match=r"predict\.horizon=21: no held-out episode .* shorten it to at most 20"):
         predict(trained, PlannerConfig(), HELD_OUT, None, request(horizon=21), tmp_path)
 
 

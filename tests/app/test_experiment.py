@@ -169,7 +169,7 @@ def test_a_plan_past_the_end_is_noticed_before_training(tmp_path: Path) -> None:
     options = config()
     options.data.sequence_length = 8
     options.planner.horizon = 5
-    with pytest.raises(UserError, match=r"planner\.horizon=5 goes past the environment's end"):
+    with pytest.raises(UserError, match=r"planner\.horizon=5 exceeds the environment's time limit"):
         run_training(options, RunContext(tmp_path, ""))
     assert not (tmp_path / "checkpoints").exists()
 
@@ -301,14 +301,14 @@ class TestAttention:
         monkeypatch.delattr(experiment, "evaluate_attention")  # so that calling it fails
         capsys.readouterr()
         assert call("evaluate", *sweep) == 0
-        assert capsys.readouterr().out.count("is finished already") == 2
+        assert capsys.readouterr().out.count("is already finished") == 2
 
     @pytest.mark.parametrize(
         ("option", "code", "words"),
         [
             ("task=atention", 2, "did you mean 'attention'?"),
             ("attention.transitions=2", 2, "must be at least 3"),
-            ("attention.transitions=5", 1, "attention.transitions=5 is more than the 4 transitions"),
+            ("attention.transitions=5", 1, "attention.transitions=5 exceeds the 4 transitions"),
             ("attention.shown=9", 1, "only 9 windows"),
         ],
     )
@@ -656,7 +656,7 @@ def test_held_out_episodes_are_those_that_training_validated_on(trained: tuple[P
 def test_held_out_episodes_of_other_data_are_refused(trained: tuple[Path, float]) -> None:
     contents = read_checkpoint(trained[0] / "checkpoints" / "best.ckpt")
     contents[SECTION]["dataset"]["fingerprint"] = "0"
-    with pytest.raises(UserError, match="other contents than the one that"):
+    with pytest.raises(UserError, match="differs from the one that"):
         held_out_episodes(Checkpoint.from_contents(contents))
 
 

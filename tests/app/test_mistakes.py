@@ -48,7 +48,7 @@ MISTAKES = [
         ["planner.precision=bf16", "planner.decoder=native"],
         ["planner.precision=bf16", "planner.decoder=auto, eager or compiled"],
     ),
-    (["planner=critic"], ["planner.objective.critic is needed"]),
+    (["planner=critic"], ["planner.objective.critic is required"]),
     (["planner=critic", "planner.objective.critic=c", "planner.objective.scor=v"], ["'planner.objective.score'"]),
     (["planner=critic", "planner.objective.critic=c", "planner.objective.score=w"], ["score='w'", "return, v, q"]),
     (["planner=critic", "planner.objective.critic=c", "+planner.objective.weight=1"], ["'planner.objective.weight'"]),
@@ -92,7 +92,7 @@ MISTAKES = [
     (["learner=iql", "tune=planner"], ["has no effect on learner=iql"]),
     (["trainer.compile=2"], ["trainer.compile must be true or false, got 2"]),
     (["logger.offline=5"], ["logger.offline must be true or false or null, got 5"]),
-    (["planner.name=5"], ["planner.name='5' is no name"]),
+    (["planner.name=5"], ["planner.name='5' is not a valid name"]),
     (["+foo=1"], ["foo"]),
     (["+seeed=1"], ["seeed", "'seed'"]),
     (["++model.n_layr=1"], ["'model.n_layer'"]),
@@ -230,7 +230,7 @@ def test_no_name_of_a_file_is_refused_of_one_s_own_groups_too(
     (own / "mygroup" / "mine.yaml").touch()
     assert train("--config-dir", "own", word) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{word} is no name of a file of the group" in line
+    assert f"{word} is not a choice of the group" in line
     assert known in line
 
 
@@ -239,7 +239,7 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_named_with_its_file(
     train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], own: Path, group: str
 ) -> None:
     assert train("--config-dir", "own", f"{group}=mne") == 2
-    assert f"{group}=mne: there is no such option; there are " in (message := capsys.readouterr().err)
+    assert f"{group}=mne is not a choice; choose one of " in (message := capsys.readouterr().err)
     assert f"did you mean '{group}=mine'?" in message
     file = own / group / "mine.yaml"
     file.write_text(file.read_text() + "sed: 1\n")
@@ -389,12 +389,12 @@ def test_importing_the_package_imports_no_torch() -> None:
     [
         (
             "trainer=5",
-            "trainer=5 is no name of a file of the group 'trainer'; choose one of cpu, ddp, fsdp, gpu, slurm",
+            "trainer=5 is not a choice of the group 'trainer'; choose one of cpu, ddp, fsdp, gpu, slurm",
         ),
-        ("trainer=[1]", "trainer=[1] is no name of a file of the group 'trainer'"),
-        ("model=null", "model=null is no name of a file of the group 'model'"),
+        ("trainer=[1]", "trainer=[1] is not a choice of the group 'trainer'"),
+        ("model=null", "model=null is not a choice of the group 'model'"),
         ("seed=" + "9" * 5000, "cannot read the option 'seed=999"),
-        ("+trainer.callbacks.a=5", "trainer.callbacks.a=5 is no mapping with a _target_"),
+        ("+trainer.callbacks.a=5", "trainer.callbacks.a=5 is not a mapping with a _target_"),
     ],
 )
 def test_what_hydra_raises_bare_errors_about(

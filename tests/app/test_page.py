@@ -70,7 +70,7 @@ def test_a_page_holds_results_pictures_films_and_origin(run: Path) -> None:
     page = Reader(run / PAGE)
     assert ["planner mean return", "20 (2 episodes)"] in [[" ".join(c.split()) for c in row] for row in page.rows]
     assert ["optimiser updates", "6"] in page.rows
-    assert ["least validation loss", "1.25"] in page.rows
+    assert ["lowest validation loss", "1.25"] in page.rows
     assert ["5", "10", "3", "yes", "yes", "5"] in page.rows  # an episode
     assert "finished" in page.text
     assert f"experiment_name={NASTY}" in page.text
@@ -138,7 +138,7 @@ def test_a_sweep_s_page_has_its_table_and_leads_to_its_jobs(tmp_path: Path) -> N
     assert page.rows[0][:3] == ["job", "status", "seed"]
     assert [row[:3] for row in page.rows[1:]] == [["0", "finished", "0"], ["1", "failed", "1"], ["2", "finished", "2"]]
     assert NASTY in page.text
-    assert "3 jobs, of which 2 finished" in page.text
+    assert "3 jobs, 2 of them finished" in page.text
     assert [link for link in page.links if link.endswith(PAGE)] == [
         "0/index.html",
         "1/index.html",

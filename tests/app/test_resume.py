@@ -48,7 +48,7 @@ class TestResume:
         (tmp_path / "here" / "results.json").touch()
         assert train("resume=here") == 0
         assert "finished; nothing to do" in (told := capsys.readouterr().out)
-        assert "without its results.json it is evaluated again, as its config.yaml now says" in told
+        assert "delete its results.json to evaluate it again with the options of its config.yaml" in told
         assert len(runs.calls) == 1
 
     def test_any_path_and_locale_will_do(self, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ class TestResume:
     @pytest.mark.parametrize(
         ("bomb", "message"),
         [
-            ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "line 2 is an alias, *a, which no run writes"),
+            ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "line 2 is an alias, *a, which this program never writes"),
             ("seed: " + "9" * 5000, "4300 digits"),
             ("a: " + "[" * 5000 + "]" * 5000, "cannot be read"),
         ],
@@ -122,7 +122,7 @@ class TestResume:
         self, train: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, word: str
     ) -> None:
         assert train(word, "seed=1") == 2
-        assert "names no run to go on with: give resume=DIR" in capsys.readouterr().err
+        assert "names no run: give resume=DIR" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 
     def test_null_is_no_run_to_go_on_with(self, train: Callable[..., int], runs: Runs) -> None:
@@ -232,9 +232,9 @@ class TestExtend:
         """Its status is running, but no process holds its folder, as after os._exit in an environment."""
         RunRecord("running").write(finished)
         assert train("resume=here", "trainer.max_steps=30", "extend=true") == 2
-        assert "here is not finished (its process died without a word)" in capsys.readouterr().err
+        assert "here is not finished (its process was killed)" in capsys.readouterr().err
         assert train("resume=here") == 0
-        assert "here: the last process to run there died without a word" in capsys.readouterr().out
+        assert "here: the last process to run there was killed" in capsys.readouterr().out
 
     @pytest.mark.parametrize("stopped_by_a_callback", [False, True])
     def test_an_edited_number_of_updates_is_obeyed_and_recorded(
@@ -253,12 +253,12 @@ class TestExtend:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["trainer.max_steps=30"], "trainer.max_steps=N extend=true together train a finished run further"),
+            (["trainer.max_steps=30"], "give trainer.max_steps=N extend=true to train a finished run further"),
             (["extend=true"], "needs trainer.max_steps=N"),
             (["extend=true", "trainer.max_steps=many"], "needs trainer.max_steps=N"),
             (["extend=true", "trainer.max_steps=" + "9" * 5000], "needs trainer.max_steps=N"),
-            (["extend=true", "trainer.max_steps=20"], "has made 20 updates already"),
-            (["extend=true", "trainer.max_steps=30", "seed=1"], "takes no other option but allow=[PACKAGE]: seed=1"),
+            (["extend=true", "trainer.max_steps=20"], "has already made 20 updates"),
+            (["extend=true", "trainer.max_steps=30", "seed=1"], "accepts no option but allow=[PACKAGE]; remove seed=1"),
         ],
     )
     def test_what_it_does_not_take(
@@ -286,10 +286,10 @@ class TestExtend:
         runs.error = SystemExit(143)
         assert train("hydra.run.dir=here") == 143
         assert train("resume=here", "trainer.max_steps=30000", "extend=true") == 2
-        assert "is not finished (interrupted); resume=here goes on with it" in capsys.readouterr().err
+        assert "is not finished (interrupted); continue it with resume=here" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("option", "words"), [("extend=true", "goes with resume=RUN"), ("extended=[5]", "never given")]
+        ("option", "words"), [("extend=true", "goes with resume=RUN"), ("extended=[5]", "do not set it")]
     )
     def test_a_new_run_does_not_take_it(
         self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], option: str, words: str

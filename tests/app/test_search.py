@@ -109,7 +109,7 @@ def test_another_runs_folder_is_refused_and_left_alone(
     assert train("hydra.run.dir=search") == 0
     before = {name: (tmp_path / "search" / name).read_text() for name in ("config.yaml", "status.json")}
     assert train(*SEARCH) == 1
-    assert "holds a run that is no search" in capsys.readouterr().err
+    assert "holds a run that is not a search" in capsys.readouterr().err
     assert {name: (tmp_path / "search" / name).read_text() for name in before} == before
     assert len(runs.calls) == 1
 
@@ -192,7 +192,7 @@ class TestOptionsOfClasses:
         self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         assert train(*self.search(tmp_path, [], "model.block.expansion", [2.0])) == 2
-        assert "model.block={'expansion': 2.0} is no mapping with a _target_" in capsys.readouterr().err
+        assert "model.block={'expansion': 2.0} is not a mapping with a _target_" in capsys.readouterr().err
         assert not runs.calls
 
 

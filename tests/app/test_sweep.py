@@ -308,13 +308,13 @@ def test_a_launcher_that_breaks_off_leaves_a_table_of_all_jobs(
     assert sweep("seed=0,1,2,3") == 1
     assert [(row["seed"], row["status"], row["reason"]) for row in rows(tmp_path / "sweep")] == [
         ("0", "finished", ""),
-        ("1", "failed", "it died without a word: its process ended, was killed, or ran out of memory"),
+        ("1", "failed", "its process ended unexpectedly: it was killed, or ran out of memory"),
         ("2", "failed", "it left no record"),
-        ("3", "failed", "it did not begin"),
+        ("3", "failed", "it did not start"),
     ]
     message = capsys.readouterr().err
-    assert "error: the sweep broke off: RuntimeError: a worker was terminated\n" in message
-    assert "the same command with hydra.sweep.dir=sweep goes on" in message
+    assert "error: the sweep stopped: RuntimeError: a worker was terminated\n" in message
+    assert "continue with the same command and hydra.sweep.dir=sweep" in message
 
 
 def test_a_job_that_another_process_works_at_is_running(tmp_path: Path) -> None:

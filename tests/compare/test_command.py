@@ -34,15 +34,16 @@ def test_a_comparison_that_is_not_fair_is_refused(tmp_path: Path, capsys: pytest
     told = capsys.readouterr()
     sentence = f"a-v0: environment: Env-v0 in {a}; Other-v0 in {b}"
     assert told.out == ""
-    assert told.err == f"error: these runs are no fair comparison (--anyway makes one that says so):\n  {sentence}\n"
+    refusal = "these runs cannot be compared fairly (--anyway compares them and notes the differences)"
+    assert told.err == f"error: {refusal}:\n  {sentence}\n"
     assert main([str(a), str(b), "--anyway"]) == 0
-    assert f"- NOT ALIKE, compared all the same: {sentence}\n" in capsys.readouterr().out
+    assert f"- NOT COMPARABLE, compared because of --anyway: {sentence}\n" in capsys.readouterr().out
 
 
 def test_methods_without_a_common_task_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = write_run(tmp_path / "a", 1.0, task="x"), write_run(tmp_path / "b", 2.0, task="y")
     assert main([str(a), str(b), "--anyway"]) == 2
-    assert capsys.readouterr().err == "error: no task has results of all of a, b\n"
+    assert capsys.readouterr().err == "error: no task has results of all methods (a, b)\n"
 
 
 def test_a_wrong_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

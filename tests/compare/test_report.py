@@ -60,10 +60,10 @@ def test_every_table_names_its_commits(tmp_path: Path) -> None:
     alike = compare({"x": make_runs(tmp_path)}, "percent")
     assert all(table.origin == "commit 0123456" for table in alike.tables)
     differ = make(tmp_path, ("the data differ",), first=[[1.0]], second=[[2.0]])
-    origin = "different commits: first first  ; second second ; NOT ALIKE, see the notes"
+    origin = "different commits: first first  ; second second ; NOT COMPARABLE, see the notes"
     assert all(table.plain()[1][0][-1] == table.origin == origin for table in differ.tables)
     assert all(form(differ).count(f"({origin})") == 4 for form in (as_text, as_markdown, as_latex))
-    assert differ.notes[0] == "NOT ALIKE, compared all the same: the data differ"
+    assert differ.notes[0] == "NOT COMPARABLE, compared because of --anyway: the data differ"
 
 
 def make_runs(folder: Path) -> list[Run]:
@@ -74,18 +74,18 @@ def test_only_common_tasks_are_aggregated(tmp_path: Path) -> None:
     report = make(tmp_path, a=[[10.0], [90.0]], b=[[20.0]])
     assert [one.value for one in report.aggregates["a"]] == [10, 10, 10, 90]
     assert len(report.tables[0].rows) == 3
-    assert "numbers over tasks are of the 1 of 2 that all methods have" in report.notes
+    assert "aggregates are over the 1 of 2 tasks that all methods have" in report.notes
 
 
 @pytest.mark.parametrize(
     ("a", "b", "told"),
     [
-        ([[1.0]], [[2.0]], "too few runs to conclude: alike, they would come out wholly apart with probability 1"),
+        ([[1.0]], [[2.0]], "too few runs to conclude: equal methods would be completely separated with probability 1"),
         ([[1.0, 2.0]], [[3.0, 4.0]], "too few runs to conclude"),
         ([[1.0]] * 6, [[2.0]] * 6, "no conclusion without an interval"),
         ([[1.0, 2.0, 3.0, 4.0]], [[5.0, 6.0, 7.0, 8.0]], "b improves on a"),
         ([[5.0, 6.0, 7.0, 8.0]], [[1.0, 2.0, 3.0, 4.0]], "a improves on b"),
-        ([[1.0, 2.0, 3.0, 4.0]], [[1.5, 2.5, 3.5, 4.5]], "the interval has 0.5 within: no difference is shown"),
+        ([[1.0, 2.0, 3.0, 4.0]], [[1.5, 2.5, 3.5, 4.5]], "the interval contains 0.5: no difference is shown"),
     ],
 )
 def test_what_can_be_concluded(tmp_path: Path, a: list[list[float]], b: list[list[float]], told: str) -> None:
@@ -95,10 +95,10 @@ def test_what_can_be_concluded(tmp_path: Path, a: list[list[float]], b: list[lis
 
 def test_few_runs_are_said_to_be_few(tmp_path: Path) -> None:
     notes = make(tmp_path, one=[[1.0]], two=[[1.0, 2.0]], five=[[1.0] * 5]).notes
-    assert "one: a task has a single run, so there is no interval over runs" in notes
-    assert "two: fewer than 5 runs of a task; such intervals are rough, often too narrow" in notes
+    assert "one: some task has a single run, so there is no interval over runs" in notes
+    assert "two: fewer than 5 runs of some task; such intervals are rough, often too narrow" in notes
     assert not any(note.startswith("five:") for note in notes)
-    assert "one in twenty of the intervals of 3 pairs can be expected to miss" in notes
+    assert "one in twenty of the intervals of 3 pairs is expected to miss the true value" in notes
 
 
 def test_forms(tmp_path: Path) -> None:

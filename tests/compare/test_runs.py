@@ -60,7 +60,7 @@ def test_runs_that_have_not_finished_are_told(tmp_path: Path) -> None:
         (["a="], "a=: give NAME=FOLDER"),
         (["=run"], "=run: give NAME=FOLDER"),
         (["empty"], "'empty' holds no results.json; give folders of runs that were evaluated"),
-        (["a=run", "b=."], "run/results.json is of both a and b"),
+        (["a=run", "b=."], "run/results.json belongs to both a and b"),
     ],
 )
 def test_words_that_name_no_results(
@@ -126,7 +126,7 @@ def test_episodes_of_one_seed_must_be_the_same(tmp_path: Path) -> None:
 
 def test_a_task_that_a_method_lacks(tmp_path: Path) -> None:
     a, b, c = (write_run(tmp_path / name, 1.0, task=task) for name, task in (("a", "x"), ("b", "x"), ("c", "y")))
-    assert list(differences(read(one=[a, c], two=[b]))) == [f"y: two has no results, {c} has"]
+    assert list(differences(read(one=[a, c], two=[b]))) == [f"y: no results of two, but of {c}"]
 
 
 def test_older_results_are_read_with_what_their_config_says(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_what_is_unknown_is_said(tmp_path: Path) -> None:
     assert list(differences(methods)) == []
     notes = list(remarks(methods))
     assert notes[:3] == [
-        f"the fingerprint of the data is unknown, and so not compared, of {old}",
-        f"the held-out share of the data is unknown, and so not compared, of {old}",
-        f"the seed of training is unknown, so each counts as another, of {old}",
+        f"the fingerprint of the data is unknown, and therefore not compared, for {old}",
+        f"the held-out share of the data is unknown, and therefore not compared, for {old}",
+        f"the training seed is unknown, and assumed to differ, for {old}",
     ]
 
 
@@ -174,14 +174,14 @@ def test_seeds_versions_and_settings_that_differ_are_said(tmp_path: Path) -> Non
     c = write_run(tmp_path / "c", 1.0, seed=1, config=config)
     assert list(remarks(read(a=[*a, c], b=[b]))) == [
         "versions of mujoco differ: 3.0, 3.1",
-        "the seeds, and so the splits of the data, differ in a-v0: a 0, 1; b 0",
-        "a mixes settings of model.n_layer, in a-v0: its numbers are over all of them",
+        "the seeds, and therefore the data splits, differ in a-v0: a 0, 1; b 0",
+        "a mixes settings of model.n_layer in a-v0: its numbers are over all of them",
     ]
 
 
 def test_a_policy_counts_once(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / name, 1.0, config=TrainConfig()) for name in "ab")
-    with pytest.raises(UserError, match=rf"x: {a} and {b} are of one seed \(0\) and setting of a-v0"):
+    with pytest.raises(UserError, match=rf"x: {a} and {b} have equal seed \(0\) and settings on a-v0"):
         list(remarks(read(x=[a, b])))
 
 
@@ -191,12 +191,12 @@ def test_normalisations_and_refusals(tmp_path: Path) -> None:
     scores = [read_run("a", file, name).score for name in ("reference", "mean", "best", "mean-best")]
     assert scores == [pytest.approx(value) for value in (30, 150, 75, 50)]
     without = write_run(tmp_path / "b", 1.0, reference_scores={"min": None, "max": None}) / "results.json"
-    with pytest.raises(UserError, match=r"no reference returns are known of Env-v0; choose --normalize={mean, best,"):
+    with pytest.raises(UserError, match=r"no reference returns are known for Env-v0; choose --normalize={mean, best,"):
         read_run("a", without, "reference")
     known = write_run(tmp_path / "c", 323.43, env_id="Hopper-v5", reference_scores={"min": None, "max": None})
     assert read_run("a", known / "results.json", "reference").score == pytest.approx(100.0)
     negative = write_run(tmp_path / "d", 1.0, behavior={"return_mean": -5.0}) / "results.json"
-    with pytest.raises(UserError, match="--normalize=mean gives no scores where -5 would be 100 and 0 0"):
+    with pytest.raises(UserError, match="--normalize=mean defines no scores, because -5 would be 100 and 0 0"):
         read_run("a", negative, "mean")
 
 
@@ -210,5 +210,5 @@ def test_methods_by_an_option_of_a_sweep(tmp_path: Path) -> None:
         "bc": ["1"],
     }
     assert unfinished == []
-    with pytest.raises(UserError, match=r"--by model: .*/0 was not given that option; given were method, seed"):
+    with pytest.raises(UserError, match=r"--by model: .*/0 was not given that option; it was given method, seed"):
         find_results([str(tmp_path)], by="model")

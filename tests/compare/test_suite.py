@@ -40,7 +40,7 @@ def test_a_suite_ends_in_a_comparison(
         SuiteChecks().on_multirun_end(config)
     assert ended.value.code == 1  # as the last job did not begin
     told = capsys.readouterr().out
-    assert "job 3 failed: it did not begin" in told
+    assert "job 3 failed: it did not start" in told
     assert "Probability that a run of A is above one of B" in told
     assert "comparison/compare.png" in (tmp_path / "index.html").read_text()
     table = (tmp_path / "comparison" / "tasks.csv").read_text().splitlines()

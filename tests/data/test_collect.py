@@ -78,7 +78,7 @@ def test_goal_is_part_of_the_stored_observation() -> None:
 def test_existing_set_is_kept_unless_overwritten() -> None:
     collect(POINTMAZE, steps=1, progress=False, seed=0)
     before = seeds(POINTMAZE.dataset_id)
-    with pytest.raises(UserError, match=r"exists already in .*; add overwrite=true to replace it"):
+    with pytest.raises(UserError, match=r"already exists in .*; add overwrite=true to replace it"):
         collect(POINTMAZE, steps=1, progress=False, seed=1)
     assert seeds(POINTMAZE.dataset_id) == before
     collect(POINTMAZE, steps=1, progress=False, seed=1, overwrite=True)
@@ -190,7 +190,7 @@ def test_damaged_set_is_there_too(root: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(collect_module, "simulate", lambda *_: pytest.fail("simulated in vain"))
     (root / POINTMAZE.dataset_id / "data").mkdir(parents=True)
     assert is_on_disk(POINTMAZE.dataset_id)
-    with pytest.raises(UserError, match=r"exists already in .*; add overwrite=true"):
+    with pytest.raises(UserError, match=r"already exists in .*; add overwrite=true"):
         collect(POINTMAZE, steps=1, progress=False)
 
 
@@ -246,7 +246,7 @@ def test_command_reports_what_it_wrote(root: Path, capsys: pytest.CaptureFixture
     assert "embedded/pointmaze/umaze-v0: 2 episodes, 600 steps, return mean" in printed
     assert str(root / POINTMAZE.dataset_id) in printed
     assert main(words) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_interrupted_command_exits_with_130(

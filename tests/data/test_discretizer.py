@@ -291,9 +291,9 @@ def test_any_batch_shape_and_any_columns(kind: type[Discretizer]):
 
 def test_wrong_widths_are_refused():
     discretizer = QuantileDiscretizer(10).fit(normal(100, 3))
-    with pytest.raises(ValueError, match="3 such columns, the values 2"):
+    with pytest.raises(ValueError, match="3 columns here, the values have 2"):
         discretizer.encode(torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="0 such columns"):
+    with pytest.raises(ValueError, match="0 columns here"):
         QuantileDiscretizer(10).encode(torch.zeros(4, 2))
     with pytest.raises(ValueError, match="expected 10 or 11 tokens, got 12"):
         discretizer.expectation(torch.zeros(3, 12))

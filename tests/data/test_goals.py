@@ -44,6 +44,6 @@ def test_without_an_achieved_goal_all_dimensions_are_the_goal() -> None:
 
 @pytest.mark.parametrize("indices", [None, (0, 1, 2, 6), (0, 6, 7)])
 def test_a_model_must_see_the_achieved_and_not_the_desired_goal(indices: tuple[int, ...] | None) -> None:
-    message = r"must have \[0, 1\] \(achieved_goal\) and none of \[2, 3\]"
+    message = r"must contain \[0, 1\] \(achieved_goal\) and none of \[2, 3\]"
     with pytest.raises(UserError, match=message):
         _ = replace(MAZE, observation_indices=indices).goal_dimensions

@@ -152,7 +152,7 @@ def with_nan(values: np.ndarray, step: int) -> np.ndarray:
 
 
 FAULTS: dict[str, tuple[dict[str, object], str]] = {
-    "no rewards": ({"rewards": None}, "has no array 'rewards', only observations, actions, terminated; numpy.savez"),
+    "no rewards": ({"rewards": None}, "has no array 'rewards', only observations, actions, terminated; write it with"),
     "misspelt": ({"actions": None, "action": ACTIONS}, "has no array 'actions', only .*action"),
     "objects": (
         {"actions": np.array([[{}]] * 5)},
@@ -255,7 +255,8 @@ def test_a_compressed_file_may_be_read_but_not_a_bomb(folder: Path, raw: list[Ra
     np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     assert len(load(folder, env_id=None).episodes) == len(LENGTHS)
     np.savez_compressed(file, **arrays | {"rewards": np.zeros(2**24)})  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match=r"episode_2\.npz', rewards: would become 134,217,856 bytes, of [\d,]+ on disk"):
+    size = r"would decompress from [\d,]+ bytes on disk to 134,217,856"
+    with pytest.raises(UserError, match=rf"episode_2\.npz', rewards: {size}"):
         load(folder, env_id=None)
 
 
@@ -269,7 +270,7 @@ def test_an_array_that_promises_more_than_there_is_is_refused(folder: Path) -> N
     np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("rewards.npy", array.getvalue())
-    with pytest.raises(UserError, match=r"rewards: promises 8,000,000,000,000 bytes and has 128"):
+    with pytest.raises(UserError, match=r"rewards: declares 8,000,000,000,000 bytes but holds 128"):
         load(folder, env_id=None)
 
 

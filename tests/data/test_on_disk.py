@@ -67,7 +67,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: Callable[[bytearra
     kept(tmp_path)
     file = tmp_path / f"{KEY}.tokens"
     file.write_bytes(damage(bytearray(file.read_bytes())))
-    with pytest.warns(UserWarning, match=rf"{KEY}\.tokens' is damaged; it is made again"):
+    with pytest.warns(UserWarning, match=rf"{KEY}\.tokens' is damaged and is written again"):
         np.testing.assert_array_equal(kept(tmp_path), ROWS)
     kept(tmp_path, never)
 

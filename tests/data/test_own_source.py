@@ -154,7 +154,7 @@ def test_it_trains_from_a_yaml_of_the_users_own(package: Path) -> None:
     missing = run()
     assert (missing.returncode, missing.stderr.strip()) == (
         2,
-        "error: data.source.path is needed: give data.source.path=VALUE",
+        "error: data.source.path is required: give data.source.path=VALUE",
     )
     misspelt = run("data.source.pth=x")
     assert misspelt.returncode == 2

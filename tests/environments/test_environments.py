@@ -208,7 +208,7 @@ def test_other_spaces_are_refused(changes: dict[str, SpaceSpec], words: list[str
     changed = EnvironmentSpec(
         spec.env_id, None, changes.get("observation", spec.observation), changes.get("action", spec.action)
     )
-    with pytest.raises(UserError, match="does not fit the data") as caught:
+    with pytest.raises(UserError, match="does not match that of the data") as caught:
         make_environments(changed, 1)
     assert all(word in str(caught.value) for word in words), caught.value
 
@@ -294,7 +294,7 @@ def test_recorders_are_left_out_with_one_line(entry_point: str, caplog: pytest.L
 
 def test_other_wrappers_are_named_with_the_way_on() -> None:
     wrapper = {"name": "Monitor", "entry_point": "my_package.monitor:Monitor", "kwargs": {}}
-    with pytest.raises(UserError, match=r"'my_package\.monitor:Monitor'.* evaluation\.episodes=0 trains without"):
+    with pytest.raises(UserError, match=r"'my_package\.monitor:Monitor'.* train with evaluation\.episodes=0"):
         make_environments(with_json(environment_spec(WALK), additional_wrappers=[wrapper]), 1)
 
 
@@ -363,12 +363,12 @@ def test_a_trial_steps_with_a_sampled_and_with_a_decoded_action() -> None:
             [r"step\(array", "AssertionError: integer", r"\.py:\d+"],
         ),
         ({"reset": np.zeros(2)}, [r"reset\(seed=0\) returns a ndarray, expected \(observation, info\)"]),
-        ({"step": (np.zeros(2), 1.0, False, {})}, ["returns 4 things, expected .*terminated, truncated"]),
-        ({"reward": None}, ["returns nonsense: its reward is None, which is no number"]),
-        ({"reward": np.zeros(2)}, ["its reward is array.*, which is no number"]),
+        ({"step": (np.zeros(2), 1.0, False, {})}, ["returns 4 values, expected .*terminated, truncated"]),
+        ({"reward": None}, ["returns an invalid result: its reward is None, which is not a number"]),
+        ({"reward": np.zeros(2)}, ["its reward is array.*, which is not a number"]),
         ({"reward": np.nan}, ["its reward is nan"]),
-        ({"terminated": "no"}, ["its terminated is 'no', which is no number"]),
-        ({"info": None}, ["its info is None, which is no dict"]),
+        ({"terminated": "no"}, ["its terminated is 'no', which is not a number"]),
+        ({"info": None}, ["its info is None, which is not a dict"]),
         ({"first": np.array([0.0, np.nan])}, ["reset.* its observation has NaN or infinite values"]),
         ({"observation": np.zeros(3)}, [r"its observation does not fit its space: .* shape \(3,\), expected \(2,\)"]),
         ({"observation": {"a": np.zeros(2)}}, ["returns "]),

@@ -72,7 +72,7 @@ def test_results_do_not_depend_on_num_envs_nor_on_films(tmp_path: Path) -> None:
 
 def test_finished_episodes_outlive_a_failure(tmp_path: Path) -> None:
     agent = ScriptedAgent(environment_spec(WALK, bad_reward_at=25))  # which only the last episode reaches
-    with pytest.raises(UserError, match=rf"its reward is nan.*; {tmp_path}/episodes\.csv has the \d episodes that had"):
+    with pytest.raises(UserError, match=rf"its reward is nan.*; {tmp_path}/episodes\.csv has the \d finished episodes"):
         evaluate(agent, replace(REQUEST, episodes=5, num_envs=1), tmp_path)
     assert files(tmp_path) == ["episodes.csv"]
     with (tmp_path / "episodes.csv").open(newline="") as file:
@@ -113,7 +113,7 @@ def test_one_warning_where_nothing_can_be_drawn(
     hopper = replace(environment_spec("Hopper-v5", max_episode_steps=3), observation_indices=(0,))
     evaluate(ScriptedAgent(hopper, PlannerConfig(horizon=2)), replace(REQUEST, video=2), tmp_path)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "no video: MuJoCo cannot draw here" in caplog.records[0].message
+    assert "no video: MuJoCo cannot render here" in caplog.records[0].message
     assert "\n" not in caplog.records[0].message
     assert not (tmp_path / "videos").exists()
     assert (tmp_path / "results.json").exists()

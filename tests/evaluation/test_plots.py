@@ -134,8 +134,8 @@ def test_returns_while_training_stand_before_the_losses(tmp_path: Path, drawn: l
     assert plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
     returns, success, loss = (axes for axes in drawn[0].axes if axes.get_visible())
     assert [axes.get_title("left") for axes in (returns, success, loss)] == [
-        "return of an episode",
-        "episodes that succeed",
+        "episode return",
+        "success rate",
         "loss",
     ]
     mean, best = returns.lines

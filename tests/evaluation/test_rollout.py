@@ -137,7 +137,7 @@ def raising(kind: type[BaseException], value: object) -> Callable[[Any], Any]:
     ("bad", "reason", "own"),
     [
         (raising(RuntimeError, "joint 3\nbroke"), "RuntimeError: joint 3 broke", True),
-        (raising(SystemExit, 0), "it wanted to end the process, with exit code 0", True),
+        (raising(SystemExit, 0), "it tried to end the process with exit code 0", True),
         (lambda _: None, "TypeError", False),
         (lambda good: good[:-1], "ValueError", False),
         (lambda good: ({"position": [0.0]}, *good[1:]), "its observation does not fit its space: 'clock'", False),
@@ -170,8 +170,8 @@ def test_an_environment_that_fails_is_named_with_its_episode(
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (lambda good: (good[0], "much", *good[2:]), "its reward is 'much', which is no number"),
-        (lambda good: (*good[:4], None), "its info is None, which is no dict"),
+        (lambda good: (good[0], "much", *good[2:]), "its reward is 'much', which is not a number"),
+        (lambda good: (*good[:4], None), "its info is None, which is not a dict"),
     ],
 )
 def test_a_step_that_is_nonsense_is_refused(
@@ -347,7 +347,7 @@ def test_nothing_to_run_is_refused(episodes: int, num_envs: int) -> None:
 
 def test_a_plan_past_the_environments_end_is_refused() -> None:
     agent = ScriptedAgent(environment_spec(WALK), PlannerConfig(horizon=31))
-    with pytest.raises(UserError, match=r"planner.horizon=31 goes past the environment's end: .* at most 30 steps"):
+    with pytest.raises(UserError, match=r"horizon=31 exceeds the environment's time limit: .* at most 30 steps"):
         run_episodes(agent, agent.environment, 1, 1, 0, QUIET)
 
 
@@ -386,8 +386,9 @@ def test_episodes_without_a_limit_end_as_the_datas_longest_does(caplog: pytest.L
     assert [(episode.length, episode.terminated) for episode in record.episodes] == [(4, False)] * 2
     assert record.max_episode_steps == 4
     assert [one.getMessage() for one in caplog.records] == [
-        "environment 'evaluation-tests/EndlessWalk-v0' has no time limit: episodes end after 4 steps, as the data's "
-        "longest does; evaluation.max_episode_steps=N (to evaluate.py, max_episode_steps=N) sets another limit"
+        "environment 'evaluation-tests/EndlessWalk-v0' has no time limit: episodes end after 4 steps, the length of "
+        "the data's longest episode; evaluation.max_episode_steps=N (for evaluate.py, max_episode_steps=N) sets "
+        "another limit"
     ]
 
 

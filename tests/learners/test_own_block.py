@@ -157,5 +157,5 @@ def test_mistakes(block: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("block", ["SwiGluBlock", {"expansion": 2}, {"_target_": 3}])
 def test_what_names_no_class_is_refused_with_the_options(block: object) -> None:
-    with pytest.raises(UserError, match=r"block=.* is no mapping with a _target_; it needs the class of a block"):
+    with pytest.raises(UserError, match=r"block=.* is not a mapping with a _target_; give the class of a block"):
         TransformerConfig(**sizes(block=block))

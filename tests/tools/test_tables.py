@@ -107,9 +107,9 @@ def test_check_names_the_stale_page_and_changes_nothing(
 MISTAKES = [
     (["<!-- table: maze/*.csv | loss -->", END], r"README\.md, line 1: `<!-- table: maze/.*` is not a marker such as"),
     (["<!-- table results/maze/a.csv | loss -->", END], r"README\.md, line 1: .* is not a marker such as"),
-    (["<!-- table: results/maze/b.csv | loss -->", END], r"README\.md, line 1: no file is named results/maze/b\.csv"),
+    (["<!-- table: results/maze/b.csv | loss -->", END], r"README\.md, line 1: no file matches results/maze/b\.csv"),
     (["", "<!-- table: results/maze/a.csv | los -->", END], r"line 2: no file has a figure los; there are return_mean"),
-    (["<!-- table: results/maze/a.csv | return_mean -->"], r"README\.md, line 1: the table does not end; put `<!--"),
+    (["<!-- table: results/maze/a.csv | return_mean -->"], r"README\.md, line 1: the table has no end; put `<!--"),
     (["text", END], r"README\.md, line 2: no table begins before this end"),
     (["<!-- table: results/maze/a.csv | return_mean -->"] * 2, r"line 2: the table of line 1 has not ended"),
 ]  # fmt: skip
@@ -145,9 +145,9 @@ DAMAGE = [
     (edit("method,", "kind,"), r"a_seed1\.csv: line 1 must be method,name,value"),
     (edit("12.25", "many"), r"a_seed1\.csv, line 2: is not a figure \(could not convert string to float: 'many'\)"),
     (edit("351,maze/rooms-v0,Rooms-v0,1", "351"), r"a_seed1\.csv, line 2: is not a figure"),
-    (repeat, r"a_seed1\.csv, line 3: return_mean of behaviour stands there twice"),
+    (repeat, r"a_seed1\.csv, line 3: return_mean of behaviour is repeated"),
     (edit("maze/rooms-v0,Rooms-v0,1", "maze/rooms-v0,Rooms-v0,2"), r"its name says seed 1, line 2 seed 2"),
-    (edit("maze/rooms-v0", "other-v0"), r"a_seed1\.csv and results/maze/a_seed0\.csv are of different data"),
+    (edit("maze/rooms-v0", "other-v0"), r"a_seed1\.csv and results/maze/a_seed0\.csv have different data"),
     (edit("behaviour,", "goal,"), r"a_seed1\.csv has no return_mean of behaviour, which the same run with another"),
     (lambda file: file.write_bytes(b"\xff"), r"a_seed1\.csv cannot be read: 'utf-8'"),
 ]
@@ -168,7 +168,7 @@ def test_two_runs_in_one_file_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "maze"
     both = (folder / "a.csv").read_text() + (folder / "b.csv").read_text().splitlines()[1] + "\n"
     (folder / "a.csv").write_text(both)
-    with pytest.raises(UserError, match=r"results/maze/a\.csv, line 3: is of another run than line 2"):
+    with pytest.raises(UserError, match=r"results/maze/a\.csv, line 3: belongs to another run than line 2"):
         filled(tmp_path, page(tmp_path, "<!-- table: results/maze/a.csv | return_mean -->", END))
 
 

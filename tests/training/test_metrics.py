@@ -174,7 +174,7 @@ def test_a_metric_of_several_numbers_is_refused() -> None:
 
 
 def test_options_that_name_no_metric() -> None:
-    with pytest.raises(UserError, match=r"trainer\.metrics\.x='TopTwo' is no mapping with a _target_"):
+    with pytest.raises(UserError, match=r"trainer\.metrics\.x='TopTwo' is not a mapping with a _target_"):
         TrainerConfig(metrics={"x": "TopTwo"})
     with pytest.raises(UserError, match=r"trainer\.metrics are for learner=transformer, not iql"):
         ImplicitQLearning().check(TrainConfig(trainer=TrainerConfig(metrics={"x": TOP_TWO})))

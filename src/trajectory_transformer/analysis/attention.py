@@ -1,4 +1,4 @@
-"""Attention of a model in held-out episodes: maps, measurements, pictures and a table."""
+"""Attention of a model in held-out episodes: maps, measurements, plots and a table."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,28 +18,28 @@ from ..progress import WorkProgress
 from .attention_masses import ALL_LAYERS, AttentionMasses, MeasuredAttention, attention_measurements, attention_table
 from .plots import plot_attention_maps, plot_attention_summary
 
-_WEIGHTS_AT_ONCE = 2**24  # 64 MiB of them
+_WEIGHTS_AT_ONCE = 2**24  # 64 MiB
 
 
 class ChosenWindows(NamedTuple):
-    """Windows within episodes, in their order: (window,) int64 each."""
+    """Chosen windows within episodes, in order; each field is (window,) int64."""
 
-    first: np.ndarray  # the transition that it begins with, among those of all episodes
+    first: np.ndarray  # index of the first transition, among those of all episodes
     episodes: np.ndarray
-    steps: np.ndarray  # of its episode, that it begins at
+    steps: np.ndarray  # first step within the episode
 
 
 def evaluate_attention(
     trained: TrainedTransformer, table: TransitionTable, options: AttentionConfig, run: RunFacts, directory: Path
 ) -> list[Measurement]:
-    """Measure the attention of every head over windows of ``table``, which the model was not trained on, and record it.
+    """Measure the attention of every head over windows of ``table``, the held-out transitions, and write the results.
 
     Writes ``figures.csv`` and, in ``plots/``, ``attention_window.png`` (one window), ``attention_mean.png`` (the mean
     over windows) and ``attention_summary.png``; prints a table. The seed of ``run`` draws the windows.
 
     Raises:
-        UserError: the model does not see that many transitions or is conditioned on goals, no episode has as many,
-            there is no window of the number to be shown, or the directory cannot be written.
+        UserError: the model does not see that many transitions or is conditioned on goals, all episodes are shorter,
+            the window to be shown does not exist, or the directory is not writable.
     """
     model = trained.model
     transitions = context_transitions(model, options.transitions)
@@ -47,8 +47,8 @@ def evaluate_attention(
     count, episodes = len(chosen.first), len(np.unique(chosen.episodes))
     require(
         options.shown < count,
-        f"attention.shown={options.shown}: the held-out episodes have only {count} windows of {transitions} "
-        "transitions; choose a smaller number",
+        f"attention.shown={options.shown}: only {count} windows of {transitions} transitions are measured; choose a "
+        "smaller number",
     )
     windows = TokenWindows(table, trained.discretizer, transitions, model.mask.device)
     measured, mean, shown = average_attention(model, windows, chosen, options.shown)
@@ -72,20 +72,20 @@ def evaluate_attention(
 
 
 def context_transitions(model: TrajectoryTransformer, wanted: int | None) -> int:
-    """Transitions of context: ``wanted``, or all that the model sees; a UserError where they cannot be compared."""
+    """Return the transitions of context: ``wanted``, or all that the model sees; raises UserError if unsuitable."""
     require(
         not model.config.goal_conditioned,
-        "the model is conditioned on goals, and task=attention takes models that are not: a goal has no place among a "
-        "present, a previous and an earlier transition",
+        "the model is conditioned on goals, which task=attention does not support: a goal is neither a present, a "
+        "previous nor an earlier transition; train one with model.goal_conditioned=false",
     )
     most = model.config.sequence_length
     require(
         most >= MIN_TRANSITIONS,
-        f"the model sees {most} transitions, and its attention to a present, a previous and an earlier one cannot be "
-        f"compared; train with data.sequence_length={MIN_TRANSITIONS} or more",
+        f"the model sees {most} transitions, too few to compare its attention to a present, a previous and an earlier "
+        f"one; train with data.sequence_length={MIN_TRANSITIONS} or more",
     )
     wanted = most if wanted is None else wanted
-    require(wanted <= most, f"attention.transitions={wanted} is more than the {most} transitions that the model sees")
+    require(wanted <= most, f"attention.transitions={wanted} exceeds the {most} transitions that the model sees")
     return wanted
 
 
@@ -95,7 +95,7 @@ def choose_windows(lengths: np.ndarray, transitions: int, count: int, seed: int)
     Raises:
         UserError: no episode is as long as a window.
     """
-    begins = np.maximum(lengths - transitions + 1, 0)  # windows in each episode
+    begins = np.maximum(lengths - transitions + 1, 0)  # number of windows in each episode
     require(
         begins.sum() > 0,
         f"all {len(lengths)} held-out episodes are shorter than a context of {transitions} transitions, the longest "
@@ -114,7 +114,8 @@ def average_attention(
     """Run the model over the chosen windows, with a progress bar.
 
     Returns:
-        The masses of each window; mean weights, and those of the window ``chosen[shown]``, (layer, head, query, key).
+        The masses of each window; the mean weights, and those of the window ``chosen[shown]``, both (layer, head,
+        query, key).
     """
     config, tokens = model.config, windows.sequence_length * windows.transition_dim - 1
     masses = AttentionMasses(model.layout, model.mask[:tokens, :tokens])
@@ -124,7 +125,7 @@ def average_attention(
     size = max(1, _WEIGHTS_AT_ONCE // total.numel())
     batches = torch.from_numpy(chosen.first).split(size)
     with WorkProgress("{task.percentage:.0f} %") as progress:
-        for index, batch in enumerate(progress.track(batches, description="looking at attention")):
+        for index, batch in enumerate(progress.track(batches, description="measuring attention")):
             with torch.inference_mode():
                 inputs = windows.gather(batch).trajectories
                 output = model(inputs, use_cache=False, output_attentions=True, return_dict=True)

@@ -1,12 +1,12 @@
 """Attention masses of each head and layer, their ratios to uniform attention, and intervals.
 
-The model at position p predicts the token at p + 1, and so a query is named after that token: it has the predicted
-token's transition, kind and dimension. With t the predicted token's transition::
+The model at position p predicts the token at p + 1, so a query is described by the transition, kind and dimension of
+the predicted token. With t the predicted token's transition::
 
     keys     | … transition t-2 … | … transition t-1 … | … transition t, up to the predicted token
              |       earlier      |      previous      |                present
 
-Queries of the first two transitions are left out, so that an earlier transition exists for each one that counts.
+Queries of the first two transitions are left out, so that each counted query has an earlier transition.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from ..layout import TOKEN_KINDS, TransitionLayout
 
 REGIONS = ("present_transition", "previous_transition", "earlier_transitions")
 UNIFORM, ALL_LAYERS = "uniform attention", "all layers"
-_FIRST_TRANSITION = 2  # whose queries count
+_FIRST_TRANSITION = 2  # first transition whose queries are counted
 _RESAMPLES = 10_000
 _ACTIONS, _OBSERVATIONS = "action_mass_past_actions", "action_mass_past_observations"
-_TABLE_COLUMNS = {  # of at most nine letters a word, so that the table fits a screen of eighty
+_TABLE_COLUMNS = {  # words of at most nine letters, so that the table fits into 80 columns
     "mass_present_transition": "present",
     "mass_previous_transition": "previous",
     "mass_same_dimension_as_predicted": "same dim. as predicted",
@@ -37,16 +37,16 @@ _TABLE_COLUMNS = {  # of at most nine letters a word, so that the table fits a s
 
 
 class AttentionMasses:
-    """Shares of attention that certain queries give to certain keys, each the mean over these queries.
+    """Shares of attention from groups of queries to groups of keys, each the mean over the queries.
 
     Args:
-        layout: of a transition of D tokens.
-        mask: (query, key) bool, True where the query may attend to the key; T * D - 1 of both, with T at least 3.
+        layout: layout of a transition of D tokens.
+        mask: (query, key) bool, True if the query may attend to the key; T * D - 1 of both, with T at least 3.
 
     Attributes:
-        names: such as ``mass_previous_transition``, or ``action_mass_previous_transition`` where only queries that
-            predict actions count. A mass of keys that no such query may see is left out.
-        uniform: (masses,) float64 in (0, 1], where each query attends equally to all that it may see.
+        names: names such as ``mass_previous_transition``, or ``action_mass_previous_transition`` for queries that
+            predict actions. A mass whose keys are masked for all its queries is left out.
+        uniform: (masses,) float64 in (0, 1], the masses if each query attends equally to all its visible keys.
     """
 
     def __init__(self, layout: TransitionLayout, mask: Tensor) -> None:
@@ -60,7 +60,7 @@ class AttentionMasses:
         self.names = [name for name, kept in zip(names, self._kept, strict=True) if kept]
 
     def of(self, attention: Tensor) -> Tensor:
-        """(…, query, key) attention weights, each row adding up to 1 -> (…, masses) float64 in [0, 1]."""
+        """Return the masses (…, masses), float64 in [0, 1], of weights (…, query, key) whose rows sum to 1."""
         masses = []
         for target, keys in self._keys.items():
             received = torch.einsum("...qk,qk->...q", attention, keys.to(attention))
@@ -70,7 +70,7 @@ class AttentionMasses:
 
 
 def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
-    """The keys of each target, for each query: (query, key) bool, all of them seen."""
+    """Return the visible keys of each target, for each query: (query, key) bool."""
     width = layout.transition_dim
     key = torch.arange(len(mask), device=mask.device)
     query, dimension = key[:, None], key % width
@@ -81,8 +81,8 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
         "present_transition": steps_back == 0,
         "previous_transition": steps_back == 1,
         "earlier_transitions": steps_back > 1,
-        # The paper has dimensions that attend to themselves at earlier steps. Its maps may be read by the token that
-        # goes in at a query or by the one that is predicted there; the two stripes lie one token apart.
+        # In the paper, dimensions attend to themselves at earlier steps. It is unclear whether its maps label a query
+        # by its input token or by the predicted token, so both stripes, one token apart, are measured.
         "same_dimension_as_predicted": past & (dimension == (query + 1) % width),
         "same_dimension_as_query": (key < query) & (dimension == query % width),
         "past_observations": past & observations,
@@ -92,10 +92,10 @@ def _keys(layout: TransitionLayout, mask: Tensor) -> dict[str, Tensor]:
 
 
 def _queries(layout: TransitionLayout, target: str, count: int) -> dict[str, Tensor]:
-    """Weights of the queries in each of a target's masses, by its name: (query,) float64, their sum 1 or 0."""
+    """Return the weights of the queries in each mass of a target, by name: (query,) float64 with sum 1 or 0."""
     predicted = torch.arange(1, count + 1)
     dimension = predicted % layout.transition_dim
-    # Nothing may attend to a value token: neither where it is predicted, nor where it is the query.
+    # Value tokens are masked as keys, so queries that predict one, or are one, have no key of the same dimension.
     left_out = {"same_dimension_as_predicted": layout.value, "same_dimension_as_query": 0}.get(target, -1)
     counted = (predicted >= _FIRST_TRANSITION * layout.transition_dim) & (dimension != left_out)
     kinds = ("observation", "action") if target.startswith("past_") else TOKEN_KINDS
@@ -108,15 +108,15 @@ def _queries(layout: TransitionLayout, target: str, count: int) -> dict[str, Ten
 
 @dataclass(frozen=True)
 class MeasuredAttention:
-    """Attention masses of a model in some windows."""
+    """Attention masses of a model, for each window."""
 
     names: list[str]
     uniform: np.ndarray  # (mass,) under uniform attention
     masses: np.ndarray  # (window, layer, head, mass) float64
-    episodes: np.ndarray  # (window,) int, the episode that each is from
+    episodes: np.ndarray  # (window,) int, episode of each window
 
     def mean(self, name: str) -> np.ndarray:
-        """(layer, head) mean over windows of a mass."""
+        """Return the mean of a mass over windows, (layer, head)."""
         return self.masses[..., self.names.index(name)].mean(axis=0)
 
     def baseline(self, name: str) -> float:
@@ -124,15 +124,15 @@ class MeasuredAttention:
 
 
 def head_name(layer: int, head: int) -> str:
-    """Layers and heads are counted from 1, as in the paper."""
+    """Return the name of a head; layers and heads are counted from 1, as in the paper."""
     return f"layer {layer + 1} head {head + 1}"
 
 
 def attention_measurements(measured: MeasuredAttention) -> list[Measurement]:
-    """Measurements of uniform attention, of every head, of every layer (the mean of its heads) and of the whole model.
+    """Return the measurements of uniform attention, every head, every layer (mean of its heads) and the whole model.
 
-    Each has the masses, and under names with ``ratio`` for ``mass`` their ratio to those of uniform attention. Two
-    differences, one of each, say whether actions attend to past actions more than to past observations.
+    Each has the masses and, under names with ``ratio`` instead of ``mass``, their ratios to uniform attention. Two
+    differences, of masses and of ratios, show whether actions attend more to past actions than to past observations.
     """
     count = len(np.unique(measured.episodes))
     measurements = [
@@ -160,14 +160,14 @@ def attention_measurements(measured: MeasuredAttention) -> list[Measurement]:
 
 
 def episode_intervals(values: np.ndarray, episodes: np.ndarray) -> np.ndarray | None:
-    """95 % percentile bootstrap intervals of means over windows, drawing whole episodes, whose windows are alike.
+    """Return 95 % percentile bootstrap intervals of means over windows, resampling whole episodes.
 
     Args:
         values: (window, number).
-        episodes: (window,) int, the episode that each window is from.
+        episodes: (window,) int, episode of each window; windows of one episode are correlated.
 
     Returns:
-        (2, number), lower and upper ends; the draws are always the same. None with a single episode.
+        (2, number) lower and upper ends, with a fixed seed; None for a single episode.
     """
     _, index, sizes = np.unique(episodes, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
@@ -180,11 +180,11 @@ def episode_intervals(values: np.ndarray, episodes: np.ndarray) -> np.ndarray | 
 
 
 def attention_table(measurements: Sequence[Measurement], title: str) -> Table:
-    """A row for each head, their mean and uniform attention: percent of attention, and times what is uniform."""
+    """Return a table with a row for each head, their mean and uniform attention: percent, and ratio to uniform."""
     values = {(one.method, one.name): one.value for one in measurements}
     heads = [method for method in dict.fromkeys(one.method for one in measurements) if " head " in method]
     shown = [name for name in _TABLE_COLUMNS if (UNIFORM, name) in values]
-    caption = "% of attention to the present transition, …, × what it would be with uniform attention"
+    caption = "% of attention to the present transition, …; × is its ratio to uniform attention"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = table.caption_justify = "left"
     table.add_column("attention of", style="cyan", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Many continuations of one start, sampled side by side, by the transformer or by an ensemble (paper §4.1)."""
+"""Sampled continuations of one start, by the transformer or by an ensemble (paper §4.1)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,28 +11,30 @@ from ..layout import TransitionLayout
 from ..planning.decoder import BeamDecoder
 from ..planning.sampling import Choice, draw, filter_top_k
 
-_ROWS_AT_ONCE = 250  # keys and values of more samples than these would be read from main memory at every token
+_ROWS_AT_ONCE = (
+    250  # with more samples, keys and values would exceed the cache and be read from main memory for every token
+)
 
 
 @dataclass(frozen=True)
 class FreeRunning:
-    """Number, length, context and sampling of continuations."""
+    """Options of continuations: number, length, context and sampling."""
 
     samples: int
-    horizon: int  # transitions of each
-    context: int  # transitions that an observation is predicted from; one more must fit the decoder's window
-    observations: Choice = Choice()  # noqa: RUF009 - frozen; of observation tokens, without a cdf like the others
-    others: Choice = Choice()  # noqa: RUF009 - frozen; of action, reward and value tokens
+    horizon: int  # transitions per continuation
+    context: int  # transitions from which an observation is predicted; the decoder's window must hold one more
+    observations: Choice = Choice()  # noqa: RUF009 - frozen; sampling of observation tokens; cdf must be None in both
+    others: Choice = Choice()  # noqa: RUF009 - frozen; sampling of action, reward and value tokens
 
 
 class Continuations(NamedTuple):
-    """Sampled tokens, int64 in [0, vocab_size), and the distributions that they were drawn from.
+    """Sampled tokens, int64 in [0, vocab_size), and the distributions from which they were drawn.
 
-    The mean distribution estimates the marginal one with less noise than counting tokens would (Rao and Blackwell).
+    The mean distribution is a less noisy estimate of the marginal than the tokens' frequencies (Rao and Blackwell).
     """
 
     actions: Tensor  # (samples, horizon, action_dim)
-    observations: Tensor  # (samples, horizon, observation_dim); entry t follows action t
+    observations: Tensor  # (samples, horizon, observation_dim); entry t is the observation after action t
     probabilities: Tensor  # (horizon, observation_dim, vocab_size) float64, of observations, averaged over the samples
 
 
@@ -46,24 +48,24 @@ def continue_freely(
     generator: torch.Generator,
     on_transitions: Callable[[int], None] = lambda _: None,
 ) -> Continuations:
-    """Sample continuations of one start by the model alone.
+    """Sample continuations of one start from the model.
 
     ::
 
         window    [ up to context - 1 whole transitions | observation t ]   encoded anew for each transition
         appended  action t (recorded or sampled), reward t, value t, then observation t + 1, token by token
 
-    With ``context=1`` the model is Markovian. The stop token is never drawn, as if the episode always went on.
+    With ``context=1`` the model is Markovian. The stop token is never drawn, so that continuations have full length.
 
     Args:
-        decoder: of the model; its window must not slide.
-        start: (time,) tokens: whole transitions, if any, then one observation; it is cropped to the context.
-        actions: (horizon, action_dim) tokens that all samples take, or None for the model's own.
-        generator: on the CPU; decides all draws.
+        decoder: decoder of the model, with a window that does not slide.
+        start: (time,) tokens: any number of whole transitions, then one observation; it is cropped to the context.
+        actions: (horizon, action_dim) tokens used in all samples; None samples them from the model.
+        generator: generator of all draws, on the CPU.
         on_transitions: called with the number of transitions sampled since the last call.
     """
     kept = (settings.context - 1) * layout.transition_dim + layout.observation_dim
-    transitions, sums = [], []  # of the samples that run at once
+    transitions, sums = [], []  # one entry per batch of samples
     for first in range(0, settings.samples, _ROWS_AT_ONCE):
         rows = min(_ROWS_AT_ONCE, settings.samples - first)
         window, steps = start.expand(rows, -1), []
@@ -87,7 +89,7 @@ def _next_transition(
     settings: FreeRunning,
     uniforms: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Sample action, reward, value and next observation after (rows, time) tokens.
+    """Sample the action, reward, value and next observation after (rows, time) tokens.
 
     Returns:
         (rows, transition_dim) tokens; (observation_dim, vocab_size) float64 distributions, summed over rows.
@@ -111,18 +113,18 @@ def _next_transition(
 
 
 class ProbabilisticDynamics(Protocol):
-    """Several models of the next observation, each a normal distribution with independent dimensions."""
+    """An ensemble of models of the next observation, each a normal distribution with independent dimensions."""
 
     @property
     def num_members(self) -> int: ...
 
     def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, in real units, of the next (n, observation_dim), by (n,) int64 members."""
+        """Return mean and standard deviation (n, observation_dim), in the data's units, by (n,) int64 members."""
         ...
 
 
 class GaussianContinuations(NamedTuple):
-    """Samples in real units, and the distributions that they were drawn from: (samples, horizon, observation_dim)."""
+    """Samples (samples, horizon, observation_dim), in the data's units, and the distributions they were drawn from."""
 
     observations: Tensor
     means: Tensor
@@ -139,15 +141,15 @@ def continue_with_members(
     generator: torch.Generator,
     on_transitions: Callable[[int], None] = lambda _: None,
 ) -> GaussianContinuations:
-    """Sample continuations of one start; sample i follows member ``i % num_members`` throughout (PETS's TS∞).
+    """Sample continuations of one start; sample i uses member ``i % num_members`` throughout (PETS's TS∞).
 
     Args:
-        dynamics: on the CPU.
+        dynamics: ensemble on the CPU.
         start: (observation_dim,) observation.
-        actions: (horizon, action_dim), taken by all samples; entry t of the result follows action t.
-        bounds: (observation_dim,) lowest and highest values of the data; samples keep within three times that range.
+        actions: (horizon, action_dim), used in all samples; entry t of the result is the observation after action t.
+        bounds: (observation_dim,) lowest and highest values of the data; samples are clamped to three times that range.
     """
-    # Differs from the paper: it names no propagation; a member for the whole rollout is PETS's better one.
+    # Differs from the paper, which does not state the propagation: one member per rollout is PETS's better variant.
     members = torch.arange(samples) % dynamics.num_members
     reach = bounds[1] - bounds[0]
     low, high = bounds[0] - reach, bounds[1] + reach

@@ -1,4 +1,4 @@
-"""Pictures of attention and of predictions."""
+"""Plots of attention and of predictions."""
 
 from pathlib import Path
 
@@ -35,25 +35,25 @@ _STYLES = {
     "oracle": ("best that its bins allow", BLACK, "--"),
     "constant": ("nothing changes", GREY, "--"),
 }
-# An ensemble can fall without end, and leaves the picture rather than flatten the others.
-_BELOW = 3.0  # nats shown below the lowest of the others
-_ABOVE = 2.0  # errors are shown up to that multiple of the highest of the others
+# The ensemble's curve is unbounded and may leave the axes, whose range is chosen by the other curves.
+_BELOW = 3.0  # nats shown below the lowest of the other curves
+_ABOVE = 2.0  # upper limit of errors, as a multiple of the highest of the other curves
 
 
-# Differs from the paper: rewards and values are drawn too, where its figure leaves rewards out.
+# Differs from the paper, whose figure leaves rewards out: rewards and values are drawn, too.
 def plot_attention_maps(
     weights: np.ndarray, mask: np.ndarray, layout: TransitionLayout, title: str, path: Path
 ) -> None:
-    """Draw a map of (layer, head, query, key) weights for each head, layers downwards, all on one scale.
+    """Plot a map of (layer, head, query, key) weights for each head, one row per layer, all on one scale.
 
-    Rows are tokens that are predicted, columns tokens that are attended to. Coloured bands along both say of what kind
-    they are, lines part the transitions; what the (query, key) mask does not let be seen is grey.
+    Rows are predicted tokens, columns attended tokens. Coloured bands along both show the tokens' kinds, and lines
+    separate transitions; keys hidden by the (query, key) mask are grey.
     """
     layers, heads, *_ = weights.shape
     side = 3.5 if heads <= 4 else 2.4
     figure = Figure(figsize=(side * heads + 1.0, side * layers + 1.1), layout="constrained")
     grid = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
-    # The first tokens have little else to attend to, and would set the scale for all.
+    # A quantile, because the large weights of the first tokens, which have few keys, would dominate the scale.
     norm = PowerNorm(0.5, vmin=0.0, vmax=float(np.quantile(weights[:, :, mask], 0.995)))
     for (layer, head), axes in np.ndenumerate(grid):
         _draw_map(axes, np.where(mask, weights[layer, head], np.nan), layout, norm)
@@ -64,16 +64,16 @@ def plot_attention_maps(
         axes.set_xlabel("token attended to, by its transition")
     bar = figure.colorbar(grid[0, 0].images[0], ax=grid, extend="max", shrink=0.7, pad=0.01, aspect=30)
     bar.set_label("attention weight")
-    colors = _KIND_COLORS | {"may not be seen": _UNSEEN}
+    colors = _KIND_COLORS | {"masked": _UNSEEN}
     handles = [Patch(color=color, label=label) for label, color in colors.items()]
     finish(figure, title, path, handles, columns=len(handles))
 
 
 def _draw_map(axes: Axes, weights: np.ndarray, layout: TransitionLayout, norm: PowerNorm) -> None:
-    """One head's map, over a grid of all tokens of the context; weights that are NaN may not be seen."""
+    """Draw the map of one head over all tokens of the context; masked weights are NaN."""
     width = layout.transition_dim
     tokens = len(weights) + 1
-    whole = np.full((tokens, tokens), np.nan)  # nothing predicts the first token, and the last one is not attended to
+    whole = np.full((tokens, tokens), np.nan)  # the first token is not predicted, and the last one is not attended to
     whole[1:, :-1] = weights
     cmap = colormaps["magma"].with_extremes(bad=_UNSEEN)
     axes.imshow(whole, cmap=cmap, norm=norm, extent=(0, tokens, tokens, 0))
@@ -98,18 +98,18 @@ def _draw_map(axes: Axes, weights: np.ndarray, layout: TransitionLayout, norm: P
 
 
 def plot_attention_summary(measured: MeasuredAttention, title: str, path: Path) -> None:
-    """Bars of how attention divides among transitions, and a chart of how it compares with uniform attention."""
+    """Plot the division of attention among transitions as bars, and its ratio to uniform attention as a chart."""
     _, layers, heads, _ = measured.masses.shape
     rows = [head_name(layer, head) for layer in range(layers) for head in range(heads)]
     figure = Figure(figsize=(12.0, 0.36 * (len(rows) + 1) + 2.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
     _draw_shares(left, measured, [*rows, "uniform"])
     _draw_ratios(right, measured, len(rows))
-    finish(figure, title, path, handles=())  # the bars have a legend of their own
+    finish(figure, title, path, handles=())  # the bars have their own legend
 
 
 def _draw_shares(axes: Axes, measured: MeasuredAttention, rows: list[str]) -> None:
-    """Bars that add up to all of a head's attention; the last one is uniform attention's."""
+    """Draw a stacked bar of each head's attention; the last one is uniform attention."""
     places = [*range(len(rows) - 1), len(rows) - 0.5]
     begin = np.zeros(len(rows))
     for region, color in zip(REGIONS, (BLUE, ORANGE, GREY), strict=True):
@@ -125,7 +125,7 @@ def _draw_shares(axes: Axes, measured: MeasuredAttention, rows: list[str]) -> No
 
 
 def _draw_ratios(axes: Axes, measured: MeasuredAttention, rows: int) -> None:
-    """A cell for each head and mass: coloured by its ratio to uniform attention, with ratio and mass written in it."""
+    """Draw a cell for each head and mass, coloured by its ratio to uniform attention, with ratio and mass as text."""
     names = [name for name in _COLUMNS if name in measured.names]
     masses = np.stack([measured.mean(name).ravel() for name in names], axis=1)
     ratios = masses / [measured.baseline(name) for name in names]
@@ -146,7 +146,7 @@ def _draw_ratios(axes: Axes, measured: MeasuredAttention, rows: int) -> None:
 
 
 def plot_log_likelihood(curves: Curves, title: str, path: Path) -> None:
-    """Draw the log-likelihood of what happened, mean over episodes with its 95 % band."""
+    """Plot the log-likelihood of the actual outcome, mean over episodes with its 95 % band."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
     methods = curves["log_likelihood"]
@@ -158,7 +158,7 @@ def plot_log_likelihood(curves: Curves, title: str, path: Path) -> None:
 
 
 def plot_errors(curves: Curves, title: str, path: Path) -> None:
-    """Draw the distance from what happened, of the samples' mean and of each sample."""
+    """Plot the error against the actual outcome, of the samples' mean and of each sample."""
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, curve, name in ((left, "mean_error", "mean of the samples"), (right, "sample_error", "each sample")):
@@ -170,7 +170,7 @@ def plot_errors(curves: Curves, title: str, path: Path) -> None:
 
 
 def _others(methods: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """(horizon,) means over episodes of all methods but the ensemble."""
+    """Return the (horizon,) means over episodes of all methods except the ensemble."""
     return [values.mean(axis=0) for method, values in methods.items() if method != "ensemble"]
 
 

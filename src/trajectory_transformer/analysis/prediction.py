@@ -1,4 +1,4 @@
-"""Long-horizon prediction (paper §4.1): held-out episodes against what models make of their starts."""
+"""Long-horizon prediction (paper §4.1): held-out episodes against models' continuations of their starts."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,17 +23,17 @@ from .prediction_curves import GaussianMarginals, Marginals, ObservationBins, To
 from .state_video import film_predictions
 
 log = logging.getLogger(__name__)
-_NARROWEST = 1e-3  # of a dimension's standard deviation: what a bin's width is taken for at least
+_NARROWEST = 1e-3  # minimum width of a bin, as a fraction of its dimension's standard deviation
 
 
 class Predictor:
-    """The models that are compared, ready to continue episodes.
+    """The compared models, ready to continue episodes.
 
-    Of ``planner`` the ``decoder`` and ``precision`` are used; ``scale`` is (observation_dim,) above 0, the standard
+    Of ``planner``, only ``decoder`` and ``precision`` are used; ``scale`` is (observation_dim,) above 0, the standard
     deviation of each dimension.
 
     Raises:
-        UserError: the model cannot see as far as asked for, or predicts for goals.
+        UserError: the model cannot look back as far as required, or is conditioned on goals.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Predictor:
         config = trained.model.config
         require(
             not config.goal_conditioned,
-            "task=predict continues episodes whose end is open, but the checkpoint's model was trained to reach goals "
-            "(model.goal_conditioned=true); train one without",
+            "task=predict continues episodes without a goal, but the checkpoint's model was trained to reach goals "
+            "(model.goal_conditioned=true); train one with model.goal_conditioned=false",
         )
         context = options.context_within(config.sequence_length)
         self.contexts = {"transformer": context, "markovian": 1} if context > 1 else {"transformer": 1}
@@ -58,7 +58,7 @@ class Predictor:
 
     @property
     def work(self) -> int:
-        """Transitions that all models together sample for an episode."""
+        """Number of transitions that all models together sample per episode."""
         models = len(self.contexts) + (self.ensemble is not None)
         return models * self.options.samples * self.options.horizon
 
@@ -68,7 +68,7 @@ class Predictor:
         """Continue an episode of at least ``options.horizon`` steps; every model draws with ``seed``.
 
         Returns:
-            Marginals by method; (horizon + 1, observation_dim) one of the transformer's samples, from the start on.
+            The marginals by method; one of the transformer's samples, (horizon + 1, observation_dim) from the start on.
         """
         options, layout, discretizer = self.options, self.trained.model.layout, self.trained.discretizer
         start = torch.from_numpy(episode.observations[0])
@@ -95,17 +95,17 @@ class Predictor:
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """Options of a long-horizon prediction, and the run that it belongs to, whose seed decides all draws."""
+    """Options of a long-horizon prediction, and facts about the run, whose seed determines all draws."""
 
     options: PredictConfig
-    episodes: int  # held-out ones to continue, at most
-    video: int  # of them to film
+    episodes: int  # maximum number of held-out episodes to continue
+    video: int  # number of these to record
     facts: RunFacts
     progress: bool = True
 
 
 def choose_references(held_out: Sequence[Episode], horizon: int, count: int) -> list[Episode]:
-    """The first ``count`` episodes of at least ``horizon`` steps; a warning where there are fewer.
+    """Return the first ``count`` episodes of at least ``horizon`` steps; warns if there are fewer.
 
     Raises:
         UserError: there is none.
@@ -113,12 +113,12 @@ def choose_references(held_out: Sequence[Episode], horizon: int, count: int) -> 
     chosen = [episode for episode in held_out if len(episode) >= horizon][:count]
     require(
         len(chosen) > 0,
-        f"predict.horizon={horizon}: no held-out episode has that many steps; the longest of {len(held_out)} has "
-        f"{max(map(len, held_out))}",
+        f"predict.horizon={horizon}: no held-out episode has that many steps; shorten it to at most "
+        f"{max(map(len, held_out))}, the length of the longest of {len(held_out)} episodes",
     )
     if len(chosen) < count:
         log.warning(
-            "%d of the %d held-out episodes have the %d steps of predict.horizon; all of these are taken",
+            "only %d of the %d held-out episodes have the %d steps of predict.horizon; these are used",
             *(len(chosen), len(held_out), horizon),
         )
     return chosen
@@ -132,16 +132,17 @@ def predict(
     request: PredictionRequest,
     run_directory: Path,
 ) -> list[Measurement]:
-    """Continue held-out episodes from their first observations and record how well that predicts them.
+    """Continue held-out episodes from their first observations, and measure the accuracy of the predictions.
 
-    Writes ``figures.csv``, ``plots/prediction_log_likelihood.png``, ``plots/prediction_error.png`` and, if asked for,
-    ``videos/episode_<i>.mp4``. ``ensemble`` is on the CPU, and of the same dimensions.
+    Writes ``figures.csv``, ``plots/prediction_log_likelihood.png``, ``plots/prediction_error.png`` and, if requested,
+    ``videos/episode_<i>.mp4``. ``ensemble`` is on the CPU and has the same dimensions.
 
     Returns:
-        The content of ``figures.csv``; the first is the transformer's log-likelihood.
+        The measurements in ``figures.csv``; the first is the transformer's log-likelihood.
 
     Raises:
-        UserError: the model cannot see as far as asked for, no episode is as long, or a file cannot be written.
+        UserError: the model cannot look back as far as required, all episodes are shorter than the horizon, or a file
+            cannot be written.
     """
     references = choose_references(held_out, request.options.horizon, request.episodes)
     scale = np.concatenate([episode.observations for episode in held_out]).std(axis=0, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Log-likelihood and error of predicted distributions, step by step, and the figures made of them."""
+"""Log-likelihood and error of predicted distributions per step, and measurements made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from ..data.discretizer import Discretizer
 from ..evaluation.measurements import Measurement
 from ..evaluation.scores import bootstrap_interval
 
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # where the model's softmax ends
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # smallest probability that the model's softmax represents
 REPORTED_STEPS = (1, 10, 50, 100)
 
 
 class ObservationBins:
-    """The bins of the observation dimensions, as uniform densities.
+    """The bins of the observation dimensions as uniform densities.
 
-    A bin narrower than ``narrowest`` (of no width, where a value repeats in the data) counts as one of that width about
-    the same centre: it may overlap its neighbours, whose densities add up with its own, so that the whole still has
-    mass 1. Values beyond the outermost edges count as on them, as for the model.
+    A bin narrower than ``narrowest`` (such as the bins of zero width of repeated values) is widened to it around its
+    centre. It may overlap its neighbours; densities are then added, so that the total mass is still 1. Values beyond
+    the outermost edges are clamped, as for the model.
 
     The discretiser's first dimensions are the observation's; ``narrowest`` is (observation_dim,) above 0, in its units.
     """
 
-    # Differs from the paper: it has uniform bins; the quantile bins of a repeated value would have infinite density.
+    # Differs from the paper, which has uniform bins: the quantile bin of a repeated value would have infinite density.
     def __init__(self, discretizer: Discretizer, narrowest: np.ndarray) -> None:
         self._discretizer, self._columns = discretizer, slice(0, len(narrowest))
         edges = discretizer.edges[self._columns].cpu().double().numpy()
@@ -35,7 +35,7 @@ class ObservationBins:
         self._widths = np.maximum(np.diff(edges, axis=1), narrowest[:, None])
 
     def densities(self, values: np.ndarray) -> np.ndarray:
-        """(horizon, observation_dim) values -> (horizon, observation_dim, num_bins) density of each bin there."""
+        """Return each bin's density at values (horizon, observation_dim), as (horizon, observation_dim, num_bins)."""
         values = np.clip(values.astype(np.float64), self.low, self.high)
         tokens = self._discretizer.encode(torch.from_numpy(values), self._columns).cpu().numpy()
         own = tokens[..., None] == np.arange(self.centers.shape[1])
@@ -43,7 +43,7 @@ class ObservationBins:
         return (own | near) / self._widths
 
     def best_log_density(self, values: np.ndarray) -> np.ndarray:
-        """The highest that any model with these bins can reach: all mass on the narrowest bin there (the oracle)."""
+        """Return the highest log-density possible with these bins (the oracle): all mass on the narrowest bin."""
         return np.log(self.densities(values).max(axis=-1))
 
 
@@ -55,23 +55,23 @@ class TokenMarginals:
     bins: ObservationBins
 
     def log_density(self, values: np.ndarray) -> np.ndarray:
-        """Natural logarithm of the density at (horizon, observation_dim) values, one for each step and dimension."""
+        """Return the natural logarithm of the density at values (horizon, observation_dim), of the same shape."""
         # A probability that underflowed to 0 would make the average over episodes -inf.
         probabilities = np.maximum(self.probabilities, SMALLEST_PROBABILITY)
         return np.log((probabilities * self.bins.densities(values)).sum(axis=-1))
 
     def mean(self) -> np.ndarray:
-        """(horizon, observation_dim) mean of each distribution."""
+        """Return the mean of each distribution, (horizon, observation_dim)."""
         return (self.probabilities * self.bins.centers).sum(axis=-1)
 
     def square_error(self, values: np.ndarray) -> np.ndarray:
-        """Expected squared distance of a sample from (horizon, observation_dim) values."""
+        """Return the expected squared distance of a sample from values (horizon, observation_dim)."""
         return (self.probabilities * (self.bins.centers - values[..., None]) ** 2).sum(axis=-1)
 
 
 @dataclass(frozen=True)
 class GaussianMarginals:
-    """Mixtures of normal distributions, (horizon, samples, observation_dim) each; else as :class:`TokenMarginals`."""
+    """Mixtures of normal distributions, (horizon, samples, observation_dim); methods as in :class:`TokenMarginals`."""
 
     means: np.ndarray
     deviations: np.ndarray
@@ -93,16 +93,16 @@ Curves = dict[str, dict[str, np.ndarray]]
 
 ``log_likelihood`` is in nats per dimension, in the data's units; "oracle" is :meth:`ObservationBins.best_log_density`.
 ``mean_error`` (of the samples' mean) and ``sample_error`` (of each sample) are root mean squares over dimensions, in
-standard deviations of the data; "constant" predicts that nothing changes.
+standard deviations of the data; "constant" predicts the first observation throughout.
 """
 
 
 def compare(
     marginals: Mapping[str, Marginals], observations: np.ndarray, bins: ObservationBins, scale: np.ndarray
 ) -> Curves:
-    """Curves of one episode, of marginals by method.
+    """Return the curves of one episode from its marginals by method.
 
-    ``observations`` (more than the horizon, observation_dim) are what happened, from the common start on; ``scale`` is
+    ``observations`` (at least horizon + 1, observation_dim) are the actual ones from the common start on; ``scale`` is
     (observation_dim,) standard deviations, above 0.
     """
     horizon = len(next(iter(marginals.values())).mean())
@@ -123,7 +123,7 @@ def compare(
 
 
 def stack_curves(episodes: Sequence[Curves]) -> Curves:
-    """Curves of several episodes, of one horizon and with the same methods, as one."""
+    """Stack the curves of several episodes with the same horizon and methods."""
     return {
         curve: {method: np.stack([episode[curve][method] for episode in episodes]) for method in methods}
         for curve, methods in episodes[0].items()
@@ -131,7 +131,7 @@ def stack_curves(episodes: Sequence[Curves]) -> Curves:
 
 
 def prediction_measurements(curves: Curves) -> list[Measurement]:
-    """The log-likelihood's mean over all steps, then each curve at :data:`REPORTED_STEPS` and the last step."""
+    """Return the mean log-likelihood over all steps, then each curve at :data:`REPORTED_STEPS` and the last step."""
     samples = [(method, "log_likelihood_mean", one.mean(axis=1)) for method, one in curves["log_likelihood"].items()]
     for curve, methods in curves.items():
         for method, values in methods.items():
@@ -139,7 +139,7 @@ def prediction_measurements(curves: Curves) -> list[Measurement]:
             steps = [step for step in REPORTED_STEPS if step < horizon] + [horizon]
             samples += [(method, f"{curve}_step_{step}", values[:, step - 1]) for step in steps]
     measurements = []
-    for method, name, values in samples:  # of each episode; a single one has no interval
+    for method, name, values in samples:  # values of each episode; a single one has no interval
         low, high = bootstrap_interval(values).tolist() if len(values) > 1 else (None, None)
         measurements.append(Measurement(method, name, float(values.mean()), low, high, len(values)))
     return measurements

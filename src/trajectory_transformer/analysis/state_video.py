@@ -1,4 +1,4 @@
-"""Films of what happened beside what was predicted, drawn by putting MuJoCo into the observed states."""
+"""Videos of actual and predicted episodes side by side, rendered by MuJoCo in the observed states."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..environments.spec import EnvironmentSpec
 from ..evaluation.video import VideoRecorder, log, unavailable_reason
 from ..progress import WorkProgress
 
-_STEPS_PER_SECOND = 25.0  # a frame each; in true speed a hundred steps of Hopper would last less than a second
+_STEPS_PER_SECOND = 25.0  # a frame per step; at real-time speed a hundred steps of Hopper would last less than a second
 
 
 def film_predictions(
@@ -23,13 +23,13 @@ def film_predictions(
     directory: Path,
     progress: bool = True,
 ) -> None:
-    """Write ``episode_<i>.mp4`` for each pair of (steps, observation_dim): what happened, left, and what was predicted.
+    """Write ``episode_<i>.mp4`` for each pair of (steps, observation_dim): actual on the left, predicted on the right.
 
-    One warning, and no film, where the observations do not say the state, or where nothing can be drawn.
+    If observations do not contain the whole state, or rendering does not work, a warning is logged instead.
     """
     if not pairs:
         return
-    with make_environments(environment, 1) as batch:  # before anything draws, as the check may choose a back end
+    with make_environments(environment, 1) as batch:  # before rendering, because the check may choose a back end
         batch.reset(0, 0)
         single = batch.environments[0]
         hidden = hidden_positions(single.unwrapped, batch.observations[0], environment)
@@ -45,7 +45,7 @@ def film_predictions(
         text = "{task.completed:.0f}/{task.total:.0f} episodes"
         recorder = VideoRecorder(directory, len(pairs), _STEPS_PER_SECOND)
         with closing(recorder), WorkProgress(text, progress) as bar:
-            for index, pair in enumerate(bar.track(pairs, description="filming")):
+            for index, pair in enumerate(bar.track(pairs, description="recording video")):
                 states = [states_of(observations, hidden, single.unwrapped) for observations in pair]
                 for step, both in enumerate(zip(*states, strict=True)):
                     recorder.capture(index, step, lambda both=both: _side_by_side(single, both))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunChecks", "entry_point", "evaluate", "train"]
 
-CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout a link to the folder of that name at its root
+CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout, a link to the folder at the repository's root
 
 
 def entry_point(name: str, configs: Path) -> None:
@@ -29,12 +29,12 @@ def entry_point(name: str, configs: Path) -> None:
 
 
 def train() -> None:
-    """The installed command ``trajectory-transformer-train``, which does as ``train.py``."""
+    """Run the installed command ``trajectory-transformer-train``, which is equivalent to ``train.py``."""
     entry_point("train", CONFIGS)
 
 
 def evaluate() -> None:
-    """The installed command ``trajectory-transformer-evaluate``, which does as ``evaluate.py``."""
+    """Run the installed command ``trajectory-transformer-evaluate``, which is equivalent to ``evaluate.py``."""
     entry_point("evaluate", CONFIGS)
 
 

@@ -1,4 +1,4 @@
-"""Checks before a run or a sweep gets a directory, and the table after a sweep."""
+"""Checks made before a run or sweep gets a directory, and the report after a sweep."""
 
 import contextlib
 import sys
@@ -32,20 +32,20 @@ from .schema import (
 )
 from .tune import with_values
 
-SWEEP_LOCK = ".sweep.lock"  # not that of a job, which may lie in the sweep's own folder
-RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # which a search may vary options of
+SWEEP_LOCK = ".sweep.lock"  # differs from LOCK, which a job in the same folder may hold
+RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options whose own options a search may vary
 
 
 def config_folders(hydra: DictConfig) -> list[Path]:
-    """Folders of the YAML files in use, that of ``--config-dir`` among them."""
+    """Return the folders of the YAML files in use, including that of ``--config-dir``."""
     return [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
 
 
 def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None = None) -> TrainConfig | EvaluateConfig:
-    """The typed options of either command; raises UserError about a wrong name, type, value or target.
+    """Return the typed options of either command; raises UserError for a wrong name, type, value or target.
 
-    ``own`` are the words of the command line that must have an effect, where these are not all: those that are for this
-    run alone, in a sweep over learners.
+    ``own`` are the command-line options that must have an effect on this run; None: all of them. In a sweep over
+    learners, only the options that vary are required to have one.
     """
     schema = schema_of(config)
     mistakes.refuse_absent_local(hydra.runtime.choices.get("local"), config_folders(hydra))
@@ -57,7 +57,9 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
             if chosen:
                 make_objective(evaluation.planner)
-            _require_classes({"planner.objective": evaluation.planner.objective})  # its options may be the checkpoint's
+            _require_classes(
+                {"planner.objective": evaluation.planner.objective}
+            )  # its other options may come from the checkpoint
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
             for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
                 require_file(checkpoint)
@@ -72,7 +74,10 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     _require_use(options, hydra.overrides.task if own is None else own)
     if options.init_from is not None and not Path(options.init_from).is_dir():
         require_file(options.init_from)
-    trainer, block = options.trainer, options.model.block  # whose kinds are seen once torch and Lightning are there
+    trainer, block = (
+        options.trainer,
+        options.model.block,
+    )  # their base classes are checked once torch and Lightning are loaded
     _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
     _check_record("data.source", options)
     if options.data.cache is not None:
@@ -83,21 +88,21 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
 
 
 def _require_classes(specs: Mapping[str, object]) -> None:
-    """Refuse ``_target_`` options, by their place, that name no class."""
+    """Raise UserError for any ``_target_`` in ``specs`` (by option name) that is not an existing class."""
     for place, spec in specs.items():
         for target in targets_in(spec):
             locate(target, object, place, TYPED_BY_USER)
 
 
 def _modules_of_ids(source: Any) -> list[str]:
-    """What stands before the colon where a source's option ``env_id`` is of Gymnasium's form ``module:Id``."""
+    """Return the modules in sources' ``env_id`` options of Gymnasium's form ``module:Id``."""
     sources = source if isinstance(source, list) else [source]
     ids = [str(spec.get("env_id")) for spec in sources if isinstance(spec, Mapping)]
     return [name.partition(":")[0] for name in ids if ":" in name]
 
 
 def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
-    """Refuse ``data=NAME`` beside an experiment that names a data set itself, and so would win without a word."""
+    """Raise UserError for ``data=NAME`` with an experiment whose own data set would silently override it."""
     given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
     if "data" not in given or "data.dataset_id" in given:
         return
@@ -115,7 +120,7 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
 
 
 def _require_use(options: TrainConfig, typed: Sequence[str]) -> None:
-    """Refuse options that were ``typed``, or that a search varies, and that the learner takes no notice of."""
+    """Raise UserError for options on the command line (``typed``) or in a search that the learner ignores."""
     learner = make_learner(options.learner, TYPED_BY_USER)
     varied = () if options.tune is None else options.tune.parameters
     for name in (*(word.lstrip("+~").partition("=")[0] for word in typed), *varied):
@@ -124,7 +129,7 @@ def _require_use(options: TrainConfig, typed: Sequence[str]) -> None:
 
 
 def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
-    """Refuse a search over an option that does not exist, or with a value of a wrong type, before the first trial."""
+    """Raise UserError before the first trial of a search over an unknown option or with a value of a wrong type."""
     names = [name for name in option_names(TrainConfig) if not name.startswith(("tune", "resume", "extend"))]
     for name, parameter in tune.parameters.items():
         record = next((record for record in RECORDS if name.startswith(f"{record}.")), None)
@@ -134,14 +139,14 @@ def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
             try:
                 if record is not None:
                     _check_record(record, with_values(options, {name: value}))
-                else:  # values need only go together as the trials combine them
+                else:  # only the type: whether values are compatible depends on the trial
                     OmegaConf.update(OmegaConf.structured(options), name, value)
             except (ValidationError, UserError) as error:
                 raise UserError(f"tune.parameters.{name}: {str(error).splitlines()[0]}") from None
 
 
 def _check_record(place: str, options: TrainConfig) -> None:
-    """Refuse wrong options of a learner, objective or source by making it, and of a block by its signature."""
+    """Raise UserError for wrong options of a learner, objective, source (each is built) or block (by its signature)."""
     if place == "learner":
         make_learner(options.learner, TYPED_BY_USER)
     elif place == "planner.objective":
@@ -149,16 +154,18 @@ def _check_record(place: str, options: TrainConfig) -> None:
     elif place == "model.block":
         require_options(options.model.block, place, ("config",))
     elif options.data.source is not None:
-        from ..data.sources import sources_of  # here, as it takes half a second
+        from ..data.sources import sources_of  # imported here because it takes half a second
 
         sources_of(options.data)
 
 
 class RunChecks(Callback):
-    """Hydra's hooks around a run and a sweep; they exit, as Hydra turns an exception in a hook into a warning."""
+    """Hydra callback with the checks; it exits the process, as Hydra turns exceptions of callbacks into warnings."""
 
-    sweep: ClassVar[tuple[Path, list[dict[str, str]]] | None] = None  # that this process runs: folder, planned jobs
-    _lock: ClassVar[FolderLock | None] = None  # on the folder of its run or sweep
+    sweep: ClassVar[tuple[Path, list[dict[str, str]]] | None] = (
+        None  # folder and planned jobs of the sweep that this process runs
+    )
+    _lock: ClassVar[FolderLock | None] = None  # lock on the folder of this process's run or sweep
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._check(config, "hydra.run.dir")
@@ -168,7 +175,7 @@ class RunChecks(Callback):
         RunChecks.sweep = Path(config.hydra.sweep.dir), sweep.planned_jobs(config)
 
     def _check(self, config: DictConfig, key: str) -> None:
-        """Exit with 2 after a mistake, or where the output directory cannot be used; a sweep's jobs check theirs."""
+        """Exit with code 2 after a mistake or if the output directory is unusable; jobs of a sweep check their own."""
         is_sweep = key == "hydra.sweep.dir"
         try:
             mistakes.refuse_additions(as_typed(config, "task"), schema_of(config), config_folders(config.hydra))
@@ -180,8 +187,10 @@ class RunChecks(Callback):
             leave(str(error), 2)
 
     def _take_folder(self, config: DictConfig, key: str, options: TrainConfig | EvaluateConfig | None) -> None:
-        """Make the run's or sweep's folder, which nobody else then uses, or raise UserError."""
-        is_search = isinstance(options, TrainConfig) and options.tune is not None  # whose trials several may share
+        """Make and lock the run's or sweep's folder, or raise UserError."""
+        is_search = (
+            isinstance(options, TrainConfig) and options.tune is not None
+        )  # several processes may share its trials
         goes_on = is_search or (isinstance(options, TrainConfig) and options.trainer.requeue)
         directory = Path()
         try:
@@ -211,18 +220,18 @@ class RunChecks(Callback):
 
     @classmethod
     def hold(cls, directory: Path, file: str = LOCK) -> None:
-        """Keep a folder for this process until :meth:`end`; raises as :class:`FolderLock`."""
+        """Lock a folder for this process until :meth:`end`; raises as :class:`FolderLock`."""
         cls._lock = FolderLock(directory, file)
 
     @classmethod
     def end(cls) -> None:
-        """The run or sweep of this process is over, well or badly."""
+        """Release the lock after the run or sweep, successful or not."""
         if cls._lock is not None:
             cls._lock.release()
         cls.sweep = cls._lock = None
 
 
 def leave(message: str, code: int) -> NoReturn:
-    """Print one message and exit."""
+    """Print an error message and exit."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""Training with planning after it, and evaluation of the checkpoints that it leaves."""
+"""Training followed by planning, and evaluation of checkpoints."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,15 +50,15 @@ from ..training.loggers import (
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's surroundings, as opposed to its options."""
+    """Facts about a run other than its options."""
 
-    directory: Path  # where everything it writes goes
-    command: str  # the command line, to be recorded
+    directory: Path  # output folder
+    command: str  # command line, for the record
     resume: bool = False  # go on from checkpoints/last.ckpt
-    sweep: str | None = None  # name of the sweep that it belongs to
-    differs: str | None = None  # what tells it apart from that sweep's other jobs
-    callbacks: tuple[Callback, ...] = ()  # that the user added
-    commit: str | None = field(default_factory=current_commit)  # of the code that runs, taken before it does
+    sweep: str | None = None  # name of the sweep, if any
+    differs: str | None = None  # options in which it differs from the sweep's other jobs
+    callbacks: tuple[Callback, ...] = ()  # callbacks added by the user
+    commit: str | None = field(default_factory=current_commit)  # commit of the code, read before the run
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         ensemble, which does not act, the negative of the validation loss. NaN in a process other than the first.
 
     Raises:
-        UserError: a mistake that the options alone do not show.
-        SystemExit: 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP, the state being saved.
+        UserError: a mistake that shows only at run time.
+        SystemExit: 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP; the state is saved first.
     """
-    torch_device(config.trainer.accelerator, "trainer.accelerator")  # before data sets are made
+    torch_device(config.trainer.accelerator, "trainer.accelerator")  # checked before data sets are generated
     require_loggers(config.logger, TYPED_BY_USER)
     learner = make_learner(config.learner, TYPED_BY_USER)
     learner.check(config)
@@ -111,11 +111,13 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights:
-    """The weights of ``init_from``, or a UserError where they cannot be read."""
+    """Return the weights of ``init_from``, or raise UserError if they cannot be read."""
     path = str(config.init_from)
     if not Path(path).is_dir():
         return InitialWeights.of_checkpoint(path)
-    from ..interop.pretrained import TrajectoryTransformerModel  # here, as most runs need no hub's client
+    from ..interop.pretrained import (
+        TrajectoryTransformerModel,
+    )  # imported here because most runs do not need the hub's client
 
     model = TrajectoryTransformerModel.from_pretrained(path, allow=packages_in(asdict(config)))
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -123,13 +125,13 @@ def initial_weights(config: TrainConfig) -> InitialWeights:
 
 
 def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> float:
-    """Do what ``config.task`` says with what its checkpoint and planner options made, ``trained``.
+    """Carry out ``config.task`` with ``trained``, the agent made of its checkpoint and planner options.
 
     Returns:
-        The mean return, or of predictions the log-likelihood in nats per dimension; NaN where the task has no score.
+        The mean return or, for task=predict, the log-likelihood in nats per dimension; NaN for task=attention.
 
     Raises:
-        UserError: a mistake that the options alone do not show, such as an environment that cannot be made.
+        UserError: a mistake that shows only at run time, such as an environment that cannot be made.
     """
     resolved = {**asdict(config), "planner": asdict(trained.agent.settings)}
     training = trained.checkpoint.training
@@ -144,7 +146,7 @@ def run_evaluation(config: EvaluateConfig, run: RunContext, trained: LoadedAgent
                 measurements = _measure(config, run, trained)
             log_measurements(loggers, measurements)
             log_pictures(loggers, run.directory)
-            # Attention has nothing to maximise.
+            # Attention has no score.
             score = measurements[0].value if config.task == "predict" else math.nan
         if _keeps_artifacts(config.logger):
             _keep_artifacts(loggers, trained.path, training.dataset, sources)
@@ -156,11 +158,12 @@ def load_agent(
 ) -> LoadedAgent:
     """Read a checkpoint and make its agent, for one of Lightning's accelerators.
 
-    ``planner_overrides`` replace options that the checkpoint records. It may name parts of the packages in ``allow``,
-    and the learner that trained it.
+    ``planner_overrides`` replace options recorded in the checkpoint. The checkpoint, including its learner, may name
+    classes of the packages in ``allow``.
 
     Raises:
-        UserError: the file is no good, does not fit the planner or does not act, or there is no such accelerator.
+        UserError: the file is invalid or does not fit the planner, its learner does not act, or the accelerator is
+            missing.
     """
     device = torch_device(accelerator, "accelerator")
     checkpoint = Checkpoint.read(path)
@@ -169,34 +172,34 @@ def load_agent(
 
 
 def held_out_episodes(checkpoint: Checkpoint, allow: Sequence[str] = ()) -> list[Episode]:
-    """The validation episodes of a checkpoint's own data, in the order stored, from a source that ``allow`` lets in.
+    """Return the validation episodes of a checkpoint's data, in stored order; ``allow`` as in :func:`load_agent`.
 
     Raises:
-        UserError: the data is not available, or is not what the checkpoint was trained on.
+        UserError: the data is not available, or differs from that of the training.
     """
     training = checkpoint.training
-    # A checkpoint must not choose where is written.
+    # A checkpoint must not choose a folder to write to.
     data = load_offline_data(replace(training.data, cache=None), allow=allow)
     if data.fingerprint != training.dataset.fingerprint:
         raise UserError(
-            f"data set {', '.join(data.dataset_ids)} on this machine has other contents than the one that "
+            f"data set {', '.join(data.dataset_ids)} on this machine differs from the one that "
             f"'{checkpoint.name}' was trained on"
         )
     return split_episodes(data, training.data.validation_fraction, training.seed)[1]
 
 
 def torch_device(accelerator: str, option: str) -> str:
-    """The torch device of one of Lightning's accelerators; raises UserError where there is none."""
+    """Return the torch device of a Lightning accelerator; raises UserError if this machine has none."""
     if accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     there = {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if accelerator in there and not there[accelerator]():
-        raise UserError(f"{option}={accelerator}: this machine has none that torch can use; choose {option}=cpu")
+        raise UserError(f"{option}={accelerator}: torch finds none on this machine; choose {option}=cpu")
     return "cuda" if accelerator == "gpu" else accelerator
 
 
 def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule) -> None:
-    """Refuse, before training, an evaluation whose environment cannot be made, or that the planner is not for."""
+    """Raise UserError before training if the evaluation's environment cannot be made or does not suit the planner."""
     learner.check_data(config, datamodule)
     options = config.evaluation
     if (options.episodes == 0 and options.every is None) or not learner.acts:
@@ -222,10 +225,10 @@ def _plan(
     loggers: Sequence[Logger],
     report: FitReport | None = None,
 ) -> float:
-    """Write the results of acting in the environment; returns the mean return."""
+    """Act in the environment and write the results; returns the mean return."""
     if isinstance(config, TrainConfig):
         options, threads, progress = config.evaluation, config.trainer.threads, config.trainer.progress_bar
-        first_seed = 1000 * config.seed  # so that the seeds of a sweep do not share episodes
+        first_seed = 1000 * config.seed  # runs of a sweep with other seeds get other episodes
     else:
         options, threads, progress, first_seed = config, config.threads, True, config.seed
     training = trained.checkpoint.training
@@ -258,7 +261,7 @@ def _plan(
 
 
 def _measure(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> list[Measurement]:
-    """Write what the model attends to in its held-out episodes, or how well it predicts them: the first one."""
+    """Measure attention or prediction on held-out episodes and write the results; returns the measurements."""
     checkpoint, training, network = trained.checkpoint, trained.checkpoint.training, None
     model = TrainedTransformer.of(checkpoint, torch_device(config.accelerator, "accelerator"), config.allow)
     env_id = environment_title(trained.agent.environment)
@@ -274,7 +277,7 @@ def _measure(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> l
         network = read_ensemble(ensemble)
     request = PredictionRequest(config.predict, config.episodes, config.video, facts)
     planner = trained.agent.settings
-    assert isinstance(planner, PlannerConfig)  # a policy's checkpoint has no such model
+    assert isinstance(planner, PlannerConfig)  # a policy's checkpoint has no transformer
     return predict(model, planner, held_out_episodes(checkpoint, config.allow), network, request, run.directory)
 
 
@@ -291,7 +294,7 @@ def _keep_artifacts(
 
 @contextmanager
 def _finishing(loggers: Sequence[Logger]) -> Iterator[None]:
-    """End the loggers' runs with the job, telling them whether it failed, and the connection to other ranks."""
+    """Close the loggers with the job's exit code, and the connection to other ranks, at the end of the block."""
     exit_code = 1
     try:
         yield

@@ -1,4 +1,4 @@
-"""``--help``: config groups with their choices, and options with their meanings, from where each is declared."""
+"""``--help``: config groups with their choices, and options with their meanings, read from their declarations."""
 
 import dataclasses
 import shutil
@@ -20,25 +20,29 @@ from .mistakes import did_you_mean
 from .names import group_names
 
 FLAGS = ("--help", "-h")
-CLASSES = {"learner": "learner", "planner": "planner.objective", "data": "data.source"}  # group -> where its class is
+CLASSES = {
+    "learner": "learner",
+    "planner": "planner.objective",
+    "data": "data.source",
+}  # group -> option that names its class
 PURPOSE = {
     TrainConfig: "Train a Trajectory Transformer (or another learner) and act with it in the real environment.",
-    EvaluateConfig: "Evaluate a checkpoint: act with it, see what it attends to, or predict held-out episodes.",
+    EvaluateConfig: "Evaluate a checkpoint: act with it, measure its attention, or predict held-out episodes.",
 }
 
 
 @dataclass(frozen=True)
 class Section:
-    """Options that belong together."""
+    """The options of one group or class."""
 
-    title: str  # their group, or "run" for those of none
+    title: str  # group, or "run" for options outside of groups
     meaning: str
     options: list[Option]
-    choices: tuple[str, ...] = ()  # of the group, if not all have them
+    choices: tuple[str, ...] = ()  # choices of the group that have these options; empty: all
 
 
 def sections_of(schema: type) -> list[Section]:
-    """All options of a command but those of the classes that the choices of a group may name."""
+    """Return all options of a command except those of classes named by a group's choices."""
     meanings, found = meanings_of(schema), {"run": Section("run", "Options of no group.", [])}
     for option in options_of(schema):
         group = option.name.partition(".")[0] if "." in option.name or option.name in CLASSES else "run"
@@ -47,7 +51,7 @@ def sections_of(schema: type) -> list[Section]:
 
 
 def class_sections(group: str, configs: Sequence[Path], only: str | None = None) -> Iterator[Section]:
-    """Options of the classes that a group's choices, or one ``only``, name; choices of one class share a section."""
+    """Yield the options of the classes named by a group's choices, or by the choice ``only``; one section per class."""
     place, choices = CLASSES.get(group), dict[str, list[str]]()
     if place is None:
         return
@@ -67,13 +71,13 @@ def class_sections(group: str, configs: Sequence[Path], only: str | None = None)
 
 
 def choices_of(group: str, configs: Sequence[Path]) -> list[Path]:
-    """The YAML files of a group, sorted by name; a file in a later folder does not replace one of an earlier."""
+    """Return the YAML files of a group, sorted by name; of files of the same name, that in the first folder counts."""
     files = {file.stem: file for folder in reversed(configs) for file in (folder / group).glob("*.yaml")}
     return [files[name] for name in sorted(files)]
 
 
 def comment_of(file: Path) -> str:
-    """The comment that a YAML file begins with, in one line; a line that starts with ``@package`` is Hydra's."""
+    """Return a YAML file's initial comment in one line, without Hydra's ``@package`` line."""
     lines = file.read_text(encoding="utf-8").splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     words = [line.removeprefix("#").strip() for line in lines[:end]]
@@ -81,7 +85,7 @@ def comment_of(file: Path) -> str:
 
 
 def as_typed(option: Option, value: Any) -> str:
-    """``NAME=VALUE`` as it is typed on the command line."""
+    """Return ``NAME=VALUE`` in command-line syntax."""
     if isinstance(value, Mapping) and "_target_" in value:
         return f"{option.name}._target_={value['_target_']}"
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
@@ -89,13 +93,13 @@ def as_typed(option: Option, value: Any) -> str:
 
 
 def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequence[str]) -> None:
-    """Print the help on ``words``: names of groups, or of parts of options; none of them: all.
+    """Print the help on the groups named in ``words``, or on all of them if none is named.
 
-    Options among them, such as "model=base", count for the values shown.
+    Options in ``words``, such as "model=base", change the values shown.
 
     Raises:
         UserError: a name is unknown.
-        Exception: what Hydra raises about options that are wrong.
+        Exception: Hydra's errors about wrong options.
     """
     overrides = [word for word in words if "=" in word]
     topics = [word for word in words if "=" not in word and not word.startswith("-")]
@@ -106,15 +110,17 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
     config, chosen = composed(command, configs, overrides)
     if not topics:
         _print(f"{PURPOSE[schema]}\n\nusage: {_program()} [GROUP=CHOICE …] [OPTION=VALUE …] [--config-dir DIR]")
-        _print("A,B for a value or a choice, with -m, runs both. --help NAME says more about a group, as --help model;")
+        _print(
+            "With -m, A,B as a value or choice runs both. --help GROUP gives details on a group, as in --help model;"
+        )
         _print("options, as in --help model model=base, change the values shown. --hydra-help lists Hydra's own flags.")
-        _print("\nGroups and their choices, the chosen ones with *:")
+        _print("\nGroups and their choices, with * at the current choice:")
     for group in groups:
         if not topics or group in topics:
             _print(f"\n{group}")
             _show_choices(group, configs, chosen.get(group), whole=bool(topics))
     if not topics:
-        _print("\nOptions with the values that they have now:")
+        _print("\nOptions with their current values:")
     for section in sections:
         if topics and section.title not in topics:
             continue
@@ -125,7 +131,7 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
 
 
 def composed(command: str, configs: Sequence[Path], overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, Any]]:
-    """The options that Hydra composes, and the choices of groups."""
+    """Return the options composed by Hydra, and the chosen file of each group."""
     own = ",".join(f"'file://{folder.absolute()}'" for folder in configs[1:])
     with initialize_config_dir(str(configs[0].absolute()), version_base="1.3"):
         config = compose(command, [*overrides, f"hydra.searchpath=[{own}]"], return_hydra_config=True)
@@ -142,7 +148,7 @@ def _show_choices(group: str, configs: Sequence[Path], chosen: object, whole: bo
 
 
 def _show_options(section: Section, config: DictConfig | None, values: bool) -> None:
-    """One line for each option; ``values`` adds those that it takes."""
+    """Print a line for each option, with its permitted values if ``values``."""
     rows = [(setting(option, config), option) for option in section.options]
     width = min(max(len(text) for text, _ in rows), 45)
     for text, option in rows:
@@ -151,7 +157,7 @@ def _show_options(section: Section, config: DictConfig | None, values: bool) -> 
 
 
 def setting(option: Option, config: DictConfig | None) -> str:
-    """``NAME=VALUE`` as composed, or by default where the composed options have none such; "…" where one is needed."""
+    """Return ``NAME=VALUE`` as composed, else the default; the value of a required option is "…"."""
     parent, _, name = option.name.rpartition(".")
     record = None if config is None else OmegaConf.select(config, parent) if parent else config
     if record is not None and not OmegaConf.is_missing(record, name):
@@ -161,7 +167,7 @@ def setting(option: Option, config: DictConfig | None) -> str:
 
 
 def _program() -> str:
-    """The command as it was called, "python train.py" or an installed one."""
+    """Return the command as it was called: "python train.py" or an installed one."""
     name = Path(sys.argv[0]).name
     return f"python {name}" if name.endswith(".py") else name
 
@@ -171,7 +177,7 @@ def _print_entry(name: str, text: str) -> None:
 
 
 def _print(text: str, indent: int = 0) -> None:
-    """Print, on a terminal wrapped at its width with further lines indented, else a line each for other programs."""
+    """Print text; on a terminal it is wrapped at the terminal's width with continuation lines indented."""
     if not sys.stdout.isatty():
         print(text)
         return

@@ -1,4 +1,4 @@
-"""One training or evaluation as a job: its folder, who may run there, and what became of it."""
+"""One training or evaluation as a job: its folder, permission to run there, and its recorded outcome."""
 
 import contextlib
 import json
@@ -33,28 +33,30 @@ log = logging.getLogger(__name__)
 
 STATUS = "status.json"
 MODULES = "environment.modules"
-REFUSAL = "refused.json"  # of a run that was refused the folder of another; gone once the other goes on
-OTHERS = OtherProcesses()  # since the command began
-RANK_RUN = "TRAJECTORY_TRANSFORMER_RANK_RUN"  # tells the processes that Lightning starts which run is theirs
+REFUSAL = "refused.json"  # record of a run that was refused another's folder; deleted once that other run is resumed
+OTHERS = OtherProcesses()  # measures from the start of the command
+RANK_RUN = (
+    "TRAJECTORY_TRANSFORMER_RANK_RUN"  # environment variable that passes the run to the processes that Lightning starts
+)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """State of one run."""
+    """The state of one run."""
 
     status: str  # "running", "finished", "failed" or "interrupted"
-    parameters: dict[str, str] = field(default_factory=dict)  # what the command line, or a search, set for it
-    score: float | None = None  # what a sweep maximises
-    reason: str = ""  # of a failure
+    parameters: dict[str, str] = field(default_factory=dict)  # options set by the command line or a search
+    score: float | None = None  # quantity that a sweep maximises
+    reason: str = ""  # reason of a failure
 
     def write(self, directory: Path, file: str = STATUS) -> None:
-        """Replace the record in ``directory`` at once, never leaving half a file."""
+        """Replace the record in ``directory`` atomically."""
         score = self.score if self.score is not None and math.isfinite(self.score) else None
         write_whole(directory / file, json.dumps({**asdict(self), "score": score}, indent=1))
 
     @classmethod
     def read(cls, directory: Path, file: str = STATUS) -> "RunRecord | None":
-        """The record in ``directory``, or None where there is none that can be read."""
+        """Return the record in ``directory``, or None if it is missing or unreadable."""
         try:
             return cls(**json.loads((directory / file).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -66,23 +68,23 @@ class Job:
     """A run in its directory."""
 
     directory: Path
-    parameters: dict[str, str] = field(default_factory=dict)  # what the command line, or a search, set for it
-    sweep: str | None = None  # name of the sweep that it belongs to, whose runs go on unasked
-    claimed: bool = False  # the directory is this run's; until then one that holds a run may be another's
+    parameters: dict[str, str] = field(default_factory=dict)  # options set by the command line or a search
+    sweep: str | None = None  # name of the sweep, if any, whose runs are resumed automatically
+    claimed: bool = False  # True once the directory is known to be this run's
 
 
 def parameters_of(overrides: Sequence[str]) -> dict[str, str]:
-    """What a command line set, by name."""
+    """Return the options set on a command line, by name."""
     return dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
 
 
 def why_taken(directory: Path, evaluation: bool) -> str | None:
-    """The reason why no new run may begin in ``directory``, or None: an ``evaluation`` may replace one that failed."""
+    """Return why no new run may begin in ``directory``, or None; an ``evaluation`` may replace a failed one."""
     existing = directory / "config.yaml"
     if not existing.exists():
         return None
     if not evaluation:
-        return f"{directory} already holds a run; resume={directory} goes on with it, or choose another folder"
+        return f"{directory} already holds a run; continue it with resume={directory}, or choose another folder"
     record = RunRecord.read(directory)
     stopped = record is not None and record.status in ("failed", "interrupted")
     if stopped and existing.read_text(encoding="utf-8").startswith("checkpoint:"):
@@ -93,10 +95,11 @@ def why_taken(directory: Path, evaluation: bool) -> str | None:
 def claim(directory: Path, config: str, go_on: bool, evaluation: bool = False) -> str:
     """Decide what to do in a run directory: "start", "continue" from its last checkpoint, or "skip" a finished run.
 
-    A repeated sweep's job and a requeued SLURM job may ``go_on`` with a run of the same ``config``, as YAML.
+    With ``go_on``, as in a repeated sweep or a requeued SLURM job, a run whose ``config.yaml`` equals ``config`` is
+    continued.
 
     Raises:
-        UserError: the directory belongs to another run; later ranks of a training run do not ask.
+        UserError: the directory belongs to another run; only the first rank of a training run checks this.
     """
     if evaluation or is_first_process():
         taken = why_taken(directory, evaluation)
@@ -114,10 +117,10 @@ def claim(directory: Path, config: str, go_on: bool, evaluation: bool = False) -
 
 
 def recorded(job: Job, run: Callable[[], float]) -> float:
-    """Call ``run`` and keep what became of it in the job's directory; returns the score.
+    """Call ``run`` and record its outcome in the job's directory; returns the score.
 
-    A failure within a sweep, whose other jobs go on, gives NaN; that of a single run raises SystemExit with 1, an
-    interruption with its own code.
+    A failure within a sweep returns NaN, so that the other jobs run; a failure of a single run raises SystemExit with
+    code 1, and an interruption with its own code.
     """
     wait_passively(OTHERS.cores())
     with _process_restored():
@@ -143,7 +146,7 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
 
 
 def train(options: TrainConfig, job: Job) -> float:
-    """Train, unless the directory holds the finished run already; returns the score."""
+    """Train, unless the directory already holds the finished run; returns the score."""
     from ..data.sources import require_available
 
     import_modules(options.environment.modules, MODULES)
@@ -154,7 +157,7 @@ def train(options: TrainConfig, job: Job) -> float:
 
 
 def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
-    """Train in a directory that has been claimed, with ``text`` as its ``config.yaml``; returns the score."""
+    """Train in a claimed directory, with ``text`` as its ``config.yaml``; returns the score."""
     begin(job, text)
     os.environ[RANK_RUN] = json.dumps({"directory": str(job.directory.absolute()), "resume": resume})
     from .experiment import run_training
@@ -163,7 +166,7 @@ def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
 
 
 def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
-    """Evaluate a checkpoint, with its ``planner`` options replaced; returns the score, NaN where the task has none."""
+    """Evaluate a checkpoint with ``planner`` options replaced; returns the score, or NaN for a task without one."""
     from .experiment import load_agent, run_evaluation
 
     import_modules(options.environment.modules, MODULES)
@@ -176,14 +179,14 @@ def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> floa
 
 
 def skip(job: Job) -> float:
-    """Say that the run is finished; returns the score that it recorded."""
-    print(f"{job.directory} is finished already; nothing to do")
+    """Print that the run is finished; returns its recorded score."""
+    print(f"{job.directory} is already finished; nothing to do")
     record = RunRecord.read(job.directory)
     return math.nan if record is None or record.score is None else record.score
 
 
 def begin(job: Job, text: str) -> None:
-    """Take over a directory that has been claimed, with ``text`` as its ``config.yaml``, or raise UserError."""
+    """Begin a run in a claimed directory by writing ``text`` as its ``config.yaml``, or raise UserError."""
     job.claimed = True
     if not is_first_process():
         return
@@ -197,12 +200,12 @@ def begin(job: Job, text: str) -> None:
 
 
 def config_text(options: TrainConfig | EvaluateConfig, **replaced: Any) -> str:
-    """``config.yaml`` of a run: all options, none left to be resolved."""
+    """Return the ``config.yaml`` of a run: all options, fully resolved."""
     return yaml.safe_dump({**asdict(options), **replaced}, sort_keys=False, allow_unicode=True)
 
 
 def context(job: Job, callbacks: Mapping[str, object] | None = None, resume: bool = False) -> "RunContext":
-    """The surroundings of a run, with the callbacks of Lightning's that its options describe; imports torch."""
+    """Return the context of a run, with the Lightning callbacks of its options; imports torch."""
     from lightning.pytorch.callbacks import Callback
 
     from .experiment import RunContext
@@ -213,11 +216,11 @@ def context(job: Job, callbacks: Mapping[str, object] | None = None, resume: boo
 
 
 def what_differs(job: Job) -> str | None:
-    """The options that tell a job of a sweep or search apart from its others, or None outside of one."""
+    """Return the options in which a job of a sweep or search differs from the others, or None outside of one."""
     if job.sweep is None:
         return None
     parents = (folder / "multirun.yaml" for folder in job.directory.absolute().parents)
-    common: list[str] = []  # which Hydra lists as they were typed, those that vary with all their values
+    common: list[str] = []  # options of the sweep's command line; those that vary hold all their values
     with contextlib.suppress(StopIteration, OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
         file = next(path for path in parents if path.exists())
         common = list(yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"])
@@ -226,23 +229,25 @@ def what_differs(job: Job) -> str | None:
 
 
 def note(job: Job, status: str, reason: str = "", score: float | None = None) -> None:
-    """Keep the state of a run in its directory, or, where another run's lies there, that it was refused."""
+    """Record the state of a run in its directory or, if that holds another run, that it was refused."""
     if not is_first_process():
         return
     own = job.claimed or not (job.directory / "config.yaml").exists()
     if own or (status == "failed" and job.sweep is not None):
-        with contextlib.suppress(OSError):  # a full disk is reported by what fails on it
+        with contextlib.suppress(OSError):  # a full disk is reported elsewhere
             RunRecord(status, job.parameters, score, reason).write(job.directory, STATUS if own else REFUSAL)
-    if job.claimed and status != "running" and not (job.directory / SWEEP).exists():  # which has a page of its own
+    if (
+        job.claimed and status != "running" and not (job.directory / SWEEP).exists()
+    ):  # a sweep's folder has another page
         try:
             write_run_page(job.directory, status, score, reason)
-        except Exception as error:  # such as of results that another version wrote; a page is not worth a run
+        except Exception as error:  # such as results of another version; a page must not fail a run
             log.warning("no %s: %s", PAGE, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 @contextlib.contextmanager
 def _process_restored() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the process as Ctrl-C does; undo what Lightning and W&B leave in the environment."""
+    """Make SIGTERM and SIGHUP end the process as Ctrl-C does; restore handlers and environment variables at the end."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""The command line: Hydra for a run or a sweep, ``config.yaml`` alone for ``resume=DIR`` and later ranks."""
+"""The command line: Hydra composes a run or sweep; ``resume=DIR`` and later ranks read only ``config.yaml``."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from .tune import run_search
 
 
 def run_command(name: str, configs: Path) -> None:
-    """Run "train" or "evaluate", whose root is ``configs/NAME.yaml``, with ``sys.argv``; returns after success.
+    """Run the command "train" or "evaluate", with ``configs/NAME.yaml`` as its root config, on ``sys.argv``.
 
     Raises:
         SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep; 130, 143 or 129 after SIGINT,
@@ -40,14 +40,14 @@ def run_command(name: str, configs: Path) -> None:
         if name == "train" and jobs.RANK_RUN in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
             run_rank()
             return
-        code = 2  # a mistake within a run never comes up to here
+        code = 2  # mistakes within a run are handled in jobs.recorded
         if set(sys.argv[1:]) & set(FLAGS):
             show_help(name, schema, [configs, *own], words)
         elif name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume(*asked)
         else:
             mistakes.refuse_unreadable(sys.argv[1:], folders)
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through, without advice of Hydra's own
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, without Hydra's own advice
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:
         leave(error.told, code)
@@ -55,21 +55,21 @@ def run_command(name: str, configs: Path) -> None:
         leave(mistakes.explain(error, schema, folders), 2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of --help, such as head, has seen enough
+    except BrokenPipeError:  # the reader of --help, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:  # a launcher's, where there is a sweep: its jobs keep theirs
+    except Exception as error:  # of a launcher, in a sweep: jobs record their own errors
         if RunChecks.sweep is None:
             raise
-        print(f"error: the sweep broke off: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: the sweep stopped: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         if is_first_process():
             report(*RunChecks.sweep)
-        leave(f"not all jobs ran; the same command with hydra.sweep.dir={RunChecks.sweep[0]} goes on with them", 1)
+        leave(f"not all jobs ran; continue with the same command and hydra.sweep.dir={RunChecks.sweep[0]}", 1)
     finally:
         RunChecks.end()
 
 
 def hydra_job(config: DictConfig) -> float:
-    """One run, alone or in a sweep; returns its score, or NaN after a failure within a sweep."""
+    """Carry out one run, alone or in a sweep; returns its score, or NaN after a failure within a sweep."""
     node = cast(DictConfig, HydraConfig.get())
     directory = Path(node.runtime.output_dir)
     overrides = list(node.overrides.task)
@@ -93,7 +93,7 @@ def hydra_job(config: DictConfig) -> float:
 
 
 def _own_folders(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The folder of ``--config-dir``, if there is one, and the other arguments."""
+    """Return the folder of ``--config-dir``, if given, and the other arguments."""
     parser = ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
     known, others = parser.parse_known_args(arguments)
@@ -101,18 +101,18 @@ def _own_folders(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str], int | None] | None:
-    """The run directory of ``resume=DIR``, the packages of ``allow=``, and the updates asked for by ``extend=true``."""
+    """Return the run directory of ``resume=DIR``, the packages of ``allow=``, and the updates for ``extend=true``."""
     given = next((a for a in arguments if a.lstrip("+").startswith("resume=")), None)
     if given is None or given.endswith("=null"):
         return None
-    require(given.partition("=")[2].strip("'\" ") != "", f"{given} names no run to go on with: give resume=DIR")
+    require(given.partition("=")[2].strip("'\" ") != "", f"{given} names no run: give resume=DIR")
     allowed = [a for a in arguments if a.lstrip("+").startswith("allow=")]
     longer = [a for a in arguments if a.lstrip("+").startswith("trainer.max_steps=")]
     extend = [a for a in arguments if a.lstrip("+").lower() == "extend=true"]
     if others := [a for a in arguments if a not in (given, *allowed[:1], *extend[:1], *(longer[:1] if extend else []))]:
-        hint = "; trainer.max_steps=N extend=true together train a finished run further" if longer else ""
+        hint = ", or give trainer.max_steps=N extend=true to train a finished run further" if longer else ""
         raise UserError(
-            f"{given} goes on with a run as it was set up and takes no other option but allow=[PACKAGE]: "
+            f"{given} continues a run with its recorded options and accepts no option but allow=[PACKAGE]; remove "
             f"{', '.join(others)}{hint}"
         )
     steps = "".join(longer).partition("=")[2]
@@ -124,9 +124,9 @@ def _resumed(arguments: Sequence[str]) -> tuple[Path, list[str], int | None] | N
 
 
 def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) -> None:
-    """Go on with the run in ``directory``, whose ``config.yaml`` may name classes of the packages in ``allow``.
+    """Continue the run in ``directory``, whose ``config.yaml`` may name classes of the packages in ``allow``.
 
-    A finished run is trained further, up to ``max_steps`` updates in all, or those that its ``config.yaml`` now says.
+    A finished run is trained further, up to ``max_steps`` updates in total; None takes the number in ``config.yaml``.
     """
     options = read_config(directory, allow)
     if options.tune is None and is_first_process():
@@ -147,15 +147,15 @@ def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) 
     if options.tune is None and record is not None and record.status == "finished" and max_steps is None:
         if options.evaluation.episodes == 0 or (directory / "results.json").exists():
             print(
-                f"{directory} is finished; nothing to do (trainer.max_steps=N extend=true trains it further, and "
-                "without its results.json it is evaluated again, as its config.yaml now says)"
+                f"{directory} is finished; nothing to do (trainer.max_steps=N extend=true trains it further; delete "
+                "its results.json to evaluate it again with the options of its config.yaml)"
             )
             return
-        print(f"{directory} is finished but for its evaluation")
+        print(f"{directory} is trained; only its evaluation remains")
     elif options.tune is None and not has_checkpoint:
         print(f"{directory} holds no checkpoint yet; starting from the beginning")
-    if options.tune is None and record is not None and record.status == "running":  # by nobody: the folder was free
-        print(f"{directory}: the last process to run there died without a word")
+    if options.tune is None and record is not None and record.status == "running":  # but its folder was not locked
+        print(f"{directory}: the last process to run there was killed")
     from ..data.sources import require_available
 
     import_modules(options.environment.modules, jobs.MODULES)
@@ -171,33 +171,35 @@ def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) 
 
 
 def extend(directory: Path, options: TrainConfig, record: jobs.RunRecord | None, max_steps: int) -> None:
-    """Set a finished run's ``options`` to ``max_steps`` updates in all, or raise UserError."""
+    """Set a finished run's ``options`` to ``max_steps`` updates in total, or raise UserError."""
     status = "unknown" if record is None else record.status
-    status = "its process died without a word" if status == "running" else status  # as nobody holds the folder
+    status = "its process was killed" if status == "running" else status  # the folder is not locked
     if options.tune is not None or (status != "finished" and is_first_process()):
         what = "a search" if options.tune is not None else f"not finished ({status})"
         raise UserError(
-            f"extend=true is for a finished run, and {directory} is {what}; resume={directory} goes on with it"
+            f"extend=true is for a finished run, and {directory} is {what}; continue it with resume={directory}"
         )
     done = _updates_made(directory)
     if max_steps <= done:
-        raise UserError(f"trainer.max_steps={max_steps}: {directory} has made {done} updates already; give more")
+        raise UserError(
+            f"trainer.max_steps={max_steps}: {directory} has already made {done} updates; give a larger number"
+        )
     options.trainer.max_steps = max_steps
     options.extended.append(done)
     print(
-        f"{directory} is trained further, from update {done} to {max_steps}: with the learning rates of a run of "
-        f"{max_steps} from here on, so the result is not what such a run would have given"
+        f"{directory} is trained further, from update {done} to {max_steps}, with the learning rates of a run of "
+        f"{max_steps} updates from here on; the result differs from that of such a run"
     )
 
 
 def _is_edited(directory: Path, options: TrainConfig) -> bool:
-    """True if a finished run has fewer updates than its options say, and no callback of the user's stopped it."""
+    """Return True if a finished run has fewer updates than its options ask for, not because of a user's callback."""
     may_tell = options.tune is None and not options.trainer.callbacks and (directory / "checkpoints/last.ckpt").exists()
     return may_tell and _updates_made(directory) < options.trainer.max_steps
 
 
 def _updates_made(directory: Path) -> int:
-    from ..checkpoint import fitting_parts  # here, as a refused option need not wait for torch
+    from ..checkpoint import fitting_parts  # imported here so that an option is refused without loading torch
     from ..checkpoint_file import read_checkpoint
 
     last = directory / "checkpoints" / "last.ckpt"
@@ -206,10 +208,10 @@ def _updates_made(directory: Path) -> int:
 
 
 def run_rank() -> None:
-    """Train in a process that Lightning started beside the first, in its run directory and with its options."""
+    """Train in a further process that Lightning started, with the first one's run directory and options."""
     run = json.loads(os.environ[jobs.RANK_RUN])
     job = jobs.Job(Path(run["directory"]))
-    options = read_config(job.directory, TYPED_BY_USER)  # which this very command has just written
+    options = read_config(job.directory, TYPED_BY_USER)  # written by this command
     import_modules(options.environment.modules, jobs.MODULES)
     from .experiment import run_training
 
@@ -217,22 +219,24 @@ def run_rank() -> None:
 
 
 def _load_plain(text: str) -> object:
-    """YAML without aliases, a few of which, each of others, stand for more values than fit into memory."""
+    """Load YAML without aliases, because nested aliases can expand to more values than fit into memory."""
     for event in yaml.parse(text):
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"line {event.start_mark.line + 1} is an alias, *{event.anchor}, which no run writes")
+            raise ValueError(
+                f"line {event.start_mark.line + 1} is an alias, *{event.anchor}, which this program never writes"
+            )
     return yaml.safe_load(text)
 
 
 def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
-    """The options of the run in ``directory``, or a UserError where it holds none of ``train.py``, or wrong ones."""
+    """Return the options of the run of ``train.py`` in ``directory``; raises UserError if they are missing or wrong."""
     file = directory / "config.yaml"
     try:
         options = _load_plain(file.read_text(encoding="utf-8"))
     except OSError:
         runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
-        latest = f"; the latest one there is {runs[-1]}" if runs else ""
-        raise UserError(f"resume={directory}: there is no {file}, so no run to go on with{latest}") from None
+        latest = f"; the latest run beside it is {runs[-1]}" if runs else ""
+        raise UserError(f"resume={directory}: there is no {file}, so no run to continue{latest}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(options, dict) or "checkpoint" in options:

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as one clear sentence with the nearest valid names."""
+"""Errors of Hydra and OmegaConf, rewritten as one sentence with the nearest valid names."""
 
 import contextlib
 import difflib
@@ -23,7 +23,7 @@ EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 ONLY_IN_SWEEPS = ("hydra.sweep.", "hydra.sweeper", "hydra.launcher")
 
-MOVED = {  # options, and commands taken for options, of earlier versions -> their names now
+MOVED = {  # options and commands of earlier versions -> their current names
     "planner.critic": "planner.objective.critic",
     "planner.critic_score": "planner.objective.score",
     "iql": "learner",
@@ -34,7 +34,7 @@ MOVED = {  # options, and commands taken for options, of earlier versions -> the
 
 
 def did_you_mean(key: str, names: Sequence[str]) -> str:
-    """A clause to append to a message: the option's name now, up to three near it, or else all of the same level."""
+    """Return the end of a message: the option's current name, up to three similar names, or all of the same level."""
     for old, new in MOVED.items():
         if f"{key}.".startswith(f"{old}.") and (new != "learner" or new in names):
             return f"; it is now '{new}{key.removeprefix(old)}'"
@@ -43,7 +43,7 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
     by_last: dict[str, list[str]] = {}
     for name in names:
         by_last.setdefault(name.rpartition(".")[2], []).append(name)
-    if parent and level:  # in a group that exists: what contains the word, as "attn_pdrop" does "rop", or is like it
+    if parent and level:  # in an existing group: names that contain the word ("attn_pdrop" for "rop") or resemble it
         parts = {name.rpartition(".")[2]: name for name in level}
         similar = difflib.get_close_matches(last, parts, n=3, cutoff=0.65)
         holding = [name for part, name in parts.items() if len(last) > 2 and last in part]
@@ -59,22 +59,24 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
 
 
 def refuse_unreadable(words: Sequence[str], configs: Sequence[Path]) -> None:
-    """Refuse, with a UserError, what Hydra's own parser and composition raise bare Python errors about."""
+    """Raise UserError for options on which Hydra would raise bare Python errors."""
     parser = OverridesParser.create()
     for word in words:
         if word.startswith("-") or "=" not in word:
             continue
         try:
             override = parser.parse_override(word)
-        except HydraException:  # which Hydra's own reading raises again
+        except HydraException:  # Hydra raises it again
             continue
         except (ValueError, RecursionError):
-            why = "it is too long a number, or nested too deep"
+            why = "it is too long a number, or nested too deeply"
             raise UserError(f"cannot read the option '{word[:40]}…': {why}") from None
         if override.key_or_group.startswith("tune.") and not any(
             other.lstrip("+").startswith(("tune=", "experiment=")) for other in words
         ):
-            raise UserError(f"{word[:80]} changes a search, and there is none; add tune=optimizer or tune=planner")
+            raise UserError(
+                f"{word[:80]} changes a search, but no search is chosen; add tune=optimizer or tune=planner"
+            )
         group, value = override.key_or_group, override.value()
         folders = [folder for config in configs if (folder := config / group).is_dir()]
         if override.is_sweep_override() or not folders or group == "hydra":
@@ -82,17 +84,18 @@ def refuse_unreadable(words: Sequence[str], configs: Sequence[Path]) -> None:
         names = value if isinstance(value, list) else [value]
         if not all(isinstance(name, (str, QuotedString)) for name in names):
             known = ", ".join(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
-            raise UserError(f"{word[:80]} is no name of a file of the group '{group}'; choose one of {known}")
+            raise UserError(f"{word[:80]} is not a choice of the group '{group}'; choose one of {known}")
 
 
 def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
-    """One sentence for one of the ``EXPECTED`` errors, with names of the ``schema`` and of the YAML groups' folders."""
+    """Return one sentence for one of the ``EXPECTED`` errors, with the nearest names of ``schema`` and YAML groups."""
     text = " ".join(str(error).split())
     if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {text}"
     if isinstance(error, OverrideParseException):
         return (
-            f"cannot read the option '{error.override}'; quote a value that holds '=', ',' or brackets: \"key='value'\""
+            f"cannot read the option '{error.override}'; quote a value that contains '=', ',' or brackets: "
+            "\"key='value'\""
         )
     found = re.match(r"In '([^']+)':", text)
     files = [file for folder in configs if found and (file := folder / f"{found[1]}.yaml").is_file()]
@@ -106,14 +109,14 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
     if cause is None:
         return text
     if isinstance(cause, MissingMandatoryValue):
-        return f"{place}{cause.full_key} is needed: give {cause.full_key}=VALUE"
+        return f"{place}{cause.full_key} is required: give {cause.full_key}=VALUE"
     message = str(cause).splitlines()[0]
     if "not in" not in message:
         return f"{place}{cause.full_key}: {message[0].lower()}{message[1:]}"
     override = re.search(r"Could not override '([^']+)'", text)
     key, names = override[1] if override else str(cause.full_key), [*option_names(schema), *groups]
     if opened := next((name for name in OPEN_OPTIONS if f"{key}.".startswith(f"{name}.")), None):
-        key = str(cause.full_key)  # in a mapping that was given as a whole, the entry
+        key = str(cause.full_key)  # the entry, if the whole mapping was given
         parent, _, last = key.rpartition(".")
         there = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, Mapping) else []
         if near := difflib.get_close_matches(last, there, n=1):
@@ -126,7 +129,7 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
 
 
 def _missing_choice(error: MissingConfigException, place: str, configs: Sequence[Path], groups: Sequence[str]) -> str:
-    """A choice, on the command line or in a defaults list, that names no file."""
+    """Return the message for a choice, on the command line or in a defaults list, that names no file."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or [])
     if not options:
@@ -135,16 +138,16 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Sequence
     near = difflib.get_close_matches(option, options, n=1)
     hint = f"; did you mean '{group}={near[0]}'?" if near else ""
     if group == "hydra/launcher" and option in EXTRAS:
-        hint = f"; it comes with pip install 'trajectory-transformer[{EXTRAS[option]}]'"
+        hint = f"; install it with pip install 'trajectory-transformer[{EXTRAS[option]}]'"
     files = [file for folder in configs for file in sorted(folder.rglob("*.yaml"))]
-    # Hydra names train.yaml whoever chose it.
+    # Hydra names train.yaml whichever file made the choice.
     place = next((f"{file}: " for file in files if _chooses(file, group, option)), "")
-    return f"{place}{group}={option}: there is no such option; there are {', '.join(options)}{hint}"
+    return f"{place}{group}={option} is not a choice; choose one of {', '.join(options)}{hint}"
 
 
 def _chooses(file: Path, group: str, option: str) -> bool:
-    """True if a YAML file has ``group: option`` in its defaults list."""
-    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):  # it has none, or cannot be read
+    """Return True if a YAML file has ``group: option`` in its defaults list."""
+    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):  # no defaults list, or unreadable
         defaults = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults") or []
         entries = [e for e in defaults if isinstance(e, dict)]
         choices = [(str(key).split()[-1].lstrip("/"), value) for entry in entries for key, value in entry.items()]
@@ -159,7 +162,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def refuse_additions(overrides: Sequence[str], schema: type, configs: Sequence[Path]) -> None:
-    """Refuse ``+name=value`` for a name that the schema lacks, which Hydra would accept."""
+    """Raise UserError for ``+name=value`` with a name that the schema lacks, which Hydra would accept."""
     names = [*option_names(schema), *group_names(configs, schema)]
     for override in overrides:
         key = override.lstrip("+").split("=", 1)[0].split("@", 1)[0]
@@ -169,17 +172,18 @@ def refuse_additions(overrides: Sequence[str], schema: type, configs: Sequence[P
 
 
 def refuse_absent_local(chosen: object, configs: Sequence[Path]) -> None:
-    """Refuse ``local=NAME`` without such a file, which Hydra passes over as the default's absence is no mistake."""
+    """Raise UserError for ``local=NAME`` without such a file, which Hydra ignores because the group is optional."""
     there = sorted({file.stem for folder in configs for file in (folder / "local").glob("*.yaml")})
     for name in chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]:
         if name not in (None, "default", *there):
             near = difflib.get_close_matches(str(name), there, n=1)
             hint = f"; did you mean 'local={near[0]}'?" if near else ""
-            raise UserError(f"local={name}: there is no such option; there are {', '.join(there) or 'none'}{hint}")
+            known = f"choose one of {', '.join(there)}" if there else "there are none"
+            raise UserError(f"local={name} is not a choice; {known}{hint}")
 
 
 def refuse_idle(overrides: Sequence[str], is_sweep: bool) -> None:
-    """Refuse options of Hydra's that would do nothing in a sweep, or in a run, and folders without a name."""
+    """Raise UserError for Hydra options without effect in this mode (run or sweep), and for empty folder names."""
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if key in FOLDERS and value.strip("'\"") == "":

@@ -1,4 +1,4 @@
-"""Names of a command's options and config groups. Hydra is not imported, so that completion answers at once."""
+"""Names of a command's options and config groups, without importing Hydra, so that completion is fast."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ LAUNCHER = "hydra/launcher"
 
 
 def option_names(schema: type) -> Iterator[str]:
-    """Dotted names of all options of ``schema``, those that hold further options included."""
+    """Return the dotted names of all options of ``schema``, including those that contain further options."""
     return (name for name, _ in options_of(schema))
 
 
 def options_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """As :func:`option_names`, each with its type."""
+    """Yield the names of :func:`option_names`, each with its type."""
     for name, hint in get_type_hints(schema).items():
         if name in fields_of(schema):
             yield f"{prefix}{name}", hint
@@ -28,7 +28,7 @@ def options_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def group_names(configs: Sequence[Path], schema: type) -> list[str]:
-    """Config groups of a command: folders in ``configs`` but those of the other command; of Hydra's, the launcher."""
+    """Return the config groups of a command: the folders in ``configs`` that apply to it, and Hydra's launcher."""
     foreign = (fields_of(TrainConfig) | fields_of(EvaluateConfig)) - fields_of(schema)
     foreign |= {"callbacks", "debug", "method", "suite"} if schema is EvaluateConfig else set()
     folders = [path for folder in configs for pattern in ("*", LAUNCHER) for path in folder.glob(pattern)]
@@ -37,5 +37,5 @@ def group_names(configs: Sequence[Path], schema: type) -> list[str]:
 
 
 def fields_of(schema: type) -> set[str]:
-    """Names of the options at the root."""
+    """Return the names of the options at the root."""
     return {field.name for field in dataclasses.fields(schema)}

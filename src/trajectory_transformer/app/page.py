@@ -1,4 +1,4 @@
-"""``index.html`` of a run's or sweep's folder: its results, plots, films and origin, on one page without a network."""
+"""``index.html`` of a run's or sweep's folder: results, plots, videos and provenance on one self-contained page."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..files import write_output
 
 PAGE = "index.html"
-SWEEP = "sweep.csv"  # the table of a sweep or search, in its own folder
+SWEEP = "sweep.csv"  # table of a sweep or search, in its folder
 FILES = (
     "config.yaml",
     "results.json",
@@ -30,7 +30,7 @@ _MOST_ROWS = 500
 
 @dataclass(frozen=True)
 class Cell:
-    """Words, and where they lead."""
+    """Text of a table's cell, with an optional link."""
 
     text: str
     link: str | None = None  # relative, quoted
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table; without a header, its rows are a name and a value."""
+    """A table; without a header, each row is a name and a value."""
 
     title: str
     rows: Sequence[Sequence[Cell]]
@@ -48,7 +48,7 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page shows; the template escapes it."""
+    """The contents of a page; the template escapes them."""
 
     title: str
     lead: str = ""
@@ -62,11 +62,11 @@ class Page:
     versions: str = ""
     config: str = ""
     files: list[Cell] = field(default_factory=list)
-    wide: bool = False  # for tables of many columns
+    wide: bool = False  # wide layout, for tables of many columns
 
     def write(self, directory: Path) -> None:
-        """Write the page in ``directory``; UserError if it cannot be written."""
-        import jinja2  # here, as a refused option need not wait for it
+        """Write the page in ``directory``; raises UserError if it cannot be written."""
+        import jinja2  # imported here so that an option is refused sooner
 
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment.tests["number_like"] = _is_number
@@ -75,15 +75,15 @@ class Page:
 
 
 def write_run_page(directory: Path, status: str, score: float | None, reason: str) -> None:
-    """Write the page of a run from what lies in its folder.
+    """Write the page of a run from the files in its folder.
 
     Raises:
-        UserError: a file there is no good, or the page cannot be written.
+        UserError: a file there is invalid, or the page cannot be written.
     """
     config = _text(directory / "config.yaml")
     tables, lead, command, commit, versions = [], "", shlex.join(["python", *sys.argv]), None, ""
     if (directory / "results.json").exists():
-        from ..evaluation.evaluate import summary_rows  # here, as a run that was refused need not wait for them
+        from ..evaluation.evaluate import summary_rows  # imported here because a refused run does not need it
         from ..evaluation.results import read_results
 
         results = read_results(directory / "results.json")
@@ -121,7 +121,7 @@ def write_run_page(directory: Path, status: str, score: float | None, reason: st
 
 
 def write_sweep_page(directory: Path) -> None:
-    """Write the page of a sweep: the table in its ``sweep.csv``, with links to its jobs' pages; a suite's comparison.
+    """Write the page of a sweep: its ``sweep.csv`` with links to its jobs' pages, and the comparison of a suite.
 
     Raises:
         UserError: the table cannot be read, or the page cannot be written.
@@ -133,7 +133,7 @@ def write_sweep_page(directory: Path) -> None:
     finished = sum(row[1] == "finished" for row in rows)
     Page(
         title=directory.absolute().name,
-        lead=f"{len(rows)} jobs, of which {finished} finished",
+        lead=f"{len(rows)} jobs, {finished} of them finished",
         tables=[PageTable("Jobs", cells, header)],
         pictures=[*_below(directory, "*.png"), *_below(directory, "comparison/*.png")],
         command=shlex.join(["python", *sys.argv]),
@@ -164,12 +164,12 @@ def _word(value: Any) -> str:
 
 
 def _training(metrics: Path) -> list[tuple[str, str]]:
-    """Updates that were made, and the least validation loss among them."""
+    """Return the number of updates and the lowest validation loss, as rows of a table."""
     rows = _read_csv(metrics)
     steps = [int(row["step"]) for row in rows if (row.get("step") or "").isdecimal()]
     losses = [float(row["val/loss"]) for row in rows if _is_number(row.get("val/loss") or "")]
     found = [("optimiser updates", str(max(steps)))] if steps else []
-    return found + ([("least validation loss", f"{min(losses):.5g}")] if losses else [])
+    return found + ([("lowest validation loss", f"{min(losses):.5g}")] if losses else [])
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -177,7 +177,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _text(path: Path) -> str:
-    """What a file holds, or nothing where it is missing."""
+    """Return the text of a file; empty if the file is missing."""
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -185,7 +185,7 @@ def _text(path: Path) -> str:
 
 
 def _below(directory: Path, pattern: str) -> list[Cell]:
-    """Files of a pattern by their names, numbers in the order of their values."""
+    """Return the files that match ``pattern``, sorted by name with numbers in numerical order."""
 
     def order(path: Path) -> tuple[str, int]:
         number = path.stem.rpartition("_")[2]

@@ -1,4 +1,4 @@
-"""The dataclass schemas as Hydra sees them, and the way back from a composed config to a dataclass."""
+"""Registration of the dataclass schemas with Hydra, and conversion of a composed config back to a dataclass."""
 
 import itertools
 import os
@@ -16,39 +16,43 @@ from ..files import slurm_step
 from ..training.learner import make_learner
 from .names import options_of
 
-OPEN_OPTIONS = (  # mappings whose keys are the user's
+OPEN_OPTIONS = (  # mappings with arbitrary keys
     "data.source", "learner", "logger.extra", "model.block", "planner.objective", "trainer.callbacks",
     "trainer.metrics", "trainer.options",
 )  # fmt: skip
 
 
 def shared_name(requeued: bool) -> str | None:
-    """Name of a run directory that several processes share, after a SLURM job's step or torchrun session; else None."""
+    """Return the name of a run directory shared by the processes of a SLURM step or torchrun session, else None."""
     job, step = os.environ.get("SLURM_JOB_ID"), slurm_step()
     if job and (requeued or (step is not None and int(os.environ.get("SLURM_NTASKS", "1")) > 1)):
         return f"slurm-{job}" if step in (None, "0") else f"slurm-{job}.{step}"
     session = os.environ.get("TORCHELASTIC_RUN_ID")
     if session and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # torchrun calls every session "none" unless told otherwise; its ranks on one node share a parent process.
+        # torchrun names every session "none" by default; its ranks on one node share a parent process.
         return f"torchrun-{os.getppid() if session == 'none' else session}"
     return None
 
 
 def run_name(requeued: bool) -> str:
-    """Name of a run directory: that which its processes share, else the time."""
+    """Return the name of a run directory: that shared by its processes, else the time."""
     return shared_name(requeued) or time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def as_typed(config: DictConfig, kind: str) -> list[str]:
-    """The options of a "task", or "hydra"'s own, as typed: what interpolations give may be known in a job only."""
+    """Return the overrides of kind "task" or "hydra", unresolved: some interpolations can be resolved only in a job."""
     return cast(list[str], OmegaConf.to_container(config.hydra.overrides[kind], resolve=False))
 
 
 def folder_names(config: DictConfig, key: str) -> Iterator[Path]:
-    """The folder that ``key`` names and, where that is the time, further ones, which ``config`` then names instead."""
+    """Yield the folder of option ``key`` and, if it is named after the time, numbered ones, also set in ``config``."""
     yield (named := Path(OmegaConf.select(config, key)))
-    names = OmegaConf.get_cache(config).get("run_name", {})  # what interpolations give, in a sweep's jobs too
-    first = {asked: name for asked, name in names.items() if name[0].isdecimal()}  # no name that is shared
+    names = OmegaConf.get_cache(config).get(
+        "run_name", {}
+    )  # cached results of the resolver, also used by a sweep's jobs
+    first = {
+        asked: name for asked, name in names.items() if name[0].isdecimal()
+    }  # names after the time, which no other process shares
     for number in itertools.count(2):
         names.update({asked: f"{name}-{number}" for asked, name in first.items()})
         if (other := Path(OmegaConf.select(config, key))) == named:
@@ -63,18 +67,18 @@ OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=Tr
 
 
 def schema_of(config: DictConfig) -> type[TrainConfig] | type[EvaluateConfig]:
-    """The root dataclass that ``config`` was composed from."""
+    """Return the root dataclass from which ``config`` was composed."""
     return EvaluateConfig if OmegaConf.get_type(config) is EvaluateConfig else TrainConfig
 
 
 def plain_options(config: DictConfig) -> dict[str, Any]:
-    """All options but Hydra's own, resolved, as plain values."""
+    """Return all options except Hydra's own, resolved, as plain values."""
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return cast(dict[str, Any], OmegaConf.to_container(options, resolve=True, throw_on_missing=True))
 
 
 def typed(schema: type, options: dict[str, Any]) -> Any:
-    """``options`` as a validated instance of ``schema``.
+    """Return ``options`` as a validated instance of ``schema``.
 
     Raises:
         UserError: a value is out of range.
@@ -85,7 +89,7 @@ def typed(schema: type, options: dict[str, Any]) -> Any:
 
 
 def require_flags(schema: type, given: Iterable[tuple[str, object]]) -> None:
-    """Refuse numbers, given as (dotted name, value), for options that are true or false: OmegaConf takes any."""
+    """Raise UserError if a boolean option in ``given`` (dotted name, value) is a number, which OmegaConf accepts."""
     flags = {name: hint for name, hint in options_of(schema) if hint in (bool, bool | None)}
     for name, value in given:
         if name in flags and isinstance(value, int):
@@ -100,24 +104,24 @@ def _by_name(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def typed_train(config: DictConfig) -> TrainConfig:
-    """The options of ``train.py``, validated, the learner's among them; raises as :func:`typed`."""
+    """Return the validated options of ``train.py``, including the learner's; raises as :func:`typed`."""
     options: TrainConfig = typed(TrainConfig, plain_options(config))
-    require(not options.extended, f"extended={options.extended} is written by resume=RUN extend=true, and never given")
+    require(not options.extended, f"extended={options.extended} is recorded by resume=RUN extend=true; do not set it")
     make_learner(options.learner, TYPED_BY_USER).check(options)
     return options
 
 
 def typed_evaluate(config: DictConfig, overrides: Sequence[str], planner_chosen: bool) -> EvaluateConfig:
-    """The options of ``evaluate.py``, validated; arguments as of :func:`planner_overrides`, raises as :func:`typed`."""
+    """Return the validated options of ``evaluate.py``; arguments as in :func:`planner_overrides`, raises as typed."""
     options = plain_options(config)
     planner = options["planner"]
     if not planner_chosen and "horizon" not in planner_overrides(overrides, planner, False):
-        planner["horizon"] = max(planner["horizon"], planner["plan_freq"])  # the checkpoint's is checked later
+        planner["horizon"] = max(planner["horizon"], planner["plan_freq"])  # the checkpoint's horizon is checked later
     return typed(EvaluateConfig, options)
 
 
 def planner_overrides(overrides: Sequence[str], planner: dict[str, Any], planner_chosen: bool) -> dict[str, Any]:
-    """Planner options in place of a checkpoint's: all where ``planner=NAME`` was given, else those in ``overrides``."""
+    """Return the planner options that replace a checkpoint's: all with ``planner=NAME``, else those overridden."""
     if planner_chosen:
         return dict(planner)
     names = [override.lstrip("+~").split("=", 1)[0] for override in overrides]

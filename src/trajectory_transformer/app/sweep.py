@@ -1,4 +1,4 @@
-"""The table at the end of a sweep or search: every job, and the score over seeds."""
+"""The table at the end of a sweep or search: all jobs, and the mean score over seeds."""
 
 import csv
 import math
@@ -23,12 +23,12 @@ from .jobs import REFUSAL, STATUS, RunRecord, parameters_of
 from .page import SWEEP, write_sweep_page
 from .schema import as_typed
 
-HYDRA = ".hydra"  # folder in a job's, which Hydra writes first
+HYDRA = ".hydra"  # subfolder of a job's folder that Hydra writes first
 
 
 @dataclass(frozen=True)
 class SweepJob:
-    """One job of a sweep: its folder below the sweep's, or its number where it has none, and its record."""
+    """A job of a sweep: its folder relative to the sweep's, or its number if it has none, and its record."""
 
     name: str
     record: RunRecord
@@ -38,13 +38,13 @@ class SweepJob:
         return self.record.status
 
     def values(self, names: Sequence[str]) -> list[str]:
-        """Its parameters of these names; empty where it was not given one."""
+        """Return its parameters of these names; an empty text for each that was not set."""
         return [self.record.parameters.get(name, "") for name in names]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs that differ only in their seed; mean and half width of the 95 % interval over those that finished."""
+    """Jobs that differ only in their seed, with the mean and 95 % interval (half width) of the finished ones."""
 
     jobs: list[SweepJob]
     mean: float | None
@@ -56,20 +56,20 @@ class Group:
 
 
 def confidence(scores: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean, and half width of its 95 % interval by Student's t; None where there are too few scores."""
+    """Return the mean and the half width of its 95 % interval by Student's t; None if there are too few scores."""
     if len(scores) < 2:
         return (scores[0] if scores else None), None
-    from scipy.special import stdtrit  # not for a refused option to wait for
+    from scipy.special import stdtrit  # imported here so that options are refused sooner
 
     quantile = float(stdtrit(len(scores) - 1, 0.975))
     return statistics.fmean(scores), quantile * statistics.stdev(scores) / math.sqrt(len(scores))
 
 
 def read_jobs(directory: Path, planned: Sequence[Mapping[str, str]] = ()) -> list[SweepJob]:
-    """Jobs of a sweep or search by what they recorded below its folder, in whatever folders of their own.
+    """Return the jobs of a sweep or search from their records in folders below ``directory``, at any depth.
 
-    Those that failed without a record, or were refused a folder, are among them. Where it is known what is ``planned``,
-    by its parameters, so are jobs that left nothing at all, and what lies deeper and belongs to something else is not.
+    Jobs that failed without a record or were refused a folder are included. If the parameters of the ``planned`` jobs
+    are given, jobs that left no folder are included too, and runs in nested folders that were not planned are not.
     """
     jobs = [
         SweepJob(path.relative_to(directory).as_posix(), record)
@@ -80,7 +80,7 @@ def read_jobs(directory: Path, planned: Sequence[Mapping[str, str]] = ()) -> lis
     recorded = [job.record.parameters for job in jobs]
     for number, parameters in enumerate(planned):
         if parameters not in recorded:
-            jobs.append(SweepJob(str(number), RunRecord("failed", dict(parameters), reason="it did not begin")))
+            jobs.append(SweepJob(str(number), RunRecord("failed", dict(parameters), reason="it did not start")))
 
     def place(job: SweepJob) -> tuple[int, list[tuple[int, str]]]:
         order = planned.index(job.record.parameters) if job.record.parameters in planned else len(planned)
@@ -90,18 +90,18 @@ def read_jobs(directory: Path, planned: Sequence[Mapping[str, str]] = ()) -> lis
 
 
 def _folders(directory: Path, itself: bool) -> Iterator[Path]:
-    """Folders of jobs: those where a job, or Hydra on its behalf, has written what it is."""
+    """Yield the folders of jobs, recognised by files that a job or Hydra has written."""
     for folder, inner, files in os.walk(directory):
         path = Path(folder)
         if {STATUS, REFUSAL} & {*files} or (HYDRA in inner and path != directory):
-            if path == directory and not itself:  # a search, which is a run too
+            if path == directory and not itself:  # a search, which has a record of its own
                 continue
             inner[:] = inner if path == directory else []
             yield path
 
 
 def _records(folder: Path, planned: Sequence[Mapping[str, str]]) -> Iterator[RunRecord]:
-    """What a job's folder tells: of the job that was refused it, and of the one whose it is if that was planned too."""
+    """Yield the records in a job's folder: of a job that was refused it, and of its owner if that was planned too."""
     refused, own = RunRecord.read(folder, REFUSAL), RunRecord.read(folder)
     if refused is not None:
         yield refused
@@ -110,13 +110,13 @@ def _records(folder: Path, planned: Sequence[Mapping[str, str]]) -> Iterator[Run
     if own is None:
         own = RunRecord("failed", _overrides(folder), reason="it left no record")
     elif own.status == "running" and not is_in_use(folder):
-        reason = "it died without a word: its process ended, was killed, or ran out of memory"
+        reason = "its process ended unexpectedly: it was killed, or ran out of memory"
         own = replace(own, status="failed", reason=reason)
     yield own
 
 
 def _overrides(folder: Path) -> dict[str, str]:
-    """A job's parameters as Hydra noted them before the job began."""
+    """Return a job's parameters as recorded by Hydra before the job began."""
     try:
         return parameters_of(yaml.safe_load((folder / HYDRA / "overrides.yaml").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
@@ -124,7 +124,7 @@ def _overrides(folder: Path) -> dict[str, str]:
 
 
 def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
-    """Parameters of each job of a sweep, as Hydra's own sweeper makes them of its options; [] with another sweeper."""
+    """Return the parameters of each job of a sweep by Hydra's basic sweeper; empty for another sweeper."""
     if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
         return []
     given = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
@@ -134,7 +134,7 @@ def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
 
 
 def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
-    """Jobs that differ only in their seed, together; in the order of their first job."""
+    """Group the jobs that differ only in their seed, in the order of their first job."""
     members: dict[tuple[tuple[str, str], ...], list[SweepJob]] = {}
     for job in jobs:
         settings = sorted((name, value) for name, value in job.record.parameters.items() if name != "seed")
@@ -149,10 +149,10 @@ def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
 def report(
     directory: Path, planned: Sequence[Mapping[str, str]] = (), logger: LoggerConfig | None = None
 ) -> list[SweepJob]:
-    """Print the table of :func:`read_jobs`, and write it there as ``sweep.csv`` and a page; returns the jobs.
+    """Print the table of :func:`read_jobs` and write it to ``directory`` as ``sweep.csv`` and a page; returns the jobs.
 
-    Where the jobs' ``logger`` is W&B, it gets the table too. Where planners were compared, ``tradeoff.png`` shows their
-    returns against the time that an action takes.
+    If ``logger`` is W&B, the table is logged there too. If planner options were varied, ``tradeoff.png`` plots returns
+    against the time per plan.
     """
     jobs = read_jobs(directory, planned)
     groups = group_by_settings(jobs)
@@ -161,7 +161,11 @@ def report(
     results = {job.name: evaluation for job in jobs if (evaluation := _evaluation(directory / job.name, job))}
     rows = [["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "ms per plan", "reason"]]
     for group in groups:
-        numbers = [_number(group.mean), _number(group.half_width), str(group.seeds)]  # in each row, for filters
+        numbers = [
+            _number(group.mean),
+            _number(group.half_width),
+            str(group.seeds),
+        ]  # repeated in each row, for filtering
         for job in group.jobs:
             acted = results.get(job.name)
             latency = "" if acted is None else _number(acted["summary"]["plan_latency_ms"]["p50"])
@@ -174,17 +178,17 @@ def report(
         _plot_tradeoff([job for job in jobs if job.name in results], results, varied, directory / "tradeoff.png")
     write_sweep_page(directory)
     if logger is not None and logger.name == "wandb":
-        from ..training.loggers import log_sweep  # here, as it takes a second
+        from ..training.loggers import log_sweep  # imported here because it takes a second
 
         try:
             log_sweep(logger, directory, rows)
-        except UserError as error:  # the jobs are done
-            print(f"the table is not logged: {error}")
+        except UserError as error:  # the jobs are already done
+            print(f"the table was not logged: {error}")
     return jobs
 
 
 def _evaluation(directory: Path, job: SweepJob) -> dict[str, Any] | None:
-    """A finished job's ``results.json``, if it planned; a file that cannot be read is not a table's business."""
+    """Return a finished job's ``results.json``; None if there is none, or if it is unreadable."""
     from ..evaluation.results import read_results
 
     path = directory / "results.json"
@@ -197,7 +201,7 @@ def _evaluation(directory: Path, job: SweepJob) -> dict[str, Any] | None:
 def _plot_tradeoff(
     jobs: Sequence[SweepJob], results: dict[str, dict[str, Any]], varied: Sequence[str], path: Path
 ) -> None:
-    """The first planner option that was varied makes the lines, the others their points."""
+    """Plot returns against planning time: a line for each value of the first varied planner option."""
     from ..evaluation.plots import TradeoffPoint, plot_tradeoff
 
     first, *rest = sorted(varied, key=lambda name: not name.startswith("planner"))
@@ -217,7 +221,7 @@ def _number(value: float | None) -> str:
 
 
 def _show(groups: Sequence[Group], varied: Sequence[str], title: str) -> None:
-    """Print the jobs as a table, one section for each setting, and why jobs failed below it."""
+    """Print the jobs as a table, a section for each setting, and the reasons of failures below it."""
     from rich.console import Console
     from rich.table import Table
 

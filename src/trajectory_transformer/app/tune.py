@@ -1,4 +1,4 @@
-"""Hyper-parameter search with Optuna as one job, resumable from the file that it keeps in its folder."""
+"""Hyper-parameter search with Optuna as one job, resumable from a journal file in its folder."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ def run_search(options: TrainConfig, job: Job) -> float:
     """Run the trials of ``options.tune`` in numbered folders of the job's directory; returns the best score."""
     assert options.tune is not None
     if (job.directory / "config.yaml").exists() and not (job.directory / JOURNAL).exists():
-        raise UserError(f"{job.directory} holds a run that is no search; choose another folder")
+        raise UserError(f"{job.directory} holds a run that is not a search; choose another folder")
     begin(job, config_text(options))
 
     def run_trial(values: dict[str, Any], directory: Path) -> float:
@@ -36,7 +36,7 @@ def run_search(options: TrainConfig, job: Job) -> float:
 
 
 def with_values(options: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """``options`` with those named replaced; raises as :func:`.schema.typed`."""
+    """Return ``options`` with the named ones replaced; raises as :func:`.schema.typed`."""
     config = OmegaConf.structured(options)
     for name, value in values.items():
         OmegaConf.update(config, name, value)
@@ -50,14 +50,14 @@ def search(
     run_trial: Callable[[dict[str, Any], Path], float],
     logger: LoggerConfig | None = None,
 ) -> float:
-    """Try values for the highest score until ``config.trials`` trials are done; print them, and return the best.
+    """Search for the highest score until ``config.trials`` trials are done; print the table and return the best score.
 
-    A search that was stopped goes on in its folder: trials that it left unfinished first. Several processes may work
-    in one folder at the same time, each with a lock on the folder of its trial.
-    Trial n is ``run_trial(values, directory / "n")``, whose result is its score, or NaN where it failed.
+    A stopped search continues in its folder, beginning with unfinished trials. Several processes may work in one folder
+    at the same time, each holding a lock on the folder of its trial. Trial n calls
+    ``run_trial(values, directory / "n")``, which returns its score, or NaN for a failure.
 
     Raises:
-        UserError: Optuna is missing, ``directory`` holds the search of another space, or no trial succeeded.
+        UserError: Optuna is missing, ``directory`` holds a search of other parameters, or no trial succeeded.
     """
     study = _study(directory, seed)
     from optuna.trial import TrialState
@@ -65,13 +65,16 @@ def search(
     def finish(number: int, values: dict[str, Any]) -> None:
         folder = directory / str(number)
         folder.mkdir(exist_ok=True)
-        with contextlib.suppress(FolderInUseError), FolderLock(folder):  # another process tries it
+        with contextlib.suppress(FolderInUseError), FolderLock(folder):  # another process runs this trial
             score = run_trial(values, folder)
             failed = math.isnan(score)
             study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)
 
     for trial in [trial for trial in study.trials if not trial.state.is_finished()]:
-        for name, value in trial.params.items():  # the file may be somebody else's, and options say what is imported
+        for (
+            name,
+            value,
+        ) in trial.params.items():  # the file may come from someone else, and options decide what is imported
             require(
                 name in config.parameters and _allows(config.parameters[name], value),
                 f"{directory / JOURNAL} holds a trial with {name}={value!r}, which tune.parameters does not allow; "
@@ -107,7 +110,7 @@ def _study(directory: Path, seed: int) -> "optuna.Study":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
     study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
-    # The sampler starts anew in each session; with the same seed it would propose the first session's values again.
+    # The sampler restarts in each session; with the same seed it would propose the first session's values again.
     study.sampler = optuna.samplers.TPESampler(seed=(seed + len(study.trials)) % 2**32)
     return study
 

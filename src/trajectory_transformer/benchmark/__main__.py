@@ -1,8 +1,8 @@
 """Speed of training, tokenising and planning on this machine: ``python -m trajectory_transformer.benchmark [PART …]``.
 
-Parts: ``training``, ``tokenising``, ``planning``; none given means all. Speed is also given against what this machine
-reaches in large matrix products, measured in the same minute: as a fraction of it for training, and for planning as a
-multiple of the time that the arithmetic which exact caching leaves would take at that rate.
+Parts: ``training``, ``tokenising``, ``planning``; default: all. Speed is also reported relative to this machine's rate
+in large matrix products, measured in the same minute: for training as a fraction of that rate, for planning as a
+multiple of the time that the arithmetic remaining with exact caching would take at that rate.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PARTS = ("training", "tokenising", "planning")
 
 
 def processor(device: str) -> str:
-    """The name of what is measured: a GPU, or the processor, or its kind where the system does not say."""
+    """Return the name of the GPU or processor, or the machine's architecture if the name is unknown."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -32,7 +32,7 @@ def processor(device: str) -> str:
 
 
 def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], markdown: bool) -> None:
-    """Print a table, for people or for a page."""
+    """Print a table, for the terminal or as Markdown."""
     if markdown:
         print("\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)))
     else:
@@ -44,15 +44,15 @@ def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], mark
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trajectory_transformer.benchmark", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all if none is named")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to measure; default: all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--bf16", action="store_true", help="decode in bfloat16, train in mixed precision")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
-    parser.add_argument("--markdown", action="store_true", help="tables for a page")
+    parser.add_argument("--markdown", action="store_true", help="print tables as Markdown")
     arguments = parser.parse_args()
     if arguments.accelerator == "gpu" and not torch.cuda.is_available():
-        parser.error("--accelerator=gpu: this machine has none that torch can use; choose --accelerator=cpu")
+        parser.error("--accelerator=gpu: torch finds none on this machine; choose --accelerator=cpu")
     device = "cuda" if arguments.accelerator == "gpu" else "cpu"
     hardware = Hardware(device, arguments.threads, arguments.bf16, arguments.compile)
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""Hardware, models and rates that the benchmarks share."""
+"""Hardware, models and rates shared by the benchmarks."""
 
 import resource
 import statistics
@@ -22,31 +22,31 @@ BASE = ModelConfig()
 
 @dataclass(frozen=True)
 class Hardware:
-    """Device ("cpu" or "cuda") and precision of a measurement; ``compiled`` is about training alone."""
+    """Device ("cpu" or "cuda") and precision of a measurement; ``compiled`` applies to training only."""
 
     device: str
     threads: int
-    bf16: bool = False  # decoding throughout, training in mixed precision
+    bf16: bool = False  # decoding entirely in bfloat16, training in mixed precision
     compiled: bool = False
 
     @property
     def product_size(self) -> int:
-        """Rows and columns of the matrices whose products say what the hardware can do."""
+        """Rows and columns of the matrices in :meth:`matmul_rate`."""
         return 2048 if self.device == "cpu" else 8192
 
     def matmul_rate(self, rounds: int = 9) -> float:
-        """Multiply-adds, counted as two operations, per second of large square products in the chosen precision."""
+        """Return operations per second of large square matrix products; a multiply-add counts as two operations."""
         size, dtype = self.product_size, torch.bfloat16 if self.bf16 else torch.float32
         a, b = torch.randn(2, size, size, dtype=dtype, device=self.device)
         return 2 * size**3 / self.median_seconds(lambda: a @ b, rounds)
 
     def median_seconds(self, run: Callable[[], object], rounds: int) -> float:
-        """Median wall time of ``run`` over some rounds, after one that does not count."""
+        """Return the median wall time of ``run`` in seconds over some rounds, after a warm-up."""
         run()
         return statistics.median(self.seconds(run) for _ in range(rounds))
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Wall time of ``run``; on a GPU, of all that it queues and of nothing before."""
+        """Return the wall time of ``run`` in seconds; on a GPU it is synchronised before and after."""
         wait = torch.cuda.synchronize if self.device != "cpu" else lambda: None
         wait()
         start = time.perf_counter()
@@ -56,19 +56,19 @@ class Hardware:
 
 
 def forward_operations(config: TransformerConfig, keys: float) -> float:
-    """Operations of one token's forward pass that attends to ``keys`` keys, with its head."""
+    """Return the operations of one token's forward pass, including its output head, with ``keys`` attended keys."""
     width = config.n_embd
     return config.n_layer * (24 * width**2 + 4 * keys * width) + 2 * width * (config.vocab_size + 1)
 
 
 def make_model(layout: TransitionLayout, options: ModelConfig) -> TrajectoryTransformer:
-    """A model with random weights for windows of :data:`SEQUENCE_LENGTH` transitions."""
+    """Make a model with random weights for windows of :data:`SEQUENCE_LENGTH` transitions."""
     torch.manual_seed(0)
     return TrajectoryTransformer(TransformerConfig.for_data(options, layout, NUM_BINS, SEQUENCE_LENGTH))
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """The most memory that this process has held, in MiB; on a GPU, of the GPU's."""
+    """Return the peak memory of this process in MiB; on a GPU, its peak GPU memory."""
     if device != "cpu":
         return torch.cuda.max_memory_reserved() // 2**20
     try:

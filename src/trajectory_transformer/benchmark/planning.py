@@ -1,4 +1,4 @@
-"""Planning speed of this machine, against the arithmetic that exact caching leaves."""
+"""Planning speed of this machine, relative to the arithmetic remaining with exact caching."""
 
 import multiprocessing
 import statistics
@@ -18,7 +18,7 @@ from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware, forwar
 
 @dataclass(frozen=True)
 class PlanningSetting:
-    """One row of the planning table."""
+    """The setting of a row of the planning table."""
 
     name: str
     layout: TransitionLayout
@@ -42,21 +42,21 @@ PLANNING = (
 
 @dataclass(frozen=True)
 class PlanningSpeed:
-    """Time and memory of a setting, for each environment and action."""
+    """The time, per environment and action, and memory of a setting."""
 
     milliseconds: tuple[float, float]  # 50th and 95th percentile
-    ideal_milliseconds: float  # of the arithmetic that exact caching leaves, at ``rate``
-    # Of the model, of sampling, of the search itself, adding up to 1; None on a GPU, where they run as one graph.
+    ideal_milliseconds: float  # time of the arithmetic remaining with exact caching, at ``rate``
+    # Shares of model, sampling and search, with sum 1; None on a GPU, where they run as one graph.
     shares: tuple[float, float, float] | None
-    peak_memory: int  # MiB of a process that does nothing else; on a GPU, of the GPU's
+    peak_memory: int  # MiB of a separate process; on a GPU, its GPU memory
     rate: float  # operations per second of large matrix products
 
 
 def planning_operations(setting: PlanningSetting, config: TransformerConfig) -> float:
-    """Operations of one environment's search that exact caching leaves, on a cache that grows.
+    """Return the operations of one environment's search with exact caching and a growing cache.
 
     The context is encoded once for all beams; action and reward tokens run for all candidates, value and observation
-    tokens for kept beams alone. Whenever a sliding window moves, its planned part is encoded again for each beam.
+    tokens for kept beams only. Whenever a sliding window moves, its planned part is encoded again for each beam.
     """
     layout, planner = setting.layout, setting.planner
     wide, narrow = planner.beam_width * planner.n_expand, planner.beam_width
@@ -80,9 +80,9 @@ def planning_operations(setting: PlanningSetting, config: TransformerConfig) -> 
 
 
 def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) -> PlanningSpeed:
-    """Plan with random weights for about so many seconds, at least five times, and multiply matrices in between.
+    """Measure plans with random weights for about ``seconds``, at least five, alternating with matrix products.
 
-    On a shared machine the rate of products changes within seconds; so plans are held against those beside them.
+    On a shared machine the rate changes within seconds, so plans are compared with products measured at the same time.
     """
     torch.set_num_threads(hardware.threads)
     layout, environments = setting.layout, setting.environments
@@ -94,12 +94,12 @@ def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) 
     length = (setting.planner.context - 1) * layout.transition_dim + layout.observation_dim
     prefix = torch.randint(0, NUM_BINS, (environments, length), generator=torch.Generator().manual_seed(0))
     prefix, generators = prefix.to(hardware.device), [torch.Generator().manual_seed(n) for n in range(environments)]
-    planner.plan(prefix, generators)  # a GPU captures it
+    planner.plan(prefix, generators)  # warm-up; on a GPU, the search is captured
     before, taken, rates, memory = planner.decoding_seconds, [], [], 0
     while len(taken) < 5 or sum(taken) < seconds:
         taken.append(hardware.seconds(lambda: planner.plan(prefix, generators)))
         if sum(taken) >= len(rates) * seconds / 10:
-            memory = memory or peak_memory(hardware.device)  # the planner's, without what the products need
+            memory = memory or peak_memory(hardware.device)  # of the planner, without the matrix products
             rates.append(hardware.matmul_rate(rounds=3))
     after, rate = planner.decoding_seconds, statistics.median(rates)
     model_share, sampling_share = ((b - a) / sum(taken) for a, b in zip(before, after, strict=True))
@@ -110,7 +110,7 @@ def measure(setting: PlanningSetting, hardware: Hardware, seconds: float = 4.0) 
 
 
 def measure_alone(setting: PlanningSetting, hardware: Hardware) -> PlanningSpeed:
-    """As :func:`measure`, in a process of its own, so that its peak memory is this setting's."""
+    """Call :func:`measure` in a separate process, so that the peak memory is that of this setting."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, setting, hardware).result()
 
@@ -122,7 +122,7 @@ COLUMNS = (
 
 
 def planning_row(setting: PlanningSetting, speed: PlanningSpeed) -> tuple[str, ...]:
-    """Cells under :data:`COLUMNS`."""
+    """Return the cells of a row, as in :data:`COLUMNS`."""
     planner, (p50, p95) = setting.planner, speed.milliseconds
     shares = " / ".join(f"{share:.0%}".rstrip("%") for share in speed.shares) if speed.shares else "–"
     counts = str(planner.horizon), str(planner.beam_width), str(setting.environments)

@@ -1,4 +1,4 @@
-"""Speed of training on this machine, and of turning episodes into training windows."""
+"""Speed of training, and of converting episodes to training windows, on this machine."""
 
 from functools import partial
 
@@ -18,9 +18,9 @@ from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware
 
 
 def training_rows(hardware: Hardware, rate: float) -> list[tuple[str, str, str]]:
-    """Tokens per second of whole updates (forward, backward, clipping, AdamW), and their share of a ``rate``."""
+    """Return rows with the tokens/s of updates (forward, backward, clipping, AdamW), and their share of ``rate``."""
     on_cpu, rows = hardware.device == "cpu", []
-    for name, layout, options, batch in (  # a GPU's batch is as large as the original's
+    for name, layout, options, batch in (  # on a GPU, the original's batch size
         ("tiny, hopper", HOPPER, TINY, 64),
         ("base, halfcheetah", HALFCHEETAH, BASE, 32 if on_cpu else 256),
     ):
@@ -48,7 +48,7 @@ def training_rows(hardware: Hardware, rate: float) -> list[tuple[str, str, str]]
 
 
 def random_episodes(layout: TransitionLayout, episodes: int, steps: int) -> OfflineData:
-    """Normally distributed episodes, every other one terminated."""
+    """Make normally distributed episodes, every other one terminated."""
     normal = partial(np.random.default_rng(0).standard_normal, dtype=np.float32)
     sizes = layout.observation_dim, layout.action_dim
     made = [
@@ -63,7 +63,7 @@ def random_episodes(layout: TransitionLayout, episodes: int, steps: int) -> Offl
 def tokenising_rows(
     hardware: Hardware, episodes: int = 1000, steps: int = 1000, rounds: int = 3
 ) -> list[tuple[str, str, str]]:
-    """Seconds on the CPU from validated episodes to windows: split, returns-to-go, bins and tokens."""
+    """Return a row with the CPU seconds from validated episodes to windows: split, returns-to-go, bins, tokens."""
     data = random_episodes(HALFCHEETAH, episodes, steps)
 
     def tokenise() -> list[TokenWindows]:

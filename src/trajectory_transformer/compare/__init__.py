@@ -1,1 +1,1 @@
-"""Methods compared over tasks and seeds, from what their runs' ``results.json`` say. Nothing here imports torch."""
+"""Comparison of methods over tasks and seeds, from their runs' ``results.json``; does not import torch."""

@@ -1,8 +1,8 @@
 """Compare methods over tasks and seeds: ``python -m trajectory_transformer.compare NAME=FOLDER[,FOLDER…] …``.
 
-A folder is a run, a sweep, or anything that holds them, and may be a glob pattern; given without NAME, it is a method
-of its own name. Prints a table by task, aggregates over tasks with intervals, probabilities of improvement, and the
-expected best of n policies tried.
+A folder is a run, a sweep, or a folder of them, and may be a glob pattern; without NAME, the method has the folder's
+name. Prints a table by task, aggregates over tasks with intervals, probabilities of improvement, and the expected best
+of n policies tried.
 """
 
 import argparse
@@ -26,17 +26,19 @@ def compare_runs(
     project: str | None = None,
     by: str | None = None,
 ) -> None:
-    """Do what the command does; UserError about what cannot be read, compared or written."""
+    """Compare runs as the command does; raises UserError if they cannot be read, compared or written."""
     files, unfinished = find_results(words, by)
     methods = {name: [read_run(name, file, normalization) for file in found] for name, found in files.items()}
-    notes = [*remarks(methods), *(f"not counted, as it has no results: {run}" for run in unfinished)]
+    notes = [*remarks(methods), *(f"not counted, because it has no results: {run}" for run in unfinished)]
     differs = list(differences(methods))
     if differs and not anyway:
         reasons = "".join(f"\n  {one}" for one in differs)
-        raise UserError(f"these runs are no fair comparison (--anyway makes one that says so):{reasons}")
+        raise UserError(
+            f"these runs cannot be compared fairly (--anyway compares them and notes the differences):{reasons}"
+        )
     tasks = [{run.task for run in runs} for runs in methods.values()]
-    require(bool(set.intersection(*tasks)), f"no task has results of all of {', '.join(methods)}")
-    from . import report  # here, as a refused option need not wait for SciPy
+    require(bool(set.intersection(*tasks)), f"no task has results of all methods ({', '.join(methods)})")
+    from . import report  # imported here so that an option is refused without loading SciPy
 
     compared = report.compare(methods, NORMALIZATIONS[normalization], differs, notes)
     print(report.as_text(compared), end="")
@@ -53,7 +55,7 @@ def compare_runs(
 
 
 def _log_to_wandb(compared: Any, project: str, out: Path | None, picture: Path | None) -> None:
-    """One run with a table each, the notes, and the picture; offline without a key, or as WANDB_MODE says."""
+    """Log the tables, notes and plot as one W&B run; offline without a key, unless WANDB_MODE is set."""
     import wandb
     from wandb.errors import CommError, UsageError
 
@@ -63,7 +65,7 @@ def _log_to_wandb(compared: Any, project: str, out: Path | None, picture: Path |
     try:
         run = wandb.init(project=project, job_type="compare", dir=out, mode=mode, settings=settings)
     except (UsageError, CommError) as error:
-        raise UserError(f"W&B does not start: {error}; log in with `wandb login`, or set WANDB_MODE=offline") from None
+        raise UserError(f"W&B cannot start: {error}; log in with `wandb login`, or set WANDB_MODE=offline") from None
     for table in compared.tables:
         columns, rows = table.plain()
         run.log({f"compare/{table.name}": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)})
@@ -74,19 +76,28 @@ def _log_to_wandb(compared: Any, project: str, out: Path | None, picture: Path |
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trajectory_transformer.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("methods", nargs="+", metavar="NAME=FOLDER", help="a method and its runs; or FOLDER alone")
-    parser.add_argument("--by", metavar="OPTION", help="methods are the values of this option, in sweeps: --by method")
-    parser.add_argument("--anyway", action="store_true", help="compare what is not alike, and say so")
+    parser.add_argument("methods", nargs="+", metavar="NAME=FOLDER", help="a method and its runs, or FOLDER alone")
     parser.add_argument(
-        "--normalize", choices=[*NORMALIZATIONS], default="reference", help="what scores are percent of"
+        "--by", metavar="OPTION", help="in sweeps, make each value of this option a method, as in --by method"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write text, Markdown, LaTeX, CSV and PNG there")
+    parser.add_argument(
+        "--anyway", action="store_true", help="compare runs that differ in data or evaluation, and note the differences"
+    )
+    parser.add_argument(
+        "--normalize", choices=[*NORMALIZATIONS], default="reference", help="returns that count as 0 and 100 %%"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write the comparison to this folder as text, Markdown, LaTeX, CSV and PNG",
+    )
     parser.add_argument("--wandb", metavar="PROJECT", help="log the tables to Weights & Biases")
     given = parser.parse_args(words)
     try:

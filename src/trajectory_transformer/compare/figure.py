@@ -1,4 +1,4 @@
-"""The picture of a comparison: interval estimates, performance profiles, and the effect of the tuning budget."""
+"""Plot of a comparison: interval estimates, performance profiles, and the effect of the tuning budget."""
 
 import itertools
 import textwrap
@@ -15,7 +15,7 @@ from .statistics import AGGREGATES
 
 
 def plot_comparison(report: Report, title: str, path: Path) -> None:
-    """Draw the report as a PNG; UserError if it cannot be written."""
+    """Plot the report as a PNG; raises UserError if it cannot be written."""
     colors = dict(zip(report.aggregates, itertools.cycle(SERIES), strict=False))
     figure = Figure(figsize=(10.0, 4.8 + 0.22 * len(colors)), layout="constrained")
     parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.1 + 0.22 * len(colors), 3.2])
@@ -33,7 +33,7 @@ def plot_comparison(report: Report, title: str, path: Path) -> None:
         axes.set_ylim(len(colors) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("score (%)", fontsize=9)
-        axes.use_sticky_edges = False  # else the bars begin at the frame
+        axes.use_sticky_edges = False  # otherwise the bars begin at the frame
         axes.margins(x=0.1)
         tidy(axes)
         axes.grid(visible=False, axis="y")
@@ -41,7 +41,7 @@ def plot_comparison(report: Report, title: str, path: Path) -> None:
     for method, color in colors.items():
         value, low, high = np.array([(p.value, p.low, p.high) for p in report.profiles[method]], dtype=float).T
         left.plot(report.thresholds, value, color=color, linewidth=1.6)
-        left.fill_between(report.thresholds, low, high, color=color, alpha=0.2, linewidth=0)  # NaN: none
+        left.fill_between(report.thresholds, low, high, color=color, alpha=0.2, linewidth=0)  # NaN: no interval
         budget = report.budgets[method]
         right.plot(range(1, len(budget) + 1), budget, "o-", color=color, linewidth=1.6, markersize=4)
     left.set(xlabel="score τ (%)", ylabel="share of runs above τ", ylim=(-0.02, 1.02))

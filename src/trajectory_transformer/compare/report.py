@@ -1,4 +1,4 @@
-"""Tables and sentences of a comparison, and the files they are written to."""
+"""Report of a comparison: tables and notes, and their output as text, Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -19,30 +19,30 @@ from .statistics import AGGREGATES, Estimate
 
 Cell: TypeAlias = str | int | float | Estimate | None
 FEW_RUNS = 5
-THRESHOLDS = 101  # of a profile
+THRESHOLDS = 101  # number of thresholds of a profile
 
 
 @dataclass(frozen=True)
 class Table:
     """A table; a column's cells are of one kind, or None."""
 
-    name: str  # of its file
+    name: str  # name of its file
     title: str
     columns: list[str]
     rows: list[list[Cell]]
-    origin: str  # its commits, and whether what it compares is alike
-    printed: bool = True  # else in files alone
+    origin: str  # commits of the runs, and whether they are comparable
+    printed: bool = True  # False: written to files only
 
     @property
     def heading(self) -> str:
         return f"{self.title} ({self.origin})"
 
     def texts(self) -> list[list[str]]:
-        """Columns and rows for people."""
+        """Return the columns and rows as formatted texts."""
         return [self.columns, *([_text(cell) for cell in row] for row in self.rows)]
 
     def plain(self) -> tuple[list[str], list[list[str | int | float | None]]]:
-        """Columns and rows for programs: an estimate takes three, with its ends; the origin comes last."""
+        """Return machine-readable columns and rows; an estimate has three columns, and the origin comes last."""
         wide = [any(isinstance(cell, Estimate) for cell in column) for column in zip(*self.rows, strict=True)]
         names = [
             name + end
@@ -57,13 +57,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """A comparison; estimates by method, in the order of the methods."""
+    """A comparison, with estimates by method in the order given."""
 
     tables: list[Table]
     notes: list[str]
-    aggregates: dict[str, list[Estimate]]  # as AGGREGATES
+    aggregates: dict[str, list[Estimate]]  # one for each of AGGREGATES
     thresholds: list[float]
-    profiles: dict[str, list[Estimate]]  # as thresholds
+    profiles: dict[str, list[Estimate]]  # one for each threshold
     budgets: dict[str, list[float]]  # expected best of 1, 2, … policies
 
     @property
@@ -74,7 +74,7 @@ class Report:
 def compare(
     methods: Mapping[str, Sequence[Run]], scale: str, differences: Sequence[str] = (), remarks: Sequence[str] = ()
 ) -> Report:
-    """The report of methods that have a task in common, with ``scale`` saying what a score is."""
+    """Return the report on methods that have a task in common; ``scale`` explains the scores in words."""
     of_tasks = {method: grouped(runs, "task") for method, runs in methods.items()}
     all_tasks = list(dict.fromkeys(task for tasks in of_tasks.values() for task in tasks))
     tasks = [task for task in all_tasks if all(task in own for own in of_tasks.values())]
@@ -91,7 +91,7 @@ def compare(
     budgets = {method: statistics.budget(own) for method, own in scores.items()}
     origin, tables, over = _origin(methods), [], f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
     if differences:
-        origin += "; NOT ALIKE, see the notes"
+        origin += "; NOT COMPARABLE, see the notes"
 
     def add(name: str, title: str, columns: list[str], rows: list[list[Cell]], printed: bool = True) -> None:
         if rows:
@@ -113,10 +113,10 @@ def compare(
     add("profiles", title, ["score", *profiles], [list(row) for row in rows], False)
     columns = ["method", "task", "seed", "episodes", "return", "score", "commit", "folder"]
     add("runs", "Runs", columns, [_run_row(run) for runs in methods.values() for run in runs], False)
-    notes = [f"NOT ALIKE, compared all the same: {one}" for one in differences]
-    notes += [f"a score is in percent of the way between two returns: {scale}", *remarks]
+    notes = [f"NOT COMPARABLE, compared because of --anyway: {one}" for one in differences]
+    notes += [f"scores are returns on a scale of 0 to 100 %: {scale}", *remarks]
     if len(tasks) < len(all_tasks):
-        notes.append(f"numbers over tasks are of the {len(tasks)} of {len(all_tasks)} that all methods have")
+        notes.append(f"aggregates are over the {len(tasks)} of {len(all_tasks)} tasks that all methods have")
     return Report(tables, [*notes, *_conclusions(scores, wins)], aggregates, thresholds, profiles, budgets)
 
 
@@ -150,28 +150,30 @@ def _run_row(run: Run) -> list[Cell]:
 
 
 def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[str, str], Estimate]) -> Iterator[str]:
-    """What can be concluded of each pair, and what cannot."""
+    """Yield notes on the conclusions that can, or cannot, be drawn about each pair."""
     fewest = {method: min(map(len, own)) for method, own in scores.items()}
     if single := [method for method, count in fewest.items() if count == 1]:
-        yield f"{', '.join(single)}: a task has a single run, so there is no interval over runs"
+        yield f"{', '.join(single)}: some task has a single run, so there is no interval over runs"
     if few := [method for method, count in fewest.items() if 1 < count < FEW_RUNS]:
-        yield f"{', '.join(few)}: fewer than {FEW_RUNS} runs of a task; such intervals are rough, often too narrow"
+        yield f"{', '.join(few)}: fewer than {FEW_RUNS} runs of some task; such intervals are rough, often too narrow"
     if len(next(iter(scores.values()))) == 1:
-        yield "one task says nothing of others: interquartile mean, median and mean are over its runs alone"
+        yield "a single task shows nothing about others: interquartile mean, median and mean are over its runs only"
     for (one, other), won in wins.items():
         chance = statistics.smallest_p(scores[one], scores[other])
         if chance > 0.05:
-            verdict = f"too few runs to conclude: alike, they would come out wholly apart with probability {chance:.2g}"
+            verdict = (
+                f"too few runs to conclude: equal methods would be completely separated with probability {chance:.2g}"
+            )
         elif won.low is None or won.high is None:
             verdict = "no conclusion without an interval"
         elif won.low > 0.5 or won.high < 0.5:
             verdict = f"{one if won.low > 0.5 else other} improves on {other if won.low > 0.5 else one}"
         else:
-            verdict = "the interval has 0.5 within: no difference is shown"
+            verdict = "the interval contains 0.5: no difference is shown"
         yield f"{one} against {other}: probability of improvement {_text(won)}: {verdict}"
     if len(wins) > 1:
-        yield f"one in twenty of the intervals of {len(wins)} pairs can be expected to miss"
-    yield "intervals that overlap are not a difference, and the best of several runs is not a method's result"
+        yield f"one in twenty of the intervals of {len(wins)} pairs is expected to miss the true value"
+    yield "overlapping intervals show no difference, and the best of several runs is not a method's result"
 
 
 def _parts(cell: Cell, three: bool) -> list[str | int | float | None]:
@@ -190,7 +192,7 @@ def _text(cell: Cell) -> str:
 
 
 def as_text(report: Report) -> str:
-    """For a screen: columns side by side, notes at the end."""
+    """Format the report for a terminal: aligned columns, notes at the end."""
     blocks = []
     for table in report.printed:
         cells = table.texts()
@@ -203,7 +205,7 @@ def as_text(report: Report) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """For a page."""
+    """Format the report as Markdown."""
     blocks = []
     for table in report.printed:
         header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table.texts())
@@ -213,7 +215,7 @@ def as_markdown(report: Report) -> str:
 
 
 def as_latex(report: Report) -> str:
-    """For a paper: a ``table`` each, with booktabs; notes are comments."""
+    """Format the report as LaTeX: a booktabs ``table`` each, notes as comments."""
     escapes = {ord(sign): f"\\{sign}" for sign in "&%$#_{}"}
     escapes |= {ord("\\"): r"\textbackslash{}", ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}"}
     blocks = ["% \\usepackage{booktabs}"]
@@ -226,7 +228,7 @@ def as_latex(report: Report) -> str:
 
 
 def write(report: Report, folder: Path) -> None:
-    """``compare.txt``, ``.md`` and ``.tex``, and a CSV of each table; UserError if they cannot be written."""
+    """Write ``compare.txt``, ``.md`` and ``.tex``, and a CSV of each table; raises UserError if that fails."""
     for suffix, text in (("txt", as_text), ("md", as_markdown), ("tex", as_latex)):
         write_output("comparison", folder / f"compare.{suffix}", text(report))
     for table in report.tables:

@@ -1,4 +1,4 @@
-"""Runs as their ``results.json`` and ``config.yaml`` tell of them, and what keeps them from being compared."""
+"""Runs read from ``results.json`` and ``config.yaml``, and the differences that make them incomparable."""
 
 import glob
 from collections import defaultdict
@@ -24,22 +24,22 @@ NORMALIZATIONS = {
     "best": "0 is a return of 0, 100 the return of the data's best episode",
     "mean-best": "0 is the data's mean return, 100 the return of its best episode",
 }
-SEEDS = "seeds of the episodes"  # which follow from the run's, so that only runs of one seed must share them
+SEEDS = "seeds of the episodes"  # they follow from the run's seed, so only runs of one seed must share them
 VERSIONS = ("gymnasium", "mujoco")
 Member = TypeVar("Member")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation of one trained policy."""
+    """An evaluation of a trained policy."""
 
     method: str
     folder: str
     task: str  # ids of its data, joined by commas
-    seed: int | None  # of training, which splits the data too; None where it is not known
-    score: float  # normalised, in percent: the mean over episodes
+    seed: int | None  # seed of the training and of the data split; None if unknown
+    score: float  # normalised mean return in percent
     results: dict[str, Any]
-    facts: dict[str, str | None]  # what must be equal; None where it is not known
+    facts: dict[str, str | None]  # facts that must be equal; None if unknown
     settings: dict[str, Any]  # options by which policies of one method may differ
 
     @property
@@ -52,7 +52,7 @@ class Run:
 
 
 def grouped(members: Iterable[Member], key: str) -> dict[Any, list[Member]]:
-    """Members by one of their attributes, in the order of the first of each."""
+    """Group members by an attribute, in the order of first occurrence."""
     groups: dict[Any, list[Member]] = defaultdict(list)
     for member in members:
         groups[getattr(member, key)].append(member)
@@ -60,12 +60,13 @@ def grouped(members: Iterable[Member], key: str) -> dict[Any, list[Member]]:
 
 
 def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str, list[Path]], list[str]]:
-    """Results files by method, and runs that have none, of ``NAME=FOLDER,…``, ``FOLDER``, glob patterns and files.
+    """Find the results files of each method, and the runs without results.
 
-    With ``by``, the name of an option, a method is a value of that option, as it was given to each run.
+    Each word is ``NAME=FOLDER,…`` or ``FOLDER``, where folders may be glob patterns or files. With ``by``, the name of
+    an option, each value of that option in the runs' command lines is a method.
 
     Raises:
-        UserError: a word names no results, two methods the same, or a run was not given the option.
+        UserError: a word has no results, two methods share a file, or a run was not given the option.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     unfinished: list[str] = []
@@ -90,24 +91,24 @@ def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str,
     for method, files in found.items():
         for file in files:
             owner = owners.setdefault(file.resolve(), method)
-            require(owner == method, f"{file} is of both {owner} and {method}; give each method folders of its own")
+            require(owner == method, f"{file} belongs to both {owner} and {method}; give each method its own folders")
     return {method: files for method, files in found.items() if files}, unfinished
 
 
 def grouped_by_option(files: Iterable[Path], option: str) -> dict[str, list[Path]]:
-    """Results files by the value of an option that each run's command line, or its sweep, gave."""
+    """Group results files by the value of an option on the command line of each run or its sweep."""
     found: dict[str, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(files):
         record = RunRecord.read(file.parent)
         given = {} if record is None else record.parameters
-        told = f"; given were {', '.join(given)}" if given else ""
-        require(option in given, f"--by {option}: {file.parent} was not given that option{told}")
+        others = f"; it was given {', '.join(given)}" if given else ""
+        require(option in given, f"--by {option}: {file.parent} was not given that option{others}")
         found[given[option]].append(file)
     return found
 
 
 def _unfinished(folder: Path) -> list[str]:
-    """Runs in a folder that have not ended well, and why."""
+    """Return the runs in a folder that failed or did not finish, with the reasons."""
     own = RunRecord.read(folder)
     jobs = (read_jobs(folder) if folder.is_dir() else []) or ([] if own is None else [SweepJob(".", own)])
     left = [job for job in jobs if job.status != "finished" and not (folder / job.name / "results.json").exists()]
@@ -115,9 +116,9 @@ def _unfinished(folder: Path) -> list[str]:
 
 
 def read_run(method: str, file: Path, normalization: str) -> Run:
-    """One run; UserError if its file is wrong, or its return cannot be normalised."""
+    """Read a run; raises UserError if its file is invalid, or its return cannot be normalised."""
     results = read_results(file)
-    folder = file.parent if file.name == "results.json" else file  # a copy, under a name of its own
+    folder = file.parent if file.name == "results.json" else file  # a renamed copy
     own, told, checkpoint = _training_config(folder), results.get("trained") or {}, Path(results["checkpoint"])
     config = own or (_training_config(checkpoint.parent.parent) if checkpoint.is_file() else None)
     if config is not None:
@@ -155,7 +156,7 @@ def read_run(method: str, file: Path, normalization: str) -> Run:
 
 
 def _training_config(folder: Path) -> TrainConfig | None:
-    """The options of the training in a folder, where there is one that this version can read."""
+    """Return the training options in a folder, or None if there are none that this version can read."""
     try:
         return read_config(folder, None)
     except UserError:
@@ -176,23 +177,25 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _reference(results: Mapping[str, Any], normalization: str, file: str) -> tuple[float, float]:
-    """The returns that count as 0 and 100; UserError where there are none."""
+    """Return the returns that count as 0 and 100; raises UserError if there are none."""
     mean, best = (results["behavior"][name] for name in ("return_mean", "return_max"))
     if normalization == "reference":
         known = {f"ref_{end}_score": results["reference_scores"][end] for end in ("min", "max")}
         ends = reference_scores(known, results["env_id"])[0]
         choices = ", ".join(name for name in NORMALIZATIONS if name != normalization)
-        hint = f"{file}: no reference returns are known of {results['env_id']}; choose --normalize={{{choices}}}"
+        hint = f"{file}: no reference returns are known for {results['env_id']}; choose --normalize={{{choices}}}"
     else:
         ends = {"mean": (0.0, mean), "best": (0.0, best), "mean-best": (mean, best)}[normalization]
-        hint = f"{file}: --normalize={normalization} gives no scores where {ends[1]:g} would be 100 and {ends[0]:g} 0"
+        hint = (
+            f"{file}: --normalize={normalization} defines no scores, because {ends[1]:g} would be 100 and {ends[0]:g} 0"
+        )
     if ends is None or not ends[0] < ends[1]:
         raise UserError(f"{hint} ({NORMALIZATIONS[normalization]})")
     return ends
 
 
 def differences(methods: Mapping[str, Sequence[Run]]) -> Iterator[str]:
-    """Sentences about what makes runs of one task no fair comparison, each with the folders; none if it is one."""
+    """Yield the differences that make runs of one task incomparable, with their folders."""
     runs = [run for own in methods.values() for run in own]
     for task, same in grouped(runs, "task").items():
         for fact in (fact for fact in same[0].facts if fact != SEEDS):
@@ -202,7 +205,7 @@ def differences(methods: Mapping[str, Sequence[Run]]) -> Iterator[str]:
                 yield from _different(f"{task}, seed {seed}", SEEDS, of_seed)
         lacking = [method for method, own in methods.items() if task not in {run.task for run in own}]
         if lacking:
-            yield f"{task}: {', '.join(lacking)} has no results, {_places(same, 4)} has"
+            yield f"{task}: no results of {', '.join(lacking)}, but of {_places(same, 4)}"
 
 
 def _different(place: str, fact: str, runs: Sequence[Run]) -> Iterator[str]:
@@ -223,17 +226,17 @@ def _places(runs: Sequence[Run], at_most: int) -> str:
 
 
 def remarks(methods: Mapping[str, Sequence[Run]]) -> Iterator[str]:
-    """Sentences about what is not known, or not alike, of runs that may be compared.
+    """Yield remarks on unknown or different facts of comparable runs.
 
     Raises:
-        UserError: a policy was evaluated twice, and would count as two.
+        UserError: a policy was evaluated twice, and would be counted twice.
     """
     runs = [run for own in methods.values() for run in own]
     for fact in runs[0].facts:
         if unknown := [run for run in runs if run.facts[fact] is None]:
-            yield f"the {fact} is unknown, and so not compared, of {_places(unknown, 3)}"
+            yield f"the {fact} is unknown, and therefore not compared, for {_places(unknown, 3)}"
     if unknown := [run for run in runs if run.seed is None]:
-        yield f"the seed of training is unknown, so each counts as another, of {_places(unknown, 3)}"
+        yield f"the training seed is unknown, and assumed to differ, for {_places(unknown, 3)}"
     for package in VERSIONS:
         versions = sorted({str(run.results["versions"].get(package, "unknown")) for run in runs})
         if len(versions) > 1:
@@ -243,25 +246,25 @@ def remarks(methods: Mapping[str, Sequence[Run]]) -> Iterator[str]:
         own = {m: sorted({run.seed for run in of if run.seed is not None}) for m, of in grouped(same, "method").items()}
         if len({tuple(numbers) for numbers in own.values()}) > 1:
             seeds["; ".join(f"{method} {', '.join(map(str, numbers))}" for method, numbers in own.items())].append(task)
-    for told, tasks in seeds.items():
-        yield f"the seeds, and so the splits of the data, differ in {', '.join(tasks)}: {told}"
+    for numbers, tasks in seeds.items():
+        yield f"the seeds, and therefore the data splits, differ in {', '.join(tasks)}: {numbers}"
     mixed: dict[tuple[str, str], list[str]] = defaultdict(list)
     for method, own in methods.items():
         for task, same in grouped(own, "task").items():
             for one, other in ((a, b) for i, b in enumerate(same) for a in same[:i] if a.seed == b.seed is not None):
                 require(
                     bool(_varied([one, other])),
-                    f"{method}: {one.folder} and {other.folder} are of one seed ({one.seed}) and setting of {task}; "
-                    "a policy counts once: give one of them, or each a NAME of its own",
+                    f"{method}: {one.folder} and {other.folder} have equal seed ({one.seed}) and settings on {task}; "
+                    "a policy counts once: give only one of them, or each its own NAME",
                 )
             if names := _varied(same):
                 mixed[method, ", ".join(names)].append(task)
     for (method, names), of_tasks in mixed.items():
-        yield f"{method} mixes settings of {names}, in {', '.join(of_tasks)}: its numbers are over all of them"
+        yield f"{method} mixes settings of {names} in {', '.join(of_tasks)}: its numbers are over all of them"
 
 
 def _varied(runs: Sequence[Run]) -> list[str]:
-    """Options that differ between runs which tell them."""
+    """Return the options that differ between the runs that record them."""
     values: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for name, value in run.settings.items():

@@ -1,4 +1,4 @@
-"""A suite: a sweep over methods, data sets and seeds that ends in the comparison of its methods."""
+"""Suites: sweeps over methods, data sets and seeds that end with a comparison of the methods."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from .__main__ import compare_runs
 
 
 class SuiteChecks(RunChecks):
-    """Hydra's hooks around a suite, ``suite=NAME``: every sweep's, then ``compare`` into the sweep's folder and page.
+    """Hydra callback of a suite, ``suite=NAME``: that of a sweep, then ``compare`` into the sweep's folder and page.
 
-    Jobs that failed are named by the sweep's table and by the comparison, which is over the others.
+    Failed jobs are named in the sweep's table and in the comparison, which is over the others.
     """
 
     @override
@@ -30,6 +30,6 @@ class SuiteChecks(RunChecks):
     def _compare(self, directory: Path) -> None:
         try:
             compare_runs([str(directory)], out=directory / "comparison", by="method")
-            write_sweep_page(directory)  # once more, with the comparison
+            write_sweep_page(directory)  # again, now with the comparison
         except UserError as error:
             print(f"no comparison: {error.told}")

@@ -1,4 +1,4 @@
-"""Typed options of the two commands. Each class validates itself; nothing here imports torch, Hydra or Lightning.
+"""Typed options of the two commands, each class validating itself; imports neither torch, Hydra nor Lightning.
 
 The classes are the schemas behind the YAML groups in ``configs/``: names, types, ranges and defaults. They are not
 frozen because OmegaConf makes a frozen dataclass read-only even for overrides; nothing mutates them after composition.

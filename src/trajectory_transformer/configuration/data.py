@@ -1,4 +1,4 @@
-"""Options of the data: its source, and the windows of tokens that it becomes."""
+"""Options of the data: its source, and the training windows made of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,13 +27,13 @@ DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"
 
 @dataclass
 class DataConfig:
-    """Options of the data: its source, and the windows of tokens that it becomes."""
+    """Options of the data: its source, and the training windows made of it."""
 
     dataset_id: Any = DEFAULT_DATASET_ID
-    """Minari id of the data set, or a list of ids to be joined; null if a source is given."""
+    """Minari id of the data set, or a list of ids to join; null if a source is given."""
     source: Any = None
     """Source of episodes instead of a Minari id: the _target_ and options of an EpisodeSource, or a list of such
-    sources to be joined; null reads dataset_id."""
+    sources to join; null reads dataset_id."""
     download: bool = True
     """Download a data set that is neither on disk nor embedded."""
     observation_keys: list[str] | None = None
@@ -47,15 +47,15 @@ class DataConfig:
     discount: float = within(0.99, high=1.0, above=0.0)
     """Discount factor per step of the return-to-go."""
     termination_penalty: float | None = within(-100.0, -LARGEST, LARGEST)
-    """Reward that replaces that of a terminating step; null keeps the recorded reward."""
+    """Reward that replaces the recorded one in a terminating step; null keeps the recorded reward."""
     validation_fraction: float = within(0.1, above=0.0, below=1.0)
-    """Share of the episodes that is held out for validation."""
+    """Fraction of the episodes held out for validation."""
     cache: str | None = None
-    """Folder for the tokens of a set that does not fit into memory; null keeps all of it in memory."""
+    """Folder for the tokens of a data set that does not fit into memory; null keeps all tokens in memory."""
     batch_size: int = within(256, 1, 2**31 - 1)
-    """Windows (or transitions) per update, over all devices together."""
+    """Windows (or transitions) per update, summed over all devices."""
     train_batches: int | None = within(None, 1)
-    """Train on this many batches only, again and again, to see whether a model can fit them; null takes all data."""
+    """Train repeatedly on this many batches only, to see whether a model can fit them; null uses all data."""
 
     def __post_init__(self) -> None:
         validate("data.", self)
@@ -78,11 +78,11 @@ class DataConfig:
             self.dataset_id = None
         if (keys := self.observation_keys) is not None:
             distinct = len(keys) > 0 and all(keys) and len(set(keys)) == len(keys)
-            require(distinct, f"data.observation_keys={keys} must be distinct keys of the observation, one at least")
+            require(distinct, f"data.observation_keys={keys} must be one or more distinct keys of the observation")
         if (chosen := self.observation_indices) is not None:
             require(
                 len(chosen) > 0,
-                "data.observation_indices=[] hides every dimension of the observation; name one at least, or null for "
+                "data.observation_indices=[] hides every dimension of the observation; name at least one, or null for "
                 "all",
             )
             distinct = min(chosen) >= 0 and len(set(chosen)) == len(chosen)
@@ -90,7 +90,7 @@ class DataConfig:
 
     @property
     def dataset_ids(self) -> list[str]:
-        """``dataset_id`` as a list, empty beside a source."""
+        """Return ``dataset_id`` as a list, which is empty if a source is given."""
         if self.source is not None:
             return []
         return list(self.dataset_id) if isinstance(self.dataset_id, (list, tuple)) else [self.dataset_id]

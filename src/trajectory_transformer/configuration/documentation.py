@@ -1,4 +1,4 @@
-"""Options with their meanings, read from the dataclasses that declare them: each has a docstring below its field."""
+"""Options with their meanings, read from the docstrings below the fields of the dataclasses that declare them."""
 
 import ast
 import dataclasses
@@ -16,24 +16,24 @@ from .validation import Range
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command or of a class that a ``_target_`` names."""
+    """An option of a command, or of a class named by a ``_target_``."""
 
     name: str
     """Dotted name."""
     kind: Any
-    """Type as it is annotated."""
+    """Annotated type."""
     default: Any
-    """Value if none is given; ``dataclasses.MISSING`` if one must be."""
+    """Default value; ``dataclasses.MISSING`` for a required option."""
     limits: Range | None
     """Range of a number; None: any."""
     choices: tuple[str, ...]
-    """Texts to choose from; empty: any."""
+    """Permitted texts; empty: any."""
     meaning: str
-    """One phrase or sentence; empty where the class has none."""
+    """Meaning in one phrase or sentence; empty if undocumented."""
 
     @property
     def values(self) -> str:
-        """The values that it takes, in words, such as "whole number in [1, 1000]" or "gelu, relu"; empty: any."""
+        """Return the permitted values in words, such as "whole number in [1, 1000]" or "gelu, relu"; empty: any."""
         kinds = get_args(self.kind) if get_origin(self.kind) in (Union, UnionType) else (self.kind,)
         words = [_KINDS.get(get_origin(kind) or kind, "") for kind in kinds if kind is not NoneType]
         text = ", ".join(self.choices) or f"{' or '.join(words)} {self.limits or ''}".strip()
@@ -44,7 +44,7 @@ _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "tex
 
 
 def options_of(record: type, prefix: str = "") -> Iterator[Option]:
-    """All options of a dataclass and, in place of a field that is one itself, those of that; names after ``prefix``."""
+    """Yield the options of a dataclass, nested dataclasses flattened; names begin with ``prefix``."""
     hints, meanings = get_type_hints(record), meanings_of(record)
     for field in dataclasses.fields(record):
         if not field.init:
@@ -60,7 +60,7 @@ def options_of(record: type, prefix: str = "") -> Iterator[Option]:
 
 
 def meanings_of(record: type) -> dict[str, str]:
-    """Docstrings of a class's fields, those of its parents included, each in one line."""
+    """Return the docstrings of a class's fields, inherited ones included, each in one line."""
     found: dict[str, str] = {}
     for parent in reversed(record.__mro__):
         if dataclasses.is_dataclass(parent):
@@ -70,7 +70,7 @@ def meanings_of(record: type) -> dict[str, str]:
 
 @functools.cache
 def _docstrings(file: str) -> dict[str, dict[str, str]]:
-    """For each class at the top of a source file: the texts below its annotated names."""
+    """Return, for each top-level class of a source file, the texts below its annotated names."""
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     return {node.name: dict(_field_docstrings(node.body)) for node in classes}

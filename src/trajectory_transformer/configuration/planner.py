@@ -7,43 +7,43 @@ from typing import Any, Self
 
 from .validation import one_of, require, require_choice, shown, validate, within
 
-OBJECTIVES = {  # planner.name -> the class that it stands for
+OBJECTIVES = {  # planner.name -> class of the objective
     "return": "trajectory_transformer.planning.objectives.Return",
     "imitation": "trajectory_transformer.planning.objectives.Likelihood",
     "goal": "trajectory_transformer.planning.objectives.Goal",
     "critic": "trajectory_transformer.learners.critic_objective.CriticValue",
 }
 
-MOST_CANDIDATES = 2**16  # of a step in each environment, so that a file cannot ask for all memory
-TRUSTED_VALUE_R2 = 0.5  # share of explained variance from which on act=auto chooses by value
-MEAN_TEMPERATURE = 0.6  # of the candidates that act=auto averages: nearer to the likeliest action (docs/tried.md)
+MOST_CANDIDATES = 2**16  # per step and environment, so that a file cannot request all memory
+TRUSTED_VALUE_R2 = 0.5  # explained variance from which on act=auto takes the best sequence's action
+MEAN_TEMPERATURE = 0.6  # sampling temperature of the candidates that act=auto averages (docs/tried.md)
 
 
 @dataclass
 class PlannerConfig:
-    """Beam search, under the original's option names (its ``config/offline.py``)."""
+    """Options of the beam search, under the original's names (its ``config/offline.py``)."""
 
-    # Planning for likelihood tries all tokens: n_expand, k_obs, k_act, cdf_act, temperature, percentile are for reward.
+    # Planning for likelihood tries all tokens: n_expand, k_obs, k_act, cdf_act, temperature, percentile are unused.
     name: str = ""
-    """Name of the objective: return, imitation, goal or critic, or any label beside an objective of your own; empty
-    takes the objective's, or return."""
+    """Name of the objective: return, imitation, goal or critic, or any label for an objective of your own; empty takes
+    the objective's name, or return."""
     horizon: int = within(1, 1, 10_000)
-    """Transitions planned ahead; a plan for likelihood ends with the last one's action."""
+    """Transitions planned ahead; a plan for likelihood ends with the action of the last one."""
     beam_width: int = within(32, 1)
     """Sequences kept after each transition or, when planning for likelihood, after each token."""
     n_expand: int = within(2, 1)
     """Continuations sampled for each kept sequence."""
     context: int = within(1, 1, 1_000_000)
-    """Most transitions, the current one included, that the model sees before the plan begins."""
+    """Maximum number of transitions, including the current one, that the model sees before the plan begins."""
     window: str = one_of("growing", ("growing", "sliding"))
-    """Input of the model during a plan: growing appends the plan to the context, sliding crops it as the original
-    does."""
+    """Input of the model during a plan: growing appends the plan to the context; sliding crops it, as in the
+    original."""
     discount: float | None = within(None, high=1.0, above=0.0)
-    """Discount factor per step of the plan's rewards; null takes that of the data."""
+    """Discount factor per step of the plan's rewards; null takes data.discount."""
     k_obs: int | None = within(1, 1)
-    """Most likely tokens to sample observations from; 1 is greedy, null keeps all."""
+    """Number of most likely tokens to sample observations from; 1 is greedy, null keeps all."""
     k_act: int | None = within(None, 1)
-    """Most likely tokens to sample actions from; null keeps all."""
+    """Number of most likely tokens to sample actions from; null keeps all."""
     cdf_act: float | None = within(0.6, 0.0, below=1.0)
     """Probability mass below which the least likely action tokens are dropped, which is not nucleus sampling; null
     keeps all."""
@@ -52,37 +52,38 @@ class PlannerConfig:
     percentile: Any = "mean"
     """Point estimate of a predicted reward and value: mean, or a fraction in (0, 1) for that percentile."""
     act: str = one_of("best", ("auto", "best", "elite", "mean"))
-    """Action to take: best is that of the best sequence, elite the mean over sequences kept in the end, mean that over
-    all candidates; auto is best where the model predicts the value well, otherwise the mean of unfiltered ones."""
+    """Action to take: best is that of the best sequence, elite the mean over the sequences kept at the end, mean the
+    mean over all candidates; auto is best if the model predicts the value well, otherwise the mean over unfiltered
+    candidates."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
-    """Share of the sequences kept in the end that act=elite averages."""
+    """Fraction of the sequences kept at the end that act=elite averages."""
     plan_freq: int = within(1, 1)
     """Environment steps between plans."""
     deadline_ms: float | None = within(None, high=1e9, above=0.0)
-    """Time limit in milliseconds of one plan for all environments together; null sets none."""
+    """Time limit in milliseconds of one plan for all environments together; null sets no limit."""
     decoder: str = one_of("auto", ("auto", "native", "eager", "compiled"))
     """Implementation of the model in the search: native is C on a CPU, eager and compiled are PyTorch, auto takes the
     fastest one available."""
     precision: str = one_of("32", ("32", "bf16"))
-    """Precision of weights and activations in the search; bf16 needs a decoder of PyTorch."""
+    """Precision of weights and activations in the search; bf16 needs a PyTorch decoder."""
     objective: Any = None
-    """Quantity that plans maximise: the _target_ and options of an Objective; null takes the one of the name."""
+    """Quantity that plans maximise: the _target_ and options of an Objective; null takes the one of planner.name."""
 
     def __post_init__(self) -> None:
-        self.precision = str(self.precision)  # in Python, 32 is a number
+        self.precision = str(self.precision)  # Python callers may pass the number 32
         validate("planner.", self)
         plain = isinstance(self.objective, (bool, int, float, str, list, tuple))
         require(
             not plain, f"planner.objective={shown(self.objective)} is neither an objective nor a mapping of options"
         )
         begins_well = self.name == "" or self.name[0].isalpha()
-        require(begins_well, f"planner.name={shown(self.name)} is no name: it must begin with a letter")
+        require(begins_well, f"planner.name={shown(self.name)} is not a valid name: it must begin with a letter")
         self._name_honestly()
         candidates = self.beam_width * self.n_expand
         require(
             candidates <= MOST_CANDIDATES,
             f"planner.beam_width={self.beam_width} and planner.n_expand={self.n_expand} make {candidates:,} candidates "
-            f"of each step; at most {MOST_CANDIDATES:,} are searched",
+            f"per step; reduce them to at most {MOST_CANDIDATES:,}",
         )
         number = isinstance(self.percentile, (int, float)) and not isinstance(self.percentile, bool)
         require(
@@ -99,7 +100,7 @@ class PlannerConfig:
         )
 
     def _name_honestly(self) -> None:
-        """Let no objective be recorded under a built-in's name but its own."""
+        """Ensure that a built-in's name is recorded only for that built-in objective."""
         target, labels = _target_of(self.objective), {path: name for name, path in OBJECTIVES.items()}
         if target is None:
             self.name = self.name or "return"
@@ -112,27 +113,30 @@ class PlannerConfig:
                 f"planner.name={self.name} stands for {OBJECTIVES[self.name]}, but planner.objective is {target}; "
                 f"choose planner.name={labels.get(target)}, or leave planner.objective out",
             )
-            self.name = target.rpartition(".")[2]  # the command line's default name, not one that somebody gave it
-        elif target in labels:  # a label of its own, unless another objective was meant
+            self.name = target.rpartition(".")[2]  # the name is the command line's default, not the user's
+        elif target in labels:  # a label of the user's, unless it resembles another objective's name
             near = difflib.get_close_matches(self.name, OBJECTIVES, n=1, cutoff=0.8)
             require(
                 near in ([], [labels[target]]),
-                f"planner.name={self.name} is no objective, and planner.objective is {target}; did you mean planner="
-                f"{''.join(near)}?",
+                f"planner.name={self.name} is not an objective, and planner.objective is {target}; did you mean "
+                f"planner={''.join(near)}?",
             )
 
     @property
     def objective_spec(self) -> Any:
-        """The objective as :func:`~..building.build` takes it: an object, or a mapping with its class."""
+        """Return the objective as :func:`~..building.build` takes it: an object, or a mapping with its class."""
         if self.objective is not None and not isinstance(self.objective, Mapping):
             return self.objective
         return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}
 
     def resolve_act(self, value_r2: float | None) -> Self:
-        """The settings with ``auto`` decided: a mean is of unfiltered, sharpened candidates, as filters would move it.
+        """Return the settings with ``act=auto`` resolved.
+
+        If the value is not predicted well, auto is the mean over unfiltered candidates of a low temperature: filters
+        would bias the mean.
 
         Args:
-            value_r2: share of the variance of held-out returns-to-go that the model explains; None: not known.
+            value_r2: share of the variance of held-out returns-to-go that the model explains; None: unknown.
         """
         if self.act != "auto":
             return self
@@ -142,16 +146,16 @@ class PlannerConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The settings that a checkpoint, also of an older version, records.
+        """Restore the settings from a checkpoint's record, which may be of an older version.
 
         Raises:
-            TypeError: it holds options that there are none of.
+            TypeError: it holds unknown options.
             UserError: a value is out of range.
         """
         return cls(**current_record(record))
 
     def require_fits(self, sequence_length: int) -> None:
-        """Refuse a plan that the model cannot see.
+        """Raise UserError for plans longer than the model can see.
 
         Args:
             sequence_length: transitions of the window that the model was trained on.
@@ -177,7 +181,7 @@ class PlannerConfig:
 
 
 def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Planner options as this version writes them, from a record of any version."""
+    """Convert a record of planner options from any version to this one."""
     options = dict(record)
     critic, score = options.pop("critic", None), options.pop("critic_score", "return")
     if "objective" not in options and options.get("name") == "critic":  # before objectives had options of their own
@@ -186,7 +190,7 @@ def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _target_of(objective: Any) -> str | None:
-    """The dotted name of an objective's class, from its options or the object; None where there is none."""
+    """Return the dotted name of an objective's class, given the object or its options; None if no class is named."""
     if objective is None or isinstance(objective, Mapping):
         target = (objective or {}).get("_target_")
         return None if target is None else str(target)

@@ -1,4 +1,4 @@
-"""The roots of the two commands, and what surrounds a run: logging, evaluation, search."""
+"""Root options of the two commands, and the options of logging, evaluation and search."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ TRANSFORMER = "trajectory_transformer.learners.transformer.TransformerLearner"
 class LoggerConfig:
     """Loggers besides ``metrics.csv``, which is always written."""
 
-    # Where an option of W&B is null or empty, its environment variable counts: WANDB_PROJECT, WANDB_NAME, …
+    # If a W&B option is null or empty, its environment variable is used: WANDB_PROJECT, WANDB_NAME, …
     name: str = one_of("csv", ("csv", "wandb"))
     """Logger besides metrics.csv: csv adds none, wandb adds Weights & Biases."""
     project: str | None = None
@@ -24,7 +24,8 @@ class LoggerConfig:
     entity: str | None = None
     """W&B user or team that owns the run; null is the account's default."""
     run_name: str | None = None
-    """W&B name of the run, to which a sweep adds what differs between its jobs; null is the run folder's name."""
+    """W&B name of the run, to which a sweep adds the options that differ between its jobs; null is the run folder's
+    name."""
     group: str | None = None
     """W&B group of runs to compare; null is the sweep's folder, the experiment's name or the first data set's id."""
     job_type: str | None = None
@@ -50,10 +51,10 @@ class LoggerConfig:
 
 @dataclass
 class EnvironmentConfig:
-    """Where environments of one's own come from."""
+    """Modules that register the user's own environments."""
 
     modules: list[str] = field(default_factory=list)
-    """Modules of yours to import, because they register environments with Gymnasium."""
+    """Your modules to import, which register environments with Gymnasium."""
 
     def __post_init__(self) -> None:
         validate("environment.", self)
@@ -62,38 +63,39 @@ class EnvironmentConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Acting in the real environment, after training and, every so many updates, beside it."""
+    """Evaluation in the real environment, after training and, every so many updates, during it."""
 
     episodes: int = within(20, 0)
     """Episodes to act in after training; 0 only trains."""
     num_envs: int = within(20, 1, 65_536)
-    """Environments that are planned for at once."""
+    """Environments stepped and planned for at once."""
     video: int = within(0, 0)
     """Episodes to record as videos."""
     max_episode_steps: int | None = within(None, 1)
-    """Limit of an episode in steps; null is the environment's own or else the length of the data's longest episode."""
+    """Time limit of an episode in steps; null is the environment's own limit or else the length of the data's longest
+    episode."""
     every: int | None = within(None, 1)
     """Updates between evaluations during training; null has none."""
     every_episodes: int = within(10, 1)
-    """Episodes of an evaluation during training, always the same ones and other ones than after training."""
+    """Episodes per evaluation during training: the same in each, and different from those after training."""
     choose: str = one_of("loss", ("loss", "return"))
-    """Weights that act after training: loss takes those of the lowest validation loss, return those of the highest
-    return during training."""
+    """Weights to act with after training: loss takes those with the lowest validation loss, return those with the
+    highest return during training."""
 
     def __post_init__(self) -> None:
         validate("evaluation.", self)
         require(
             self.choose == "loss" or self.every is not None,
-            "evaluation.choose=return needs evaluation.every=N: without, no return is measured while training",
+            "evaluation.choose=return needs evaluation.every=N: without it, no return is measured during training",
         )
 
 
 @dataclass
 class ParameterConfig:
-    """The values that a search tries for one option: ``choices``, or a range from ``low`` to ``high``."""
+    """Values that a search tries for one option: ``choices``, or a range from ``low`` to ``high``."""
 
     low: Any = None
-    """Lower end of a range; two whole numbers as ends search whole numbers, others real numbers."""
+    """Lower end of a range; if both ends are whole numbers only whole numbers are tried, otherwise real numbers."""
     high: Any = None
     """Upper end of a range."""
     log: bool = False
@@ -106,7 +108,7 @@ class ParameterConfig:
         if self.choices is not None:
             require(
                 len(self.choices) > 0 and self.low is None and self.high is None and not self.log,
-                "tune.parameters: choices must hold a value, and go without low, high and log",
+                "tune.parameters: choices must hold at least one value and excludes low, high and log",
             )
             return
         numbers = [x for x in (self.low, self.high) if isinstance(x, (int, float)) and not isinstance(x, bool)]
@@ -122,23 +124,23 @@ class TuneConfig:
     parameters: dict[str, ParameterConfig] = field(default_factory=dict)
     """Options to search over by their dotted names, each with low and high (and log), or choices."""
     trials: int = within(20, 1)
-    """Trials of the whole search, those of earlier sessions in its folder included."""
+    """Total number of trials of the search, including those of earlier sessions in its folder."""
 
     def __post_init__(self) -> None:
         validate("tune.", self)
         require(len(self.parameters) > 0, "tune.parameters must name at least one option")
-        for name in self.parameters:  # also as no search that is gone on with may choose what is imported
+        for name in self.parameters:  # a resumed search must not choose what is imported, either
             require(not name.endswith("_target_"), f"tune.parameters.{name}: a search varies options, not classes")
 
 
 @dataclass
 class TrainConfig:
-    """Root of ``train.py``'s options."""
+    """Options of ``train.py``."""
 
     learner: dict[str, Any] = field(default_factory=lambda: {"_target_": TRANSFORMER})
     """Kind of network to train: the _target_ and options of a Learner."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Data set and the training windows made of it."""
+    """Data set, and the training windows made of it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture and loss weights of the transformer."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -156,17 +158,17 @@ class TrainConfig:
     tune: TuneConfig | None = None
     """Hyper-parameter search instead of a single run, set by tune=NAME; null trains once."""
     experiment_name: str | None = None
-    """Name that experiment=NAME sets, a W&B tag and group; null has none."""
+    """Name set by experiment=NAME, used as W&B tag and group; null sets none."""
     seed: int = within(0, 0, 2**32 - 1)
     """Seed of the weights, the data split, the order of windows and the evaluation episodes."""
     init_from: str | None = None
     """Weights to start from: a .ckpt file or a directory of converted ones; null starts from random weights."""
     resume: str | None = None
-    """Directory of a run to go on with, as python train.py resume=DIR; null starts a new run."""
+    """Directory of a run to resume, as in python train.py resume=DIR; null starts a new run."""
     extend: bool = False
     """With resume=RUN trainer.max_steps=N: train a finished run further, on a new learning-rate schedule."""
     extended: list[int] = field(default_factory=list)
-    """Updates after which extend=true was used; recorded by the program, not to be given."""
+    """Updates after which extend=true was used; recorded by the program, do not set it."""
 
     def __post_init__(self) -> None:
         validate("", self)
@@ -179,7 +181,7 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Root of ``evaluate.py``'s options."""
+    """Options of ``evaluate.py``."""
 
     checkpoint: str = ""
     """Path of the .ckpt file to evaluate."""
@@ -189,7 +191,7 @@ class EvaluateConfig:
     """Task: plan acts in the environment, attention measures what the model attends to, predict continues held-out
     episodes."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
-    """Beam search for actions; options that are not given are the checkpoint's."""
+    """Beam search for actions; options that are not given keep the checkpoint's values."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Options of task=attention."""
     predict: PredictConfig = field(default_factory=PredictConfig)
@@ -199,13 +201,14 @@ class EvaluateConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Loggers of the results."""
     episodes: int = within(20, 1)
-    """Episodes to act in or, with task=predict, the most held-out episodes to continue."""
+    """Episodes to act in or, with task=predict, the maximum number of held-out episodes to continue."""
     num_envs: int = within(20, 1, 65_536)
-    """Environments that are planned for at once."""
+    """Environments stepped and planned for at once."""
     video: int = within(0, 0)
     """Episodes to record as videos."""
     max_episode_steps: int | None = within(None, 1)
-    """Limit of an episode in steps; null is the environment's own or else the length of the data's longest episode."""
+    """Time limit of an episode in steps; null is the environment's own limit or else the length of the data's longest
+    episode."""
     seed: int = within(0, 0, 2**32 - 1)
     """Seed of the planner and of the first episode."""
     accelerator: str = one_of("cpu", ("cpu", "gpu", "mps", "auto"))

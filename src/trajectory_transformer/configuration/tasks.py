@@ -9,14 +9,14 @@ MIN_TRANSITIONS = 3  # a present, a previous and an earlier one
 
 @dataclass
 class AttentionConfig:
-    """Windows of held-out episodes that attention is averaged over, and the one that is drawn by itself."""
+    """Windows of held-out episodes over which attention is averaged, and the one that is plotted separately."""
 
     transitions: int | None = None
-    """Length of the windows in transitions; null is all that the model sees."""
+    """Length of the windows in transitions; null is the model's full window."""
     windows: int = within(256, 1)
     """Windows to average over, sampled from the held-out episodes; all of them if there are fewer."""
     shown: int = within(0, 0)
-    """Number, from 0, of the window that is plotted by itself."""
+    """Index, from 0, of the window that is plotted separately."""
 
     def __post_init__(self) -> None:
         validate("attention.", self)
@@ -39,13 +39,13 @@ class PredictConfig:
     samples: int = within(1000, 1)
     """Continuations sampled for each episode."""
     context: int | None = within(None, 1)
-    """Transitions that an observation is predicted from; null is all that the model can see."""
+    """Transitions from which an observation is predicted; null is as many as the model can see."""
     actions: str = one_of("recorded", ("recorded", "model"))
-    """Actions of the continuations: recorded takes those of the episode, model samples them."""
+    """Actions of the continuations: recorded uses those of the episode, model samples them."""
     temperature: float = within(1.0, 1e-6, 1e6)
     """Sampling temperature of all tokens."""
     k_obs: int | None = within(None, 1)
-    """Most likely tokens to sample observations from; null keeps all."""
+    """Number of most likely tokens to sample observations from; null keeps all."""
     ensemble: str | None = None
     """Checkpoint of a dynamics ensemble to compare with; null compares with none."""
 
@@ -57,10 +57,10 @@ class PredictConfig:
         )
 
     def context_within(self, sequence_length: int) -> int:
-        """The context in transitions, for a model of windows of that many transitions.
+        """Return the context in transitions, for a model trained on windows of ``sequence_length`` transitions.
 
         Raises:
-            UserError: the model cannot look back as far, or at all.
+            UserError: the model cannot look back that far, or at all.
         """
         longest = sequence_length - 1
         require(

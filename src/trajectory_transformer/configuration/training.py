@@ -1,4 +1,4 @@
-"""The model, its optimiser, how long and on what hardware."""
+"""Options of the model, its optimiser, and the length and hardware of training."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -8,9 +8,9 @@ from .validation import LARGEST, one_of, require, require_target, validate, with
 LIGHTNING_OPTIONS = (
     "benchmark", "detect_anomaly", "deterministic", "inference_mode", "model_registry", "profiler", "sync_batchnorm",
 )  # fmt: skip
-"""What ``trainer.options`` takes: options of Lightning's Trainer neither ours by another name nor against resuming."""
+"""Options of Lightning's Trainer that ``trainer.options`` accepts: no duplicates of ours, none that breaks resuming."""
 
-_NOT_LIGHTNINGS = {  # names -> why not
+_NOT_LIGHTNINGS = {  # names -> reason for refusing them
     ("accelerator", "strategy", "devices", "num_nodes", "precision", "callbacks", "max_steps"): "it is trainer's own",
     ("logger",): "loggers have options of their own, logger=…",
     ("val_check_interval",): "it is trainer.validate_every",
@@ -35,12 +35,11 @@ HIDDEN_ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 class ModelConfig:
     """Architecture and loss weights, under the reference API's names; dimensions and vocabulary come from the data.
 
-    The one list of a model's options: what the model itself is made from,
-    :class:`~..model.config.TransformerConfig`, adds the sizes.
+    :class:`~..model.config.TransformerConfig`, from which the model is built, adds the sizes to these options.
 
     Raises:
         UserError: a value of the wrong type or out of range, ``n_embd`` that ``n_head`` does not divide, an unknown
-            activation, or a ``block`` that names no class.
+            activation, or a ``block`` without a class.
     """
 
     n_layer: int = within(4, 1, 1000)
@@ -52,7 +51,7 @@ class ModelConfig:
     embd_pdrop: float = within(0.1, 0.0, below=1.0)
     """Dropout probability of the embeddings."""
     resid_pdrop: float = within(0.1, 0.0, below=1.0)
-    """Dropout probability of what attention and MLP add to the residual stream."""
+    """Dropout probability of the outputs of attention and MLP, before they are added to the residual stream."""
     attn_pdrop: float = within(0.1, 0.0, below=1.0)
     """Dropout probability of the attention weights."""
     hidden_act: Any = one_of("gelu", HIDDEN_ACTIVATIONS)  # noqa: RUF009 - a field, as by dataclasses.field
@@ -60,7 +59,7 @@ class ModelConfig:
     layer_norm_eps: float = within(1e-5, high=1.0, above=0.0)
     """Number added to the variance in layer normalisation."""
     initializer_range: float = within(0.02, high=LARGEST, above=0.0)
-    """Standard deviation of the initial weights, those of the output heads apart."""
+    """Standard deviation of the initial weights, except those of the output heads."""
     kaiming_initializer_range: float = within(1.0, 1e-6, 1e6)
     """Scale of the Kaiming initialisation of the output heads; 1 is PyTorch's own."""
     action_weight: float = within(5.0, 0.0, LARGEST)
@@ -72,7 +71,7 @@ class ModelConfig:
     goal_conditioned: bool = False
     """Begin each window with the last state of its episode, as planner=goal needs."""
     numerical_embedding: int | None = within(None, 1, 65_536)
-    """Hidden width of the MLPs that embed a transition's real values besides its tokens; null has none."""
+    """Hidden width of the MLPs that embed a transition's real values in addition to its tokens; null uses none."""
     block: Any = None
     """Class of all blocks: the _target_ and options of a block of your own; null is the GPT block of model/gpt.py."""
 
@@ -99,12 +98,12 @@ class OptimizerConfig:
     beta2: float = within(0.95, 0.0, below=1.0)
     """Decay rate of AdamW's average of the squared gradient."""
     weight_decay: float = within(0.1, 0.0, LARGEST)
-    """Weight decay, of the weights of matrix products only."""
+    """Weight decay, applied to the weights of matrix products only."""
     warmup_tokens: int | None = within(None, 0)
-    """Tokens (or transitions) over which the learning rate rises from 0; null is one epoch, but at most a tenth of the
-    run."""
+    """Tokens (or transitions) over which the learning rate rises from 0; null is one epoch, or a tenth of the run if
+    that is less."""
     final_learning_rate_fraction: float = within(0.1, 0.0, 1.0)
-    """Share of the peak learning rate that the cosine ends at, in the last update."""
+    """Fraction of the peak learning rate at which the cosine schedule ends, in the last update."""
     gradient_clip_norm: float | None = within(1.0, high=LARGEST, above=0.0)
     """Norm to which gradients are clipped; null does not clip them."""
 
@@ -119,13 +118,13 @@ class TrainerConfig:
     max_steps: int = within(20_000, 1)
     """Length of the run in updates of the optimiser."""
     validate_every: int = within(1_000, 1)
-    """Updates between validations, each of which may replace best.ckpt."""
+    """Updates between validations; one with a lower loss replaces best.ckpt."""
     checkpoint_every: int = within(500, 1)
     """Updates between saves of last.ckpt."""
     log_every: int = within(50, 1)
     """Updates between rows of training metrics."""
     validation_batches: int = within(20, 0)
-    """Batches per validation; 0 is all."""
+    """Batches per validation; 0 uses all."""
     accelerator: str = one_of("cpu", ("cpu", "gpu", "mps", "auto"))
     """Hardware to train on; auto takes a GPU if there is one."""
     devices: int = within(1, 1, 4096)
@@ -133,12 +132,12 @@ class TrainerConfig:
     num_nodes: int = within(1, 1, 65_536)
     """Nodes."""
     strategy: str = one_of("auto", ("auto", "ddp", "fsdp"))
-    """Distribution over devices: ddp gives each process the whole model, fsdp divides it among them, auto leaves the
-    choice to Lightning."""
+    """Distribution over devices: ddp gives each process the whole model, fsdp shards it among them, auto lets Lightning
+    choose."""
     precision: str = one_of("32-true", ("32-true", "bf16-mixed", "bf16-true", "16-mixed"))
     """Precision of training, by Lightning's names."""
     accumulate: int = within(1, 1)
-    """Parts into which the batch of an update is divided to save memory; the result is the same."""
+    """Micro-batches into which the batch of an update is divided to save memory; the result is the same."""
     compile: bool = False
     """Compile the model with torch.compile."""
     threads: int | None = within(None, 1, 4096)
@@ -146,11 +145,11 @@ class TrainerConfig:
     progress_bar: bool = True
     """Show a progress bar or, without a terminal, a line every 30 seconds."""
     requeue: bool = False
-    """Under SLURM, save and resubmit the job on SIGUSR1, and go on from there."""
+    """Under SLURM, save the state and resubmit the job on SIGUSR1; the new job continues the run."""
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks by name, each a mapping with a _target_ and its options."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Metrics of torchmetrics by name, each a mapping with a _target_ and its options."""
+    """Metrics from torchmetrics by name, each a mapping with a _target_ and its options."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of Lightning's Trainer: benchmark, detect_anomaly, deterministic, inference_mode, model_registry,
     profiler, sync_batchnorm."""
@@ -166,10 +165,12 @@ class TrainerConfig:
         for name, callback in self.callbacks.items():
             require_target(f"trainer.callbacks.{name}", callback, "a Lightning callback: {_target_: my_package.Mine}")
         for name in self.options:
-            reason = next((why for names, why in _NOT_LIGHTNINGS.items() if name in names), "Lightning has none")
+            reason = next(
+                (why for names, why in _NOT_LIGHTNINGS.items() if name in names), "Lightning has no such option"
+            )
             require(
                 name in LIGHTNING_OPTIONS,
-                f"trainer.options.{name}: {reason}; there are {', '.join(LIGHTNING_OPTIONS)}",
+                f"trainer.options.{name} cannot be set: {reason}; valid here: {', '.join(LIGHTNING_OPTIONS)}",
             )
         for name, metric in self.metrics.items():
             require_target(f"trainer.metrics.{name}", metric, "a torchmetrics class: {_target_: my_package.MyMetric}")

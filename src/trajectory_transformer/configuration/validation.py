@@ -1,4 +1,4 @@
-"""Checks that the option classes share: one validation of a record by its fields' types and ranges."""
+"""Validation of dataclasses by their fields' types, ranges and choices."""
 
 import dataclasses
 import difflib
@@ -11,27 +11,27 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import UserError
 
-LARGEST = 1e18  # of a real option or value: float32 holds its square
-LARGEST_WHOLE = 2**63 - 1  # what torch and NumPy count with
-SHOWN_LENGTH = 80  # characters of a wrong value that a message repeats
+LARGEST = 1e18  # limit of a real option or value, whose square float32 can hold
+LARGEST_WHOLE = 2**63 - 1  # the largest integer of torch and NumPy
+SHOWN_LENGTH = 80  # maximum characters of a wrong value quoted in a message
 
 
 def within(
     default: Any, low: float | None = None, high: float | None = None, *, above: float | None = None,
     below: float | None = None,
 ) -> Any:  # fmt: skip
-    """A dataclass's field of a number (or null, where its type says so) in [low, high] or (above, below)."""
+    """Declare a dataclass field for a number in [low, high] or (above, below), or null if its type permits it."""
     return dataclasses.field(default=default, metadata={"range": Range(low, high, above, below)})
 
 
 def one_of(default: Any, choices: tuple[str, ...]) -> Any:
-    """A dataclass's field of one of these texts; a function, where the field's type allows it, is not compared."""
+    """Declare a dataclass field for one of ``choices``; a callable is also accepted if the field's type permits it."""
     return dataclasses.field(default=default, metadata={"choices": choices})
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, ``above`` one and ``below`` another; None: no such bound."""
+    """Range of numbers, with inclusive (``low``, ``high``) or exclusive (``above``, ``below``) bounds or None."""
 
     low: float | None = None
     high: float | None = None
@@ -39,7 +39,7 @@ class Range:
     below: float | None = None
 
     def __str__(self) -> str:
-        """The range as a clause, such as "in [1, 1000]", "in (0, 1]" or "≥ 1"; empty without bounds."""
+        """Return the range as a clause, such as "in [1, 1000]", "in (0, 1]" or "≥ 1"; empty without bounds."""
         shown = {
             name: _plain(bound) for name, bound in vars(self).items() if bound is not None and abs(bound) < LARGEST
         }
@@ -50,7 +50,7 @@ class Range:
         return "".join(f"{signs[name]} {bound}" for name, bound in shown.items())
 
     def wrong(self, value: float) -> str | None:
-        """What a number outside must do, as the end of a sentence; None for one within."""
+        """Return the end of a message on a number outside the range, such as "must be at least 1"; None if inside."""
         low, high, above, below = (
             None if bound is None else _plain(bound) for bound in (self.low, self.high, self.above, self.below)
         )
@@ -68,19 +68,18 @@ class Range:
 
 
 def _plain(bound: float) -> float:
-    """A bound without needless decimals."""
+    """Return a whole bound as an int, so that it is printed without decimals."""
     return int(bound) if abs(bound) < LARGEST and bound == int(bound) else bound
 
 
 def validate(prefix: str, record: Any) -> None:
-    """Refuse a dataclass with a field not of its type, not finite, out of range or not among its choices.
+    """Raise UserError if a field of a dataclass has a wrong type, is not finite, out of range or not a valid choice.
 
-    Ranges are those of :func:`within`, choices those of :func:`one_of`.
-
-    A whole number serves as a real one. ``prefix`` begins the names in messages, such as "planner.".
+    Ranges are those of :func:`within`, choices those of :func:`one_of`. A whole number is accepted as a real one.
+    ``prefix`` begins the names in messages, such as "planner.".
 
     Raises:
-        UserError: one sentence about the first such field.
+        UserError: names the first such field.
     """
     for name, kind, limits, choices in _fields(type(record)):
         value = getattr(record, name)
@@ -90,7 +89,7 @@ def validate(prefix: str, record: Any) -> None:
 
 
 def validate_value(name: str, value: object, kind: Any, limits: Range | None = None) -> None:
-    """Refuse, with a UserError that names it, a value that is not of a type, finite and within limits."""
+    """Raise UserError, naming the option, if a value has the wrong type, is not finite or not within ``limits``."""
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if not any(_fits(value, option) for option in options):
         raise UserError(f"{name} must be {' or '.join(map(_described, options))}, got {shown(value)}")
@@ -103,17 +102,17 @@ def validate_value(name: str, value: object, kind: Any, limits: Range | None = N
 
 
 def shown(value: object) -> str:
-    """A wrong value for a message, in one line and not at length."""
+    """Return a wrong value in one line, shortened for a message."""
     try:
         text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # a number of too many digits, lists within lists
+    except (ValueError, RecursionError):  # a number with too many digits, deeply nested lists
         return f"a {type(value).__name__} too large to be shown"
     return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}…"
 
 
 @functools.cache
 def _fields(record: type) -> tuple[tuple[str, Any, Range | None, tuple[str, ...]], ...]:
-    """Name, type, range and choices (empty: any text) of a dataclass's fields."""
+    """Return the name, type, range and choices (empty: any text) of each field of a dataclass."""
     hints = get_type_hints(record)
     return tuple(
         (f.name, hints[f.name], f.metadata.get("range"), f.metadata.get("choices", ()))
@@ -154,7 +153,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a ``value`` that is none of ``choices``, offering the nearest."""
+    """Raise UserError if ``value`` is not one of ``choices``, offering the nearest."""
     if value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -162,13 +161,13 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def require_module_names(option: str, names: Iterable[str]) -> None:
-    """Refuse what cannot be the dotted name of a module or package."""
+    """Raise UserError for a text that cannot be the dotted name of a module or package."""
     for name in names:
         valid = all(part.isidentifier() for part in name.split("."))
         require(valid, f"{option}: '{name}' is not the name of a module, such as my_package.environments")
 
 
 def require_target(name: str, spec: object, kind: str) -> None:
-    """Refuse a ``spec`` that names no class, before anything is imported; ``kind`` says what is needed instead."""
+    """Raise UserError if ``spec`` names no class, without importing anything; ``kind`` describes the needed class."""
     named = isinstance(spec, Mapping) and isinstance(spec.get("_target_"), str)
-    require(named, f"{name}={spec!r} is no mapping with a _target_; it needs {kind}")
+    require(named, f"{name}={spec!r} is not a mapping with a _target_; give {kind}")

@@ -1,4 +1,4 @@
-"""Simulate an embedded recipe and write it to disk as a Minari data set.
+"""Command that simulates an embedded recipe and writes it to disk as a Minari data set.
 
 python -m trajectory_transformer.data.collect recipe=pointmaze_umaze steps=20000 overwrite=true
 """
@@ -19,7 +19,7 @@ from ..simulation import RECIPES, Recipe, find_recipe
 from ..simulation.simulate import SimulatedEpisode, simulate
 from ..simulation.storage import collecting_folder, disk_errors, publish, write_dataset
 
-STEPS_WORTH_A_PROCESS = 5_000  # about a second of simulation; fewer are not worth starting Python again
+STEPS_WORTH_A_PROCESS = 5_000  # about a second of simulation; fewer do not justify starting a process
 
 
 def collect(
@@ -31,13 +31,13 @@ def collect(
     processes: int | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Simulate ``recipe`` and write its data set, whole or not at all, to ``$MINARI_DATASETS_PATH``; returns its id.
+    """Simulate ``recipe`` and write its data set atomically to ``$MINARI_DATASETS_PATH``; returns its id.
 
     Args:
-        steps: environment steps at least; the last episode is kept whole. None: the recipe's own number.
+        steps: minimum number of environment steps; the last episode is kept whole. None: the recipe's default.
         progress: show a progress bar and, at the end, the data set's statistics.
         seed: the same seed gives the same data, whatever the number of processes.
-        processes: how many processes simulate; None: as many as there are cores for this one, at most 8.
+        processes: number of simulating processes; None: one per available core, at most 8.
         overwrite: replace the data set if it exists.
 
     Raises:
@@ -67,7 +67,7 @@ def collect(
 def _simulate_steps(
     recipe: Recipe, steps: int, stream: Generator[SimulatedEpisode, None, None], progress: bool
 ) -> list[SimulatedEpisode]:
-    """Episodes from ``stream`` until they have ``steps`` steps."""
+    """Take episodes from ``stream`` until they have ``steps`` steps in total."""
     episodes: list[SimulatedEpisode] = []
     done = 0
     text = "{task.completed:,.0f}/{task.total:,.0f} steps"
@@ -81,7 +81,7 @@ def _simulate_steps(
 
 
 def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """The arguments of :func:`collect` that ``key=value`` words give, or a UserError about the first that is wrong."""
+    """Parse ``key=value`` words into arguments of :func:`collect`; raises UserError for the first wrong one."""
     options: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -101,7 +101,7 @@ def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     try:
         collect(**parse_arguments(sys.argv[1:] if words is None else words))
     except UserError as error:

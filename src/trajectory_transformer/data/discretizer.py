@@ -1,4 +1,4 @@
-"""Real values to tokens and back: bins of each transition dimension, kept as a buffer that moves with the module."""
+"""Discretisers, which convert the real values of each transition dimension to tokens and back."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from ..configuration import DiscretizerConfig
 
 ALL_COLUMNS = slice(None)
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
-LARGEST_INDEX = 2**22  # float32 holds all halves up to there
+LARGEST_INDEX = 2**22  # float32 represents all multiples of 0.5 up to here
 
 
 class _Derived(NamedTuple):
-    """Values derived from edges, which takes longer than looking a few values up, and kept until the edges change."""
+    """Tensors derived from the edges, cached until the edges change."""
 
     edges: Tensor
     version: int
@@ -31,11 +31,11 @@ class Discretizer(nn.Module, ABC):
 
         edges    e0 ≤ e1 ≤ e2 ≤ … ≤ eN      one row for each dimension
         token       0    1   …   N-1        value v gets the bin with e[i] ≤ v < e[i+1]
-        stop token                    N     never made by encode; decodes as the last bin
+        stop token                    N     never returned by encode; decoded as the last bin
 
-    A value equal to a repeated edge gets the first bin between those equal edges; it has zero width, so the value is
-    decoded exactly. Values outside the edges get the bin that the nearest edge gets. All arithmetic is in float32.
-    Methods take ``columns``, the transition dimensions that their d values are of; by default all.
+    A value equal to a repeated edge gets the first bin between the equal edges, which has zero width, so the value is
+    decoded exactly. Values outside the edges are clamped to the nearest edge. All arithmetic is in float32. The
+    argument ``columns`` of the methods is the slice of transition dimensions of the d given values; default: all.
     """
 
     edges: Tensor  # (transition_dim, num_bins + 1) float32 buffer, rows ascend; no rows before ``fit``
@@ -52,27 +52,27 @@ class Discretizer(nn.Module, ABC):
 
     @property
     def stop_token(self) -> int:
-        """The token of every dimension after a terminated episode: ``num_bins``."""
+        """Token of every dimension after a terminated episode: ``num_bins``."""
         return self.num_bins
 
     @property
     def transition_dim(self) -> int:
-        """Dimensions it was fitted on; 0 before ``fit``."""
+        """Number of fitted dimensions; 0 before ``fit``."""
         return len(self.edges)
 
     @property
     def centers(self) -> Tensor:
-        """(transition_dim, num_bins) float32: the middle of each bin."""
+        """Centres of the bins, (transition_dim, num_bins) float32."""
         return self._from_edges().centers
 
     def fit(self, values: Tensor | np.ndarray, indices: Mapping[int, tuple[float, float]] | None = None) -> Self:
-        """Choose the edges by values (n ≥ 1, transition_dim), as float32; returns itself.
+        """Fit the edges to values (n ≥ 1, transition_dim), converted to float32; returns itself.
 
         Args:
             values: finite numbers.
-            indices: column -> first and last of the whole numbers that its values are, in ±:data:`LARGEST_INDEX` and at
-                most ``num_bins``. Each gets a token of its own, whether it is among the values or not, whatever the
-                strategy.
+            indices: for each column of whole numbers, its smallest and largest possible value, within
+                ±:data:`LARGEST_INDEX` and spanning at most ``num_bins`` numbers. With any strategy, each number gets a
+                token of its own, whether it occurs in ``values`` or not.
 
         Raises:
             ValueError: values that are not finite, or more whole numbers than bins.
@@ -82,19 +82,19 @@ class Discretizer(nn.Module, ABC):
         if rows.ndim != 2 or rows.size == 0:
             raise ValueError(f"fit needs values of shape (n ≥ 1, transition_dim ≥ 1), got {tuple(rows.shape)}")
         edges = np.stack([self._fitted(column, indices.get(number)) for number, column in enumerate(rows.T)])
-        edges[np.abs(edges) < SMALLEST_NORMAL] = 0.0  # some devices take subnormal numbers for zero
+        edges[np.abs(edges) < SMALLEST_NORMAL] = 0.0  # some devices flush subnormal numbers to zero
         self.edges = torch.from_numpy(edges).to(self.edges.device)
         return self
 
     def _fitted(self, column: np.ndarray, ends: tuple[float, float] | None) -> np.ndarray:
-        """(num_bins + 1,) float32 edges of one dimension's values (n,); ``ends``: its first and last index, if any."""
+        """Return (num_bins + 1,) float32 edges for one dimension's values (n,); ``ends``: its first and last index."""
         ordered = np.sort(column)  # NaN comes last
         if not np.isfinite(ordered[[0, -1]]).all():
             raise ValueError("fit needs finite values")
         return self._column_edges(ordered) if ends is None else self._index_edges(*ends)
 
     def _index_edges(self, first: float, last: float) -> np.ndarray:
-        """(num_bins + 1,) float32 edges with a bin around each whole number from ``first`` to ``last``."""
+        """Return (num_bins + 1,) float32 edges with a bin around each whole number from ``first`` to ``last``."""
         whole = np.arange(first, last + 1, dtype=np.float32)
         if len(whole) > self.num_bins:
             raise ValueError(f"{len(whole)} indices do not fit into {self.num_bins} bins")
@@ -103,21 +103,21 @@ class Discretizer(nn.Module, ABC):
         return np.pad(np.append(whole - 0.5, whole[-1] + 0.5), (0, self.num_bins - len(whole)), mode="edge")
 
     def _atoms(self, distinct: np.ndarray) -> np.ndarray:
-        """(num_bins + 1,) edges with a bin of zero width for each of at most half as many ascending values."""
+        """Return (num_bins + 1,) edges with a bin of zero width for each of at most half as many ascending values."""
         return np.pad(distinct.repeat(2), (0, self.num_bins + 1 - 2 * len(distinct)), mode="edge")
 
     @abstractmethod
     def _column_edges(self, ordered: np.ndarray) -> np.ndarray:
-        """(num_bins + 1,) float32 edges for one dimension's values (n,) in ascending order."""
+        """Return (num_bins + 1,) float32 edges for one dimension's values (n,) in ascending order."""
 
     def encode(self, values: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
-        """Tokens of real values (..., d), of which ±inf go to the end bins.
+        """Encode real values (..., d) as tokens; ±inf get the first and last bins.
 
         Returns:
             (..., d) int64 in [0, num_bins), on the edges' device.
 
         Raises:
-            ValueError: NaN among the values, or another d.
+            ValueError: NaN among the values, or a d other than the number of columns.
         """
         edges = _some(self.edges, columns, values.shape[-1])
         flat = values.to(edges).reshape(-1, len(edges)).T.contiguous()  # (d, n)
@@ -130,25 +130,25 @@ class Discretizer(nn.Module, ABC):
         return tokens.clamp_(0, self.num_bins - 1).T.reshape(values.shape).to(torch.int64)
 
     def decode(self, tokens: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
-        """Bin centres (..., d) float32 of integer tokens (..., d); the stop token counts as the last bin."""
+        """Decode integer tokens (..., d) to bin centres (..., d) float32; the stop token counts as the last bin."""
         centers = _some(self.centers, columns, tokens.shape[-1])
         flat = tokens.reshape(-1, len(centers)).to(centers.device, torch.int64).clamp(0, self.num_bins - 1)
         return centers.T.gather(0, flat).reshape(tokens.shape)
 
     def expectation(self, probabilities: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
-        """Mean bin centre (..., d) under probabilities (..., d, num_bins) or (..., d, num_bins + 1).
+        """Return the mean bin centre (..., d) under probabilities (..., d, num_bins) or (..., d, num_bins + 1).
 
-        A stop column is dropped and the rest not rescaled, as in the original: a likely end of the episode pulls the
-        expectation towards 0.
+        The stop token's probability is dropped without rescaling the rest, as in the original: a likely end of the
+        episode pulls the expectation towards 0.
         """
         bins = self._bin_probabilities(probabilities)
         return (bins * _some(self.centers, columns, bins.shape[-2]).to(bins)).sum(dim=-1)
 
     def percentile(self, probabilities: Tensor, fraction: float, columns: slice = ALL_COLUMNS) -> Tensor:
-        """Centre (..., d) of the first bin at which the cumulative probability reaches ``fraction``, in (0, 1).
+        """Return the centre (..., d) of the first bin whose cumulative probability reaches ``fraction``, in (0, 1).
 
-        Of probabilities (..., d, num_bins) or (..., d, num_bins + 1). A stop column is dropped; the fraction is of the
-        probability that is left. Where they are NaN, the result is.
+        Probabilities are (..., d, num_bins) or (..., d, num_bins + 1). The stop token's probability is dropped and
+        ``fraction`` refers to the remaining mass. NaN probabilities give NaN.
 
         Raises:
             ValueError: ``fraction`` outside (0, 1).
@@ -163,10 +163,10 @@ class Discretizer(nn.Module, ABC):
         return self.decode(tokens, columns).to(bins).masked_fill(mass.squeeze(-1).isnan(), torch.nan)
 
     def log_widths(self) -> Tensor:
-        """(transition_dim, num_bins + 1) logarithms of the bins' widths, in units of a dimension's mean width.
+        """Return (transition_dim, num_bins + 1) logarithms of the bins' widths relative to each dimension's mean width.
 
-        A bin counts as a twentieth of that at least, so that values that repeat do not outweigh all others; the stop
-        token counts as 1.
+        Widths are at least a twentieth of the mean, so that repeated values do not outweigh all others; the stop token
+        has width 1.
         """
         widths = self.edges.diff(dim=1)
         mean = widths.mean(dim=1, keepdim=True)
@@ -174,12 +174,12 @@ class Discretizer(nn.Module, ABC):
         return nn.functional.pad(relative.log(), (0, 1))
 
     def to_dict(self) -> dict[str, str | Tensor]:
-        """The strategy's name and the edges on the CPU; :meth:`from_dict` restores it."""
+        """Return the strategy's name and the edges on the CPU, for :meth:`from_dict`."""
         return {"strategy": self.strategy, "edges": self.edges.detach().cpu().clone()}
 
     @staticmethod
     def from_dict(data: Mapping[str, object]) -> "Discretizer":
-        """Restore what :meth:`to_dict` gave; ValueError for another strategy or edges that do not ascend."""
+        """Restore the result of :meth:`to_dict`; raises ValueError for an unknown strategy or invalid edges."""
         strategy, edges = data.get("strategy"), data.get("edges")
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown discretiser strategy {strategy!r}")
@@ -195,7 +195,7 @@ class Discretizer(nn.Module, ABC):
         edges = self.edges
         version = 0 if edges.is_inference() else edges._version
         if self._derived is None or self._derived.edges is not edges or self._derived.version != version:
-            with torch.inference_mode(False):  # so that gradients may pass through them, whoever asks first
+            with torch.inference_mode(False):  # so that the cached tensors can be used in autograd
                 centers = (edges[:, :-1] + edges[:, 1:]) / 2
                 self._derived = _Derived(edges, version, _boundaries(edges), centers)
         return self._derived
@@ -207,13 +207,13 @@ class Discretizer(nn.Module, ABC):
 
 
 class QuantileDiscretizer(Discretizer):
-    """Bins that hold equally many of the fitted values.
+    """Bins with equal numbers of the fitted values.
 
-    With n values the edges are every ``ceil(n / num_bins)``-th of them and the largest: the original's rule. Where it
-    gives fewer edges (few values), every ``n / num_bins``-th is taken instead, rounded down. Values that would make
-    three or more equal edges (the 0 of a sparse reward) get one bin of zero width each, and the others share what
-    edges remain by the same rule. A dimension of at most ``(num_bins + 1) // 2`` distinct values has such a bin for
-    each of them.
+    With n values the edges are every ``ceil(n / num_bins)``-th sorted value and the largest: the original's rule. If
+    this gives too few edges (few values), every ``n / num_bins``-th is taken instead, rounded down. A value that would
+    make three or more equal edges (the 0 of a sparse reward) gets one bin of zero width, and the remaining edges are
+    placed among the other values by the same rule. A dimension of at most ``(num_bins + 1) // 2`` distinct values has
+    such a bin for each of them.
     """
 
     strategy = "quantile"
@@ -223,7 +223,7 @@ class QuantileDiscretizer(Discretizer):
         distinct = ordered[np.append(True, ordered[1:] != ordered[:-1])]
         if 2 * len(distinct) <= num_edges:
             return self._atoms(distinct)
-        # Differs from the original: repeated edges give it bins that no value reaches, few values too few edges.
+        # Differs from the original, where repeated edges make unreachable bins, and few values too few edges.
         atoms = ordered[:0]
         while True:
             others = ordered[~np.isin(ordered, atoms)] if len(atoms) else ordered
@@ -247,27 +247,27 @@ STRATEGIES: dict[str, type[Discretizer]] = {"quantile": QuantileDiscretizer, "un
 
 
 def make_discretizer(config: DiscretizerConfig) -> Discretizer:
-    """The discretiser of a configuration, not yet fitted."""
+    """Return the discretiser of a configuration, not yet fitted."""
     return STRATEGIES[config.strategy](config.num_bins)
 
 
 def _some(of_all: Tensor, columns: slice, width: int) -> Tensor:
-    """Some dimensions' rows, as many as the values are wide."""
+    """Return the rows of the dimensions ``columns``; raises ValueError unless there are ``width`` of them."""
     rows = of_all[columns]
     if len(rows) == 0 or width != len(rows):
-        raise ValueError(f"the discretiser has {len(rows)} such columns, the values {width}")
+        raise ValueError(f"the discretiser has {len(rows)} columns here, the values have {width}")
     return rows
 
 
 def _take_stored_shape(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Let ``load_state_dict`` bring any number of dimensions, as ``fit`` may."""
+    """Resize the edges before ``load_state_dict``, which may bring any number of dimensions."""
     stored = state_dict.get(prefix + "edges")
     if isinstance(module, Discretizer) and stored is not None and stored.shape[1:] == module.edges.shape[1:]:
         module.edges = module.edges.new_empty(stored.shape)
 
 
 def _quantile_edges(ordered: np.ndarray, num_edges: int) -> np.ndarray:
-    """(num_edges,) values at equal distances of rank in ascending values (n,), the last one the largest."""
+    """Return (num_edges,) values at equal rank distances among ascending values (n,), ending with the largest."""
     count, bins = len(ordered), num_edges - 1
     stride = -(-count // max(bins, 1))
     original = -(-count // stride) == bins
@@ -276,7 +276,7 @@ def _quantile_edges(ordered: np.ndarray, num_edges: int) -> np.ndarray:
 
 
 def _boundaries(edges: Tensor) -> Tensor:
-    """Edges to search in: where edges repeat, all but the first are moved up by the least possible step."""
+    """Return the edges for searchsorted: of equal edges, all but the first are moved to the next float above."""
     above = torch.nextafter(edges, torch.full_like(edges, torch.inf))
     normal = torch.where(edges < 0, torch.zeros_like(edges), SMALLEST_NORMAL)
     above = torch.where(above.abs() < SMALLEST_NORMAL, normal, above)

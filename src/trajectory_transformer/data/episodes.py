@@ -1,4 +1,4 @@
-"""Episodes as plain arrays, and what is known about the set they come from."""
+"""Episodes as plain arrays, and the facts about their data set."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from .on_disk import forget
 class Episode:
     """One validated episode of T ≥ 1 steps."""
 
-    observations: np.ndarray  # (T + 1, observation_dim) float32, the last one following the last action
+    observations: np.ndarray  # (T + 1, observation_dim) float32; the last one follows the last action
     actions: np.ndarray  # (T, action_dim) float32
     rewards: np.ndarray  # (T,) float32
-    terminated: bool  # by the environment, not by a time limit
+    terminated: bool  # ended by the environment, not by a time limit
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -23,14 +23,14 @@ class Episode:
 
 @dataclass(frozen=True)
 class OfflineData:
-    """All that training and evaluation need to know of one data set, or of several joined."""
+    """Episodes of one data set, or of several joined, with the facts that training and evaluation need."""
 
-    dataset_ids: list[str]  # names of the sources, which are Minari ids where they have one, in the order joined
+    dataset_ids: list[str]  # names of the sources (Minari ids if they have one), in the order joined
     episodes: list[Episode]  # in the order stored
     environment: EnvironmentSpec
     reference_scores: tuple[float, float] | None  # (minimum, maximum) return for normalised scores
-    reference_source: str  # where they come from: "dataset", "d4rl" or "none"
-    fingerprint: str  # SHA-256 over all arrays, in hexadecimal: tells two sets of one name apart
+    reference_source: str  # origin of the scores: "dataset", "d4rl" or "none"
+    fingerprint: str  # SHA-256 over all arrays, in hexadecimal; distinguishes sets of one name
 
     @property
     def returns(self) -> np.ndarray:

@@ -2,12 +2,12 @@
 
 ::
 
-    [ goal | stop … stop ] [ observation | action | reward | value ] …      the goal fills the observation's place
+    [ goal | stop … stop ] [ observation | action | reward | value ] …      the goal is in the observation's place
 
-Stop tokens fill the rest of a transition, so that every later position is where it would be without a goal.
+Stop tokens fill the rest of the transition, so that the goal shifts later positions by exactly one transition.
 """
 
-# Differs from the paper: the goal fills a transition, where it prepends its observation tokens only.
+# Differs from the paper: the goal is a whole transition; the paper prepends its observation tokens only.
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ from .discretizer import Discretizer
 def goal_transitions(
     goals: Tensor, dimensions: Sequence[int], layout: TransitionLayout, discretizer: Discretizer
 ) -> Tensor:
-    """Goals (n, goal_dim), real values of these observation ``dimensions``, as (n, transition_dim) int64 tokens.
+    """Encode goals (n, goal_dim), values of these observation ``dimensions``, as (n, transition_dim) int64 tokens.
 
-    Dimensions that they do not fix hold stop tokens.
+    All other dimensions hold stop tokens.
     """
     observations = torch.zeros(len(goals), layout.observation_dim)
     observations[:, list(dimensions)] = goals.to(observations)

@@ -1,4 +1,4 @@
-"""Minari data sets on disk, whatever their storage format, as stored episodes; the only reader of Minari's files."""
+"""Reader of Minari data sets on disk, in any storage format; no other module reads Minari's files."""
 
 import contextlib
 import json
@@ -25,16 +25,22 @@ if TYPE_CHECKING:
     import pyarrow
 
 FIELDS_OF_OLD_GYMNASIUM = ("autoreset", "apply_api_compatibility")
-FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")  # of an episode, as Minari stores it
-IGNORED_FILES = ["_", ".", "metadata.json"]  # prefixes, as Minari ignores them
+FIELDS = (
+    "observations",
+    "actions",
+    "rewards",
+    "terminations",
+    "truncations",
+)  # fields of an episode as stored by Minari
+IGNORED_FILES = ["_", ".", "metadata.json"]  # prefixes that Minari ignores
 
 
 def read_set(dataset_id: str) -> StoredSet:
-    """Open a data set that is on disk; its episodes are read as they are asked for.
+    """Open a data set on disk; its episodes are read lazily.
 
     Raises:
-        UserError: its files cannot be read, its metadata lacks something or disagrees with its episodes, or its spaces
-            cannot become tokens; some of it only while episodes are asked for.
+        UserError: its files cannot be read, its metadata is incomplete or disagrees with its episodes, or its spaces
+            cannot become tokens; some of these errors are raised only while iterating over the episodes.
     """
     folder, metadata = dataset_folder(dataset_id) / "data", None
     try:
@@ -46,9 +52,12 @@ def read_set(dataset_id: str) -> StoredSet:
             valid = isinstance(number, int) and number is not True and number >= 1
             require(valid, f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
         num_episodes, num_steps = metadata["total_episodes"], metadata["total_steps"]
-        for field in ("observation_space", "action_space"):  # else Minari makes the environment that the set names
+        for field in (
+            "observation_space",
+            "action_space",
+        ):  # otherwise Minari would make the environment that the set names
             stated = isinstance(metadata.get(field), str)
-            require(stated, f"data set '{dataset_id}', metadata: {field} is missing, or is no text")
+            require(stated, f"data set '{dataset_id}', metadata: {field} is missing, or is not text")
         size = sum(file.stat().st_size for file in folder.rglob("*"))
         require(
             num_episodes <= size,  # before Minari makes a list of them
@@ -59,7 +68,7 @@ def read_set(dataset_id: str) -> StoredSet:
         _require_episodes(dataset_id, dataset.storage, num_episodes)
     except UserError:
         raise
-    except Exception as error:  # Minari and the storage libraries raise whatever the broken file leads them to
+    except Exception as error:  # a broken file makes Minari and the storage libraries raise any exception
         remedy = _remedy(error, metadata, folder)
         raise UserError(f"data set '{dataset_id}' in '{folder}' cannot be read ({_one_line(error)}){remedy}") from error
     try:
@@ -72,27 +81,29 @@ def read_set(dataset_id: str) -> StoredSet:
 
 
 def _damaged(folder: Path) -> str:
-    return f"; if the data set is damaged, delete '{folder}' and fetch or make it again"
+    return f"; if the data set is damaged, delete '{folder}' and download or simulate it again"
 
 
 def _remedy(error: Exception, metadata: object, folder: Path) -> str:
-    """What to do about an error while the set's files were opened."""
+    """Return the remedy for an error raised while the set's files were opened."""
     about = metadata if isinstance(metadata, dict) else {}
     written = about.get("minari_version")
     if isinstance(written, str) and written not in minari.supported_dataset_versions:
-        return "; `pip install --upgrade minari` where the set is the newer of the two, else fetch it again"
+        return "; run `pip install --upgrade minari` if the set is newer than Minari, otherwise download it again"
     if about and about.get("data_format") not in ("hdf5", "arrow", "parquet"):
-        return f"; Minari {minari.__version__} knows no such data_format: `pip install --upgrade minari` may"
+        return f"; Minari {minari.__version__} does not know this data_format: try `pip install --upgrade minari`"
     otherwise = _damaged(folder)
     with contextlib.suppress(OSError):
         names = {path.name for path in folder.iterdir()}
         if "metadata.json" not in names or len(names) == 1:
-            otherwise = f"; a file is missing, as after a download that broke off: delete '{folder}' and fetch it again"
+            otherwise = (
+                f"; a file is missing, as after an interrupted download: delete '{folder}' and download it again"
+            )
     return reading_remedy(error, folder, otherwise)
 
 
 def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int) -> None:
-    """Refuse a data set whose files do not hold just the episodes that its metadata counts."""
+    """Raise UserError if the files do not hold exactly the episodes that the metadata counts."""
     if storage.FORMAT == "hdf5":
         with h5py.File(storage.data_path / "main_data.hdf5", "r") as file:
             _require_own_bytes(f"data set '{dataset_id}'", file)
@@ -113,9 +124,9 @@ def _require_episodes(dataset_id: str, storage: MinariStorage, num_episodes: int
 
 
 def _require_own_bytes(place: str, file: h5py.File) -> None:
-    """Refuse what is not in the file itself, by an external link, raw file or virtual layout, or inflates unduly.
+    """Raise UserError for data outside the file (external link, raw file, virtual layout) or of disproportionate size.
 
-    A soft link within the file, or one object under two names, is refused too: Minari writes neither.
+    Soft links within the file and objects with two names are refused too: Minari writes neither.
     """
     seen: set[int] = set()
     inflated = stored = 0
@@ -128,7 +139,7 @@ def _require_own_bytes(place: str, file: h5py.File) -> None:
             require(linked, f"{at} is a link, and a data set must not choose what else is read")
             found = group[name]
             address = h5py.h5o.get_info(found.id).addr  # pyright: ignore[reportAttributeAccessIssue] - its stubs lack it
-            require(address not in seen, f"{at} is there under another name already")
+            require(address not in seen, f"{at} is already stored under another name")
             seen.add(address)
             if isinstance(found, h5py.Group):
                 groups.append((f"{path}{name}/", found))
@@ -141,7 +152,7 @@ def _require_own_bytes(place: str, file: h5py.File) -> None:
 
 
 def _environment(dataset_id: str, metadata: Mapping[str, object]) -> tuple[str, str | None]:
-    """Gymnasium id and spec of the environment to evaluate in; an empty id and None where the set names none."""
+    """Return the Gymnasium id and spec of the environment to evaluate in; ("", None) if the set names none."""
     stored = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if not isinstance(stored, str):
         return "", None
@@ -149,10 +160,10 @@ def _environment(dataset_id: str, metadata: Mapping[str, object]) -> tuple[str, 
         fields = {name: value for name, value in json.loads(stored).items() if name not in FIELDS_OF_OLD_GYMNASIUM}
         spec_json = json.dumps(fields)
         return EnvSpec.from_json(spec_json).id, spec_json
-    except Exception as error:  # whatever a spec that is none leads JSON and Gymnasium to
+    except Exception as error:  # an invalid spec makes JSON and Gymnasium raise any exception
         raise UserError(
-            f"data set '{dataset_id}', metadata: its env_spec is none that Gymnasium {gymnasium.__version__} "
-            f"understands ({_one_line(error)}); install the version that it was recorded with, or remove env_spec from "
+            f"data set '{dataset_id}', metadata: Gymnasium {gymnasium.__version__} cannot read its env_spec "
+            f"({_one_line(error)}); install the version that it was recorded with, or remove env_spec from "
             "metadata.json and train with evaluation.episodes=0"
         ) from error
 
@@ -160,7 +171,7 @@ def _environment(dataset_id: str, metadata: Mapping[str, object]) -> tuple[str, 
 def _episodes(
     dataset_id: str, storage: MinariStorage, num_episodes: int, num_steps: int, environment: EnvironmentSpec
 ) -> Iterator[StoredEpisode]:
-    """All episodes in order. Whoever asks for the next has found the one before to be valid."""
+    """Yield all episodes in order; the consumer validates each before it takes the next."""
     indices = range(num_episodes)
     hdf5 = storage.FORMAT == "hdf5"
     contents = storage.get_episodes(indices) if hdf5 else (_read_arrow(storage, i, environment) for i in indices)
@@ -175,7 +186,7 @@ def _episodes(
             total_steps = int(stated) if isinstance(stated, (int, np.integer)) else None
         except UserError:
             raise
-        except Exception as error:  # as above
+        except Exception as error:  # as in read_set
             remedy = reading_remedy(error, storage.data_path, _damaged(storage.data_path))
             raise UserError(f"{place}: cannot be read ({_one_line(error)}){remedy}") from error
         yield StoredEpisode(place, **fields, total_steps=total_steps)
@@ -187,7 +198,7 @@ def _episodes(
 
 
 def _read_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec) -> Mapping[str, Any]:
-    """Arrow and Parquet. Minari's own reader cuts episodes longer than 32,768 rows and gives the rest as the next."""
+    """Read an episode in Arrow or Parquet format, because Minari's reader splits episodes longer than 32,768 rows."""
     import pyarrow.dataset
 
     folder = storage.data_path / str(index)
@@ -199,13 +210,13 @@ def _read_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec
     columns = {field: table.column(field).combine_chunks() for field in FIELDS}
     return {
         "observations": _flat_values(columns["observations"], environment.observation),
-        "actions": _flat_values(columns["actions"], environment.action)[:-1],  # stored with one row more
+        "actions": _flat_values(columns["actions"], environment.action)[:-1],  # stored with an additional row
         **{field: columns[field].to_numpy(zero_copy_only=False)[:-1] for field in FIELDS[2:]},
     }
 
 
 def _flat_values(values: "pyarrow.Array", spec: SpaceSpec) -> np.ndarray:
-    """(rows, size) of a space."""
+    """Return the values of a space as an array (rows, size)."""
     flat = []
     for leaf in spec.leaves:
         if not leaf.usable:

@@ -1,4 +1,4 @@
-"""Sets in Minari's format as sources of episodes: read from disk, and put there by a download or an embedded recipe."""
+"""Data sets in Minari's format as sources of episodes, downloaded or simulated if they are not on disk."""
 
 import difflib
 import os
@@ -19,18 +19,18 @@ from .episode_source import EpisodeSource, StoredSet
 
 @dataclass
 class LocalSet(EpisodeSource):
-    """A set that lies, or is put, in Minari's folder."""
+    """A data set in Minari's folder, obtained if it is not there."""
 
     dataset_id: str
     """Minari id of the set."""
 
     @abstractmethod
     def require_obtainable(self) -> None:
-        """Refuse a set that cannot be put on disk."""
+        """Raise UserError if the set cannot be obtained."""
 
     @abstractmethod
     def obtain(self, progress: bool) -> None:
-        """Put the set on disk."""
+        """Download or simulate the set and store it on disk."""
 
     @property
     @override
@@ -63,7 +63,7 @@ class LocalSet(EpisodeSource):
 
 @dataclass
 class EmbeddedSet(LocalSet):
-    """The data set of an embedded recipe, simulated where it is not on disk."""
+    """The data set of an embedded recipe, simulated if it is not on disk."""
 
     @override
     def require_obtainable(self) -> None:
@@ -79,16 +79,16 @@ class EmbeddedSet(LocalSet):
 
         recipe = REGISTRY[self.dataset_id]
         with self._turn(f".simulating-{recipe.name}.lock"):
-            if is_on_disk(self.dataset_id):  # another process had the first turn
+            if is_on_disk(self.dataset_id):  # another process has simulated it
                 return
             try:
                 collect(recipe, progress=progress)
             except UserError:
-                if not is_on_disk(self.dataset_id):  # otherwise one on another machine was faster
+                if not is_on_disk(self.dataset_id):  # otherwise a process on another machine was faster
                     raise
 
     def _turn(self, file: str) -> FolderLock:
-        """Wait for the turn of this process to simulate the set: a sweep's jobs need it at the same time."""
+        """Lock the set for simulation, waiting while another process, such as another job of a sweep, simulates it."""
         root = dataset_root()
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class EmbeddedSet(LocalSet):
 
 @dataclass
 class MinariSet(LocalSet):
-    """A Minari data set, downloaded where it is not on disk, if ``download`` allows it."""
+    """A Minari data set, downloaded if it is not on disk and ``download`` permits it."""
 
     download: bool = True
     """Download the set if it is not on disk."""
@@ -115,8 +115,8 @@ class MinariSet(LocalSet):
         if reason is not None:
             raise self.absent(
                 f"cannot be downloaded ({reason})",
-                f"fetch it with `minari download {self.dataset_id}` where there is a network (MINARI_DATASETS_PATH "
-                "names the folder), or take an embedded set that needs none, such as "
+                f"run `minari download {self.dataset_id}` on a machine with a network (MINARI_DATASETS_PATH "
+                "names the folder), or take an embedded set, which needs none, such as "
                 f"{', '.join(_most_similar(self.dataset_id))}",
             )
 
@@ -126,16 +126,16 @@ class MinariSet(LocalSet):
 
         try:
             minari.download_dataset(self.dataset_id)
-        except Exception as error:  # whatever the network and the remote's client raise
+        except Exception as error:  # the network and the remote's client raise any exception
             reason = " ".join(str(error).split())
             if isinstance(error, ImportError):
                 raise UserError(f"downloading '{self.dataset_id}' needs another package: {reason}") from error
-            remedy = f"`minari download {self.dataset_id}` tries again"
+            remedy = f"try again with `minari download {self.dataset_id}`"
             raise self.absent(f"its download failed ({reason})", remedy) from error
 
 
 def unreachable() -> str | None:
-    """The reason why Minari's server cannot be reached, or None if it answers within a second."""
+    """Return the reason why Minari's server cannot be reached, or None if it answers within a second."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return "HF_HUB_OFFLINE is set"
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/api/datasets?limit=1"

@@ -22,29 +22,29 @@ from ..files import reading_remedy
 from .episode_source import EpisodeSource, StoredEpisode, StoredSet, require_modest
 
 NEEDED = ("observations", "actions", "rewards", "terminated")
-REMEDY = "; mend that file, or take it out of the folder"
+REMEDY = "; correct that file, or remove it from the folder"
 
 
 @dataclass
 class NpzFolder(EpisodeSource):
-    """One episode of T ≥ 1 steps in each file, in natural order: ``episode_2.npz`` before ``episode_10.npz``.
+    """A folder with one episode of T ≥ 1 steps per file, in natural order: ``episode_2.npz`` before ``episode_10.npz``.
 
-    The arrays of a file, which ``numpy.savez`` writes (objects are refused, and nothing is executed):
+    The arrays of a file, as written by ``numpy.savez`` (objects are refused, and nothing is executed):
 
-    - ``observations`` (T + 1, O): real numbers, the last one following the last action;
+    - ``observations`` (T + 1, O): real numbers; the last row follows the last action;
     - ``actions`` (T, A): as executed; a Discrete action is its index, A = 1;
     - ``rewards`` (T,);
-    - ``terminated``: one boolean, true where the environment ended the episode, false where a time limit did;
+    - ``terminated``: one boolean, true if the environment ended the episode, false if a time limit did;
     - ``truncated``: one boolean, optional.
 
-    O and A are flattened as :class:`~..environments.spec.SpaceSpec` does. Without an environment, observations are
-    unbounded, actions lie in the range that the data has, and nothing can be evaluated.
+    Observations and actions are flattened as by :class:`~..environments.spec.SpaceSpec`. Without an environment,
+    observations are unbounded, actions are bounded by the data's range, and evaluation is not possible.
     """
 
     path: str
     """Folder of the files."""
     env_id: str | None = None
-    """Gymnasium id of the environment that gives the spaces and is evaluated in; null has none."""
+    """Gymnasium id of the environment that defines the spaces and is used for evaluation; null is none."""
 
     @property
     @override
@@ -66,7 +66,7 @@ class NpzFolder(EpisodeSource):
         files = self._files()
         inflated = sum(map(_inflated_size, files))
         require_memory(
-            inflated if self.env_id is None else inflated // 2,  # float64 is kept as float32, one file after the other
+            inflated if self.env_id is None else inflated // 2,  # float64 is converted to float32, file by file
             available_memory(),
             f"the {len(files)} files of data.source.path='{self.path}' take",
             "join fewer of them",
@@ -88,11 +88,11 @@ def _numbers_within(file: Path) -> list[tuple[str, int]]:
 
 
 def _inflated_size(file: Path) -> int:
-    """Bytes of a file's arrays, by its table of contents; 0 of one that has none, about which reading it says more."""
+    """Return the bytes of a file's arrays from its table of contents; 0 if it is damaged, which reading reports."""
     try:
         with zipfile.ZipFile(file) as archive:
             return sum(entry.file_size for entry in archive.infolist())
-    except Exception:  # whatever a damaged file leads zipfile to
+    except Exception:  # a damaged file makes zipfile raise any exception
         return 0
 
 
@@ -114,14 +114,14 @@ def _read(file: Path) -> StoredEpisode:
                     arrays[field] = stored[field]
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged file leads NumPy and zipfile to
+    except Exception as error:  # a damaged file makes NumPy and zipfile raise any exception
         remedy = reading_remedy(error, file, "; write it with numpy.savez, of numbers only")
         raise UserError(f"{place} cannot be read ({' '.join(str(error).split())}){remedy}") from error
     for field in NEEDED:
         require(
             field in arrays,
-            f"'{file}' has no array '{field}', only {', '.join(there) or 'none at all'}; numpy.savez(file, "
-            "observations=…, actions=…, rewards=…, terminated=…) writes all that are needed",
+            f"'{file}' has no array '{field}', only {', '.join(there) or 'none at all'}; write it with "
+            "numpy.savez(file, observations=…, actions=…, rewards=…, terminated=…)",
         )
     for field, array in arrays.items():
         found = f"'{file}', {field}: has shape {array.shape} and type {array.dtype}, expected"
@@ -134,7 +134,7 @@ def _read(file: Path) -> StoredEpisode:
 
 
 def _require_modest(file: Path, opened: BinaryIO) -> None:
-    """Refuse a file that inflates out of all proportion, or whose arrays promise more than it holds."""
+    """Raise UserError for a disproportionate decompressed size, or headers that declare more than the file holds."""
     with zipfile.ZipFile(opened) as archive:
         for entry in archive.infolist():
             place = f"'{file}', {entry.filename.removesuffix('.npy')}:"
@@ -146,11 +146,11 @@ def _require_modest(file: Path, opened: BinaryIO) -> None:
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(array)
             promised = math.prod(shape) * dtype.itemsize
-            require(promised <= entry.file_size, f"{place} promises {promised:,} bytes and has {entry.file_size:,}")
+            require(promised <= entry.file_size, f"{place} declares {promised:,} bytes but holds {entry.file_size:,}")
 
 
 def _unbounded(episodes: Iterator[StoredEpisode]) -> EnvironmentSpec:
-    """Spaces that hold all of ``episodes``, as wide as the first one's rows; others are refused when validated."""
+    """Return spaces that contain all ``episodes``, with the first one's width; validation refuses other widths."""
     first = next(episodes)
     width = np.asarray(first.actions).shape[1]
     low, high = np.full(width, np.inf, np.float32), np.full(width, -np.inf, np.float32)

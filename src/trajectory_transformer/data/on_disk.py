@@ -1,6 +1,6 @@
-"""Rows of numbers in files, mapped into memory: the kernel keeps what there is room for, and reads the rest again.
+"""Arrays in memory-mapped files, of which the kernel keeps in memory as much as there is room for.
 
-They are written by ordinary writes, which fail with a sentence on a full disk, and only read once they are mapped.
+They are written by ordinary writes, so that a full disk raises an error, and only read through the mapping.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ import numpy as np
 from ..errors import UserError
 from ..files import PARTIAL, FolderInUseError, FolderLock
 
-DIGEST_BYTES = 32  # at the start of a kept file: SHA-256 of its key and rows
+DIGEST_BYTES = 32  # length of a kept file's header: SHA-256 of its key and rows
 
 
 def joined_rows(chunks: Iterable[np.ndarray], folder: Path | None) -> np.ndarray:
-    """All rows of ``chunks`` (at least one, of equal type and width) as one array.
+    """Concatenate the rows of ``chunks`` (at least one, of equal type and width) into one array.
 
-    In memory, or with a ``folder`` in a file there that has no name, and so ends with this process however it ends.
+    The array is in memory or, with a ``folder``, in an unnamed file there, which is deleted when this process ends.
 
     Raises:
-        UserError: the folder cannot be written in, or the disk is full.
+        UserError: the folder is not writable, or the disk is full.
     """
     if folder is None:
         return np.concatenate(list(chunks))
@@ -45,29 +45,29 @@ def joined_rows(chunks: Iterable[np.ndarray], folder: Path | None) -> np.ndarray
 def kept_rows(
     folder: Path, key: str, chunks: Callable[[], Iterable[np.ndarray]], dtype: np.dtype, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Rows that ``chunks`` makes once, and that later calls and other processes find in ``folder`` under ``key``.
+    """Return the rows that ``chunks`` makes, stored in ``folder`` under ``key`` for later calls and other processes.
 
-    A file that is not what was written, to the last bit, is made again, with a warning. It gets its name when it is
-    whole, so that a killed writer leaves none; of several processes that want it one makes it, and the others wait.
+    A file with any altered bit is written again, with a warning. A file gets its name only when it is complete, so a
+    killed writer leaves none. If several processes need it, one writes it and the others wait.
 
     Args:
-        folder: exists.
-        key: tells all that the rows follow from, in hexadecimal.
-        chunks: makes the rows from the first on.
-        dtype, shape: of all rows.
+        folder: an existing folder.
+        key: hexadecimal digest of everything that determines the rows.
+        chunks: function that yields the rows from the first on.
+        dtype, shape: type and shape of the whole array.
 
     Raises:
-        UserError: the folder cannot be written in, or the disk is full.
+        UserError: the folder is not writable, or the disk is full.
     """
     file = folder / f"{key}.tokens"
     if (found := _whole(file, key, dtype, shape)) is not None:
         return found
     with _writing(folder), _alone(folder, f".{key}.lock"):
-        if (found := _whole(file, key, dtype, shape)) is not None:  # which another process has made in the meantime
+        if (found := _whole(file, key, dtype, shape)) is not None:  # written by another process in the meantime
             return found
         if file.exists():
-            warnings.warn(f"'{file}' is damaged; it is made again", stacklevel=2)
-        for left in folder.glob(f".{key}.*{PARTIAL}"):  # by killed writers
+            warnings.warn(f"'{file}' is damaged and is written again", stacklevel=2)
+        for left in folder.glob(f".{key}.*{PARTIAL}"):  # left by killed writers
             left.unlink(missing_ok=True)
         partial = folder / f".{key}.{os.getpid()}{PARTIAL}"
         try:
@@ -90,7 +90,7 @@ def kept_rows(
 
 
 def rows_digest(values: np.ndarray, rows: int) -> str:
-    """SHA-256 of an array's type, shape and numbers in hexadecimal, ``rows`` of them at a time."""
+    """Return the hexadecimal SHA-256 of an array's type, shape and numbers, reading ``rows`` rows at a time."""
     digest = hashlib.sha256(f"{values.dtype}{values.shape}".encode())
     for first in range(0, len(values), rows):
         digest.update(np.ascontiguousarray(values[first : first + rows]).data)
@@ -99,19 +99,19 @@ def rows_digest(values: np.ndarray, rows: int) -> str:
 
 
 def forget(array: np.ndarray) -> None:
-    """Take what was read of a mapped array out of this process's memory; any other array is left as it is."""
+    """Release the memory of a mapped array's pages; does nothing for other arrays."""
     if (mapping := _mapping(array)) is not None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def in_random_order(array: np.ndarray) -> None:
-    """Have the kernel read just what is asked for of a mapped array, not what lies beside it."""
+    """Disable the kernel's read-ahead for a mapped array."""
     if (mapping := _mapping(array)) is not None:
         mapping.madvise(mmap.MADV_RANDOM)
 
 
 def read_ahead(array: np.ndarray, firsts: Iterable[int], rows: int) -> None:
-    """Begin to read ``rows`` rows of a mapped array from each of ``firsts`` on, without waiting for them."""
+    """Start reading ``rows`` rows of a mapped array at each of ``firsts``, without waiting for them."""
     if (mapping := _mapping(array)) is None:
         return
     before = len(mapping) - array.nbytes
@@ -131,12 +131,12 @@ def _mapping(array: np.ndarray) -> mmap.mmap | None:
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype, offset: int) -> np.ndarray:
-    """The numbers of a file that is not empty; changes to the array would not reach the file."""
+    """Map a non-empty file as an array; changes to the array are not written to the file."""
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype, offset=offset)
 
 
 def _whole(file: Path, key: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The rows of a kept file, or None where it is missing or not as it was written."""
+    """Return the rows of a kept file, or None if it is missing or altered."""
     try:
         with file.open("rb") as opened:
             stored = opened.read(DIGEST_BYTES)
@@ -150,7 +150,7 @@ def _whole(file: Path, key: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.
 
 @contextlib.contextmanager
 def _alone(folder: Path, file: str) -> Iterator[None]:
-    """Wait until no other process holds the lock, which is removed at the end."""
+    """Hold a lock, waiting for other processes; its file is removed at the end."""
     while True:
         with contextlib.suppress(FolderInUseError):
             lock = FolderLock(folder, file)
@@ -158,7 +158,7 @@ def _alone(folder: Path, file: str) -> Iterator[None]:
         time.sleep(0.2)
     with lock:
         yield
-        (folder / file).unlink(missing_ok=True)  # whoever waits finds it gone, and makes another
+        (folder / file).unlink(missing_ok=True)  # waiting processes then make a new one
 
 
 @contextlib.contextmanager
@@ -167,5 +167,5 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"data.cache={folder} cannot be written ({error.strerror or error}); choose a folder on a disk with room"
+            f"data.cache={folder} cannot be written ({error.strerror or error}); choose a folder on a disk with space"
         ) from error

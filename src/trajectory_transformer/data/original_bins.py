@@ -1,4 +1,4 @@
-"""Bins exactly as the original cuts them, for weights that were trained on its tokens."""
+"""The original's bins, for weights that were trained on its tokens."""
 
 import numpy as np
 import torch
@@ -7,9 +7,10 @@ from .discretizer import SMALLEST_NORMAL, QuantileDiscretizer
 
 
 def original_quantiles(values: np.ndarray, num_bins: int) -> QuantileDiscretizer:
-    """The original's quantile bins of values (n, transition_dim): every ``ceil(n / num_bins)``-th, and the largest.
+    """Return the original's quantile bins of values (n, transition_dim).
 
-    Where that gives fewer than ``num_bins + 1`` edges, the original cannot plan, and our own rule is taken.
+    The edges are every ``ceil(n / num_bins)``-th sorted value and the largest. If these are fewer than
+    ``num_bins + 1``, with which the original cannot plan, the rule of :class:`QuantileDiscretizer` is used.
     """
     thresholds = np.sort(values, axis=0)[:: -(-len(values) // num_bins)]
     if len(thresholds) != num_bins:
@@ -18,14 +19,14 @@ def original_quantiles(values: np.ndarray, num_bins: int) -> QuantileDiscretizer
 
 
 def with_original_rule(edges: np.ndarray) -> QuantileDiscretizer:
-    """A discretiser of ascending edges (transition_dim, num_bins + 1) with the original's token for a repeated edge.
+    """Return a discretiser of edges (transition_dim, num_bins + 1) with the original's rule for repeated ones.
 
-    Of the bins between equal edges that is the last, otherwise the first. So all but the last of the equal edges (but
-    the last two, at the top) are moved down by the least possible step.
+    The original gives a value at repeated edges the last bin between them; our discretiser gives it the first. So all
+    equal edges except the last (at the top, the last two) are moved to the next float below.
     """
     edges = np.array(edges, dtype=np.float32)
     repeated = edges[:, :-1] == edges[:, 1:]
-    repeated[:, -1] = False  # the last bin may have no width: the largest value has to fall into it
+    repeated[:, -1] = False  # the last bin may have zero width: the largest value must fall into it
     below = np.nextafter(edges[:, :-1], np.float32(-np.inf))
     below = np.where(np.abs(below) < SMALLEST_NORMAL, np.where(edges[:, :-1] > 0, 0, -SMALLEST_NORMAL), below)
     edges[:, :-1][repeated] = below[repeated]

@@ -1,4 +1,4 @@
-"""Pieces of episodes with the return that followed each step, for learners that are conditioned on it."""
+"""Windows of episodes with the return-to-go of each step, for return-conditioned learners."""
 
 import copy
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from .transitions import penalized_rewards, returns_to_go
 
 
 class ReturnBatch(NamedTuple):
-    """Windows of L steps; what lies past an episode's end repeats its last step, and does not count."""
+    """A batch of windows of L steps; steps past an episode's end repeat its last step and are masked."""
 
     returns: Tensor  # (batch, L) float32 sums of the rewards from each step to the end, undiscounted
     observations: Tensor  # (batch, L, observation_dim) float32
     actions: Tensor  # (batch, L, action_dim) float32
-    steps: Tensor  # (batch, L) int64 numbers of the steps within their episode, from 0
+    steps: Tensor  # (batch, L) int64 indices of the steps in their episode, from 0
     mask: Tensor  # (batch, L) float32: 1 within the episode, 0 past its end
 
 
 class ReturnWindows:
-    """Every step starts a window of ``length`` ≥ 1 steps, kept once for all windows and gathered by index.
+    """All windows of ``length`` ≥ 1 steps, one from each step; steps are stored once and gathered by index.
 
     Args:
-        episodes, termination_penalty: as of :func:`~.transitions.join_episodes`.
-        length: steps of a window.
+        episodes, termination_penalty: as in :func:`~.transitions.join_episodes`.
+        length: steps per window.
     """
 
     def __init__(self, episodes: Sequence[Episode], termination_penalty: float | None, length: int) -> None:
@@ -43,7 +43,7 @@ class ReturnWindows:
         self._ahead = torch.arange(length)
 
     def to(self, device: torch.device) -> "ReturnWindows":
-        """The same windows on another device."""
+        """Return the same windows on another device."""
         moved = copy.copy(self)
         vars(moved).update({name: tensor.to(device) for name, tensor in vars(self).items()})
         return moved
@@ -56,7 +56,7 @@ class ReturnWindows:
         return self.returns.device
 
     def gather(self, indices: Tensor) -> ReturnBatch:
-        """Windows by the number of their first step: ``indices`` (batch,), int64 in [0, len), on any device."""
+        """Return the windows that begin at steps ``indices`` (batch,), int64 in [0, len), on any device."""
         first = indices.to(self.device)[:, None]
         left = self._left[first]
         rows = first + torch.minimum(self._ahead, left - 1)

@@ -1,4 +1,4 @@
-"""From the options ``data.*`` to validated episodes: the one way that all data takes."""
+"""Loading of validated episodes as described by the options ``data.*``; all data is loaded here."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,12 @@ EMBEDDED_NAMESPACE = "embedded/"
 
 
 def sources_of(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> list[EpisodeSource]:
-    """The sources that ``data.source`` describes, or those of the ids in ``data.dataset_id``, in order.
+    """Return the sources that ``data.source`` describes, or those of the ids in ``data.dataset_id``, in order.
 
-    Where ``config`` comes from a file, ``allow`` are the packages that it may name, as of :func:`~..building.build`.
+    If ``config`` was read from a file, ``allow`` are the packages that it may name, as in :func:`~..building.build`.
 
     Raises:
-        UserError: ``data.source`` names no :class:`EpisodeSource`, or an option that it lacks; or a set is named twice.
+        UserError: ``data.source`` is not an :class:`EpisodeSource` or has an unknown option; or a set is named twice.
     """
     if config.source is None:
         option = "data.dataset_id"
@@ -48,7 +48,7 @@ def sources_of(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) 
 
 
 def require_available(config: DataConfig, allow: Sequence[str] | None = TYPED_BY_USER) -> None:
-    """Refuse data that is not available, as its sources do, in less than 2 s and without importing torch or Minari."""
+    """Raise UserError if data is not available, in less than 2 s per source and without importing torch or Minari."""
     for source in sources_of(config, allow):
         source.require_available()
 
@@ -56,13 +56,13 @@ def require_available(config: DataConfig, allow: Sequence[str] | None = TYPED_BY
 def load_offline_data(
     config: DataConfig, progress: bool = True, allow: Sequence[str] | None = TYPED_BY_USER
 ) -> OfflineData:
-    """Read, join and validate all episodes of ``config``; fetch or simulate what is not on disk.
+    """Read, join and validate all episodes of ``config``; sets that are not on disk are downloaded or simulated.
 
-    Environment and reference scores are those of the first source; ``allow`` as of :func:`sources_of`. With
-    ``data.cache`` the episodes' arrays lie on its disk, and of the whole set little is in memory at any time.
+    Environment and reference scores are those of the first source; ``allow`` as in :func:`sources_of`. With
+    ``data.cache`` the arrays are files on disk, and only a small part of the set is in memory at any time.
 
     Raises:
-        UserError: a set is named twice, is not available, or is corrupt (named: data set, episode, field);
+        UserError: a set is named twice, not available, or corrupt (the message names data set, episode and field);
             the environments or spaces of two sets differ, or spaces cannot become tokens; or a selected observation
             key or dimension does not exist.
     """
@@ -107,7 +107,7 @@ def load_offline_data(
 
 
 def _on_disk(episodes: Iterator[Episode], folder: Path) -> list[Episode]:
-    """The same episodes, their arrays one after the other in a file in ``folder``."""
+    """Return the same episodes with their arrays in a file in ``folder``."""
     facts: list[tuple[int, int, int, bool]] = []
 
     def numbers() -> Iterator[np.ndarray]:
@@ -127,7 +127,7 @@ def _on_disk(episodes: Iterator[Episode], folder: Path) -> list[Episode]:
 
 
 def _validated(found: Sequence[tuple[str, StoredSet]], progress: bool) -> Iterator[Episode]:
-    """All episodes with all observation dimensions, and progress."""
+    """Yield all validated episodes, with all observation dimensions, showing progress."""
     with WorkProgress("{task.completed:.0f}/{task.total:.0f} episodes", progress) as bar:
         for name, stored in found:
             for one in bar.track(stored.episodes, total=stored.num_episodes, description=f"reading {name}"):
@@ -138,14 +138,14 @@ def _validated(found: Sequence[tuple[str, StoredSet]], progress: bool) -> Iterat
 
 
 def _with_keys(name: str, stored: StoredSet, keys: Sequence[str] | None) -> StoredSet:
-    """The set with these keys of its Dict observations alone; refuses a key that there is not or that has no tokens."""
+    """Return the set with only these keys of its Dict observations; raises UserError for an unknown or unusable key."""
     whole = stored.environment.observation
     kept = whole if keys is None else whole.under(keys)
     for key in keys or ():
         require(
             len(whole.under([key]).leaves) > 0,
             f"data.observation_keys has '{key}', but the observations of '{name}' "
-            + (f"have {', '.join(leaf.key for leaf in whole.leaves)}" if whole.leaves[0].path else "are no Dict"),
+            + (f"have {', '.join(leaf.key for leaf in whole.leaves)}" if whole.leaves[0].path else "are not a Dict"),
         )
     kept.require_usable(f"data set '{name}': ")
     if keys is None:
@@ -154,7 +154,7 @@ def _with_keys(name: str, stored: StoredSet, keys: Sequence[str] | None) -> Stor
 
     def narrowed(episode: StoredEpisode) -> StoredEpisode:
         values = episode.observations
-        if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == whole.size:  # flattened before
+        if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == whole.size:  # already flattened
             return replace(episode, observations=values[:, columns])
         return episode
 
@@ -163,16 +163,16 @@ def _with_keys(name: str, stored: StoredSet, keys: Sequence[str] | None) -> Stor
 
 
 def _require_memory(name: str, stored: StoredSet, indices: Sequence[int] | None) -> None:
-    """Refuse a set that is too large for memory, where it says how many steps it has, before its episodes are read."""
+    """Raise UserError for a set whose metadata state more steps than fit into memory, before its episodes are read."""
     steps = stored.metadata.get("total_steps")
     if isinstance(steps, int):
         seen = stored.environment.observation.size if indices is None else len(indices)
         dimensions = seen + stored.environment.action_dim + 2
         require_memory(
-            2 * 4 * steps * dimensions,  # float32, as episodes and as the rows that are made of them
+            2 * 4 * steps * dimensions,  # float32; stored twice, as episodes and as rows
             available_memory(),
             f"data set '{name}' has {steps:,} steps of {dimensions:,} numbers, which take",
-            "keep it on disk by data.cache=FOLDER, fewer dimensions by data.observation_keys or "
+            "keep it on disk with data.cache=FOLDER, select fewer dimensions with data.observation_keys or "
             "data.observation_indices, or take a smaller set",
         )
 
@@ -181,7 +181,7 @@ def _require_joinable(first: tuple[str, StoredSet], other: tuple[str, StoredSet]
     refusal = f"data sets '{first[0]}' and '{other[0]}' cannot be joined"
     ours, theirs = first[1].environment, other[1].environment
     if ours.env_id and theirs.env_id and ours.env_id != theirs.env_id:
-        raise UserError(f"{refusal}: they are of different environments, {ours.env_id} and {theirs.env_id}")
+        raise UserError(f"{refusal}: their environments differ, {ours.env_id} and {theirs.env_id}")
     for field in ("observation", "action"):
         own, others = getattr(ours, field), getattr(theirs, field)
         require(

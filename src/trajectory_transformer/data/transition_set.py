@@ -1,4 +1,4 @@
-"""Single transitions, for learners that look at one step at a time: kept on one device and gathered there by index."""
+"""Sets of single transitions, for one-step learners: kept on one device and gathered there by index."""
 
 import copy
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from .transitions import penalized_rewards
 
 
 class TransitionBatch(NamedTuple):
-    """Transitions in float32, one a row; a leading axis, where there is one, is that of an ensemble's members."""
+    """A batch of float32 transitions; a leading axis, if present, is that of an ensemble's members."""
 
     observations: Tensor  # (…, batch, observation_dim)
     actions: Tensor  # (…, batch, action_dim)
     rewards: Tensor  # (…, batch)
     next_observations: Tensor  # (…, batch, observation_dim)
-    terminal: Tensor  # (…, batch), 1 where the environment ended the episode, 0 elsewhere, after a time limit too
+    terminal: Tensor  # (…, batch), 1 if the environment ended the episode, otherwise 0, also after a time limit
 
 
 class TransitionSet:
-    """All transitions of at least one episode, one episode after the other, in ``all``.
+    """All transitions of at least one episode, episode by episode, in the attribute ``all``.
 
     Args:
-        episodes, termination_penalty: as of :func:`~.transitions.join_episodes`.
+        episodes, termination_penalty: as in :func:`~.transitions.join_episodes`.
     """
 
     _samples: Tensor | None = None
@@ -46,9 +46,9 @@ class TransitionSet:
         self.all = TransitionBatch(*map(torch.from_numpy, columns))
 
     def to(self, device: torch.device, samples: Tensor | None = None) -> "TransitionSet":
-        """The same transitions on another device; ``samples``, (members, len) int64 indices: a sample for each member.
+        """Return the same transitions on another device.
 
-        The members are those of an ensemble, each of which sees its own sample only.
+        ``samples``, (members, len) int64 indices, gives each member of an ensemble its own sample of the transitions.
         """
         moved = copy.copy(self)
         moved.all = TransitionBatch(*(column.to(device) for column in self.all))
@@ -63,7 +63,7 @@ class TransitionSet:
         return self.all.rewards.device
 
     def gather(self, indices: Tensor) -> TransitionBatch:
-        """Transitions by number: ``indices`` (batch,), int64 in [0, len), on any device; of each sample, if any."""
+        """Return the transitions ``indices`` (batch,), int64 in [0, len), on any device; from each sample, if any."""
         rows = indices.to(self.device)
         if self._samples is not None:
             rows = self._samples[:, rows]
@@ -71,19 +71,19 @@ class TransitionSet:
 
 
 class FollowedBatch(NamedTuple):
-    """Transitions as in :class:`TransitionBatch`, with the action that was taken next."""
+    """A batch of transitions as in :class:`TransitionBatch`, with the next actions."""
 
     observations: Tensor  # (batch, observation_dim)
     actions: Tensor  # (batch, action_dim)
     rewards: Tensor  # (batch,)
     next_observations: Tensor  # (batch, observation_dim)
     terminal: Tensor  # (batch,)
-    next_actions: Tensor  # (batch, action_dim); where none was taken, the transition's own
-    followed: Tensor  # (batch,), 1 where one was taken, 0 at the last step of an episode, however it ended
+    next_actions: Tensor  # (batch, action_dim); the transition's own action if there is no next one
+    followed: Tensor  # (batch,), 1 if there is a next action, 0 at the last step of an episode
 
 
 class FollowedTransitions:
-    """The transitions of a :class:`TransitionSet`, gathered with the next actions; arguments as there."""
+    """The transitions of a :class:`TransitionSet` with the next actions; arguments as there."""
 
     def __init__(self, episodes: Sequence[Episode], termination_penalty: float | None) -> None:
         self.transitions = TransitionSet(episodes, termination_penalty)
@@ -91,7 +91,7 @@ class FollowedTransitions:
         self._followed = torch.from_numpy(np.concatenate(followed))
 
     def to(self, device: torch.device) -> "FollowedTransitions":
-        """The same transitions on another device."""
+        """Return the same transitions on another device."""
         moved = copy.copy(self)
         moved.transitions, moved._followed = self.transitions.to(device), self._followed.to(device)
         return moved
@@ -104,7 +104,7 @@ class FollowedTransitions:
         return self.transitions.device
 
     def gather(self, indices: Tensor) -> FollowedBatch:
-        """As :meth:`TransitionSet.gather`."""
+        """Return transitions by index, as in :meth:`TransitionSet.gather`."""
         rows = indices.to(self.device)
         followed = self._followed[rows]
         next_actions = self.transitions.all.actions[rows + followed]
@@ -112,6 +112,6 @@ class FollowedTransitions:
 
 
 def return_range(episodes: Sequence[Episode], termination_penalty: float | None) -> tuple[float, float]:
-    """Worst and best undiscounted return of the episodes, with the penalty in place of terminating rewards."""
+    """Return the lowest and highest undiscounted return, with the penalty in place of terminating rewards."""
     returns = [float(penalized_rewards(episode, termination_penalty).sum()) for episode in episodes]
     return min(returns), max(returns)

@@ -13,9 +13,9 @@ from .on_disk import forget, joined_rows
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
-    """Discounted sum of the rewards (T,) after each step: ``V[t] = r[t+1] + discount * V[t+1]``, 0 at the last.
+    """Return the discounted sum of rewards (T,) after each step: ``V[t] = r[t+1] + discount * V[t+1]``, 0 at the last.
 
-    Returns (T,) float64, for a discount in [0, 1].
+    The result is (T,) float64; the discount is in [0, 1].
     """
     following = accumulate(
         np.asarray(rewards, dtype=np.float64)[:0:-1].tolist(),
@@ -26,7 +26,7 @@ def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
 
 
 def penalized_rewards(episode: Episode, termination_penalty: float | None) -> np.ndarray:
-    """(T,) float64 rewards; the last one of a terminated episode is the penalty, where there is one."""
+    """Return (T,) float64 rewards; if a penalty is given, it replaces the last reward of a terminated episode."""
     rewards = episode.rewards.astype(np.float64)
     if episode.terminated and termination_penalty is not None:
         rewards[-1] = termination_penalty
@@ -34,13 +34,13 @@ def penalized_rewards(episode: Episode, termination_penalty: float | None) -> np
 
 
 def join_transitions(episode: Episode, discount: float, termination_penalty: float | None) -> np.ndarray:
-    """One row for each step of an episode, (T, transition_dim) float32, columns as in :class:`TransitionLayout`.
+    """Return a row for each step of an episode, (T, transition_dim) float32, columns as in :class:`TransitionLayout`.
 
     Args:
         episode: T steps.
-        discount: of the return-to-go.
-        termination_penalty: reward of the last step of a terminated episode, instead of the recorded one, before
-            returns are computed; None keeps the reward. Truncated episodes always keep theirs.
+        discount: discount factor of the return-to-go.
+        termination_penalty: replaces the reward of the last step of a terminated episode before returns are computed;
+            None keeps the recorded reward. Truncated episodes always keep it.
     """
     layout = TransitionLayout(episode.observations.shape[1], episode.actions.shape[1])
     rewards = penalized_rewards(episode, termination_penalty)
@@ -54,7 +54,7 @@ def join_transitions(episode: Episode, discount: float, termination_penalty: flo
 
 @dataclass(frozen=True)
 class TransitionTable:
-    """The transitions of several episodes, one episode after the other."""
+    """The transitions of several episodes, episode by episode."""
 
     values: np.ndarray  # (rows, transition_dim) float32: lengths[0] rows of episode 0, lengths[1] of episode 1, …
     lengths: np.ndarray  # (episodes,) int64, steps of each episode
@@ -68,16 +68,16 @@ def join_episodes(
     rewarded: bool = True,
     folder: Path | None = None,
 ) -> TransitionTable:
-    """:func:`join_transitions` of every episode, in one table.
+    """Join the rows of :func:`join_transitions` for all episodes into one table.
 
     Args:
-        episodes, discount, termination_penalty: as there.
+        episodes, discount, termination_penalty: as in :func:`join_transitions`.
         rewarded: False makes all rewards and values 0.
-        folder: of the disk that the table lies on; None: in memory.
+        folder: folder in which the table is kept on disk; None: in memory.
 
     Raises:
         ValueError: there is no episode.
-        UserError: the folder cannot be written in.
+        UserError: the folder is not writable.
     """
     if len(episodes) == 0:
         raise ValueError("at least one episode is needed")

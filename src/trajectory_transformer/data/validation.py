@@ -1,4 +1,4 @@
-"""Checks of stored episodes; every refusal names the episode's place and the field."""
+"""Validation of stored episodes; every message names the episode's place and the field."""
 
 import warnings
 from collections.abc import Callable
@@ -16,12 +16,12 @@ _as_float32 = partial(np.asarray, dtype=np.float32)
 
 
 def validate_episode(stored: StoredEpisode, observation: SpaceSpec, action: SpaceSpec) -> Episode:
-    """An :class:`Episode` with all dimensions of its observations, if everything in it is as its spaces have it.
+    """Return a stored episode as an :class:`Episode` with all observation dimensions, if it conforms to its spaces.
 
     Raises:
-        UserError: a length of 0, lengths that do not fit together (observations must be one more than actions), a shape
-            other than the space's, NaN or infinite values, a Discrete value outside its space, a termination before
-            the last step.
+        UserError: a length of 0, inconsistent lengths (there must be one more observation than actions), a shape other
+            than the space's, NaN or infinite values, a Discrete value outside its space, or a termination before the
+            last step.
     """
     at = f"{stored.place}, "
     actions = _flatten(f"{at}actions", stored.actions, action)
@@ -51,7 +51,7 @@ def validate_episode(stored: StoredEpisode, observation: SpaceSpec, action: Spac
 
 
 def _flatten(where: str, values: object, spec: SpaceSpec) -> np.ndarray:
-    """(rows, size) float32 of a space's values, which may have been flattened before."""
+    """Flatten a space's values, which may already be flat, to (rows, size) float32."""
     if isinstance(values, np.ndarray) and values.ndim == 2 and (spec.leaves[0].path or values.shape[1] == spec.size):
         columns = values.shape[1]
         require(columns == spec.size, f"{where}: has {columns} columns, the flattened space {spec.size}")
@@ -60,7 +60,7 @@ def _flatten(where: str, values: object, spec: SpaceSpec) -> np.ndarray:
 
 
 def _row(where: str, values: object) -> np.ndarray:
-    """(T,) float32 of one entry for each step."""
+    """Convert one number for each step to (T,) float32."""
     row = _converted(where, values, _as_float32)
     if row.shape[1:] not in ((), (1,)) or row.ndim == 0:
         raise UserError(f"{where}: has shape {row.shape}, expected one number for each step")
@@ -68,7 +68,7 @@ def _row(where: str, values: object) -> np.ndarray:
 
 
 def _flags(where: str, values: object, steps: int) -> np.ndarray:
-    """(T,) flags; a single one is the last step's."""
+    """Convert flags to (T,) float32; a single flag is that of the last step."""
     if np.ndim(values) == 0:  # pyright: ignore[reportArgumentType]
         return np.append(np.zeros(steps - 1, dtype=np.float32), _converted(where, values, _as_float32))
     return _row(where, values)
@@ -81,7 +81,7 @@ def _converted(where: str, values: object, convert: Callable[[object], np.ndarra
         with (
             np.errstate(over="ignore"),
             warnings.catch_warnings(),
-        ):  # what float32 cannot hold becomes infinite, and is refused as such
+        ):  # numbers beyond float32 become infinite and are refused as such
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
             return convert(values)
     except KeyError as error:
@@ -95,13 +95,13 @@ def _check_finite(where: str, values: np.ndarray, names: list[str]) -> None:
         raise UserError(f"{where}: {values[step, column]} at step {step}, dimension {names[column]}")
     for step, column in np.argwhere(np.abs(values) > LARGEST):
         raise UserError(
-            f"{where}: {values[step, column]} at step {step}, dimension {names[column]}, is beyond ±{LARGEST:g}, whose "
-            "square float32 can hold; scale the data down"
+            f"{where}: {values[step, column]} at step {step}, dimension {names[column]}, is beyond ±{LARGEST:g}, the "
+            "largest number whose square fits into float32; scale the data down"
         )
 
 
 def _check_whole(where: str, values: np.ndarray, spec: SpaceSpec) -> None:
-    """Refuse what is no whole number in a space of such, or outside a Discrete space."""
+    """Raise UserError for fractions in a space of whole numbers, and for values outside a Discrete space."""
     chosen = np.flatnonzero(spec.whole)
     numbers, low, high, discrete = values[:, chosen], spec.low[chosen], spec.high[chosen], spec.discrete[chosen]
     outside = discrete & ((numbers < low) | (numbers > high))

@@ -1,4 +1,4 @@
-"""All training windows of a set of episodes: tokenised once, kept on one device or on disk, gathered there by index."""
+"""Training windows of tokens: tokenised once, kept on one device or on disk, and gathered there by index."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +16,15 @@ ROWS_PER_CHUNK = 65_536
 
 
 class WindowBatch(NamedTuple):
-    """Windows of L transitions of D tokens (``sequence_length``, and one more for a goal), ready for the model."""
+    """A batch of windows of L transitions (``sequence_length``, plus one for a goal) of D tokens each."""
 
     trajectories: Tensor  # (batch, L * D - 1) int64 input tokens
-    targets: Tensor  # the same, of the token after each
-    mask: Tensor  # the same, float32: 1 where the target counts in the loss, 0 after a truncated episode
+    targets: Tensor  # same shape: the next token at each position
+    mask: Tensor  # same shape, float32: 1 if the target counts in the loss, 0 after a truncated episode
 
 
 class TokenWindows:
-    """Every transition starts a window; a window that reaches past its episode's end is filled with stop tokens.
+    """All windows of a set of episodes, one from each transition, padded with stop tokens past an episode's end.
 
     ::
 
@@ -32,24 +32,24 @@ class TokenWindows:
         window  [t t t]
                       [t s s]                   s: stop tokens, L - 1 at most
 
-    Stop tokens after a terminated episode are trained on; after a truncated one, where nobody knows what would have
-    come, they are masked.
+    Stop tokens after a terminated episode are trained on; after a truncated one, whose continuation is unknown, they
+    are masked.
 
     Args:
         table: the transitions.
-        discretizer: makes tokens of them.
+        discretizer: converts them to tokens.
         sequence_length: L, at least 1.
-        device: of the batches.
-        goals: (episodes, D) int64 tokens of one transition more, which every window of an episode begins with and
-            which is not trained on.
-        cache: folder that keeps the tokens, made once, on disk, where batches read them; None: on the device.
+        device: device of the batches.
+        goals: (episodes, D) int64 tokens of an additional transition that begins every window of an episode and is not
+            trained on.
+        cache: folder in which the tokens are kept on disk and read for each batch; None: on the device.
 
     Raises:
         UserError: the cache cannot be written.
     """
 
-    # Differs from the original: every transition starts a window, an episode's last one too.
-    # Differs from the original: padding after truncation is masked, whatever the length of the episode.
+    # Differs from the original: every transition starts a window, including an episode's last one.
+    # Differs from the original: padding after truncation is masked, for episodes of any length.
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class TokenWindows:
             self._mapped = kept_rows(cache, key, chunks, numbers, table.values.shape)
             in_random_order(self._mapped)
             self._tokens = torch.from_numpy(self._mapped)
-        self._ends = torch.from_numpy(np.cumsum(table.lengths)).to(device)  # (episodes,) rows up to each one's last
+        self._ends = torch.from_numpy(np.cumsum(table.lengths)).to(device)  # (episodes,) end row of each episode
         self._terminated = torch.from_numpy(table.terminated).to(device)
         self._steps = torch.arange(sequence_length, device=device)
         self._goals = None if goals is None else goals.to(device, dtype)
 
     def __len__(self) -> int:
-        """Windows: one for each transition."""
+        """Return the number of windows, one for each transition."""
         return len(self._tokens)
 
     @property
@@ -103,12 +103,12 @@ class TokenWindows:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def expect(self, indices: Tensor) -> None:
-        """Begin to read the windows that are gathered soon, where they lie on disk."""
+        """Start reading from disk the windows that will be gathered soon."""
         if self._mapped is not None:
             read_ahead(self._mapped, indices.tolist(), self.sequence_length)
 
     def gather(self, indices: Tensor) -> WindowBatch:
-        """The windows with these numbers (batch,) in [0, len), on :attr:`device`; IndexError for others (on a CPU)."""
+        """Return the windows ``indices`` (batch,) in [0, len), on :attr:`device`; IndexError for others (on a CPU)."""
         indices = indices.to(self.device)
         episodes = torch.searchsorted(self._ends, indices, right=True)
         ends = self._ends[episodes, None]

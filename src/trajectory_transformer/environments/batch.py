@@ -1,4 +1,4 @@
-"""Environments rebuilt from what a checkpoint says of them, and stepped side by side."""
+"""Batches of environments rebuilt from a checkpoint's records."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
 _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
-# Package and class of wrappers that record, and change neither spaces nor rewards: left out, as no recording is wanted.
+# Package and class of wrappers that only record, changing neither spaces nor rewards; they are left out.
 _RECORDERS = {
     ("gymnasium", "HumanRendering"),
     ("gymnasium", "RecordEpisodeStatistics"),
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of one step of the active rows; rows that were not active hold 0, False and no info."""
+    """The outcome of a step of the active rows; inactive rows hold 0, False and an empty info."""
 
-    actions: np.ndarray  # (env, action_dim) float32, as executed: clipped to the bounds, or an index
+    actions: np.ndarray  # (env, action_dim) float32, as executed: clipped to the bounds, or rounded to an index
     rewards: np.ndarray  # (env,) float64
     terminated: np.ndarray  # (env,) bool
     truncated: np.ndarray  # (env,) bool
@@ -50,12 +50,12 @@ class StepResult:
 
 
 class EnvironmentFailure(Exception):
-    """What an environment did in place of a step, of a reset or of drawing.
+    """Failure of an environment in a step, a reset or rendering.
 
     Attributes:
-        row: which environment.
-        reason: one line.
-        own: what its own code raised, or None where what it returned makes no sense.
+        row: index of the environment.
+        reason: the failure in one line.
+        own: exception of its code, or None if it returned something invalid.
     """
 
     def __init__(self, row: int, reason: str, own: BaseException | None = None) -> None:
@@ -64,14 +64,14 @@ class EnvironmentFailure(Exception):
 
 
 class EnvironmentBatch:
-    """Environments of one kind stepped one after the other, each row reset with its own seed when the caller says so.
+    """Equal environments, stepped one after the other; each row is reset by the caller with its own seed.
 
-    Gymnasium's ``SyncVectorEnv`` resets with seeds of its own, or refuses to step while a row is finished.
+    Gymnasium's ``SyncVectorEnv`` chooses its own seeds on resets, or refuses to step while a row is finished.
 
     Attributes:
         observations: (env, observation_dim) float32, the latest of each row; 0 before a row's first reset.
-        desired_goals, achieved_goals: (env, goal_dim) float32, the latest goal of each row and what it has achieved,
-            such as its position, whether the model sees them or not; None where observations hold none.
+        desired_goals, achieved_goals: (env, goal_dim) float32, the latest goal and achieved goal (such as the position)
+            of each row, whether the model sees them or not; None if observations hold none.
     """
 
     def __init__(self, environments: list[gymnasium.Env], spec: EnvironmentSpec) -> None:
@@ -87,36 +87,36 @@ class EnvironmentBatch:
         for environment in self.environments:
             try:
                 environment.close()
-            except Exception as error:  # whatever a third party's code raises; what was done before counts
+            except Exception as error:  # third-party code raises any exception; the results are already there
                 log.warning("closing environment '%s' failed: %s", environment_title(self.spec), error)
 
     @property
     def max_episode_steps(self) -> int | None:
-        """Steps after which an episode is truncated, or None where no limit is declared."""
+        """Steps after which an episode is truncated, or None without a declared limit."""
         spec = self.environments[0].spec
         return None if spec is None else spec.max_episode_steps
 
     def limit(self, max_episode_steps: int) -> None:
-        """Truncate episodes after so many steps."""
+        """Truncate episodes after ``max_episode_steps`` steps."""
         self.environments = [TimeLimit(environment, max_episode_steps) for environment in self.environments]
 
     def reset(self, row: int, seed: int) -> None:
-        """Begin an episode in ``row``, wholly determined by ``seed``; may raise :class:`EnvironmentFailure`."""
+        """Begin an episode in ``row``, determined by ``seed``; may raise :class:`EnvironmentFailure`."""
         with _blaming(row):
             observation, _ = self.environments[row].reset(seed=seed)
         self._look(row, observation)
 
     def render(self, row: int) -> Any:
-        """A picture of ``row``; may raise :class:`EnvironmentFailure`."""
+        """Render ``row``; may raise :class:`EnvironmentFailure`."""
         with _blaming(row):
             return self.environments[row].render()
 
     def try_out(self, action: np.ndarray) -> None:
-        """Reset the first row, and step it with a sampled action and with a flat one (action_dim,) as agents give it.
+        """Test the first row: reset it, and step it with a sampled action and with a flat one (action_dim,).
 
         Raises:
-            UserError: it raises, or returns what nothing can be learnt from: not as many things as Gymnasium has, a
-                reward or flag that is not one number, an observation of another shape, or one that is not finite.
+            UserError: it raises an exception, or returns an invalid result: the wrong number of values, a reward or
+                flag that is not one number, or an observation that has another shape or is not finite.
         """
         environment = self.environments[0]
         environment.action_space.seed(0)
@@ -127,33 +127,33 @@ class EnvironmentBatch:
             self._try(f"step({given!r}), a {kind} action,", parts, functools.partial(environment.step, given))
 
     def _try(self, call: str, parts: tuple[str, ...], made: Callable[[], Any]) -> None:
-        """Make a call, and refuse what it raises, or returns for ``parts``."""
-        remedy = "; mend it, or train without acting in it: evaluation.episodes=0"
+        """Make a call, and raise UserError if it fails or does not return valid ``parts``."""
+        remedy = "; correct it, or train without acting in it: evaluation.episodes=0"
         place = f"environment '{environment_title(self.spec)}': {call}"
         try:
             returned = made()
-        except Exception as error:  # whatever a third party's code raises
+        except Exception as error:  # third-party code raises any exception
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{place} raises {reason} ({frame.filename}:{frame.lineno}){remedy}") from error
         if not isinstance(returned, tuple) or len(returned) != len(parts):
-            what = f"{len(returned)} things" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
+            what = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
             raise UserError(f"{place} returns {what}, expected ({', '.join(parts)}){remedy}")
         observation, *numbers, info = returned
         try:
             for name, value in zip(parts[1:], numbers, strict=False):
                 require(np.isfinite(_number(name, value)), f"its {name} is {value!r}")
-            require(isinstance(info, Mapping), f"its info is {info!r}, which is no dict")
+            require(isinstance(info, Mapping), f"its info is {info!r}, which is not a dict")
             self._look(0, observation)
         except (UserError, EnvironmentFailure) as error:
-            raise UserError(f"{place} returns nonsense: {error}{remedy}") from error
+            raise UserError(f"{place} returns an invalid result: {error}{remedy}") from error
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
         """Step the rows that are ``active``, (env,) bool, with flat actions (env, action_dim).
 
         Raises:
-            EnvironmentFailure: one of them raised something, wanted to end the process, or returned what is no outcome
-                of a step.
+            EnvironmentFailure: one of them raised an exception, tried to end the process, or returned an invalid
+                result.
         """
         count = len(self.environments)
         executed = self.spec.action.to_environment(actions)
@@ -169,14 +169,14 @@ class EnvironmentBatch:
             except UserError as error:
                 raise EnvironmentFailure(row, str(error)) from None
             if not math.isfinite(rewards[row]):
-                raise EnvironmentFailure(row, f"its reward is {rewards[row]}: its simulation has broken down")
+                raise EnvironmentFailure(row, f"its reward is {rewards[row]}: its simulation has become unstable")
             if not isinstance(infos[row], Mapping):
-                raise EnvironmentFailure(row, f"its info is {infos[row]!r}, which is no dict")
+                raise EnvironmentFailure(row, f"its info is {infos[row]!r}, which is not a dict")
             self._look(row, observation)
         return StepResult(shown, rewards, terminated, truncated, infos)
 
     def _goals(self, key: str) -> np.ndarray | None:
-        """Zeros (env, goal_dim) for the goals that observations hold under ``key``, whether they are data or not."""
+        """Return zeros (env, goal_dim) for the goals in raw observations under ``key``; None if there are none."""
         space = space_spec(self.environments[0].observation_space)
         leaf = next((leaf for leaf in space.leaves if leaf.path == (key,)), None)
         return None if leaf is None else np.zeros((len(self.environments), leaf.size), dtype=np.float32)
@@ -195,26 +195,26 @@ class EnvironmentBatch:
 
 @contextlib.contextmanager
 def _blaming(row: int) -> Iterator[None]:
-    """Say that what is raised here is the environment's doing; but what a signal makes this process raise is not."""
+    """Convert exceptions of an environment's code into EnvironmentFailure, except those raised by signals."""
     try:
         yield
     except SystemExit as exit:
         if exit.code in EXITS_BY_SIGNAL:
             raise
-        raise EnvironmentFailure(row, f"it wanted to end the process, with exit code {exit.code}", exit) from exit
-    except Exception as error:  # whatever a third party's code raises
+        raise EnvironmentFailure(row, f"it tried to end the process with exit code {exit.code}", exit) from exit
+    except Exception as error:  # third-party code raises any exception
         raise EnvironmentFailure(row, f"{type(error).__name__}: {error}", error) from error
 
 
 def make_environments(
     spec: EnvironmentSpec, num_envs: int, render: bool = False, max_episode_steps: int | None = None
 ) -> EnvironmentBatch:
-    """Make ``num_envs`` environments of the checkpoint's kind; for ``render``, with (height, width, 3) uint8 frames.
+    """Make ``num_envs`` environments of ``spec``; with ``render``, they render (height, width, 3) uint8 frames.
 
-    ``max_episode_steps`` take the place of the environment's own limit.
+    ``max_episode_steps`` replaces the environment's own limit.
 
     Raises:
-        UserError: the environment cannot be made, or its spaces are not the checkpoint's.
+        UserError: the environment cannot be made, or its spaces differ from those of ``spec``.
     """
     with contextlib.ExitStack() as closing:
         environments = [closing.enter_context(_make(spec, render, max_episode_steps)) for _ in range(num_envs)]
@@ -224,14 +224,14 @@ def make_environments(
 
 
 def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) -> gymnasium.Env:
-    """One environment. Its class comes from Gymnasium's registry; the stored spec gives arguments and time limit only.
+    """Make one environment of Gymnasium's registry; only arguments, time limit and wrappers come from the stored spec.
 
-    ``gymnasium.make(EnvSpec.from_json(…))`` would call any function that a checkpoint names as entry point.
+    ``gymnasium.make(EnvSpec.from_json(…))`` would call any function named as entry point by a checkpoint.
     """
     stored = _stored_spec(spec)
     env_id = spec.env_id or (stored.id if stored is not None else "")
     if not env_id:
-        raise UserError("the data set names no environment, so there is none to act in")
+        raise UserError("the data set names no environment to act in; train with evaluation.episodes=0")
     arguments = {} if stored is None else {k: v for k, v in stored.kwargs.items() if k != "render_mode"}
     limit = max_episode_steps or (None if stored is None else stored.max_episode_steps)
     mode = {"render_mode": "rgb_array"} if render else {}
@@ -243,7 +243,7 @@ def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) ->
             _follow(environment.unwrapped)
     except UserError:
         raise
-    except Exception as error:  # whatever a third party's constructor raises
+    except Exception as error:  # third-party constructors raise any exception
         message = f"environment '{env_id}' cannot be made: {error}{_advice(stored, env_id)}"
         is_missing = isinstance(error, (gymnasium.error.Error, ImportError))
         raise (UserError(message) if is_missing else UserError.of_own_code(message, error)) from error
@@ -251,16 +251,16 @@ def _make(spec: EnvironmentSpec, render: bool, max_episode_steps: int | None) ->
 
 
 def _follow(simulation: Any) -> None:
-    """Let the camera go with a running body.
+    """Make the camera follow a moving body.
 
-    Gymnasium's camera stays behind, as of 1.4 also where it names the body to follow. Where it names none, as for
-    HalfCheetah and Ant, the model has a camera of its own.
+    Gymnasium's camera (1.4) is fixed, even if it names a body to follow. If it names none, as for HalfCheetah and Ant,
+    the model has a tracking camera.
     """
     if not type(simulation).__module__.startswith("gymnasium.envs.mujoco."):
         return
     renderer = simulation.mujoco_renderer
     if "trackbodyid" in (renderer.default_cam_config or {}):
-        library: Any = mujoco  # whose stubs leave out what is written in C
+        library: Any = mujoco  # its stubs lack the parts written in C
         renderer.default_cam_config = {**renderer.default_cam_config, "type": library.mjtCamera.mjCAMERA_TRACKING}
         renderer.camera_id = None
         return
@@ -285,21 +285,21 @@ def _wrap(environment: gymnasium.Env, env_id: str, entry_point: str, arguments: 
     wrapper = load_env_creator(entry_point) if entry_point.startswith(_WRAPPER_PACKAGES) else None
     if not (isinstance(wrapper, type) and issubclass(wrapper, gymnasium.Wrapper)):
         raise UserError(
-            f"the data of environment '{env_id}' were recorded within the wrapper '{entry_point}', which is not one of "
-            "Gymnasium's and is not loaded, as a file must not choose what is imported; evaluation.episodes=0 trains "
-            "without acting, and Agent.from_checkpoint then acts in an environment that you make"
+            f"the data of environment '{env_id}' were recorded with the wrapper '{entry_point}', which is not one of "
+            "Gymnasium's and is not loaded, because a file must not choose what is imported; train with "
+            "evaluation.episodes=0, and act by Agent.from_checkpoint in an environment that you make"
         )
     return wrapper(env=environment, **arguments)
 
 
 @functools.cache
 def _say_left_out(env_id: str, entry_point: str) -> None:
-    """Say it once in a process, however many environments are made."""
+    """Warn once per process about a wrapper that is left out."""
     log.warning("environment '%s' is made without its wrapper '%s', which only records", env_id, entry_point)
 
 
 def _advice(stored: EnvSpec | None, env_id: str) -> str:
-    """The package to install, or the module to import; nothing where neither is missing."""
+    """Return a hint on the package to install or the module to import; empty if neither is missing."""
     entry_point = "" if stored is None else stored.entry_point
     package = entry_point.split(":")[0].split(".")[0] if isinstance(entry_point, str) else ""
     if not package:
@@ -312,24 +312,24 @@ def _advice(stored: EnvSpec | None, env_id: str) -> str:
 
 
 def _number(name: str, value: Any) -> float:
-    """One number, which may come as an array of one element: a frequent slip that does no harm."""
+    """Return a number; an array of one element, a frequent and harmless mistake, is accepted."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
-        raise UserError(f"its {name} is {value!r}, which is no number")
+        raise UserError(f"its {name} is {value!r}, which is not a number")
     return float(array.item())
 
 
 def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> SpaceSpec:
-    """Refuse spaces that are not those of the data; returns that of actions, whose type old checkpoints do not tell."""
+    """Raise UserError for spaces unlike the data's; returns the action space, whose type old checkpoints lack."""
     actual = spec.action
     for name, expected, space in (
         ("observation", spec.observation, environment.observation_space),
         ("action", spec.action, environment.action_space),
     ):
         actual = space_spec(space)
-        misfit = f"the {name} space of environment '{spec.env_id}' does not fit the data to learn from: "
+        misfit = f"the {name} space of environment '{spec.env_id}' does not match that of the data: "
         there = actual if name == "action" else actual.under([leaf.key for leaf in expected.leaves])
-        if _structure(there) != _structure(expected):  # what else is observed does no harm
+        if _structure(there) != _structure(expected):  # further observations are ignored
             raise UserError(f"{misfit}it has {_describe(actual)}, the data have {_describe(expected)}")
         if name == "action" and not (np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)):
             raise UserError(
@@ -340,7 +340,7 @@ def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> S
 
 
 def _structure(space: SpaceSpec) -> list[SpaceLeaf]:
-    """The leaves without the bounds of a Box."""
+    """Return the leaves, without the bounds of a Box."""
     return [replace(leaf, low=(), high=()) if leaf.kind == "box" else leaf for leaf in space.leaves]
 
 
@@ -361,5 +361,5 @@ def _batch_of_one(value: Any) -> Any:
 
 
 def environment_title(spec: EnvironmentSpec) -> str:
-    """The id to show: the data set's, else the one in its stored spec, else "unknown"."""
+    """Return the environment's id for display: the data set's, else that of the stored spec, else "unknown"."""
     return spec.env_id or str(json.loads(spec.spec_json or "{}").get("id", "unknown"))

@@ -1,4 +1,4 @@
-"""Environments made by their Gymnasium id, those of gymnasium-robotics and of this package included."""
+"""Making environments by Gymnasium id, including those of gymnasium-robotics and this package."""
 
 import contextlib
 import importlib
@@ -21,10 +21,10 @@ REGISTERING_MODULES = ("gymnasium_robotics", "trajectory_transformer.simulation.
 
 
 def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
-    """``gymnasium.make`` with the robotics environments and ours registered, and without what they leave behind.
+    """Call ``gymnasium.make`` with robotics' and our environments registered, without their notices and leftover files.
 
     Importing gymnasium-robotics prints a notice, and each of its mazes leaves an XML file in the temporary folder.
-    MuJoCo calls an attribute of Gymnasium's HalfCheetah deprecated, on stderr and in a file ``MUJOCO_LOG.TXT``.
+    MuJoCo reports a deprecated attribute of Gymnasium's HalfCheetah on stderr and in a file ``MUJOCO_LOG.TXT``.
 
     Raises:
         UserError: the id names a module that is not imported yet.
@@ -49,18 +49,18 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
 
 
 def environment_spec(env_id: str) -> EnvironmentSpec:
-    """The environment of this Gymnasium id, as it is made without arguments.
+    """Return the spec of the environment of this Gymnasium id, made without arguments.
 
     Raises:
-        UserError: there is none, or its spaces cannot become tokens.
+        UserError: it cannot be made, or its spaces cannot become tokens.
     """
     try:
         environment = make_environment(env_id)
-    except Exception as error:  # whatever a third party's constructor raises
+    except Exception as error:  # third-party constructors raise any exception
         raise UserError(
-            f"environment '{env_id}' cannot be made ({' '.join(str(error).split())}); give the Gymnasium id of one "
-            "that is registered, install the package that registers it, or add environment.modules=[my_package] if a "
-            "module of yours does"
+            f"environment '{env_id}' cannot be made ({' '.join(str(error).split())}); give a registered Gymnasium "
+            "id, install the package that registers it, or add environment.modules=[my_package] if a module of yours "
+            "does"
         ) from error
     with contextlib.closing(environment):
         assert environment.spec is not None
@@ -69,7 +69,7 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
 
 
 def space_spec(space: gym.Space) -> SpaceSpec:
-    """Describe a Box, a Discrete, or a (nested) Dict of them and of other spaces, which have no dimensions.
+    """Describe a Box, a Discrete, or a (nested) Dict of them; other spaces in a Dict get no dimensions.
 
     Raises:
         UserError: another kind of space, or a space without any dimension.
@@ -98,15 +98,15 @@ def _leaves(space: gym.Space, path: tuple[str, ...]) -> list[SpaceLeaf]:
 
 @contextlib.contextmanager
 def _deprecations_dropped() -> Iterator[None]:
-    """Silence of MuJoCo's warnings of deprecated attributes, which its user cannot mend."""
+    """Silence MuJoCo's warnings about deprecated attributes, about which the user can do nothing."""
 
-    def tell(message: str) -> None:
+    def warn(message: str) -> None:
         if "deprecated" not in message:
             print(f"WARNING: {message}", file=sys.stderr)
 
-    library: Any = mujoco  # whose stubs leave these functions out
+    library: Any = mujoco  # its stubs lack these functions
     previous = library.get_mju_user_warning()
-    library.set_mju_user_warning(tell)
+    library.set_mju_user_warning(warn)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""States of MuJoCo environments from their observations, where these say enough."""
+"""Reconstruction of MuJoCo states from observations."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from .spec import EnvironmentSpec
 
-_VELOCITY_LIMIT = 10.0  # Gymnasium's Hopper and Walker2d clip velocities to it in observations
+_VELOCITY_LIMIT = 10.0  # Gymnasium's Hopper and Walker2d clip the velocities in observations to it
 
 
 def hidden_positions(simulation: Any, observation: np.ndarray, environment: EnvironmentSpec) -> int | None:
-    """Number of the position's leading coordinates that an observation leaves out, or None where it lacks others.
+    """Return the number of leading position coordinates missing from an observation, or None if others are missing.
 
-    The (observation_dim,) observation, just reset to, must begin with all further positions, then all velocities, as
-    those of Hopper, HalfCheetah, Walker2d and Humanoid do. The simulation has no wrappers.
+    The (observation_dim,) observation, taken right after a reset, must begin with all further positions and then all
+    velocities, as in Hopper, HalfCheetah, Walker2d and Humanoid. The simulation is an environment without wrappers.
     """
     if environment.observation_indices is not None or not hasattr(simulation, "set_state"):
         return None
@@ -26,9 +26,9 @@ def hidden_positions(simulation: Any, observation: np.ndarray, environment: Envi
 
 
 def states_of(observations: np.ndarray, hidden: int, simulation: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(position, velocity) of each of (steps, observation_dim) observations of a simulation.
+    """Return the (position, velocity) of each of (steps, observation_dim) observations of a simulation.
 
-    The ``hidden`` coordinates that are left out are integrated from their velocities.
+    The missing ``hidden`` coordinates are integrated from their velocities.
     """
     positions, velocities = simulation.model.nq, simulation.model.nv
     seen = observations.astype(np.float64)

@@ -16,15 +16,15 @@ D4RL_REFERENCE_SCORES: dict[str, tuple[float, float]] = {
     "FrankaKitchen": (0.0, 4.0),
     "MiniGrid-FourRooms": (0.01442, 2.89685),
 }
-# D4RL's AntMaze scores are for episodes that end at the goal. Its Maze2D is not Gymnasium's PointMaze: none there.
+# D4RL's AntMaze scores assume episodes that end at the goal. Its Maze2D differs from PointMaze, which has no scores.
 D4RL_ANTMAZE = (0.0, 1.0)
 
 
 def reference_scores(metadata: Mapping[str, object], env_id: str) -> tuple[tuple[float, float] | None, str]:
-    """(minimum, maximum) return for normalised scores or None, and where they come from.
+    """Return the (minimum, maximum) return for normalised scores, or None, and their origin.
 
     They are the metadata's ``ref_min_score`` and ``ref_max_score`` ("dataset"), else D4RL's for the environment
-    ("d4rl"), else there are none ("none").
+    ("d4rl"), else None ("none").
     """
     minimum, maximum = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if isinstance(minimum, (int, float)) and isinstance(maximum, (int, float)) and minimum < maximum:

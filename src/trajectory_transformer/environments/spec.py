@@ -1,4 +1,4 @@
-"""Environments and their spaces as plain data that a checkpoint can carry; nothing here imports Gymnasium."""
+"""Environments and their spaces as plain data that a checkpoint can store; does not import Gymnasium."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,16 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class SpaceLeaf:
-    """One space that is no Dict within a (nested Dict) space."""
+    """A non-Dict space within a (possibly nested Dict) space."""
 
-    path: tuple[str, ...]  # keys from the root to this leaf; empty where the root is the leaf
-    kind: str  # "box", "discrete", or the class of a space that cannot become tokens, such as "Text": no dimensions
-    shape: tuple[int, ...]  # the Box's; empty for Discrete, which becomes one dimension that holds the index
+    path: tuple[str, ...]  # keys from the root to this leaf; empty if the root is the leaf
+    kind: (
+        str  # "box", "discrete", or the class of a space that cannot become tokens, such as "Text", without dimensions
+    )
+    shape: tuple[int, ...]  # shape of a Box; empty for Discrete, which becomes one dimension holding the index
     low: tuple[float, ...]  # bounds of each flattened dimension (±inf allowed); for Discrete its first index
     high: tuple[float, ...]  # likewise; for Discrete its last index
-    # Of the values, such as "int64"; empty in earlier checkpoints: float32, or int64 for Discrete.
+    # Type of the values, such as "int64"; empty in earlier checkpoints: float32, or int64 for Discrete.
     dtype: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -29,17 +31,17 @@ class SpaceLeaf:
 
     @property
     def numbers(self) -> np.dtype:
-        """The type of the values."""
+        """Type of the values."""
         return np.dtype(self.dtype or ("int64" if self.kind == "discrete" else "float32"))
 
     @property
     def key(self) -> str:
-        """The path as users write it, such as ``goal.position``."""
+        """Dotted path, such as ``goal.position``."""
         return ".".join(self.path)
 
     @property
     def usable(self) -> bool:
-        """It can become tokens."""
+        """True if the space can become tokens."""
         return self.kind in ("box", "discrete")
 
     @property
@@ -49,7 +51,7 @@ class SpaceLeaf:
 
 @dataclass(frozen=True)
 class SpaceSpec:
-    """A space as a row of leaves; flattened dimensions are theirs, one after the other.
+    """A space as a sequence of leaves, whose dimensions are concatenated when flattened.
 
     Dict keys are visited depth first in alphabetical order, as Gymnasium sorts them and Minari stores them.
     """
@@ -58,20 +60,20 @@ class SpaceSpec:
 
     @property
     def size(self) -> int:
-        """Flattened dimensions."""
+        """Number of flattened dimensions."""
         return sum(leaf.size for leaf in self.leaves)
 
     def under(self, keys: Sequence[str]) -> "SpaceSpec":
-        """The leaves whose dotted keys, or beginnings of them, are among ``keys``; "" is the root that is a leaf."""
+        """Return the space of the leaves at or below the dotted ``keys``; "" selects a root that is a leaf."""
         return SpaceSpec(tuple(leaf for leaf in self.leaves if any(_is_under(leaf.key, key) for key in keys)))
 
     def columns(self, kept: "SpaceSpec") -> np.ndarray:
-        """Flattened dimensions, in this space, of the leaves that :meth:`under` kept."""
+        """Return the indices, among this space's flattened dimensions, of the leaves that :meth:`under` kept."""
         paths = {leaf.path for leaf in kept.leaves}
         return np.flatnonzero([leaf.path in paths for leaf in self.leaves for _ in range(leaf.size)])
 
     def require_usable(self, place: str) -> None:
-        """Refuse a leaf that cannot become tokens with a UserError that names its key."""
+        """Raise UserError, naming the key, for a leaf that cannot become tokens."""
         for leaf in self.leaves:
             if not leaf.usable:
                 others = ",".join(other.key for other in self.leaves if other.usable)
@@ -82,26 +84,26 @@ class SpaceSpec:
 
     @property
     def low(self) -> np.ndarray:
-        """(size,) float64 lower bounds."""
+        """Lower bounds, (size,) float64."""
         return np.array([bound for leaf in self.leaves for bound in leaf.low])
 
     @property
     def high(self) -> np.ndarray:
-        """(size,) float64 upper bounds."""
+        """Upper bounds, (size,) float64."""
         return np.array([bound for leaf in self.leaves for bound in leaf.high])
 
     @property
     def discrete(self) -> np.ndarray:
-        """(size,) bool: dimensions that hold the index of a Discrete space."""
+        """Mask (size,) of the dimensions that hold the index of a Discrete space."""
         return np.array([leaf.kind == "discrete" for leaf in self.leaves for _ in range(leaf.size)], dtype=bool)
 
     @property
     def whole(self) -> np.ndarray:
-        """(size,) bool: dimensions that hold whole numbers, those of a Box of integers included."""
+        """Mask (size,) of the dimensions that hold whole numbers, including those of a Box of integers."""
         return np.array([leaf.numbers.kind != "f" for leaf in self.leaves for _ in range(leaf.size)], dtype=bool)
 
     def names(self) -> list[str]:
-        """One name for each flattened dimension, such as ``desired_goal[0]``."""
+        """Return a name for each flattened dimension, such as ``desired_goal[0]``."""
         return [
             f"{leaf.key}[{i}]" if leaf.kind == "box" else leaf.key or "index"
             for leaf in self.leaves
@@ -109,7 +111,7 @@ class SpaceSpec:
         ]
 
     def flatten(self, values: Any) -> np.ndarray:
-        """Batched values of the space, (batch, …) in each leaf, as one (batch, size) float32 array.
+        """Flatten batched values of the space, (batch, …) in each leaf, to one (batch, size) float32 array.
 
         Raises:
             KeyError: a Dict key is missing.
@@ -127,10 +129,10 @@ class SpaceSpec:
         return np.concatenate(columns, axis=1)
 
     def to_environment(self, flat: np.ndarray) -> np.ndarray:
-        """Flat actions (batch, size) as a vector environment takes them; only for a space of a single leaf.
+        """Convert flat actions (batch, size) to those of a vector environment; only for a space of a single leaf.
 
-        They are clipped to the bounds, rounded where the space holds whole numbers, and of the space's own type; those
-        of a Box have its shape.
+        They are clipped to the bounds, rounded if the space holds whole numbers, and converted to the space's type and
+        shape.
         """
         (leaf,) = self.leaves
         clipped = np.clip(flat, np.array(leaf.low), np.array(leaf.high))
@@ -140,9 +142,9 @@ class SpaceSpec:
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """Enough to rebuild the environment of a data set and to speak to it."""
+    """The environment of a data set, with all that is needed to rebuild it and convert its data."""
 
-    env_id: str  # Gymnasium id, such as Hopper-v5; empty where the data set names none
+    env_id: str  # Gymnasium id, such as Hopper-v5; empty if the data set names none
     spec_json: str | None  # Gymnasium's EnvSpec.to_json() of the environment to evaluate in, or None
     observation: SpaceSpec  # with all dimensions
     action: SpaceSpec
@@ -157,7 +159,7 @@ class EnvironmentSpec:
 
     @property
     def observation_dim(self) -> int:
-        """Observation dimensions that the model sees."""
+        """Number of observation dimensions that the model sees."""
         return self.observation.size if self.observation_indices is None else len(self.observation_indices)
 
     @property
@@ -165,7 +167,7 @@ class EnvironmentSpec:
         return self.action.size
 
     def finite_action_bounds(self, learner: str) -> tuple[list[float], list[float]]:
-        """Least and greatest action in each dimension, for a learner whose policy rests on them.
+        """Return the lower and upper bounds of actions, for a learner whose policy depends on them.
 
         Raises:
             UserError: the actions are not a Box with finite bounds.
@@ -174,21 +176,21 @@ class EnvironmentSpec:
         if leaf.kind != "box" or not np.isfinite([*leaf.low, *leaf.high]).all():
             raise UserError(
                 f"learner={learner} needs actions from a Box with finite bounds, which environment '{self.env_id}' "
-                "does not have; its policy and its scaling rest on them"
+                "does not have; its policy and its scaling depend on them"
             )
         return list(leaf.low), list(leaf.high)
 
     def observations(self, values: Any) -> np.ndarray:
-        """Batched raw observations as the (batch, observation_dim) float32 array that the model sees."""
+        """Convert batched raw observations to the (batch, observation_dim) float32 array that the model sees."""
         flat = self.observation.flatten(values)
         return flat if self.observation_indices is None else flat[:, list(self.observation_indices)]
 
     @property
     def goal_dimensions(self) -> tuple[int, ...]:
-        """Dimensions that a goal fixes, among those that the model sees: ``achieved_goal``, or all where there is none.
+        """Dimensions fixed by a goal, among those that the model sees: ``achieved_goal``, or all if there is none.
 
         Raises:
-            UserError: the model sees some of ``desired_goal``, or not all of ``achieved_goal``.
+            UserError: the model sees part of ``desired_goal``, or not all of ``achieved_goal``.
         """
         keys = [leaf.path[-1:] for leaf in self.observation.leaves for _ in range(leaf.size)]
         seen = range(len(keys)) if self.observation_indices is None else self.observation_indices
@@ -197,14 +199,14 @@ class EnvironmentSpec:
         )
         if set(desired) & set(seen) or not set(achieved) <= set(seen):
             raise UserError(
-                f"a model that is trained to reach goals sees what was achieved and not what was desired: "
-                f"data.observation_indices must have {achieved} (achieved_goal) and none of {desired} (desired_goal)"
+                f"a model trained to reach goals must see the achieved goal and not the desired one: "
+                f"data.observation_indices must contain {achieved} (achieved_goal) and none of {desired} (desired_goal)"
             )
         return tuple(list(seen).index(index) for index in achieved) or tuple(range(len(seen)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, strings and numbers; :meth:`from_dict` restores it."""
-        return json.loads(json.dumps(asdict(self)))  # which makes lists of tuples
+        """Return plain lists, strings and numbers, from which :meth:`from_dict` restores the spec."""
+        return json.loads(json.dumps(asdict(self)))  # converts tuples to lists
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EnvironmentSpec":

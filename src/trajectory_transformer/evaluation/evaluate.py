@@ -1,4 +1,4 @@
-"""Evaluation from an agent to ``results.json``, pictures and films."""
+"""Evaluation of an agent in its environment: ``results.json``, plots and videos."""
 
 import csv
 import sys
@@ -26,15 +26,15 @@ _DRAWN_PATHS = 40
 
 
 def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path) -> dict[str, Any]:
-    """Plan episodes in the agent's environment, print a table of their results, and return what ``results.json`` holds.
+    """Act in the agent's environment, print a table of the results, and return the contents of ``results.json``.
 
-    Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png`` where plans look
-    ahead, ``plots/trajectories.png`` where the environment is a maze, ``videos/episode_<i>.mp4`` if asked for, and
-    ``plots/training.png`` if ``run_directory`` holds ``metrics.csv``; the directory is made if it is missing. Until
-    ``results.json`` is there, ``episodes.csv`` has the episodes that have finished, however the evaluation ends.
+    Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png`` if plans look ahead,
+    ``plots/trajectories.png`` if the environment is a maze, ``videos/episode_<i>.mp4`` if requested, and
+    ``plots/training.png`` if ``run_directory`` holds ``metrics.csv``; the directory is made if needed. Until
+    ``results.json`` is written, ``episodes.csv`` holds the finished episodes, even if the process is killed.
 
     Raises:
-        UserError: the environment cannot be made, does not fit or fails, or the directory cannot be written.
+        UserError: the environment cannot be made, does not match or fails, or the directory is not writable.
     """
     run_directory = Path(run_directory)
     recorder = _recorder(request, agent.environment, run_directory / "videos")
@@ -46,7 +46,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
         record = run_episodes(agent, agent.environment, *wanted, options)
     except UserError as error:
         if kept.number:
-            error.args = (f"{error}; {kept.file} has the {kept.number} episodes that had finished",)
+            error.args = (f"{error}; {kept.file} has the {kept.number} finished episodes",)
         raise
     finally:
         if recorder is not None:
@@ -62,16 +62,16 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
 
 
 class _FinishedEpisodes:
-    """A CSV of the episodes that have finished, each written at once: what ends the process does not take them along.
+    """A CSV file of the finished episodes, each written immediately so that it survives the end of the process.
 
-    The file is made, in place of an earlier evaluation's, when the first one has finished.
+    The first finished episode replaces the file of an earlier evaluation.
     """
 
     def __init__(self, file: Path) -> None:
         self.file, self.number = file, 0
 
     def add(self, episode: EpisodeRecord) -> None:
-        """UserError if it cannot be written."""
+        """Append an episode; raises UserError if it cannot be written."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a" if self.number else "w", newline="", encoding="utf-8") as opened:
@@ -85,7 +85,7 @@ class _FinishedEpisodes:
 
 
 def _recorder(request: EvaluationRequest, environment: EnvironmentSpec, directory: Path) -> VideoRecorder | None:
-    """A recorder of the first episodes, or None, with one warning if films were asked for and cannot be made."""
+    """Return a recorder of the first episodes, or None; warns if videos were requested but cannot be made."""
     if request.video == 0:
         return None
     with make_environments(environment, 1) as batch:
@@ -104,7 +104,9 @@ def _plot(
     returns = np.array([episode.episode_return for episode in record.episodes])
     plot_returns(behavior, returns, tuple(results["summary"]["return_ci95"]), title, plots / "returns.png")
     for trace in record.traces:
-        if len(trace.plans[0].observations) > 1:  # else only the present: a policy, or a plan of a single action
+        if (
+            len(trace.plans[0].observations) > 1
+        ):  # otherwise only the present state: a policy, or a plan of a single action
             plot_plan(trace, environment.observation_names, title, plots / "plan_vs_outcome.png")
     if record.paths:
         with make_environments(environment, 1) as batch:
@@ -115,7 +117,7 @@ def _plot(
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of the main results, for people; ``results`` as in ``results.json``."""
+    """Return names and formatted values of the main results; ``results`` as in ``results.json``."""
     summary, behavior, episodes = results["summary"], results["behavior"], results["episodes"]
     low, high = summary["return_ci95"]
     rows = [
@@ -150,7 +152,7 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """The main results, for the screen; ``results`` as in ``results.json``."""
+    """Return a table of the main results for the terminal; ``results`` as in ``results.json``."""
     title = f"{results['env_id']}: {results['planner']['name']} planner"
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="cyan", no_wrap=True)

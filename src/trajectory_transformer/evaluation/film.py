@@ -1,6 +1,6 @@
-"""Frames of an episode with the plan that is followed: the states that it predicts, and what it is worth.
+"""Frames of an episode with the current plan: its predicted states and predicted return.
 
-Nothing here changes what is played: simulations are only read, and plans are taken as the agent keeps them.
+Drawing does not affect the episode: simulations and plans are only read.
 """
 
 from dataclasses import dataclass
@@ -18,34 +18,34 @@ from .ghosts import Color, GhostScene, find_renderer
 from .maze_plot import read_walls
 from .records import ActingAgent
 
-GHOSTS = 4  # of the states that a plan predicts, so many are drawn as bodies, the last one included
-BEAMS = 16  # so many sequences of the search are drawn: where they end, or as lines in a maze
-BLUE_BODY: Color = (0.0, 0.45, 0.70, 0.35)  # the plan's
+GHOSTS = 4  # number of predicted states drawn as bodies, including the last one
+BEAMS = 16  # number of sequences of the search that are drawn: their final states, or lines in a maze
+BLUE_BODY: Color = (0.0, 0.45, 0.70, 0.35)  # of the plan
 BLUE_LINE: Color = (0.0, 0.45, 0.70, 0.9)
 GREY_BODY: Color = (0.35, 0.35, 0.35, 0.1)  # of other sequences
 GREY_LINE: Color = (0.35, 0.35, 0.35, 0.4)
 _LINE = 0.004  # radius, as a share of the model's extent
-_WIDE = 400  # pixels from which on the parts of the caption stand side by side
+_WIDE = 400  # minimum width in pixels for a caption in one line
 _LETTERS, _MARGIN = 13, 5  # pixels
 
 
 @dataclass(frozen=True)
 class Foresight:
-    """A plan as it is drawn: observations, the first of them those of the state that it was made in."""
+    """A plan to be drawn, as observations; the first is that of the state in which it was made."""
 
     chosen: np.ndarray  # (states, observation_dim)
     beams: np.ndarray  # (beams, states, observation_dim) of other sequences that the search kept
 
 
 class BodyView:
-    """Draws predicted states as ghosts of an environment's bodies, where an observation says the whole state."""
+    """View that draws predicted states as ghosts of an environment's bodies; needs observations of the whole state."""
 
     def __init__(self, scene: GhostScene, simulation: Any, hidden: int) -> None:
         self._scene, self._simulation, self._hidden = scene, simulation, hidden
         self._radius = _LINE * float(simulation.model.stat.extent)
 
     def origin(self) -> np.ndarray:
-        """What a later :meth:`add` must know of the present state, as observations leave it out."""
+        """Return the current position's coordinates that observations lack, for a later :meth:`add`."""
         return self._simulation.data.qpos[: self._hidden].copy()
 
     def add(self, plan: Foresight, origin: np.ndarray, age: int) -> None:
@@ -60,24 +60,24 @@ class BodyView:
             self._scene.add_body(ahead[index], BLUE_BODY)
 
     def positions(self, observations: np.ndarray, origin: np.ndarray) -> list[np.ndarray]:
-        """(nq,) positions of (states, observation_dim), the first of which is at ``origin``."""
+        """Return the (nq,) positions of observations (states, observation_dim), the first of which is at ``origin``."""
         moved = np.zeros(self._simulation.model.nq)
         moved[: self._hidden] = origin
         return [position + moved for position, _ in states_of(observations, self._hidden, self._simulation)]
 
 
 class MazeView:
-    """Draws predicted positions in a maze as a way on its floor, a dot for each state."""
+    """View that draws predicted positions in a maze as a path on its floor, with a dot for each state."""
 
     def __init__(self, scene: GhostScene, columns: slice, side: float) -> None:
         self._scene, self._columns, self._side = scene, columns, side
 
     def origin(self) -> np.ndarray:
-        """Nothing: an observation says where in the maze it was made."""
+        """Return an empty array, because observations contain the position in the maze."""
         return np.zeros(0)
 
     def add(self, plan: Foresight, origin: np.ndarray, age: int) -> None:
-        """As :meth:`BodyView.add`."""
+        """Add a plan to the next picture, as :meth:`BodyView.add`."""
         for beam in plan.beams:
             self._scene.add_line(self._places(beam[age:]), 0.015 * self._side, GREY_LINE)
         places = self._places(plan.chosen[age:])
@@ -91,11 +91,11 @@ class MazeView:
 
 
 class PlanFilm:
-    """Draws the rows of a batch as they are, with what is planned there where an observation says enough to show it.
+    """Renders rows of a batch with their current plans, if the plan's states can be drawn from observations.
 
     Args:
-        agent: whose plans are shown; it acts in ``batch``.
-        batch: made to be rendered.
+        agent: agent that acts in ``batch``, whose plans are shown.
+        batch: environments made with ``render=True``.
     """
 
     def __init__(self, agent: ActingAgent, batch: EnvironmentBatch) -> None:
@@ -104,22 +104,22 @@ class PlanFilm:
         self._made: dict[int, tuple[int, np.ndarray]] = {}  # step and origin of each row's plan
 
     def begin(self, row: int) -> None:
-        """A row has just been reset."""
+        """Prepare for a new episode in a row that has just been reset."""
         self._made.pop(row, None)
         self._views.setdefault(row, None)
         if self._views[row] is None:
             self._views[row] = self._view(row)
 
     def planned(self, row: int, step: int) -> None:
-        """A plan has just been made for the row's present state, after so many steps."""
+        """Record that a plan has just been made for the row's current state, at ``step``."""
         view = self._views[row]
         self._made[row] = step, np.zeros(0) if view is None else view.origin()
 
     def frame(self, row: int, step: int, episode_return: float, ended: bool) -> np.ndarray:
-        """(height, width, 3) uint8 picture of the row, with its plan unless the episode has ``ended``.
+        """Return a (height, width, 3) uint8 picture of the row, with its plan unless the episode has ``ended``.
 
         Raises:
-            EnvironmentFailure: the environment cannot draw.
+            EnvironmentFailure: the environment cannot render.
         """
         words = [f"step {step}", f"return so far {episode_return:.1f}", ""]
         if row in self._made and not ended:
@@ -149,7 +149,7 @@ class PlanFilm:
         return None
 
     def _foresight(self, row: int) -> Foresight | None:
-        """The row's plan, where it looks ahead."""
+        """Return the row's plan, or None if it does not look ahead."""
         chosen = self._agent.last_plan.observations[row]
         chosen = chosen[np.isfinite(chosen).all(axis=1)]
         if len(chosen) < 2:
@@ -160,7 +160,7 @@ class PlanFilm:
         return Foresight(chosen, np.stack([np.concatenate([chosen[:1], beam]) for beam in beams]))
 
     def _worth(self, row: int, age: int) -> str:
-        """Words for the return that the row's plan predicts, if it predicts one."""
+        """Return a caption with the return that the row's plan predicts; empty if it predicts none."""
         plan, settings = self._agent.last_plan, self._agent.settings
         if not (isinstance(plan, Plan) and isinstance(settings, PlannerConfig) and settings.discount is not None):
             return ""
@@ -172,7 +172,7 @@ class PlanFilm:
 
 
 def captioned(picture: np.ndarray, words: list[str]) -> np.ndarray:
-    """A (height, width, 3) uint8 picture above a strip in which the words stand, side by side where it is wide."""
+    """Return a (height, width, 3) uint8 picture with a caption below, in one line if the picture is wide."""
     height, width, _ = picture.shape
     wide = width >= _WIDE
     line = _LETTERS + _MARGIN

@@ -1,4 +1,4 @@
-"""Shapes that are added to a picture of MuJoCo's before it is drawn: translucent bodies, lines and dots."""
+"""Shapes added to MuJoCo's pictures before they are rendered: translucent bodies, lines and dots."""
 
 import itertools
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 Color = tuple[float, float, float, float]
 """Red, green, blue and opacity, from 0 to 1."""
 
-_mujoco: Any = mujoco  # whose stubs leave out what is written in C
+_mujoco: Any = mujoco  # its stubs lack the parts written in C
 _SPHERE, _CAPSULE = int(_mujoco.mjtGeom.mjGEOM_SPHERE), int(_mujoco.mjtGeom.mjGEOM_CAPSULE)
 _SOLIDS = range(_SPHERE, int(_mujoco.mjtGeom.mjGEOM_BOX) + 1)  # spheres, capsules, ellipsoids, cylinders and boxes
 _VISIBLE_GROUPS = 3  # MuJoCo draws the geoms of the first three groups
@@ -17,7 +17,7 @@ _MOST_SHAPES = 10_000
 
 
 def find_renderer(simulation: Any) -> Any | None:
-    """The ``MujocoRenderer`` of an environment without wrappers, that of the body within a maze included; or None."""
+    """Return the ``MujocoRenderer`` of an environment without wrappers, also that of a maze's body; None if absent."""
     for owner in (simulation, getattr(simulation, "point_env", None), getattr(simulation, "ant_env", None)):
         renderer = getattr(owner, "mujoco_renderer", None)
         if hasattr(renderer, "viewer") and hasattr(renderer, "max_geom"):
@@ -26,12 +26,12 @@ def find_renderer(simulation: Any) -> Any | None:
 
 
 class GhostScene:
-    """Adds shapes to the next picture of a ``MujocoRenderer``, whose simulation it reads and never changes."""
+    """Additional shapes for the next picture of a ``MujocoRenderer``; the simulation is only read."""
 
     def __init__(self, renderer: Any) -> None:
         self._renderer: Any = renderer
         self._model = renderer.model
-        self._data = _mujoco.MjData(self._model)  # its own: ghosts move no body of the simulation
+        self._data = _mujoco.MjData(self._model)  # a copy, so that ghosts do not move the simulation's bodies
         self._geoms = [
             geom
             for geom in range(self._model.ngeom)
@@ -40,25 +40,25 @@ class GhostScene:
             and self._model.geom_group[geom] < _VISIBLE_GROUPS
         ]
         if renderer.viewer is None:
-            renderer.max_geom = max(renderer.max_geom, _MOST_SHAPES)  # of the viewer that is about to be made
+            renderer.max_geom = max(renderer.max_geom, _MOST_SHAPES)  # limit of the viewer that is made below
             renderer.render("rgb_array")
-        # Those of ghosts confuse, and reflections take as long as all the rest of a picture.
+        # Reflections of ghosts are confusing, and take as long to render as the rest of the picture.
         self._renderer.viewer.scn.flags[_mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 
     def add_body(self, position: np.ndarray, color: Color) -> None:
-        """All that moves, where the (nq,) position puts it, in one colour."""
+        """Add all moving bodies at the (nq,) position, in one colour."""
         self._move(position)
         for geom in self._geoms:
             size, place, turned = self._model.geom_size[geom], self._data.geom_xpos[geom], self._data.geom_xmat[geom]
             self._add(int(self._model.geom_type[geom]), size, place, turned, color)
 
     def torso(self, position: np.ndarray) -> np.ndarray:
-        """(3,) place of the first body, which others hang on, where the (nq,) position puts it."""
+        """Return the (3,) place of the root body at the (nq,) position."""
         self._move(position)
         return self._data.xpos[1].copy()
 
     def add_line(self, points: np.ndarray, radius: float, color: Color) -> None:
-        """A line through (points, 3)."""
+        """Add a line through (points, 3)."""
         for start, end in itertools.pairwise(points):
             length = float(np.linalg.norm(end - start))
             if length > 1e-6:
@@ -69,7 +69,7 @@ class GhostScene:
                 self._add(_CAPSULE, size, (start + end) / 2, turned, color)
 
     def add_dot(self, place: np.ndarray, radius: float, color: Color) -> None:
-        """A ball around a (3,) place."""
+        """Add a ball at a (3,) place."""
         self._add(_SPHERE, np.full(3, radius), place, np.eye(3).ravel(), color)
 
     def _move(self, position: np.ndarray) -> None:
@@ -77,6 +77,6 @@ class GhostScene:
         _mujoco.mj_kinematics(self._model, self._data)
 
     def _add(self, kind: int, size: np.ndarray, place: np.ndarray, turned: np.ndarray, color: Color) -> None:
-        viewer = self._renderer.viewer  # which forgets its markers with each picture
+        viewer = self._renderer.viewer  # it drops its markers after each picture
         shape = {"size": size.copy(), "pos": place.copy(), "mat": turned.copy(), "rgba": np.array(color, np.float32)}
         viewer.add_marker(type=kind, **shape)

@@ -1,4 +1,4 @@
-"""Pictures of episodes in a maze."""
+"""Plots of episodes in a maze."""
 
 import math
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ class MazeWalls:
     """The walls of a maze, in the coordinates of its goals, in metres."""
 
     corners: np.ndarray  # (wall, 2) lower left corner of each wall's cell
-    side: float  # of a cell
+    side: float  # side of a cell
     low: np.ndarray  # (2,) opposite corners of the whole map
     high: np.ndarray
 
 
 def read_walls(environment: gymnasium.Env) -> MazeWalls | None:
-    """The walls of one of gymnasium-robotics' mazes (point or ant), or None where the environment is something else."""
+    """Return the walls of a gymnasium-robotics maze (point or ant), or None for another environment."""
     maze: Any = getattr(environment.unwrapped, "maze", None)
     if not hasattr(maze, "maze_map"):
         return None
@@ -44,7 +44,7 @@ def read_walls(environment: gymnasium.Env) -> MazeWalls | None:
 
 
 def plot_trajectories(walls: MazeWalls, record: RolloutRecord, title: str, path: Path) -> None:
-    """Draw each kept episode's way (at least one) to its goal, on a small map of its own, by whether it succeeded."""
+    """Plot the path of each kept episode (at least one) on a small map, coloured by success."""
     rows = math.ceil(len(record.paths) / _COLUMNS)
     columns = math.ceil(len(record.paths) / rows)
     width, height = walls.high - walls.low
@@ -68,7 +68,7 @@ def plot_trajectories(walls: MazeWalls, record: RolloutRecord, title: str, path:
 
 
 def _draw(axes: Axes, walls: MazeWalls, way: EpisodePath, color: str) -> None:
-    """One episode on its map; several goals, where the environment moves them, are all marked."""
+    """Draw one episode on its map; if the environment moves the goal, all goals are marked."""
     cells = [Rectangle((float(x), float(y)), walls.side, walls.side) for x, y in walls.corners]
     axes.add_collection(PatchCollection(cells, facecolor=GREY, edgecolor=GREY, linewidth=0.3, alpha=0.6))
     axes.plot(way.positions[:, 0], way.positions[:, 1], color=color, linewidth=1.2)

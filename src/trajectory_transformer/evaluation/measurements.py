@@ -1,6 +1,6 @@
-"""``figures.csv``: the numbers of one evaluation, a line each, with all that says where they come from.
+"""``figures.csv``: the numbers of one evaluation, one per line, with their origin.
 
-Copies of these files make up ``results/``, and the tables of the documentation are made from those.
+Copies of these files in ``results/`` are the source of the documentation's tables.
 """
 
 import csv
@@ -15,7 +15,7 @@ from ..files import write_output
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Origin of the measurements of a run."""
+    """The origin of the measurements of a run."""
 
     dataset: str  # Minari ids, joined by commas
     env_id: str
@@ -28,19 +28,19 @@ class RunFacts:
 class Measurement:
     """A finite number with its interval."""
 
-    method: str  # what was measured: a planner, a model, "behaviour"
+    method: str  # subject of the measurement: a planner, a model, "behaviour"
     name: str  # such as ``return_mean``
     value: float
-    low: float | None  # ends of its 95 % interval, where there is one
+    low: float | None  # ends of its 95 % interval, if it has one
     high: float | None
-    count: int  # observations (episodes, samples) that it is made of
+    count: int  # number of observations (episodes, samples)
 
 
 COLUMNS = (*(field.name for field in fields(Measurement)), *(field.name for field in fields(RunFacts)))
 
 
 def write_measurements(path: Path, run: RunFacts, measurements: Sequence[Measurement]) -> None:
-    """Write them whole, numbers with six significant digits; UserError if the file cannot be written."""
+    """Write measurements with six significant digits; raises UserError if the file cannot be written."""
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
@@ -51,7 +51,7 @@ def write_measurements(path: Path, run: RunFacts, measurements: Sequence[Measure
 
 
 def planning_measurements(results: dict[str, Any]) -> tuple[RunFacts, list[Measurement]]:
-    """The measurements in a ``results.json``: of its planner, and of the behaviour beside it."""
+    """Return the measurements in a ``results.json``: those of its planner and of the behaviour."""
     facts = RunFacts(*(results[name] for name in ("dataset", "env_id", "seed", "commit", "command")))
     summary, behavior = results["summary"], results["behavior"]
     planner, count, no_ends = results["planner"]["name"], len(results["episodes"]), (None, None)

@@ -1,4 +1,4 @@
-"""Pictures of a run. Figures are drawn without pyplot, so nothing global is touched and no display is needed."""
+"""Plots of a run, drawn without pyplot, so that no global state is changed and no display is needed."""
 
 import contextlib
 import csv
@@ -21,13 +21,13 @@ from ..files import write_output
 from ..layout import TOKEN_KINDS
 from .records import EpisodeTrace, PlanTrace
 
-# Okabe and Ito's colours, which stay apart for the colour-blind.
+# Okabe and Ito's colours, which the colour-blind can distinguish.
 BLUE, ORANGE, GREEN, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8C8C8C"
 SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 _MAX_PANELS = 12
 _SCORE_NAMES = {  # column of metrics.csv -> title, and the column of its interval
-    "return_mean": ("return of an episode", "return_ci95"),
-    "success_rate": ("episodes that succeed", "success_ci95"),
+    "return_mean": ("episode return", "return_ci95"),
+    "success_rate": ("success rate", "success_ci95"),
 }
 _LOSS_NAMES = {f"{kind}_loss": f"{kind} tokens" for kind in TOKEN_KINDS} | {
     "v_loss": "V",
@@ -40,7 +40,7 @@ _LOSS_NAMES = {f"{kind}_loss": f"{kind} tokens" for kind in TOKEN_KINDS} | {
 def plot_returns(
     behavior: np.ndarray, planner: np.ndarray, interval: tuple[float, float], title: str, path: Path
 ) -> None:
-    """Draw the planner's returns (episodes,) and the 95 % ``interval`` of their mean below the behaviour's returns."""
+    """Plot the planner's returns (episodes,), with the 95 % ``interval`` of their mean, below the behaviour's."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     grid = figure.subplots(2, 1, sharex=True)
     both = np.concatenate([behavior, planner])
@@ -66,16 +66,16 @@ def plot_returns(
 
 @dataclass(frozen=True)
 class TradeoffPoint:
-    """Return and planning time of one choice of planner options."""
+    """The return and planning time of one choice of planner options."""
 
-    series: str  # points of one name are joined by a line
-    label: str  # tells it from the other points of its series
-    milliseconds: float  # of an action that plans, the median
+    series: str  # name of the line that joins the points
+    label: str  # label of the point within its series
+    milliseconds: float  # median time of a planned action
     episode_return: tuple[float, float, float]  # mean, and the ends of its 95 % interval
 
 
 def plot_tradeoff(points: list[TradeoffPoint], behavior_mean: float, title: str, path: Path) -> None:
-    """Draw the return against the time that an action takes, of at least one point, beside the data's mean return."""
+    """Plot the return against the planning time of at least one point, with the data's mean return."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
     for name, color in zip(dict.fromkeys(point.series for point in points), itertools.cycle(SERIES), strict=False):
@@ -98,9 +98,9 @@ def plot_tradeoff(points: list[TradeoffPoint], behavior_mean: float, title: str,
 
 
 def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> None:
-    """Draw plans (at least one) made in the middle of an episode, one after the other, against what then happened.
+    """Plot plans (at least one) made in the middle of an episode against the actual outcome.
 
-    One panel for each dimension that changes, the first twelve of them, under its name.
+    There is one panel for each of the first twelve dimensions that change.
     """
     reach = max(len(trace.plans[0].observations) - 1, 1)
     window = min(len(trace.observations), max(6 * reach, 24) + 1)
@@ -129,10 +129,10 @@ def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> 
 
 
 def plot_training(metrics: Path, path: Path) -> bool:
-    """Draw training and validation loss, in total and for each of its parts, over optimiser updates.
+    """Plot training and validation loss, in total and for each of its parts, over optimiser updates.
 
-    Before them what episodes beside the training gave, with 95 % intervals and the best marked, if there were some.
-    Returns whether the ``metrics.csv`` had anything to draw; columns that are missing are left out.
+    If episodes were evaluated during training, their results come first, with 95 % intervals and the best marked.
+    Missing columns are left out. Returns False if ``metrics.csv`` has nothing to plot.
     """
     columns = _read_columns(metrics)
     of_tokens = any(f"{split}/{kind}_loss" in columns for split in ("train", "val") for kind in TOKEN_KINDS)
@@ -159,7 +159,7 @@ def plot_training(metrics: Path, path: Path) -> bool:
 
 
 def _draw_score(axes: Axes, columns: dict[str, np.ndarray], key: str) -> None:
-    """What episodes gave over updates with its 95 % interval, and a star at the best return: of equal ones the last."""
+    """Plot a score over updates with its 95 % interval, and a star at the best return (the last of equal ones)."""
     title, interval = _SCORE_NAMES[key]
     steps, values = columns[f"evaluation/{key}"]
     ends = [columns.get(f"evaluation/{interval}_{end}") for end in ("low", "high")]
@@ -181,13 +181,13 @@ def _draw_score(axes: Axes, columns: dict[str, np.ndarray], key: str) -> None:
 
 
 def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
-    """(2, n) steps and values of each column that has numbers; empty where the file is missing."""
+    """Return (2, n) steps and values of each numeric column; empty if the file is missing."""
     points = defaultdict(list)
     if metrics.is_file():
         with metrics.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 for name, cell in row.items():
-                    with contextlib.suppress(KeyError, TypeError, ValueError):  # a cell that is empty or cut off
+                    with contextlib.suppress(KeyError, TypeError, ValueError):  # an empty or truncated cell
                         point = float(row["step"]), float(cell)
                         if all(map(math.isfinite, point)):
                             points[name].append(point)
@@ -195,7 +195,7 @@ def _read_columns(metrics: Path) -> dict[str, np.ndarray]:
 
 
 def _panels(count: int, height: float, label: str) -> tuple[Figure, list[Axes]]:
-    """``count`` panels that share the horizontal axis, at most three in a row, each ``height`` inches high."""
+    """Make ``count`` panels with a common horizontal axis, at most three in a row, each ``height`` inches high."""
     columns = min(3, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(3.4 * columns + 0.6, height * rows + 0.9), layout="constrained")
@@ -204,23 +204,23 @@ def _panels(count: int, height: float, label: str) -> tuple[Figure, list[Axes]]:
         tidy(axes)
     for axes in panels[count:]:
         axes.set_visible(False)
-    for axes in panels[:count][-3:]:  # the lowest of each column
+    for axes in panels[:count][-3:]:  # the bottom panel of each column
         axes.set_xlabel(label)
         axes.tick_params(axis="x", labelbottom=True)
     return figure, panels[:count]
 
 
 def tidy(axes: Axes) -> None:
-    """Leave out the frame's upper and right side, and draw a faint grid."""
+    """Remove the upper and right side of the frame, and draw a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
 def finish(figure: Figure, title: str, path: Path, handles: Sequence[Artist] | None = None, columns: int = 3) -> None:
-    """Put the title above and the legend below a picture with constrained layout, and save it, or raise UserError.
+    """Add a title above and a legend below a figure with constrained layout, and save it; an error raises UserError.
 
-    The legend has ``handles``, by default whatever has a label, and is left out where there are none.
+    The legend has ``handles``, by default all labelled artists, and is omitted if there are none.
     """
     if handles is None:
         handles = [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]

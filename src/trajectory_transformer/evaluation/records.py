@@ -1,4 +1,4 @@
-"""Interfaces between an agent, the rollout and its reports: the agent's protocol, and records of episodes."""
+"""Interfaces between agent, rollout and reports: the protocol of agents, and records of episodes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass
@@ -11,7 +11,7 @@ from ..planning.plan import PlanCounts
 
 
 class PlannerRecord(Protocol):
-    """Options of a planner, or of a policy that acts in its place; a dataclass, all of whose fields are recorded."""
+    """Options of a planner or policy; a dataclass, all of whose fields are recorded."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -22,31 +22,33 @@ class PlannerRecord(Protocol):
     @property
     def beam_width(self) -> int: ...  # plans that the search keeps, at least 1
     @property
-    def deadline_ms(self) -> float | None: ...  # time that an action may take
+    def deadline_ms(self) -> float | None: ...  # time limit of an action
 
 
 class PredictedPlan(Protocol):
-    """Observations that a plan expects; row i belongs to environment i."""
+    """The predicted observations of a plan; row i belongs to environment i."""
 
     @property
-    def observations(self) -> np.ndarray: ...  # (env, horizon, observation_dim), the present first; NaN where cut short
+    def observations(
+        self,
+    ) -> np.ndarray: ...  # (env, horizon, observation_dim), the current one first; NaN past the plan's end
 
 
 class ActingAgent(Protocol):
-    """An agent that can be evaluated: one that plans, or one that follows a policy."""
+    """An agent that can be evaluated: a planner, or a policy."""
 
     @property
     def environment(self) -> EnvironmentSpec: ...
     @property
     def settings(self) -> PlannerRecord: ...
     @property
-    def needs_goal(self) -> bool: ...  # ``aim`` must give it one
+    def needs_goal(self) -> bool: ...  # True if ``aim`` must be called
     @property
-    def imitates(self) -> bool: ...  # its return is reported as a share of its data's
+    def imitates(self) -> bool: ...  # True if its return is reported as a share of the data's
     @property
     def last_plan(self) -> PredictedPlan: ...
     @property
-    def planned(self) -> np.ndarray: ...  # (env,) bool: the last ``act`` made a plan, and did not follow an earlier one
+    def planned(self) -> np.ndarray: ...  # (env,) bool: the last ``act`` made a new plan
     @property
     def counts(self) -> PlanCounts: ...  # of the plans since the last ``reset``
     def reset(self, num_envs: int, seeds: Sequence[int] | None = None) -> None: ...
@@ -57,7 +59,7 @@ class ActingAgent(Protocol):
 
 
 class Recorder(Protocol):
-    """Takes pictures of an episode; ``render`` is called only where one is wanted."""
+    """Recorder of an episode's frames; it calls ``render`` only for frames that it keeps."""
 
     def capture(self, episode: int, step: int, render: Callable[[], object]) -> None: ...
 
@@ -66,16 +68,16 @@ class Recorder(Protocol):
 class EpisodeRecord:
     """One finished episode."""
 
-    seed: int  # of the environment and of the agent's random numbers
+    seed: int  # seed of the environment and of the agent's random numbers
     episode_return: float  # sum of rewards, undiscounted
     length: int  # steps
-    terminated: bool  # by the environment; False where it was truncated
-    success: bool | None  # at any step; None where the environment never reports it
+    terminated: bool  # ended by the environment; False if truncated
+    success: bool | None  # success at any step; None if the environment never reports it
 
 
 @dataclass(frozen=True)
 class PlanTrace:
-    """A plan as made at ``step`` of an episode: observations (horizon, observation_dim), NaN where it was cut short."""
+    """A plan made at ``step`` of an episode: observations (horizon, observation_dim), NaN past the plan's end."""
 
     step: int
     observations: np.ndarray
@@ -83,7 +85,7 @@ class PlanTrace:
 
 @dataclass(frozen=True)
 class EpisodeTrace:
-    """Observations of an episode, (T + 1, observation_dim), and the plans made on the way."""
+    """The observations of an episode, (T + 1, observation_dim), and the plans made in it."""
 
     episode: int
     observations: np.ndarray
@@ -92,37 +94,39 @@ class EpisodeTrace:
 
 @dataclass(frozen=True)
 class EpisodePath:
-    """Positions of an episode, in the coordinates of the environment's goals."""
+    """The path of an episode, in the coordinates of the environment's goals."""
 
     episode: int
-    positions: np.ndarray  # (T + 1, goal_dim), achieved
-    goals: np.ndarray  # (T + 1, goal_dim), desired then
+    positions: np.ndarray  # (T + 1, goal_dim) achieved goals
+    goals: np.ndarray  # (T + 1, goal_dim) desired goals
 
 
 @dataclass(frozen=True)
 class RolloutRecord:
-    """All episodes in the order of their seeds, and how long things took."""
+    """All episodes in the order of their seeds, with timings."""
 
     episodes: tuple[EpisodeRecord, ...]
-    plan_seconds: np.ndarray  # of each ``agent.act`` that made a plan, at least one; it serves all active rows
-    env_steps: int  # of single environments, together
+    plan_seconds: (
+        np.ndarray
+    )  # durations of the calls of ``agent.act`` that made plans, each for all active rows; at least one
+    env_steps: int  # total over all environments
     seconds: float  # wall time of planning and stepping, without rendering
-    traces: tuple[EpisodeTrace, ...]  # of the first episodes, as many as asked for
+    traces: tuple[EpisodeTrace, ...]  # of the first ``RolloutOptions.traces`` episodes
     counts: PlanCounts
-    paths: tuple[EpisodePath, ...] = ()  # the same, where the environment has goals
-    max_episode_steps: int | None = None  # after which an episode was truncated
+    paths: tuple[EpisodePath, ...] = ()  # of the first ``RolloutOptions.paths`` episodes, if the environment has goals
+    max_episode_steps: int | None = None  # time limit of an episode
 
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """Records to be kept of a rollout beside its episodes."""
+    """Options of a rollout: records to keep besides its episodes, limits and callbacks."""
 
-    progress: bool = True  # show a bar
-    traces: int = 0  # episodes to keep observations and plans of
+    progress: bool = True  # show a progress bar
+    traces: int = 0  # number of episodes whose observations and plans are kept
     recorder: Recorder | None = None
-    paths: int = 0  # episodes to keep the positions of
-    max_episode_steps: int | None = None  # of an episode; None: the environment's own limit
-    longest_episode: int | None = None  # steps of the data's, which limit episodes where nothing else does
-    finished: Callable[[EpisodeRecord], None] | None = None  # is told of each episode as soon as it has ended
-    # is told after each step how many episodes have ended, and their mean return in words; what it raises ends it all
+    paths: int = 0  # number of episodes whose positions are kept
+    max_episode_steps: int | None = None  # time limit of an episode; None: the environment's own
+    longest_episode: int | None = None  # steps of the data's longest episode, used as limit if there is no other
+    finished: Callable[[EpisodeRecord], None] | None = None  # called with each finished episode
+    # called after each step with the number of finished episodes and their formatted mean return; may raise to stop
     stepped: Callable[[int, str], None] | None = None

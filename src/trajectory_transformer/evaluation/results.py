@@ -1,4 +1,4 @@
-"""``results.json``: built, written atomically, and read back with every field checked."""
+"""``results.json``: its construction, atomic writing, and validated reading."""
 
 import contextlib
 import importlib.metadata
@@ -26,7 +26,7 @@ _FiniteOrNone: TypeAlias = FiniteFloat | None
 
 
 def _typed(name: str, fields: Mapping[str, Any]) -> Any:
-    """A ``TypedDict`` of these fields; a mapping among them becomes one of its own."""
+    """Return a ``TypedDict`` of these fields; nested mappings become nested ones."""
     types = {key: _typed(key, kind) if isinstance(kind, Mapping) else kind for key, kind in fields.items()}
     return TypedDict(name, types)  # pyright: ignore
 
@@ -49,7 +49,7 @@ _SUMMARY = {
     "plan_latency_ms": {"p50": FiniteFloat, "p95": FiniteFloat},
     "env_steps_per_second": FiniteFloat,
 }
-_RESULTS = {  # the fields that every version of schema 1 has
+_RESULTS = {  # fields that all versions of schema 1 have
     "schema": int,
     "command": str,
     "commit": str | None,
@@ -72,39 +72,39 @@ _RESULTS = {  # the fields that every version of schema 1 has
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a policy was trained on, by which ``compare`` tells whether it may stand beside another."""
+    """Facts about a policy's training, from which ``compare`` decides whether two policies are comparable."""
 
-    fingerprint: str  # of the data, as of ``OfflineData``
-    validation_fraction: float  # of its episodes, held out
-    seed: int  # of training, by which they were chosen
+    fingerprint: str  # fingerprint of the data, as in ``OfflineData``
+    validation_fraction: float  # fraction of its episodes that was held out
+    seed: int  # seed of the training and of the choice of these episodes
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """An evaluation to be made, and the data that its results are compared with."""
+    """A requested evaluation, and the data with which its results are compared."""
 
     episodes: int  # at least 1; episode i has seed ``first_episode_seed + i``, for environment and planning
-    num_envs: int  # planned for at once
-    seed: int  # of the run
-    video: int  # first episodes to film
+    num_envs: int  # environments planned for at once
+    seed: int  # seed of the run
+    video: int  # number of first episodes to record
     dataset_ids: tuple[str, ...]  # Minari ids that the checkpoint was trained on
-    behavior_returns: np.ndarray  # (episodes,) undiscounted, of that data; at least one
+    behavior_returns: np.ndarray  # (episodes,) undiscounted returns of that data; at least one
     reference_scores: tuple[float, float] | None  # (minimum, maximum) return for normalised scores
-    reference_source: str  # of them: "dataset", "d4rl" or "none"
-    checkpoint: str  # path, as it is to be recorded
-    command: str  # as it is to be recorded
-    commit: str | None  # of the code that runs
+    reference_source: str  # their origin: "dataset", "d4rl" or "none"
+    checkpoint: str  # path, for the record
+    command: str  # command line, for the record
+    commit: str | None  # commit of the code
     first_episode_seed: int
-    max_episode_steps: int | None = None  # as of RolloutOptions
+    max_episode_steps: int | None = None  # as in RolloutOptions
     longest_episode: int | None = None
-    progress: bool = True  # show a bar
-    trained: TrainingFacts | None = None  # where they are known
-    learner: Mapping[str, Any] | None = None  # "name", and the options that it was trained with
-    choice: Mapping[str, Any] | None = None  # of the weights, by what was measured while training: to be recorded
+    progress: bool = True  # show a progress bar
+    trained: TrainingFacts | None = None  # None if unknown
+    learner: Mapping[str, Any] | None = None  # "name", and the options of the training
+    choice: Mapping[str, Any] | None = None  # how the weights were chosen during training, for the record
 
 
 def episodes_summary(episodes: Sequence[EpisodeRecord], reference: tuple[float, float] | None) -> dict[str, Any]:
-    """Scores of episodes, at least one: the fields of "summary" in ``results.json`` that no clock decides."""
+    """Return the scores of at least one episode: the fields of "summary" in ``results.json`` except for timings."""
     returns = np.array([episode.episode_return for episode in episodes])
     scores = normalized_scores(returns, reference)
     successes = [episode.success for episode in episodes if episode.success is not None]
@@ -119,10 +119,10 @@ def episodes_summary(episodes: Sequence[EpisodeRecord], reference: tuple[float, 
 def build_results(
     request: EvaluationRequest, planner: PlannerRecord, env_id: str, record: RolloutRecord, imitates: bool = False
 ) -> dict[str, Any]:
-    """The content of ``results.json``: scores in percent, latencies in milliseconds of an ``Agent.act`` that plans.
+    """Return the contents of ``results.json``: scores in percent, latencies of planning ``Agent.act`` calls in ms.
 
-    Where the agent ``imitates``, "summary" has "percent_of_data_return", mean and ends of its 95 % interval, of the
-    behaviour's mean return, if that is positive: a share of a loss says nothing.
+    If the agent ``imitates`` and the behaviour's mean return is positive, "summary" has "percent_of_data_return": the
+    mean return and the ends of its 95 % interval, in percent of the behaviour's mean return.
     """
     returns = np.array([episode.episode_return for episode in record.episodes])
     scores = normalized_scores(returns, request.reference_scores)
@@ -135,8 +135,8 @@ def build_results(
         "env_steps_per_second": record.env_steps / max(record.seconds, 1e-9),
     }
     if imitates and behavior > 0:
-        told = (summary["return_mean"], *summary["return_ci95"])
-        summary["percent_of_data_return"] = [100 * value / behavior for value in told]
+        values = (summary["return_mean"], *summary["return_ci95"])
+        summary["percent_of_data_return"] = [100 * value / behavior for value in values]
     return {
         "schema": SCHEMA_VERSION,
         "command": request.command,
@@ -175,7 +175,7 @@ def build_results(
 
 
 def current_commit() -> str | None:
-    """Commit of the repository that this package's source lies in, or None outside a repository or without git."""
+    """Return the commit of the repository that contains this package; None outside a repository or without git."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
@@ -184,7 +184,7 @@ def current_commit() -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that results depend on."""
+    """Return the versions of Python and of the installed packages on which results depend."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -193,13 +193,13 @@ def package_versions() -> dict[str, str]:
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
-    """Write valid JSON in one move, never half of it; UserError if a field is wrong or the file cannot be written."""
+    """Validate results and write them atomically; raises UserError if a field is wrong or the file is not writable."""
     require_valid(results, str(path))
     write_output("results", path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The checked content of a ``results.json``; UserError if it is no JSON, or a field is missing or wrong."""
+    """Read and validate a ``results.json``; raises UserError if it is not JSON, or a field is missing or wrong."""
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -211,7 +211,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def require_valid(results: Any, name: str) -> None:
-    """Refuse ``results`` that differ from schema 1, by a :class:`UserError`; fields beyond it are allowed."""
+    """Raise UserError for ``results`` that do not conform to schema 1; additional fields are allowed."""
     try:
         TypeAdapter(_typed("results", _RESULTS)).validate_python(results, strict=True)
     except ValidationError as error:
@@ -221,4 +221,6 @@ def require_valid(results: Any, name: str) -> None:
         reason = "is missing" if fault["type"] == "missing" else f"is {reprlib.repr(fault['input'])}: {fault['msg']}"
         raise UserError(f"results {name}: {label} {reason}") from None
     if results["schema"] != SCHEMA_VERSION:
-        raise UserError(f"results {name}: field 'schema' is {results['schema']}, this version reads {SCHEMA_VERSION}")
+        raise UserError(
+            f"results {name}: field 'schema' is {results['schema']}, but this version reads {SCHEMA_VERSION}"
+        )

@@ -1,4 +1,4 @@
-"""Episodes in the real environment, planned for side by side."""
+"""Episodes in the real environment, several at a time."""
 
 import contextlib
 import logging
@@ -46,13 +46,13 @@ def run_episodes(
 ) -> RolloutRecord:
     """Run ``episodes`` episodes, at most ``num_envs`` at once.
 
-    Episode i resets its environment and the agent's random numbers with ``seed + i``, so that what happens in it does
-    not depend on ``num_envs`` nor on the episodes beside it.
+    Episode i resets its environment and the agent's random numbers with ``seed + i``, so that it depends neither on
+    ``num_envs`` nor on the other episodes.
 
     Raises:
         ValueError: ``episodes`` or ``num_envs`` is below 1.
-        UserError: the environment cannot be made, does not fit, ends before a plan does or never, has no goal for a
-            planner that needs one, raises something, or gives what is no outcome of a step.
+        UserError: the environment cannot be made, does not match, has no time limit or one below the plan's horizon,
+            has no goal for a planner that needs one, raises an exception, or returns an invalid result.
     """
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
@@ -64,8 +64,8 @@ def run_episodes(
     ):
         if limit_episodes(batch, options.longest_episode):
             log.warning(
-                "environment '%s' has no time limit: episodes end after %d steps, as the data's longest does; "
-                "evaluation.max_episode_steps=N (to evaluate.py, max_episode_steps=N) sets another limit",
+                "environment '%s' has no time limit: episodes end after %d steps, the length of the data's longest "
+                "episode; evaluation.max_episode_steps=N (for evaluate.py, max_episode_steps=N) sets another limit",
                 environment_title(environment), options.longest_episode,
             )  # fmt: skip
         require_possible(agent.settings, agent.needs_goal, batch)
@@ -73,16 +73,16 @@ def run_episodes(
         task = progress.add_task("planning", total=episodes, finished=0, mean="–")
         while rollout.active.any():
             rollout.step()
-            told = rollout.progress()
-            progress.update(task, **told)
+            state = rollout.progress()
+            progress.update(task, **state)
             if options.stepped is not None:
-                options.stepped(told["finished"], told["mean"])
+                options.stepped(state["finished"], state["mean"])
         return rollout.record()
 
 
 @dataclass
 class _Running:
-    """An episode as it is played in one row."""
+    """The running episode of a row."""
 
     episode: int
     episode_return: float = 0.0
@@ -95,7 +95,7 @@ class _Running:
 
 
 class _Rollout:
-    """The loop's state: which episode runs in which row, and what has finished."""
+    """The state of the rollout: the running episode of each row, and the finished ones."""
 
     def __init__(
         self, agent: ActingAgent, batch: EnvironmentBatch, episodes: int, seed: int, options: RolloutOptions
@@ -115,7 +115,7 @@ class _Rollout:
             self._begin(row)
 
     def step(self) -> None:
-        """Act and step once in every active row; begin the next episode where one has ended."""
+        """Act and step once in every active row; begin the next episode in rows whose episode has ended."""
         active = self.active.copy()
         if self.batch.desired_goals is not None and self.agent.needs_goal:
             self.agent.aim(self.batch.desired_goals)
@@ -150,7 +150,7 @@ class _Rollout:
         self._look(row)
 
     def _look(self, row: int) -> None:
-        """Keep the row's observation and position where they are wanted."""
+        """Keep the row's observation and position if its episode is traced."""
         running = self.rows[row]
         if running.episode < self.options.traces:
             running.observations.append(self.batch.observations[row].copy())
@@ -159,7 +159,7 @@ class _Rollout:
             running.path.append((achieved[row].copy(), desired[row].copy()))
 
     def _shoot(self, row: int, planned: bool = False, ended: bool = False) -> None:
-        """Keep a picture of the row with its plan, which may have just been made, where one is wanted."""
+        """Record a frame of the row with its plan, if its episode is recorded."""
         film, recorder, running = self.film, self.options.recorder, self.rows[row]
         if film is None or recorder is None:
             return
@@ -172,7 +172,7 @@ class _Rollout:
         self.render_seconds += time.perf_counter() - started
 
     def _finish(self, row: int, terminated: bool) -> None:
-        """Keep the row's episode, and begin the next one where one is left."""
+        """Store the row's finished episode, and begin the next one, if any is left."""
         self.rows[row].terminated = terminated
         self.finished.append(self.rows[row])
         if self.options.finished is not None:
@@ -194,7 +194,7 @@ class _Rollout:
 
     @contextlib.contextmanager
     def _naming_episodes(self, ahead: int = 0) -> Iterator[None]:
-        """Say in which episode, and so many steps ahead of what is over, an environment failed; a reset is step 0."""
+        """Convert an environment's failure into a UserError that names the episode and step; a reset is step 0."""
         try:
             yield
         except EnvironmentFailure as failure:
@@ -211,7 +211,7 @@ class _Rollout:
         return EpisodeRecord(self.seed + run.episode, run.episode_return, run.length, run.terminated, run.success)
 
     def progress(self) -> dict[str, Any]:
-        """Fields of the progress bar; an episode under way counts by its share of the time limit."""
+        """Return the fields of the progress bar; a running episode counts by its share of the time limit."""
         limit = self.batch.max_episode_steps or math.inf
         running = sum(row.length for row, active in zip(self.rows, self.active, strict=True) if active)
         returns = [run.episode_return for run in self.finished]
@@ -233,32 +233,32 @@ class _Rollout:
 
 
 def limit_episodes(batch: EnvironmentBatch, longest_episode: int | None) -> bool:
-    """Limit episodes to the steps of the data's longest one where there is no other limit; True if that was so.
+    """Limit episodes to the length of the data's longest one if there is no other limit; returns True in that case.
 
     Raises:
-        UserError: that is not known either.
+        UserError: that length is not known either.
     """
     if batch.max_episode_steps is not None:
         return False
     if longest_episode is None:
         raise UserError(
-            f"environment '{environment_title(batch.spec)}' has no time limit, and how long its data's "
-            "episodes are is not known; give max_episode_steps=N (to train.py, evaluation.max_episode_steps=N)"
+            f"environment '{environment_title(batch.spec)}' has no time limit, and the length of its data's "
+            "episodes is unknown; give max_episode_steps=N (for train.py, evaluation.max_episode_steps=N)"
         )
     batch.limit(longest_episode)
     return True
 
 
 def require_possible(settings: PlannerRecord, needs_goal: bool, batch: EnvironmentBatch) -> None:
-    """Refuse, with a UserError, plans that an episode has no time for, or no goal."""
+    """Raise UserError for plans longer than an episode, or that need a goal which the environment lacks."""
     limit = batch.max_episode_steps
     if limit is not None and settings.horizon > limit:
         raise UserError(
-            f"planner.horizon={settings.horizon} goes past the environment's end: its episodes have at most {limit} "
-            "steps"
+            f"planner.horizon={settings.horizon} exceeds the environment's time limit: its episodes have at most "
+            f"{limit} steps; shorten it"
         )
     if needs_goal and batch.desired_goals is None:
         raise UserError(
-            f"planner={settings.name} needs an environment whose observations have a desired_goal; elsewhere, call "
-            "Agent.aim"
+            f"planner={settings.name} needs an environment whose observations have a desired_goal; in others, set "
+            "the goal with Agent.aim"
         )

@@ -7,11 +7,11 @@ from scipy import stats
 
 
 def bootstrap_interval(values: np.ndarray) -> np.ndarray:
-    """95 % percentile bootstrap interval (2, …) of the mean of values (n ≥ 1, …) over the first axis.
+    """Return the 95 % percentile bootstrap interval (2, …) of the mean of values (n ≥ 1, …) over the first axis.
 
-    From 10 000 resamples, always the same; of a single value, both ends are that one.
+    It uses 10 000 resamples with a fixed seed; for a single value, both ends are that value.
     """
-    if len(values) == 1:  # which SciPy refuses
+    if len(values) == 1:  # SciPy refuses a single value
         return np.repeat(values, 2, axis=0)
     random = np.random.default_rng(0)
     found = stats.bootstrap(
@@ -21,15 +21,15 @@ def bootstrap_interval(values: np.ndarray) -> np.ndarray:
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """95 % interval of a success rate in [0, 1] (Wilson 1927), which has a width at 0 and 100 % too."""
+    """Return the 95 % interval of a success rate in [0, 1] (Wilson 1927), which has a width even at 0 and 100 %."""
     low, high = stats.binomtest(successes, count).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
 def normalized_scores(returns: np.ndarray, reference: tuple[float, float] | None) -> np.ndarray | None:
-    """Returns (episodes,) in percent: 0 at the reference minimum (a random policy), 100 at its maximum (an expert).
+    """Normalise returns (episodes,) to percent: 0 is the reference minimum (random policy), 100 its maximum (expert).
 
-    None without a reference, or where its ends are one.
+    The result is None without a reference, or if its minimum equals its maximum.
     """
     if reference is None or reference[1] == reference[0]:
         return None
@@ -38,7 +38,7 @@ def normalized_scores(returns: np.ndarray, reference: tuple[float, float] | None
 
 
 def return_summary(returns: np.ndarray) -> dict[str, Any]:
-    """The fields ``return_…`` of the summary in ``results.json``; a single return has 0 for its standard error."""
+    """Return the fields ``return_…`` of the summary in ``results.json``; the standard error of a single return is 0."""
     return {
         "return_mean": float(returns.mean()),
         "return_std_error": float(stats.sem(returns)) if len(returns) > 1 else 0.0,

@@ -1,6 +1,7 @@
-"""Embedded data sets, simulated on this machine, so that nothing has to be downloaded.
+"""Embedded data sets, which are simulated on this machine instead of downloaded.
 
-To add one, add a :class:`Recipe`, and for MuJoCo its policies: an ``.npz`` of ``train_behavior``, ``select_snapshots``.
+To add one, add a :class:`Recipe` and, for MuJoCo, the ``.npz`` of its policies (``train_behavior``,
+``select_snapshots``).
 """
 
 from ..configuration import require_choice
@@ -33,10 +34,10 @@ REGISTRY = {recipe.dataset_id: recipe for recipe in RECIPES.values()}
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name or data set id.
+    """Return the recipe of this name or data set id.
 
     Raises:
-        UserError: there is none; the message offers the nearest.
+        UserError: there is no such recipe; the message offers the nearest.
     """
     if name not in REGISTRY:
         require_choice("recipe", name, tuple(RECIPES))

@@ -1,4 +1,4 @@
-"""Recipes of running bodies, after D4RL's sets: an expert, a medium policy, and what led to the latter."""
+"""Recipes of locomotion data, after D4RL's sets: expert, medium policy, and the medium policy's replay."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,21 +8,21 @@ from .policies import PolicyBehavior
 from .recipe import Behavior, Recipe, UniformBehavior
 
 NUM_STEPS = 100_000
-NUM_RANDOM_STEPS = 5_000  # with which train_behavior begins
+NUM_RANDOM_STEPS = 5_000  # random steps at the start of train_behavior
 
 
 @dataclass(frozen=True)
 class Body:
-    """An environment, and the training whose snapshots act in it."""
+    """An environment, and the training runs whose snapshots act in it."""
 
-    name: str  # of its data sets and of the file of its snapshots
+    name: str  # name of its data sets and of the file of its snapshots
     environment: str  # Gymnasium's name, without the version
-    expert: int  # training steps of the best snapshot, which may be of another training than the stages
+    expert: int  # training steps of the best snapshot, which may come from another training run than the stages
     stages: tuple[tuple[int, float], ...]  # snapshots up to the medium one: training steps, mean episode length
     random_length: float  # mean length of episodes of random actions
 
     def recipes(self) -> list[Recipe]:
-        """Medium, medium-replay and expert."""
+        """Return the recipes medium, medium-replay and expert."""
         medium = self.stages[-1][0]
         stages: dict[str, tuple[list[Behavior], str]] = {
             "medium": (
@@ -35,7 +35,7 @@ class Body:
                 "as stochastic as they were then, in the proportions of a replay buffer.",
             ),
             "expert": (
-                # Never without noise: a model of such data has not seen what follows its own small mistakes.
+                # Stochastic: a model of data without noise has not seen the consequences of its own small errors.
                 [self._policy(self.expert)],
                 f"The best snapshot of a short training that had not converged, after {self.expert:,} steps, as "
                 "stochastic as it was then.",
@@ -56,7 +56,7 @@ class Body:
         ]
 
     def _replay(self) -> list[Behavior]:
-        """Each snapshot stands for the steps since the one before; shares are of episodes, so long ones weigh less."""
+        """Return behaviours weighted by the training steps since the previous snapshot, per mean episode length."""
         policies = [
             self._policy(step, weight=(step - before) / length)
             for (before, _), (step, length) in pairwise([(NUM_RANDOM_STEPS, self.random_length), *self.stages])
@@ -67,8 +67,8 @@ class Body:
         return PolicyBehavior(f"{self.name}.npz", f"step_{step:07d}", weight)
 
 
-# Differs from the paper: D4RL's experts were trained to convergence; these are the best snapshots of short trainings on
-# a CPU, whose logs results/behavior has. Walker2d's expert was trained by proximal policy optimisation.
+# Differs from the paper: D4RL's experts were trained to convergence; these are the best snapshots of short training
+# runs on a CPU (logs in results/behavior). Walker2d's expert was trained by proximal policy optimisation.
 BODIES = (
     Body("hopper", "Hopper", 180_000, ((20_000, 95), (30_000, 211), (90_000, 218), (150_000, 223)), 22),
     Body("halfcheetah", "HalfCheetah", 140_000, ((20_000, 1000), (40_000, 1000)), 1000),

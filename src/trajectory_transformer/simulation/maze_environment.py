@@ -1,6 +1,6 @@
-"""Point mazes whose start-goal pairs are split in two, so that an agent can be tested on pairs that no data show.
+"""Point mazes with training and held-out start-goal pairs, to test agents on pairs that are not in the data.
 
-Importing this module registers them; ``make_environment`` does so when one is asked for.
+Importing this module registers them; ``make_environment`` imports it when needed.
 """
 
 import zlib
@@ -18,10 +18,10 @@ from .pointmaze import VELOCITY_GAIN, WALL, Cell, MazeMap, free_cells
 
 Pair = tuple[Cell, Cell]
 
-MAX_SPEED = 4.0  # metres per second, of an action of 1
+MAX_SPEED = 4.0  # metres per second for an action of 1
 
-# Four rooms of 4 × 4 cells; each shares one door with either neighbour.
-# Differs from the paper: its map and data are not published, nor is how a goal counts as reached.
+# Four rooms of 4 × 4 cells; each shares a door with both neighbours.
+# Differs from the paper, which publishes neither its map nor its data nor the criterion for reaching a goal.
 FOUR_ROOMS: MazeMap = [
     [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
     [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
@@ -38,9 +38,9 @@ FOUR_ROOMS: MazeMap = [
 
 
 def pairs_of(maze_map: MazeMap, part: str) -> list[Pair]:
-    """The ordered pairs (start, goal) of different free cells that belong to ``part``.
+    """Return the ordered pairs (start, goal) of different free cells that belong to ``part``.
 
-    About one pair in five is held out: a fixed function of its four numbers.
+    About one pair in five is held out, by a hash of its four numbers.
 
     Raises:
         UserError: there is no such part, or it is empty.
@@ -51,24 +51,24 @@ def pairs_of(maze_map: MazeMap, part: str) -> list[Pair]:
     if part != "all":
         held_out = {(s, g) for s, g in pairs if zlib.crc32(f"{s[0]},{s[1]} to {g[0]},{g[1]}".encode()) % 5 == 0}
         pairs = [pair for pair in pairs if (pair in held_out) == (part == "held_out")]
-    require(bool(pairs), f"pairs={part}: none of the start-goal pairs of this maze_map ({len(cells)} free cells) is")
+    require(bool(pairs), f"pairs={part}: this maze_map ({len(cells)} free cells) has no such start-goal pair")
     return pairs
 
 
 class PairMazeEnv(PointMazeEnv):
-    """gymnasium-robotics' point maze with a start and a goal drawn together, among the pairs of one part.
+    """gymnasium-robotics' point maze, with start and goal drawn jointly from the pairs of one part.
 
-    As there, start and goal lie within 0.25 m of their cells' centres in either direction, and a step within 0.45 m of
-    the goal succeeds. Other than there, an action is a velocity, a fraction of 4 m/s in either direction, which forces
-    track for a tenth of a second (of forces for a hundredth, a model learns only that the point moves on as it did),
-    and letters in the map mean nothing. ``pair`` holds the start and goal cell of the episode.
+    As in the original, start and goal lie within 0.25 m of their cells' centres in either direction, and a step within
+    0.45 m of the goal succeeds. Unlike there, an action is a velocity, a fraction of 4 m/s in either direction, tracked
+    by forces for 0.1 s (with forces for 0.01 s, a model learns only that the point keeps moving), and letters in the
+    map have no meaning. ``pair`` is the start and goal cell of the episode.
 
     Args:
         maze_map: rows of cells; 1 is a wall.
         pairs: "train", "held_out" or "all".
-        action_repeat: simulation steps of 0.01 s that an action lasts, at least 1; fewer where it reaches the goal.
-        arguments: of ``PointMazeEnv``, but for ``reset_target``, as a new goal would not belong to the start; without
-            ``continuing_task=True`` the episode ends at the goal.
+        action_repeat: simulation steps of 0.01 s per action, at least 1; an action that reaches the goal ends earlier.
+        arguments: those of ``PointMazeEnv`` except for ``reset_target``, because a new goal would not belong to the
+            start; without ``continuing_task=True`` the episode ends at the goal.
 
     Raises:
         UserError: the map has no pair of this part.
@@ -86,12 +86,12 @@ class PairMazeEnv(PointMazeEnv):
     def reset(  # type: ignore[override]  (the parent takes any keyword and ignores most)
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin an episode, at ``reset_cell`` and ``goal_cell`` (row, column) where ``options`` give them.
+        """Begin an episode, optionally at the ``reset_cell`` and ``goal_cell`` (row, column) in ``options``.
 
-        With one of them the other is drawn among the pairs of the part; two are taken, whatever part they belong to.
+        If one is given, the other is drawn from the pairs of the part; if both are given, they may be of any part.
 
         Raises:
-            UserError: a cell is a wall or outside the map, both are the same, or the part has no pair with this one.
+            UserError: a cell is a wall or outside the map, both are equal, or the part has no pair with it.
         """
         asked = {name: self._cell(name, cell) for name, cell in (options or {}).items() if cell is not None}
         start, goal = asked.get("reset_cell"), asked.get("goal_cell")
@@ -105,7 +105,7 @@ class PairMazeEnv(PointMazeEnv):
         return super().reset(seed=seed)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Move at about this velocity; the reward is that of the last simulation step."""
+        """Move at approximately this velocity; the reward is that of the last simulation step."""
         result = super().step(self._force(action))
         for _ in range(self.action_repeat - 1):
             if result[2] or result[3]:  # terminated or truncated
@@ -118,7 +118,7 @@ class PairMazeEnv(PointMazeEnv):
         return np.clip(VELOCITY_GAIN * (MAX_SPEED * np.asarray(action) - velocity), -1.0, 1.0)
 
     def generate_target_goal(self) -> np.ndarray:
-        """Draw the pair; ``PointMazeEnv.reset`` asks for the goal first."""
+        """Draw the pair, and return its goal; ``PointMazeEnv.reset`` calls this before :meth:`generate_reset_pos`."""
         self.pair = self.candidates[int(self.np_random.integers(len(self.candidates)))]
         return self.maze.cell_rowcol_to_xy(np.array(self.pair[1]))
 

@@ -1,4 +1,4 @@
-"""Recipes of the point mazes: one point with inertia, walked about by scripted controllers."""
+"""Recipes of the point mazes, in which scripted controllers move a point with inertia."""
 
 from .pointmaze import MazeBehavior
 from .recipe import Recipe
@@ -25,7 +25,7 @@ POINTMAZE_UMAZE = Recipe(
 
 
 def _sparse_maze(maze: str, reference_score: float) -> Recipe:
-    """Walks to anywhere, cut short, after AntMaze's "play" sets: ways to far goals have to be stitched from several."""
+    """Return a recipe of truncated random walks, like AntMaze's "play" sets: paths to far goals need stitching."""
     return Recipe(
         name=f"pointmaze_{maze.lower()}",
         dataset_id=f"embedded/pointmaze/{maze.lower()}-v1",
@@ -48,13 +48,13 @@ def _sparse_maze(maze: str, reference_score: float) -> Recipe:
 
 
 def _goal_maze(maze: str, steps: int) -> Recipe:
-    """Walks that end at their goal, from starts to goals of the training part; evaluated on the held-out pairs."""
+    """Return a recipe of walks that end at their goal, for the training pairs; evaluated on the held-out pairs."""
     return Recipe(
         name=f"goal_{maze.lower()}",
         dataset_id=f"embedded/goal/{maze.lower()}-v0",
         env_id=f"trajectory_transformer/PairMaze_{maze}-v0",
         behaviors=(
-            # Little noise and one speed: planned by likelihood, a model does what is most frequent, not what is meant.
+            # Little noise and a single speed, because a plan for likelihood imitates the most frequent behaviour.
             MazeBehavior("direct", weight=0.4, speed=(4.0, 4.0), noise=0.03),
             MazeBehavior("detour", weight=0.2, speed=(4.0, 4.0), noise=0.03, detours=(1, 1)),
             MazeBehavior("shaky", weight=0.4, speed=(4.0, 4.0), noise=0.5),
@@ -67,7 +67,7 @@ def _goal_maze(maze: str, steps: int) -> Recipe:
             "velocity controller with noise, some of the time by way of another cell. An episode ends at its goal. "
             "About one in five pairs of start and goal cells never occurs; the evaluation environment draws from those."
         ),
-        # Long enough for every walk: one cut short would end somewhere else, maybe where a held-out pair does.
+        # Long enough for every walk: a truncated one would end elsewhere, possibly at a held-out pair's goal.
         arguments={"pairs": "train", "max_episode_steps": 300},
         evaluation_arguments={"pairs": "held_out"},
     )

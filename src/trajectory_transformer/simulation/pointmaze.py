@@ -15,17 +15,17 @@ MazeMap = Sequence[Sequence[int | str]]
 WALL = 1
 
 REACHED = 0.3  # metres from a cell's centre at which the next waypoint becomes the target
-POSITION_GAIN = 4.0  # desired speed, metres per second, for each metre that is left
-VELOCITY_GAIN = 1.0  # action for each metre per second that is missing; an action of 1 accelerates by about 24 m/s²
+POSITION_GAIN = 4.0  # desired speed in metres per second, per metre of remaining distance
+VELOCITY_GAIN = 1.0  # action per metre per second of missing speed; an action of 1 accelerates by about 24 m/s²
 
 
 def free_cells(maze_map: MazeMap) -> list[Cell]:
-    """All cells that are no walls, row by row."""
+    """Return all cells that are not walls, row by row."""
     return [(r, c) for r, row in enumerate(maze_map) for c, content in enumerate(row) if content != WALL]
 
 
 def shortest_path(maze_map: MazeMap, start: Cell, goal: Cell) -> list[Cell]:
-    """Cells after ``start`` up to ``goal`` by breadth-first search; [goal] where both are one.
+    """Return the cells after ``start`` up to ``goal`` by breadth-first search; [goal] if both are equal.
 
     Raises:
         ValueError: walls separate them.
@@ -50,12 +50,12 @@ def shortest_path(maze_map: MazeMap, start: Cell, goal: Cell) -> list[Cell]:
 
 
 class Navigator:
-    """Walks to a target position, cell by cell.
+    """Controller that moves to a target position, cell by cell.
 
     Args:
         maze: gymnasium-robotics' ``Maze``.
-        speed: most metres per second.
-        max_speed: metres per second of an action of 1 where actions are velocities; None where they are forces.
+        speed: maximum speed in metres per second.
+        max_speed: metres per second of an action of 1, if actions are velocities; None if they are forces.
     """
 
     def __init__(self, maze: Any, speed: float, max_speed: float | None = None) -> None:
@@ -65,7 +65,7 @@ class Navigator:
         self.origin: Cell = (0, 0)
 
     def head_for(self, target: np.ndarray, position: np.ndarray) -> None:
-        """Set a new target (2,), metres, and plan the way to it."""
+        """Set a new target (2,), in metres, and plan the path to it."""
         self.target = np.array(target)
         self._plan(position)
 
@@ -73,7 +73,7 @@ class Navigator:
         return bool(np.linalg.norm(self.target - position) < REACHED)
 
     def action(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
-        """(2,) action before noise and clipping."""
+        """Return the (2,) action before noise and clipping."""
         if self._cell(position) not in (self.origin, self.path[0]):  # pushed off the path
             self._plan(position)
         while len(self.path) > 1 and np.linalg.norm(self._centre(self.path[0]) - position) < REACHED:
@@ -99,14 +99,14 @@ class Navigator:
 
 @dataclass(frozen=True)
 class MazeBehavior:
-    """Walk to the goal, or about the maze first."""
+    """Behaviour that walks to the goal, optionally after detours."""
 
     name: str  # stored with each of its episodes
     weight: float  # share of the episodes
-    speed: tuple[float, float]  # range, metres per second, from which each episode draws its greatest speed
+    speed: tuple[float, float]  # range, in metres per second, from which each episode draws its maximum speed
     noise: float = 0.0  # standard deviation of the action noise; an action is clipped to [-1, 1]
-    # Range, both ends included, from which each episode draws how many random cells it visits before it heads for the
-    # goal. A number no episode can reach makes the point wander until the end.
+    # Range, inclusive, from which each episode draws the number of random cells to visit before the goal. With a number
+    # that no episode can reach, the point wanders until the end.
     detours: tuple[int, int] = (0, 0)
 
     def controller(self, environment: Environment, generator: np.random.Generator) -> Controller:

@@ -1,4 +1,4 @@
-"""Behaviours that follow policies trained by ``train_behavior``, read from plain arrays in this package."""
+"""Behaviours that follow policies trained by ``train_behavior``, stored as plain arrays in this package."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +13,7 @@ Arrays = dict[str, np.ndarray]
 
 @cache
 def load_policy(file: str, snapshot: str) -> Arrays:
-    """The float32 arrays ``SNAPSHOT/LAYER`` of an ``.npz`` beside this module, by layer; weights are (out, in).
+    """Load the float32 arrays ``SNAPSHOT/LAYER`` of an ``.npz`` beside this module, by layer; weights are (out, in).
 
     Raises:
         KeyError: the file has no such snapshot.
@@ -27,7 +27,7 @@ def load_policy(file: str, snapshot: str) -> Arrays:
 
 
 def action_distribution(policy: Arrays, observation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (action_dim,) of the Gaussian that is drawn from, before :func:`bounded`."""
+    """Return mean and standard deviation (action_dim,) of the policy's Gaussian, before :func:`bounded`."""
     rectified = is_soft(policy)
     hidden = observation.astype(np.float32)
     layer = 0
@@ -41,18 +41,18 @@ def action_distribution(policy: Arrays, observation: np.ndarray) -> tuple[np.nda
 
 
 def bounded(policy: Arrays, drawn: np.ndarray) -> np.ndarray:
-    """What was drawn, (action_dim,), in [-1, 1]: squashed by tanh (soft actor-critic), or clipped."""
+    """Return the drawn action (action_dim,) bounded to [-1, 1]: squashed by tanh (soft actor-critic), or clipped."""
     return np.tanh(drawn) if is_soft(policy) else np.clip(drawn, -1.0, 1.0)
 
 
 def is_soft(policy: Arrays) -> bool:
-    """True if soft actor-critic made it, with a deviation for each observation; else proximal policy optimisation."""
+    """Return True for soft actor-critic, whose deviation depends on the observation; else it is a PPO policy."""
     return "log_std_weight" in policy
 
 
 @dataclass(frozen=True)
 class PolicyBehavior:
-    """A Gaussian policy, optionally disturbed."""
+    """A Gaussian policy, optionally with action noise."""
 
     file: str  # see load_policy
     snapshot: str

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-if TYPE_CHECKING:  # the names of embedded sets are known before Gymnasium is loaded
+if TYPE_CHECKING:  # so that names of embedded sets are known without loading Gymnasium
     import gymnasium as gym
 
 Environment: TypeAlias = "gym.Env[Any, Any]"
-Controller = Callable[[Any], np.ndarray]  # newest observation to action, once per step of one episode
+Controller = Callable[[Any], np.ndarray]  # maps the latest observation to an action, once per step of an episode
 
 
 class Behavior(Protocol):
-    """One way of acting. ``weight`` is its share of the episodes, relative to the recipe's other behaviours."""
+    """A behaviour; ``weight`` is its share of the episodes, relative to the recipe's other behaviours."""
 
     @property
     def name(self) -> str: ...
@@ -23,7 +23,7 @@ class Behavior(Protocol):
     def weight(self) -> float: ...
 
     def controller(self, environment: Environment, generator: np.random.Generator) -> Controller:
-        """A controller for the episode that ``environment`` has just been reset to."""
+        """Return a controller for the episode to which ``environment`` has just been reset."""
         ...
 
 
@@ -44,27 +44,27 @@ class UniformBehavior:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that is needed to simulate one embedded data set."""
+    """Description of an embedded data set, sufficient to simulate it."""
 
-    name: str  # as in recipe=NAME on the command line
+    name: str  # NAME in recipe=NAME on the command line
     dataset_id: str  # Minari id of the data set that it writes
     env_id: str  # Gymnasium id of the environment
-    behaviors: tuple[Behavior, ...]  # the mixture; each episode is acted by one of them
-    default_steps: int  # environment steps simulated unless told otherwise
+    behaviors: tuple[Behavior, ...]  # the mixture; each episode follows one of them
+    default_steps: int  # environment steps simulated by default
     reference_scores: tuple[float, float]  # returns that count as 0 and 100 % when scores are normalised
-    reference_note: str  # where the two come from
+    reference_note: str  # origin of the two scores
     description: str  # one or two sentences stored with the data set
-    arguments: Mapping[str, object] = field(default_factory=dict)  # of the environment that the behaviours act in
-    evaluation_arguments: Mapping[str, object] | None = None  # of the stored one to evaluate in; None: the same
+    arguments: Mapping[str, object] = field(default_factory=dict)  # arguments of the behaviours' environment
+    evaluation_arguments: Mapping[str, object] | None = None  # those for evaluation; None: the same
 
     def environment(self) -> Environment:
-        """A new environment that the behaviours act in."""
+        """Make an environment for the behaviours."""
         from ..environments.make import make_environment
 
         return make_environment(self.env_id, **self.arguments)
 
     def evaluation_environment(self) -> "Environment | None":
-        """A new environment to evaluate in, or None where it is the behaviours' own."""
+        """Make an environment for evaluation; None if it is the behaviours' environment."""
         from ..environments.make import make_environment
 
         if self.evaluation_arguments is None:
@@ -72,9 +72,9 @@ class Recipe:
         return make_environment(self.env_id, **self.evaluation_arguments)
 
     def behavior(self, index: int) -> Behavior:
-        """The behaviour of episode ``index``: golden-ratio steps through the cumulated weights.
+        """Return the behaviour of episode ``index``, by golden-ratio steps through the cumulative weights.
 
-        Thus even a short data set has the stated proportions, and neighbouring episodes differ.
+        Even a short data set thus has the stated proportions, and neighbouring episodes differ.
         """
         shares = np.cumsum([behavior.weight for behavior in self.behaviors])
         position = (index + 0.5) * 0.6180339887498949 % 1.0

@@ -1,4 +1,4 @@
-"""Simulation of a recipe's episodes, by one process or by several with the same result."""
+"""Simulation of a recipe's episodes, by one or several processes with the same result."""
 
 import contextlib
 import fcntl
@@ -19,26 +19,26 @@ from .recipe import Behavior, Environment, Recipe
 
 Observations = np.ndarray | dict[str, Any]
 
-PIPE_BYTES = 1 << 20  # lets each worker simulate some episodes ahead
+PIPE_BYTES = 1 << 20  # buffer that lets each worker simulate some episodes ahead
 
 
 @dataclass(frozen=True)
 class SimulatedEpisode:
     """One episode of T steps."""
 
-    seed: int  # of the environment's reset
+    seed: int  # seed of the environment's reset
     behavior: str  # name of the behaviour that acted
-    observations: Observations  # (T + 1, …) in each leaf, of the space's own type
+    observations: Observations  # (T + 1, …) in each leaf, of the space's type
     actions: np.ndarray  # (T, action_dim), as executed
     rewards: np.ndarray  # (T,) float64
-    terminated: bool  # by the environment; otherwise the time limit ended it
+    terminated: bool  # ended by the environment; otherwise by the time limit
 
     def __len__(self) -> int:
         return len(self.rewards)
 
 
 def simulate_episode(environment: Environment, behavior: Behavior, seed: int, index: int) -> SimulatedEpisode:
-    """Episode ``index`` of the stream that ``seed`` starts; it depends on nothing else."""
+    """Simulate episode ``index`` of the stream of ``seed``; the result depends on nothing else."""
     sequence = np.random.SeedSequence((seed, index))
     reset_seed = int(sequence.generate_state(1)[0] >> 1)
     generator = np.random.default_rng(sequence.spawn(1)[0])
@@ -60,17 +60,17 @@ def simulate_episode(environment: Environment, behavior: Behavior, seed: int, in
 
 
 def simulate_share(recipe: Recipe, seed: int, first: int = 0, stride: int = 1) -> Iterator[SimulatedEpisode]:
-    """Episodes ``first``, ``first + stride``, … in this process, without end."""
+    """Yield episodes ``first``, ``first + stride``, … endlessly, simulated in this process."""
     with recipe.environment() as environment:
         for index in count(first, stride):
             yield simulate_episode(environment, recipe.behavior(index), seed, index)
 
 
 def simulate(recipe: Recipe, seed: int, processes: int) -> Generator[SimulatedEpisode, None, None]:
-    """Episodes 0, 1, 2, … without end; ``processes`` > 1 shares them out among that many other processes.
+    """Yield episodes 0, 1, 2, … endlessly, simulated in this process or by ``processes`` > 1 workers.
 
-    Workers are plain subprocesses: unlike those of ``multiprocessing`` they neither run the caller's script again
-    (spawn, forkserver) nor inherit its threads (fork), and one whose reader is gone ends at its next write.
+    Workers are plain subprocesses: unlike those of ``multiprocessing``, they neither run the caller's script again
+    (spawn, forkserver) nor inherit its threads (fork), and a worker without a reader ends at its next write.
 
     Raises:
         RuntimeError: a worker died; its own message is on stderr.
@@ -90,13 +90,13 @@ def simulate(recipe: Recipe, seed: int, processes: int) -> Generator[SimulatedEp
 
 @contextlib.contextmanager
 def _worker(share: bytes) -> Iterator[IO[bytes]]:
-    """The output of a process that runs :func:`work`; it is killed on leaving."""
+    """Start a process that runs :func:`work`, and return its output; the process is killed on exit."""
     command = [sys.executable, "-c", f"from {__name__} import work; work()"]
     single_threaded = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=single_threaded) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        with contextlib.suppress(OSError, AttributeError):  # a smaller pipe only makes it slower
+        with contextlib.suppress(OSError, AttributeError):  # a smaller pipe is only slower
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             process.stdin.write(share)
@@ -107,11 +107,11 @@ def _worker(share: bytes) -> Iterator[IO[bytes]]:
 
 
 def work() -> None:
-    """A worker process: takes a share on stdin and writes pickled episodes to stdout until nobody reads them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """Run a worker: read its share from stdin, and write pickled episodes to stdout until the reader is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     share = pickle.load(sys.stdin.buffer)
     output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints goes to stderr
+    os.dup2(2, 1)  # libraries' output goes to stderr
     try:
         for episode in simulate_share(*share):
             pickle.dump(episode, output, protocol=pickle.HIGHEST_PROTOCOL)
@@ -121,7 +121,7 @@ def work() -> None:
 
 
 def _stack(observations: list[Any]) -> Observations:
-    """A list of observations as arrays (length, …), nested as the observations are."""
+    """Stack a list of observations to arrays (length, …), nested like the observations."""
     if isinstance(observations[0], dict):
         return {key: _stack([observation[key] for observation in observations]) for key in observations[0]}
     return np.stack(observations)

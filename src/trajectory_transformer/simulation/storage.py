@@ -1,4 +1,4 @@
-"""Simulated episodes as a Minari data set on disk, whole or not at all."""
+"""Atomic storage of simulated episodes as a Minari data set."""
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ from .recipe import Recipe
 from .simulate import SimulatedEpisode
 
 STAGING_PREFIX = ".collecting-"
-SPARE_BYTES = 2**19  # of metadata, and of the file's own structure
-EPISODE_BYTES = 32 * 2**10  # of an episode's group in HDF5, beside its numbers
+SPARE_BYTES = 2**19  # size of the metadata and the file's structure
+EPISODE_BYTES = 32 * 2**10  # size of an episode's HDF5 group, without its numbers
 
 
 @contextlib.contextmanager
 def disk_errors(recipe: Recipe) -> Iterator[None]:
-    """OSErrors as one sentence that names the data set and the folder."""
+    """Convert OSErrors into a UserError that names the data set and the folder."""
     try:
         yield
     except OSError as error:
@@ -39,25 +39,25 @@ def disk_errors(recipe: Recipe) -> Iterator[None]:
 
 @contextlib.contextmanager
 def collecting_folder(recipe: Recipe, overwrite: bool) -> Iterator[Path]:
-    """A staging folder beside the data sets, on their file system; UserError where the set is there already."""
+    """Make a staging folder on the data sets' file system; raises UserError if the set already exists."""
     with contextlib.ExitStack() as stack:
         with disk_errors(recipe):
             root, path = get_dataset_path(), get_dataset_path(recipe.dataset_id)
             require(
                 overwrite or not is_on_disk(recipe.dataset_id),
-                f"data set {recipe.dataset_id} exists already in {path}; add overwrite=true to replace it",
+                f"data set {recipe.dataset_id} already exists in {path}; add overwrite=true to replace it",
             )
             staging = stack.enter_context(staging_folder(root, STAGING_PREFIX))
         yield staging
 
 
 def require_space(recipe: Recipe, episodes: Sequence[SimulatedEpisode], staging: Path) -> None:
-    """Refuse to begin where the data set will not fit: HDF5 crashes the process on a disk that fills up.
+    """Raise UserError if the data set will not fit on the disk, because HDF5 crashes the process on a full disk.
 
-    The blocks are taken for a moment, as a quota counts too, and what is free on a file system is not all one's own.
+    The space is allocated for a moment, because a quota or reserved blocks can make less available than is free.
 
     Raises:
-        UserError: with the bytes that are needed and those that are free.
+        UserError: names the needed and the free bytes.
     """
     needed = SPARE_BYTES + sum(EPISODE_BYTES + _num_bytes(vars(episode)) for episode in episodes) * 5 // 4
     reserve = staging / "reserve"
@@ -76,7 +76,7 @@ def require_space(recipe: Recipe, episodes: Sequence[SimulatedEpisode], staging:
 
 
 def _num_bytes(value: object) -> int:
-    """Bytes of all arrays in nested mappings."""
+    """Return the bytes of all arrays in nested mappings."""
     if isinstance(value, Mapping):
         return sum(map(_num_bytes, value.values()))
     return value.nbytes if isinstance(value, np.ndarray) else 0
@@ -102,14 +102,14 @@ def write_dataset(recipe: Recipe, episodes: Sequence[SimulatedEpisode], seed: in
             code_permalink=f"python -m trajectory_transformer.data.collect recipe={recipe.name} seed={seed}",
             description=f"{recipe.description} Reference scores: {recipe.reference_note}.",
         )
-        # Set here and not by the call above, which would make one more environment for them.
+        # Set here because the call above would make another environment for them.
         minimum, maximum = recipe.reference_scores
         dataset.storage.update_metadata({"ref_min_score": minimum, "ref_max_score": maximum})
         dataset.storage.update_episode_metadata([{"behavior": episode.behavior} for episode in episodes])
 
 
 def publish(recipe: Recipe, staging: Path, overwrite: bool) -> Path:
-    """Move the finished data set and the metadata of its namespaces into Minari's folder; returns where it is."""
+    """Move the finished data set and the metadata of its namespaces into Minari's folder; returns its path."""
     root, path = get_dataset_path(), get_dataset_path(recipe.dataset_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     for namespace in Path(recipe.dataset_id).parents[:-1]:
@@ -128,7 +128,7 @@ def publish(recipe: Recipe, staging: Path, overwrite: bool) -> Path:
 
 def _buffer(episode: SimulatedEpisode) -> EpisodeBuffer:
     last = np.arange(len(episode)) == len(episode) - 1
-    arrays: Any = {  # which Minari takes, although its annotations know lists only
+    arrays: Any = {  # Minari accepts arrays, although its annotations permit only lists
         "observations": episode.observations,
         "actions": episode.actions,
         "rewards": episode.rewards,
@@ -140,7 +140,7 @@ def _buffer(episode: SimulatedEpisode) -> EpisodeBuffer:
 
 @contextlib.contextmanager
 def _minari_folder(folder: Path) -> Iterator[None]:
-    """Minari reads its folder from the environment and takes no argument for it."""
+    """Set Minari's folder for the duration of the block, by the environment variable that Minari reads."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     try:
