@@ -9,6 +9,13 @@ from matplotlib.figure import Figure
 
 from trajectory_transformer.evaluation import plots
 
+LONGEST = ("test_examples.py", "test_docs.py", "test_experiment.py", "test_sweep.py", "test_end_to_end.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that no worker ends alone with one of them."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

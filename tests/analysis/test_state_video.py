@@ -37,7 +37,7 @@ def test_a_film_shows_both_side_by_side(
         def capture(self, episode: int, step: int, render: Any) -> None:
             frames.append(render())
             deadline = time.monotonic() + 20
-            while "filming  0/1 episodes" not in capsys.readouterr().err and time.monotonic() < deadline:
+            while "recording video  0/1 episodes" not in capsys.readouterr().err and time.monotonic() < deadline:
                 time.sleep(0.001)
             told.append(time.monotonic() < deadline)
 
