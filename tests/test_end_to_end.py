@@ -237,6 +237,7 @@ def test_selected_observation_dimensions(tmp_path: Path, seen: list[np.ndarray])
     assert width == 2 + 2 + 2
 
 
+@pytest.mark.slow
 def test_goals_from_data_to_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few walks in the smallest maze; the model is hopeless, but its goals are the environment's."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))

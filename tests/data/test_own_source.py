@@ -134,6 +134,7 @@ def test_a_data_set_beside_a_source_is_refused(package: Path) -> None:
         DataConfig("a-v0", source=own(package).source)
 
 
+@pytest.mark.slow
 def test_it_trains_from_a_yaml_of_the_users_own(package: Path) -> None:
     """Called as by a user; the run's config and checkpoint record the data."""
     configs = package / "configs" / "data"

@@ -130,6 +130,7 @@ class TestMetricsFile:
         assert {row["loss"] for row in read(file)} == {"0.123456789"}  # no row is half of one and half of another
         assert len(read(file)) < 20
 
+    @pytest.mark.slow
     def test_a_killed_process_loses_nothing(self, tmp_path: Path) -> None:
         code = (
             "import os, signal, sys; from pathlib import Path\n"
