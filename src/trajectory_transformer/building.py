@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from .errors import UserError
 
 PACKAGE = __name__.partition(".")[0]
+ORIGINAL = "trajectory_transformer"  # the package that checkpoints from before `make rename` name
 TYPED_BY_USER: None = None  # value of ``allow`` for options that the user gave: they may name anything
 
 Kind = TypeVar("Kind")
@@ -51,6 +52,7 @@ def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | Non
 
 def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None) -> type[Kind]:
     """Return the class named ``path``; arguments and errors are those of :func:`build`."""
+    path = _renamed(path)
     _require_allowed(path, path, place, allow)
     module, _, name = path.rpartition(".")
     try:
@@ -116,7 +118,12 @@ def packages_in(spec: object) -> tuple[str, ...]:
 def require_allowed(spec: object, place: str, allow: Sequence[str]) -> None:
     """Raise UserError if ``spec``, read from a file, names a class outside this package and ``allow``."""
     for target in targets_in(spec):
-        _require_allowed(target, target, place, allow)
+        _require_allowed(_renamed(target), target, place, allow)
+
+
+def _renamed(path: str) -> str:
+    """Return the name of a class of the original package as one of this package, which may have another name."""
+    return f"{PACKAGE}{path.removeprefix(ORIGINAL)}" if path.startswith(f"{ORIGINAL}.") else path
 
 
 def _require_allowed(path: str, named: str, place: str, allow: Sequence[str] | None) -> None:
