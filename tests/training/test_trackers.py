@@ -1,6 +1,7 @@
 """TensorBoard, MLflow and Trackio, offline: each has the same metrics, table and picture, also after a resume."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +102,5 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(
 
     monkeypatch.setattr(f"trajectory_transformer.training.trackers.{CLASSES[name]}.__init__", missing)
     extra = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["extra"]
-    with pytest.raises(UserError, match=rf"logger\.extra\.{name}: .*pip install 'trajectory-transformer\[{name}\]'"):
+    with pytest.raises(UserError, match=re.escape(f"pip install 'trajectory-transformer[{name}]'")):
         make_loggers(LoggerConfig(extra=extra), tmp_path, OPTIONS, RunLabels())
