@@ -1,5 +1,5 @@
 # An environment to run and develop in. Not built by this project's tests, which have no Docker.
-#   docker build -t trajectory-transformer . && docker run --rm -it -v "$PWD/logs:/work/logs" trajectory-transformer
+#   docker build -t trajectory-transformer . && docker run --rm -it -v "$PWD/logs:/project/logs" trajectory-transformer
 # For GPUs: docker run --gpus all …; PyPI's torch brings its own CUDA libraries.
 FROM python:3.11-slim-bookworm
 
@@ -7,7 +7,7 @@ FROM python:3.11-slim-bookworm
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev make git libegl1 libgl1 libgomp1 \
     && rm -rf /var/lib/apt/lists/*
-WORKDIR /work
+WORKDIR /project
 COPY requirements.lock ./
 RUN pip install --no-cache-dir -r requirements.lock
 COPY . .
