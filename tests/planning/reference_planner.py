@@ -109,7 +109,13 @@ class ReferencePlanner:
 class ReferenceBeamPlanner(BeamPlanner):
     """A :class:`BeamPlanner` that plans with the oracle, from the same random numbers."""
 
-    def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
+    def plan(
+        self,
+        prefix: Tensor,
+        generators: Sequence[torch.Generator],
+        share: float = 1.0,
+        executed: Tensor | None = None,
+    ) -> SearchResult:
         edges = self.discretizer.edges
         oracle = ReferencePlanner(self.model, self.settings, (edges[:, 1:] + edges[:, :-1]) / 2)
         shape = (self.settings.horizon, self.layout.transition_dim, self.settings.n_expand * self.settings.beam_width)

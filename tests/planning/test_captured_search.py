@@ -40,9 +40,9 @@ class Graph:
     def __init__(self) -> None:
         self.captured: list[torch.Size] = []
 
-    def __call__(self, search: Search, prefix: Tensor, uniforms: Tensor) -> tuple[Callable[[], None], SearchResult]:
-        self.captured.append(prefix.shape)
-        result = search(prefix, uniforms)
+    def __call__(self, search: Search, *inputs: Tensor) -> tuple[Callable[[], None], SearchResult]:
+        self.captured.append(inputs[0].shape)
+        result = search(*inputs)
         result = replace(
             result,
             steps=[
@@ -52,7 +52,7 @@ class Graph:
         )  # capturing computes nothing
 
         def replay() -> None:
-            for place, values in zip(tensors(result), tensors(search(prefix, uniforms)), strict=True):
+            for place, values in zip(tensors(result), tensors(search(*inputs)), strict=True):
                 place.copy_(values)
 
         return replay, result
@@ -86,8 +86,8 @@ class Altered(Graph):
         super().__init__()
         self.times = times
 
-    def __call__(self, search: Search, prefix: Tensor, uniforms: Tensor) -> tuple[Callable[[], None], SearchResult]:
-        replay, result = super().__call__(search, prefix, uniforms)
+    def __call__(self, search: Search, *inputs: Tensor) -> tuple[Callable[[], None], SearchResult]:
+        replay, result = super().__call__(search, *inputs)
 
         def replay_altered() -> None:
             replay()

@@ -69,9 +69,9 @@ def test_plans_begin_with_the_goal_and_then_the_past(
     seen: list[torch.Tensor] = []
     plan = agent._planner.plan
 
-    def watched(prefix: torch.Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
+    def watched(prefix: torch.Tensor, generators: Sequence[torch.Generator], *others: Any) -> SearchResult:
         seen.append(prefix.clone())
-        return plan(prefix, generators, share)
+        return plan(prefix, generators, *others)
 
     agent._planner.plan = watched  # type: ignore[method-assign]
     agent.reset(2)

@@ -139,6 +139,8 @@ class Agent:
         past, width, horizon = self.settings.context - 1, self._layout.transition_dim, self.settings.horizon
         self._past = torch.zeros(num_envs, past, width, dtype=torch.int64)
         self._past_length = np.zeros(num_envs, dtype=np.int64)
+        # The last action of each episode, also without a past (context=1); NaN before the first.
+        self._executed = torch.full((num_envs, self._layout.action_dim), torch.nan)
         self._plan_age = np.zeros(num_envs, dtype=np.int64)
         self._plan_length = np.zeros(num_envs, dtype=np.int64)  # transitions
         self.planned = np.zeros(num_envs, dtype=bool)
@@ -156,6 +158,7 @@ class Agent:
     def begin_episode(self, env_index: int, seed: int) -> None:
         """Forget the past and plan of one environment, and seed its random numbers."""
         self._past_length[env_index] = self._plan_age[env_index] = 0
+        self._executed[env_index] = torch.nan
         self._aimed[env_index] = self._ended[env_index] = False
         self._generators[env_index].manual_seed(int(seed))
 
@@ -233,7 +236,8 @@ class Agent:
         index = torch.from_numpy(rows)
         past = self._past[index, :past_length].flatten(1)
         prefix = torch.cat([self._goals[index], past, self._observation_tokens[index]], dim=1)
-        found = self._planner.plan(prefix.to(self._device), [self._generators[row] for row in rows], share)
+        generators = [self._generators[row] for row in rows]
+        found = self._planner.plan(prefix.to(self._device), generators, share, self._executed[index])
         length, horizon = found.tokens.shape[1], self.settings.horizon
         self._plan_tokens[index, :length] = found.tokens.cpu()
         self._plan_actions[index, :length] = self._actions(found)
@@ -286,6 +290,7 @@ class Agent:
         self._plan_age[self._active] += 1
         self._plan_age[self._resting] = 0
         self._ended &= ~self._resting
+        self._executed[rows] = taken
         if past:
             transition = torch.cat(
                 [
@@ -304,6 +309,7 @@ class Agent:
             self._past_length[rows.numpy()] += 1
         finished = torch.as_tensor(done).cpu().numpy().astype(bool) & self._active
         self._past_length[finished] = self._plan_age[finished] = 0
+        self._executed[torch.from_numpy(finished)] = torch.nan
         self._ended |= finished & (self._autoreset in (None, "NextStep"))
 
     @property

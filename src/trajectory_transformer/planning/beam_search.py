@@ -4,8 +4,9 @@ The search uses a model only as a :class:`~.decoder.BeamDecoder`, estimates rewa
 predicted distributions, and ranks sequences by an :class:`~.objectives.Objective`.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,6 +86,7 @@ def beam_search(
     deadline: Deadline | None = None,
     objective: Objective | None = None,
     decode: Decode | None = None,
+    executed: Tensor | None = None,
 ) -> SearchResult:
     """Plan ``settings.horizon`` transitions: expand each sequence, score the candidates, keep the best, repeat.
 
@@ -102,6 +104,7 @@ def beam_search(
         deadline: shortens and narrows the search; already started.
         objective: scores candidates; None: reward plus return-to-go.
         decode: gives the objective real values.
+        executed: (environment, action_dim) actions last executed, for the objective, NaN where none; None: no one has.
 
     Returns:
         The best sequence of each environment; its score is -inf if no prediction in that environment is finite.
@@ -146,7 +149,8 @@ def beam_search(
         returns[:, :, t : t + 2] = estimates
         tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
         whole = torch.cat([observations.repeat_interleave(candidates, dim=1), tokens], dim=2)
-        scores = objective(Candidates(t, returns, discounts, whole, layout, decode, likelihoods))
+        traced = functools.partial(_actions_so_far, tuple(steps), actions)
+        scores = objective(Candidates(t, returns, discounts, whole, layout, decode, likelihoods, traced, executed))
         require(
             scores.shape == whole.shape[:2],
             f"planner.objective returns scores of shape {tuple(scores.shape)}; it must return one for each candidate, "
@@ -181,7 +185,7 @@ def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:
     return torch.cat(found[::-1], dim=1)
 
 
-def actions_to_average(steps: list[SearchStep], action_dim: int, beams: int | None) -> Tensor:
+def actions_to_average(steps: Sequence[SearchStep], action_dim: int, beams: int | None) -> Tensor:
     """Action tokens (environment, number, horizon, action_dim) of the sequences whose actions are averaged.
 
     Args:
@@ -191,7 +195,19 @@ def actions_to_average(steps: list[SearchStep], action_dim: int, beams: int | No
     """
     if beams is None:
         return torch.stack([step.tokens[:, :, :action_dim] for step in steps], dim=2)
-    kept = steps[-1].kept[:, :beams]
+    return _kept_actions(steps, action_dim, beams)
+
+
+def _actions_so_far(steps: Sequence[SearchStep], actions: Tensor) -> Tensor:
+    """Action tokens (environment, n, t + 1, action_dim) of plans: of earlier steps, and the latest ``actions``."""
+    kept = steps[-1].kept.shape[1]
+    earlier = _kept_actions(steps, actions.shape[2], kept).repeat_interleave(actions.shape[1] // kept, dim=1)
+    return torch.cat([earlier, actions.unsqueeze(2)], dim=2)
+
+
+def _kept_actions(steps: Sequence[SearchStep], action_dim: int, number: int) -> Tensor:
+    """Action tokens (environment, number, steps, action_dim) of the sequences kept after the last step, best first."""
+    kept = steps[-1].kept[:, :number]
     row = torch.arange(kept.shape[1], device=kept.device).expand(kept.shape)
     found = []
     for t in range(len(steps) - 1, -1, -1):

@@ -12,19 +12,28 @@ from .beam_search import SearchResult
 
 log = logging.getLogger(__name__)
 
-Search = Callable[[Tensor, Tensor], SearchResult]
-"""Prefixes (environment, time) and uniforms (environment, …) -> the result; the CPU must not wait for the GPU in it."""
+Search = Callable[..., SearchResult]
+"""Prefixes (environment, time), uniforms (environment, …) and further tensors (environment, …) -> the result.
 
-Capture = Callable[[Search, Tensor, Tensor], tuple[Callable[[], None], SearchResult]]
-"""A search and its two input tensors -> a function that repeats it on their new contents, and its result's tensors."""
+The CPU must not wait for the GPU in it.
+"""
+
+Capture = Callable[..., tuple[Callable[[], None], SearchResult]]
+"""A search and its input tensors -> a function that repeats it on their new contents, and its result's tensors."""
 
 
 @dataclass(frozen=True)
 class _Captured:
-    prefix: Tensor
-    uniforms: Tensor
+    inputs: tuple[Tensor, ...]
     replay: Callable[[], None]
     result: SearchResult
+
+    def repeat(self, inputs: tuple[Tensor, ...]) -> SearchResult:
+        """Replay the search on these inputs; returns its result's tensors, which the next replay overwrites."""
+        for place, values in zip(self.inputs, inputs, strict=True):
+            place.copy_(values)
+        self.replay()
+        return self.result
 
 
 class CapturedSearch:
@@ -45,41 +54,36 @@ class CapturedSearch:
         self._captured: dict[int, _Captured] = {}
         self._proven: bool | None = None
 
-    def __call__(self, search: Search, prefix: Tensor, uniforms: Tensor) -> SearchResult:
-        """The result of ``search``, which must be the same function at every call.
+    def __call__(self, search: Search, *inputs: Tensor) -> SearchResult:
+        """The result of ``search`` of ``inputs``; it must be the same function at every call.
 
         The search's result for an environment must not depend on the others, and it must keep its memory for the
         largest number of environments so far.
         """
         if self._proven is False:
-            return search(prefix, uniforms)
-        environments, length = prefix.shape
+            return search(*inputs)
+        environments, length = inputs[0].shape
         if environments > self._environments:
             self._captured.clear()  # the graphs write to memory that the search is about to replace
             self._environments = environments
-        prefix, uniforms = self._filled_up(prefix), self._filled_up(uniforms)
+        filled = tuple(self._filled_up(values) for values in inputs)
         if length not in self._captured:
-            places = prefix.clone(), uniforms.clone()
-            self._captured[length] = _Captured(*places, *self._capture(search, *places))
+            places = tuple(values.clone() for values in filled)
+            self._captured[length] = _Captured(places, *self._capture(search, *places))
         captured = self._captured[length]
-        if self._proven is None and not self._prove(search, captured, prefix, uniforms):
+        if self._proven is None and not self._prove(search, captured, filled):
             self._captured.clear()
-            return search(prefix[:environments], uniforms[:environments])
-        captured.prefix.copy_(prefix)
-        captured.uniforms.copy_(uniforms)
-        captured.replay()
-        return _copied(captured.result, environments)
+            return search(*inputs)
+        return _copied(captured.repeat(filled), environments)
 
-    def _prove(self, search: Search, captured: _Captured, prefix: Tensor, uniforms: Tensor) -> bool:
+    def _prove(self, search: Search, captured: _Captured, inputs: tuple[Tensor, ...]) -> bool:
         largest, seconds, replayed = 0.0, 0.0, 0.0
+        prefix, uniforms, *others = inputs
         for draws in (uniforms, uniforms.flip(-1)):
             began = time.perf_counter()
-            wanted = search(prefix, draws).score.cpu()  # waits for a GPU
+            wanted = search(prefix, draws, *others).score.cpu()  # waits for a GPU
             seconds, began = time.perf_counter() - began, time.perf_counter()
-            captured.prefix.copy_(prefix)
-            captured.uniforms.copy_(draws)
-            captured.replay()
-            found = captured.result.score.cpu()
+            found = captured.repeat((prefix, draws, *others)).score.cpu()
             replayed = time.perf_counter() - began
             largest = max(largest, float((found - wanted).abs().max()))
             self._proven = bool(found.isclose(wanted, rtol=1e-3, atol=1e-3, equal_nan=True).all())
@@ -97,17 +101,17 @@ class CapturedSearch:
         return torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
 
 
-def cuda_graph(search: Search, prefix: Tensor, uniforms: Tensor) -> tuple[Callable[[], None], SearchResult]:
-    """:data:`Capture` on the prefix's GPU."""
-    graph, present = torch.cuda.CUDAGraph(), torch.cuda.current_stream(prefix.device)
-    stream = torch.cuda.Stream(prefix.device)
+def cuda_graph(search: Search, *inputs: Tensor) -> tuple[Callable[[], None], SearchResult]:
+    """:data:`Capture` on the inputs' GPU."""
+    device = inputs[0].device
+    graph, present, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), torch.cuda.Stream(device)
     stream.wait_stream(present)
     with torch.cuda.stream(stream):
-        search(prefix, uniforms)  # allocates persistent memory and loads kernels
+        search(*inputs)  # allocates persistent memory and loads kernels
     present.wait_stream(stream)
-    # On that stream, so that it is captured on the prefix's GPU, which may not be the current one.
+    # On that stream, so that it is captured on the inputs' GPU, which may not be the current one.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        result = search(prefix, uniforms)
+        result = search(*inputs)
     return graph.replay, result
 
 

@@ -44,6 +44,10 @@ class Candidates:
     layout: TransitionLayout  # positions within a transition
     decode: "Decode | None" = None  # converts tokens of a slice of columns to real values
     sampled: "Tensor | None" = None  # :attr:`log_likelihoods`, if the objective needs them
+    traced: "Callable[[], Tensor] | None" = None  # computes the tokens of :attr:`planned_actions`; needed if t > 0
+    executed: "Tensor | None" = (
+        None  # (environment, action_dim) last executed actions, NaN where none; None: no one has
+    )
 
     @property
     def rewards(self) -> "Tensor":
@@ -65,6 +69,42 @@ class Candidates:
         """Actions (environment, n, action_dim) of transition ``t``, as real values."""
         return self._decoded[:, :, self.layout.action]
 
+    @functools.cached_property
+    def planned_actions(self) -> "Tensor":
+        """Actions (environment, n, t + 1, action_dim) of the whole plan so far, as real values."""
+        if self.t == 0:
+            return self.actions.unsqueeze(2)
+        assert self.traced is not None
+        assert self.decode is not None
+        return self.decode(self.traced(), self.layout.action)
+
+    @property
+    def previous_actions(self) -> "Tensor":
+        """Actions (environment, n, action_dim) just before those of transition ``t``, as real values.
+
+        For ``t > 0``, those of transition ``t - 1`` of the same sequences. For ``t = 0``, the action last executed in
+        the episode, as given to ``Agent.observe`` (which need not be a bin's centre), with any ``planner.context``;
+        zeros at an episode's first step, where :attr:`has_previous` is False.
+        """
+        if self.t:
+            return self.planned_actions[:, :, -2]
+        return self._executed.nan_to_num(nan=0.0).unsqueeze(1).expand_as(self.actions)
+
+    @property
+    def has_previous(self) -> "Tensor":
+        """Mask (environment, n) of the candidates with previous actions: all, except at an episode's first step."""
+        began = self._executed.isfinite().all(dim=-1, keepdim=True)
+        return (began | (self.t > 0)).expand(self.tokens.shape[:2])
+
+    @property
+    def action_changes(self) -> "Tensor":
+        """Changes of action (environment, n, t + 1, action_dim) at each transition of the plan so far, as real values.
+
+        The first is relative to the action last executed, and 0 at an episode's first step.
+        """
+        planned, executed = self.planned_actions, self._executed[:, None, None]
+        return planned.diff(dim=2, prepend=planned[:, :, :1].where(executed.isnan(), executed))
+
     @property
     def log_likelihoods(self) -> "Tensor":
         """Log-likelihood (environment, n), in nats, of the action and observation tokens sampled so far.
@@ -81,6 +121,12 @@ class Candidates:
         )
         assert self.sampled is not None
         return self.sampled
+
+    @property
+    def _executed(self) -> "Tensor":
+        if self.executed is not None:
+            return self.executed
+        return self.returns.new_full((len(self.tokens), self.layout.action_dim), math.nan)
 
     @functools.cached_property
     def _decoded(self) -> "Tensor":
@@ -128,9 +174,12 @@ class Objective(ABC):
     def __call__(self, candidates: Candidates) -> "Tensor":
         """Scores (environment, n) of one transition's candidates; one that is not finite is worse than any other.
 
-        Scores of an environment must not depend on other environments. On a GPU the whole search is captured as a CUDA
-        graph and replayed: scores must be computed by tensor operations alone, without reading values in Python (else
-        set ``planner.decoder=eager``).
+        The search keeps the sequences with the highest scores after each transition, and the last scores choose the
+        plan. So a score must count the whole plan so far, such as by ``rewards`` or ``planned_actions``, not only its
+        last transition. Scores of an environment must not depend on other environments.
+
+        On a GPU the whole search is captured as a CUDA graph and replayed: scores must be computed by tensor operations
+        alone, without reading values in Python (else set ``planner.decoder=eager``).
         """
 
 

@@ -86,7 +86,13 @@ class BeamPlanner:
         return BeamPlanner, (self.model, self.discretizer, self.settings, *self._data, self.objective)
 
     @torch.inference_mode()
-    def plan(self, prefix: Tensor, generators: Sequence[torch.Generator], share: float = 1.0) -> SearchResult:
+    def plan(
+        self,
+        prefix: Tensor,
+        generators: Sequence[torch.Generator],
+        share: float = 1.0,
+        executed: Tensor | None = None,
+    ) -> SearchResult:
         """Find the best plan of each environment.
 
         Args:
@@ -94,6 +100,8 @@ class BeamPlanner:
                 transitions, then the current observation.
             generators: one CPU generator for each environment, which alone determines that environment's draws.
             share: of ``settings.deadline_ms`` that this search may take.
+            executed: (environment, action_dim) float32 actions last executed, for the objective, NaN where none; None:
+                none in any environment.
 
         Raises:
             UserError: no prediction of the model is finite in some environment.
@@ -102,8 +110,10 @@ class BeamPlanner:
             if self._deadline is not None:
                 self._deadline.start(share)
             uniforms = torch.stack([torch.rand(self._draws, generator=generator) for generator in generators])
-            uniforms, captured = uniforms.to(prefix.device), self._captured
-            found = captured(self._find, prefix, uniforms) if captured else self._find(prefix, uniforms)
+            if executed is None:
+                executed = torch.full((len(prefix), self.layout.action_dim), torch.nan)
+            inputs = prefix, uniforms.to(prefix.device), executed.to(prefix.device)
+            found = self._captured(self._find, *inputs) if self._captured else self._find(*inputs)
         require_finite_scores(found.score)
         return found
 
@@ -115,16 +125,15 @@ class BeamPlanner:
             return (0,)
         return settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width
 
-    def _find(self, prefix: Tensor, uniforms: Tensor) -> SearchResult:
+    def _find(self, prefix: Tensor, uniforms: Tensor, executed: Tensor) -> SearchResult:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
         objective, discretizer = self.objective, self.discretizer
         if objective.by_token:
             return likelihood_search(decoder, prefix, layout, settings, deadline, self._log_widths)
         if self._native_search is not None:
             return self._native_search(prefix, uniforms)
-        return beam_search(
-            decoder, prefix, layout, settings, self._estimate, uniforms, deadline, objective, discretizer.decode
-        )
+        by_objective = objective, discretizer.decode, executed
+        return beam_search(decoder, prefix, layout, settings, self._estimate, uniforms, deadline, *by_objective)
 
     def _search(self, decoder: BeamDecoder, prefix: Tensor, settings: PlannerConfig, uniforms: Tensor) -> SearchResult:
         """Search in Python by reward plus return-to-go: the reference for the kernel's search."""
