@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -672,6 +673,41 @@ def test_an_objective_of_ones_own_plans_after_training(tmp_path: Path, monkeypat
     assert (recorded["name"], recorded["objective"]) == ("Own", {"_target_": "own_package.Own"})
     with pytest.raises(UserError, match=r"add allow=\[own_package\]"):
         load_agent(tmp_path / "run" / "checkpoints" / "best.ckpt", "cpu", {})
+
+
+def test_a_mistake_in_an_objective_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_mistake.py").write_text(
+        "from trajectory_transformer.planning.objectives import Return\n\n\nclass Own(Return):\n"
+        "    def __call__(self, candidates):\n        return candidates.rewards\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    planner = PlannerConfig(horizon=2, beam_width=2, context=2, objective={"_target_": "own_mistake.Own"})
+    message = r"own_mistake\.Own returns scores of shape \(2, 4, 1\) \(.*own_mistake.py:5\); .* \(2, 4\)"
+    with pytest.raises(UserError, match=message):
+        run_training(replace(config(), planner=planner), RunContext(tmp_path / "run", ""))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [UserError("no"), RuntimeError("no")])
+def test_an_evaluation_that_fails_tells_that_the_model_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Its last line is the command that evaluates the checkpoint."""
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(experiment, "evaluate", fail)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(type(error)) as caught:
+        run_training(config(), RunContext(tmp_path / "run", ""))
+    lines = traceback.format_exception_only(caught.value)
+    assert lines[-1].strip() == (
+        "the model is trained and saved; evaluate it with: python evaluate.py checkpoint=run/checkpoints/best.ckpt"
+    )
+    assert not isinstance(error, UserError) or error.told.endswith("run/checkpoints/best.ckpt")
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
 
 
 def test_a_critic_that_cannot_be_had_is_refused_before_training(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ from ..training.loggers import (
     make_loggers,
     require_loggers,
 )
+from .commands import evaluate_command
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,9 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             return -report.validation_loss
         checkpoint = Checkpoint.read(chosen)
         device = torch_device(config.trainer.accelerator, "trainer.accelerator")
-        trained = LoadedAgent(chosen, checkpoint, learner.own_agent(config, checkpoint, device))
-        return _plan(config, run, trained, loggers, report)
+        with _telling_what_is_left(chosen, config):
+            trained = LoadedAgent(chosen, checkpoint, learner.own_agent(config, checkpoint, device))
+            return _plan(config, run, trained, loggers, report)
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights:
@@ -290,6 +292,16 @@ def _keep_artifacts(
 ) -> None:
     folders = [folder for source in sources for folder in source.folders()]
     log_artifacts(loggers, checkpoint, {**dataset.to_dict(), "returns": dataset.returns.tolist()}, folders)
+
+
+@contextmanager
+def _telling_what_is_left(checkpoint: Path, config: TrainConfig) -> Iterator[None]:
+    """Add to an error of the evaluation that the training is not lost, and the command that evaluates it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"the model is trained and saved; evaluate it with: {evaluate_command(checkpoint, config)}")
+        raise
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class TransformerLearner(Learner):
 
     @override
     def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:
+        from ..planning.trial import try_objective
         from .transformer_datamodule import TrajectoryDataModule
 
         assert isinstance(datamodule, TrajectoryDataModule)
@@ -41,7 +42,9 @@ class TransformerLearner(Learner):
         settings = replace(config.planner, discount=config.planner.discount or config.data.discount)
         layout, discretizer, data = datamodule.layout, datamodule.discretizer, datamodule.data
         context = PlanningContext(layout, discretizer, settings, "cpu", data.environment, data.fingerprint)
-        make_objective(config.planner).prepare(context)
+        objective = make_objective(config.planner)
+        objective.prepare(context)
+        try_objective(objective, context)
 
     def _require_memory(self, config: TrainConfig, datamodule: "TrajectoryDataModule") -> None:
         """Raise UserError if training on the windows needs more memory than there is, before allocating it."""

@@ -246,15 +246,20 @@ class WeightedSum(Objective):
             )
         self._weighted: list[tuple[float, Objective]]
         self._weighted = [(float(term["weight"]), term["objective"]) for term in self.terms.values()]
-        self.needs_log_likelihoods = any(objective.needs_log_likelihoods for _, objective in self._weighted)
-        self.needs_goal = any(objective.needs_goal for _, objective in self._weighted)
+        self.needs_log_likelihoods = any(objective.needs_log_likelihoods for objective in self.objectives)
+        self.needs_goal = any(objective.needs_goal for objective in self.objectives)
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objectives of the terms, in their order."""
+        return [objective for _, objective in self._weighted]
 
     def check(self, settings: PlannerConfig) -> None:
-        for _, objective in self._weighted:
+        for objective in self.objectives:
             objective.check(settings)
 
     def prepare(self, context: PlanningContext) -> None:
-        for _, objective in self._weighted:
+        for objective in self.objectives:
             objective.prepare(context)
 
     def __call__(self, candidates: Candidates) -> "Tensor":

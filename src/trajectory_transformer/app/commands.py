@@ -1,0 +1,60 @@
+"""Shell commands that go on from a run, printed when it ends."""
+
+import re
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ..building import PACKAGE, packages_in
+from ..configuration import TrainConfig
+
+_PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # what Hydra takes without quotes
+
+
+def resume_command(directory: Path, options: TrainConfig) -> str:
+    """Return the command that resumes the run of ``options`` in ``directory``."""
+    return _command("train", f"resume={shown(directory)}", *_allowed(options))
+
+
+def evaluate_command(checkpoint: Path, options: TrainConfig) -> str:
+    """Return the command that evaluates a checkpoint of the run of ``options``."""
+    modules = options.environment.modules
+    named = [f"environment.modules=[{','.join(modules)}]"] if modules else []
+    return _command("evaluate", f"checkpoint={_quoted(shown(checkpoint))}", *_allowed(options), *named)
+
+
+def sweep_command(directory: Path) -> str:
+    """Return the present command of a sweep, to be given again so that it goes on in ``directory``."""
+    words = [word for word in sys.argv if not word.startswith("hydra.sweep.dir=")]
+    return shlex.join(["python", *words, f"hydra.sweep.dir={_quoted(shown(directory))}"])
+
+
+def shown(path: Path) -> Path:
+    """Return a path relative to the working directory if it lies below it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as Hydra reads it: in quotes if it holds characters with a meaning."""
+    text = str(path)
+    return text if _PLAIN.fullmatch(text) else "'{}'".format(text.replace("'", "\\'"))
+
+
+def _command(name: str, *words: str) -> str:
+    return shlex.join([*_program(name), *words])
+
+
+def _program(name: str) -> list[str]:
+    """Return the first words of the command "train" or "evaluate", from the path of the present script."""
+    script = Path(sys.argv[0])
+    script = script.with_name(re.sub("train|evaluate", name, script.name))
+    return ["python", str(script)] if script.suffix == ".py" else [str(script)]
+
+
+def _allowed(options: TrainConfig) -> list[str]:
+    """Return ``allow=[…]`` with the packages that files of the run name, if it needs any besides this one."""
+    modules = (module.partition(".")[0] for module in options.environment.modules)
+    packages = [name for name in dict.fromkeys([*packages_in(asdict(options)), *modules]) if name != PACKAGE]
+    return [f"allow=[{','.join(packages)}]"] if packages else []
