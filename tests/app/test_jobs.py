@@ -2,17 +2,21 @@
 
 import errno
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import yaml
 
 from trajectory_transformer.app import experiment, jobs
+from trajectory_transformer.app.commands import evaluate_command
 from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.schema import run_name
-from trajectory_transformer.configuration import TrainConfig
+from trajectory_transformer.configuration import EnvironmentConfig, TrainConfig
+from trajectory_transformer.data import sources
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.files import FolderInUseError, FolderLock, is_in_use
 
@@ -76,6 +80,76 @@ def test_an_interruption_keeps_its_exit_code(train: Callable[..., int], runs: Ru
     record = RunRecord.read(tmp_path / "here")
     assert record is not None
     assert record.status == "interrupted"
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_interruption_tells_how_to_resume(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, saved: bool
+) -> None:
+    """By a command that resumes the run."""
+    runs.error = SystemExit(143)
+    checkpoints = tmp_path / "runs" / "a b" / "checkpoints"
+    if saved:
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "last.ckpt").touch()
+    mine = "+trainer.callbacks.mine._target_=lightning.pytorch.callbacks.TQDMProgressBar"
+    assert train("hydra.run.dir=runs/a b", mine) == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    told, command = line.split("; go on with: ")
+    assert told == ("saved" if saved else "nothing is saved yet")
+    assert command == "python train.py 'resume=runs/a b' 'allow=[lightning]'"
+    runs.error = None
+    assert train(*shlex.split(command)[2:]) == 0
+    assert runs.calls[-1][1].resume is saved
+
+
+def test_an_interruption_before_the_run_began_tells_nothing(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "require_available", stop)
+    assert train("hydra.run.dir=here") == 130
+    assert capsys.readouterr().err == ""
+    assert not runs.calls
+
+
+def test_a_finished_run_tells_where_its_page_is_and_how_to_plan_again(
+    train: Callable[..., int], evaluate: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    def run(config: TrainConfig, run: experiment.RunContext) -> float:
+        checkpoints = run.directory / "checkpoints"
+        checkpoints.mkdir()
+        for name in ("best.ckpt", "best_return.ckpt"):
+            (checkpoints / name).touch()
+        return runs(config, run)
+
+    monkeypatch.setattr(experiment, "run_training", run)
+    page, best = "page: {0}/index.html\n", "plan again: python evaluate.py checkpoint={0}/checkpoints/best.ckpt\n"
+    assert train("hydra.run.dir=one") == 0
+    assert capsys.readouterr().out == (page + best).format("one")
+    assert train("hydra.run.dir=two", "evaluation.every=5", "evaluation.choose=return") == 0
+    assert capsys.readouterr().out == (page + best.replace("best.", "best_return.")).format("two")
+    assert train("hydra.run.dir=three", "learner=ensemble") == 0  # which does not act
+    assert capsys.readouterr().out == page.format("three")
+    assert train("-m", "hydra.sweep.dir=sweep", "seed=0,1") == 0  # whose table names the folders
+    assert "plan again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["plain/2026-11-28_10-00-00", "seed=1,x=2", "Läufe mit 'Namen' (2)"])
+def test_the_checkpoint_s_path_is_quoted_for_shell_and_hydra(
+    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: str
+) -> None:
+    """The command finds the file, which is refused for its contents."""
+    checkpoint = tmp_path / folder / "best.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    words = shlex.split(evaluate_command(checkpoint, TrainConfig(environment=EnvironmentConfig(modules=["json"]))))
+    assert words[2:] == [words[2], "allow=[json]", "environment.modules=[json]"]
+    assert evaluate(*words[2:]) == 1
+    assert f"'{folder}/best.ckpt' is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -24,6 +24,8 @@ from ..cores import OtherProcesses, wait_passively
 from ..ending import EXITS_BY_SIGNAL, ending_signals
 from ..errors import UserError
 from ..files import is_first_process, remove_partial_files, write_whole
+from ..training.learner import make_learner
+from .commands import evaluate_command, resume_command, shown
 from .page import PAGE, SWEEP, write_run_page
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class Job:
     parameters: dict[str, str] = field(default_factory=dict)  # options set by the command line or a search
     sweep: str | None = None  # name of the sweep, if any, whose runs are resumed automatically
     claimed: bool = False  # True once the directory is known to be this run's
+    options: TrainConfig | None = None  # of a training or search that has begun
 
 
 def parameters_of(overrides: Sequence[str]) -> dict[str, str]:
@@ -127,10 +130,13 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
         try:
             score = run()
             note(job, "finished", score=score)
-            return score
         except (KeyboardInterrupt, SystemExit) as exit:
             if isinstance(exit, KeyboardInterrupt) or exit.code in EXITS_BY_SIGNAL:
+                _ignore_further_signals()
                 note(job, "interrupted", "interrupted")
+                if job.options is not None and job.sweep is None and is_first_process():
+                    saved = "saved" if any(job.directory.glob("**/last.ckpt")) else "nothing is saved yet"
+                    print(f"{saved}; go on with: {resume_command(job.directory, job.options)}", file=sys.stderr)
                 raise
             reason = f"exit code {exit.code}"
         except UserError as error:
@@ -139,10 +145,32 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             traceback.print_exc()
+        else:
+            if job.claimed and job.sweep is None and is_first_process():
+                _point_to_results(job)
+            return score
         note(job, "failed", reason)
         if job.sweep is None:
             raise SystemExit(1)
         return math.nan
+
+
+def _ignore_further_signals() -> None:
+    """Ignore SIGTERM and SIGHUP until the handlers are restored, so that an interruption is recorded whole."""
+    if threading.current_thread() is threading.main_thread():
+        for number in ending_signals():
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _point_to_results(job: Job) -> None:
+    """Print where a finished run's page is and, after a training, how to evaluate its checkpoint."""
+    if (page := job.directory / PAGE).exists():
+        print(f"page: {shown(page)}")
+    if job.options is not None and job.options.tune is None:
+        name = "best.ckpt" if job.options.evaluation.choose == "loss" else "best_return.ckpt"
+        checkpoint = job.directory / "checkpoints" / name
+        if make_learner(job.options.learner, TYPED_BY_USER).acts and checkpoint.exists():
+            print(f"plan again: {evaluate_command(checkpoint, job.options)}")
 
 
 def train(options: TrainConfig, job: Job) -> float:
@@ -158,7 +186,7 @@ def train(options: TrainConfig, job: Job) -> float:
 
 def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
     """Train in a claimed directory, with ``text`` as its ``config.yaml``; returns the score."""
-    begin(job, text)
+    begin(job, text, options)
     os.environ[RANK_RUN] = json.dumps({"directory": str(job.directory.absolute()), "resume": resume})
     from .experiment import run_training
 
@@ -185,9 +213,12 @@ def skip(job: Job) -> float:
     return math.nan if record is None or record.score is None else record.score
 
 
-def begin(job: Job, text: str) -> None:
-    """Begin a run in a claimed directory by writing ``text`` as its ``config.yaml``, or raise UserError."""
-    job.claimed = True
+def begin(job: Job, text: str, options: TrainConfig | None = None) -> None:
+    """Begin a run in a claimed directory by writing ``text`` as its ``config.yaml``, or raise UserError.
+
+    ``options`` are those of a training or search, which can be resumed.
+    """
+    job.claimed, job.options = True, options
     if not is_first_process():
         return
     try:

@@ -26,7 +26,7 @@ def run_search(options: TrainConfig, job: Job) -> float:
     assert options.tune is not None
     if (job.directory / "config.yaml").exists() and not (job.directory / JOURNAL).exists():
         raise UserError(f"{job.directory} holds a run that is not a search; choose another folder")
-    begin(job, config_text(options))
+    begin(job, config_text(options), options)
 
     def run_trial(values: dict[str, Any], directory: Path) -> float:
         trial = Job(directory, {name: str(value) for name, value in values.items()}, sweep=job.directory.name)

@@ -77,5 +77,7 @@ class SignalWatch:
                 os._exit(128 + number)
             return
         self.received = number
-        text = f"\n{signal.Signals(number).name}: saving at the end of this update; Ctrl-C quits at once\n"
+        further = "a second Ctrl-C" if number == signal.SIGINT else "Ctrl-C"
+        name = signal.Signals(number).name
+        text = f"\n{name}: saving at the end of this update; {further} quits at once, without saving\n"
         os.write(2, text.encode())  # not print, which the signal may have interrupted
