@@ -91,6 +91,14 @@ def is_in_use(folder: Path) -> bool:
     return False
 
 
+def holder(folder: Path) -> int | None:
+    """Return the number of the process that holds the folder's lock, on whatever machine, or None."""
+    if not is_in_use(folder):
+        return None
+    words = (folder / LOCK).read_text(encoding="utf-8").split()  # as FolderLock writes them
+    return int(words[1]) if words[:1] == ["process"] else None
+
+
 @contextlib.contextmanager
 def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Make a temporary folder in ``parent``; it is removed at the end or, if the process was killed, by the next call.

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
@@ -31,6 +32,7 @@ from .schema import (
     typed_train,
 )
 from .tune import with_values
+from .workers import SweepSignals
 
 SWEEP_LOCK = ".sweep.lock"  # differs from LOCK, which a job in the same folder may hold
 RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options whose own options a search may vary
@@ -166,6 +168,7 @@ class RunChecks(Callback):
         None  # folder and planned jobs of the sweep that this process runs
     )
     _lock: ClassVar[FolderLock | None] = None  # lock on the folder of this process's run or sweep
+    _signals: ClassVar[SweepSignals | None] = None  # handles signals to a sweep
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._check(config, "hydra.run.dir")
@@ -173,6 +176,8 @@ class RunChecks(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._check(config, "hydra.sweep.dir")
         RunChecks.sweep = Path(config.hydra.sweep.dir), sweep.planned_jobs(config)
+        if threading.current_thread() is threading.main_thread():
+            RunChecks._signals = SweepSignals(RunChecks.sweep[0])
 
     def _check(self, config: DictConfig, key: str) -> None:
         """Exit with code 2 after a mistake or if the output directory is unusable; jobs of a sweep check their own."""
@@ -225,10 +230,12 @@ class RunChecks(Callback):
 
     @classmethod
     def end(cls) -> None:
-        """Release the lock after the run or sweep, successful or not."""
+        """Release the lock and signals after the run or sweep, successful or not."""
+        if cls._signals is not None:
+            cls._signals.restore()
         if cls._lock is not None:
             cls._lock.release()
-        cls.sweep = cls._lock = None
+        cls.sweep = cls._lock = cls._signals = None
 
 
 def leave(message: str, code: int) -> NoReturn:

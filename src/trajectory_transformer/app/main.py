@@ -17,14 +17,17 @@ from omegaconf import DictConfig
 
 from ..building import TYPED_BY_USER, import_modules, require_allowed, require_modules
 from ..configuration import EvaluateConfig, TrainConfig, current_record, require, require_module_names
+from ..ending import EXITS_BY_SIGNAL
 from ..errors import UserError
 from ..files import FolderLock, is_first_process
 from . import jobs, mistakes
 from .checks import RunChecks, leave, validated
+from .commands import sweep_command
 from .help import FLAGS, show_help
 from .schema import planner_overrides, typed
 from .sweep import report
 from .tune import run_search
+from .workers import signals_only_within
 
 
 def run_command(name: str, configs: Path) -> None:
@@ -53,8 +56,11 @@ def run_command(name: str, configs: Path) -> None:
         leave(error.told, code)
     except mistakes.EXPECTED as error:
         leave(mistakes.explain(error, schema, folders), 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as exit:
+        status = 130 if isinstance(exit, KeyboardInterrupt) else exit.code
+        if RunChecks.sweep is not None and status in EXITS_BY_SIGNAL and is_first_process():
+            print(f"the sweep was interrupted; go on with: {sweep_command(RunChecks.sweep[0])}", file=sys.stderr)
+        sys.exit(status)
     except BrokenPipeError:  # the reader of --help, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # of a launcher, in a sweep: jobs record their own errors
@@ -89,7 +95,8 @@ def hydra_job(config: DictConfig) -> float:
         with FolderLock(directory):
             return run()
 
-    return jobs.recorded(job, run if sweep is None or not is_first_process() else run_alone)
+    with signals_only_within():
+        return jobs.recorded(job, run if sweep is None or not is_first_process() else run_alone)
 
 
 def _own_folders(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
