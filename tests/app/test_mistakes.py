@@ -29,7 +29,17 @@ entry_point(sys.argv.pop(1), Path(sys.argv.pop(1)))
 MISTAKES = [
     (["model.n_layr=3"], ["model.n_layr", "'model.n_layer'"]),
     (["model.rop=true"], ["did you mean 'model.embd_pdrop' or 'model.resid_pdrop' or 'model.attn_pdrop'?"]),
-    (["optimizer.lr=1"], ["'optimizer.lr'; valid here: optimizer.learning_rate, optimizer.beta1"]),
+    (["optimizer.lr=1"], ["'optimizer.lr'; did you mean 'optimizer.learning_rate'?"]),
+    (["lr=0.1"], ["'lr'; did you mean 'optimizer.learning_rate'?"]),
+    (["optimizer.speed=1"], ["'optimizer.speed'; valid here: optimizer.learning_rate, optimizer.beta1"]),
+    (["seed"], ["error: 'seed' is not an option with a value; give NAME=VALUE"]),
+    (["--seed=3"], ["--seed=3: options have no dashes; give seed=3"]),
+    (["--seed", "3"], ["--seed: options have no dashes; give seed=VALUE"]),
+    (["--resume=run"], ["options have no dashes; give resume=run"]),
+    (["seed=0,1"], ["seed=0,1 has several values: add -m to run each (a list is written seed=[0,1])"]),
+    (["model=tiny,base"], ["model=tiny,base has several values: add -m to run each"]),
+    (["planner=smooth"], ["planner=smooth is not a choice", "imitation, return; --config-dir DIR adds choices of your"]),
+    (["planner.objective._target_=Smooth"], ["names no module; give the class with it, as in my_module.Smooth"]),
     (["planr.horizon=3"], ["planr.horizon", "'planner.horizon'"]),
     (["horizon=3"], ["'planner.horizon'"]),
     (["modle=tiny"], ["modle", "'model'"]),
@@ -241,6 +251,8 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_named_with_its_file(
     assert train("--config-dir", "own", f"{group}=mne") == 2
     assert f"{group}=mne is not a choice; choose one of " in (message := capsys.readouterr().err)
     assert f"did you mean '{group}=mine'?" in message
+    assert train("--config-dir", "own", f"{group}=other") == 2
+    assert "--config-dir" not in capsys.readouterr().err
     file = own / group / "mine.yaml"
     file.write_text(file.read_text() + "sed: 1\n")
     assert train("--config-dir", "own", f"{group}=mine") == 2
