@@ -197,7 +197,10 @@ def test_a_fault_is_named_with_file_and_field(folder: Path, case: str, env_id: s
 @pytest.mark.parametrize(
     ("env_id", "message"),
     [
-        ("CartPole-v1", r"observations have the shape \(3,\) in each step, but .* CartPole-v1 has observations .*\(4,\)"),
+        (
+            "CartPole-v1",
+            r"observations have the shape \(3,\) in each step, but .* CartPole-v1 has observations .*\(4,\)",
+        ),
         ("Hopper-v5", r"observations have the shape \(3,\) .* Hopper-v5 has observations of shape \(11,\)"),
     ],
 )
