@@ -167,14 +167,25 @@ def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypa
         exec(compile(block, name, "exec"), namespace)
 
 
+TOUR = [
+    cell
+    for cell in json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    if cell["cell_type"] == "code"
+]
+
+
+def test_the_tour_without_a_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="There is no checkpoint here: start Jupyter in the project's folder"):
+        exec("".join(TOUR[0]["source"]), {})
+
+
 def test_the_tour_runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
     monkeypatch.chdir(tmp_path)
-    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
     namespace: dict[str, Any] = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == []
-            exec("".join(cell["source"]), namespace)
+    for cell in TOUR:
+        assert cell["outputs"]  # the site shows them
+        exec("".join(cell["source"]), namespace)
     assert (namespace["total"] > 0).all()
     namespace["plt"].close("all")
