@@ -30,7 +30,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    lines = itertools.chain.from_iterable(block.splitlines() for block in blocks(page, "bash"))
+    whole = (re.sub(r" *\\\n *", " ", block) for block in blocks(page, "bash"))  # lines that end in a backslash go on
+    lines = itertools.chain.from_iterable(block.splitlines() for block in whole)
     return [line.split(" #")[0].strip() for line in lines if re.search(r"\b(train|evaluate)\.py\b", line)]
 
 
