@@ -130,6 +130,7 @@ LEARNERS = {  # pages whose code needs checkpoints of other learners
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* is set to None")  # Minari, of what is optional in a set
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LEARNERS else []) for name in RUNNABLE]
 )
@@ -144,6 +145,7 @@ def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypa
         assert done.returncode == 0, done.stderr
         (tmp_path / checkpoint).write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     published = TrajectoryTransformerConfig(n_layer=1, n_embd=8, n_head=2, block_size=49)
     TrajectoryTransformerModel(published).save_pretrained("CarlCochet/trajectory-transformer-halfcheetah-medium-v2")
     generator = np.random.default_rng(0)
