@@ -179,7 +179,7 @@ TOUR = [
 
 def test_the_tour_without_a_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="No checkpoint here: start Jupyter in the project's folder"):
+    with pytest.raises(SystemExit, match="No checkpoint: start Jupyter in the project's folder"):
         exec("".join(TOUR[0]["source"]), {})
 
 
