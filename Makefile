@@ -38,7 +38,8 @@ check: setup ## check format, lint, types and import rules, as pre-commit and CI
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-docs: setup ## build the documentation site in logs/site; options of mkdocs build in ARGS
+docs: setup ## renew docs/options.md and build the site in logs/site; options of mkdocs build in ARGS
+	$(BIN)/python -m tools.options_page
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
 
 format: setup ## fix format and lint

@@ -9,8 +9,10 @@ from trajectory_transformer.planning.objectives import Objective
 class LikelyReturn(Objective):
     """Return plus a penalty on plans less likely than a floor (Trajectory Autoencoding Planner, Jiang et al. 2023)."""
 
-    floor: float = -2.0  # mean log-likelihood of a sampled token, in nats
+    floor: float = -2.0
+    """Mean log-likelihood of a sampled token, in nats, below which a plan is penalised."""
     penalty: float = 10.0
+    """Return subtracted for each nat below the floor."""
 
     needs_log_likelihoods = True
 

@@ -30,7 +30,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    lines = itertools.chain.from_iterable(block.splitlines() for block in blocks(page, "bash"))
+    whole = (re.sub(r" *\\\n *", " ", block) for block in blocks(page, "bash"))  # lines that end in a backslash go on
+    lines = itertools.chain.from_iterable(block.splitlines() for block in whole)
     return [line.split(" #")[0].strip() for line in lines if re.search(r"\b(train|evaluate)\.py\b", line)]
 
 
@@ -129,6 +130,7 @@ LEARNERS = {  # pages whose code needs checkpoints of other learners
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* is set to None")  # Minari, of what is optional in a set
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LEARNERS else []) for name in RUNNABLE]
 )
@@ -143,6 +145,7 @@ def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypa
         assert done.returncode == 0, done.stderr
         (tmp_path / checkpoint).write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     published = TrajectoryTransformerConfig(n_layer=1, n_embd=8, n_head=2, block_size=49)
     TrajectoryTransformerModel(published).save_pretrained("CarlCochet/trajectory-transformer-halfcheetah-medium-v2")
     generator = np.random.default_rng(0)
@@ -167,14 +170,25 @@ def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypa
         exec(compile(block, name, "exec"), namespace)
 
 
+TOUR = [
+    cell
+    for cell in json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    if cell["cell_type"] == "code"
+]
+
+
+def test_the_tour_without_a_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="No checkpoint: start Jupyter in the project's folder"):
+        exec("".join(TOUR[0]["source"]), {})
+
+
 def test_the_tour_runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
     monkeypatch.chdir(tmp_path)
-    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
     namespace: dict[str, Any] = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == []
-            exec("".join(cell["source"]), namespace)
+    for cell in TOUR:
+        assert cell["outputs"]  # the site shows them
+        exec("".join(cell["source"]), namespace)
     assert (namespace["total"] > 0).all()
     namespace["plt"].close("all")

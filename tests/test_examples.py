@@ -7,9 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
+
+from trajectory_transformer.app.help import composed
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -52,6 +56,21 @@ def test_an_example_is_short_and_says_how_it_is_used(example: Path) -> None:
     lines = example.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 40
     assert "``python train.py " in lines[0]
+
+
+def test_what_a_yaml_leaves_out_is_as_in_the_choice_that_it_is_compared_with() -> None:
+    """So that the comparison of the two is one of the block, or of the objective, alone."""
+
+    def options(choice: str) -> Any:
+        return OmegaConf.to_container(composed("train", [ROOT / "configs", ROOT / "examples/configs"], [choice])[0])
+
+    swiglu, tiny = options("model=swiglu"), options("model=tiny")
+    assert swiglu["model"] | {"block": None} == tiny["model"]
+    assert swiglu["optimizer"] == tiny["optimizer"]
+    plain = options("planner=return")["planner"]
+    for name in ("likely_return", "return_and_likelihood"):
+        ours = options(f"planner={name}")["planner"]
+        assert {key for key in ours if ours[key] != plain[key]} == {"name", "objective", "horizon", "beam_width"}
 
 
 def test_a_learner(folder: Path) -> None:

@@ -13,6 +13,7 @@ from trajectory_transformer.app.help import (
     composed,
     sections_of,
     setting,
+    without_choices,
 )
 from trajectory_transformer.app.names import group_names
 from trajectory_transformer.configuration import EvaluateConfig, TrainConfig
@@ -71,7 +72,7 @@ def section_parts(section: Section, config: DictConfig, schema: type) -> Iterato
 
 def choices_table(group: str) -> list[str]:
     rows = [[f"`{group}={file.stem}`", marked(comment_of(file))] for file in choices_of(group, CONFIGS)]
-    return [table(["choice", "meaning"], rows)]
+    return [table(["choice", "meaning"], rows) if rows else f"{without_choices(group)}.\n"]
 
 
 def options_table(section: Section, config: DictConfig | None) -> str:

@@ -24,6 +24,10 @@ TYPED_BY_USER: None = None  # value of ``allow`` for options that the user gave:
 Kind = TypeVar("Kind")
 
 
+class ClassError(UserError):
+    """A class that a ``_target_`` names does not exist, is of the wrong kind, or must not be imported."""
+
+
 def build(spec: object, kind: type[Kind], place: str, allow: Sequence[str] | None) -> Kind:
     """Build the object that ``spec`` describes.
 
@@ -55,14 +59,16 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
     path = _renamed(path)
     _require_allowed(path, path, place, allow)
     module, _, name = path.rpartition(".")
+    if not module:
+        raise ClassError(f"{place}._target_={path} names no module; give the class with it, as in my_module.{path}")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{place}._target_={path}: there is no module '{error.name}' on Python's path") from None
+        raise ClassError(f"{place}._target_={path}: there is no module '{error.name}' on Python's path") from None
     except (AttributeError, ValueError):
-        raise UserError(f"{place}._target_={path}: there is no such class") from None
+        raise ClassError(f"{place}._target_={path}: there is no such class") from None
     if not inspect.isclass(found) or not issubclass(found, kind):
-        raise UserError(f"{place}._target_={path} is not a {'class' if kind is object else kind.__name__}")
+        raise ClassError(f"{place}._target_={path} is not a {'class' if kind is object else kind.__name__}")
     _require_allowed(f"{found.__module__}.{name}", path, place, allow)  # a name can lead to another package's class
     return found
 
@@ -129,7 +135,7 @@ def _renamed(path: str) -> str:
 def _require_allowed(path: str, named: str, place: str, allow: Sequence[str] | None) -> None:
     if allow is not None and not path.startswith(tuple(f"{package}." for package in (PACKAGE, *allow))):
         package = path.partition(".")[0]
-        raise UserError(
+        raise ClassError(
             f"{place} names the class {named}, and a file must not choose what is imported; if you trust that package, "
             f"add allow=[{package}]"
         )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .building import ClassError
 from .checkpoint_file import FORMAT, SECTION, read_checkpoint
 from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig, require, validate
 from .data.discretizer import Discretizer
@@ -145,6 +146,8 @@ def fitting_parts(name: str) -> Iterator[None]:
     """Convert errors raised while a checkpoint's contents are assembled into a UserError that names its file."""
     try:
         yield
+    except ClassError as error:  # nothing is wrong with the file
+        raise UserError(f"checkpoint '{name}': {error}") from None
     except (LookupError, TypeError, RuntimeError, ValueError, AttributeError, OverflowError, UserError) as error:
         raise UserError(f"the contents of checkpoint '{name}' do not fit together: {error}") from error
 

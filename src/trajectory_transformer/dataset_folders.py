@@ -20,6 +20,13 @@ def dataset_folder(dataset_id: str) -> Path:
     return dataset_root() / dataset_id
 
 
+def ids_on_disk() -> list[str]:
+    """Return the ids of the data sets on disk, sorted; without those in folders that cannot be read."""
+    root, levels = dataset_root(), ("*", "*/*", "*/*/*")  # an id has a namespace of any depth, but rarely of more
+    folders = [folder.parent for level in levels for folder in root.glob(f"{level}/data") if folder.is_dir()]
+    return sorted(folder.relative_to(root).as_posix() for folder in folders)
+
+
 def is_on_disk(dataset_id: str) -> bool:
     """Return True if the data set is on disk; a damaged one counts, and is refused when it is opened, not replaced."""
     folder = dataset_folder(dataset_id) / "data"

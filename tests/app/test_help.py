@@ -1,5 +1,6 @@
 """``--help`` names every option with its meaning and every choice of every group, without torch."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,6 +64,58 @@ def test_a_class_s_needed_option(train: Callable[..., int], capsys: pytest.Captu
     assert "Checkpoint of experiment=iql_" in line_of(shown(capsys), "planner.objective.critic=…")
 
 
+@pytest.mark.parametrize("beside", [(), ("data=npz",)])
+def test_an_option_that_a_file_leaves_to_the_user_is_needed(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], beside: tuple[str, ...]
+) -> None:
+    """Whatever its class takes by default: it is refused where it is not given, null where there is none."""
+    assert train("--help", "data.source", *beside) == 0
+    assert line_of(shown(capsys), "data.source.env_id=… ").endswith("null is none. (text, or null)")
+    assert train("data=npz", "data.source.path=episodes") == 2
+    assert "data.source.env_id is required" in capsys.readouterr().err
+    assert train("--help", "data.source", "data=npz", "data.source.env_id=null") == 0
+    assert line_of(shown(capsys), "data.source.env_id=null ")
+
+
+@pytest.mark.parametrize(
+    ("topic", "options"),
+    [
+        ("planner.act", ["planner.act"]),
+        ("seed", ["seed"]),
+        ("data.discretizer", ["data.discretizer.strategy", "data.discretizer.num_bins"]),
+        ("planner.objective.critic", ["planner.objective.critic"]),  # of one choice's class
+        ("learner.expectile", ["learner.expectile"]),
+    ],
+)
+def test_one_option_or_those_below_a_name(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], topic: str, options: list[str]
+) -> None:
+    assert train("--help", topic) == 0
+    lines = [line for line in shown(capsys) if line.startswith("  ")]
+    assert [line.split()[0].partition("=")[0] for line in lines] == options
+    assert all(line.endswith(")") for line in lines)  # with their values
+
+
+def test_an_evaluation_s_planner_options_are_the_checkpoint_s_unless_given(
+    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate("--help", "planner.beam_width=3") == 0
+    lines = shown(capsys)
+    assert line_of(lines, "planner.beam_width=3 ")
+    for name in ("act", "n_expand", "objective"):
+        assert line_of(lines, f"planner.{name}=(checkpoint's) ")
+    assert evaluate("--help", "planner.act", "planner=return") == 0
+    assert line_of(shown(capsys), "planner.act=auto ")
+
+
+def test_a_group_without_a_file_says_where_one_is_looked_for(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(CONFIGS, tmp_path / "configs", ignore=shutil.ignore_patterns("default.yaml"))
+    assert train("--help", "local", configs=tmp_path / "configs") == 0
+    assert line_of(shown(capsys), "No file yet; local=NAME takes local/NAME.yaml").endswith("is read by every command")
+
+
 def test_a_folder_of_one_s_own(train: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "own" / "model" / "mine.yaml"
     file.parent.mkdir(parents=True)
@@ -76,7 +129,9 @@ def test_a_folder_of_one_s_own(train: Callable[..., int], capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["moddel"], "--help moddel: there is no such group; did you mean 'model'?"),
+        (["moddel"], "--help moddel: there is no such group or option; did you mean 'model'?"),
+        (["act"], "--help act: there is no such group or option; did you mean 'planner.act'"),
+        (["planner.ac"], "--help planner.ac: there is no such group or option; did you mean 'planner."),
         (["model.n_layr=3"], "there is no option 'model.n_layr'; did you mean 'model.n_layer'"),
     ],
 )

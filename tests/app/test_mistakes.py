@@ -3,12 +3,15 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
+
+from trajectory_transformer.app import checks
 
 from .conftest import CONFIGS, Runs
 
@@ -29,7 +32,20 @@ entry_point(sys.argv.pop(1), Path(sys.argv.pop(1)))
 MISTAKES = [
     (["model.n_layr=3"], ["model.n_layr", "'model.n_layer'"]),
     (["model.rop=true"], ["did you mean 'model.embd_pdrop' or 'model.resid_pdrop' or 'model.attn_pdrop'?"]),
-    (["optimizer.lr=1"], ["'optimizer.lr'; valid here: optimizer.learning_rate, optimizer.beta1"]),
+    (["optimizer.lr=1"], ["'optimizer.lr'; did you mean 'optimizer.learning_rate'?"]),
+    (["lr=0.1"], ["'lr'; did you mean 'optimizer.learning_rate'?"]),
+    (["optimizer.speed=1"], ["'optimizer.speed'; valid here: optimizer.learning_rate, optimizer.beta1"]),
+    (["seed"], ["error: 'seed' is not an option with a value; give NAME=VALUE"]),
+    (["--seed=3"], ["--seed=3: options have no dashes; give seed=3"]),
+    (["--seed", "3"], ["--seed: options have no dashes; give seed=VALUE"]),
+    (["--resume=run"], ["options have no dashes; give resume=run"]),
+    (["seed=0,1"], ["seed=0,1 has several values: add -m to run each (a list is written seed=[0,1])"]),
+    (["model=tiny,base"], ["model=tiny,base has several values: add -m to run each"]),
+    (
+        ["planner=smooth"],
+        ["planner=smooth is not a choice", "imitation, return; --config-dir DIR adds choices of your"],
+    ),
+    (["planner.objective._target_=Smooth"], ["names no module; give the class with it, as in my_module.Smooth"]),
     (["planr.horizon=3"], ["planr.horizon", "'planner.horizon'"]),
     (["horizon=3"], ["'planner.horizon'"]),
     (["modle=tiny"], ["modle", "'model'"]),
@@ -241,6 +257,8 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_named_with_its_file(
     assert train("--config-dir", "own", f"{group}=mne") == 2
     assert f"{group}=mne is not a choice; choose one of " in (message := capsys.readouterr().err)
     assert f"did you mean '{group}=mine'?" in message
+    assert train("--config-dir", "own", f"{group}=other") == 2
+    assert "--config-dir" not in capsys.readouterr().err
     file = own / group / "mine.yaml"
     file.write_text(file.read_text() + "sed: 1\n")
     assert train("--config-dir", "own", f"{group}=mine") == 2
@@ -276,6 +294,34 @@ def test_launchers_of_sweeps(
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["_target_"].endswith(f".{target}")
     assert shown[value[0]] == value[1]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_tracker_that_is_not_installed_is_refused_before_any_run_of_another(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    command: str,
+) -> None:
+    monkeypatch.setattr(checks, "TRACKERS", {"TensorBoardRun": "no_such_package", "MLflowRun": "json"})
+    (tmp_path / "a.ckpt").touch()
+    words = ["checkpoint=a.ckpt"] if command == "evaluate" else []
+    assert request.getfixturevalue(command)(*words, "logger=[wandb,mlflow,tensorboard]") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: logger.extra.tensorboard needs the package no_such_package, which is not installed")
+    assert line.endswith("pip install 'trajectory-transformer[no_such_package]'")
+    assert not list(tmp_path.rglob("wandb"))
+
+
+def test_each_tracker_has_its_package() -> None:
+    extras = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        yaml.safe_load(file.read_text()).get("extra", {}).get(file.stem, {}).get("_target_", "").rpartition(".")[2]
+        for file in (CONFIGS / "logger").glob("*.yaml")
+    }
+    assert named - {""} == set(checks.TRACKERS)
+    assert set(checks.TRACKERS.values()) <= set(extras)
 
 
 def test_own_data_beside_an_experiment_that_names_its_own_is_refused(
@@ -367,6 +413,8 @@ def test_an_evaluation_offers_no_groups_of_training(
         ("train", ["learner=rebrac", "learner.policy_every=0"]),
         ("train", ["learner=behavior", "data=goal_umaze"]),
         ("train", ["learner=bc", "planner.horizon=3"]),
+        ("train", ["seed=0,1"]),
+        ("train", ["--seed=3"]),
         ("train", ["resume=nowhere"]),
         ("evaluate", ["checkpoint=nowhere.ckpt"]),
     ],

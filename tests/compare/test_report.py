@@ -8,6 +8,7 @@ import pytest
 from trajectory_transformer.compare.figure import plot_comparison
 from trajectory_transformer.compare.report import Report, as_latex, as_markdown, as_text, compare, write
 from trajectory_transformer.compare.runs import Run, read_run
+from trajectory_transformer.compare.statistics import Estimate
 
 from .written import write_run
 
@@ -101,9 +102,23 @@ def test_few_runs_are_said_to_be_few(tmp_path: Path) -> None:
     assert "one in twenty of the intervals of 3 pairs is expected to miss the true value" in notes
 
 
+def test_bootstrap_intervals_need_five_runs_and_enough_for_a_conclusion(tmp_path: Path) -> None:
+    """Of two runs they are nothing but the two scores, and the probability of improvement is 0 or 1 for certain."""
+    report = make(tmp_path, two=[[1.0, 2.0]], four=[[3.0, 4.0, 5.0, 6.0]], five=[[1.0, 2.0, 3.0, 4.0, 9.0]])
+    has = {method: own[0].low is not None for method, own in report.aggregates.items()}
+    assert has == {"two": False, "four": False, "five": True}
+    assert {method: own[9].low is not None for method, own in report.profiles.items()} == has
+    assert "two, four: fewer than 5 runs in all, of which no bootstrap interval is reported" in report.notes
+    (table,) = (table for table in report.tables if table.name == "improvement")
+    ends = {(str(row[0]), str(row[1])): row[2].low for row in table.rows if isinstance(row[2], Estimate)}
+    assert {pair for pair, low in ends.items() if low is not None} == {("four", "five")}
+    assert any(note.startswith("two against four: probability of improvement 0.00: too few") for note in report.notes)
+
+
 def test_forms(tmp_path: Path) -> None:
     report = make(tmp_path, a_1=[[10.0, 30.0]], b=[[20.0, 2000.0]])
-    assert "\nb       1010 [20.0, 2000]" in as_text(report)
+    assert "1010 [-11569, 13589]" in as_text(report)
+    assert "\nb       1010 " in as_text(report)
     markdown = as_markdown(report)
     assert "| n | a_1 | b |\n| --- | --- | --- |\n| 1 | 20.0 | 1010 |\n| 2 | 30.0 | 2000 |\n" in markdown
     latex = as_latex(report)

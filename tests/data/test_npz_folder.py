@@ -194,6 +194,29 @@ def test_a_fault_is_named_with_file_and_field(folder: Path, case: str, env_id: s
     assert "; " in str(caught.value)  # and what to do
 
 
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        (
+            "CartPole-v1",
+            r"observations have the shape \(3,\) in each step, but .* CartPole-v1 has observations .*\(4,\)",
+        ),
+        ("Hopper-v5", r"observations have the shape \(3,\) .* Hopper-v5 has observations of shape \(11,\)"),
+    ],
+)
+def test_another_environment_is_named_with_both_shapes(folder: Path, env_id: str, message: str) -> None:
+    """And no file is asked to be corrected, where all of them disagree with the environment."""
+    wanted = rf"^'{folder}/episode_2\.npz': {message}; give the environment in which the episodes were recorded$"
+    with pytest.raises(UserError, match=wanted):
+        load(folder, env_id)
+
+
+def test_another_environment_s_actions_are_named_with_both_shapes(tmp_path: Path) -> None:
+    write_episode(tmp_path / "0.npz", random_episode(3, observation_dim=3, action_dim=2))
+    with pytest.raises(UserError, match=r"actions have the shape \(2,\) .* Pendulum-v1 has actions of shape \(1,\)"):
+        load(tmp_path)
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "cut short": lambda content: content[: len(content) // 2],

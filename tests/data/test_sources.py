@@ -735,6 +735,20 @@ def test_downloads_can_be_forbidden(minari_root: Path):
         load("some/set-v3")
 
 
+def test_a_missing_set_is_told_with_those_on_disk_and_only_similar_embedded_ones(minari_root: Path):
+    with pytest.raises(UserError) as none:
+        load("pendulum/random-v0")
+    assert str(none.value).endswith("an embedded set, which needs none (`python train.py --help data` lists them)")
+    assert f"is not in '{minari_root}' and cannot" in str(none.value)
+    write_dataset("pendulum/random-v1", [random_episode(2)])
+    write_dataset("other-v0", [random_episode(2)])
+    with pytest.raises(UserError) as some:
+        load("pendulum/random-v0")
+    assert f"is not in '{minari_root}' (which has pendulum/random-v1, other-v0) and cannot" in str(some.value)
+    with pytest.raises(UserError, match="which needs none, such as embedded/hopper/medium-v0"):
+        load("mujoco/hopper/medium-v0")
+
+
 def test_offline_mode_of_the_hub_is_respected(minari_root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):

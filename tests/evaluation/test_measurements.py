@@ -18,7 +18,7 @@ RUN = RunFacts("tests/walk-v0", "Walk-v0", 3, "abc123", "python evaluate.py chec
 RESULTS = {
     "dataset": "tests/walk-v0", "env_id": "Walk-v0", "seed": 3, "commit": "abc123", "command": RUN.command,
     "planner": {"name": "goal"},
-    "episodes": [{}, {}],
+    "episodes": [{}] * 5,
     "behavior": {"return_mean": 1.5, "episodes": 9},
     "summary": {
         "return_mean": 0.5, "return_ci95": [0.0, 1.0], "normalized_score_mean": None, "success_rate": 0.5,
@@ -32,9 +32,9 @@ def test_a_plan_has_its_figures_and_the_behaviours() -> None:
     assert facts == RUN
     assert measurements == [
         Measurement("behaviour", "return_mean", 1.5, None, None, 9),
-        Measurement("goal", "return_mean", 0.5, 0.0, 1.0, 2),
-        Measurement("goal", "success_rate", 0.5, 0.1, 0.9, 2),
-        Measurement("goal", "plan_latency_ms_p50", 2.0, None, None, 2),
+        Measurement("goal", "return_mean", 0.5, 0.0, 1.0, 5),
+        Measurement("goal", "success_rate", 0.5, 0.1, 0.9, 5),
+        Measurement("goal", "plan_latency_ms_p50", 2.0, None, None, 5),
     ]
 
 
@@ -63,6 +63,6 @@ def test_imitation_is_measured_by_the_return_of_its_data() -> None:
     summary = {**RESULTS["summary"], "percent_of_data_return": [100 / 3, 0.0, 200 / 3]}
     _, measurements = planning_measurements({**RESULTS, "summary": summary})
     share = next(measurement for measurement in measurements if measurement.name == "percent_of_data_return")
-    assert (share.low, share.count) == (0.0, 2)
+    assert (share.low, share.count) == (0.0, 5)
     assert (share.value, share.high) == pytest.approx((100 / 3, 200 / 3))
     assert "percent_of_data_return" not in {measurement.name for measurement in planning_measurements(RESULTS)[1]}

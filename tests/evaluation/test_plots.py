@@ -1,6 +1,7 @@
 """Plots show the given data, without a display and without changing matplotlib's global state."""
 
 import csv
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def trace(steps: int = 60, horizon: int = 5, dimensions: int = 3, plan_freq: int
 
 def test_returns(tmp_path: Path, drawn: list[Figure]) -> None:
     path = tmp_path / "plots" / "returns.png"
-    plot_returns(np.arange(100.0), np.array([80.0, 120.0]), (85.0, 115.0), "Walk-v0", path)
+    plot_returns(np.arange(100.0), np.array([80.0, 120.0]), (85.0, 115.0), "Walk-v0", path, "planner")
     assert path.read_bytes().startswith(PNG)
     behavior, planner = drawn[0].axes
     assert sum(bar.get_height() for bar in behavior.patches[:50]) == pytest.approx(1.0)  # pyright: ignore
@@ -43,8 +44,15 @@ def test_returns(tmp_path: Path, drawn: list[Figure]) -> None:
     assert labels == ["behaviour's mean 49.5", "planner's mean 100", "its 95 % interval 85 to 115"]
 
 
+def test_returns_of_a_policy_in_few_episodes_have_no_interval(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_returns(np.arange(100.0), np.array([80.0, 120.0]), None, "Walk-v0", tmp_path / "returns.png", "policy")
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert labels == ["behaviour's mean 49.5", "policy's mean 100"]
+    assert drawn[0].axes[1].get_title("left") == "policy, 2 episodes"
+
+
 def test_returns_that_are_all_equal(tmp_path: Path) -> None:
-    plot_returns(np.zeros(3), np.zeros(2), (0.0, 0.0), "Walk-v0", tmp_path / "returns.png")
+    plot_returns(np.zeros(3), np.zeros(2), (0.0, 0.0), "Walk-v0", tmp_path / "returns.png", "planner")
     assert (tmp_path / "returns.png").read_bytes().startswith(PNG)
 
 
@@ -166,13 +174,13 @@ def test_nothing_to_draw(tmp_path: Path, text: str | None) -> None:
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"picture cannot be written to .*returns\.png"):
-        plot_returns(np.arange(3.0), np.arange(3.0), (0.0, 1.0), "Walk-v0", tmp_path / "file" / "returns.png")
+        plot_returns(np.arange(3.0), np.arange(3.0), None, "Walk-v0", tmp_path / "file" / "returns.png", "planner")
 
 
 def test_pyplot_stays_out(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np; from pathlib import Path; from trajectory_transformer.evaluation.plots import *\n"
-        f"plot_returns(np.arange(3.0), np.arange(3.0), (0.0, 1.0), 'a', Path({str(tmp_path)!r}) / 'a.png')\n"
+        f"plot_returns(np.arange(3.0), np.arange(3.0), None, 'a', Path({str(tmp_path)!r}) / 'a.png', 'policy')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -182,7 +190,7 @@ def test_planners_are_drawn_with_their_intervals(tmp_path: Path, drawn: list[Fig
     points = [
         TradeoffPoint("horizon=1", "64", 9.0, (5.0, 4.0, 7.0)),
         TradeoffPoint("horizon=1", "4", 2.0, (3.0, 1.0, 4.0)),
-        TradeoffPoint("horizon=5", "4", 8.0, (6.0, 5.5, 6.5)),
+        TradeoffPoint("horizon=5", "4", 8.0, (6.0, math.nan, math.nan)),  # no interval
     ]
     plot_tradeoff(points, 4.5, "Walk-v0", tmp_path / "tradeoff.png")
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(PNG)
@@ -192,5 +200,6 @@ def test_planners_are_drawn_with_their_intervals(tmp_path: Path, drawn: list[Fig
     np.testing.assert_array_equal(second[0].get_xydata(), [[8.0, 6.0]])
     ends = [tuple(segment[:, 1]) for segment in first[2][0].get_segments()]
     assert ends == [(1.0, 4.0), (4.0, 7.0)]
+    assert [segment.size for segment in second[2][0].get_segments()] == [0]
     assert [text.get_text() for text in axes.texts] == ["4", "64", "4"]
     assert axes.get_xscale() == "log"

@@ -15,7 +15,8 @@ from trajectory_transformer import files
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import results as module
-from trajectory_transformer.evaluation.evaluate import results_table
+from trajectory_transformer.evaluation.evaluate import agent_title, results_table, summary_rows
+from trajectory_transformer.evaluation.measurements import planning_measurements
 from trajectory_transformer.evaluation.records import EpisodeRecord, RolloutRecord
 from trajectory_transformer.evaluation.results import (
     EvaluationRequest,
@@ -24,6 +25,7 @@ from trajectory_transformer.evaluation.results import (
     current_commit,
     package_versions,
     read_results,
+    return_interval,
     write_results,
 )
 from trajectory_transformer.planning.plan import PlanCounts
@@ -243,8 +245,48 @@ def shown(results: dict[str, Any]) -> str:
 
 def test_table_shows_behaviour_and_planner() -> None:
     text = shown(make_results())
-    for words in ("Walk-v0", "3  (3 episodes)", "20  (2 episodes)", "10 to 30", "10.0 %", "dataset", "50 %", "3.0 ms"):
+    for words in (
+        "Walk-v0",
+        "3  (3 episodes)",
+        "20  (2 episodes)",
+        "at least 5 episodes",
+        "10.0 %",
+        "dataset",
+        "50 %",
+        "3.0 ms",
+    ):
         assert words in text, words
+
+
+def with_episodes(results: dict[str, Any], number: int) -> dict[str, Any]:
+    return results | {"episodes": results["episodes"][:1] * number}
+
+
+@pytest.mark.parametrize(("number", "interval"), [(1, None), (4, None), (5, (10.0, 30.0)), (20, (10.0, 30.0))])
+def test_an_interval_is_reported_from_five_episodes_on(number: int, interval: tuple[float, float] | None) -> None:
+    """In the terminal's table, which is also the page's, and in figures.csv; results.json has the resampled ends."""
+    results = with_episodes(make_results(imitates=True), number)
+    assert return_interval(results) == interval
+    rows = dict(summary_rows(results))
+    assert rows["  its 95 % interval"] == ("needs at least 5 episodes" if interval is None else "10 to 30")
+    assert rows["share of the data's return"].startswith("667 %")
+    assert ("95 % interval 333 to 1000 %" in rows["share of the data's return"]) == (interval is not None)
+    ends = {one.name: (one.low, one.high) for one in planning_measurements(results)[1] if one.method == "return"}
+    assert ends["return_mean"] == (interval or (None, None))
+    assert (ends["percent_of_data_return"] == (None, None)) == (interval is None)
+    assert ends["success_rate"] != (None, None)  # Wilson's, which is as wide as it must be
+
+
+def test_a_policy_is_not_called_a_planner() -> None:
+    """It has no plans; what its actions take is told, too."""
+    policy = make_results() | {"planner": {"name": "huber_policy", "horizon": 1, "beam_width": 1, "deadline_ms": None}}
+    assert (agent_title(policy), agent_title(make_results())) == ("huber policy", "return planner")
+    text = shown(policy)
+    for words in ("Walk-v0: huber policy", "policy mean return", "policy best return", "time per action"):
+        assert words in text
+    assert "plan" not in text
+    assert "planner mean return" in shown(make_results())
+    assert "plan latency" in shown(make_results())
 
 
 @pytest.mark.parametrize(

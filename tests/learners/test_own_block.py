@@ -93,8 +93,9 @@ def test_a_file_imports_nothing_that_is_not_trusted(tmp_path: Path) -> None:
     last = small_fit(tmp_path, config).last
     for name in ("swiglu_package", "swiglu_package.blocks"):
         del sys.modules[name]
+    wanted = f"checkpoint '{last}': model.block names the class swiglu_package"  # which nothing is wrong with
     for allow in ((), ("swiglu",)):
-        with pytest.raises(UserError, match=r"model\.block names the class swiglu_package.*allow=\[swiglu_package\]"):
+        with pytest.raises(UserError, match=f"^{wanted}.*allow=.swiglu_package.$"):
             Agent.from_checkpoint(last, allow=allow)
     assert "swiglu_package" not in sys.modules
 

@@ -1,7 +1,9 @@
 """Edits of ``model/gpt.py`` or ``beam_search.py`` take effect: the kernel is used only if its results are equal."""
 
 import logging
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,15 +15,18 @@ from torch.nn import functional as F
 from tests.planning.decoders import needs_compiler
 from tests.planning.test_native_decoder import draw_tokens, make_model, make_planner, plan
 from trajectory_transformer import TrajectoryTransformerModel
+from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.model.config import TransformerConfig
 from trajectory_transformer.model.gpt import Block, SelfAttention
 from trajectory_transformer.model.memory import AttentionMemory
 from trajectory_transformer.model.numerical_embedding import NumericalEmbedding
 from trajectory_transformer.planning import native, planner, sampling
 from trajectory_transformer.planning.beam_search import beam_search
 from trajectory_transformer.planning.native.decoder import NativeDecoder
+from trajectory_transformer.planning.native.proof import _rounded
 from trajectory_transformer.planning.planner import make_decoder
 from trajectory_transformer.planning.proof import decoding_error, tolerance_of
 from trajectory_transformer.planning.sampling import Choice
@@ -238,6 +243,52 @@ def test_an_edited_model_plans_in_pytorch(
     require_planned_as_eager(model, caplog, "planning in PyTorch, ")
     with pytest.raises(UserError, match=f"planner.decoder=native is not available: .*{MODEL_EDITS[edit]}"):
         make_planner(model, decoder="native", **OPTIONS)
+
+
+class OtherBlock(Block):
+    """Of the same parameters, which it uses otherwise."""
+
+    def forward(self, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
+        return x + self.attn(self.ln1(x), layer, memory) + self.drop(self.l2(self.act(self.l1(self.ln2(x)))))
+
+
+class NarrowBlock(OtherBlock):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.l1, self.l2 = nn.Linear(config.n_embd, 8), nn.Linear(8, config.n_embd)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (NarrowBlock, "model.block={} is not the GPT block, the only one that it computes"),
+        (OtherBlock, "planning/native does not match the code of model.block={}"),
+        (Block, None),
+    ],
+)
+def test_a_block_of_one_s_own_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, block: type, reason: str | None
+) -> None:
+    """Its parameters, such as those of SelfAttention, may be the project's own; and so may be the block."""
+    target = f"{block.__module__}.{block.__qualname__}"
+    config = replace(make_model(3, 2, 5).config, block={"_target_": target})
+    model = TrajectoryTransformerModel(config, TYPED_BY_USER).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    make_planner(model, decoder="auto", **OPTIONS)
+    if reason is None:
+        assert warnings_in(caplog) == []
+        return
+    [message] = warnings_in(caplog)
+    measured = r"planning in PyTorch, which takes about [\d.]+ times as long as natively \(about [\d.]+ ms for "
+    assert re.match(measured, message)
+    assert message.endswith(reason.format(target))
+
+
+def test_measured_times_are_rounded_to_what_repeats() -> None:
+    found = [_rounded(value) for value in (51.8, 90.8, 0.13, 1.0, 3.0, 3.5, 740.0)]
+    assert found == pytest.approx([50.0, 100.0, 0.1, 1.0, 2.0, 5.0, 1000.0])
 
 
 @needs_compiler

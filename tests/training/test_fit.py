@@ -222,6 +222,22 @@ def test_what_lightning_says_of_a_gpu_is_dropped_and_nothing_else(caplog: pytest
     assert [record.getMessage() for record in caplog.records] == ["something new"] * 3
 
 
+def test_each_message_of_lightning_appears_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Its package has a handler of its own, beside those of Hydra or a user, here pytest's."""
+    package, handlers = logging.getLogger("lightning"), [*logging.getLogger("lightning").handlers]
+    assert handlers
+    for handler in handlers:
+        package.removeHandler(handler)
+    package.addHandler(caplog.handler)  # as many records as handlers of the package and the root
+    try:
+        with caplog.at_level(logging.INFO), quiet_lightning():
+            logging.getLogger("lightning.some_module").info("once")
+        assert [record.getMessage() for record in caplog.records] == ["once"]
+        assert package.handlers == [caplog.handler]
+    finally:
+        package.handlers[:] = handlers
+
+
 def test_other_options_of_lightnings_trainer(tmp_path: Path) -> None:
     trainer = make_trainer(small_config(options={"detect_anomaly": True, "profiler": "simple"}), tmp_path, [], [])
     assert torch.is_anomaly_enabled() or trainer._detect_anomaly

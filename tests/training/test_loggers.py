@@ -174,7 +174,10 @@ def test_online_without_a_key_stops_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_key")
 def test_with_a_key_but_no_network_it_goes_on_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
@@ -183,6 +186,7 @@ def test_with_a_key_but_no_network_it_goes_on_offline(
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "127.0.0.1:9" in warning.getMessage()
+    assert "anonymous" not in "".join(capfd.readouterr())  # a setting that W&B warns of
 
 
 @pytest.mark.usefixtures("no_key")
@@ -466,6 +470,16 @@ class TestExtraLoggers:
         config = LoggerConfig(extra={"mine": {"_target_": "my_loggers.Unusable"}})
         with pytest.raises(UserError, match=r"^logger\.extra\.mine: the client is not installed\. Try pip install .*"):
             make_loggers(config, tmp_path, {}, RunLabels())
+
+    @pytest.mark.usefixtures("no_key")
+    def test_no_logger_begins_beside_one_that_cannot_be_built(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loggers_file, "_wandb_logger", MagicMock(side_effect=AssertionError("W&B has begun")))
+        extra = {name: {"_target_": f"my_loggers.{name}"} for name in ("JsonLines", "Unusable")}
+        with pytest.raises(UserError, match=r"^logger\.extra\.Unusable: "):
+            make_loggers(LoggerConfig("wandb", extra=extra), tmp_path, {}, RunLabels())
+        assert not list(tmp_path.iterdir())
 
     def test_a_file_may_not_name_it_unless_its_package_is_allowed(self) -> None:
         config = LoggerConfig(extra={"mine": {"_target_": "my_loggers.JsonLines"}})

@@ -161,8 +161,7 @@ def test_rows_are_what_the_checkpoints_agent_gets(unbroken: tuple[Path, FitRepor
     episodes = run_episodes(agent, agent.environment, EPISODES, 1, 500_000_000).episodes
     returns = [episode.episode_return for episode in episodes]
     assert float(rows[step]["evaluation/return_mean"]) == pytest.approx(np.mean(returns), rel=1e-12)
-    low, high = (float(rows[step][f"evaluation/return_ci95_{end}"]) for end in ("low", "high"))
-    assert min(returns) <= low <= np.mean(returns) <= high <= max(returns)
+    assert "evaluation/return_ci95_low" not in rows[step]  # of so few episodes
     assert step == max(rows, key=lambda at: (float(rows[at]["evaluation/return_mean"]), at))
     assert "evaluation/normalized_score_mean" not in rows[step]  # without reference scores
     assert "evaluation/success_rate" not in rows[step]  # an environment that reports none
@@ -183,8 +182,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
 
 def test_the_best_return_is_kept_and_of_equal_ones_the_latest(tmp_path: Path, measured: dict[int, float]) -> None:
     measured |= {4: 2.0, 8: 3.0, 12: 3.0, 14: 1.0}
-    rows = Rows()
-    report = played_fit(tmp_path, playing_config(max_steps=14, validate_every=7), [rows])
+    rows, config = Rows(), playing_config(max_steps=14, validate_every=7)
+    config.evaluation = replace(config.evaluation, every_episodes=5)  # enough for an interval
+    report = played_fit(tmp_path, config, [rows])
     assert report.best_return is not None
     assert read_checkpoint(report.best_return)["global_step"] == 12
     assert report.choice is not None

@@ -1,6 +1,7 @@
 """Checks made before a run or sweep gets a directory, and the report after a sweep."""
 
 import contextlib
+import importlib.util
 import sys
 import tempfile
 import threading
@@ -13,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from ..building import TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
+from ..building import PACKAGE, TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
 from ..configuration import EvaluateConfig, LoggerConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import LOCK, FolderLock, is_first_process, require_file, writable_folder
@@ -35,6 +36,7 @@ from .tune import with_values
 from .workers import SweepSignals
 
 SWEEP_LOCK = ".sweep.lock"  # differs from LOCK, which a job in the same folder may hold
+TRACKERS = {"TensorBoardRun": "tensorboard", "MLflowRun": "mlflow", "TrackioRun": "trackio"}  # class -> package, extra
 RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options whose own options a search may vary
 
 
@@ -63,6 +65,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
                 {"planner.objective": evaluation.planner.objective}
             )  # its other options may come from the checkpoint
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
+            _require_trackers(evaluation.logger)
             for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
                 require_file(checkpoint)
             return evaluation
@@ -72,6 +75,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     modules = options.environment.modules
     modules += [module for module in _modules_of_ids(options.data.source) if module not in modules]
     require_modules(modules, MODULES, TYPED_BY_USER)
+    _require_trackers(options.logger)
     _require_effect(options, hydra)
     _require_use(options, hydra.overrides.task if own is None else own)
     if options.init_from is not None and not Path(options.init_from).is_dir():
@@ -94,6 +98,17 @@ def _require_classes(specs: Mapping[str, object]) -> None:
     for place, spec in specs.items():
         for target in targets_in(spec):
             locate(target, object, place, TYPED_BY_USER)
+
+
+def _require_trackers(logger: LoggerConfig) -> None:
+    """Raise UserError, before any logger starts a run, if one of this project needs a package that is not installed."""
+    for name, spec in logger.extra.items():
+        extra = TRACKERS.get(str(spec["_target_"]).removeprefix(f"{PACKAGE}.training.trackers."))
+        require(
+            extra is None or importlib.util.find_spec(extra) is not None,
+            f"logger.extra.{name} needs the package {extra}, which is not installed: pip install "
+            f"'trajectory-transformer[{extra}]'",
+        )
 
 
 def _modules_of_ids(source: Any) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from ..building import TYPED_BY_USER, locate
-from ..configuration import EvaluateConfig, TrainConfig, require
+from ..configuration import EvaluateConfig, TrainConfig
 from ..configuration.documentation import Option, meanings_of, options_of
+from ..errors import UserError
 from .mistakes import did_you_mean
 from .names import group_names
 
 FLAGS = ("--help", "-h")
+NO_CHOICES = "No file yet; {0}=NAME takes {0}/NAME.yaml in configs or in the folder of --config-dir"
+LOCAL = "; local/default.yaml, with options of this machine alone, is read by every command"
 CLASSES = {
     "learner": "learner",
     "planner": "planner.objective",
@@ -52,7 +55,7 @@ def sections_of(schema: type) -> list[Section]:
 
 def class_sections(group: str, configs: Sequence[Path], only: str | None = None) -> Iterator[Section]:
     """Yield the options of the classes named by a group's choices, or by the choice ``only``; one section per class."""
-    place, choices = CLASSES.get(group), dict[str, list[str]]()
+    place, choices, needed = CLASSES.get(group), dict[str, list[str]](), set[str]()
     if place is None:
         return
     for file in choices_of(group, configs):
@@ -61,11 +64,18 @@ def class_sections(group: str, configs: Sequence[Path], only: str | None = None)
             spec = spec.get(part) if isinstance(spec, Mapping) else None
         if isinstance(spec, Mapping) and "_target_" in spec:
             choices.setdefault(str(spec["_target_"]), []).append(file.stem)
+            needed |= {f"{place}.{name}" for name, value in spec.items() if value == "???"}
     for target, names in choices.items():
         if only is not None and only not in names:
             continue
         record = locate(target, object, place, TYPED_BY_USER)
-        if dataclasses.is_dataclass(record) and (options := list(options_of(record, f"{place}."))):
+        if not dataclasses.is_dataclass(record):
+            continue
+        options = [
+            dataclasses.replace(option, default=dataclasses.MISSING) if option.name in needed else option
+            for option in options_of(record, f"{place}.")
+        ]
+        if options:
             meaning = (record.__doc__ or "").partition("\n")[0].replace("``", "")
             yield Section(f"{group}={','.join(names)}", meaning, options, tuple(names))
 
@@ -74,6 +84,11 @@ def choices_of(group: str, configs: Sequence[Path]) -> list[Path]:
     """Return the YAML files of a group, sorted by name; of files of the same name, that in the first folder counts."""
     files = {file.stem: file for folder in reversed(configs) for file in (folder / group).glob("*.yaml")}
     return [files[name] for name in sorted(files)]
+
+
+def without_choices(group: str) -> str:
+    """Return what to say of a group without any file."""
+    return NO_CHOICES.format(group) + (LOCAL if group == "local" else "")
 
 
 def comment_of(file: Path) -> str:
@@ -93,9 +108,9 @@ def as_typed(option: Option, value: Any) -> str:
 
 
 def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequence[str]) -> None:
-    """Print the help on the groups named in ``words``, or on all of them if none is named.
+    """Print the help on the groups and options named in ``words``, or on everything if nothing is named.
 
-    Options in ``words``, such as "model=base", change the values shown.
+    Settings in ``words``, such as "model=base", change the values shown.
 
     Raises:
         UserError: a name is unknown.
@@ -104,16 +119,21 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
     overrides = [word for word in words if "=" in word]
     topics = [word for word in words if "=" not in word and not word.startswith("-")]
     groups, sections = group_names(configs, schema), sections_of(schema)
-    known = list(dict.fromkeys([*groups, *(section.title for section in sections)]))
+    titles = {section.title for section in sections}
     for topic in topics:
-        require(topic in known, f"--help {topic}: there is no such group{did_you_mean(topic, known)}")
+        found = [*sections, *class_sections(topic.partition(".")[0], configs)]
+        names = [*groups, *titles, *(option.name for section in found for option in section.options)]
+        if not any(f"{name}.".startswith(f"{topic}.") for name in names):
+            raise UserError(f"--help {topic}: there is no such group or option{did_you_mean(topic, names)}")
     config, chosen = composed(command, configs, overrides)
+    kept = _kept(sections, overrides) if schema is EvaluateConfig and chosen.get("planner") is None else set[str]()
     if not topics:
         _print(f"{PURPOSE[schema]}\n\nusage: {_program()} [GROUP=CHOICE …] [OPTION=VALUE …] [--config-dir DIR]")
+        _print("With -m, A,B as a value or choice runs both. --help NAME gives details on a group or an option, as in")
         _print(
-            "With -m, A,B as a value or choice runs both. --help GROUP gives details on a group, as in --help model;"
+            "--help model or --help planner.act; options beside it, as in --help model model=base, change the values"
         )
-        _print("options, as in --help model model=base, change the values shown. --hydra-help lists Hydra's own flags.")
+        _print("shown. --hydra-help lists Hydra's own flags.")
         _print("\nGroups and their choices, with * at the current choice:")
     for group in groups:
         if not topics or group in topics:
@@ -122,12 +142,20 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
     if not topics:
         _print("\nOptions with their current values:")
     for section in sections:
-        if topics and section.title not in topics:
+        asked = [topic for topic in topics if section.title in (topic.partition(".")[0], "run")]
+        if topics and not asked:
             continue
         choice = chosen.get(section.title)
         for one in (section, *class_sections(section.title, configs, None if topics else str(choice))):
-            _print(f"\n{one.title}: {one.meaning}")
-            _show_options(one, config if not one.choices or choice in one.choices else None, values=bool(topics))
+            options = [
+                option
+                for option in one.options
+                if not topics or section.title in asked or any(f"{option.name}.".startswith(f"{t}.") for t in asked)
+            ]
+            if options:
+                _print(f"\n{one.title}: {one.meaning}")
+                values = config if not one.choices or choice in one.choices else None
+                _show_options(dataclasses.replace(one, options=options), values, kept, details=bool(topics))
 
 
 def composed(command: str, configs: Sequence[Path], overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, Any]]:
@@ -140,6 +168,8 @@ def composed(command: str, configs: Sequence[Path], overrides: Sequence[str]) ->
 
 def _show_choices(group: str, configs: Sequence[Path], chosen: object, whole: bool) -> None:
     files = choices_of(group, configs)
+    if not files:
+        _print(f"  {without_choices(group)}")
     width = max((len(file.stem) for file in files), default=0)
     for file in files:
         comment = comment_of(file)
@@ -147,12 +177,23 @@ def _show_choices(group: str, configs: Sequence[Path], chosen: object, whole: bo
         _print_entry(f"{'*' if file.stem == chosen else ' '} {file.stem:{width}}", text)
 
 
-def _show_options(section: Section, config: DictConfig | None, values: bool) -> None:
-    """Print a line for each option, with its permitted values if ``values``."""
-    rows = [(setting(option, config), option) for option in section.options]
+def _kept(sections: Sequence[Section], overrides: Sequence[str]) -> set[str]:
+    """Return the planner options that evaluate.py takes from the checkpoint: those not in ``overrides``."""
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    given = tuple(f"{key}." for key in keys if "." in key)
+    names = [option.name for section in sections if section.title == "planner" for option in section.options]
+    return {name for name in names if not f"{name}.".startswith(given)}
+
+
+def _show_options(section: Section, config: DictConfig | None, kept: Container[str], details: bool) -> None:
+    """Print a line for each option, with its permitted values if ``details``; those ``kept`` are the checkpoint's."""
+    rows = [
+        (f"{option.name}=(checkpoint's)" if option.name in kept else setting(option, config), option)
+        for option in section.options
+    ]
     width = min(max(len(text) for text, _ in rows), 45)
     for text, option in rows:
-        taken = f" ({option.values})" if values and option.values else ""
+        taken = f" ({option.values})" if details and option.values else ""
         _print_entry(f"  {text:{width}}", option.meaning + taken)
 
 

@@ -49,7 +49,7 @@ def run_command(name: str, configs: Path) -> None:
         elif name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume(*asked)
         else:
-            mistakes.refuse_unreadable(sys.argv[1:], folders)
+            mistakes.refuse_unreadable(sys.argv[1:], folders, schema)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, without Hydra's own advice
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:

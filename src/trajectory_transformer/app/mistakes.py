@@ -13,6 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..building import PACKAGE
+from ..configuration import require
 from ..errors import UserError
 from .names import group_names, option_names
 from .schema import OPEN_OPTIONS
@@ -40,6 +41,7 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
             return f"; it is now '{new}{key.removeprefix(old)}'"
     parent, _, last = key.rpartition(".")
     level = dict.fromkeys(name for name in names if name.rpartition(".")[0] == parent)
+    short = [name for name in names if _initials(name) == last]  # "lr" for "learning_rate"
     by_last: dict[str, list[str]] = {}
     for name in names:
         by_last.setdefault(name.rpartition(".")[2], []).append(name)
@@ -47,21 +49,32 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
         parts = {name.rpartition(".")[2]: name for name in level}
         similar = difflib.get_close_matches(last, parts, n=3, cutoff=0.65)
         holding = [name for part, name in parts.items() if len(last) > 2 and last in part]
-        ranked = [*holding, *(parts[part] for part in similar), *by_last.get(last, [])]
+        ranked = [*holding, *(parts[part] for part in similar), *by_last.get(last, []), *short]
     else:
         similar_whole = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
         similar_last = difflib.get_close_matches(last, by_last, n=3, cutoff=0.65)
-        ranked = by_last.get(last, []) + similar_whole + [name for part in similar_last for name in by_last[part]]
+        ranked = by_last.get(last, []) + short + similar_whole + [n for part in similar_last for n in by_last[part]]
         ranked.sort(key=lambda name: name not in level)  # those with its parent first
     if near := list(dict.fromkeys(ranked))[:3]:
         return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     return f"; valid here: {', '.join(level)}" if level else ""
 
 
-def refuse_unreadable(words: Sequence[str], configs: Sequence[Path]) -> None:
-    """Raise UserError for options on which Hydra would raise bare Python errors."""
-    parser = OverridesParser.create()
+def _initials(name: str) -> str:
+    """Return the initials of the words in an option's last name; empty for a single word."""
+    words = name.rpartition(".")[2].split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
+
+
+def refuse_unreadable(words: Sequence[str], configs: Sequence[Path], schema: type) -> None:
+    """Raise UserError for options on which Hydra would raise bare Python errors, or print its own flags."""
+    parser, known = OverridesParser.create(), {*option_names(schema), *group_names(configs, schema)}
     for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        require(
+            not word.startswith("-") or name not in known,
+            f"{word}: options have no dashes; give {name}={value if equals else 'VALUE'}",
+        )
         if word.startswith("-") or "=" not in word:
             continue
         try:
@@ -93,10 +106,15 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
     if isinstance(error, yaml.YAMLError):
         return f"not valid YAML: {text}"
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return f"'{error.override}' is not an option with a value; give NAME=VALUE"
         return (
             f"cannot read the option '{error.override}'; quote a value that contains '=', ',' or brackets: "
             "\"key='value'\""
         )
+    if several := re.search(r"Ambiguous value for argument '(([^'=]+)=(.*?))' 1\. ", text):
+        option, name, values = several.groups()
+        return f"{option} has several values: add -m to run each (a list is written {name}=[{values}])"
     found = re.match(r"In '([^']+)':", text)
     files = [file for folder in configs if found and (file := folder / f"{found[1]}.yaml").is_file()]
     place = f"{files[0]}: " if files else ""
@@ -136,7 +154,8 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Sequence
         name = group or option
         return f"{place}there is no config group '{name}'{did_you_mean(name, groups)}"
     near = difflib.get_close_matches(option, options, n=1)
-    hint = f"; did you mean '{group}={near[0]}'?" if near else ""
+    own = "" if len(configs) > 1 or group not in groups else "; --config-dir DIR adds choices of your own"
+    hint = f"; did you mean '{group}={near[0]}'?" if near else own
     if group == "hydra/launcher" and option in EXTRAS:
         hint = f"; install it with pip install 'trajectory-transformer[{EXTRAS[option]}]'"
     files = [file for folder in configs for file in sorted(folder.rglob("*.yaml"))]

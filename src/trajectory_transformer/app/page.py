@@ -83,11 +83,14 @@ def write_run_page(directory: Path, status: str, score: float | None, reason: st
     config = _text(directory / "config.yaml")
     tables, lead, command, commit, versions = [], "", shlex.join(["python", *sys.argv]), None, ""
     if (directory / "results.json").exists():
-        from ..evaluation.evaluate import summary_rows  # imported here because a refused run does not need it
+        from ..evaluation.evaluate import (
+            agent_title,
+            summary_rows,
+        )  # imported here because a refused run does not need it
         from ..evaluation.results import read_results
 
         results = read_results(directory / "results.json")
-        lead = f"{results['env_id']} · trained on {results['dataset']} · planner {results['planner']['name']}"
+        lead = f"{results['env_id']} · trained on {results['dataset']} · {agent_title(results)}"
         command, commit = results["command"], results["commit"]
         versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
         tables = [PageTable("Results", _rows(summary_rows(results))), _episodes(results["episodes"])]

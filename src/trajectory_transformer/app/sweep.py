@@ -203,13 +203,14 @@ def _plot_tradeoff(
 ) -> None:
     """Plot returns against planning time: a line for each value of the first varied planner option."""
     from ..evaluation.plots import TradeoffPoint, plot_tradeoff
+    from ..evaluation.results import return_interval
 
     first, *rest = sorted(varied, key=lambda name: not name.startswith("planner"))
     points = []
     for job in jobs:
         summary = results[job.name]["summary"]
         series = f"{first.removeprefix('planner.')}={job.values([first])[0]}"
-        interval = (summary["return_mean"], *summary["return_ci95"])
+        interval = (summary["return_mean"], *(return_interval(results[job.name]) or (math.nan, math.nan)))
         points.append(TradeoffPoint(series, ", ".join(job.values(rest)), summary["plan_latency_ms"]["p50"], interval))
     any_result = results[jobs[0].name]
     numbers = f" (numbers: {', '.join(name.removeprefix('planner.') for name in rest)})" if rest else ""

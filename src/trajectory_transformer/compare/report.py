@@ -84,10 +84,15 @@ def compare(
     values = np.concatenate([task for own in scores.values() for task in own])
     thresholds = np.linspace(min(0.0, values.min()), values.max(), THRESHOLDS).tolist()
     profile = partial(statistics.profile, thresholds=thresholds)
-    aggregates = {method: statistics.estimates(statistics.aggregates, own) for method, own in scores.items()}
-    profiles = {method: statistics.estimates(profile, own) for method, own in scores.items()}
-    pairs = itertools.combinations(scores, 2)
-    wins = {(a, b): statistics.estimates(statistics.improvement, scores[a], scores[b])[0] for a, b in pairs}
+    enough = {method: sum(map(len, own)) >= FEW_RUNS for method, own in scores.items()}
+    aggregates = {
+        m: _reported(statistics.estimates(statistics.aggregates, own), enough[m]) for m, own in scores.items()
+    }
+    profiles = {m: _reported(statistics.estimates(profile, own), enough[m]) for m, own in scores.items()}
+    wins: dict[tuple[str, str], Estimate] = {}
+    for a, b in itertools.combinations(scores, 2):
+        won = statistics.estimates(statistics.improvement, scores[a], scores[b])
+        wins[a, b] = _reported(won, _conclusive(scores[a], scores[b]))[0]
     budgets = {method: statistics.budget(own) for method, own in scores.items()}
     origin, tables, over = _origin(methods), [], f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
     if differences:
@@ -118,6 +123,16 @@ def compare(
     if len(tasks) < len(all_tasks):
         notes.append(f"aggregates are over the {len(tasks)} of {len(all_tasks)} tasks that all methods have")
     return Report(tables, [*notes, *_conclusions(scores, wins)], aggregates, thresholds, profiles, budgets)
+
+
+def _reported(found: list[Estimate], enough: bool) -> list[Estimate]:
+    """Return estimates, without their bootstrap intervals if there are not enough runs: of two, it is their range."""
+    return found if enough else [Estimate(one.value) for one in found]
+
+
+def _conclusive(scores: statistics.Scores, others: statistics.Scores) -> bool:
+    """Return True if there are so many runs that equal methods are hardly ever completely separated."""
+    return statistics.smallest_p(scores, others) <= 0.05
 
 
 def _origin(methods: Mapping[str, Sequence[Run]]) -> str:
@@ -154,13 +169,15 @@ def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[st
     fewest = {method: min(map(len, own)) for method, own in scores.items()}
     if single := [method for method, count in fewest.items() if count == 1]:
         yield f"{', '.join(single)}: some task has a single run, so there is no interval over runs"
+    if small := [method for method, own in scores.items() if fewest[method] > 1 and sum(map(len, own)) < FEW_RUNS]:
+        yield f"{', '.join(small)}: fewer than {FEW_RUNS} runs in all, of which no bootstrap interval is reported"
     if few := [method for method, count in fewest.items() if 1 < count < FEW_RUNS]:
         yield f"{', '.join(few)}: fewer than {FEW_RUNS} runs of some task; such intervals are rough, often too narrow"
     if len(next(iter(scores.values()))) == 1:
         yield "a single task shows nothing about others: interquartile mean, median and mean are over its runs only"
     for (one, other), won in wins.items():
-        chance = statistics.smallest_p(scores[one], scores[other])
-        if chance > 0.05:
+        if not _conclusive(scores[one], scores[other]):
+            chance = statistics.smallest_p(scores[one], scores[other])
             verdict = (
                 f"too few runs to conclude: equal methods would be completely separated with probability {chance:.2g}"
             )

@@ -191,7 +191,8 @@ class EvaluateConfig:
     """Task: plan acts in the environment, attention measures what the model attends to, predict continues held-out
     episodes."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
-    """Beam search for actions; options that are not given keep the checkpoint's values."""
+    """Beam search for actions: planner=NAME sets all its options; without it, those that are not given keep the
+    checkpoint's values."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Options of task=attention."""
     predict: PredictConfig = field(default_factory=PredictConfig)

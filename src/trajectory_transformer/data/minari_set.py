@@ -10,7 +10,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from .. import reachability
-from ..dataset_folders import dataset_folder, dataset_root, is_on_disk
+from ..dataset_folders import dataset_folder, dataset_root, ids_on_disk, is_on_disk
 from ..errors import UserError
 from ..files import FolderInUseError, FolderLock
 from ..simulation import REGISTRY
@@ -56,9 +56,12 @@ class LocalSet(EpisodeSource):
         return read_set(self.dataset_id)
 
     def absent(self, why: str, remedy: str) -> UserError:
+        """Return an error that names the most similar of the sets on disk and, if one resembles it, an embedded one."""
         near = difflib.get_close_matches(self.dataset_id, REGISTRY, n=1, cutoff=0.8)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        return UserError(f"data set '{self.dataset_id}' is not in '{dataset_root()}' and {why}{hint}; {remedy}")
+        there = difflib.get_close_matches(self.dataset_id, ids_on_disk(), n=3, cutoff=0.0)
+        known = f" (which has {', '.join(there)})" if there else ""
+        return UserError(f"data set '{self.dataset_id}' is not in '{dataset_root()}'{known} and {why}{hint}; {remedy}")
 
 
 @dataclass
@@ -68,7 +71,7 @@ class EmbeddedSet(LocalSet):
     @override
     def require_obtainable(self) -> None:
         if self.dataset_id not in REGISTRY:
-            near = _most_similar(self.dataset_id)
+            near = difflib.get_close_matches(self.dataset_id, REGISTRY, n=3, cutoff=0.0)
             command = f"python -m trajectory_transformer.data.collect recipe={REGISTRY[near[0]].name}"
             why = f"not one of the embedded sets, such as {', '.join(near)}"
             raise self.absent(why, f"`{command}` makes '{near[0]}'")
@@ -113,11 +116,12 @@ class MinariSet(LocalSet):
     def require_obtainable(self) -> None:
         reason = unreachable() if self.download else "data.download=false"
         if reason is not None:
+            near = difflib.get_close_matches(self.dataset_id, REGISTRY, n=3, cutoff=0.6)
+            embedded = f", such as {', '.join(near)}" if near else " (`python train.py --help data` lists them)"
             raise self.absent(
                 f"cannot be downloaded ({reason})",
                 f"run `minari download {self.dataset_id}` on a machine with a network (MINARI_DATASETS_PATH "
-                "names the folder), or take an embedded set, which needs none, such as "
-                f"{', '.join(_most_similar(self.dataset_id))}",
+                f"names the folder), or take an embedded set, which needs none{embedded}",
             )
 
     @override
@@ -142,7 +146,3 @@ def unreachable() -> str | None:
     if os.environ.get("MINARI_REMOTE", "").startswith("gcp://"):
         url = "https://storage.googleapis.com"
     return reachability.unreachable(url)
-
-
-def _most_similar(dataset_id: str) -> list[str]:
-    return difflib.get_close_matches(dataset_id, REGISTRY, n=3, cutoff=0.0)

@@ -11,6 +11,7 @@ from ..available_memory import available_memory, require_memory
 from ..building import TYPED_BY_USER, build
 from ..configuration import DataConfig, require
 from ..environments.reference_scores import reference_scores
+from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..files import writable_folder
 from ..progress import WorkProgress
@@ -130,11 +131,29 @@ def _validated(found: Sequence[tuple[str, StoredSet]], progress: bool) -> Iterat
     """Yield all validated episodes, with all observation dimensions, showing progress."""
     with WorkProgress("{task.completed:.0f}/{task.total:.0f} episodes", progress) as bar:
         for name, stored in found:
-            for one in bar.track(stored.episodes, total=stored.num_episodes, description=f"reading {name}"):
+            episodes = bar.track(stored.episodes, total=stored.num_episodes, description=f"reading {name}")
+            for number, one in enumerate(episodes):
+                if number == 0:
+                    _require_same_widths(one, stored.environment)
                 try:
                     yield validate_episode(one, stored.environment.observation, stored.environment.action)
                 except UserError as error:
                     raise UserError(f"{error}{stored.remedy}") from error
+
+
+def _require_same_widths(first: StoredEpisode, environment: EnvironmentSpec) -> None:
+    """Raise UserError, naming the environment, if a set's first episode has rows of another width than its spaces."""
+    for field, values, space in (
+        ("observations", first.observations, environment.observation),
+        ("actions", first.actions, environment.action),
+    ):
+        if environment.env_id and isinstance(values, np.ndarray) and values.ndim == 2:
+            require(
+                values.shape[1] == space.size,
+                f"{first.place}: {field} have the shape ({values.shape[1]},) in each step, but the environment "
+                f"{environment.env_id} has {field} of shape ({space.size},); give the environment in which the "
+                "episodes were recorded",
+            )
 
 
 def _with_keys(name: str, stored: StoredSet, keys: Sequence[str] | None) -> StoredSet:

@@ -17,8 +17,9 @@ from .maze_plot import plot_trajectories, read_walls
 from .measurements import planning_measurements, write_measurements
 from .plots import plot_plan, plot_returns, plot_training
 from .records import ActingAgent, EpisodeRecord, RolloutOptions, RolloutRecord
-from .results import EvaluationRequest, build_results, write_results
+from .results import EvaluationRequest, acts_by, build_results, return_interval, write_results
 from .rollout import run_episodes
+from .scores import LEAST_EPISODES
 from .video import VideoRecorder, log, unavailable_reason
 
 _TRACED_EPISODES = 1
@@ -102,7 +103,7 @@ def _plot(
 ) -> None:
     plots, title = directory / "plots", results["env_id"]
     returns = np.array([episode.episode_return for episode in record.episodes])
-    plot_returns(behavior, returns, tuple(results["summary"]["return_ci95"]), title, plots / "returns.png")
+    plot_returns(behavior, returns, return_interval(results), title, plots / "returns.png", acts_by(results))
     for trace in record.traces:
         if (
             len(trace.plans[0].observations) > 1
@@ -119,18 +120,21 @@ def _plot(
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Return names and formatted values of the main results; ``results`` as in ``results.json``."""
     summary, behavior, episodes = results["summary"], results["behavior"], results["episodes"]
-    low, high = summary["return_ci95"]
+    interval, actor = return_interval(results), acts_by(results)
     rows = [
         ("behaviour mean return", f"{behavior['return_mean']:.5g}  ({behavior['episodes']} episodes)"),
         ("behaviour best return", f"{behavior['return_max']:.5g}"),
-        ("planner mean return", f"{summary['return_mean']:.5g}  ({len(episodes)} episodes)"),
-        ("  its 95 % interval", f"{low:.5g} to {high:.5g}" if len(episodes) > 1 else "needs more than one episode"),
-        ("planner interquartile mean", f"{summary['return_iqm']:.5g}"),
-        ("planner best return", f"{max(episode['return'] for episode in episodes):.5g}"),
+        (f"{actor} mean return", f"{summary['return_mean']:.5g}  ({len(episodes)} episodes)"),
+        (
+            "  its 95 % interval",
+            "{:.5g} to {:.5g}".format(*interval) if interval else f"needs at least {LEAST_EPISODES} episodes",
+        ),
+        (f"{actor} interquartile mean", f"{summary['return_iqm']:.5g}"),
+        (f"{actor} best return", f"{max(episode['return'] for episode in episodes):.5g}"),
     ]
     if "percent_of_data_return" in summary:
-        shares = summary["percent_of_data_return"]
-        rows.append(("share of the data's return", "{:.0f} %  (95 % interval {:.0f} to {:.0f} %)".format(*shares)))
+        form = "{:.0f} %  (95 % interval {:.0f} to {:.0f} %)" if interval else "{:.0f} %"
+        rows.append(("share of the data's return", form.format(*summary["percent_of_data_return"])))
     if summary["normalized_score_mean"] is not None:
         source = results["reference_scores"]["source"]
         rows.append(("normalised score", f"{summary['normalized_score_mean']:.1f} %  (reference: {source})"))
@@ -143,7 +147,7 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("weights", f"of update {step}, best by {choice['by']}  ({spent})"))
     together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
     latency = "{p50:.1f} ms median, {p95:.1f} ms 95th percentile".format(**summary["plan_latency_ms"])
-    rows.append(("plan latency", f"{latency}, for {together}"))
+    rows.append(("plan latency" if actor == "planner" else "time per action", f"{latency}, for {together}"))
     if (deadline := results["deadline"]) is not None:
         percents = {name: 100 * deadline[name] / deadline["plans"] for name in ("shortened", "narrowed", "late")}
         shares = ", ".join(f"{round(percent, 1):g} % {name}" for name, percent in percents.items())
@@ -151,9 +155,15 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("environment steps per second", f"{summary['env_steps_per_second']:.1f}")]
 
 
+def agent_title(results: dict[str, Any]) -> str:
+    """Return what acted, such as "return planner" or "bc policy"; ``results`` as in ``results.json``."""
+    actor = acts_by(results)
+    return f"{results['planner']['name'].removesuffix(f'_{actor}')} {actor}"
+
+
 def results_table(results: dict[str, Any]) -> Table:
     """Return a table of the main results for the terminal; ``results`` as in ``results.json``."""
-    title = f"{results['env_id']}: {results['planner']['name']} planner"
+    title = f"{results['env_id']}: {agent_title(results)}"
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()

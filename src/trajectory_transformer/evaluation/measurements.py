@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_output
+from .results import return_interval
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ def planning_measurements(results: dict[str, Any]) -> tuple[RunFacts, list[Measu
     facts = RunFacts(*(results[name] for name in ("dataset", "env_id", "seed", "commit", "command")))
     summary, behavior = results["summary"], results["behavior"]
     planner, count, no_ends = results["planner"]["name"], len(results["episodes"]), (None, None)
+    ends = return_interval(results)
+    share, *share_ends = summary.get("percent_of_data_return", (None, None, None))
     rows = [
         ("behaviour", "return_mean", behavior["return_mean"], *no_ends, behavior["episodes"]),
-        (planner, "return_mean", summary["return_mean"], *summary["return_ci95"], count),
-        (planner, "percent_of_data_return", *summary.get("percent_of_data_return", (None, *no_ends)), count),
+        (planner, "return_mean", summary["return_mean"], *(ends or no_ends), count),
+        (planner, "percent_of_data_return", share, *(share_ends if ends else no_ends), count),
         (planner, "normalized_score_mean", summary["normalized_score_mean"], *no_ends, count),
         (planner, "success_rate", summary["success_rate"], *(summary["success_ci95"] or no_ends), count),
         (planner, "plan_latency_ms_p50", summary["plan_latency_ms"]["p50"], *no_ends, count),

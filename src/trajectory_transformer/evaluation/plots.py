@@ -38,16 +38,19 @@ _LOSS_NAMES = {f"{kind}_loss": f"{kind} tokens" for kind in TOKEN_KINDS} | {
 
 
 def plot_returns(
-    behavior: np.ndarray, planner: np.ndarray, interval: tuple[float, float], title: str, path: Path
+    behavior: np.ndarray, own: np.ndarray, interval: tuple[float, float] | None, title: str, path: Path, actor: str
 ) -> None:
-    """Plot the planner's returns (episodes,), with the 95 % ``interval`` of their mean, below the behaviour's."""
+    """Plot an agent's ``own`` returns (episodes,), with the 95 % ``interval`` of their mean, below the behaviour's.
+
+    ``actor`` is what the agent is called, such as "planner".
+    """
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     grid = figure.subplots(2, 1, sharex=True)
-    both = np.concatenate([behavior, planner])
+    both = np.concatenate([behavior, own])
     low, high = float(both.min()), float(both.max())
     margin = 0.02 * (high - low) or 1.0
     bins = np.linspace(low - margin, high + margin, 51).tolist()
-    kinds = (("behaviour data", "behaviour", behavior, BLUE, "--"), ("planner", "planner", planner, ORANGE, "-"))
+    kinds = (("behaviour data", "behaviour", behavior, BLUE, "--"), (actor, actor, own, ORANGE, "-"))
     for axes, (name, _, values, color, _) in zip(grid, kinds, strict=True):
         axes.hist(values, bins, weights=np.full(len(values), 1.0 / len(values)), color=color, alpha=0.6)
         axes.set_title(f"{name}, {len(values)} episodes", fontsize=10, loc="left")
@@ -58,8 +61,9 @@ def plot_returns(
             label = f"{owner}'s mean {returns.mean():.5g}" if axes is grid[1] else None
             axes.axvline(float(returns.mean()), color=line, linewidth=2, linestyle=style, label=label)
         tidy(axes)
-    words = "its 95 % interval {:.5g} to {:.5g}".format(*interval)
-    grid[1].axvspan(*interval, color=ORANGE, alpha=0.2, linewidth=0, label=words)
+    if interval is not None:
+        words = "its 95 % interval {:.5g} to {:.5g}".format(*interval)
+        grid[1].axvspan(*interval, color=ORANGE, alpha=0.2, linewidth=0, label=words)
     grid[1].set_xlabel("return of an episode (sum of rewards)")
     finish(figure, f"{title}: returns", path)
 
@@ -71,7 +75,7 @@ class TradeoffPoint:
     series: str  # name of the line that joins the points
     label: str  # label of the point within its series
     milliseconds: float  # median time of a planned action
-    episode_return: tuple[float, float, float]  # mean, and the ends of its 95 % interval
+    episode_return: tuple[float, float, float]  # mean, and the ends of its 95 % interval, NaN if it has none
 
 
 def plot_tradeoff(points: list[TradeoffPoint], behavior_mean: float, title: str, path: Path) -> None:

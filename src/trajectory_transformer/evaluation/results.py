@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from ..errors import UserError
 from ..files import write_output
 from .records import EpisodeRecord, PlannerRecord, RolloutRecord
-from .scores import normalized_scores, return_summary, wilson_interval
+from .scores import LEAST_EPISODES, normalized_scores, return_summary, wilson_interval
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "lightning", "numpy", "gymnasium", "mujoco")
@@ -172,6 +172,20 @@ def build_results(
         "summary": summary,
         **({} if request.choice is None else {"choice": dict(request.choice)}),
     }
+
+
+def return_interval(results: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean return to report, or None if there are too few episodes for one.
+
+    ``results`` are the contents of ``results.json``, which has the resampled ends in any case.
+    """
+    low, high = results["summary"]["return_ci95"]
+    return (low, high) if len(results["episodes"]) >= LEAST_EPISODES else None
+
+
+def acts_by(results: Mapping[str, Any]) -> str:
+    """Return the kind of agent in the contents of ``results.json``: "planner", or "policy" if it does not search."""
+    return "planner" if "n_expand" in results["planner"] else "policy"
 
 
 def current_commit() -> str | None:

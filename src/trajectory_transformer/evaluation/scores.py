@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+LEAST_EPISODES = 5  # from which on the bootstrap interval of a mean return is reported; of two it is their range
+
 
 def bootstrap_interval(values: np.ndarray) -> np.ndarray:
     """Return the 95 % percentile bootstrap interval (2, …) of the mean of values (n ≥ 1, …) over the first axis.

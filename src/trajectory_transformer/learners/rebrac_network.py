@@ -97,7 +97,8 @@ class ActorCritic(nn.Module):
     def actor_loss(self, batch: FollowedBatch) -> tuple[Tensor, Tensor]:
         """Loss with gradients for the actor only, and the mean squared distance between its and the data's actions.
 
-        The smaller critic's value is divided by its mean absolute value, so that the penalty is relative to it.
+        The smaller critic's value is divided by its mean absolute value, so that the penalty is relative to it. With
+        ``trainer.accumulate`` or several processes, that mean is of each part of the batch.
         """
         actions = self.actor(batch.observations).tanh()
         distance = (actions - self._scaled(batch.actions)).square().sum(dim=-1)

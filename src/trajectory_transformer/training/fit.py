@@ -196,7 +196,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Suppress :data:`UNWANTED_MESSAGES`, and two warnings about internals of Lightning and FSDP."""
+    """Suppress :data:`UNWANTED_MESSAGES`, repetitions, and two warnings about internals of Lightning and FSDP."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(UNWANTED_MESSAGES)
@@ -206,6 +206,10 @@ def quiet_lightning() -> Iterator[None]:
         for source in (logging.getLogger(f"lightning.{name}") for name in names):
             source.addFilter(wanted)
             stack.callback(source.removeFilter, wanted)
+        package = logging.getLogger("lightning")
+        for handler in [*package.handlers] if logging.getLogger().handlers else []:  # else messages appear twice
+            package.removeHandler(handler)
+            stack.callback(package.addHandler, handler)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # not changed in place

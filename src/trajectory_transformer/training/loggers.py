@@ -49,20 +49,22 @@ def make_loggers(
         UserError: W&B cannot start, for example online without a key or network, or a logger of ``config.extra`` cannot
             be built.
     """
-    loggers: list[Logger] = [MetricsFile(run_directory / "metrics.csv")]
-    if config.name == "wandb":
-        loggers.append(_wandb_logger(config, run_directory, resolved_config, defaults))
+    extra: list[Logger] = []  # built first: one that cannot be built must not leave another's run begun
     for name, spec in config.extra.items():
         place = f"logger.extra.{name}"
         parameters = inspect.signature(locate(spec["_target_"], Logger, place, TYPED_BY_USER)).parameters
         folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}  # the default
         try:
-            loggers.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
+            extra.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
         except ImportError as error:  # for example, TensorBoard is not installed
             hint = f"; pip install '{DISTRIBUTION}[{name}]'" if spec["_target_"].startswith(f"{PACKAGE}.") else ""
             raise UserError(f"{place}: {' '.join(str(error).split())}{hint}") from None
-        loggers[-1].log_hyperparams(dict(resolved_config))
-    return loggers
+    own: list[Logger] = [MetricsFile(run_directory / "metrics.csv")]
+    if config.name == "wandb":
+        own.append(_wandb_logger(config, run_directory, resolved_config, defaults))
+    for logger in extra:
+        logger.log_hyperparams(dict(resolved_config))
+    return [*own, *extra]
 
 
 def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
@@ -105,6 +107,7 @@ def _wandb_logger(
         config=dict(resolved_config),
         resume="allow" if mode == "online" else None,
     )
+    vars(logger).get("_wandb_init", {}).pop("anonymous", None)  # Lightning gives None, and W&B warns of any value
     if is_first_process():  # start W&B now, so that a missing key is reported before training
         try:
             logger.experiment.define_metric("val/loss", step_metric="trainer/global_step", summary="min")

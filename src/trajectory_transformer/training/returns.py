@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..evaluation.records import EpisodeRecord, RolloutOptions
 from ..evaluation.results import episodes_summary
 from ..evaluation.rollout import run_episodes
+from ..evaluation.scores import LEAST_EPISODES
 from .interruption import SignalWatch
 from .learner import Learner
 from .learner_module import LearnerModule
@@ -81,6 +82,8 @@ class EpisodePlayer:
         self.history.append({"step": trainer.global_step, **found})
         row: dict[str, float] = {}
         for name, value in found.items():
+            if name == "return_ci95" and self.options.every_episodes < LEAST_EPISODES:
+                continue
             if isinstance(value, list):
                 row |= {f"{PREFIX}{name}_low": value[0], f"{PREFIX}{name}_high": value[1]}
             elif value is not None:

@@ -255,13 +255,15 @@ def _mismatch(model: TrajectoryTransformer) -> str | None:
     """The first part of the model that the kernel would compute differently, or None; checked before C reads memory."""
     config, expected = model.config, expected_shapes(model.config)
     shapes = {name: tuple(weight.shape) for name, weight in _weights_of(model).items()}
-    for name in sorted(shapes.keys() | expected.keys()):
+    different = [name for name in sorted(shapes.keys() | expected.keys()) if shapes.get(name) != expected.get(name)]
+    if config.block is not None and any(name.startswith("blocks.") for name in different):
+        return f"model.block={config.block['_target_']} is not the GPT block, the only one that it computes"
+    for name in different:
         if name not in expected:
             return f"it does not support the model's parameter {name}"
         if name not in shapes:
             return f"it needs the parameter {name}, which the model does not have"
-        if shapes[name] != expected[name]:
-            return f"{name} has the shape {shapes[name]}; it supports {expected[name]}"
+        return f"{name} has the shape {shapes[name]}; it supports {expected[name]}"
     # Norms and activations are compared too, because small differences in them may not show in the logits.
     for name in _norms(config):
         eps = getattr(model.get_submodule(name), "eps", config.layer_norm_eps)

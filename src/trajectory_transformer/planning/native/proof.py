@@ -60,9 +60,11 @@ def make_decoder(
                 log.warning("sampling and searching in Python, decoding natively: %s", reason)
                 return _SamplingInPython(model, window, sliding)
         else:
+            block = model.config.block
+            code = "the model's code" if block is None else f"the code of model.block={block['_target_']}"
             reason = (
                 f"its logits differ from those of the model's forward pass (by up to {error:.2g} of a logit's size): "
-                "planning/native does not match the model's code"
+                f"planning/native does not match {code}"
             )
     if settings.decoder == "native":
         raise UserError(f"planner.decoder=native is not available: {reason}; use planner.decoder=auto")
@@ -72,8 +74,8 @@ def make_decoder(
         eager = TransformerDecoder(model, window, sliding, settings.beam_width * settings.n_expand)
         native_seconds, seconds = (_transition_seconds(some, model, settings) for some in (decoder, eager))
         cost = (
-            f"{seconds / native_seconds:.1f} times slower than natively ({seconds * 1e3:.1f} ms for a transition of "
-            f"all candidates, {native_seconds * 1e3:.1f} ms natively)"
+            f"which takes about {_rounded(seconds / native_seconds):g} times as long as natively (about "
+            f"{_rounded(seconds * 1e3):g} ms for a transition of all candidates)"
         )
     log.warning("planning in PyTorch, %s: the native kernel cannot be used, because %s", cost, reason)
     return None
@@ -122,6 +124,12 @@ def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformer, sett
         decoder.extend(uniforms, Choice(settings.k_act, settings.cdf_act, settings.temperature))
         took = min(took, time.perf_counter() - began)
     return took
+
+
+def _rounded(value: float) -> float:
+    """The nearest of …, 0.5, 1, 2, 5, 10, …: another measurement of so short a time may give twice as much."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return min((power, 2 * power, 5 * power, 10 * power), key=lambda near: abs(math.log(value / near)))
 
 
 def make_search(
