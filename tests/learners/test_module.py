@@ -11,8 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
+from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.learner_module import NonFiniteError
 
@@ -126,11 +128,41 @@ def test_logged_metrics(tmp_path: Path) -> None:
     expected = {f"train/{name}" for name in (*both, "learning_rate", "gradient_norm", "tokens_per_second")}
     assert {name for step, name in rows.rows if step == 9} == expected | {"epoch"}
     assert {step for step, name in rows.rows if name == "train/loss"} == {3, 6, 9, 12}
-    assert {name for step, name in rows.rows if step == 12} == expected | {f"val/{name}" for name in both} | {"epoch"}
+    validated = {f"val/{name}" for name in (*both, "seen_value_r2")}
+    assert {name for step, name in rows.rows if step == 12} == expected | validated | {"epoch"}
     assert rows.rows[9, "epoch"] == 1.0
     assert rows.rows[12, "train/learning_rate"] == pytest.approx(0.1 * config.optimizer.learning_rate)
     assert rows.rows[3, "train/reward_loss"] > rows.rows[12, "train/reward_loss"]
     assert rows.rows[9, "train/tokens_per_second"] > 0
+
+
+def test_the_recorded_share_is_of_a_fixed_sample_of_the_training_windows(tmp_path: Path) -> None:
+    """Against the model's own predictions for these windows; as many batches are sampled as are held out."""
+    rows, config = Rows(), small_config(max_steps=12)
+    datamodule = small_datamodule(config)
+    report = fit(TransformerLearner(), config, tmp_path, datamodule, [rows], [], False)
+    trained = TrainedTransformer.of(Checkpoint.read(report.last))
+    held_out, seen = datamodule.val_dataloader()
+    assert len(seen) == len(held_out) == 1
+    (batch,) = seen
+    (again,) = datamodule.val_dataloader()[1]
+    assert torch.equal(batch.targets, again.targets)
+    taken = {tuple(row) for row in batch.trajectories.tolist()}
+    every = datamodule.train_examples.gather(torch.arange(len(datamodule.train_examples)))
+    assert taken <= {tuple(row) for row in every.trajectories.tolist()}
+    with torch.no_grad():
+        logits = trained.model(batch.trajectories).logits
+    value, width = datamodule.layout.value, datamodule.layout.transition_dim
+    centers = datamodule.discretizer.centers[value]
+    places = slice(value - 1, None, width)
+    counted = (batch.mask[:, places] > 0) & (batch.targets[:, places] < len(centers))
+    middle = centers.mean()  # what the stop token's probability counts as
+    predicted = (logits[:, places].softmax(-1)[..., :-1] @ (centers - middle) + middle)[counted]
+    actual = centers[batch.targets[:, places][counted]]
+    share = 1 - float((predicted - actual).square().mean() / actual.var(correction=0))
+    assert rows.rows[12, "val/seen_value_r2"] == pytest.approx(share, abs=1e-4)
+    assert Checkpoint.read(report.last).training.value_r2 == pytest.approx(share, abs=1e-4)
+    assert rows.rows[12, "val/value_r2"] != pytest.approx(share, abs=1e-4)
 
 
 def test_own_metrics_are_logged_beside_ours_and_change_nothing(tmp_path: Path) -> None:

@@ -246,8 +246,8 @@ def test_from_checkpoint_restores_the_agent(
         Agent.from_checkpoint(path, beam_width=0)
     section = contents["trajectory_transformer"]
     for value_r2, act, cdf, temperature in (
-        (0.5, "best", 0.3, 1.0),
-        (0.49, "mean", None, 0.6),
+        (0.85, "best", 0.3, 1.0),
+        (0.84, "mean", None, 0.6),
         (None, "mean", None, 0.6),
     ):
         section |= {

@@ -166,7 +166,7 @@ def test_lines_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(callbacks_file, "PLAIN_LINE_SECONDS", 0.0)
     shown = progress_of(tmp_path, monkeypatch, terminal=False).splitlines()
     assert [line for line in shown if "validating" in line] == [
-        f"step {step}/8  validating, 1 of 1 batches" for step in (6, 8)
+        f"step {step}/8  validating, {batch} of 2 batches" for step in (6, 8) for batch in (1, 2)
     ]
     lines = [line for line in shown if "validating" not in line]
     assert [line.split()[1] for line in lines] == [f"{step}/8" for step in range(1, 9)]

@@ -15,7 +15,7 @@ OBJECTIVES = {  # planner.name -> class of the objective
 }
 
 MOST_CANDIDATES = 2**16  # per step and environment, so that a file cannot request all memory
-TRUSTED_VALUE_R2 = 0.5  # explained variance from which on act=auto takes the best sequence's action
+TRUSTED_VALUE_R2 = 0.85  # explained variance from which on act=auto takes the best sequence's action (docs/tried.md)
 MEAN_TEMPERATURE = 0.6  # sampling temperature of the candidates that act=auto averages (docs/tried.md)
 
 
@@ -53,8 +53,8 @@ class PlannerConfig:
     """Point estimate of a predicted reward and value: mean, or a fraction in (0, 1) for that percentile."""
     act: str = one_of("best", ("auto", "best", "elite", "mean"))
     """Action to take: best is that of the best sequence, elite the mean over the sequences kept at the end, mean the
-    mean over all candidates; auto is best if the model predicts the value well, otherwise the mean over unfiltered
-    candidates."""
+    mean over all candidates; auto is best if the model explains 0.85 of the variance of the data's returns-to-go,
+    otherwise the mean over unfiltered candidates."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
     """Fraction of the sequences kept at the end that act=elite averages."""
     plan_freq: int = within(1, 1)
@@ -136,7 +136,7 @@ class PlannerConfig:
         would bias the mean.
 
         Args:
-            value_r2: share of the variance of held-out returns-to-go that the model explains; None: unknown.
+            value_r2: share of the variance of the data's returns-to-go that the model explains; None: unknown.
         """
         if self.act != "auto":
             return self

@@ -19,6 +19,7 @@ from ..data.windows import TokenWindows, WindowBatch
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..layout import TransitionLayout
+from ..training.batches import ValidationBatches
 from ..training.datamodule import OfflineDataModule
 
 
@@ -72,6 +73,12 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
         if goals is not None:
             goals = goal_transitions(goals, self.data.environment.goal_dimensions, self.layout, self.discretizer)
         return TokenWindows(table, self.discretizer, self.config.sequence_length, self.device, goals, self._cache)
+
+    @override
+    def val_dataloader(self) -> list[ValidationBatches[WindowBatch]]:
+        """Batches of held-out windows, and as many of a fixed sample of the training windows."""
+        held_out = self.fixed_batches(self.validation_examples)
+        return [held_out, self.fixed_batches(self.train_examples, len(held_out))]
 
     @property
     def _cache(self) -> Path | None:

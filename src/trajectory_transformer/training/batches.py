@@ -98,7 +98,10 @@ class TrainingBatches(Generic[Batch]):
 
 @dataclass
 class ValidationBatches(Generic[Batch]):
-    """Validation batches, the same in the same order every time; the last may be smaller. Processes divide each."""
+    """Validation batches, the same in the same order every time; the last may be smaller. Processes divide each.
+
+    The number of batches is at most ``order.limit``.
+    """
 
     examples: Examples[Batch]
     order: BatchOrder
@@ -106,7 +109,8 @@ class ValidationBatches(Generic[Batch]):
     def __len__(self) -> int:
         order = self.order
         whole, rest = divmod(order.num_windows, order.batch_size)
-        return whole + (rest >= order.world_size)  # every process must get an example
+        count = whole + (rest >= order.world_size)  # every process must get an example
+        return count if order.limit is None else min(count, order.limit)
 
     def __iter__(self) -> Iterator[Batch]:
         order = self.order

@@ -263,7 +263,8 @@ class RunProgress(Callback):
         due = time.monotonic() - self._shown >= PLAIN_LINE_SECONDS
         if due and self._bar is None and trainer.is_global_zero:
             self._shown = time.monotonic()
-            words = f"validating, {batch_idx + 1} of {trainer.num_val_batches[dataloader_idx]} batches"
+            counts = trainer.num_val_batches
+            words = f"validating, {sum(counts[:dataloader_idx]) + batch_idx + 1} of {sum(counts)} batches"
             self.console.print(f"step {trainer.global_step}/{self.max_steps}  {words}", highlight=False, soft_wrap=True)
 
     @override

@@ -86,13 +86,17 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         return TrainingBatches(self.train_examples, order, lambda: trainer.global_step, parts)
 
     @override
-    def val_dataloader(self) -> ValidationBatches[Batch]:
+    def val_dataloader(self) -> ValidationBatches[Batch] | list[ValidationBatches[Batch]]:
+        return self.fixed_batches(self.validation_examples)
+
+    def fixed_batches(self, examples: Examples[Batch], limit: int | None = None) -> ValidationBatches[Batch]:
+        """Return batches of examples in an order that is the same every time, at most ``limit`` of them."""
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        batch_size = min(self.config.batch_size, self.num_validation)
+        batch_size = min(self.config.batch_size, len(examples))
         batch_size = max(batch_size - batch_size % world_size, world_size)
-        order = BatchOrder(self.num_validation, batch_size, self.seed, rank, world_size)
-        return ValidationBatches(self.validation_examples, order)
+        order = BatchOrder(len(examples), batch_size, self.seed, rank, world_size, limit)
+        return ValidationBatches(examples, order)
 
     # Batch is covariant, for results; this one argument comes from Lightning and is returned unchanged.
     @override
