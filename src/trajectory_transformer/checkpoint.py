@@ -79,9 +79,7 @@ class TrainingRecord:
     seed: int
     planner: PlannerConfig | None = None  # of a learner that plans
     discretizer: Discretizer | None = None  # of a learner that models tokens
-    value_r2: float | None = (
-        None  # share of the variance of the data's returns-to-go that the last validation explained
-    )
+    value_r2: float | None = None  # explained share of the variance of the data's returns-to-go, when last validated
 
     @classmethod
     def of(
