@@ -55,6 +55,6 @@ lock: ## renew requirements.lock from pyproject.toml in a clean environment
 	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
 	.lock-venv/bin/python -m pip install --quiet --upgrade pip
 	.lock-venv/bin/python -m pip install --quiet torch==2.13.0
-	.lock-venv/bin/python -m pip install --quiet -e ".[dev,docs,sweep,slurm,tune,video,arrow]"
+	.lock-venv/bin/python -m pip install --quiet -e ".[dev,docs,sweep,slurm,tune,video,arrow,tensorboard]"
 	.lock-venv/bin/python -m pip freeze --exclude-editable --exclude trajectory-transformer | sed 's/+cpu$$//' > requirements.lock
 	rm -rf .lock-venv
