@@ -75,6 +75,7 @@ def growth_with_300_mib() -> int:
     return peak_memory() - before
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_what_is_held() -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # nothing else was ever held in it
         assert 200 <= pool.submit(growth_with_300_mib).result() <= 400

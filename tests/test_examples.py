@@ -73,6 +73,7 @@ def test_what_a_yaml_leaves_out_is_as_in_the_choice_that_it_is_compared_with() -
         assert {key for key in ours if ours[key] != plain[key]} == {"name", "objective", "horizon", "beam_width"}
 
 
+@pytest.mark.slow
 def test_a_learner(folder: Path) -> None:
     run = train(folder, "learner=linear_policy", "learner.bias=false")
     checkpoint = f"checkpoint={run / 'checkpoints' / 'best.ckpt'}"
@@ -91,6 +92,7 @@ def test_a_learner(folder: Path) -> None:
     assert (wrong.returncode, "learner.bias" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_callback(folder: Path) -> None:
     norms = metrics(train(folder, "trainer=watched"))["train/weight_norm"]
     assert len(norms) == 2

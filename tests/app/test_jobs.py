@@ -4,6 +4,7 @@ import errno
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -140,14 +141,19 @@ def test_a_finished_run_tells_where_its_page_is_and_how_to_plan_again(
 
 @pytest.mark.parametrize("folder", ["plain/2026-11-28_10-00-00", "seed=1,x=2", "Läufe mit 'Namen' (2)"])
 def test_the_checkpoint_s_path_is_quoted_for_shell_and_hydra(
-    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: str
+    evaluate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    folder: str,
 ) -> None:
     """The command finds the file, which is refused for its contents."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # pytest's workers have another
     checkpoint = tmp_path / folder / "best.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     words = shlex.split(evaluate_command(checkpoint, TrainConfig(environment=EnvironmentConfig(modules=["json"]))))
-    assert words[2:] == [words[2], "allow=[json]", "environment.modules=[json]"]
+    assert words == ["python", "evaluate.py", words[2], "allow=[json]", "environment.modules=[json]"]
     assert evaluate(*words[2:]) == 1
     assert f"'{folder}/best.ckpt' is" in capsys.readouterr().err
 

@@ -53,8 +53,8 @@ class PlannerConfig:
     """Point estimate of a predicted reward and value: mean, or a fraction in (0, 1) for that percentile."""
     act: str = one_of("best", ("auto", "best", "elite", "mean"))
     """Action to take: best is that of the best sequence, elite the mean over the sequences kept at the end, mean the
-    mean over all candidates; auto is best if the model explains 0.85 of the variance of the data's returns-to-go,
-    otherwise the mean over unfiltered candidates."""
+    mean over all candidates; auto is best if the model explains 0.85 of the variance of returns-to-go, else the mean of
+    unfiltered candidates."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
     """Fraction of the sequences kept at the end that act=elite averages."""
     plan_freq: int = within(1, 1)
