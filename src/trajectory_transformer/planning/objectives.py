@@ -45,9 +45,8 @@ class Candidates:
     decode: "Decode | None" = None  # converts tokens of a slice of columns to real values
     sampled: "Tensor | None" = None  # :attr:`log_likelihoods`, if the objective needs them
     traced: "Callable[[], Tensor] | None" = None  # computes the tokens of :attr:`planned_actions`; needed if t > 0
-    executed: "Tensor | None" = (
-        None  # (environment, action_dim) last executed actions, NaN where none; None: no one has
-    )
+    # (environment, action_dim) actions executed last, NaN where there is none; None: nowhere is one
+    executed: "Tensor | None" = None
 
     @property
     def rewards(self) -> "Tensor":
