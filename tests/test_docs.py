@@ -151,7 +151,7 @@ def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypa
     generator = np.random.default_rng(0)
     maze = name == "docs/goal_reaching.md"
     namespace = {
-        "observations": generator.normal(size=(8, 4 if maze else 11)).astype(np.float32),
+        "observations": generator.normal(size=(8, 2 if maze else 11)).astype(np.float32),
         "actions": generator.uniform(-1, 1, (8, 3)).astype(np.float32),
         "goals": np.zeros((8, 2), np.float32),
         "rewards": np.zeros(8),
