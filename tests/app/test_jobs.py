@@ -1,6 +1,7 @@
 """A run's directory, record, exit code and environment."""
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -375,3 +376,9 @@ def test_a_search_s_trials_are_told_apart_by_their_values(train: Callable[..., i
 def test_a_sweep_s_file_that_says_nothing_costs_a_job_no_more_than_a_short_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "multirun.yaml").write_text(text)
     assert jobs.what_differs(jobs.Job(tmp_path / "0", {"seed": "1", "model": "base"}, "sweep")) == "seed=1 model=base"
+
+
+@pytest.mark.parametrize("fields", [{"parameters": None}, {"parameters": {"seed": [1]}}, {"score": "high"}])
+def test_a_damaged_record_is_as_none(tmp_path: Path, fields: dict[str, object]) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"status": "running", **fields}))
+    assert RunRecord.read(tmp_path) is None

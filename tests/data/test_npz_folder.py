@@ -113,6 +113,27 @@ def test_flattened_dict_observations_and_discrete_actions(tmp_path: Path) -> Non
     np.testing.assert_array_equal(load(tmp_path, "CartPole-v1").episodes[0].actions, [[1.0], [0.0]])
 
 
+def test_actions_outside_the_bounds_are_told_in_one_line_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pendulum's torque is from -2 to 2; an excess by rounding is not told."""
+    episodes = [[[2.5], [-1.0], [2.000001]], [[-3.0], [0.0], [2.25]]]
+    for number, actions in enumerate(episodes):
+        write_episode(tmp_path / f"{number}.npz", RawEpisode(np.zeros((4, 3)), np.array(actions), np.zeros(3)))
+    data = load(tmp_path)
+    assert caplog.messages == [
+        f"data set '{tmp_path}' has actions outside the bounds of its action space (dimension [0]: 3 of 6, with values "
+        "from -3 to 2.5, bounds -2 and 2); they are trained on as they are, but an action that is taken is clipped to "
+        "the bounds"
+    ]
+    np.testing.assert_array_equal([episode.actions for episode in data.episodes], np.array(episodes, np.float32))
+    caplog.clear()
+    write_episode(tmp_path / "0.npz", RawEpisode(np.zeros((2, 3)), np.array([[2.000001]]), np.zeros(1)))
+    write_episode(tmp_path / "1.npz", RawEpisode(np.zeros((2, 3)), np.array([[-2.0]]), np.zeros(1)))
+    load(tmp_path)
+    assert caplog.messages == []
+
+
 def test_without_environment_the_data_gives_the_spaces(folder: Path, raw: list[RawEpisode]) -> None:
     environment = load(folder, env_id=None).environment
     actions = np.concatenate([np.asarray(episode.actions) for episode in raw])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from ..building import TYPED_BY_USER, build, import_modules
-from ..configuration import EvaluateConfig, TrainConfig
+from ..configuration import EvaluateConfig, TrainConfig, validate
 from ..cores import OtherProcesses, wait_passively
 from ..ending import EXITS_BY_SIGNAL, ending_signals
 from ..errors import UserError
@@ -60,7 +60,9 @@ class RunRecord:
     def read(cls, directory: Path, file: str = STATUS) -> "RunRecord | None":
         """Return the record in ``directory``, or None if it is missing or unreadable."""
         try:
-            return cls(**json.loads((directory / file).read_text(encoding="utf-8")))
+            record = cls(**json.loads((directory / file).read_text(encoding="utf-8")))
+            validate("", record)
+            return record
         except (OSError, ValueError, TypeError):
             return None
 

@@ -1,6 +1,7 @@
 """Loading of validated episodes as described by the options ``data.*``; all data is loaded here."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..available_memory import available_memory, require_memory
 from ..building import TYPED_BY_USER, build
 from ..configuration import DataConfig, require
 from ..environments.reference_scores import reference_scores
-from ..environments.spec import EnvironmentSpec
+from ..environments.spec import EnvironmentSpec, SpaceSpec
 from ..errors import UserError
 from ..files import writable_folder
 from ..progress import WorkProgress
@@ -20,6 +21,8 @@ from .episodes import Episode, OfflineData
 from .minari_set import EmbeddedSet, MinariSet
 from .on_disk import joined_rows
 from .validation import validate_episode
+
+log = logging.getLogger(__name__)
 
 EMBEDDED_NAMESPACE = "embedded/"
 
@@ -132,13 +135,49 @@ def _validated(found: Sequence[tuple[str, StoredSet]], progress: bool) -> Iterat
     with WorkProgress("{task.completed:.0f}/{task.total:.0f} episodes", progress) as bar:
         for name, stored in found:
             episodes = bar.track(stored.episodes, total=stored.num_episodes, description=f"reading {name}")
+            outside = _OutOfBounds(stored.environment.action)
             for number, one in enumerate(episodes):
                 if number == 0:
                     _require_same_widths(one, stored.environment)
                 try:
-                    yield validate_episode(one, stored.environment.observation, stored.environment.action)
+                    episode = validate_episode(one, stored.environment.observation, stored.environment.action)
                 except UserError as error:
                     raise UserError(f"{error}{stored.remedy}") from error
+                outside.count(episode.actions)
+                yield episode
+            outside.warn(name)
+
+
+class _OutOfBounds:
+    """Counts actions outside the bounds of their Box. They are kept: an environment that clips them is frequent."""
+
+    def __init__(self, space: SpaceSpec) -> None:
+        self._names, self._low, self._high = space.names(), space.low, space.high
+        self._total, self._outside = 0, np.zeros(space.size, dtype=np.int64)
+        self._lowest, self._highest = np.full(space.size, np.inf), np.full(space.size, -np.inf)
+
+    def count(self, actions: np.ndarray) -> None:
+        """Count the rows (steps, size) of an episode, in each dimension; rounding does not count."""
+        slack = 1e-5 * np.maximum(1.0, np.abs(actions))
+        self._outside += ((actions < self._low - slack) | (actions > self._high + slack)).sum(axis=0)
+        self._total += len(actions)
+        self._lowest = np.minimum(self._lowest, actions.min(axis=0))
+        self._highest = np.maximum(self._highest, actions.max(axis=0))
+
+    def warn(self, name: str) -> None:
+        """Warn in one line, naming the dimensions, if there were any."""
+        parts = [
+            f"dimension {self._names[i]}: {self._outside[i]} of {self._total}, with values from {self._lowest[i]:g} to "
+            f"{self._highest[i]:g}, bounds {self._low[i]:g} and {self._high[i]:g}"
+            for i in np.flatnonzero(self._outside)
+        ]
+        if parts:
+            log.warning(
+                "data set '%s' has actions outside the bounds of its action space (%s); they are trained on as they "
+                "are, but an action that is taken is clipped to the bounds",
+                name,
+                "; ".join(parts),
+            )
 
 
 def _require_same_widths(first: StoredEpisode, environment: EnvironmentSpec) -> None:
