@@ -190,6 +190,38 @@ def test_with_a_key_but_no_network_it_goes_on_offline(
 
 
 @pytest.mark.usefixtures("no_key")
+@pytest.mark.parametrize("silent", [None, "false"])
+def test_an_offline_run_is_told_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    silent: str | None,
+) -> None:
+    """With the command that uploads it; W&B's own lines come if the user asks for them, and its errors always."""
+    import wandb
+
+    monkeypatch.delenv("WANDB_QUIET", raising=False)
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
+    if silent is not None:
+        monkeypatch.setenv("WANDB_SILENT", silent)
+    caplog.set_level("INFO")
+    wandb.teardown()  # what an earlier test's run has set
+    loggers = make_loggers(LoggerConfig("wandb"), tmp_path, {}, RunLabels())
+    loggers[1].log_metrics({"val/loss": 1.0}, 1)
+    wandb.termerror("a real error")
+    finish_loggers(loggers)
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (line,) = [message for message in caplog.messages if message.startswith("W&B")]
+    wanted = "no key is configured, so this run is recorded offline; upload it later with: wandb sync"
+    assert line == f"W&B: {wanted} {folder}"
+    printed = "".join(capfd.readouterr())
+    assert "a real error" in printed
+    assert ("Run summary" in printed) == (silent is not None)
+    assert silent is not None or printed.count("\n") == 1
+
+
+@pytest.mark.usefixtures("no_key")
 @pytest.mark.parametrize("asked", ["option", "variable"])
 def test_online_where_nothing_answers_stops_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str

@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _wandb_logger(
     for name, part in (("WANDB_DIR", ".."), ("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         os.environ[name] = os.environ.get(name) or str((folder / part).resolve())
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "20")  # seconds; W&B's default of 90 is long if a host does not exist
-    mode = _wandb_mode(config)
+    mode, why = _wandb_mode(config)
     variables = {name: os.environ.get(f"WANDB_{name}") for name in ("PROJECT", "NAME", "RUN_GROUP", "JOB_TYPE")}
     tags = config.tags or [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     named = [name for name in (config.run_name or variables["NAME"], labels.differs) if name]
@@ -106,6 +107,7 @@ def _wandb_logger(
         tags=[*tags, *labels.tags],
         config=dict(resolved_config),
         resume="allow" if mode == "online" else None,
+        settings=_quiet_settings() if mode == "offline" else None,
     )
     vars(logger).get("_wandb_init", {}).pop("anonymous", None)  # Lightning gives None, and W&B warns of any value
     if is_first_process():  # start W&B now, so that a missing key is reported before training
@@ -114,9 +116,24 @@ def _wandb_logger(
         except (UsageError, CommError) as error:
             reason = f"W&B cannot start: {error}; log in with `wandb login`, or use logger.offline=true"
             raise UserError(reason) from None
+        if mode == "offline":
+            place = shlex.quote(str(logger.experiment.settings.sync_dir))
+            level = logging.WARNING if why.startswith("it cannot") else logging.INFO
+            log.log(level, "W&B: %sthis run is recorded offline; upload it later with: wandb sync %s", why, place)
         if mode == "offline" and is_resumed:
             _repeat_history(logger, run_directory)
     return logger
+
+
+def _quiet_settings() -> Any:
+    """W&B's settings without its notices, summary and plots of an offline run; errors are still printed.
+
+    None if the user has set how much it prints.
+    """
+    from wandb import Settings
+
+    chosen = any(name in os.environ for name in ("WANDB_SILENT", "WANDB_QUIET"))
+    return None if chosen else Settings(silent=True)
 
 
 def _repeat_history(logger: WandbLogger, run_directory: Path) -> None:
@@ -131,21 +148,20 @@ def _repeat_history(logger: WandbLogger, run_directory: Path) -> None:
             logger.log_metrics({name: float(value) for name, value in row.items() if value}, int(step))
 
 
-def _wandb_mode(config: LoggerConfig) -> str:
+def _wandb_mode(config: LoggerConfig) -> tuple[str, str]:
+    """Return W&B's mode and, as the beginning of a sentence, why it is offline if nobody asked for that."""
     mode = os.environ.get("WANDB_MODE")
     if config.offline is not None:
         mode = "offline" if config.offline else "online"
     if mode == "online" and is_first_process() and (reason := unreachable(wandb_url())) is not None:
         raise UserError(f"W&B cannot be reached ({reason}); use logger.offline=true, and `wandb sync` later")
     if mode:
-        return mode
+        return mode, ""
     if not wandb_key_is_configured():
-        log.info("no W&B key is configured: this run is logged offline; `wandb sync` uploads it later")
-        return "offline"
+        return "offline", "no key is configured, so "
     if is_first_process() and (reason := unreachable(wandb_url())) is not None:
-        log.warning("W&B cannot be reached (%s): this run is logged offline; `wandb sync` uploads it later", reason)
-        return "offline"
-    return "online"
+        return "offline", f"it cannot be reached ({reason}), so "
+    return "online", ""
 
 
 @rank_zero_only
