@@ -101,6 +101,15 @@ def test_a_mistake_is_one_sentence(
     assert capsys.readouterr().err == f"error: {message.replace('RUN', run)}\n"
 
 
+def test_runs_that_did_not_finish_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    RunRecord("interrupted", {"seed": "0"}, None, "interrupted").write(tmp_path / "sweep" / "0")
+    assert main([str(tmp_path / "sweep")]) == 2
+    place = tmp_path / "sweep"
+    reason = f"'{place}' holds no results.json; its runs have none ({place}/0: interrupted)"
+    assert capsys.readouterr().err == f"error: {place}: {reason}\n"
+
+
 def test_the_reader_may_stop_early(tmp_path: Path) -> None:
     """As in ``compare … | head -1``."""
     run = str(write_run(tmp_path / "a", 1.0))

@@ -77,14 +77,15 @@ def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str,
         for place in [word] if alone else [rest] if Path(rest).exists() else rest.split(","):
             paths = [Path(place)] if Path(place).exists() else sorted(map(Path, glob.glob(place, recursive=True)))
             require(bool(paths), f"{word}: there is no '{place}'")
-            some = False
+            some, left = False, [run for path in paths for run in _unfinished(path)]
             for path in paths:
                 files = sorted(path.rglob("results.json")) if path.is_dir() else [path] * (path.suffix == ".json")
                 method = path.resolve().name if alone else name
                 found[method] += [file for file in files if file not in found[method]]
-                unfinished += _unfinished(path)
                 some = some or bool(files)
-            require(some, f"{word}: '{place}' holds no results.json; give folders of runs that were evaluated")
+            reason = f"its runs have none ({'; '.join(left)})" if left else "give folders of runs that were evaluated"
+            require(some, f"{word}: '{place}' holds no results.json; {reason}")
+            unfinished += left
     if by is not None:
         found = grouped_by_option([file for files in found.values() for file in files], by)
     owners: dict[Path, str] = {}
