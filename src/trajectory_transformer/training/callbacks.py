@@ -218,6 +218,7 @@ class RunProgress(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, LearnerModule)
         step, now = trainer.global_step, time.monotonic()
         interval = PLAIN_LINE_SECONDS if self._bar is None else 0.2
         due = now - self._shown >= interval or step >= self.max_steps
@@ -230,7 +231,7 @@ class RunProgress(Callback):
             contended = are_contended(others, torch.get_num_threads())
             self._contended = f"  other processes use {others:.1f} of {os.cpu_count()} cores" if contended else ""
         self._status = (
-            f"loss {float(outputs['loss']):.3f}{self._validation_loss}",
+            f"loss {float(pl_module.last_loss):.3f}{self._validation_loss}",
             f"  {self.throughput.tokens_per_second:,.0f} {self.throughput.unit}/s  "
             f"{timedelta(seconds=round(remaining))} remaining{self._contended}",
         )
