@@ -125,3 +125,20 @@ def test_a_second_control_c_ends_a_sweep_s_workers_at_once(folder: Path) -> None
     assert process.returncode == 130
     require_gone(process.pid)
     assert not list((folder / "sweep").rglob("last.ckpt"))
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_s_workers_save_and_end(folder: Path) -> None:
+    """SIGKILL tells the workers nothing: they notice that their parent is gone, and begin no further job."""
+    process = start(folder, "-m", *ENDLESS, "hydra/launcher=processes", "hydra.sweep.dir=sweep")
+    runs = [folder / "sweep" / name for name in "01"]
+    wait_for(process, *(run / "metrics.csv" for run in runs))
+    process.kill()
+    process.communicate(timeout=120)  # until the last process has closed its output
+    require_gone(process.pid)
+    for run in runs:
+        record = RunRecord.read(run)
+        assert record is not None
+        assert record.status == "interrupted"
+        assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] > 0
+    assert not (folder / "sweep" / "2" / "config.yaml").exists()

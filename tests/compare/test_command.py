@@ -1,12 +1,15 @@
 """The compare command: without torch, mistakes with exit code 2, tables to W&B offline."""
 
+import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.compare.__main__ import main
 
 from .written import write_run
@@ -57,6 +60,56 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.
     (tmp_path / "file").write_text("")
     assert main([str(write_run(tmp_path / "a", 1.0)), "--out", str(tmp_path / "file")]) == 2
     assert "comparison cannot be written to" in capsys.readouterr().err
+
+
+def test_folders_may_follow_options_and_methods_may_be_combinations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two sweeps of method and model, each run in a folder of its own; the figures are those of each pair."""
+    jobs = [("bc", "tiny", 1.0), ("bc", "base", 2.0), ("tt", "tiny", 3.0), ("tt", "base", 4.0)]
+    for number, (method, model, score) in enumerate(jobs):
+        sweep = tmp_path / ("first" if method == "bc" else "second")
+        run = write_run(sweep / str(number), score)
+        RunRecord("finished", {"method": method, "model": model, "seed": "0"}).write(run)
+    words = [str(tmp_path / "first"), "--by", "method,model", str(tmp_path / "second")]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    with (tmp_path / "out" / "tasks.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"]: float(row["score"]) for row in rows} == {f"{a} {b}": score for a, b, score in jobs}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: NAME=FOLDER; --help explains the options"),
+        (["RUN", "--normalise", "best"], "unrecognized arguments: --normalise best; --help explains the options"),
+        (
+            ["RUN", "--by", "method,"],
+            "--by method, lacks the name of an option: give --by OPTION, or --by OPTION,OPTION",
+        ),
+        (["RUN", "--by", "method,seed"], "--by method: RUN was not given that option"),
+        (["--anyway", "nowhere"], "nowhere: there is no 'nowhere'"),
+        (["RUN", "--out"], "argument --out: expected one argument; --help explains the options"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    run = str(write_run(tmp_path / "a", 1.0))
+    assert main([word.replace("RUN", run) for word in words]) == 2
+    assert capsys.readouterr().err == f"error: {message.replace('RUN', run)}\n"
+
+
+def test_the_reader_may_stop_early(tmp_path: Path) -> None:
+    """As in ``compare … | head -1``."""
+    run = str(write_run(tmp_path / "a", 1.0))
+    code = f"import sys; {COMMAND}; sys.exit(code)"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-u", "-c", code, run], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow

@@ -216,9 +216,10 @@ def test_other_spaces_are_refused(changes: dict[str, SpaceSpec], words: list[str
 @pytest.mark.parametrize(
     ("env_id", "entry_point", "words"),
     [
-        ("Unheard-v1", None, ["Unheard-v1", "install the package"]),
+        ("Unheard-v1", None, ["Unheard-v1", "install the package", "environment.modules=[my_module]"]),
         ("Hopper-v99", "gymnasium.envs.mujoco.hopper_v5:HopperEnv", ["Hopper-v99", "gymnasium[mujoco]"]),
-        ("minigrid/Maze-v0", "minigrid.envs:Maze", ["minigrid/Maze-v0", "pip install minigrid"]),
+        ("minigrid/Maze-v0", "minigrid.envs:Maze", ["minigrid/Maze-v0", "if it is of a package, pip install minigrid"]),
+        ("Line-v0", "my_line:Line", ["my_line is not on", "set PYTHONPATH", "environment.modules=[my_line]"]),
         ("FetchFly-v9", "gymnasium_robotics.envs.fetch:Fly", ["FetchFly-v9", "pip install gymnasium-robotics"]),
         ("no_such_package:Thing-v0", None, ["no_such_package"]),
         ("", None, ["names no environment"]),

@@ -14,13 +14,14 @@ from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.model.config import TransformerConfig
 from trajectory_transformer.model.gpt import Block, TrajectoryTransformer
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
 
 from ..planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, compare
-from ..training.small_run import small_config, small_fit
+from ..training.small_run import small_config, small_datamodule, small_fit
 
 CODE = """
 import torch
@@ -85,6 +86,20 @@ def test_it_is_trained_saved_and_loaded_where_it_is_trusted(tmp_path: Path) -> N
     agent = Agent.from_checkpoint(last, allow=["swiglu_package"], decoder="eager", beam_width=4)
     agent.reset(2)
     assert np.isfinite(agent.act(np.zeros((2, 1), dtype=np.float32))).all()
+
+
+def test_one_that_cannot_be_planned_with_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless nothing is planned; and the trial draws none of torch's random numbers."""
+    config, state = small_config(), torch.get_rng_state()
+    config.model.block = BLOCK
+    data = small_datamodule(config)
+    TransformerLearner().check_data(config, data)
+    assert torch.get_rng_state().equal(state)
+    monkeypatch.setattr("swiglu_package.blocks.SwiGluBlock.forward", lambda self, x, layer, memory: x + x.cumsum(1))
+    with pytest.raises(UserError, match=r"^model\.block: swiglu_package\.blocks\.SwiGluBlock cannot be used for"):
+        TransformerLearner().check_data(config, data)
+    config.evaluation.episodes = 0
+    TransformerLearner().check_data(config, data)
 
 
 def test_a_file_imports_nothing_that_is_not_trusted(tmp_path: Path) -> None:

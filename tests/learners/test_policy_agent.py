@@ -50,3 +50,11 @@ def test_refuses_what_is_no_observation(agent: PolicyAgent) -> None:
     bad = np.array([[0.0, 0.0], [0.0, np.inf], [0.0, 0.0]], dtype=np.float32)
     with pytest.raises(UserError, match=r"^the observation of environment \[1\] has NaN or infinite values$"):
         agent.act(bad)
+
+
+def test_refuses_an_action_that_would_broadcast() -> None:
+    """One number for two dimensions."""
+    two = SpaceSpec((SpaceLeaf((), "box", (2,), (-1.0, -1.0), (1.0, 1.0)),))
+    agent = PolicyAgent(lambda observations: observations[:, :1], EnvironmentSpec("", None, two, two), "cpu", "one")
+    with pytest.raises(UserError, match=r"^the policy's actions have shape \(1,\), expected \(2,\)$"):
+        agent.act(np.zeros((1, 2), dtype=np.float32))

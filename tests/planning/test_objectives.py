@@ -201,6 +201,8 @@ def test_a_subclass_with_a_score_of_its_own_is_not_searched_token_by_token() -> 
 def test_likelihoods_that_nobody_asked_for_and_scores_of_another_shape_are_refused(
     model: TrajectoryTransformerModel, discretizer: Discretizer
 ) -> None:
+    """When the planner is built, and by the search if they appear later."""
+
     class Forgetful(Objective):
         def __call__(self, candidates: Candidates) -> Tensor:
             return candidates.log_likelihoods
@@ -210,7 +212,10 @@ def test_likelihoods_that_nobody_asked_for_and_scores_of_another_shape_are_refus
             return candidates.value.sum(dim=0)
 
     for objective, message in ((Forgetful(), "needs_log_likelihoods = True"), (Flat(), "scores of shape")):
-        planner = BeamPlanner(model, discretizer, PlannerConfig(**PLANNER, objective=objective))
+        with pytest.raises(UserError, match=message):
+            BeamPlanner(model, discretizer, PlannerConfig(**PLANNER, objective=objective))
+        planner = BeamPlanner(model, discretizer, PlannerConfig(**PLANNER))
+        planner.objective, planner._native_search = objective, None
         with pytest.raises(UserError, match=message):
             planner.plan(torch.tensor([[1, 2, 3]]), [torch.Generator()])
 

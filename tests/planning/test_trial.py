@@ -1,4 +1,4 @@
-"""Mistakes in the code of an objective, found on random candidates."""
+"""Mistakes in the code of an objective or a block, found on random numbers."""
 
 import sys
 from collections.abc import Iterator
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from tests.planning.conftest import ACTION_DIM, OBSERVATION_DIM, PLANNER
-from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.building import TYPED_BY_USER
+from trajectory_transformer.configuration import ModelConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
+from trajectory_transformer.model.config import TransformerConfig
+from trajectory_transformer.model.gpt import Block, TrajectoryTransformer
 from trajectory_transformer.planning.objectives import (
     Candidates,
     Goal,
@@ -24,7 +27,7 @@ from trajectory_transformer.planning.objectives import (
     Return,
     WeightedSum,
 )
-from trajectory_transformer.planning.trial import try_objective
+from trajectory_transformer.planning.trial import try_model, try_objective
 
 MODULE = """\
 import torch
@@ -165,3 +168,110 @@ def test_some_scores_that_are_not_finite_are_a_constraint(context: PlanningConte
             return super().__call__(candidates).masked_fill(candidates.actions[:, :, 0] > -10, -torch.inf)
 
     try_objective(Constrained(), context)
+
+
+BLOCKS = """\
+import torch
+from torch import nn
+from torch.nn import functional as F
+from trajectory_transformer.model.gpt import Block
+
+
+class Fine(Block):
+    pass
+
+
+class Averaging(Block):
+    def forward(self, x, layer, memory):
+        return super().forward(x, layer, memory) + x.cumsum(1) / 9
+
+
+class Shut(Block):
+    def __init__(self, config):
+        super().__init__(config)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, layer, memory):
+        return super().forward(x, layer, memory) + self.gate * x.flip(1)
+
+
+class Random(Block):
+    def forward(self, x, layer, memory):
+        return super().forward(x, layer, memory) + F.dropout(x, 0.1)
+
+
+class Placed(Block):
+    def forward(self, x, layer, memory):
+        return super().forward(x, layer, memory) + torch.arange(x.shape[1]).unsqueeze(1) * torch.eye(8)[0]
+
+
+class Pair(Block):
+    def forward(self, x, layer, memory):
+        return super().forward(x, layer, memory), memory
+
+
+class Narrow(Block):
+    def forward(self, x, layer, memory):
+        return super().forward(x, layer, memory).mean(-1, keepdim=True)
+
+
+class Wide(Block):
+    def forward(self, x, layer, memory):
+        doubled = torch.cat([x, x], dim=-1)
+        return self.l1(doubled)
+"""
+
+
+def model_of(block: str | None) -> TrajectoryTransformer:
+    named = None if block is None else {"_target_": f"own_blocks.{block}"}
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=8, block=named)
+    return TrajectoryTransformer(TransformerConfig.for_data(config, TransitionLayout(2, 1), 10, 4), TYPED_BY_USER)
+
+
+@pytest.fixture
+def own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A user's module, in the working directory."""
+    (tmp_path / "own_blocks.py").write_text(BLOCKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("own_blocks")
+
+
+MIXES = r"cannot be used for planning \(own_blocks.py:{}\): its predictions token by token differ"
+
+
+@pytest.mark.usefixtures("own_blocks")
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("Averaging", MIXES.format(12)),
+        ("Shut", MIXES.format(21)),  # its weight is 0 before training
+        ("Random", MIXES.format(26)),
+        ("Placed", MIXES.format(31)),
+        ("Pair", r"returns a tuple for an input of shape \(1, \d+, 8\) \(own_blocks.py:36\); .* like x"),
+        ("Narrow", r"returns shape \(1, (\d+), 1\) for an input of shape \(1, \1, 8\) \(own_blocks.py:41\); .* like x"),
+        ("Wide", r"fails on random tokens: RuntimeError: .* \(own_blocks.py:48\)$"),
+    ],
+)
+def test_a_block_that_cannot_be_planned_with_is_refused(block: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^model\.block: own_blocks\.{block} {message}") as caught:
+        try_model(model_of(block))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("own_blocks")
+def test_blocks_that_attend_by_the_memory_pass() -> None:
+    try_model(model_of(None))
+    state = torch.get_rng_state()
+    model = model_of("Fine")
+    torch.set_rng_state(state)
+    try_model(model)
+    assert torch.get_rng_state().equal(state)
+
+
+def test_an_edit_of_our_block_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, x, layer, memory: own(self, x, layer, memory) + x.cumsum(1))
+    with pytest.raises(UserError, match=r"^model/gpt\.py cannot be used for planning"):
+        try_model(model_of(None))

@@ -30,6 +30,7 @@ from ..evaluation.results import EvaluationRequest, TrainingFacts, current_commi
 from ..evaluation.rollout import limit_episodes, require_possible
 from ..files import is_first_process
 from ..learners.ensemble_network import read_ensemble
+from ..learners.trial import try_learner
 from ..planning.objectives import make_objective
 from ..planning.trained_transformer import TrainedTransformer
 from ..training.datamodule import OfflineDataModule, split_episodes
@@ -90,6 +91,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     datamodule = learner.make_datamodule(config)
     datamodule.setup()
     _require_evaluable(learner, config, datamodule)
+    try_learner(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
     group = run.sweep or config.experiment_name or datamodule.data.dataset_ids[0]
     loggers = make_loggers(config.logger, run.directory, asdict(config), RunLabels(group, "train", tags, run.differs))

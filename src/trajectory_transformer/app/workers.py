@@ -1,9 +1,10 @@
-"""Worker processes of a sweep on this machine (``hydra/launcher=processes``), which stop when the sweep is told to."""
+"""Worker processes of a sweep on this machine (``hydra/launcher=processes``), which stop when the sweep does."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from ..files import LOCK, holder
 from .jobs import RunRecord
 
 _POLL_SECONDS = 0.05
+_PARENT_SECONDS = 0.5
 _handlers: dict[int, Any] = {}  # of a worker process before its first job
+_at_job = threading.Lock()  # held by a worker process while it has a job
 
 
 class SweepSignals:
@@ -76,15 +79,34 @@ def signals_only_within() -> Iterator[None]:
     """In a worker of joblib, ignore signals outside of this block, in which a job runs.
 
     A terminal's Ctrl-C goes to all processes, and a worker that ends while it waits for a job would take the others'
-    jobs with it.
+    jobs with it. If the sweep's process is killed, its workers stop as by SIGTERM, and end.
     """
     if not type(multiprocessing.current_process()).__module__.startswith("joblib."):
         yield
         return
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _handlers.setdefault(number, signal.getsignal(number)))
-    try:
-        yield
-    finally:
-        for number in _handlers:
-            signal.signal(number, signal.SIG_IGN)
+    with _at_job:
+        if not _handlers:
+            threading.Thread(target=_end_with_parent, daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, _handlers.setdefault(number, signal.getsignal(number)))
+        try:
+            if _is_orphaned():  # the thread's SIGTERM may have come before the handlers
+                os._exit(128 + signal.SIGTERM)
+            yield
+        finally:
+            for number in _handlers:
+                signal.signal(number, signal.SIG_IGN)
+
+
+def _is_orphaned() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is not None and os.getppid() != parent.pid
+
+
+def _end_with_parent() -> None:
+    """Once the sweep's process is gone, stop this worker's job, and end the worker when the job has ended."""
+    while not _is_orphaned():
+        time.sleep(_PARENT_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)  # ignored by a worker without a job
+    with _at_job:
+        os._exit(128 + signal.SIGTERM)

@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from typing_extensions import override
 
 from ..configuration import require
 from ..errors import UserError
@@ -75,16 +77,26 @@ def _log_to_wandb(compared: Any, project: str, out: Path | None, picture: Path |
     run.finish()
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports a mistake as the rest of the command does, in one sentence."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help explains the options")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m trajectory_transformer.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("methods", nargs="+", metavar="NAME=FOLDER", help="a method and its runs, or FOLDER alone")
     parser.add_argument(
-        "--by", metavar="OPTION", help="in sweeps, make each value of this option a method, as in --by method"
+        "--by",
+        metavar="OPTION[,OPTION]",
+        help="in sweeps, make each value of this option a method, as in --by method, or each combination of several",
     )
     parser.add_argument(
         "--anyway", action="store_true", help="compare runs that differ in data or evaluation, and note the differences"
@@ -99,12 +111,14 @@ def main(words: Sequence[str] | None = None) -> int:
         help="write the comparison to this folder as text, Markdown, LaTeX, CSV and PNG",
     )
     parser.add_argument("--wandb", metavar="PROJECT", help="log the tables to Weights & Biases")
-    given = parser.parse_args(words)
     try:
+        given = parser.parse_intermixed_args(words)
         compare_runs(given.methods, given.normalize, given.anyway, given.out, given.wandb, given.by)
     except UserError as error:
         print(f"error: {error.told}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

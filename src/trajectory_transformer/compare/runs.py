@@ -62,8 +62,8 @@ def grouped(members: Iterable[Member], key: str) -> dict[Any, list[Member]]:
 def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str, list[Path]], list[str]]:
     """Find the results files of each method, and the runs without results.
 
-    Each word is ``NAME=FOLDER,…`` or ``FOLDER``, where folders may be glob patterns or files. With ``by``, the name of
-    an option, each value of that option in the runs' command lines is a method.
+    Each word is ``NAME=FOLDER,…`` or ``FOLDER``, where folders may be glob patterns or files. With ``by``, the names of
+    options, separated by commas, each combination of their values in the runs' command lines is a method.
 
     Raises:
         UserError: a word has no results, two methods share a file, or a run was not given the option.
@@ -95,15 +95,18 @@ def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str,
     return {method: files for method, files in found.items() if files}, unfinished
 
 
-def grouped_by_option(files: Iterable[Path], option: str) -> dict[str, list[Path]]:
-    """Group results files by the value of an option on the command line of each run or its sweep."""
+def grouped_by_option(files: Iterable[Path], by: str) -> dict[str, list[Path]]:
+    """Group results files by the values of options on the command line of each run or its sweep."""
+    options = by.split(",")
+    require(all(options), f"--by {by} lacks the name of an option: give --by OPTION, or --by OPTION,OPTION")
     found: dict[str, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(files):
         record = RunRecord.read(file.parent)
         given = {} if record is None else record.parameters
         others = f"; it was given {', '.join(given)}" if given else ""
-        require(option in given, f"--by {option}: {file.parent} was not given that option{others}")
-        found[given[option]].append(file)
+        for option in options:
+            require(option in given, f"--by {option}: {file.parent} was not given that option{others}")
+        found[" ".join(given[option] for option in options)].append(file)
     return found
 
 

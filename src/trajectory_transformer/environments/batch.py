@@ -323,12 +323,21 @@ def _advice(stored: EnvSpec | None, env_id: str) -> str:
     entry_point = "" if stored is None else stored.entry_point
     package = entry_point.split(":")[0].split(".")[0] if isinstance(entry_point, str) else ""
     if not package:
-        return " (install the package that registers it, such as gymnasium-robotics)"
-    if package not in ("gymnasium", "gymnasium_robotics") and importlib.util.find_spec(package) is not None:
-        registers = f" (if your module {package} registers it, add environment.modules=[{package}], or import it first)"
-        return "" if env_id in gymnasium.registry else registers
+        return (
+            " (install the package that registers it, such as gymnasium-robotics, or add "
+            "environment.modules=[my_module] if a module of yours does)"
+        )
     installed_as = {"gymnasium": "'gymnasium[mujoco]'", "gymnasium_robotics": "gymnasium-robotics"}
-    return f" (pip install {installed_as.get(package, package)})"
+    if package in installed_as:
+        return f" (pip install {installed_as[package]})"
+    modules = f"environment.modules=[{package}]"
+    if importlib.util.find_spec(package) is not None:
+        registers = f" (if your module {package} registers it, add {modules}, or import it first)"
+        return "" if env_id in gymnasium.registry else registers
+    return (
+        f" (its module {package} is not on Python's path: if it is yours, set PYTHONPATH to the folder that holds it "
+        f"and add {modules}; if it is of a package, pip install {package})"
+    )
 
 
 def _number(name: str, value: Any) -> float:

@@ -63,7 +63,8 @@ class PolicyAgent:
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """The next actions (environment, action_dim) float32 for real-valued observations.
 
-        Rows that are not ``active`` (None: all are) get 0; UserError if the shape is wrong or an active row not finite.
+        Rows that are not ``active`` (None: all are) get 0; UserError if the shape of observations or of the policy's
+        action is wrong, or an active row not finite.
         """
         expected = self._observations.shape
         require(observations.shape == expected, f"observations have shape {observations.shape}, expected {expected}")
@@ -75,7 +76,12 @@ class PolicyAgent:
         actions = np.zeros((len(observations), self.environment.action_dim), dtype=np.float32)
         values = torch.from_numpy(self._observations).to(self._device)
         for row in np.flatnonzero(self.planned):  # one by one: in a batch, rounding depends on the other rows
-            actions[row] = self.choose(int(row), values[row : row + 1]).cpu().numpy()
+            action = self.choose(int(row), values[row : row + 1])
+            require(
+                action.shape == actions[row].shape,
+                f"the policy's actions have shape {tuple(action.shape)}, expected {actions[row].shape}",
+            )
+            actions[row] = action.cpu().numpy()
         return actions
 
     def choose(self, row: int, observation: Tensor) -> Tensor:

@@ -39,7 +39,11 @@ class TransformerLearner(Learner):
 
     @override
     def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:
-        from ..planning.trial import try_objective
+        import torch
+
+        from ..building import TYPED_BY_USER
+        from ..model.gpt import TrajectoryTransformer
+        from ..planning.trial import try_model, try_objective
         from .transformer_datamodule import TrajectoryDataModule
 
         assert isinstance(datamodule, TrajectoryDataModule)
@@ -50,6 +54,9 @@ class TransformerLearner(Learner):
         objective = make_objective(config.planner)
         objective.prepare(context)
         try_objective(objective, context)
+        if config.evaluation.episodes > 0 or config.evaluation.every is not None:
+            with torch.random.fork_rng(devices=[]):
+                try_model(TrajectoryTransformer(_model_of(config, datamodule), TYPED_BY_USER))
 
     def _require_memory(self, config: TrainConfig, datamodule: "TrajectoryDataModule") -> None:
         """Raise UserError if training on the windows needs more memory than there is, before allocating it."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..building import PACKAGE
 from ..configuration import PlannerConfig, require
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
@@ -19,9 +20,19 @@ from .captured_search import CapturedSearch, cuda_graph
 from .deadline import Deadline
 from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search
-from .objectives import Likelihood, Objective, PlanningContext, Return, make_objective, record_of, require_same_purpose
+from .objectives import (
+    Likelihood,
+    Objective,
+    PlanningContext,
+    Return,
+    WeightedSum,
+    make_objective,
+    record_of,
+    require_same_purpose,
+)
 from .proof import require_same_logits
 from .transformer_decoder import TransformerDecoder
+from .trial import try_objective
 
 
 class BeamPlanner:
@@ -40,7 +51,8 @@ class BeamPlanner:
 
     Raises:
         UserError: the discretiser belongs to another model, context or horizon do not fit into the model's input, the
-            model was trained for another kind of planning, or the objective is not available.
+            model was trained for another kind of planning, or the objective is not available; or it is not one of this
+            package's, and fails on random candidates.
     """
 
     def __init__(
@@ -71,7 +83,10 @@ class BeamPlanner:
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
         self._data, self._lock = (environment, fingerprint), threading.Lock()
         self.layout, device = model.layout, model.pos_emb.device
-        self.objective.prepare(PlanningContext(self.layout, discretizer, settings, device, environment, fingerprint))
+        context = PlanningContext(self.layout, discretizer, settings, device, environment, fingerprint)
+        self.objective.prepare(context)
+        if not type(self.objective).__module__.startswith(f"{PACKAGE}.") or isinstance(self.objective, WeightedSum):
+            try_objective(self.objective, context)
         density = isinstance(self.objective, Likelihood) and self.objective.density
         self._log_widths = discretizer.log_widths().to(device) if density else None
         self._decoder = make_decoder(model, settings)

@@ -1,15 +1,68 @@
-"""A trial of an objective on random candidates, so that a mistake in its code shows before a training, not after it."""
+"""Trials of an objective and of a model on random numbers, so that a mistake shows before a training, not after it."""
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..configuration import require
 from ..errors import UserError
+from ..model.gpt import TrajectoryTransformer
 from .objectives import Candidates, Objective, PlanningContext, WeightedSum
+from .proof import decoding_error, tolerance_of
+from .transformer_decoder import TransformerDecoder
 
 _ENVIRONMENTS = 2  # of which the first is at its episode's first step
+_ROWS = 3  # sequences decoded
+_TRANSITIONS = 3  # of each
+_NOISE = 0.1  # deviation
+
+
+@torch.inference_mode()
+def try_model(model: TrajectoryTransformer) -> None:
+    """Decode a few random tokens with an untrained model, and compare the logits with those of one forward pass.
+
+    The weights are changed by noise first, so that what a weight of 0 would hide shows, too.
+
+    Raises:
+        UserError: a block fails or returns another shape than its input's, with the line of its code; or its
+            predictions depend on more than the tokens that it may attend to.
+    """
+    block, generator = type(model.blocks[0]), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.add_(_NOISE * torch.randn(parameter.shape, generator=generator))
+    code = inspect.unwrap(block.forward).__code__
+    defined = _place(code.co_filename, code.co_firstlineno)
+    name = "model/gpt.py" if model.config.block is None else f"model.block: {_name(model.blocks[0])}"
+
+    def require_like_input(_: object, inputs: tuple[Any, ...], output: object) -> None:
+        expected, found = tuple(inputs[0].shape), getattr(output, "shape", None)
+        got = f"a {type(output).__name__}" if found is None else f"shape {tuple(found)}"
+        require(
+            found == inputs[0].shape,
+            f"{name} returns {got} for an input of shape {expected} ({defined}); forward(x, layer, memory) must return "
+            "a tensor like x, (batch, time, n_embd)",
+        )
+
+    for module in model.blocks:
+        module.register_forward_hook(require_like_input)
+    try:
+        decoder = TransformerDecoder(model.eval(), _TRANSITIONS, True, _ROWS)
+        error = decoding_error(decoder, model, _TRANSITIONS, True, _ROWS)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        place = _last_line(error, code.co_filename, code.co_firstlineno)
+        raise UserError(f"{name} fails on random tokens: {_reason(error)} ({place})") from error
+    require(
+        error <= tolerance_of(model),
+        f"{name} cannot be used for planning ({defined}): its predictions token by token differ from those of one "
+        f"forward pass (a logit by {error:.2g} of its size, far more than rounding); all attention must go through "
+        "memory.attend, positions must come from memory.positions, nothing else may mix the tokens of a sequence, and "
+        "nothing may be random in evaluation mode (evaluation.episodes=0 trains without planning)",
+    )
 
 
 @torch.inference_mode()
@@ -88,15 +141,25 @@ def _failure(objective: Objective, error: Exception) -> str:
     """Return the message about an exception, with the last line in the file of the innermost objective called."""
     trace, failed, (file, line) = error.__traceback__, objective, _definition(objective)
     while trace is not None:
-        frame = trace.tb_frame
-        caller = frame.f_locals.get("self")
+        caller = trace.tb_frame.f_locals.get("self")
         if isinstance(caller, Objective):
-            failed, file = caller, frame.f_code.co_filename
-        if frame.f_code.co_filename == file:
+            failed, file = caller, trace.tb_frame.f_code.co_filename
+        trace = trace.tb_next
+    return f"{_name(failed)} fails on random candidates: {_reason(error)} ({_last_line(error, file, line)})"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _last_line(error: Exception, file: str, line: int) -> str:
+    """Return the place of the last line of ``file`` in an exception's traceback; ``line`` if it has none."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
             line = trace.tb_lineno
         trace = trace.tb_next
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{_name(failed)} fails on random candidates: {reason} ({_place(file, line)})"
+    return _place(file, line)
 
 
 def _definition(objective: Objective) -> tuple[str, int]:
@@ -105,8 +168,8 @@ def _definition(objective: Objective) -> tuple[str, int]:
     return code.co_filename, code.co_firstlineno
 
 
-def _name(objective: Objective) -> str:
-    return f"{type(objective).__module__}.{type(objective).__qualname__}"
+def _name(instance: object) -> str:
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
 def _place(file: str, line: int) -> str:

@@ -80,4 +80,5 @@ class SignalWatch:
         further = "a second Ctrl-C" if number == signal.SIGINT else "Ctrl-C"
         name = signal.Signals(number).name
         text = f"\n{name}: saving at the end of this update; {further} quits at once, without saving\n"
-        os.write(2, text.encode())  # not print, which the signal may have interrupted
+        with contextlib.suppress(OSError):  # the terminal or the reader of a pipe is gone
+            os.write(2, text.encode())  # not print, which the signal may have interrupted
