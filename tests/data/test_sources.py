@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import h5py
 import minari
 import numpy as np
+import pyarrow.dataset
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
@@ -79,6 +81,71 @@ def test_discrete_observations(minari_root: Path):
     raw = RawEpisode(np.array([3, 1, 2]), np.zeros((2, 1), dtype=np.float32), np.ones(2))
     write_dataset("frozen-v0", [raw], observation_space=gym.spaces.Discrete(4), action_space=box(1, 1.0, np.float32))
     np.testing.assert_array_equal(load("frozen-v0").episodes[0].observations, [[3], [1], [2]])
+
+
+def pictures(steps: int, *shape: int) -> np.ndarray:
+    """Smooth pictures (steps, *shape), which JPEG keeps well."""
+    slopes = np.add.outer(np.arange(shape[0]) * 3, np.arange(shape[1]) * 2)
+    slopes = slopes if len(shape) == 2 else np.stack([slopes, 100 + slopes // 2, 160 - slopes // 2], axis=-1)
+    return np.stack([slopes + step for step in range(steps)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(32, 40), (32, 40, 3)])
+@FORMATS
+def test_pictures_are_read_as_minari_reads_them(minari_root: Path, data_format: str, shape: tuple[int, ...]):
+    """In arrow and parquet Minari stores them as JPEG."""
+    space = gym.spaces.Dict({"camera": gym.spaces.Box(0, 255, shape, np.uint8), "speed": box(2)})
+    seen, speeds = pictures(4, *shape), np.random.default_rng(0).standard_normal((4, 2))
+    raw = RawEpisode({"camera": seen, "speed": speeds}, np.zeros((3, 1), np.float32), np.ones(3))
+    write_dataset(
+        "seen-v0", [raw], observation_space=space, action_space=box(1, 1.0, np.float32), data_format=data_format
+    )
+    found = load("seen-v0").episodes[0].observations
+    stored: Any = minari.load_dataset("seen-v0")[0].observations
+    np.testing.assert_array_equal(found[:, :-2], stored["camera"].reshape(4, -1))
+    assert np.abs(found[:, :-2] - seen.reshape(4, -1)).max() < 12
+    np.testing.assert_array_equal(found[:, -2:], speeds.astype(np.float32))
+    np.testing.assert_array_equal(load("seen-v0", observation_keys=["speed"]).episodes[0].observations, found[:, -2:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda jpeg: jpeg.replace(b"\x00\x20\x00\x28", b"\xff\xff\xff\xff"), "cannot be read .*(expected|exceeds)"),
+        (lambda jpeg: jpeg.replace(b"\x00\x20\x00\x28", b"\x00\x28\x00\x28"), r"\(40, 40\), L, expected .*\(40, 32\)"),
+        (lambda jpeg: jpeg[:200], "cannot be read"),
+        (lambda _: b"GIF89a", "cannot be read"),
+        (lambda _: None, "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_pictures_of_another_size_or_kind_are_refused_before_they_are_decoded(
+    minari_root: Path, data_format: str, damage: Callable[[bytes], bytes | None], words: str
+):
+    space = gym.spaces.Box(0, 255, (32, 40), np.uint8)
+    raw = RawEpisode(pictures(4, 32, 40), np.zeros((3, 1), np.float32), np.ones(3))
+    write_dataset(
+        "bad-v0", [raw], observation_space=space, action_space=box(1, 1.0, np.float32), data_format=data_format
+    )
+    folder = minari_root / "bad-v0" / "data" / "0"
+    whole = pyarrow.dataset.dataset(str(folder), format=data_format, ignore_prefixes=["metadata"]).to_table()
+    column = whole.column_names.index("observations")
+    jpegs = [damage(jpeg.as_py()) for jpeg in whole.column(column)]
+    assert jpegs != whole.column(column).to_pylist()
+    whole = whole.set_column(column, "observations", pyarrow.array(jpegs, pyarrow.binary()))
+    pyarrow.dataset.write_dataset(whole, folder, format=data_format, existing_data_behavior="overwrite_or_ignore")
+    with pytest.raises(UserError, match=f"data set 'bad-v0', episode 0: .*{words}") as caught:
+        load("bad-v0")
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_without_a_decoder_are_refused(minari_root: Path, monkeypatch: pytest.MonkeyPatch):
+    space = gym.spaces.Box(0, 255, (32, 40), np.uint8)
+    raw = RawEpisode(pictures(4, 32, 40), np.zeros((3, 1), np.float32), np.ones(3))
+    write_dataset("seen-v0", [raw], observation_space=space, action_space=box(1, 1.0, np.float32), data_format="arrow")
+    monkeypatch.setattr("PIL.features.check", lambda feature: feature != "jpg")
+    with pytest.raises(UserError, match=r"JPEG images, which .*: pip install --force-reinstall pillow$"):
+        load("seen-v0")
 
 
 @FORMATS

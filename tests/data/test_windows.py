@@ -22,6 +22,12 @@ def test_every_transition_starts_a_window():
     assert len(small_windows(2)) == 5
 
 
+def test_single_transitions_may_be_drawn_without_their_windows():
+    tokens = small_windows(3).transitions(torch.tensor([4, 0, 4]))
+    assert tokens.tolist() == [[8, 0], [0, 1], [8, 0]]
+    assert tokens.dtype == torch.int64
+
+
 def test_a_window_inside_an_episode():
     batch = small_windows(2).gather(torch.tensor([0]))
     assert batch.trajectories.tolist() == [[0, 1, 2]]

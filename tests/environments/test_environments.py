@@ -177,7 +177,7 @@ def test_only_active_rows_are_stepped_and_actions_are_clipped() -> None:
     assert batch.observations[1, 0] == 1.0  # the clock
     np.testing.assert_array_equal(result.actions, [[0.0], [1.0]])
     assert result.rewards[0] == 0.0
-    assert result.infos[0] == {}
+    assert result.successes[0] is None
 
 
 def test_discrete_actions_are_indices() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.config import TransformerConfig
 from trajectory_transformer.model.gpt import Block, DimensionHeads, TrajectoryTransformer
+from trajectory_transformer.model.numerical_embedding import NumericalReadout
 
 WIDTH, VOCABULARY, BLOCK = 6, 8, 29
 
@@ -163,6 +164,24 @@ def test_numbers_stand_for_standardised_values() -> None:
     assert numbers.values[4].tolist() == [-5, -5, -5, pytest.approx(-1, abs=1e-3), 5, 5, 5, 5, 0]
     assert numbers.values[2].tolist() == [-5, 5, 5, 5, 5, 5, 5, 5, 0]  # a constant dimension
     assert numbers.values[5].tolist() == [-5] * VOCABULARY + [0]
+
+
+def test_the_readout_s_loss_is_the_error_of_standardised_values() -> None:
+    """Hand-computed: an embedding that passes on the first observation, and readouts that add a constant."""
+    numbers = make_model(numerical_embedding=4).numbers
+    assert numbers is not None
+    numbers.values.copy_(torch.arange(VOCABULARY + 1.0).expand(WIDTH, -1))
+    numbers.of_observation = lambda tokens: tokens[..., :1].float()
+    numbers.of_transition = lambda tokens: 10.0 * tokens[..., :1].float()
+    readout = NumericalReadout(numbers, 1)
+    for layer, bias in ((readout.action, 1.0), (readout.outcome, 2.0)):
+        torch.nn.init.ones_(layer.weight)
+        torch.nn.init.constant_(layer.bias, bias)
+    tokens = torch.tensor([[1] + [0] * (WIDTH - 3) + [4, 5], [2] + [0] * (WIDTH - 3) + [1, 2]])
+    tokens[:, numbers.observed : numbers.acted] = 3
+    # Actions: (1 + 1 - 3)² and (2 + 1 - 3)². Rewards and values: 12 - 4, 12 - 5, 22 - 1 and 22 - 2.
+    expected = (1 + 0) / 2 + (8**2 + 7**2 + 21**2 + 20**2) / 4
+    assert readout(numbers, tokens).item() == pytest.approx(expected)
 
 
 def test_a_past_of_pairs_must_end_with_a_transition_where_numbers_count(tokens: Tensor) -> None:

@@ -34,6 +34,8 @@ from trajectory_transformer.training.batches import TrainingBatches
 from trajectory_transformer.training.fit import FitReport, fit
 from trajectory_transformer.training.learner_module import NonFiniteError
 
+NUMBERS: dict[str, Any] = {"numerical_embedding": 4, "numerical_regression": 2.0}
+
 
 def small_data(episodes: int = 12, steps: int = 8, dataset_id: str = "small/walk-v0") -> OfflineData:
     """Random walks in one observation and one action dimension."""
@@ -66,7 +68,7 @@ def small_config(**trainer: Any) -> TrainConfig:
             sequence_length=3,
             batch_size=9,
         ),
-        model=ModelConfig(n_layer=1, n_head=1, n_embd=8),
+        model=ModelConfig(n_layer=1, n_head=1, n_embd=8, **NUMBERS),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         trainer=TrainerConfig(**(options | trainer)),
         planner=PlannerConfig(horizon=2, context=2),
@@ -211,7 +213,9 @@ def main(directory: Path, action: str) -> None:
     config = small_config(**options)
     if action in ("ddp", "fsdp"):
         config.data.batch_size = 8
-        config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+        numbers = NUMBERS if action == "ddp" else {}
+        dropout = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+        config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, **dropout, **numbers)
     resume = action == "resume" or (action == "fsdp" and (directory / "checkpoints" / "last.ckpt").is_file())
     small_fit(directory, config, callbacks, resume)
 

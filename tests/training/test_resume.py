@@ -20,10 +20,13 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.training import datamodule as datamodule_file
+from trajectory_transformer.training.callbacks import KeepCheckpoints
 from trajectory_transformer.training.fit import fit
+from trajectory_transformer.training.interruption import TrainingInterrupted
 
 from ..specs import spec_of
 from .small_run import Rows, finish, small_config, small_data, small_datamodule, small_fit, start, wait_for
+from .test_interruption import SignalAt
 
 STEPS = 24  # 9 updates to an epoch
 
@@ -116,6 +119,41 @@ def test_resumed_equals_unbroken_where_batches_come_in_parts(tmp_path: Path, hoo
     found |= run(tmp_path / "killed", 5, resume=True, accumulate=3)
     assert digests(tmp_path / "killed") == digests(tmp_path / "unbroken")
     assert found == pytest.approx(rows, rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("every", "step"),
+    [
+        (1_000, 9),  # an update with a row of its own
+        (1_000, 11),
+        (1_000, 12),  # a row before a validation
+        (9, None),  # SIGKILL as soon as the checkpoint of an update with a row is there
+    ],
+)
+def test_an_interruption_loses_no_row_of_metrics(
+    tmp_path: Path,
+    unbroken: tuple[dict[str, str], dict[Any, float]],
+    every: int,
+    step: int | None,
+) -> None:
+    save = KeepCheckpoints._save
+
+    def killed(keeper: KeepCheckpoints, trainer: L.Trainer, path: Path) -> bool:
+        done = save(keeper, trainer, path)
+        if trainer.global_step == 9:
+            raise Killed
+        return done
+
+    rows, config = Rows(), small_config(max_steps=STEPS, checkpoint_every=every)
+    callbacks = [] if step is None else [SignalAt(step, signal.SIGTERM)]
+    patch = pytest.MonkeyPatch()
+    patch.setattr(KeepCheckpoints, "_save", killed if step is None else save)
+    with pytest.raises((TrainingInterrupted, Killed)):
+        fit(TransformerLearner(), config, tmp_path, small_datamodule(config), [rows], callbacks, resume=False)
+    patch.undo()
+    found = rows.repeatable() | run(tmp_path, every, resume=True)
+    assert digests(tmp_path) == unbroken[0]
+    assert found == pytest.approx(unbroken[1], rel=0, abs=0, nan_ok=True)
 
 
 def test_tokens_on_disk_change_nothing_and_a_run_may_go_on_with_them(
@@ -229,6 +267,7 @@ def test_the_table_says_what_becomes_of_each_option() -> None:
 
 FIXED = {
     "seed": 3, "learner.expectile": 0.5, "model.n_layer": 2, "model.attn_pdrop": 0.0, "model.action_weight": 1.0,
+    "model.numerical_regression": 1.0,
     "data.sequence_length": 4, "data.discount": 0.5, "data.termination_penalty": None, "data.batch_size": 10,
     "data.validation_fraction": 0.4, "data.observation_indices": [0], "data.discretizer.num_bins": 12,
     "data.discretizer.strategy": "quantile", "trainer.accumulate": 3,

@@ -12,6 +12,7 @@ from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.configuration import ModelConfig, TrainConfig, TrainerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.iql import ImplicitQLearning
+from trajectory_transformer.learners.transformer import TransformerLearner
 
 from .small_run import finish, small_config, small_fit, start
 
@@ -64,3 +65,8 @@ def test_what_sharding_does_not_go_with_is_refused(options: dict[str, Any]) -> N
 def test_other_learners_are_refused() -> None:
     with pytest.raises(UserError, match=r"trainer\.strategy=fsdp is for learner=transformer, not iql"):
         ImplicitQLearning().check(small_config(strategy="fsdp"))
+
+
+def test_a_regression_on_sharded_weights_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.numerical_regression=2\.0 reads weights .*set it to 0"):
+        TransformerLearner().check(small_config(strategy="fsdp"))

@@ -24,6 +24,7 @@ from . import jobs, mistakes
 from .checks import RunChecks, leave, validated
 from .commands import sweep_command
 from .help import FLAGS, show_help
+from .names import as_text
 from .schema import planner_overrides, typed
 from .sweep import report
 from .tune import run_search
@@ -49,6 +50,7 @@ def run_command(name: str, configs: Path) -> None:
         elif name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume(*asked)
         else:
+            sys.argv[1:] = as_text(sys.argv[1:], schema)
             mistakes.refuse_unreadable(sys.argv[1:], folders, schema)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, without Hydra's own advice
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()

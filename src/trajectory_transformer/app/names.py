@@ -1,6 +1,7 @@
 """Names of a command's options and config groups, without importing Hydra, so that completion is fast."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -9,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..configuration import EvaluateConfig, TrainConfig
 
 LAUNCHER = "hydra/launcher"
+NOT_TEXT = re.compile(r"[\d_.e+-]{1,80}|true|false|nan|[+-]?inf", re.IGNORECASE)  # to Hydra; 1e3 would become 1000.0
 
 
 def option_names(schema: type) -> Iterator[str]:
@@ -16,15 +18,36 @@ def option_names(schema: type) -> Iterator[str]:
     return (name for name, _ in options_of(schema))
 
 
-def options_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the names of :func:`option_names`, each with its type."""
+def as_text(words: Sequence[str], schema: type) -> list[str]:
+    """Quote what Hydra would read as a number or flag in words ``option=value`` for free text, also in a sweep's."""
+    kinds = (str, str | None, list[str], list[str] | None)
+    free = {name for name, hint in options_of(schema, with_choices=False) if hint in kinds}
+
+    def quoted(found: re.Match[str]) -> str:
+        entry = found[0].strip()
+        return found[0].replace(entry, f"'{entry}'") if NOT_TEXT.fullmatch(entry) else found[0]
+
+    parted = [word.partition("=") for word in words]
+    special = re.compile(r"['\"(){}$\\]")  # quotes, interpolations, functions of sweeps, mappings
+    entries = re.compile(r"[^,\[\]]+")
+    return [
+        name
+        + equals
+        + (entries.sub(quoted, value) if name.lstrip("+") in free and not special.search(value) else value)
+        for name, equals, value in parted
+    ]
+
+
+def options_of(schema: type, prefix: str = "", with_choices: bool = True) -> Iterator[tuple[str, Any]]:
+    """Yield the names of :func:`option_names`, each with its type; on demand without those of fixed choices."""
+    choices = {field.name for field in dataclasses.fields(schema) if "choices" in field.metadata}
     for name, hint in get_type_hints(schema).items():
-        if name in fields_of(schema):
+        if name in fields_of(schema) and (with_choices or name not in choices):
             yield f"{prefix}{name}", hint
             candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
             for nested in candidates:
                 if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-                    yield from options_of(nested, f"{prefix}{name}.")
+                    yield from options_of(nested, f"{prefix}{name}.", with_choices)
 
 
 def group_names(configs: Sequence[Path], schema: type) -> list[str]:

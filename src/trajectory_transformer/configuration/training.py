@@ -72,6 +72,9 @@ class ModelConfig:
     """Begin each window with the last state of its episode, as planner=goal needs."""
     numerical_embedding: int | None = within(None, 1, 65_536)
     """Hidden width of the MLPs that embed a transition's real values in addition to its tokens; null uses none."""
+    numerical_regression: float = within(0.0, 0.0, LARGEST)
+    """Loss weight of a linear regression from the numerical embedding to action, reward and return-to-go, on 1,024
+    further transitions per update; 0 for none. Without a numerical embedding it has no effect."""
     block: Any = None
     """Class of all blocks: the _target_ and options of a block of your own; null is the GPT block of model/gpt.py."""
 
@@ -85,6 +88,11 @@ class ModelConfig:
         )
         if self.block is not None:
             require_target(f"{self.prefix}block", self.block, "the class of a block: {_target_: my_package.MyBlock}")
+
+    @property
+    def regresses(self) -> bool:
+        """True if the numerical embedding is trained by a regression of its own, too."""
+        return self.numerical_embedding is not None and self.numerical_regression > 0.0
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Reader of Minari data sets on disk, in any storage format; no other module reads Minari's files."""
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from minari.dataset.minari_storage import MinariStorage
 from ..configuration import require
 from ..dataset_folders import dataset_folder
 from ..environments.make import space_spec
-from ..environments.spec import EnvironmentSpec, SpaceSpec
+from ..environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from ..errors import UserError
 from ..files import reading_remedy
 from .episode_source import StoredEpisode, StoredSet, require_modest
@@ -203,9 +204,10 @@ def _read_arrow(storage: MinariStorage, index: int, environment: EnvironmentSpec
 
     folder = storage.data_path / str(index)
     stored = pyarrow.dataset.dataset(str(folder), format=storage.FORMAT, ignore_prefixes=IGNORED_FILES)
-    numbers = stored.count_rows() * (environment.observation.size + environment.action.size + 3)
+    leaves = (*environment.observation.leaves, *environment.action.leaves)
+    each = sum(leaf.size * leaf.numbers.itemsize for leaf in leaves) + 3 * 8
     on_disk = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    require_modest(f"'{folder}'", 8 * numbers, on_disk)
+    require_modest(f"'{folder}'", stored.count_rows() * each, on_disk)
     table = stored.to_table()
     columns = {field: table.column(field).combine_chunks() for field in FIELDS}
     return {
@@ -224,9 +226,35 @@ def _flat_values(values: "pyarrow.Array", spec: SpaceSpec) -> np.ndarray:
         column = values
         for key in leaf.path:
             column = column.field(key)
+        if str(column.type) in ("binary", "large_binary"):
+            flat.append(_decoded_images(column, leaf).reshape(len(values), leaf.size))
+            continue
         column = column if leaf.kind == "discrete" else column.flatten()
         flat.append(column.to_numpy(zero_copy_only=False).reshape(len(values), leaf.size))
     return np.concatenate(flat, axis=1)
+
+
+def _decoded_images(column: "pyarrow.Array", leaf: SpaceLeaf) -> np.ndarray:
+    """Decode JPEG images, as which Minari stores spaces of bytes of at least 32 x 32, to (rows, height, width, …).
+
+    Their headers must state the size of the space, so that nothing larger is decoded.
+    """
+    from PIL import Image, features
+
+    if not features.check("jpg"):
+        raise UserError(
+            "the data set holds JPEG images, which the Pillow on this machine cannot decode: "
+            "pip install --force-reinstall pillow"
+        )
+    expected = leaf.shape[1::-1], {2: "L", 3: "RGB"}.get(len(leaf.shape))
+    images = np.empty((len(column), *leaf.shape), dtype=np.uint8)
+    for index, stored in enumerate(column):
+        with Image.open(io.BytesIO(stored.as_py()), formats=["JPEG"]) as image:
+            if leaf.kind != "box" or (image.size, image.mode) != expected:
+                name = leaf.key or "observation"
+                raise ValueError(f"step {index}: {name} is an image of {image.size}, {image.mode}, expected {expected}")
+            images[index] = np.asarray(image)
+    return images
 
 
 def _one_line(error: Exception) -> str:

@@ -107,6 +107,13 @@ class TokenWindows:
         if self._mapped is not None:
             read_ahead(self._mapped, indices.tolist(), self.sequence_length)
 
+    def transitions(self, indices: Tensor) -> Tensor:
+        """Return the tokens (n, D) int64 of the transitions ``indices`` (n,) in [0, len), on :attr:`device`."""
+        tokens = self._tokens[indices.to(self._tokens.device)].to(self.device, torch.int64)
+        if self._mapped is not None:
+            forget(self._mapped)
+        return tokens
+
     def gather(self, indices: Tensor) -> WindowBatch:
         """Return the windows ``indices`` (batch,) in [0, len), on :attr:`device`; IndexError for others (on a CPU)."""
         indices = indices.to(self.device)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import math
+import reprlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import TimeLimit
 
-from ..configuration import require
+from ..configuration import LARGEST
 from ..ending import EXITS_BY_SIGNAL
 from ..errors import UserError
 from .make import make_environment, space_spec
@@ -46,7 +47,7 @@ class StepResult:
     rewards: np.ndarray  # (env,) float64
     terminated: np.ndarray  # (env,) bool
     truncated: np.ndarray  # (env,) bool
-    infos: list[Mapping[str, Any]]  # one for each row
+    successes: list[bool | None]  # of each row: what its info says; None if that says nothing
 
 
 class EnvironmentFailure(Exception):
@@ -79,16 +80,22 @@ class EnvironmentBatch:
         self.spec = spec
         self.observations = np.zeros((len(environments), spec.observation_dim), dtype=np.float32)
         self.desired_goals, self.achieved_goals = self._goals("desired_goal"), self._goals("achieved_goal")
+        chosen = spec.observation_indices
+        seen = slice(None) if chosen is None else list(chosen)
+        self._discrete, self._low, self._high = (
+            values[seen] for values in (spec.observation.discrete, spec.observation.low, spec.observation.high)
+        )
 
     def __enter__(self) -> "EnvironmentBatch":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for environment in self.environments:
+        for row, environment in enumerate(self.environments):
             try:
-                environment.close()
-            except Exception as error:  # third-party code raises any exception; the results are already there
-                log.warning("closing environment '%s' failed: %s", environment_title(self.spec), error)
+                with _blaming(row):
+                    environment.close()
+            except EnvironmentFailure as failure:  # the results are already there
+                log.warning("closing environment '%s' failed: %s", environment_title(self.spec), failure.reason)
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -119,8 +126,8 @@ class EnvironmentBatch:
                 flag that is not one number, or an observation that has another shape or is not finite.
         """
         environment = self.environments[0]
+        (decoded,) = self._decoded(np.asarray(action)[None])
         environment.action_space.seed(0)
-        decoded = self.spec.action.to_environment(np.asarray(action)[None])[0]
         for kind, given in (("sampled", environment.action_space.sample()), ("decoded", decoded)):
             self._try("reset(seed=0)", ("observation", "info"), functools.partial(environment.reset, seed=0))
             parts = ("observation", "reward", "terminated", "truncated", "info")
@@ -131,19 +138,20 @@ class EnvironmentBatch:
         remedy = "; correct it, or train without acting in it: evaluation.episodes=0"
         place = f"environment '{environment_title(self.spec)}': {call}"
         try:
-            returned = made()
-        except Exception as error:  # third-party code raises any exception
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{place} raises {reason} ({frame.filename}:{frame.lineno}){remedy}") from error
+            with _blaming(0):
+                returned = made()
+        except EnvironmentFailure as failure:
+            own = failure.own or failure
+            frame = traceback.extract_tb(own.__traceback__)[-1]
+            raise UserError(f"{place} fails: {failure.reason} ({frame.filename}:{frame.lineno}){remedy}") from own
         if not isinstance(returned, tuple) or len(returned) != len(parts):
             what = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
             raise UserError(f"{place} returns {what}, expected ({', '.join(parts)}){remedy}")
         observation, *numbers, info = returned
         try:
             for name, value in zip(parts[1:], numbers, strict=False):
-                require(np.isfinite(_number(name, value)), f"its {name} is {value!r}")
-            require(isinstance(info, Mapping), f"its info is {info!r}, which is not a dict")
+                _number(name, value)
+            _success(info)
             self._look(0, observation)
         except (UserError, EnvironmentFailure) as error:
             raise UserError(f"{place} returns an invalid result: {error}{remedy}") from error
@@ -156,24 +164,27 @@ class EnvironmentBatch:
                 result.
         """
         count = len(self.environments)
-        executed = self.spec.action.to_environment(actions)
-        shown = np.where(active[:, None], executed.reshape(count, -1), 0).astype(np.float32)
+        executed = self._decoded(actions)
+        shown = np.where(active[:, None], np.reshape(executed, (count, -1)), 0).astype(np.float32)
         rewards, terminated, truncated = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
-        infos: list[Mapping[str, Any]] = [{}] * count
+        successes: list[bool | None] = [None] * count
         for row in map(int, np.flatnonzero(active)):
             with _blaming(row):
-                observation, reward, ended, cut, infos[row] = self.environments[row].step(executed[row])
+                observation, reward, ended, cut, info = self.environments[row].step(executed[row])
             try:
                 rewards[row] = _number("reward", reward)
                 terminated[row], truncated[row] = bool(_number("terminated", ended)), bool(_number("truncated", cut))
+                successes[row] = _success(info)
             except UserError as error:
                 raise EnvironmentFailure(row, str(error)) from None
-            if not math.isfinite(rewards[row]):
-                raise EnvironmentFailure(row, f"its reward is {rewards[row]}: its simulation has become unstable")
-            if not isinstance(infos[row], Mapping):
-                raise EnvironmentFailure(row, f"its info is {infos[row]!r}, which is not a dict")
             self._look(row, observation)
-        return StepResult(shown, rewards, terminated, truncated, infos)
+        return StepResult(shown, rewards, terminated, truncated, successes)
+
+    def _decoded(self, actions: np.ndarray) -> list[Any]:
+        """Return the environments' actions for flat ones (env, action_dim): arrays for a Box, integers for Discrete."""
+        decoded = self.spec.action.to_environment(actions)
+        is_box = self.spec.action.leaves[0].kind == "box"
+        return [decoded[row, ...] if is_box else decoded[row] for row in range(len(decoded))]
 
     def _goals(self, key: str) -> np.ndarray | None:
         """Return zeros (env, goal_dim) for the goals in raw observations under ``key``; None if there are none."""
@@ -183,14 +194,23 @@ class EnvironmentBatch:
 
     def _look(self, row: int, observation: Any) -> None:
         try:
-            self.observations[row] = self.spec.observations(_batch_of_one(observation))[0]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise EnvironmentFailure(row, f"its observation does not fit its space: {error}") from None
-        if not np.isfinite(self.observations[row]).all():
+            with np.errstate(over="ignore"):  # such numbers are refused as infinite
+                self.observations[row] = seen = self.spec.observations(_batch_of_one(observation))[0]
+                for key, goals in (("desired_goal", self.desired_goals), ("achieved_goal", self.achieved_goals)):
+                    if goals is not None:
+                        goals[row] = np.ravel(observation[key])
+        except Exception as error:  # objects of third-party code raise any exception when they are converted
+            missing = isinstance(error, KeyError)
+            reason = f"key {error.args[0]!r} is missing" if missing else f"{error or type(error).__name__}"
+            raise EnvironmentFailure(row, f"its observation does not fit its space: {reason}") from None
+        if not np.isfinite(seen).all():
             raise EnvironmentFailure(row, "its observation has NaN or infinite values")
-        for key, goals in (("desired_goal", self.desired_goals), ("achieved_goal", self.achieved_goals)):
-            if goals is not None:
-                goals[row] = np.ravel(observation[key])
+        for index in np.flatnonzero(self._discrete):
+            low, high = self._low[index], self._high[index]
+            if seen[index] != np.rint(seen[index]) or not low <= seen[index] <= high:
+                name = self.spec.observation_names[index]
+                found = f"its {name} is {seen[index]:g}, outside the Discrete space's {low:g} to {high:g}"
+                raise EnvironmentFailure(row, found)
 
 
 @contextlib.contextmanager
@@ -322,10 +342,37 @@ def _advice(stored: EnvSpec | None, env_id: str) -> str:
 
 def _number(name: str, value: Any) -> float:
     """Return a number; an array of one element, a frequent and harmless mistake, is accepted."""
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf":
-        raise UserError(f"its {name} is {value!r}, which is not a number")
-    return float(array.item())
+    array = _array(value)
+    if array is None or array.size != 1:
+        raise UserError(f"its {name} is {reprlib.repr(value)}, which is not a number")
+    number = float(array.item())
+    if not math.isfinite(number):
+        raise UserError(f"its {name} is {number}: its simulation has become unstable")
+    if abs(number) > LARGEST:
+        raise UserError(f"its {name} is {number:g}, beyond ±{LARGEST:g}: scale it down")
+    return number
+
+
+def _success(info: Any) -> bool | None:
+    """Return whether any success flag in the info is set; None without such a flag, or if it is None."""
+    if not isinstance(info, Mapping):
+        raise UserError(f"its info is {reprlib.repr(info)}, which is not a dict")
+    key = next((key for key in ("success", "is_success") if info.get(key) is not None), None)
+    if key is None:
+        return None
+    array = _array(info[key])
+    if array is None or np.isnan(array).any():
+        raise UserError(f"its info[{key!r}] is {reprlib.repr(info[key])}, which is not a flag")
+    return bool(array.any())
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """Return an array of real numbers, or None if the value is something else."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # ragged lists, tensors that need gradients and so on
+        return None
+    return array if array.dtype.kind in "biuf" else None
 
 
 def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> SpaceSpec:

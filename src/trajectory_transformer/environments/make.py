@@ -13,6 +13,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
+from ..ending import EXITS_BY_SIGNAL
 from ..errors import UserError
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 
@@ -28,6 +29,7 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
 
     Raises:
         UserError: the id names a module that is not imported yet.
+        Exception: whatever the environment's own code raises; also if it tries to end the process, or has no spaces.
     """
     module, colon, _ = env_id.partition(":")
     if colon and module not in sys.modules:
@@ -39,8 +41,16 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
         with contextlib.redirect_stderr(io.StringIO()):
             for module in filter(importlib.util.find_spec, REGISTERING_MODULES):
                 gym.register_envs(importlib.import_module(module))
-    with _deprecations_dropped():
-        environment = gym.make(env_id, **arguments)
+    try:
+        with _deprecations_dropped():
+            environment = gym.make(env_id, **arguments)
+    except SystemExit as exit:
+        if exit.code in EXITS_BY_SIGNAL:
+            raise
+        raise RuntimeError(f"it tried to end the process with exit code {exit.code}") from exit
+    for name in ("observation_space", "action_space"):
+        if not isinstance(space := getattr(environment, name, None), gym.Space):
+            raise TypeError(f"its {name} is {space!r}, which is not a Gymnasium space")
     leftover = getattr(environment.unwrapped, "tmp_xml_file_path", None)
     if leftover is not None:
         with contextlib.suppress(FileNotFoundError):
@@ -57,15 +67,23 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
     try:
         environment = make_environment(env_id)
     except Exception as error:  # third-party constructors raise any exception
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, (UserError, gym.error.Error, ImportError)):
+            raise UserError.of_own_code(f"environment '{env_id}' cannot be made ({reason})", error) from error
         raise UserError(
-            f"environment '{env_id}' cannot be made ({' '.join(str(error).split())}); give a registered Gymnasium "
-            "id, install the package that registers it, or add environment.modules=[my_package] if a module of yours "
-            "does"
+            f"environment '{env_id}' cannot be made ({reason}); give a registered Gymnasium id, install the package "
+            "that registers it, or add environment.modules=[my_package] if a module of yours does"
         ) from error
     with contextlib.closing(environment):
-        assert environment.spec is not None
-        observation, action = space_spec(environment.observation_space), space_spec(environment.action_space)
-        return EnvironmentSpec(env_id, environment.spec.to_json(), observation, action)
+        try:
+            observation, action = space_spec(environment.observation_space), space_spec(environment.action_space)
+        except UserError as error:
+            raise UserError(f"environment '{env_id}': {error}") from error
+        stored = None
+        if environment.spec is not None:
+            with contextlib.suppress(ValueError, TypeError):  # registered with what has no text; the id is enough
+                stored = environment.spec.to_json()
+        return EnvironmentSpec(env_id, stored, observation, action)
 
 
 def space_spec(space: gym.Space) -> SpaceSpec:
@@ -86,6 +104,8 @@ def space_spec(space: gym.Space) -> SpaceSpec:
 
 def _leaves(space: gym.Space, path: tuple[str, ...]) -> list[SpaceLeaf]:
     if isinstance(space, gym.spaces.Dict):
+        if other := [key for key in space.spaces if not isinstance(key, str)]:
+            raise UserError(f"key {other[0]!r} of the space is not a text; Dict spaces need texts as keys")
         return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], (*path, key))]
     if isinstance(space, gym.spaces.Box):
         low, high = (tuple(bound.astype(np.float64).ravel().tolist()) for bound in (space.low, space.high))

@@ -115,17 +115,19 @@ class SpaceSpec:
 
         Raises:
             KeyError: a Dict key is missing.
-            ValueError: a leaf has another shape.
+            ValueError: a leaf has another shape, or does not hold real numbers.
         """
         columns = []
         for leaf in filter(attrgetter("usable"), self.leaves):
             value = values
             for key in leaf.path:
                 value = value[key]
-            array = np.asarray(value, dtype=np.float32)
+            array = np.asarray(value)
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"{leaf.key or 'space'} holds values of type {array.dtype}, expected real numbers")
             if array.shape[1:] != leaf.shape:
                 raise ValueError(f"{leaf.key or 'space'} has shape {array.shape[1:]}, expected {leaf.shape}")
-            columns.append(array.reshape(len(array), leaf.size))
+            columns.append(array.astype(np.float32, copy=False).reshape(len(array), leaf.size))
         return np.concatenate(columns, axis=1)
 
     def to_environment(self, flat: np.ndarray) -> np.ndarray:
@@ -135,7 +137,10 @@ class SpaceSpec:
         shape.
         """
         (leaf,) = self.leaves
-        clipped = np.clip(flat, np.array(leaf.low), np.array(leaf.high))
+        high = np.array(leaf.high)
+        if leaf.numbers.kind in "iu":  # the largest int64 is rounded up to a number that is none
+            high = np.minimum(high, np.nextafter(float(np.iinfo(leaf.numbers).max), 0))
+        clipped = np.clip(flat, np.array(leaf.low), high)
         rounded = clipped if leaf.numbers.kind == "f" else np.rint(clipped)
         return rounded.astype(leaf.numbers).reshape(len(flat), *leaf.shape)
 

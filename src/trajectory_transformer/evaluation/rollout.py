@@ -143,10 +143,8 @@ class _Rollout:
         running = self.rows[row]
         running.length += 1
         running.episode_return += float(result.rewards[row])
-        info = result.infos[row]
-        reported = [bool(np.any(info[key])) for key in ("success", "is_success") if key in info]
-        if reported:
-            running.success = reported[0] or bool(running.success)
+        if (reported := result.successes[row]) is not None:
+            running.success = reported or bool(running.success)
         self._look(row)
 
     def _look(self, row: int) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from ..configuration import TrainConfig
+from ..configuration import TrainConfig, require
 from ..planning.objectives import PlanningContext, make_objective, require_same_purpose
 from ..training.learner import Learner
 
@@ -30,6 +30,11 @@ class TransformerLearner(Learner):
     @override
     def check(self, config: TrainConfig) -> None:
         config.planner.require_fits(config.data.sequence_length)
+        require(
+            config.trainer.strategy != "fsdp" or not config.model.regresses,
+            f"model.numerical_regression={config.model.numerical_regression} reads weights that trainer.strategy=fsdp "
+            "divides among processes; set it to 0",
+        )
         require_same_purpose(make_objective(config.planner), config.planner.name, config.model.goal_conditioned)
 
     @override
@@ -97,7 +102,8 @@ class TransformerLearner(Learner):
         model = _model_of(config, datamodule)
         plan = replace(plan, tokens_per_step=plan.tokens_per_step * model.block_size)
         record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
-        module = TrajectoryModule(model, config.optimizer, plan, record, config.trainer.metrics)
+        metrics = config.trainer.metrics
+        module = TrajectoryModule(model, config.optimizer, plan, record, metrics, lambda: datamodule.train_windows)
         if module.model.numbers is not None:
             values = datamodule.train_table.values
             module.model.numbers.set_values(datamodule.discretizer.centers, torch.from_numpy(values))

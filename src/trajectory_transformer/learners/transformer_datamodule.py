@@ -74,6 +74,13 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
             goals = goal_transitions(goals, self.data.environment.goal_dimensions, self.layout, self.discretizer)
         return TokenWindows(table, self.discretizer, self.config.sequence_length, self.device, goals, self._cache)
 
+    @property
+    def train_windows(self) -> TokenWindows:
+        """All training windows, on :attr:`device`."""
+        windows = self.train_examples
+        assert isinstance(windows, TokenWindows)
+        return windows
+
     @override
     def val_dataloader(self) -> list[ValidationBatches[WindowBatch]]:
         """Batches of held-out windows, and as many of a fixed sample of the training windows."""

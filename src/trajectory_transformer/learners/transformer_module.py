@@ -1,9 +1,10 @@
 """Lightning module of the Trajectory Transformer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -11,19 +12,27 @@ from ..building import TYPED_BY_USER
 from ..checkpoint import TrainingRecord
 from ..checkpoint_file import SECTION
 from ..configuration import OptimizerConfig
-from ..data.windows import WindowBatch
+from ..data.windows import TokenWindows, WindowBatch
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
+from ..model.numerical_embedding import NumericalReadout
+from ..training.batches import REGRESSION, random_stream
 from ..training.learner_module import LearnerModule, ends_update
 from ..training.metrics import LoggedMetrics, TokenMetrics
 from ..training.optimization import TrainingPlan
 from ..training.sharding import ShardedStrategy
 
+REGRESSED = 1024  # transitions per update for the numerical embedding's regression
+
 
 class TrajectoryModule(LearnerModule):
-    """Trains a :class:`TrajectoryTransformer` on windows of tokens; UserError if a block or metric cannot be built."""
+    """Trains a :class:`TrajectoryTransformer` on windows of tokens; UserError if a block or metric cannot be built.
+
+    ``windows`` returns all training windows; it is needed with ``model.numerical_regression``.
+    """
 
     unit = "tokens"
+    only_training = ("readout.",)
 
     def __init__(
         self,
@@ -32,9 +41,13 @@ class TrajectoryModule(LearnerModule):
         plan: TrainingPlan,
         record: TrainingRecord,
         metrics: Mapping[str, Any] | None = None,
+        windows: Callable[[], TokenWindows] | None = None,
     ) -> None:
         super().__init__(optimizer, plan, record)
         self.model = TrajectoryTransformer(model, TYPED_BY_USER)
+        self.readout, self._windows, self.last_regression = None, windows, torch.zeros(())
+        if self.model.numbers is not None and model.regresses:
+            self.readout = NumericalReadout(self.model.numbers, model.n_embd)
         values = None if record.discretizer is None else record.discretizer.centers[model.layout.value]
         self.train_metrics = LoggedMetrics(model.layout, metrics or {}, values)
         self.validation_metrics = LoggedMetrics(model.layout, metrics or {}, values)
@@ -46,7 +59,10 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return self.model.decay_parameter_groups(self.optimizer_config.weight_decay)
+        decayed, others = self.model.decay_parameter_groups(self.optimizer_config.weight_decay)
+        if self.readout is not None:
+            others["params"] = [*others["params"], *self.readout.parameters()]
+        return [decayed, others]
 
     @override
     def configure_model(self) -> None:
@@ -74,12 +90,29 @@ class TrajectoryModule(LearnerModule):
         due = (self.global_step + 1) % self.plan.log_every == 0
         loss = self.shared_step(batch, self.train_metrics if due else None)
         self.last_loss = self.mean_of_parts(self.last_loss, loss, batch_idx)
-        return loss
+        if self.readout is None:
+            return loss
+        regression = self.regression_loss(self.readout, batch_idx)
+        self.last_regression = self.mean_of_parts(self.last_regression, regression, batch_idx)
+        return loss + self.model.config.numerical_regression * regression
+
+    def regression_loss(self, readout: NumericalReadout, batch_idx: int) -> Tensor:
+        """Loss of the numerical embedding's regression, on this part's and process's share of random transitions."""
+        assert self.model.numbers is not None
+        assert self._windows is not None
+        windows, parts = self._windows(), self.trainer.accumulate_grad_batches
+        # The same transitions for any number of processes and parts, over which gradients are averaged.
+        stream = random_stream(self.plan.seed, REGRESSION, self.global_step)
+        drawn = torch.randint(len(windows), (REGRESSED,), generator=stream)
+        share = drawn[self.global_rank :: self.trainer.world_size].chunk(parts)[batch_idx % parts]
+        weight = len(share) * self.trainer.world_size * parts / REGRESSED  # 1, unless shares differ in size
+        return weight * readout(self.model.numbers, windows.transitions(share))
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: WindowBatch, batch_idx: int) -> None:
         if ends_update(self.trainer) and self.global_step % self.plan.log_every == 0:
-            self.log_dict(self._take(self.train_metrics, "train") | self.optimizer_state)
+            regression = {} if self.readout is None else {"train/regression_loss": self.last_regression}
+            self.log_dict(self._take(self.train_metrics, "train") | regression | self.optimizer_state)
 
     @override
     def validation_step(self, batch: WindowBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

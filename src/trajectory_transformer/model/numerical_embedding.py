@@ -55,16 +55,18 @@ class NumericalEmbedding(nn.Module):
         standard = (centers - mean[:, None]) / (deviation[:, None] + 1e-6)
         self.values.copy_(F.pad(standard.clamp(-5.0, 5.0), (0, 1)))
 
+    def decoded(self, tokens: Tensor, dimensions: slice) -> Tensor:
+        """Standardised values (…, d) of some dimensions of whole transitions (…, transition_dim); 0 for stop tokens."""
+        index = torch.arange(len(self.values), device=tokens.device)[dimensions]
+        return self.values[index, tokens[..., dimensions]]
+
     def of_observation(self, tokens: Tensor) -> Tensor:
         """Output (…, n_embd) of the observation's MLP for the tokens (…, at least O) of a transition."""
-        return self.observation(self._decoded(tokens, self.observed))
+        return self.observation(self.decoded(tokens, slice(self.observed)))
 
     def of_transition(self, tokens: Tensor) -> Tensor:
         """Output (…, n_embd) of the MLP of observation and action for a transition's tokens (…, at least O + A)."""
-        return self.transition(self._decoded(tokens, self.acted))
-
-    def _decoded(self, tokens: Tensor, dimensions: int) -> Tensor:
-        return self.values[torch.arange(dimensions, device=tokens.device), tokens[..., :dimensions]]
+        return self.transition(self.decoded(tokens, slice(self.acted)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeddings (batch, time, n_embd) to add for tokens (batch, time) that begin at a transition's start."""
@@ -78,3 +80,33 @@ class NumericalEmbedding(nn.Module):
             for values, count in zip((torch.zeros_like(observation), observation, transition), counts, strict=True)
         ]
         return torch.cat(added, dim=2).flatten(1, 2)[:, :time]
+
+
+class NumericalReadout(nn.Module):
+    """Linear predictions of a transition's next values from its numerical embedding, to train that embedding directly.
+
+    The action is predicted from the embedding of the observation; reward and return-to-go from that of observation and
+    action. Companion objectives of hidden layers: Lee et al. 2015, "Deeply-supervised nets". Planning does not use it.
+
+    Differs from the paper, which trains by the next token's cross-entropy alone.
+
+    Args:
+        numbers: the embedding.
+        n_embd: its output features.
+    """
+
+    def __init__(self, numbers: NumericalEmbedding, n_embd: int) -> None:
+        super().__init__()
+        self.action = nn.Linear(n_embd, numbers.acted - numbers.observed)
+        self.outcome = nn.Linear(n_embd, len(numbers.values) - numbers.acted)
+
+    def forward(self, numbers: NumericalEmbedding, tokens: Tensor) -> Tensor:
+        """Mean squared error of the action plus that of reward and return-to-go, in standard deviations squared.
+
+        ``tokens`` (n, transition_dim) are whole transitions, without stop tokens.
+        """
+        action = self.action(numbers.of_observation(tokens))
+        outcome = self.outcome(numbers.of_transition(tokens))
+        wanted = numbers.decoded(tokens, slice(numbers.observed, None))
+        actions = action.shape[-1]
+        return F.mse_loss(action, wanted[..., :actions]) + F.mse_loss(outcome, wanted[..., actions:])

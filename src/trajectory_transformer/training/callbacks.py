@@ -34,7 +34,8 @@ class KeepCheckpoints(Checkpoint):
 
     For a learner whose losses do not rank its weights, ``best.ckpt`` is the latest validated state. The run's last
     update is always followed by a validation and a save. If an update is followed by a validation, ``last.ckpt`` is
-    written after the validation, so that a resumed run neither repeats nor skips it. A failed save does not end the
+    written after the validation, so that a resumed run neither repeats nor skips it; else before the next update (see
+    :class:`BetweenUpdates`), when its metrics are logged, so that none is lost. A failed save does not end the
     run, because a later one may succeed; but at the end, a missing file is an error. NaN or infinite weights or
     validation losses end the run at once.
 
@@ -50,6 +51,7 @@ class KeepCheckpoints(Checkpoint):
         self.best_return = directory / "best_return.ckpt"
         self.options, self.watch, self.player = options, watch, player
         self.best_loss = math.nan  # validation loss of ``best.ckpt``; NaN before it is saved
+        self._update_ended = False  # since the latest opportunity to save
         self._failures: dict[Path, str | None] = {}  # file -> message, if its latest save failed
 
     @override
@@ -67,11 +69,23 @@ class KeepCheckpoints(Checkpoint):
             return
         if trainer.global_step >= self.options.max_steps:
             trainer.should_stop = True  # the only way to make Lightning always validate after the last update
-        if not trainer.should_stop and trainer.global_step % self.options.validate_every:
-            self._save_last(trainer)
+        self._update_ended = True
+
+    def between_updates(self, trainer: L.Trainer) -> None:
+        """Save ``last.ckpt`` if it is due, and end the run after a signal."""
+        if not self._update_ended:
+            return
+        self._update_ended = False
+        counted = trainer.fit_loop.epoch_loop.batch_progress
+        for progress in (counted.total, counted.current):  # Lightning has counted the next batch already
+            progress.ready -= 1
+        self._save_last(trainer)
+        for progress in (counted.total, counted.current):
+            progress.ready += 1
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._update_ended = False
         loss = float(trainer.callback_metrics["val/loss"])
         assert isinstance(pl_module, LearnerModule)
         if not math.isfinite(loss):
@@ -155,6 +169,21 @@ class KeepCheckpoints(Checkpoint):
             self.player.load_state_dict(state_dict)
 
 
+class BetweenUpdates(Callback):
+    """Calls :meth:`KeepCheckpoints.between_updates`; the first callback, so that no other has begun the next update.
+
+    Lightning logs an update's metrics after the last hook of its batch: a checkpoint of that hook would be ahead of
+    ``metrics.csv``, and a run stopped there would lack a row for ever.
+    """
+
+    def __init__(self, keeper: KeepCheckpoints) -> None:
+        self.keeper = keeper
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self.keeper.between_updates(trainer)
+
+
 class Throughput(Callback):
     """Logs tokens (or another ``unit``) per second of training time over all devices, as means between logs."""
 
@@ -218,6 +247,7 @@ class RunProgress(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, LearnerModule)
         step, now = trainer.global_step, time.monotonic()
         interval = PLAIN_LINE_SECONDS if self._bar is None else 0.2
         due = now - self._shown >= interval or step >= self.max_steps
@@ -230,7 +260,7 @@ class RunProgress(Callback):
             contended = are_contended(others, torch.get_num_threads())
             self._contended = f"  other processes use {others:.1f} of {os.cpu_count()} cores" if contended else ""
         self._status = (
-            f"loss {float(outputs['loss']):.3f}{self._validation_loss}",
+            f"loss {float(pl_module.last_loss):.3f}{self._validation_loss}",
             f"  {self.throughput.tokens_per_second:,.0f} {self.throughput.unit}/s  "
             f"{timedelta(seconds=round(remaining))} remaining{self._contended}",
         )

@@ -53,7 +53,11 @@ class InitialWeights:
         for name in DECISIVE:
             was, value = self.model.get(name, wanted.get(name)), wanted.get(name)
             require(was == value, f"{here} holds a model with {name}={was}, but this run has {name}={value}")
-        parameters = dict(module.named_parameters())
+        parameters = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if name in self.weights or not name.startswith(module.only_training)
+        }
         for name, parameter in parameters.items():
             given = self.weights.get(name)
             require(given is not None, f"{here} has no weights '{name}', which this run trains")

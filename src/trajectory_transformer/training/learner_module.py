@@ -31,6 +31,7 @@ class LearnerModule(L.LightningModule):
     """Base of all learners' modules. (seed, step, rank) determine an update's randomness, so a resume is exact."""
 
     unit: ClassVar[str] = "transitions"  # unit of ``plan.tokens_per_step`` and of the learning rate's schedule
+    only_training: ClassVar[tuple[str, ...]] = ()  # beginnings of parameters' names that ``init_from`` may lack
     best_is_latest: ClassVar[bool] = False  # losses do not rank weights, so ``best.ckpt`` is the latest
 
     def __init__(self, optimizer: OptimizerConfig, plan: TrainingPlan, record: TrainingRecord) -> None:
