@@ -1,12 +1,19 @@
 """The exception for mistakes that a user can correct."""
 
+import re
 import traceback
 from pathlib import Path
 from typing import Self
 
 
 class UserError(ValueError):
-    """A wrong option, file or data set. The command line prints its message as one sentence, without a traceback."""
+    """A wrong option, file or data set. The command line prints its message as one sentence, without a traceback.
+
+    Words of more than 400 characters, which only a file or option of nonsense contains, are shortened.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub(r"\S{400,}", lambda found: f"{found[0][:80]}…", message))
 
     @classmethod
     def of_own_code(cls, message: str, cause: BaseException) -> Self:

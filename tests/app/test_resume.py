@@ -73,6 +73,9 @@ class TestResume:
             ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "line 2 is an alias, *a, which this program never writes"),
             ("seed: " + "9" * 5000, "4300 digits"),
             ("a: " + "[" * 1500 + "]" * 1500, "cannot be read"),
+            ("a: !!timestamp 1", "cannot be read: AttributeError"),
+            ("a: !!bool maybe", "cannot be read: KeyError"),
+            ("data: {source: {_target_: '" + "9" * 5000 + "'}}", "9…"),
         ],
     )
     def test_a_run_folder_of_hostile_yaml_is_one_sentence(

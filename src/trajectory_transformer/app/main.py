@@ -246,8 +246,10 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
         runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
         latest = f"; the latest run beside it is {runs[-1]}" if runs else ""
         raise UserError(f"resume={directory}: there is no {file}, so no run to continue{latest}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    except Exception as error:  # text of a wrong form makes YAML's constructors raise any exception
+        reason = " ".join(str(error).split())
+        reason = reason if isinstance(error, (yaml.YAMLError, ValueError)) else f"{type(error).__name__}: {reason}"
+        raise UserError(f"{file} cannot be read: {reason}") from None
     if not isinstance(options, dict) or "checkpoint" in options:
         raise UserError(f"{file} is not the config of a run of train.py")
     if isinstance(options.get("planner"), dict):

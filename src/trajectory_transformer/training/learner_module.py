@@ -113,7 +113,10 @@ class LearnerModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer = make_optimizer(self.parameter_groups(), self.optimizer_config, fused)
-        self._groups = [{name: v for name, v in group.items() if name != "params"} for group in optimizer.param_groups]
+        self._groups = []
+        for group in optimizer.param_groups:  # a scheduled rate stays the last update's until the next one sets it
+            kept = ("params",) if group.get("constant_rate", False) else ("params", "lr")
+            self._groups.append({name: value for name, value in group.items() if name not in kept})
         return optimizer
 
     @override
