@@ -90,6 +90,10 @@ def test_folders_may_follow_options_and_methods_may_be_combinations(
         ),
         (["RUN", "--by", "method,seed"], "--by method: RUN was not given that option"),
         (["--anyway", "nowhere"], "nowhere: there is no 'nowhere'"),
+        (
+            ["RUN", "--out", ""],
+            "argument --out: an empty name is no folder; give . for the present one; --help explains the options",
+        ),
         (["RUN", "--out"], "argument --out: expected one argument; --help explains the options"),
     ],
 )

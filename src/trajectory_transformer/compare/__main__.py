@@ -85,6 +85,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help explains the options")
 
 
+def _folder(name: str) -> Path:
+    """The path of a folder; an empty name, which Path reads as the present folder, is refused."""
+    if not name:
+        raise argparse.ArgumentTypeError("an empty name is no folder; give . for the present one")
+    return Path(name)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = _Parser(
@@ -106,7 +113,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="write the comparison to this folder as text, Markdown, LaTeX, CSV and PNG",
     )
