@@ -115,6 +115,7 @@ def test_an_objective(folder: Path) -> None:
     assert (terms["return"]["weight"], terms["likelihood"]["weight"]) == (1.0, 0.1)
 
 
+@pytest.mark.slow
 def test_a_block_a_metric_and_a_logger(folder: Path) -> None:
     run = train(folder, "model=swiglu", "trainer=top_accuracy", "logger=json_lines")
     logged = metrics(run)
@@ -129,6 +130,7 @@ def test_a_block_a_metric_and_a_logger(folder: Path) -> None:
     assert episodes[0] == episodes[1]
 
 
+@pytest.mark.slow
 def test_a_source_of_episodes(folder: Path) -> None:
     data, generator = folder / "episodes", np.random.default_rng(0)
     data.mkdir()
