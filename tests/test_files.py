@@ -18,9 +18,8 @@ from pathlib import Path
 from trajectory_transformer.files import FolderLock
 
 lock = FolderLock(Path(sys.argv[1]))
-child = os.fork()
-if child > 0:
-    print(child, flush=True)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)  # by the child, which has closed its locks by now
 time.sleep(60)
 """
 
