@@ -1,6 +1,7 @@
 """The agent: its past, its random numbers, and its independence from neighbours in the batch."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,8 @@ from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscret
 from trajectory_transformer.environments.spec import SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.planning.agent import Agent
-from trajectory_transformer.planning.beam_search import SearchResult, SearchStep
-from trajectory_transformer.planning.objectives import make_objective
+from trajectory_transformer.planning.beam_search import SearchResult, SearchStep, return_weights
+from trajectory_transformer.planning.objectives import Return, WeightedSum, make_objective
 from trajectory_transformer.planning.plan import Plan
 from trajectory_transformer.planning.planner import BeamPlanner
 
@@ -415,6 +416,107 @@ def test_the_mean_is_over_all_candidates(make_agent, discretizer: Discretizer) -
     np.testing.assert_array_equal(agent.last_plan.actions[:, 0], action)
 
 
+@pytest.mark.parametrize("window", ["growing", "sliding"])
+@pytest.mark.parametrize("decoder", ["native", "eager"])
+def test_a_conditioned_mean_is_weighted_by_the_chance_of_a_high_return(
+    make_agent, discretizer: Discretizer, decoder: str, window: str
+) -> None:
+    """Predictions are the model's for each whole sequence; what is weighted is enumerated (return_weights' tests)."""
+    agent = make_agent(act="conditioned", top_share=0.2, cdf_act=None, window=window, decoder=decoder, horizon=1)
+    found: list[SearchResult] = []
+    plan, prefixes = agent._planner.plan, []
+    agent._planner.plan = lambda *a: (prefixes.append(a[0]), found.append(plan(*a)), found[-1])[2]
+    agent.reset(2)
+    action = agent.act(np.random.default_rng(0).normal(size=(2, OBSERVATION_DIM)).astype(np.float32))
+    (step,), model = found[0].steps, agent._planner.model
+    columns = slice(OBSERVATION_DIM, OBSERVATION_DIM + ACTION_DIM)
+    for environment in range(2):
+        tokens = step.tokens[environment, :, :-1]
+        whole = torch.cat([prefixes[0][environment].expand(len(tokens), -1), tokens], dim=1)
+        with torch.no_grad():
+            bins = model(whole, return_dict=True).logits[:, -1].softmax(-1)[:, :-1]
+        torch.testing.assert_close(step.tensors["value_probabilities"][environment], bins, atol=1e-5, rtol=0)
+        discount, centers = agent.settings.discount, discretizer.centers[-1]
+        weights = torch.tensor(enumerated(step.rewards[environment], bins, discount * centers, 0.2))
+        actions = discretizer.decode(step.tokens[environment, :, :ACTION_DIM], columns)
+        expected = (weights.unsqueeze(1) * actions).sum(dim=0) / weights.sum()
+        np.testing.assert_allclose(action[environment], expected.numpy(), atol=1e-4)
+        assert np.abs(action[environment] - actions.mean(dim=0).numpy()).max() > 1e-3  # another thing than the mean
+
+
+def enumerated(rewards: torch.Tensor, bins: torch.Tensor, values: torch.Tensor, share: float) -> list[float]:
+    """Each candidate's probability of the highest returns, which together have a mean probability of ``share``."""
+    bins = bins / bins.sum(dim=1, keepdim=True)
+    returns = [
+        (float(reward + value), candidate, float(p))
+        for candidate, (reward, row) in enumerate(zip(rewards, bins, strict=True))
+        for value, p in zip(values, row, strict=True)
+    ]
+    wanted, reached, threshold = share * float(bins.sum()), 0.0, math.inf
+    for total, _, p in sorted(returns, reverse=True):
+        if reached >= wanted * (1 - 1e-5):
+            break
+        reached, threshold = reached + p, total
+    found = [0.0] * len(rewards)
+    for total, candidate, p in returns:
+        found[candidate] += p * (total >= threshold - 1e-5)
+    return found
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("few", [False, True], ids=["many returns", "few equal returns"])
+def test_return_weights_are_those_of_an_enumeration(share: float, few: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    discount, width, expand, num_bins = 0.7, 3, 4, 6
+    centers = torch.randn(num_bins, generator=generator).sort().values
+    rewards = torch.randn(2, 2, width * expand, generator=generator)
+    if few:
+        centers, rewards = centers.round(), rewards.round() * 0
+    probabilities = torch.randn(2, 2, width * expand, num_bins + 1, generator=generator).mul(2).softmax(-1)[..., :-1]
+    kept = torch.stack([torch.randperm(width * expand, generator=generator)[:width] for _ in range(4)]).view(2, 2, -1)
+    none = torch.zeros(2, width * expand, ACTION_DIM + 2, dtype=torch.int64)
+    steps = [SearchStep(none, r, r, k, p) for r, k, p in zip(rewards, kept, probabilities, strict=True)]
+    found = return_weights(steps, centers, discount, share)
+    for environment in range(2):
+        first, second = rewards[:, environment]
+        both = first[kept[0, environment]].repeat_interleave(expand) + discount * second
+        for t, totals in enumerate((first, both)):
+            of_values = discount ** (t + 1) * centers
+            expected = enumerated(totals, probabilities[t, environment], of_values, share)
+            assert found[environment, :, t].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_candidates_of_broken_predictions_have_no_weight() -> None:
+    probabilities = torch.tensor([[[0.9, 0.1], [torch.nan, torch.nan], [0.1, 0.9]]])
+    rewards = torch.tensor([[0.0, torch.nan, 0.0]])
+    tokens, kept = torch.zeros(1, 3, ACTION_DIM + 2, dtype=torch.int64), torch.tensor([[0]])
+    step = SearchStep(tokens, rewards, rewards, kept, probabilities)
+    found = return_weights([step], torch.tensor([0.0, 10.0]), 1.0, 0.3)
+    torch.testing.assert_close(found[0, :, 0], torch.tensor([0.1, 0.0, 0.9]))
+
+
+def test_a_conditioned_mean_of_all_returns_is_the_mean(make_agent) -> None:
+    mean = interact(make_agent(cdf_act=None, act="mean"), [3, 4], steps=3)
+    conditioned = interact(make_agent(cdf_act=None, act="conditioned", top_share=1.0), [3, 4], steps=3)
+    np.testing.assert_allclose(conditioned, mean, atol=1e-5)
+
+
+def test_of_a_discrete_space_the_action_of_the_largest_weight_is_taken(make_agent, discretizer: Discretizer) -> None:
+    space = SpaceSpec((SpaceLeaf((), "discrete", (), (0.0,), (5.0,)),))
+    agent = make_agent(act="conditioned", top_share=0.25, beam_width=5)
+    agent.environment = replace(ENVIRONMENT, action=space)
+    tokens = torch.zeros(1, 5, ACTION_DIM + 2, dtype=torch.int64)
+    tokens[0, :, 0] = torch.tensor([7, 7, 7, 2, 9])
+    probabilities = torch.zeros(1, 5, BINS)
+    high = torch.tensor([0.1, 0.2, 0.05, 0.5, 0.45])  # of the highest return
+    probabilities[0, :, -1], probabilities[0, :, 0] = high, 1 - high
+    step = SearchStep(tokens, torch.zeros(1, 5), torch.zeros(1, 5), torch.arange(5).unsqueeze(0), probabilities)
+    nothing = torch.zeros(1, 1)
+    result = SearchResult(torch.zeros(1, 1, WIDTH, dtype=torch.int64), nothing, nothing[0], nothing[0], [step], 5)
+    centers = discretizer.centers[OBSERVATION_DIM]
+    assert int((centers == agent._actions(result)[0, 0, 0]).nonzero()) == 2
+
+
 def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discretizer: Discretizer) -> None:
     space = SpaceSpec((SpaceLeaf((), "discrete", (), (0.0,), (5.0,)),))
     agent = make_agent(act="mean", beam_width=5)
@@ -442,6 +544,12 @@ def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discr
         ({"act": "mean", "name": "imitation"}, "samples none"),
         ({"elite_share": 0.0}, r"must lie in \(0, 1\]"),
         ({"elite_share": 1.5}, "elite_share"),
+        ({"top_share": 0.0}, r"must lie in \(0, 1\]"),
+        ({"act": "conditioned", "name": "imitation"}, "samples none"),
+        (
+            {"act": "conditioned", "objective": WeightedSum({"a": {"weight": 1.0, "objective": Return()}})},
+            "needs planner=return",
+        ),
     ],
 )
 def test_other_ways_to_act_are_refused(options: dict[str, Any], message: str) -> None:

@@ -30,7 +30,7 @@ def search(prefix: Tensor, uniforms: Tensor) -> SearchResult:
 
 
 def tensors(result: SearchResult) -> list[Tensor]:
-    steps = [values for step in result.steps for values in vars(step).values()]
+    steps = [values for step in result.steps for values in step.tensors.values()]
     return [result.tokens, result.rewards, result.value, result.score, *steps]
 
 
@@ -46,7 +46,8 @@ class Graph:
         result = replace(
             result,
             steps=[
-                replace(step, **{name: -torch.ones_like(v) for name, v in vars(step).items()}) for step in result.steps
+                replace(step, **{name: -torch.ones_like(v) for name, v in step.tensors.items()})
+                for step in result.steps
             ],
             **{name: -torch.ones_like(getattr(result, name)) for name in ("tokens", "rewards", "value", "score")},
         )  # capturing computes nothing
@@ -148,10 +149,10 @@ def test_where_searches_are_captured(device: str, options: dict[str, Any], expec
     assert is_captured(PlannerConfig(**options), device) is expected
 
 
-@pytest.mark.parametrize("name", ["return", "imitation"])
-def test_a_planner_hands_its_searches_over(make_agent: Callable[..., Agent], name: str) -> None:
+@pytest.mark.parametrize("options", [{"name": "return"}, {"name": "imitation"}, {"act": "conditioned"}])
+def test_a_planner_hands_its_searches_over(make_agent: Callable[..., Agent], options: dict[str, Any]) -> None:
     """With the stand-in, plans are the same, and one without a finite prediction is refused."""
-    plain, captured = make_agent(name=name, decoder="eager"), make_agent(name=name, decoder="eager")
+    plain, captured = make_agent(**options, decoder="eager"), make_agent(**options, decoder="eager")
     graph = Graph()
     captured._planner._captured = CapturedSearch(graph)
     for agent in (plain, captured):

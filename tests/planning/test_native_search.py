@@ -66,7 +66,7 @@ def parts_of(found: SearchResult) -> list[Tensor]:
         found.rewards,
         found.value,
         found.score,
-        *(v for step in found.steps for v in vars(step).values()),
+        *(v for step in found.steps for v in step.tensors.values()),
     ]
 
 
@@ -83,6 +83,7 @@ def parts_of(found: SearchResult) -> list[Tensor]:
         (13, {"horizon": 2}),  # several environments to a part, whatever the processor, and some left over
         (2, {"beam_width": 1, "n_expand": 1, "horizon": 4, "context": 1}),
         (2, {"horizon": 1, "beam_width": 70, "n_expand": 1}),
+        (3, {"act": "conditioned"}),
     ],
 )
 def test_it_is_the_search_in_python(
@@ -102,6 +103,7 @@ def test_it_is_the_search_in_python(
     wanted = beam_search(decoder, prefix, layout, settings, expected, uniforms)
     assert found.beam_width == wanted.beam_width
     assert not found.late
+    assert len(parts_of(found)) == 4 + settings.horizon * (5 if settings.act == "conditioned" else 4)
     for ours, theirs in zip(parts_of(found), parts_of(wanted), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
 

@@ -118,7 +118,7 @@ def replay(
         uniforms,
     )
     assert not draws
-    steps = [SearchStep(*(value.cpu() for value in vars(step).values())) for step in found.steps]
+    steps = [SearchStep(*(value.cpu() for value in step.tensors.values())) for step in found.steps]
     return replace(found, tokens=found.tokens.cpu(), steps=steps)
 
 

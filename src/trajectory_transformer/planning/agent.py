@@ -16,7 +16,7 @@ from ..configuration import PlannerConfig, require, require_choice
 from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
-from .beam_search import SearchResult, actions_to_average
+from .beam_search import SearchResult, actions_to_average, return_weights
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
 from .trained_transformer import TrainedTransformer, planner_settings
@@ -256,20 +256,28 @@ class Agent:
     def _actions(self, found: SearchResult) -> Tensor:
         """Actions (environment, horizon, action_dim) to take, as real values, chosen as ``settings.act`` says.
 
-        An action counts once for each sequence that has it. Indices of a Discrete space are not averaged: the most
-        frequent one is taken; of equally frequent ones, that of the better sequence.
+        An action counts once for each sequence that has it, with that sequence's weight. Indices of a Discrete space
+        are not averaged: that of the largest weight is taken; of equal ones, that of the better sequence.
         """
-        columns, act, share = self._layout.action, self.settings.act, self.settings.elite_share
-        if act == "best":
+        columns, settings = self._layout.action, self.settings
+        if settings.act == "best":
             return self._discretizer.decode(found.tokens[:, :, columns].cpu(), columns)
-        beams = None if act == "mean" else max(1, round(share * found.beam_width))
+        beams = max(1, round(settings.elite_share * found.beam_width)) if settings.act == "elite" else None
         tokens = actions_to_average(found.steps, self._layout.action_dim, beams).cpu()
+        weights = torch.ones(tokens.shape[:3])
+        if settings.act == "conditioned":
+            assert settings.discount is not None
+            centers = self._discretizer.centers[self._layout.value].to(self._device)
+            weights = return_weights(found.steps, centers, settings.discount, settings.top_share).cpu()
         if self.environment.action.leaves[0].kind == "discrete":
-            times = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(dim=-1).sum(dim=1)  # (environment, beams, horizon)
-            places = torch.arange(tokens.shape[1]).unsqueeze(1)
-            first = (times * len(places) - places).argmax(dim=1)[:, None, :, None].expand(-1, -1, -1, tokens.shape[3])
+            same = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(dim=-1)
+            times = (same * weights.unsqueeze(2)).sum(dim=1)  # (environment, sequences, horizon)
+            places = torch.arange(tokens.shape[1], 0, -1).unsqueeze(1)
+            first = ((times == times.amax(dim=1, keepdim=True)) * places).argmax(dim=1)
+            first = first[:, None, :, None].expand(-1, -1, -1, tokens.shape[3])
             return self._discretizer.decode(tokens.gather(1, first).squeeze(1), columns)
-        return self._discretizer.decode(tokens, columns).mean(dim=1)
+        weighted = self._discretizer.decode(tokens, columns) * weights.unsqueeze(3)
+        return weighted.sum(dim=1) / weights.sum(dim=1).unsqueeze(2)
 
     def observe(self, actions: Array, rewards: Array, done: Array) -> None:
         """Record the last transition of the active environments.

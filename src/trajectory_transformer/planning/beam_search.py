@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..configuration import PlannerConfig, require
 from ..layout import TransitionLayout
@@ -36,6 +37,13 @@ class SearchStep:
     # (environment, beam_width) indices of the candidates kept, best first; candidate b * n_expand + e continues the
     # b-th sequence kept in the step before
     kept: Tensor
+    # (environment, candidates, num_bins) probabilities of the value token, for ``act=conditioned`` only
+    value_probabilities: Tensor | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that there are, by the names of their fields; the first dimension is the environment."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,8 @@ def beam_search(
         decoder.step(reward_tokens)
         value_logits = decoder.logits
         value_tokens = value_logits.argmax(dim=-1)
-        estimates = estimate(torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1))
+        probabilities = torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1)
+        estimates = estimate(probabilities)
         returns[:, :, t : t + 2] = estimates
         tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
         whole = torch.cat([observations.repeat_interleave(candidates, dim=1), tokens], dim=2)
@@ -159,7 +168,8 @@ def beam_search(
         scores = scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         # A stable sort keeps the first of equal candidates (copies of one sequence) on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
-        steps.append(SearchStep(tokens, estimates[:, :, 0], estimates[:, :, 1], kept))
+        of_value = probabilities[:, :, 1, :-1] if settings.act == "conditioned" else None
+        steps.append(SearchStep(tokens, estimates[:, :, 0], estimates[:, :, 1], kept, of_value))
         seen.append(observations)
         decoder.keep(kept)
         returns = gather_rows(returns, kept)
@@ -196,6 +206,61 @@ def actions_to_average(steps: Sequence[SearchStep], action_dim: int, beams: int 
     if beams is None:
         return torch.stack([step.tokens[:, :, :action_dim] for step in steps], dim=2)
     return _kept_actions(steps, action_dim, beams)
+
+
+def return_weights(steps: Sequence[SearchStep], centers: Tensor, discount: float, share: float) -> Tensor:
+    """Probability (environment, candidates, transitions) that a candidate's return is among the highest.
+
+    The return of a candidate of transition t is its sequence's estimated, discounted rewards up to t plus the
+    discounted return-to-go, of which the model predicts a distribution. "The highest" are the returns from a threshold
+    on, which is the largest that the returns of all candidates of an environment reach with a probability of at least
+    ``share``. Actions averaged with these weights are E[action | return at least the threshold] under the model. With
+    ``share`` 1 all weights are equal.
+
+    Differs from the paper, which takes the action of the highest expected return. Actions given a high return: Trifle
+    (Liu et al. 2024), which draws them in the order of tokens; here all candidates are weighted.
+
+    Args:
+        steps: all steps of a search, with ``value_probabilities``.
+        centers: (num_bins,) ascending returns-to-go of the value tokens.
+        discount: factor per transition, in (0, 1].
+        share: in (0, 1].
+    """
+    before, found, factor = steps[0].rewards.new_zeros(len(steps[0].rewards), 1), [], 1.0
+    for step in steps:
+        assert step.value_probabilities is not None
+        rewards = before.repeat_interleave(step.rewards.shape[1] // before.shape[1], dim=1) + factor * step.rewards
+        found.append(_reaching(rewards, factor * discount * centers, step.value_probabilities, share))
+        before, factor = rewards.gather(1, step.kept), factor * discount
+    return torch.stack(found, dim=2)
+
+
+def _reaching(rewards: Tensor, values: Tensor, probabilities: Tensor, share: float) -> Tensor:
+    """Probability (environment, n) that each candidate's reward plus value reaches the threshold of ``share``.
+
+    Rewards are (environment, n), ascending values (bins,), and their probabilities (environment, n, bins). They are
+    relative to those of all bins, without the stop token; candidates of probabilities that are not finite get 0.
+    """
+    probabilities = (probabilities / probabilities.sum(dim=-1, keepdim=True)).nan_to_num(nan=0.0)
+    at_least = functional.pad(probabilities.flip(-1).cumsum(dim=-1).flip(-1), (0, 1))
+    rewards = rewards.nan_to_num(nan=0.0)
+    wanted = share * at_least[:, :, 0].mean(dim=1, keepdim=True)
+
+    def reaching(thresholds: Tensor) -> Tensor:  # (environment, k) -> (environment, n, k)
+        missing = (thresholds.unsqueeze(1) - rewards.unsqueeze(2)).contiguous()
+        return at_least.gather(2, torch.searchsorted(values, missing))
+
+    # Six times a sixteenth of the interval: the one with the threshold. The first begins a little below all returns.
+    sections = torch.linspace(0.0, 1.0, 17, dtype=rewards.dtype, device=rewards.device)[:-1]
+    low, high = rewards.amin(dim=1, keepdim=True) + values[0], rewards.amax(dim=1, keepdim=True) + values[-1]
+    low = low - 0.001 * (high - low)
+    width = high - low
+    for _ in range(6):
+        thresholds = low + width * sections
+        enough = reaching(thresholds).mean(dim=1) >= wanted * (1 - 1e-5)
+        low = thresholds.gather(1, (enough.sum(dim=1, keepdim=True) - 1).clamp(min=0))
+        width = width / 16
+    return reaching(low)[:, :, 0]
 
 
 def _actions_so_far(steps: Sequence[SearchStep], actions: Tensor) -> Tensor:

@@ -121,6 +121,6 @@ def _copied(result: SearchResult, environments: int) -> SearchResult:
     def part(values: Tensor) -> Tensor:
         return values[:environments].clone()
 
-    steps = [replace(step, **{name: part(values) for name, values in vars(step).items()}) for step in result.steps]
+    steps = [replace(step, **{name: part(values) for name, values in step.tensors.items()}) for step in result.steps]
     found = {name: part(getattr(result, name)) for name in ("tokens", "rewards", "value", "score")}
     return replace(result, steps=steps, observations=[], **found)

@@ -281,6 +281,11 @@ def make_objective(settings: PlannerConfig, allow: Sequence[str] | None = TYPED_
         f"planner.act={settings.act} averages over sampled plans, but planner={settings.name} samples none: it tries "
         "all tokens; use planner.act=best",
     )
+    require(
+        settings.act != "conditioned" or type(objective) is Return,
+        f"planner.act=conditioned weights candidates by their predicted return, so it needs planner=return; planner="
+        f"{settings.name} ranks them otherwise: use planner.act=best, elite or mean",
+    )
     objective.check(settings)
     return objective
 

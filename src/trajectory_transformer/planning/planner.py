@@ -74,7 +74,7 @@ class BeamPlanner:
                 f"the discretiser has {fitted} {what}, the model {expected}: use the discretiser of its training",
             )
         require(
-            settings.act != "auto", "planner.act=auto can be resolved only from a checkpoint; use best, elite or mean"
+            settings.act != "auto", "planner.act=auto can be resolved only from a checkpoint; use another planner.act"
         )
         self.objective = make_objective(settings) if objective is None else objective
         require_same_purpose(self.objective, settings.name, model.config.goal_conditioned)

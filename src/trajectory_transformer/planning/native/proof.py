@@ -211,5 +211,5 @@ def _differ(found: SearchResult, wanted: SearchResult) -> Tensor:
 
 def _parts_of(result: SearchResult) -> list[Tensor]:
     """All tensors of a result; their first dimension is the environment."""
-    steps = [part for step in result.steps for part in (step.tokens, step.rewards, step.values, step.kept)]
+    steps = [part for step in result.steps for part in step.tensors.values()]
     return [result.tokens, result.rewards, result.value, result.score, *steps]

@@ -131,7 +131,8 @@ static float estimate(const float *logits, int n, const float *centers, float fr
 typedef struct {
     const float *centers; /* (2, vocab - 1) */
     float fraction;
-    float *found[2]; /* (rows) each */
+    float *found[2];      /* (rows) each */
+    float *probabilities; /* (rows, vocab - 1) of the value's bins, or NULL */
 } Estimates;
 
 /* A sampling request: tokens (rows, count) to draw by uniforms (environments, count, own), own rows of each
@@ -156,7 +157,10 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
     int *place = malloc(sizeof(int) * g->num_sequences), *wanted = malloc(sizeof(int) * n), *top = malloc(sizeof(int) * n), num_wanted = 0;
     float *cumulative = likeliest ? NULL : allocate(sizeof(float) * n * padded), *expected = malloc(sizeof(float) * n);
     float *normalizers = sampling->log_likelihoods ? malloc(sizeof(float) * n) : NULL;
-    const int ready = place && wanted && top && expected && (likeliest || cumulative) && (normalizers || !sampling->log_likelihoods);
+    const int spread = estimated == 1 && estimates->probabilities; /* the distribution of the value is wanted */
+    float *shares = spread ? malloc(sizeof(float) * n * (vocab - 1)) : NULL;
+    const int ready = place && wanted && top && expected && (likeliest || cumulative) && (normalizers || !sampling->log_likelihoods) &&
+                      (shares || !spread);
     for (int s = 0; s < g->num_sequences && ready; s++) place[s] = -1;
     for (int r = 0; r < n && ready; r++) {
         const int s = g->sequence_of_row[parents[r]];
@@ -177,6 +181,7 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
             }
             if (normalizers) normalizers[w] = log_sum_exp(logits, vocab);
             if (estimates) expected[w] = estimate(logits, vocab, estimates->centers + estimated * (vocab - 1), estimates->fraction, scratch);
+            if (spread) memcpy(shares + (size_t)w * (vocab - 1), scratch, sizeof(float) * (vocab - 1));
         }
     }
     const int64_t *strides = sampling->strides;
@@ -186,8 +191,9 @@ static int draw_tokens(const Decoder *d, const Generation *g, const int64_t *par
         drawn[r] = likeliest ? top[w] : draw(cumulative + (size_t)w * padded, vocab, sampling->uniforms[at]);
         sampling->tokens[row * sampling->count + i] = drawn[r];
         if (estimates) estimates->found[estimated][row] = expected[w];
+        if (spread) memcpy(estimates->probabilities + (size_t)row * (vocab - 1), shares + (size_t)w * (vocab - 1), sizeof(float) * (vocab - 1));
         if (normalizers) sampling->log_likelihoods[row] += g->logits[(size_t)wanted[w] * padded + drawn[r]] - normalizers[w];
     }
-    free(place), free(wanted), free(top), free(cumulative), free(expected), free(normalizers);
+    free(place), free(wanted), free(top), free(cumulative), free(expected), free(normalizers), free(shares);
     return ready ? OK : NO_MEMORY;
 }

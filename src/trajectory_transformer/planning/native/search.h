@@ -15,6 +15,7 @@ typedef struct {
     int64_t *observations;            /* (horizon - 1, environments, width, observation_dim): of transition t + 1 */
     int64_t *tokens;                  /* (horizon, environments, candidates, rest) */
     float *rewards, *values;          /* (horizon, environments, candidates) estimates */
+    float *value_probabilities;       /* (horizon, environments, candidates, vocab - 1) of the value's bins, or NULL */
     int64_t *kept;                    /* (horizon, environments, width): indices of the candidates kept, best first */
     int64_t *best;                    /* (environments, horizon, transition_dim): tokens of the best sequence */
     float *best_rewards;              /* (environments, horizon) */
@@ -87,7 +88,8 @@ static int search_environments(Decoder *d, const Search *s, int first, int envir
         const float *uniforms = s->uniforms + first * of_environment + (size_t)t * dim * candidates;
         int64_t *tokens = s->tokens + at * candidates * rest, *kept = s->kept + at * s->width;
         const float *centers = s->centers + (size_t)(dim - 2) * (d->vocab - 1);
-        const Estimates estimates = {centers, s->fraction, {s->rewards + at * candidates, s->values + at * candidates}};
+        float *of_values = s->value_probabilities ? s->value_probabilities + at * candidates * (d->vocab - 1) : NULL;
+        const Estimates estimates = {centers, s->fraction, {s->rewards + at * candidates, s->values + at * candidates}, of_values};
         const SamplingRequest actions = {uniforms + s->observation_dim * candidates, {of_environment, candidates, 1}, candidates, rest,
                                  s->k_action, s->temperature, s->cdf, tokens, &estimates, NULL};
         if (t == 0) status = decode(d, parents, rows, &(DecodingRequest){NULL, &actions, NULL, 1});

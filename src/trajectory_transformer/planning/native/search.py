@@ -18,7 +18,7 @@ from .decoder import NativeDecoder
 _INTEGERS = ("environments", "time", "horizon", "width", "expand", "observation_dim", "k_observation", "k_action")
 _FLOATS = ("temperature", "cdf", "fraction", "discount")
 _ARRAYS = (
-    "prefix", "uniforms", "centers", "observations", "tokens", "rewards", "values", "kept",
+    "prefix", "uniforms", "centers", "observations", "tokens", "rewards", "values", "value_probabilities", "kept",
     "best", "best_rewards", "best_value", "best_score",
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def native_search(
     assert settings.discount is not None
     environments, horizon, width = len(prefix), settings.horizon, settings.beam_width
     candidates, observation_dim = width * settings.n_expand, layout.observation_dim
-    whole = torch.int64
+    whole, conditioned = torch.int64, settings.act == "conditioned"
     arrays = {
         "prefix": prefix.to(whole).contiguous(),
         "uniforms": uniforms.contiguous(),
@@ -58,6 +58,7 @@ def native_search(
         "tokens": torch.empty(horizon, environments, candidates, layout.transition_dim - observation_dim, dtype=whole),
         "rewards": torch.empty(horizon, environments, candidates),
         "values": torch.empty(horizon, environments, candidates),
+        "value_probabilities": torch.empty(horizon, environments, candidates, centers.shape[1] if conditioned else 0),
         "kept": torch.empty(horizon, environments, width, dtype=whole),
         "best": torch.empty(environments, horizon, layout.transition_dim, dtype=whole),
         "best_rewards": torch.empty(environments, horizon),
@@ -71,7 +72,8 @@ def native_search(
         -1.0 if settings.percentile == "mean" else float(settings.percentile), settings.discount,
     )  # fmt: skip
     decoder.search(_Search(*numbers, *(arrays[name].data_ptr() for name in _ARRAYS)))
-    of_steps = (arrays[name].unbind(0) for name in ("tokens", "rewards", "values", "kept"))
+    names = ["tokens", "rewards", "values", "kept", *(["value_probabilities"] if conditioned else [])]
+    of_steps = (arrays[name].unbind(0) for name in names)
     return SearchResult(
         tokens=arrays["best"],
         rewards=arrays["best_rewards"],
