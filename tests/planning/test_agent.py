@@ -247,18 +247,21 @@ def test_from_checkpoint_restores_the_agent(
         Agent.from_checkpoint(path, beam_width=0)
     section = contents["trajectory_transformer"]
     for value_r2, act, cdf, temperature in (
-        (0.85, "best", 0.3, 1.0),
-        (0.84, "mean", None, 0.6),
-        (None, "mean", None, 0.6),
+        (0.85, "best", 0.3, 0.9),
+        (0.84, "conditioned", None, 1.0),
+        (None, "conditioned", None, 1.0),
     ):
         section |= {
             "value_r2": value_r2,
-            "planner": asdict(PlannerConfig(**(recorded | {"act": "auto", "cdf_act": 0.3}))),
+            "planner": asdict(PlannerConfig(**(recorded | {"act": "auto", "cdf_act": 0.3, "temperature": 0.9}))),
         }
         found = Agent.of(Checkpoint.from_contents(contents))
         assert (found.settings.act, found.settings.cdf_act, found.settings.temperature) == (act, cdf, temperature)
         assert Agent.of(Checkpoint.from_contents(contents), act="best").settings.cdf_act == 0.3
         assert Agent.of(Checkpoint.from_contents(contents), name="imitation").settings.act == "best"
+    other = {"name": "other", "objective": WeightedSum({"a": {"weight": 1.0, "objective": Return()}})}
+    found = Agent.of(Checkpoint.from_contents(contents), **other)  # auto for another objective than the return
+    assert (found.settings.act, found.settings.cdf_act, found.settings.temperature) == ("mean", None, 0.6)
     section |= {"model": {"vocab_size": BINS}}
     with pytest.raises(UserError, match="do not fit together"):
         Agent.of(Checkpoint.from_contents(contents))

@@ -15,7 +15,7 @@ from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
-from .objectives import Objective, make_objective
+from .objectives import Objective, Return, make_objective
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,4 @@ def planner_settings(
     objective = make_objective(settings, allow if given is None or partly else TYPED_BY_USER)
     if objective.by_token and settings.act == "auto":
         settings = replace(settings, act="best")
-    return settings.resolve_act(checkpoint.training.value_r2), objective
+    return settings.resolve_act(checkpoint.training.value_r2, type(objective) is Return), objective
