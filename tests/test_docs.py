@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -168,6 +169,32 @@ def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypa
     page = ROOT / name
     for block in blocks(page, "python"):
         exec(compile(block, name, "exec"), namespace)
+
+
+OWN = re.compile(r"# (my_\w+/[\w/]+\.(?:py|yaml))\b")  # the first line of a block that is a file of the reader's
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, page in zip(NAMES, PAGES, strict=True) if "# my_configs/" in page.read_text()]
+)
+def test_own_files_make_valid_options(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's YAML files, each with the classes that it names, make valid typed options of train.py."""
+    for block in blocks(ROOT / name, "python") + blocks(ROOT / name, "yaml"):
+        if named := OWN.match(block):
+            file = tmp_path / named[1]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in [module for module in sys.modules if module.partition(".")[0] == "my_package"]:
+        monkeypatch.delitem(sys.modules, module)
+    files = list((tmp_path / "my_configs").rglob("*.yaml"))
+    assert files
+    for file in files:
+        options = [f"{file.parent.name}={file.stem}", f"hydra.searchpath=[file://{tmp_path / 'my_configs'}]"]
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            schema.typed_train(compose("train", options))
+        classes = re.findall(r"_target_: (\S+)", file.read_text())
+        assert all(hydra.utils.get_class(path) for path in classes)
 
 
 TOUR = [

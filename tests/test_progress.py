@@ -30,7 +30,7 @@ def wait_for_lines(capsys: pytest.CaptureFixture[str], count: int) -> list[str]:
 def test_a_log_gets_lines_also_during_a_single_long_step(capsys: pytest.CaptureFixture[str]) -> None:
     with WorkProgress("{task.completed:.0f}/{task.total:.0f} episodes, mean {task.fields[mean]}") as progress:
         task = progress.add_task("planning", total=9, mean="[1;2]")
-        assert wait_for_lines(capsys, 3)[2] == "planning  0/9 episodes, mean [1;2]  0:00:00 passed"
+        assert wait_for_lines(capsys, 3)[2] == "planning  0/9 episodes, mean [1;2]  0:00:00 elapsed"
         progress.update(task, completed=4.5, mean="7")
         lines = wait_for_lines(capsys, 3)
     assert lines[-1].startswith("planning  4/9 episodes, mean 7  0:00:0")

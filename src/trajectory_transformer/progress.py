@@ -47,7 +47,7 @@ class WorkProgress(Progress):
                 if task.finished:
                     continue
                 left = task.time_remaining  # None until there is an estimate
-                words = [task.description, self._text.format(task=task), f"{_clock(task.elapsed or 0.0)} passed"]
+                words = [task.description, self._text.format(task=task), f"{_clock(task.elapsed or 0.0)} elapsed"]
                 words += [] if left is None else [f"{_clock(left)} remaining"]
                 self.console.print("  ".join(words), highlight=False, markup=False, soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shlex
 import signal
@@ -382,3 +383,8 @@ def test_a_sweep_s_file_that_says_nothing_costs_a_job_no_more_than_a_short_name(
 def test_a_damaged_record_is_as_none(tmp_path: Path, fields: dict[str, object]) -> None:
     (tmp_path / "status.json").write_text(json.dumps({"status": "running", **fields}))
     assert RunRecord.read(tmp_path) is None
+
+
+def test_matplotlib_does_not_report_its_font_cache() -> None:
+    """With a new home directory that report would be the first line that a user sees."""
+    assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.INFO)

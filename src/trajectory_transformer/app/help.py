@@ -129,11 +129,10 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
     kept = _kept(sections, overrides) if schema is EvaluateConfig and chosen.get("planner") is None else set[str]()
     if not topics:
         _print(f"{PURPOSE[schema]}\n\nusage: {_program()} [GROUP=CHOICE …] [OPTION=VALUE …] [--config-dir DIR]")
-        _print("With -m, A,B as a value or choice runs both. --help NAME gives details on a group or an option, as in")
-        _print(
-            "--help model or --help planner.act; options beside it, as in --help model model=base, change the values"
-        )
-        _print("shown. --hydra-help lists Hydra's own flags.")
+        _print("\n-m runs a job for each combination of values, as in -m seed=0,1 model=tiny,base.")
+        _print("--help NAME explains a group or an option, as in --help model or --help planner.act.")
+        _print("--help model model=base shows the values of that choice.")
+        _print("--hydra-help lists Hydra's own flags.")
         _print("\nGroups and their choices, with * at the current choice:")
     for group in groups:
         if not topics or group in topics:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .experiment import RunContext
 
 log = logging.getLogger(__name__)
+logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)  # otherwise its cache is a user's first message
 
 STATUS = "status.json"
 MODULES = "environment.modules"
