@@ -34,6 +34,22 @@ class SignalAt(Callback):
                 os.kill(os.getpid(), number)
 
 
+class SignalBefore(Callback):
+    """Sends this process SIGTERM when Lightning has everything ready to begin."""
+
+    @override
+    def on_train_start(self, *_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_before_the_first_update_ends_the_run_after_it(tmp_path: Path) -> None:
+    """Lightning's own handler of SIGTERM ended the run with the exit code None."""
+    with pytest.raises(TrainingInterrupted) as caught:
+        small_fit(tmp_path, small_config(), [SignalBefore()])
+    assert caught.value.code == 143
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == 1
+
+
 def interrupted(directory: Path, config: TrainConfig, step: int, *numbers: int) -> object:
     """The exit status of a run that gets signals during an update."""
     before = [signal.getsignal(number) for number in WATCHED]

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -234,7 +236,7 @@ ALL_STEPS = EPISODES * LENGTH  # of one evaluation
         (6, 24),  # after the last update
     ],
 )
-@pytest.mark.parametrize("how", ["killed", "signal"])
+@pytest.mark.parametrize("how", ["killed", "signal", "hangs"])
 def test_a_run_that_is_stopped_while_playing_goes_on_as_one_that_was_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -247,15 +249,17 @@ def test_a_run_that_is_stopped_while_playing_goes_on_as_one_that_was_not(
         if step == (evaluation - 1) * ALL_STEPS + 7:
             if how == "killed":
                 raise Killed
-            os.kill(os.getpid(), signal.SIGTERM)
+            wait = 0.1 if how == "hangs" else 0.0
+            threading.Timer(wait, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            time.sleep(60)
 
     monkeypatch.setattr(Walk, "at_step", staticmethod(stop))
     with pytest.raises((Killed, TrainingInterrupted)):
         run(tmp_path, playing_config())
-    assert Walk.steps == (evaluation - 1) * ALL_STEPS + 7 + (how == "signal")  # the other environment's step at most
+    assert Walk.steps == (evaluation - 1) * ALL_STEPS + 7  # the other environment's step at most
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == update  # no update is lost
     report = run(tmp_path, playing_config(), resume=True)
-    assert Walk.steps == 6 * ALL_STEPS + 7 + (how == "signal")  # nothing but what was broken off is repeated
+    assert Walk.steps == 6 * ALL_STEPS + 7  # nothing but what was broken off is repeated
     require_equal_runs(tmp_path, unbroken[0])
     assert report.choice == unbroken[1].choice
 

@@ -22,6 +22,7 @@ from ..building import TYPED_BY_USER, build, import_modules
 from ..configuration import EvaluateConfig, TrainConfig, validate
 from ..cores import OtherProcesses, wait_passively
 from ..ending import EXITS_BY_SIGNAL, ending_signals
+from ..environments.watcher import report_to
 from ..errors import UserError
 from ..files import is_first_process, remove_partial_files, write_whole
 from ..training.learner import make_learner
@@ -266,6 +267,7 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
     """Record the state of a run in its directory or, if that holds another run, that it was refused."""
     if not is_first_process():
         return
+    report_to(job.directory / STATUS if job.claimed and status == "running" else None)
     own = job.claimed or not (job.directory / "config.yaml").exists()
     if own or (status == "failed" and job.sweep is not None):
         with contextlib.suppress(OSError):  # a full disk is reported elsewhere

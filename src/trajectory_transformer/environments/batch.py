@@ -23,6 +23,7 @@ from ..ending import EXITS_BY_SIGNAL
 from ..errors import UserError
 from .make import make_environment, space_spec
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from .watcher import Call
 
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
 _WRAPPER_PACKAGES = ("gymnasium.", "gymnasium_robotics.")
@@ -73,11 +74,14 @@ class EnvironmentBatch:
         observations: (env, observation_dim) float32, the latest of each row; 0 before a row's first reset.
         desired_goals, achieved_goals: (env, goal_dim) float32, the latest goal and achieved goal (such as the position)
             of each row, whether the model sees them or not; None if observations hold none.
+        place: (row, function such as "step()") -> words such as "episode 3, step 17", for the case that it hangs.
     """
 
     def __init__(self, environments: list[gymnasium.Env], spec: EnvironmentSpec) -> None:
         self.environments = environments
         self.spec = spec
+        self.place: Callable[[int, str], str] = lambda row, function: ""
+        self._title = environment_title(spec)
         self.observations = np.zeros((len(environments), spec.observation_dim), dtype=np.float32)
         self.desired_goals, self.achieved_goals = self._goals("desired_goal"), self._goals("achieved_goal")
         chosen = spec.observation_indices
@@ -92,7 +96,7 @@ class EnvironmentBatch:
     def __exit__(self, *_: object) -> None:
         for row, environment in enumerate(self.environments):
             try:
-                with _blaming(row):
+                with self._calling(row, "close()"):
                     environment.close()
             except EnvironmentFailure as failure:  # the results are already there
                 log.warning("closing environment '%s' failed: %s", environment_title(self.spec), failure.reason)
@@ -109,13 +113,13 @@ class EnvironmentBatch:
 
     def reset(self, row: int, seed: int) -> None:
         """Begin an episode in ``row``, determined by ``seed``; may raise :class:`EnvironmentFailure`."""
-        with _blaming(row):
+        with self._calling(row, "reset()"):
             observation, _ = self.environments[row].reset(seed=seed)
         self._look(row, observation)
 
     def render(self, row: int) -> Any:
         """Render ``row``; may raise :class:`EnvironmentFailure`."""
-        with _blaming(row):
+        with self._calling(row, "render()"):
             return self.environments[row].render()
 
     def try_out(self, action: np.ndarray) -> None:
@@ -125,7 +129,7 @@ class EnvironmentBatch:
             UserError: it raises an exception, or returns an invalid result: the wrong number of values, a reward or
                 flag that is not one number, or an observation that has another shape or is not finite.
         """
-        environment = self.environments[0]
+        environment, self.place = self.environments[0], lambda row, function: "trying it before training"
         (decoded,) = self._decoded(np.asarray(action)[None])
         environment.action_space.seed(0)
         for kind, given in (("sampled", environment.action_space.sample()), ("decoded", decoded)):
@@ -138,7 +142,7 @@ class EnvironmentBatch:
         remedy = "; correct it, or train without acting in it: evaluation.episodes=0"
         place = f"environment '{environment_title(self.spec)}': {call}"
         try:
-            with _blaming(0):
+            with self._calling(0, call.partition("(")[0] + "()"):
                 returned = made()
         except EnvironmentFailure as failure:
             own = failure.own or failure
@@ -169,7 +173,7 @@ class EnvironmentBatch:
         rewards, terminated, truncated = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         successes: list[bool | None] = [None] * count
         for row in map(int, np.flatnonzero(active)):
-            with _blaming(row):
+            with self._calling(row, "step()"):
                 observation, reward, ended, cut, info = self.environments[row].step(executed[row])
             try:
                 rewards[row] = _number("reward", reward)
@@ -179,6 +183,12 @@ class EnvironmentBatch:
                 raise EnvironmentFailure(row, str(error)) from None
             self._look(row, observation)
         return StepResult(shown, rewards, terminated, truncated, successes)
+
+    @contextlib.contextmanager
+    def _calling(self, row: int, function: str) -> Iterator[None]:
+        """A call of a row's environment: its exceptions become EnvironmentFailure, and its hanging is told."""
+        with Call(self._title, function, self.place(row, function)), _blaming(row):
+            yield
 
     def _decoded(self, actions: np.ndarray) -> list[Any]:
         """Return the environments' actions for flat ones (env, action_dim): arrays for a Box, integers for Discrete."""

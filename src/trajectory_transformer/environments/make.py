@@ -16,6 +16,7 @@ import numpy as np
 from ..ending import EXITS_BY_SIGNAL
 from ..errors import UserError
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from .watcher import Call
 
 # Modules that register environments when they are imported.
 REGISTERING_MODULES = ("gymnasium_robotics", "trajectory_transformer.simulation.maze_environment")
@@ -42,7 +43,7 @@ def make_environment(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
             for module in filter(importlib.util.find_spec, REGISTERING_MODULES):
                 gym.register_envs(importlib.import_module(module))
     try:
-        with _deprecations_dropped():
+        with Call(env_id, "the constructor"), _deprecations_dropped():
             environment = gym.make(env_id, **arguments)
     except SystemExit as exit:
         if exit.code in EXITS_BY_SIGNAL:

@@ -101,7 +101,7 @@ class _Rollout:
         self, agent: ActingAgent, batch: EnvironmentBatch, episodes: int, seed: int, options: RolloutOptions
     ) -> None:
         self.agent, self.batch, self.episodes, self.seed, self.options = agent, batch, episodes, seed, options
-        rows = len(batch.environments)
+        rows, batch.place = len(batch.environments), self._place
         self.rows = [_Running(episode) for episode in range(rows)]
         self.active = np.ones(rows, dtype=bool)
         self.next_episode = rows
@@ -189,6 +189,10 @@ class _Rollout:
         if self.film is not None:
             self.film.begin(row)
         self._look(row)
+
+    def _place(self, row: int, function: str) -> str:
+        episode, step = self.rows[row].episode, self.rows[row].length + (function == "step()")
+        return f"episode {episode}, step {step}, seed {self.seed + episode}"
 
     @contextlib.contextmanager
     def _naming_episodes(self, ahead: int = 0) -> Iterator[None]:

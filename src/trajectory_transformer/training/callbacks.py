@@ -55,10 +55,6 @@ class KeepCheckpoints(Checkpoint):
         self._failures: dict[Path, str | None] = {}  # file -> message, if its latest save failed
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.watch.arm()
-
-    @override
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         if self.player is not None and self.player.is_due(trainer.global_step):
             self._play(self.player, trainer, pl_module)

@@ -140,7 +140,7 @@ def make_trainer(
     names = ("accelerator", "devices", "num_nodes", "precision")
     hardware: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **hardware,
             **options.options,
             strategy=ShardedStrategy(options.devices * options.num_nodes) if sharded else options.strategy,
@@ -166,6 +166,9 @@ def make_trainer(
         chosen = ", ".join(f"trainer.{name}={value}" for name, value in (hardware | options.options).items())
         reason = " ".join(str(error).split())
         raise UserError(f"{chosen} are not possible together here: {reason}") from error
+    # Lightning's handler of SIGTERM ends a run without saving, with exit code 0, and communicates within the handler.
+    vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
+    return trainer
 
 
 def _cluster(options: TrainerConfig) -> list[ClusterEnvironment]:

@@ -26,34 +26,34 @@ class TrainingInterrupted(SystemExit):
         super().__init__(128 + number)
 
 
+class PlayInterrupted(BaseException):
+    """A signal came while an agent acted. Not an Exception, which an environment's own code might catch."""
+
+
 class SignalWatch:
     """A context that handles SIGTERM, SIGINT and SIGHUP; an ignored SIGHUP, as under nohup, stays ignored.
 
     The first signal is stored in :attr:`received`; a second Ctrl-C ends the process at once. Outside the main thread,
     where Python allows no handlers, it does nothing. With ``requeue`` it also handles SIGUSR1, by which SLURM announces
-    the end of a job's time: the state is saved, and the job put back in the queue.
+    the end of a job's time: the state is saved, and the job put back in the queue. While :attr:`acting`, the first
+    signal raises :class:`PlayInterrupted` at once, because an environment may never return.
     """
 
     def __init__(self, requeue: bool = False) -> None:
         self.received: int | None = None
+        self.acting = False
         self._signals = (*ending_signals(), signal.SIGINT, *([REQUEUE_SIGNAL] if requeue else []))
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.getsignal(number) for number in self._signals}
-            self.arm()
+            self._previous = {number: signal.signal(number, self._note) for number in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-    def arm(self) -> None:
-        """Install the handlers; again when training starts, because Lightning's handler of SIGTERM saves nothing."""
-        for number in self._previous:
-            signal.signal(number, self._note)
 
     def agreed(self, trainer: L.Trainer) -> int | None:
         """The signal that any process received, or None. All processes must call this at the same point."""
@@ -79,6 +79,9 @@ class SignalWatch:
         self.received = number
         further = "a second Ctrl-C" if number == signal.SIGINT else "Ctrl-C"
         name = signal.Signals(number).name
-        text = f"\n{name}: saving at the end of this update; {further} quits at once, without saving\n"
+        when = "now" if self.acting else "at the end of this update"
+        text = f"\n{name}: saving {when}; {further} quits at once, without saving\n"
         with contextlib.suppress(OSError):  # the terminal or the reader of a pipe is gone
             os.write(2, text.encode())  # not print, which the signal may have interrupted
+        if self.acting:
+            raise PlayInterrupted

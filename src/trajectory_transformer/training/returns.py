@@ -19,7 +19,7 @@ from ..evaluation.records import EpisodeRecord, RolloutOptions
 from ..evaluation.results import episodes_summary
 from ..evaluation.rollout import run_episodes
 from ..evaluation.scores import LEAST_EPISODES
-from .interruption import SignalWatch
+from .interruption import PlayInterrupted, SignalWatch
 from .learner import Learner
 from .learner_module import LearnerModule
 
@@ -35,10 +35,6 @@ class Watcher(Protocol):
 
     def playing(self, step: int, episodes: int, finished: int, mean: str) -> None: ...
     def played(self, mean: float) -> None: ...
-
-
-class _Interrupted(Exception):
-    """A signal to stop the run was received."""
 
 
 class EpisodePlayer:
@@ -108,7 +104,7 @@ class EpisodePlayer:
             with isolate_rng(device.type == "cuda"), torch.inference_mode(False), self._warning_once():
                 if end > begin:
                     outcome = self._play(checkpoint, str(device), trainer.global_step, begin, end)
-        except _Interrupted:
+        except PlayInterrupted:
             outcome = self.watch.received or 0
         except UserError as error:
             outcome, failure = error.told, error
@@ -125,7 +121,7 @@ class EpisodePlayer:
 
         def stepped(finished: int, mean: str) -> None:
             if self.watch.received is not None:
-                raise _Interrupted
+                raise PlayInterrupted
             for watcher in self.watchers:
                 watcher.playing(step, end - begin, finished, mean)
 
@@ -136,7 +132,12 @@ class EpisodePlayer:
             stepped=stepped,
         )
         seed = self.first_seed + begin
-        return list(run_episodes(agent, agent.environment, end - begin, self.options.num_envs, seed, options).episodes)
+        self.watch.acting = True
+        try:
+            record = run_episodes(agent, agent.environment, end - begin, self.options.num_envs, seed, options)
+        finally:
+            self.watch.acting = False
+        return list(record.episodes)
 
     def _all(self, outcome: Outcome, ranks: int) -> list[Outcome]:
         """The outcomes of all processes, in their order."""
