@@ -25,6 +25,7 @@
 #endif
 #define MR (REGISTERS / 4) /* rows of a register tile; its columns (NR) are two vectors */
 #define NR (2 * LANES)
+#define UNROLL _Pragma("GCC unroll 16")
 #define QUARTER (LANES / 4) /* slots of a page whose keys are stored together */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -32,6 +33,17 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec x) { *(vec *)p = x; }
+/* Load or store a vector, or only its first lanes if fewer numbers are left. */
+static inline vec load_some(const float *p, int64_t left) {
+    if (left >= LANES) return load(p);
+    vec x = {0};
+    memcpy(&x, p, sizeof(float) * left);
+    return x;
+}
+static inline void store_some(float *p, vec x, int64_t left) {
+    if (left >= LANES) store(p, x);
+    else memcpy(p, &x, sizeof(float) * left);
+}
 static inline vec broadcast(float x) { return x - (vec){0}; }
 static inline ivec first_lanes(int n) { /* true in the first n lanes */
     ivec lane;
@@ -114,6 +126,29 @@ static void *allocate_zeros(size_t bytes) {
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
 #endif
+
+/* Transpose LANES rows of LANES numbers: each round moves the highest bit of the row's index to the end of the column's,
+ * and that of the column's to the end of the row's. */
+static inline void transpose(vec x[LANES]) {
+#if LANES == 16
+#define LOWER_HALVES(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define UPPER_HALVES(a, b) SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif LANES == 8
+#define LOWER_HALVES(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define UPPER_HALVES(a, b) SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define LOWER_HALVES(a, b) SHUFFLE(a, b, 0, 4, 1, 5)
+#define UPPER_HALVES(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
+#endif
+    vec y[LANES];
+    UNROLL for (int round = 1; round < LANES; round *= 2) {
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            y[2 * i] = LOWER_HALVES(x[i], x[i + LANES / 2]);
+            y[2 * i + 1] = UPPER_HALVES(x[i], x[i + LANES / 2]);
+        }
+        UNROLL for (int i = 0; i < LANES; i++) x[i] = y[i];
+    }
+}
 
 static inline float total(vec x) {
 #if LANES == 16

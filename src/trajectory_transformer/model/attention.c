@@ -6,8 +6,8 @@
 
 #include <omp.h>
 
-#define UNROLL _Pragma("GCC unroll 8")
 #define LN_2 0.6931471805599453f
+#define STEP (MR > LANES ? NR : LANES) /* columns of weights are computed in multiples of this, which MR divides */
 
 typedef struct { /* the same fields as in attention.py */
     int64_t batch, heads, time, width; /* width: of a head */
@@ -75,13 +75,17 @@ static void multiply_rows(const float *a, int64_t row, int64_t step, const float
     }
 }
 
-/* out (MR, columns) = a (MR, width) times panels of NR columns, each (width, NR) */
+/* out (MR, columns, rounded up to STEP) = a (MR, width) times panels of NR columns, each (width, NR) */
 static void multiply_panels(const float *a, int64_t padded, const float *panels, int64_t width, int columns, float *out, int64_t ld) {
     vec sums[MR][2];
-    for (int j = 0; j < columns; j += NR, panels += width * NR) {
-        multiply(a, padded, 1, panels, NR, width, 2, sums);
-        UNROLL for (int r = 0; r < MR; r++) store(out + r * ld + j, sums[r][0]), store(out + r * ld + j + LANES, sums[r][1]);
-    }
+    for (int j = 0; j < columns; j += NR, panels += width * NR)
+        if (columns - j > STEP || STEP == NR) {
+            multiply(a, padded, 1, panels, NR, width, 2, sums);
+            UNROLL for (int r = 0; r < MR; r++) store(out + r * ld + j, sums[r][0]), store(out + r * ld + j + LANES, sums[r][1]);
+        } else {
+            multiply(a, padded, 1, panels, NR, width, 1, sums);
+            UNROLL for (int r = 0; r < MR; r++) store(out + r * ld + j, sums[r][0]);
+        }
 }
 
 /* ---- one head ---- */
@@ -110,18 +114,28 @@ static size_t lay_out(Scratch *s, const Attention *a, int backward, float *at) {
     return round_up(at - begin, 1024);
 }
 
+/* Rows of from, or those of which, times factor; padded by zeros. */
 static void copy_rows(const float *from, int64_t stride, const int32_t *which, int64_t rows, int64_t width, float factor, float *to,
                       int64_t padded_rows, int64_t padded) {
-    for (int64_t r = 0; r < padded_rows; r++, to += padded) {
-        const float *row = from + (which && r < rows ? which[r] : r) * stride;
-        for (int64_t w = 0; w < padded; w++) to[w] = r < rows && w < width ? row[w] * factor : 0.0f;
+    for (int64_t r = 0; r < rows; r++, to += padded) {
+        const float *row = from + (which ? which[r] : r) * stride;
+        for (int64_t w = 0; w < padded; w += LANES) store(to + w, load_some(row + w, width - w) * broadcast(factor));
     }
+    memset(to, 0, sizeof(float) * padded * (padded_rows - rows));
 }
 
+/* The transpose of these rows, in panels of NR columns. */
 static void pack_panels(const float *from, int64_t stride, const int32_t *which, int64_t rows, int64_t width, float *to, int64_t padded_rows) {
-    for (int64_t first = 0; first < padded_rows; first += NR, to += width * NR)
-        for (int64_t r = 0; r < NR; r++)
-            for (int64_t w = 0; w < width; w++) to[w * NR + r] = first + r < rows ? from[which[first + r] * stride + w] : 0.0f;
+    for (int64_t first = 0; first < padded_rows; first += LANES) {
+        float *panel = to + first / NR * NR * width + first % NR;
+        for (int64_t w = 0; w < width; w += LANES) {
+            vec x[LANES];
+            UNROLL for (int r = 0; r < LANES; r++)
+                x[r] = first + r < rows ? load_some(from + which[first + r] * stride + w, width - w) : (vec){0};
+            transpose(x);
+            for (int i = 0; i < LANES && w + i < width; i++) store(panel + (w + i) * NR, x[i]);
+        }
+    }
 }
 
 static inline int max_seen(const Attention *a, int64_t row) { /* columns that any of MR rows sees */
@@ -191,9 +205,9 @@ static void attend_backwards(const Attention *a, const Scratch *s, int64_t seque
     copy_rows(a->output_gradient + at, ld, NULL, a->time, a->width, 1.0f, s->gradient, s->rows, s->width);
     for (int64_t r = 0; r < a->time; r++) {
         const float *output = a->output + at + r * ld, *gradient = s->gradient + r * s->width;
-        float sum = 0.0f;
-        for (int64_t w = 0; w < a->width; w++) sum += output[w] * gradient[w];
-        s->sums[r] = sum;
+        vec sum = {0};
+        for (int64_t w = 0; w < a->width; w += LANES) sum += load_some(output + w, a->width - w) * load(gradient + w);
+        s->sums[r] = total(sum);
     }
     for (int r = 0; r < MR; r++) factors[r] = scale;
     for (int64_t row = 0; row < s->rows; row += MR) {
@@ -206,7 +220,7 @@ static void attend_backwards(const Attention *a, const Scratch *s, int64_t seque
             const ivec last = first_lanes(n - whole);
             const vec top = broadcast(r < rows ? log_sums[row + r] : 0.0f), sum = broadcast(r < rows ? s->sums[row + r] : 0.0f);
             const uint64_t row_s = row_key(a, sequence, head, row + r);
-            for (int j = 0; j < round_up(seen, NR); j += LANES) {
+            for (int j = 0; j < round_up(seen, STEP); j += LANES) {
                 vec p = power_of_two(smaller(load(weights + j) - top, (vec){0}));
                 if (j >= whole) p = j == whole ? choose(last, p, (vec){0}) : (vec){0};
                 vec g = load(gradients + j) * more, z = p * more;

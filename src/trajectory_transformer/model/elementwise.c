@@ -5,28 +5,16 @@
 
 #define CHUNK 4096 /* numbers that one thread processes at a time, and that share a random key */
 
-/* Loop over the vectors of all chunks, in parallel. rest: numbers in an incomplete last vector, else 0. */
+/* Loop over the vectors of all chunks, in parallel. left: numbers from here to the end of the chunk. */
 #define FOR_EACH_VECTOR(threads, n, ...)                                                                    \
     _Pragma("omp parallel for schedule(static) num_threads(threads)") for (int64_t chunk = 0; chunk < (n + CHUNK - 1) / CHUNK; chunk++) { \
         const int64_t first = chunk * CHUNK, here = n - first < CHUNK ? n - first : CHUNK;                  \
         for (int64_t i = 0; i < here; i += LANES) {                                                         \
             const int64_t at = first + i;                                                                   \
-            const int rest = here - i < LANES ? (int)(here - i) : 0;                                        \
+            const int64_t left = here - i;                                                                  \
             __VA_ARGS__                                                                                     \
         }                                                                                                   \
     }
-
-/* Load or store a vector, or only its first rest lanes if rest is not 0. */
-static inline vec load_some(const float *p, int rest) {
-    if (!rest) return load(p);
-    vec x = {0};
-    memcpy(&x, p, sizeof(float) * rest);
-    return x;
-}
-static inline void store_some(float *p, vec x, int rest) {
-    if (!rest) store(p, x);
-    else memcpy(p, &x, sizeof(float) * rest);
-}
 
 /* Set each number to 0 with probability dropout, else divide it by 1 - dropout. */
 void tt_dropout(const float *x, float *out, int64_t n, double dropout, uint64_t seed, int threads) {
@@ -34,19 +22,19 @@ void tt_dropout(const float *x, float *out, int64_t n, double dropout, uint64_t 
     const vec more = broadcast((float)(1.0 / (1.0 - dropout)));
     FOR_EACH_VECTOR(threads, n, {
         const ivec kept = kept_lanes(mix(mix(seed) + (uint64_t)chunk), (int)i, threshold);
-        store_some(out + at, (vec)((ivec)(load_some(x + at, rest) * more) & kept), rest);
+        store_some(out + at, (vec)((ivec)(load_some(x + at, left) * more) & kept), left);
     })
 }
 
 void tt_gelu(const float *x, float *out, int64_t n, int threads) {
-    FOR_EACH_VECTOR(threads, n, { store_some(out + at, gelu(load_some(x + at, rest)), rest); })
+    FOR_EACH_VECTOR(threads, n, { store_some(out + at, gelu(load_some(x + at, left)), left); })
 }
 
 /* Derivative of GELU: the normal distribution function at x, plus x times the normal density at x. */
 void tt_gelu_backward(const float *gradient, const float *x, float *out, int64_t n, int threads) {
     FOR_EACH_VECTOR(threads, n, {
-        const vec v = load_some(x + at, rest);
+        const vec v = load_some(x + at, left);
         const vec density = broadcast(0.3989422804f) * exponential(broadcast(-0.5f) * v * v);
-        store_some(out + at, load_some(gradient + at, rest) * (normal_below(v) + v * density), rest);
+        store_some(out + at, load_some(gradient + at, left) * (normal_below(v) + v * density), left);
     })
 }
