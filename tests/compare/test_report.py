@@ -81,7 +81,12 @@ def test_only_common_tasks_are_aggregated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "told"),
     [
-        ([[1.0]], [[2.0]], "too few runs to conclude: equal methods would be completely separated with probability 1"),
+        (
+            [[1.0]],
+            [[2.0]],
+            "too few runs to conclude: if the methods were equal, all runs of one would be above all runs of the other "
+            "in every task, by chance, with probability 1",
+        ),
         ([[1.0, 2.0]], [[3.0, 4.0]], "too few runs to conclude"),
         ([[1.0]] * 6, [[2.0]] * 6, "no conclusion without an interval"),
         ([[1.0, 2.0, 3.0, 4.0]], [[5.0, 6.0, 7.0, 8.0]], "b improves on a"),
@@ -97,7 +102,7 @@ def test_what_can_be_concluded(tmp_path: Path, a: list[list[float]], b: list[lis
 def test_few_runs_are_said_to_be_few(tmp_path: Path) -> None:
     notes = make(tmp_path, one=[[1.0]], two=[[1.0, 2.0]], five=[[1.0] * 5]).notes
     assert "one: some task has a single run, so there is no interval over runs" in notes
-    assert "two: fewer than 5 runs of some task; such intervals are rough, often too narrow" in notes
+    assert "two: fewer than 5 runs of some task, so intervals are rough, and often too narrow" in notes
     assert not any(note.startswith("five:") for note in notes)
     assert "one in twenty of the intervals of 3 pairs is expected to miss the true value" in notes
 
@@ -108,7 +113,7 @@ def test_bootstrap_intervals_need_five_runs_and_enough_for_a_conclusion(tmp_path
     has = {method: own[0].low is not None for method, own in report.aggregates.items()}
     assert has == {"two": False, "four": False, "five": True}
     assert {method: own[9].low is not None for method, own in report.profiles.items()} == has
-    assert "two, four: fewer than 5 runs in all, of which no bootstrap interval is reported" in report.notes
+    assert "two, four: no bootstrap interval is reported, because there are fewer than 5 runs in all" in report.notes
     (table,) = (table for table in report.tables if table.name == "improvement")
     ends = {(str(row[0]), str(row[1])): row[2].low for row in table.rows if isinstance(row[2], Estimate)}
     assert {pair for pair, low in ends.items() if low is not None} == {("four", "five")}

@@ -170,16 +170,18 @@ def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[st
     if single := [method for method, count in fewest.items() if count == 1]:
         yield f"{', '.join(single)}: some task has a single run, so there is no interval over runs"
     if small := [method for method, own in scores.items() if fewest[method] > 1 and sum(map(len, own)) < FEW_RUNS]:
-        yield f"{', '.join(small)}: fewer than {FEW_RUNS} runs in all, of which no bootstrap interval is reported"
+        names = ", ".join(small)
+        yield f"{names}: no bootstrap interval is reported, because there are fewer than {FEW_RUNS} runs in all"
     if few := [method for method, count in fewest.items() if 1 < count < FEW_RUNS]:
-        yield f"{', '.join(few)}: fewer than {FEW_RUNS} runs of some task; such intervals are rough, often too narrow"
+        yield f"{', '.join(few)}: fewer than {FEW_RUNS} runs of some task, so intervals are rough, and often too narrow"
     if len(next(iter(scores.values()))) == 1:
         yield "a single task shows nothing about others: interquartile mean, median and mean are over its runs only"
     for (one, other), won in wins.items():
         if not _conclusive(scores[one], scores[other]):
             chance = statistics.smallest_p(scores[one], scores[other])
             verdict = (
-                f"too few runs to conclude: equal methods would be completely separated with probability {chance:.2g}"
+                "too few runs to conclude: if the methods were equal, all runs of one would be above all runs of the "
+                f"other in every task, by chance, with probability {chance:.2g}"
             )
         elif won.low is None or won.high is None:
             verdict = "no conclusion without an interval"
