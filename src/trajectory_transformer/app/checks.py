@@ -53,6 +53,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     """
     schema = schema_of(config)
     mistakes.refuse_absent_local(hydra.runtime.choices.get("local"), config_folders(hydra))
+    mistakes.refuse_changed_text(hydra.runtime.choices, config_folders(hydra), schema)
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     require_flags(schema, ((override.key_or_group, override.value()) for override in parsed))
     try:

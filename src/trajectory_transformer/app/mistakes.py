@@ -3,19 +3,21 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..building import PACKAGE
 from ..configuration import require
 from ..errors import UserError
-from .names import group_names, option_names
+from .names import TEXTS, group_names, option_names, options_of
 from .schema import OPEN_OPTIONS
 
 EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -109,11 +111,14 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
         if "=" not in error.override:
             return f"'{error.override}' is not an option with a value; give NAME=VALUE"
         return (
-            f"cannot read the option '{error.override}'; quote a value that contains '=', ',' or brackets: "
+            f"cannot read the option '{error.override}'; quote a value that contains '=', ',', quotes or brackets: "
             "\"key='value'\""
         )
     if several := re.search(r"Ambiguous value for argument '(([^'=]+)=(.*?))' 1\. ", text):
         option, name, values = several.groups()
+        if dict(options_of(schema)).get(name) in (str, str | None):
+            text = values.replace("'", "")
+            return f"{name}={text} has several values: add -m to run each (a text is quoted: \"{name}='{text}'\")"
         return f"{option} has several values: add -m to run each (a list is written {name}=[{values}])"
     found = re.match(r"In '([^']+)':", text)
     files = [file for folder in configs if found and (file := folder / f"{found[1]}.yaml").is_file()]
@@ -199,6 +204,38 @@ def refuse_absent_local(chosen: object, configs: Sequence[Path]) -> None:
             hint = f"; did you mean 'local={near[0]}'?" if near else ""
             known = f"choose one of {', '.join(there)}" if there else "there are none"
             raise UserError(f"local={name} is not a choice; {known}{hint}")
+
+
+def refuse_changed_text(choices: Mapping[str, object], configs: Sequence[Path], schema: type) -> None:
+    """Raise UserError for text in a chosen YAML file that YAML reads as a number or flag, and so changes: ``1e3``."""
+    free = {name for name, hint in options_of(schema, with_choices=False) if hint in TEXTS}
+    for group, chosen in choices.items():
+        names = chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]
+        for file in (folder / group / f"{name}.yaml" for folder in configs for name in names):
+            if not file.is_file() or group.startswith("hydra"):
+                continue
+            text = file.read_text(encoding="utf-8")
+            package = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
+            place = group.replace("/", ".") if package is None else package[1].replace("_global_", "")
+            _require_unchanged(file, place, yaml.compose(text, yaml.SafeLoader), OmegaConf.load(file), free)
+
+
+def _require_unchanged(file: Path, place: str, written: Any, read: Any, free: Set[str]) -> None:
+    if isinstance(written, yaml.MappingNode):
+        for key, value in written.value:
+            name = f"{place}.{key.value}".lstrip(".")
+            if isinstance(read, Mapping) and isinstance(key.value, str) and key.value in read:
+                raw = OmegaConf.to_container(read) if isinstance(read, DictConfig) else read
+                assert isinstance(raw, dict)
+                _require_unchanged(file, name, value, raw[key.value], free)
+    elif isinstance(written, yaml.SequenceNode) and isinstance(read, list):
+        for entry, value in zip(written.value, read, strict=True):
+            _require_unchanged(file, place, entry, value, free)
+    elif place in free and isinstance(written, yaml.ScalarNode) and isinstance(read, (bool, int, float)):
+        require(
+            str(read) == written.value,
+            f"{file}: YAML reads {written.value} as {read!r}, but {place} is a text: quote it, '{written.value}'",
+        )
 
 
 def refuse_idle(overrides: Sequence[str], is_sweep: bool) -> None:

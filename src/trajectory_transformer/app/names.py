@@ -10,6 +10,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..configuration import EvaluateConfig, TrainConfig
 
 LAUNCHER = "hydra/launcher"
+TEXTS = (str, str | None, list[str], list[str] | None)  # types of options of free text
+PLAIN = re.compile(r"[\w./:+*%@?|-]+( +[\w./:+*%@?|-]+)*", re.ASCII)  # to Hydra, without quotes
 NOT_TEXT = re.compile(r"[\d_.e+-]{1,80}|true|false|nan|[+-]?inf", re.IGNORECASE)  # to Hydra; 1e3 would become 1000.0
 
 
@@ -19,21 +21,30 @@ def option_names(schema: type) -> Iterator[str]:
 
 
 def as_text(words: Sequence[str], schema: type) -> list[str]:
-    """Quote what Hydra would read as a number or flag in words ``option=value`` for free text, also in a sweep's."""
-    kinds = (str, str | None, list[str], list[str] | None)
-    free = {name for name, hint in options_of(schema, with_choices=False) if hint in kinds}
+    """Quote what Hydra would misread, or not read, in words ``option=value`` for free text, also in a sweep's.
+
+    That is what looks like a number or flag, or has signs that its grammar lacks, such as umlauts. What the user has
+    quoted stays, and so do commas, which separate values, and interpolations.
+    """
+    free = {name for name, hint in options_of(schema, with_choices=False) if hint in TEXTS}
 
     def quoted(found: re.Match[str]) -> str:
         entry = found[0].strip()
-        return found[0].replace(entry, f"'{entry}'") if NOT_TEXT.fullmatch(entry) else found[0]
+        readable = found[0][0] in "'\"" or (PLAIN.fullmatch(entry) and not NOT_TEXT.fullmatch(entry))
+        return found[0] if readable or not entry else f"'{entry}'"
 
     parted = [word.partition("=") for word in words]
+    in_quotes = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+    entries = re.compile(rf"{in_quotes}|[^,\[\]'\"]+")
     special = re.compile(r"['\"(){}$\\]")  # quotes, interpolations, functions of sweeps, mappings
-    entries = re.compile(r"[^,\[\]]+")
     return [
         name
         + equals
-        + (entries.sub(quoted, value) if name.lstrip("+") in free and not special.search(value) else value)
+        + (
+            entries.sub(quoted, value)
+            if name.lstrip("+") in free and not special.search(re.sub(in_quotes, "", value))
+            else value
+        )
         for name, equals, value in parted
     ]
 
