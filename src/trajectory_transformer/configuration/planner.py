@@ -15,8 +15,10 @@ OBJECTIVES = {  # planner.name -> class of the objective
 }
 
 MOST_CANDIDATES = 2**16  # per step and environment, so that a file cannot request all memory
-TRUSTED_VALUE_R2 = 0.85  # explained variance from which on act=auto takes the best sequence's action (docs/tried.md)
-MEAN_TEMPERATURE = 0.6  # of the candidates that act=auto averages for other objectives than the return (docs/tried.md)
+# act=auto, by the share of the variance of returns-to-go that the model explains (docs/tried.md):
+TRUSTED_VALUE_R2 = 0.85  # from here on, the best sequence's action
+INFORMATIVE_VALUE_R2 = 0.5  # from here on, the mean of the candidates given a high return; below, of all alike
+MEAN_TEMPERATURE = 0.6  # sampling temperature of candidates that are averaged all alike
 
 
 @dataclass
@@ -55,7 +57,7 @@ class PlannerConfig:
     """Action to take: best is that of the best sequence, elite the mean over the sequences kept at the end, mean the
     mean over all candidates, conditioned that mean given a high return, in which a candidate's weight is its
     probability of a return in the top planner.top_share; auto is best if the model explains 0.85 of the variance of
-    returns-to-go, else conditioned, of unfiltered candidates."""
+    returns-to-go, conditioned if 0.5, else mean, the last two of unfiltered candidates."""
     top_share: float = within(0.1, high=1.0, above=0.0)
     """Share of the returns predicted for all candidates, from the highest down, that act=conditioned asks for."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
@@ -135,8 +137,8 @@ class PlannerConfig:
     def resolve_act(self, value_r2: float | None, by_return: bool) -> Self:
         """Return the settings with ``act=auto`` resolved.
 
-        If the value is not predicted well, auto averages unfiltered candidates, since filters would bias the mean:
-        given a high return, or, for another objective, all alike and of a low temperature.
+        If the value is not predicted well enough, auto averages unfiltered candidates, since filters would bias the
+        mean: given a high return, or, where the value says little or is not the objective, all alike.
 
         Args:
             value_r2: share of the variance of the data's returns-to-go that the model explains; None: unknown.
@@ -147,7 +149,7 @@ class PlannerConfig:
         if value_r2 is not None and value_r2 >= TRUSTED_VALUE_R2:
             return replace(self, act="best")
         plain = replace(self, cdf_act=None, k_act=None)
-        if by_return:
+        if value_r2 is not None and value_r2 >= INFORMATIVE_VALUE_R2 and by_return:
             return replace(plain, act="conditioned", temperature=1.0)
         return replace(plain, act="mean", temperature=MEAN_TEMPERATURE)
 
