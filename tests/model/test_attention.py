@@ -155,18 +155,18 @@ def test_other_masks_are_refused(mask: str) -> None:
 def make_model(**options: object) -> TrajectoryTransformer:
     torch.manual_seed(0)
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 9, "block_size": 23, "transition_dim": 6}
-    options = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0} | options
-    model = TrajectoryTransformer(TransformerConfig(**sizes, observation_dim=3, action_dim=1, **options))  # type: ignore[arg-type] # of one test
+    options = sizes | {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0} | options
+    model = TrajectoryTransformer(TransformerConfig(observation_dim=3, action_dim=1, **options))  # type: ignore[arg-type] # of one test
     for parameter in model.parameters():
         parameter.data.normal_(std=0.3)
     return model.train()
 
 
-def gradients(model: TrajectoryTransformer) -> list[Tensor]:
+def gradients(model: TrajectoryTransformer, use_cache: bool | None = None) -> list[Tensor]:
     torch.manual_seed(1)
     model.zero_grad()
     tokens = torch.randint(0, 9, (2, 3, 23))
-    loss = model(tokens[0], targets=tokens[1]).loss
+    loss = model(tokens[0], targets=tokens[1], use_cache=use_cache).loss
     assert loss is not None
     loss.backward()
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -259,10 +259,10 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
 
 
 def test_other_versions_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Longer(attention_module._Attention):  # pyright: ignore[reportPrivateUsage] # a field more than in C
+    class Longer(attention_module.Attention):  # a field more than in C
         _fields_ = (("more", ctypes.c_int64),)
 
-    monkeypatch.setattr(attention_module, "_Attention", Longer)
+    monkeypatch.setattr(attention_module, "Attention", Longer)
     query, key, value, _ = parts(1, 1, 6, 4)
     with pytest.raises(RuntimeError, match="of different versions"):
         causal_attention(query, key, value, mask_of(6, 3), 0.0)

@@ -29,3 +29,10 @@ static inline ivec kept_lanes(uint64_t key, int first, uint32_t threshold) {
     x ^= x >> 16;
     return (ivec)(x >= (uvec){0} + threshold);
 }
+
+#define CHUNK 4096 /* consecutive numbers of an array that share a random key */
+
+/* Dropout mask of the LANES numbers of an array from index on, which is a multiple of LANES. */
+static inline ivec kept_numbers(uint64_t seed, int64_t index, uint32_t threshold) {
+    return kept_lanes(mix(mix(seed) + (uint64_t)(index / CHUNK)), (int)(index % CHUNK), threshold);
+}

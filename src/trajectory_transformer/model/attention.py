@@ -21,7 +21,7 @@ _POINTERS = (
 )  # fmt: skip
 
 
-class _Attention(ctypes.Structure):
+class Attention(ctypes.Structure):
     """``Attention`` of attention.c, with the same fields."""
 
     _fields_ = (
@@ -71,7 +71,7 @@ def kept_weights(query: Tensor, mask: Tensor, dropout: float, seed: int) -> Tens
     It is made by a counter-based generator: SplitMix64 of (seed, sequence, head, row) gives a key, and a 32-bit hash of
     key and column is compared with the probability.
     """
-    (batch, heads, time, _), (column, counts) = query.shape, _seen(mask)
+    (batch, heads, time, _), (column, counts) = query.shape, seen_columns(mask)
     kept = torch.empty(batch, heads, time, len(column), dtype=torch.uint8)
     call = _call(query, query, query, column, counts, dropout, seed)
     load_library().tt_kept_weights(ctypes.addressof(call), kept.data_ptr())
@@ -155,7 +155,7 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor, dropout: float, seed: Ten
     return scores.softmax(dim=-1), scores.logsumexp(dim=-1) / math.log(2.0), kept
 
 
-def _seen(mask: Tensor) -> tuple[Tensor, Tensor]:
+def seen_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the columns that any row sees, and the number of them that each row sees; both int32."""
     column, counts = mask.any(dim=0).nonzero().flatten(), mask.sum(dim=1, dtype=torch.int32)
     first = torch.arange(len(column)) < counts.unsqueeze(1)
@@ -169,10 +169,10 @@ def _seen(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def _call(
     query: Tensor, key: Tensor, value: Tensor, column: Tensor, counts: Tensor, dropout: float, seed: int
-) -> _Attention:
+) -> Attention:
     sizes = (*query.shape, len(column))
     strides = (ctypes.c_int64 * 9)(*(stride for part in (query, key, value) for stride in part.stride()[:3]))
-    call = _Attention(*sizes, column.data_ptr(), counts.data_ptr(), strides)
+    call = Attention(*sizes, column.data_ptr(), counts.data_ptr(), strides)
     call.dropout, call.seed, call.threads = dropout, seed, torch.get_num_threads()
     return call
 
@@ -181,7 +181,7 @@ def _run(
     parts: tuple[Tensor, Tensor, Tensor], mask: Tensor, dropout: float, seed: Tensor, backward: bool, **others: Tensor
 ) -> None:
     query, key, value = (part if part.stride(3) == 1 else part.contiguous() for part in parts)
-    column, counts = _seen(mask)
+    column, counts = seen_columns(mask)
     call = _call(query, key, value, column, counts, dropout, int(seed))
     for name, tensor in {"query": query, "key": key, "value": value, **others}.items():
         setattr(call, name, tensor.data_ptr())

@@ -1,4 +1,7 @@
-"""Comparison of attention in C (:mod:`.attention`) with the model's own PyTorch code, before training uses it."""
+"""Comparison of attention and blocks in C with the model's own PyTorch code, before training uses them.
+
+See :mod:`.attention` and :mod:`.block`.
+"""
 
 import copy
 import logging
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..c_library import UnavailableError
+from . import block
 from .attention import load_library
 from .memory import CausalMemory
 
@@ -30,7 +34,7 @@ def may_attend_in_c(model: nn.Module) -> bool:
     if reason is None:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
-            difference = _largest_difference(model)
+            difference = _largest_difference(copy.deepcopy(model).eval(), "attends_in_c")
             if not difference < _TOLERANCE:
                 reason = f"its logits or gradients differ from the model's (relative difference {difference:.2g})"
             elif not _drops_alike(model.get_buffer("mask")):
@@ -42,15 +46,41 @@ def may_attend_in_c(model: nn.Module) -> bool:
     return reason is None
 
 
-def _largest_difference(model: nn.Module) -> float:
-    """Larger of the relative differences (Euclidean norms) of logits and of gradients; NaN if any is not finite."""
-    copied: Any = copy.deepcopy(model).eval()
+def may_compute_blocks_in_c(model: nn.Module) -> bool:
+    """True if blocks in C give the logits and gradients of this model, which may attend in C, in training.
+
+    They must drop the same numbers, too, as they draw the same random numbers. If not, one warning gives the reason.
+    The model, its gradients and the global random state do not change.
+    """
+    try:
+        block.load_library()
+    except UnavailableError as error:
+        reason = str(error)
+    else:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            copied: Any = copy.deepcopy(model).train()
+            copied.attends_in_c = True
+            difference = _largest_difference(copied, "blocks_in_c")
+        if difference < _TOLERANCE:
+            return True
+        reason = f"its logits or gradients differ from the model's (relative difference {difference:.2g})"
+    log.warning("training with PyTorch's blocks, which is slower: blocks in C cannot be used, because %s", reason)
+    return False
+
+
+def _largest_difference(copied: Any, option: str) -> float:
+    """Larger of the relative differences (Euclidean norms) of logits and of gradients without and with an option.
+
+    NaN if any is not finite. The copy of the model is changed.
+    """
     config, generator = copied.config, torch.Generator().manual_seed(0)
     time = min(config.block_size, _LONGEST)
     tokens = torch.randint(0, config.vocab_size, (2, time), generator=generator)
     found: list[tuple[Tensor, Tensor]] = []
-    for copied.attends_in_c in (False, True):
+    for value in (False, True):
+        setattr(copied, option, value)
         copied.zero_grad()
+        torch.manual_seed(0)
         logits = copied(tokens, use_cache=False, return_dict=True).logits
         logits.square().mean().backward()
         gradients = [p.grad.flatten() for p in copied.parameters() if p.grad is not None]

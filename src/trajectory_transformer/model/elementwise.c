@@ -3,9 +3,7 @@
 
 #include <omp.h>
 
-#define CHUNK 4096 /* numbers that one thread processes at a time, and that share a random key */
-
-/* Loop over the vectors of all chunks, in parallel. left: numbers from here to the end of the chunk. */
+/* Loop over the vectors of all chunks, in parallel, each chunk in one thread. left: numbers from here to the end of the chunk. */
 #define FOR_EACH_VECTOR(threads, n, ...)                                                                    \
     _Pragma("omp parallel for schedule(static) num_threads(threads)") for (int64_t chunk = 0; chunk < (n + CHUNK - 1) / CHUNK; chunk++) { \
         const int64_t first = chunk * CHUNK, here = n - first < CHUNK ? n - first : CHUNK;                  \
@@ -21,7 +19,7 @@ void tt_dropout(const float *x, float *out, int64_t n, double dropout, uint64_t 
     const uint32_t threshold = threshold_of(dropout);
     const vec more = broadcast((float)(1.0 / (1.0 - dropout)));
     FOR_EACH_VECTOR(threads, n, {
-        const ivec kept = kept_lanes(mix(mix(seed) + (uint64_t)chunk), (int)i, threshold);
+        const ivec kept = kept_numbers(seed, at, threshold);
         store_some(out + at, (vec)((ivec)(load_some(x + at, left) * more) & kept), left);
     })
 }

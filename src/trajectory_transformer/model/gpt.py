@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from ..building import build
 from ..configuration import ModelConfig
 from ..errors import UserError
-from .attention_proof import may_attend_in_c
+from . import block as block_in_c
+from .attention_proof import may_attend_in_c, may_compute_blocks_in_c
 from .config import TransformerConfig
 from .elementwise import Dropout, gelu
 from .loss import token_weights, weighted_cross_entropy
@@ -92,6 +93,9 @@ class Block(nn.Module):
         self.act = config.hidden_act if callable(config.hidden_act) else ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor, layer: int, memory: AttentionMemory) -> Tensor:
+        mask = memory.mask_in_c(x.shape[1]) if isinstance(memory, CausalMemory) else None
+        if mask is not None and type(self.attn) is SelfAttention and block_in_c.suits(self, x, self.act):
+            return block_in_c.transform(self, x, mask)
         x = x + self.attn(self.ln1(x), layer, memory)
         return x + self.drop(self.l2(self.act(self.l1(self.ln2(x)))))
 
@@ -121,6 +125,7 @@ class TrajectoryTransformer(nn.Module):
     mask: Tensor
     gradient_checkpointing: bool = False  # in training, recompute the blocks' activations in the backward pass
     attends_in_c: bool | None = None  # whether training on a CPU computes attention in C; None: not compared yet
+    blocks_in_c: bool = False  # and also whole blocks
     numbers: NumericalEmbedding | None  # added to the token embeddings, with ``config.numerical_embedding``
 
     def __init__(self, config: TransformerConfig, allow: Sequence[str] | None = ()) -> None:
@@ -202,9 +207,10 @@ class TrajectoryTransformer(nn.Module):
         return self.ln_f(x)
 
     def compare_attention(self) -> None:
-        """Decide, once, whether training computes attention in C (see :mod:`.attention_proof`)."""
+        """Decide, once, whether training computes attention and blocks in C (see :mod:`.attention_proof`)."""
         if self.attends_in_c is None and self.pos_emb.device.type == "cpu" and self.pos_emb.dtype == torch.float32:
             self.attends_in_c = may_attend_in_c(self)
+            self.blocks_in_c = self.attends_in_c and may_compute_blocks_in_c(self)
 
     def forward(
         self,
@@ -246,7 +252,8 @@ class TrajectoryTransformer(nn.Module):
         states: list[Tensor] | None = [] if chosen(output_hidden_states, config.output_hidden_states) else None
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self.compare_attention()
-        memory = CausalMemory(self.mask, self._cache(past_key_values), keep, attentions, bool(self.attends_in_c))
+        in_c = bool(self.attends_in_c), self.blocks_in_c
+        memory = CausalMemory(self.mask, self._cache(past_key_values), keep, attentions, *in_c)
         start = memory.length
         logits = self.head(self.hidden(trajectories, memory, states), start % config.transition_dim)
         loss = None

@@ -75,12 +75,15 @@ class CausalMemory:
         keep_weights: compute the attention weights explicitly and collect them into :attr:`weights`.
         in_c: compute attention in C (:func:`~.attention.causal_attention`) when gradients are needed, on a CPU in
             float32.
+        blocks_in_c: let blocks be computed in C as a whole (:mod:`.block`) when gradients are needed.
     """
 
     def __init__(
-        self, mask: Tensor, past: KeyValueCache | None, keep: bool, keep_weights: bool, in_c: bool = False
-    ) -> None:
+        self, mask: Tensor, past: KeyValueCache | None, keep: bool, keep_weights: bool, in_c: bool = False,
+        blocks_in_c: bool = False,
+    ) -> None:  # fmt: skip
         self._mask, self._past, self._keep, self._keep_weights, self._in_c = mask, past, keep, keep_weights, in_c
+        self._blocks_in_c = blocks_in_c
         self._layers: list[tuple[Tensor, Tensor]] = []
         self.weights: list[Tensor] = []
         self._unfinished: Tensor | None = None
@@ -105,6 +108,11 @@ class CausalMemory:
         left = whole.shape[1] % len(embedding.values)
         self._unfinished = whole[:, whole.shape[1] - left :] if left else None
         return embedding(whole)[:, -tokens.shape[1] :]
+
+    def mask_in_c(self, time: int) -> Tensor | None:
+        """The mask (time, time), if the block of these tokens may be computed in C and need not :meth:`attend`."""
+        alone = self._past is None and not self._keep and not self._keep_weights
+        return self._mask[:time, :time] if self._blocks_in_c and alone and torch.is_grad_enabled() else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         if self._past is not None and len(self._past):
