@@ -54,10 +54,9 @@ class PlannerConfig:
     percentile: Any = "mean"
     """Point estimate of a predicted reward and value: mean, or a fraction in (0, 1) for that percentile."""
     act: str = one_of("best", ("auto", "best", "conditioned", "elite", "mean"))
-    """Action to take: best is that of the best sequence, elite the mean over the sequences kept at the end, mean the
-    mean over all candidates, conditioned that mean given a high return, in which a candidate's weight is its
-    probability of a return in the top planner.top_share; auto is best if the model explains 0.85 of the variance of
-    returns-to-go, conditioned if 0.5, else mean, the last two of unfiltered candidates."""
+    """Action to take: best is that of the best sequence, elite a mean over the sequences kept at the end, mean one over
+    all candidates, conditioned that mean given a high return; auto chooses by how well the model predicts returns
+    (docs/planning.md)."""
     top_share: float = within(0.1, high=1.0, above=0.0)
     """Share of the returns predicted for all candidates, from the highest down, that act=conditioned asks for."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
