@@ -227,16 +227,22 @@ def test_seeds_of_a_sweep_do_not_share_episodes(tmp_path: Path) -> None:
 ALL_STEPS = EPISODES * LENGTH  # of one evaluation
 
 
+MOMENTS = {
+    1: 4,  # before an update that nothing else comes between
+    3: 12,  # after a validation
+    5: 20,  # beside a save
+    6: 24,  # after the last update
+}
+
+
 @pytest.mark.parametrize(
-    ("evaluation", "update"),
+    ("how", "evaluation", "update"),
     [
-        (1, 4),  # before an update that nothing else comes between
-        (3, 12),  # after a validation
-        (5, 20),  # beside a save
-        (6, 24),  # after the last update
+        pytest.param(how, *moment, marks=() if how == "killed" or moment[0] == 5 else pytest.mark.slow)
+        for how in ("killed", "signal", "hangs")
+        for moment in MOMENTS.items()
     ],
 )
-@pytest.mark.parametrize("how", ["killed", "signal", "hangs"])
 def test_a_run_that_is_stopped_while_playing_goes_on_as_one_that_was_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
