@@ -106,7 +106,8 @@ def test_operator_is_one_that_torch_can_trace() -> None:
         block.ln1,
         block.ln2,
     )
-    parameters = [part for module in modules for part in (module.weight, module.bias)]
+    parts = [part.flatten() for module in modules for part in (module.weight, module.bias)]
+    parameters = torch.cat(parts).detach().requires_grad_()
     arguments = x, parameters, mask_of(12, 4), 2, [1e-5, 1e-5], [0.3, 0.2], torch.tensor([5, 6, 7])
     torch.library.opcheck(torch.ops.trajectory_transformer.block, arguments)
 

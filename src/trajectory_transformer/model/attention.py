@@ -10,6 +10,7 @@ import functools
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,14 +158,15 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor, dropout: float, seed: Ten
 
 def seen_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the columns that any row sees, and the number of them that each row sees; both int32."""
-    column, counts = mask.any(dim=0).nonzero().flatten(), mask.sum(dim=1, dtype=torch.int32)
-    first = torch.arange(len(column)) < counts.unsqueeze(1)
-    if not (torch.equal(mask[:, column], first) and int(counts[0]) > 0 and (counts.diff() >= 0).all()):
+    seen = mask.numpy()  # whose operations take a tenth of the time of torch's on arrays as small
+    column, counts = seen.any(axis=0).nonzero()[0], seen.sum(axis=1, dtype=np.int32)
+    first = np.arange(len(column)) < counts[:, None]
+    if not (np.array_equal(seen[:, column], first) and counts[0] > 0 and (counts[1:] >= counts[:-1]).all()):
         raise ValueError(
             "causal_attention needs a mask like the model's: of the columns that are True in any row, each row has the "
             "first few True, at least one, and no fewer than the row before"
         )
-    return column.to(torch.int32), counts
+    return torch.from_numpy(column.astype(np.int32)), torch.from_numpy(counts)
 
 
 def _call(

@@ -13,19 +13,23 @@
 
 enum { QUERY, KEY, VALUE, PROJECTION, UP, DOWN, MATRICES };
 
+typedef struct {
+    float *weight[MATRICES], *bias[MATRICES], *norm_weight[2], *norm_bias[2];
+} Parameters; /* or their gradients */
+
 typedef struct { /* the same fields as in block.py; width D = heads * attention.width, a multiple of NR */
     Attention attention; /* sizes, mask, dropout of attention weights, threads; its pointers are not used */
-    const float *weight[MATRICES], *bias[MATRICES]; /* as torch stores them */
-    const float *norm_weight[2], *norm_bias[2];     /* of the norms before attention and MLP */
-    double epsilon[2];
+    double epsilon[2];   /* of the norms before attention and MLP */
     double dropout; /* probability that a number that attention or MLP adds is dropped, in [0, 1) */
     uint64_t seeds[2];
+    float *parameters; /* weight and bias, as torch stores them, of each matrix in its order, then of the norms */
     const float *x;  /* (batch, time, D) */
     float *out;      /* (batch, time, D) */
     float *saved;    /* (batch, saved_size): see Saved */
     const float *out_gradient; /* (batch, time, D) */
     float *x_gradient;         /* (batch, time, D) */
-    float *gradients;          /* of weights and biases of the matrices in their order, then of the norms */
+    float *gradients;          /* of the parameters */
+    Parameters p;              /* set by tt_block */
 } Block;
 
 /* What the forward pass leaves to the backward pass, for one sequence. */
@@ -52,6 +56,20 @@ static Saved saved_of(const Block *b, int64_t sequence) {
 /* Inputs and outputs of the matrices; those of query, key and value are used as one, of 3 D outputs. */
 static int64_t inputs_of(int matrix, int64_t width) { return matrix == DOWN ? 4 * width : width; }
 static int64_t outputs_of(int matrix, int64_t width) { return matrix == UP ? 4 * width : width; }
+
+/* Place parameters from address at on. Returns how many numbers they are. */
+static size_t lay_out_parameters(Parameters *p, int64_t width, float *at) {
+    const float *begin = at;
+    for (int m = 0; m < MATRICES; m++) {
+        p->weight[m] = at, at += outputs_of(m, width) * inputs_of(m, width);
+        p->bias[m] = at, at += outputs_of(m, width);
+    }
+    for (int n = 0; n < 2; n++) {
+        p->norm_weight[n] = at, at += width;
+        p->norm_bias[n] = at, at += width;
+    }
+    return at - begin;
+}
 
 /* ---- products ---- */
 
@@ -132,7 +150,7 @@ static void normalise(const Block *b, int which, const float *x, int64_t rows, f
     for (int64_t r = 0; r < rows; r++, x += width, out += width) {
         const Moments m = moments_of(x, width, b->epsilon[which]);
         for (int64_t w = 0; w < width; w += LANES)
-            store(out + w, (load(x + w) - broadcast(m.mean)) * broadcast(m.scale) * load(b->norm_weight[which] + w) + load(b->norm_bias[which] + w));
+            store(out + w, (load(x + w) - broadcast(m.mean)) * broadcast(m.scale) * load(b->p.norm_weight[which] + w) + load(b->p.norm_bias[which] + w));
     }
 }
 
@@ -147,12 +165,12 @@ static void normalise_backwards(const Block *b, int which, const float *gradient
             const vec y = (load(x + w) - broadcast(m.mean)) * broadcast(m.scale), g = load(gradient + w);
             store(weight + w, load(weight + w) + g * y);
             store(bias + w, load(bias + w) + g);
-            const vec weighted = g * load(b->norm_weight[which] + w);
+            const vec weighted = g * load(b->p.norm_weight[which] + w);
             sum += weighted, products += weighted * y;
         }
         const vec mean = broadcast(total(sum) / width), slope = broadcast(total(products) / width), scale = broadcast(m.scale);
         for (int64_t w = 0; w < width; w += LANES) {
-            const vec y = (load(x + w) - broadcast(m.mean)) * scale, weighted = load(gradient + w) * load(b->norm_weight[which] + w);
+            const vec y = (load(x + w) - broadcast(m.mean)) * scale, weighted = load(gradient + w) * load(b->p.norm_weight[which] + w);
             store(out + w, load(other + w) + scale * (weighted - mean - y * slope));
         }
     }
@@ -228,9 +246,9 @@ static void pack_all(const Block *b, int of_inputs, float *panels) {
     for (int m = 0; m < MATRICES; m++) {
         float *to = (float *)panels_of(panels, m < PROJECTION ? QUERY : m, width);
         const int64_t inputs = inputs_of(m, width), outputs = outputs_of(m, width);
-        if (m >= PROJECTION) pack(b->weight[m], outputs, inputs, of_inputs, to, 0, of_inputs ? outputs : inputs);
-        else if (of_inputs) pack(b->weight[m], outputs, inputs, 1, to, m * width, 3 * width);
-        else pack(b->weight[m], outputs, inputs, 0, to + m * width * width, 0, width);
+        if (m >= PROJECTION) pack(b->p.weight[m], outputs, inputs, of_inputs, to, 0, of_inputs ? outputs : inputs);
+        else if (of_inputs) pack(b->p.weight[m], outputs, inputs, 1, to, m * width, 3 * width);
+        else pack(b->p.weight[m], outputs, inputs, 0, to + m * width * width, 0, width);
     }
 }
 
@@ -248,7 +266,7 @@ static void forward(const Block *b, const float *panels, const Work *w, int64_t 
     FOR_EACH_PART({
         normalise(b, 0, x + first * width, rows, w->normal);
         for (int m = QUERY; m <= VALUE; m++)
-            product(w->normal, width, panels + m * width * width, width, b->bias[m], s.projected + first * 3 * width + m * width, 3 * width,
+            product(w->normal, width, panels + m * width * width, width, b->p.bias[m], s.projected + first * 3 * width + m * width, 3 * width,
                     rows, width);
     })
     for (int64_t head = 0; head < b->attention.heads; head++) {
@@ -258,13 +276,13 @@ static void forward(const Block *b, const float *panels, const Work *w, int64_t 
     FOR_EACH_PART({
         float *middle = s.middle + first * width;
         float *up = s.up + first * 4 * width;
-        product(s.attended + first * width, width, panels_of(panels, PROJECTION, width), width, b->bias[PROJECTION], w->added, width, rows, width);
+        product(s.attended + first * width, width, panels_of(panels, PROJECTION, width), width, b->p.bias[PROJECTION], w->added, width, rows, width);
         add_kept(b, 0, at + first * width, x + first * width, w->added, rows * width, middle);
         normalise(b, 1, middle, rows, w->normal);
-        product(w->normal, width, panels_of(panels, UP, width), width, b->bias[UP], up, 4 * width, rows, 4 * width);
+        product(w->normal, width, panels_of(panels, UP, width), width, b->p.bias[UP], up, 4 * width, rows, 4 * width);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < 4 * width; i += LANES) store(w->active + r * wide(b) + i, gelu(load(up + r * 4 * width + i)));
-        product(w->active, wide(b), panels_of(panels, DOWN, width), 4 * width, b->bias[DOWN], w->added, width, rows, width);
+        product(w->active, wide(b), panels_of(panels, DOWN, width), 4 * width, b->p.bias[DOWN], w->added, width, rows, width);
         add_kept(b, 1, at + first * width, middle, w->added, rows * width, out + first * width);
     })
     const size_t rest = sizeof(float) * (padded_time(b) - time) * width; /* no output depends on what was in memory before */
@@ -272,24 +290,6 @@ static void forward(const Block *b, const float *panels, const Work *w, int64_t 
     memset(s.attended + time * width, 0, rest);
     memset(s.middle + time * width, 0, rest);
     memset(s.up + time * 4 * width, 0, 4 * rest);
-}
-
-typedef struct {
-    float *weight[MATRICES], *bias[MATRICES], *norm_weight[2], *norm_bias[2];
-} Gradients;
-
-/* Place the gradients from address at on. Returns how many numbers they are. */
-static size_t lay_out_gradients(Gradients *g, int64_t width, float *at) {
-    const float *begin = at;
-    for (int m = 0; m < MATRICES; m++) {
-        g->weight[m] = at, at += outputs_of(m, width) * inputs_of(m, width);
-        g->bias[m] = at, at += outputs_of(m, width);
-    }
-    for (int n = 0; n < 2; n++) {
-        g->norm_weight[n] = at, at += width;
-        g->norm_bias[n] = at, at += width;
-    }
-    return at - begin;
 }
 
 /* GELU of x, and gradient times its derivative: the normal distribution function at x, plus x times the normal density. */
@@ -302,7 +302,7 @@ static void gelu_backwards(const float *x, float *gradient, float *active, int64
     }
 }
 
-static void backward(const Block *b, const float *panels, const Work *w, const Gradients *g, int64_t sequence) {
+static void backward(const Block *b, const float *panels, const Work *w, const Parameters *g, int64_t sequence) {
     const int64_t time = b->attention.time, width = width_of(b), at = sequence * time * width, ld = wide(b);
     const Saved s = saved_of(b, sequence);
     FOR_EACH_PART({
@@ -338,13 +338,13 @@ static void backward(const Block *b, const float *panels, const Work *w, const G
 }
 
 /* size: bytes of the caller's Block. Returns 0 on success, 1 if memory is short, 2 if the caller's Block differs. */
-int tt_block(const Block *b, size_t size, int backwards) {
+int tt_block(Block *b, size_t size, int backwards) {
     if (size != sizeof(Block)) return 2;
     Work w;
-    Gradients g;
+    Parameters g;
     const int64_t width = width_of(b), batch = b->attention.batch, threads = b->attention.threads;
     const int64_t groups = batch < GROUPS ? batch : GROUPS;
-    const size_t packed = 12 * width * width, floats = lay_out_work(&w, b, backwards, NULL), weights = lay_out_gradients(&g, width, NULL);
+    const size_t packed = 12 * width * width, floats = lay_out_work(&w, b, backwards, NULL), weights = lay_out_parameters(&g, width, NULL);
     float *panels = allocate(sizeof(float) * (packed + floats * threads));
     float *gradients = backwards ? allocate_zeros(sizeof(float) * weights * groups) : NULL;
     if (!panels || (backwards && !gradients)) {
@@ -352,6 +352,7 @@ int tt_block(const Block *b, size_t size, int backwards) {
         free(gradients);
         return 1;
     }
+    lay_out_parameters(&b->p, width, b->parameters);
     pack_all(b, backwards, panels);
 #pragma omp parallel num_threads(threads) private(w, g)
     {
@@ -362,7 +363,7 @@ int tt_block(const Block *b, size_t size, int backwards) {
         } else {
 #pragma omp for schedule(dynamic, 1)
             for (int64_t group = 0; group < groups; group++) {
-                lay_out_gradients(&g, width, gradients + weights * group);
+                lay_out_parameters(&g, width, gradients + weights * group);
                 for (int64_t i = batch * group / groups; i < batch * (group + 1) / groups; i++) backward(b, panels, &w, &g, i);
             }
 #pragma omp for schedule(static)

@@ -18,7 +18,6 @@ from .attention import Attention, seen_columns
 from .elementwise import Dropout, gelu
 
 MULTIPLE, WIDEST = 32, 256  # widths n_embd that block.c computes; PyTorch's products of wider matrices are as fast
-_MATRICES, _NORMS = 6, 2
 
 
 class _Block(ctypes.Structure):
@@ -26,12 +25,14 @@ class _Block(ctypes.Structure):
 
     _fields_ = (
         ("attention", Attention),
-        *((name, ctypes.c_void_p * _MATRICES) for name in ("weight", "bias")),
-        *((name, ctypes.c_void_p * _NORMS) for name in ("norm_weight", "norm_bias")),
-        ("epsilon", ctypes.c_double * _NORMS),
+        ("epsilon", ctypes.c_double * 2),
         ("dropout", ctypes.c_double),
         ("seeds", ctypes.c_uint64 * 2),
-        *((name, ctypes.c_void_p) for name in ("x", "out", "saved", "out_gradient", "x_gradient", "gradients")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("parameters", "x", "out", "saved", "out_gradient", "x_gradient", "gradients")
+        ),
+        ("laid_out", ctypes.c_void_p * 16),
     )
 
 
@@ -124,28 +125,27 @@ def transform(block: GPTBlock, x: Tensor, mask: Tensor) -> Tensor:
     residual = block.drop.p if block.drop.training else 0.0
     drawn = in_attention, residual, residual
     seeds = torch.stack([torch.randint(2**62, ()) if p else torch.zeros((), dtype=torch.int64) for p in drawn])
-    parameters = [part for module in _modules(block) for part in (module.weight, module.bias)]
+    # One vector: torch takes a millisecond to pass a list of parameters to an operator and its gradients back.
+    parameters = torch.cat([part.flatten() for module in _modules(block) for part in (module.weight, module.bias)])
     epsilons = [block.ln1.eps, block.ln2.eps]
     return _forward(x, parameters, mask, attention.n_head, epsilons, [in_attention, residual], seeds)[0]
 
 
 @torch.library.custom_op(f"{c_library.OPERATORS}::block", mutates_args=(), device_types="cpu")
 def _forward(
-    x: Tensor, parameters: Sequence[Tensor], mask: Tensor, heads: int, epsilons: Sequence[float],
+    x: Tensor, parameters: Tensor, mask: Tensor, heads: int, epsilons: Sequence[float],
     dropouts: Sequence[float], seeds: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output, and numbers saved for the backward pass; parameters are a weight and a bias of each module in order."""
+    """Output, and numbers saved for the backward pass; parameters are weight and bias of each module in order."""
     x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-    call, kept = _call(x, parameters, mask, heads, epsilons, dropouts, seeds)
     saved = x.new_empty(len(x), _saved_size(x, heads))
-    _run(call, backward=False, x=x, out=out, saved=saved)
-    del kept
+    _run(mask, heads, epsilons, dropouts, seeds, backward=False, parameters=parameters, x=x, out=out, saved=saved)
     return out, saved
 
 
 @_forward.register_fake
 def _(
-    x: Tensor, parameters: Sequence[Tensor], mask: Tensor, heads: int, epsilons: Sequence[float],
+    x: Tensor, parameters: Tensor, mask: Tensor, heads: int, epsilons: Sequence[float],
     dropouts: Sequence[float], seeds: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(len(x), _saved_size(x, heads))
@@ -153,25 +153,25 @@ def _(
 
 @torch.library.custom_op(f"{c_library.OPERATORS}::block_backward", mutates_args=(), device_types="cpu")
 def _backward(
-    gradient: Tensor, saved: Tensor, x: Tensor, parameters: Sequence[Tensor], mask: Tensor, heads: int,
+    gradient: Tensor, saved: Tensor, x: Tensor, parameters: Tensor, mask: Tensor, heads: int,
     epsilons: Sequence[float], dropouts: Sequence[float], seeds: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradient of x, and those of all parameters in one vector."""
+    """Gradients of x and of the parameters."""
     x, gradient = x.contiguous(), gradient.contiguous()
-    call, kept = _call(x, parameters, mask, heads, epsilons, dropouts, seeds)
-    x_gradient, gradients = torch.empty_like(x), x.new_empty(sum(part.numel() for part in parameters))
-    _run(call, backward=True, x=x, saved=saved, out_gradient=gradient, x_gradient=x_gradient, gradients=gradients)
-    del kept
+    x_gradient, gradients = torch.empty_like(x), torch.empty_like(parameters)
+    _run(
+        mask, heads, epsilons, dropouts, seeds, backward=True, parameters=parameters, x=x, saved=saved,
+        out_gradient=gradient, x_gradient=x_gradient, gradients=gradients,
+    )  # fmt: skip
     return x_gradient, gradients
 
 
 @_backward.register_fake
 def _(
-    gradient: Tensor, saved: Tensor, x: Tensor, parameters: Sequence[Tensor], mask: Tensor, heads: int,
+    gradient: Tensor, saved: Tensor, x: Tensor, parameters: Tensor, mask: Tensor, heads: int,
     epsilons: Sequence[float], dropouts: Sequence[float], seeds: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    like = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return like, x.new_empty(sum(part.numel() for part in parameters))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(parameters)
 
 
 def _saved_size(x: Tensor, heads: int) -> int:
@@ -183,49 +183,33 @@ def _saved_size(x: Tensor, heads: int) -> int:
 def _save(ctx, inputs, output) -> None:
     x, parameters, mask, ctx.heads, ctx.epsilons, ctx.dropouts, seeds = inputs
     ctx.set_materialize_grads(False)  # that of what is saved would be megabytes of zeros
-    ctx.save_for_backward(output[1], x, mask, seeds, *parameters)
+    ctx.save_for_backward(output[1], x, parameters, mask, seeds)
 
 
 def _differentiate(ctx, gradient: Tensor | None, _: Tensor | None) -> tuple[object, ...]:
     if gradient is None:
         return (None,) * 7
-    saved, x, mask, seeds, *parameters = ctx.saved_tensors
+    saved, x, parameters, mask, seeds = ctx.saved_tensors
     options = mask, ctx.heads, ctx.epsilons, ctx.dropouts, seeds
-    x_gradient, gradients = _backward(gradient, saved, x, parameters, *options)
-    parts = gradients.split([part.numel() for part in parameters])
-    found = [part.view_as(like) for part, like in zip(parts, parameters, strict=True)]
-    return x_gradient, found, None, None, None, None, None
+    return *_backward(gradient, saved, x, parameters, *options), *(None,) * 5
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _call(
-    x: Tensor, parameters: Sequence[Tensor], mask: Tensor, heads: int, epsilons: Sequence[float],
-    dropouts: Sequence[float], seeds: Tensor,
-) -> tuple[_Block, list[Tensor]]:  # fmt: skip
-    """The call's description, and the tensors that it points to."""
-    batch, time, width = x.shape
+def _run(
+    mask: Tensor, heads: int, epsilons: Sequence[float], dropouts: Sequence[float], seeds: Tensor, backward: bool,
+    **tensors: Tensor,
+) -> None:  # fmt: skip
+    batch, time, width = tensors["x"].shape
     column, counts = seen_columns(mask)
-    kept = [column, counts, *(part.contiguous() for part in parameters)]
     drawn = seeds.tolist()
     call = _Block(
-        epsilon=(ctypes.c_double * _NORMS)(*epsilons), dropout=dropouts[1], seeds=(ctypes.c_uint64 * 2)(*drawn[1:])
+        epsilon=(ctypes.c_double * 2)(*epsilons), dropout=dropouts[1], seeds=(ctypes.c_uint64 * 2)(*drawn[1:])
     )
     call.attention = Attention(batch, heads, time, width // heads, len(column), column.data_ptr(), counts.data_ptr())
     call.attention.dropout, call.attention.seed = dropouts[0], drawn[0]
     call.attention.threads = torch.get_num_threads()
-    pointers = [part.data_ptr() for part in kept[2:]]
-    for first, count, names in (
-        (0, _MATRICES, ("weight", "bias")),
-        (2 * _MATRICES, _NORMS, ("norm_weight", "norm_bias")),
-    ):
-        for place, name in enumerate(names):
-            setattr(call, name, (ctypes.c_void_p * count)(*pointers[first + place : first + 2 * count : 2]))
-    return call, kept
-
-
-def _run(call: _Block, backward: bool, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         setattr(call, name, tensor.data_ptr())
     status = load_library().tt_block(ctypes.addressof(call), ctypes.sizeof(call), backward)
