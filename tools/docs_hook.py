@@ -17,6 +17,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 SHOWN = {".png", ".csv", ".gif"}
+CELL = re.compile(r"<t[dh][ >].*?</t[dh]>", re.DOTALL)
+LONG_WORD = re.compile(r"(<[^>]*>)|(?<=\w)([_/.=])(?=[^\W\d]{2})")  # a tag, or a sign within names and paths
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -71,3 +73,12 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
     """Replace the roles in docstrings (``:class:`~.agent.Agent```) by names; mark the options for ``site.css``."""
     html = re.sub(r":(?:class|func|meth|mod|attr|data|exc):<code>~?(?:[\w.]*\.)?(\w+)</code>", r"<code>\1</code>", html)
     return f'<div class="options">{html}</div>' if page.file.src_uri == "options.md" else html
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Let long names and paths in tables break after ``_``, ``/``, ``.`` and ``=``, to fit narrow screens."""
+
+    def breakable(cell: re.Match[str]) -> str:
+        return LONG_WORD.sub(lambda match: match[1] or f"{match[2]}<wbr>", cell[0])
+
+    return CELL.sub(breakable, output)

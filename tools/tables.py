@@ -6,13 +6,15 @@ A table lies between two marker lines, the first of which names files and figure
     <!-- end of table -->
 
 The files are copies of runs' ``figures.csv``. Each method of a file has a row; files whose names differ only in
-``_seed<N>`` share rows. Run it in the folder of README.md; ``--check`` changes nothing and exits with 1 if a page is
-stale.
+``_seed<N>`` share rows. Figures of the data themselves have one row per data set, named after it. Below the table a
+folded list has the data, seed, commit and command of each file. Run it in the folder of README.md; ``--check`` changes
+nothing and exits with 1 if a page is stale.
 """
 
 import argparse
 import csv
 import glob
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -29,8 +31,9 @@ SEED = re.compile(r"_seed(\d+)$")
 BEHAVIOR = "behaviour"  # method of figures of the data, which do not depend on the run's seed
 INTERVALS = "In brackets: 95 % intervals."
 SEVERAL_SEEDS = (
-    "Where a row has several seeds: the mean of their values, in square brackets the least and the greatest."
+    "A row of several seeds has the mean of their values, and in square brackets the least and the greatest."
 )
+SUMMARY = "Data, seed, commit and command of each run"
 OPENING = re.compile(r"<!-- table: (results/\S+\.csv) \| (\w+(?:, \w+)*) -->")
 CLOSING = "<!-- end of table -->"
 EXAMPLE = "<!-- table: results/goal/*.csv | success_rate, return_mean -->"
@@ -113,16 +116,22 @@ class Row:
         same = self.method == BEHAVIOR and len(set(measurements)) == 1
         return measurements[:1] if same else measurements
 
-    def cells(self, names: Sequence[str]) -> list[str]:
+    def cells(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the cells of a line of the table."""
-        facts = self.runs[0].facts
         columns = [self.measurements(name) for name in names]
         counts = dict.fromkeys(_count(measurements) for measurements in columns if measurements)
-        seeds = ", ".join(str(run.facts.seed) for run in self.runs)
-        commits = dict.fromkeys((run.facts.commit or "none")[:7] for run in self.runs)
-        values = [_value(measurements) for measurements in columns]
-        label = f"{self.runs[0].label}, {self.method}"
-        return [label, *values, " / ".join(counts), facts.dataset.replace(",", ", "), seeds, ", ".join(commits)]
+        name = _dataset(self.runs[0]) if self.method == BEHAVIOR else self.runs[0].label
+        return (name, self.method, *(_value(measurements) for measurements in columns), " / ".join(counts))
+
+
+def _dataset(run: RunFile) -> str:
+    return run.facts.dataset.replace(",", ", ")
+
+
+def _run_line(run: RunFile) -> str:
+    facts = run.facts
+    commit = (facts.commit or "none")[:7]
+    return f"- {Path(run.path).stem} ({_dataset(run)}; seed {facts.seed}; commit {commit}): `{facts.command}`"
 
 
 def _value(measurements: Sequence[Measurement]) -> str:
@@ -149,7 +158,7 @@ def _count(measurements: Sequence[Measurement]) -> str:
 
 
 def table(runs: Sequence[RunFile], names: Sequence[str]) -> list[str]:
-    """Return the lines between the markers: the table, notes on its brackets, and the command of each file.
+    """Return the lines between the markers: the table, notes on its brackets, and a folded list of the files.
 
     Args:
         runs: runs in the order of the rows.
@@ -166,15 +175,20 @@ def table(runs: Sequence[RunFile], names: Sequence[str]) -> list[str]:
     for run in runs:
         groups.setdefault(SEED.sub("", str(Path(run.path).with_suffix(""))), []).append(run)
     rows = [row for group in groups.values() for row in _rows(group, names)]
-    header = ["run", *(name.replace("_", " ") for name in names), "count", "data", "seed", "commit"]
-    lines = [
-        f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *(row.cells(names) for row in rows))
-    ]
+    header = ("run", "method", *(name.replace("_", " ") for name in names), "count")
+    # Runs on the same data repeat its figures; one row is enough.
+    cells = list(dict.fromkeys(row.cells(names) for row in rows))
+    # What all rows have in common needs no column.
+    common = [len(cells) > 1 and len(set(column)) == 1 for column in zip(*cells, strict=True)]
+    kept = [0 < index < len(header) - 1 or not common[index] for index in range(len(header))]
+    lines = [f"| {' | '.join(itertools.compress(line, kept))} |" for line in (header, ["---"] * len(header), *cells)]
     measurements = [row.measurements(name) for row in rows for name in names]
-    notes = [INTERVALS] if any(len(one) == 1 and one[0].low is not None for one in measurements) else []
+    notes = [] if kept[-1] else [f"Count of each row: {cells[0][-1]}."]
+    notes += [INTERVALS] if any(len(one) == 1 and one[0].low is not None for one in measurements) else []
     notes += [SEVERAL_SEEDS] if any(len(one) > 1 for one in measurements) else []
-    commands = [f"- {Path(run.path).stem}: `{run.facts.command}`" for run in runs]
-    return ["", *lines, "", *([" ".join(notes), ""] if notes else []), *commands, ""]
+    opening, closing = f'<details markdown="1"><summary>{SUMMARY}</summary>', "</details>"
+    files = [opening, "", *map(_run_line, runs), "", closing]
+    return ["", *lines, "", *([" ".join(notes), ""] if notes else []), *files, ""]
 
 
 def _rows(group: list[RunFile], names: Sequence[str]) -> list[Row]:

@@ -48,18 +48,22 @@ def test_a_table_by_hand(tmp_path: Path) -> None:
         "before",
         MARKER,
         "",
-        "| run | success rate | return mean | count | data | seed | commit |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| alone, critic | 0.667 (0.25 to 1) | – | 7 | maze/rooms-v0 | 0 | 0123456 |",
-        "| wide, behaviour | – | 12.2 | 351 | maze/rooms-v0 | 0, 10 | 0123456 |",
-        "| wide, goal | 0.75 [0.6, 0.9] | 1117 [1000, 1234] | 2 × 20 | maze/rooms-v0 | 0, 10 | 0123456 |",
+        "| run | method | success rate | return mean | count |",
+        "| --- | --- | --- | --- | --- |",
+        "| alone | critic | 0.667 (0.25 to 1) | – | 7 |",
+        "| maze/rooms-v0 | behaviour | – | 12.2 | 351 |",
+        "| wide | goal | 0.75 [0.6, 0.9] | 1117 [1000, 1234] | 2 × 20 |",
         "",
-        "In brackets: 95 % intervals. Where a row has several seeds: the mean of their values, in square brackets the "
+        "In brackets: 95 % intervals. A row of several seeds has the mean of their values, and in square brackets the "
         "least and the greatest.",
         "",
-        "- alone: `python evaluate.py seed=0`",
-        "- wide_seed0: `python evaluate.py seed=0`",
-        "- wide_seed10: `python evaluate.py seed=10`",
+        '<details markdown="1"><summary>Data, seed, commit and command of each run</summary>',
+        "",
+        "- alone (maze/rooms-v0; seed 0; commit 0123456): `python evaluate.py seed=0`",
+        "- wide_seed0 (maze/rooms-v0; seed 0; commit 0123456): `python evaluate.py seed=0`",
+        "- wide_seed10 (maze/rooms-v0; seed 10; commit 0123456): `python evaluate.py seed=10`",
+        "",
+        "</details>",
         "",
         END,
         "after",
@@ -74,15 +78,37 @@ def test_figures_of_the_data_that_differ_are_averaged_like_any_other(tmp_path: P
     put(tmp_path, "a_seed0.csv", BEHAVIOR)
     put(tmp_path, "a_seed1.csv", Measurement("behaviour", "return_mean", 14.25, None, None, 100), seed=1)
     text = filled(tmp_path, page(tmp_path, "<!-- table: results/maze/*.csv | return_mean -->", END))
-    assert "| a, behaviour | 13.2 [12.2, 14.2] | 351 + 100 | maze/rooms-v0 | 0, 1 | 0123456 |" in text
+    assert "| maze/rooms-v0 | behaviour | 13.2 [12.2, 14.2] | 351 + 100 |" in text
 
 
 def test_equal_figures_of_a_method_stay_figures_of_their_seeds(tmp_path: Path) -> None:
     for seed in (0, 1):
         put(tmp_path, f"a_seed{seed}.csv", Measurement("goal", "success_rate", 1.0, 0.9, 1.0, 5), seed=seed)
     text = filled(tmp_path, page(tmp_path, "<!-- table: results/maze/*.csv | success_rate -->", END))
-    assert "| a, goal | 1 [1, 1] | 2 × 5 | maze/rooms-v0 | 0, 1 | 0123456 |" in text
+    assert "| a | goal | 1 [1, 1] | 2 × 5 |" in text
     assert "95 %" not in text
+
+
+def test_runs_on_the_same_data_share_its_row(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        put(tmp_path, name, BEHAVIOR, Measurement("goal", "return_mean", 20.0, None, None, 5))
+    text = filled(tmp_path, page(tmp_path, "<!-- table: results/maze/*.csv | return_mean -->", END))
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert rows == ["| maze/rooms-v0 | behaviour | 12.2 | 351 |", "| a | goal | 20 | 5 |", "| b | goal | 20 | 5 |"]
+
+
+def test_columns_in_which_all_rows_agree_are_left_out(tmp_path: Path) -> None:
+    goals = [Measurement(method, "return_mean", value, 1, 3, 20) for method, value in (("goal", 2.0), ("critic", 2.5))]
+    put(tmp_path, "a.csv", *goals)
+    text = filled(tmp_path, page(tmp_path, "<!-- table: results/maze/*.csv | return_mean -->", END))
+    assert text.splitlines()[2:8] == [
+        "| method | return mean |",
+        "| --- | --- |",
+        "| goal | 2 (1 to 3) |",
+        "| critic | 2.5 (1 to 3) |",
+        "",
+        "Count of each row: 20. In brackets: 95 % intervals.",
+    ]
 
 
 def test_check_names_the_stale_page_and_changes_nothing(
