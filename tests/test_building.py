@@ -93,7 +93,7 @@ def test_what_a_file_must_not_name(target: str) -> None:
         ("os.system", r"^place\._target_=os\.system is not a Part$"),
         ("no_such_module.Part", r"there is no module 'no_such_module' on Python's path$"),
         ("os.NoSuchClass", r"^place\._target_=os\.NoSuchClass: there is no such class$"),
-        ("Part", r"^place\._target_=Part names no module; give the class with it, as in my_module\.Part$"),
+        ("Part", r"^place\._target_=Part lacks the module of the class; give both, as in my_module\.Part$"),
     ],
 )
 def test_the_users_words_must_name_a_class_of_the_right_kind(target: str, message: str) -> None:

@@ -294,8 +294,8 @@ class Zeros:
     [
         (Zeros(), "makes a bytearray, of any size, which no network here has; it was not loaded"),
         (repeated(1.0, 10**10), r"holds a tensor of 40,000,000,000 bytes in a file of [\d,]+"),
-        (nested(40), "holds values within values without end"),
-        (deep(150), "holds values within values without end"),
+        (nested(40), "holds values nested too deeply or without end"),
+        (deep(150), "holds values nested too deeply or without end"),
     ],
 )
 def test_what_is_larger_than_its_file_is_refused(checkpoint: Path, bomb: Any, message: str) -> None:

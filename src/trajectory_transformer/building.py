@@ -60,7 +60,7 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
     _require_allowed(path, path, place, allow)
     module, _, name = path.rpartition(".")
     if not module:
-        raise ClassError(f"{place}._target_={path} names no module; give the class with it, as in my_module.{path}")
+        raise ClassError(f"{place}._target_={path} lacks the module of the class; give both, as in my_module.{path}")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:

@@ -199,7 +199,8 @@ class Checkpoint:
     ) -> Network:
         """Build a network by ``make`` and load the weights of an attribute of the training module into it.
 
-        No memory is allocated for the sizes that the file states before its weights are found to have these sizes.
+        The network is built only after the weights are found to have the sizes that the file states, so a file with
+        wrong sizes cannot make it allocate memory.
 
         Args:
             part: name of the attribute, such as "model".

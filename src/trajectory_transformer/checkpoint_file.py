@@ -118,7 +118,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except RuntimeError as error:  # sparse, quantised, without values
         raise UserError(f"checkpoint '{path}' holds tensors of a kind that no network here has") from error
     if name is not None:
-        raise UserError(f"checkpoint '{path}' is useless: its weights '{name}' hold NaN or infinity; train again")
+        raise UserError(f"checkpoint '{path}' cannot be used: its weights '{name}' hold NaN or infinity; train again")
     return contents
 
 
@@ -151,7 +151,7 @@ def _why_unlike_stored(contents: Any, stored: int) -> str | None:
         value, depth = left.pop()
         count += 1
         if count > stored or depth > DEEPEST:
-            return "holds values within values without end; it was not loaded"
+            return "holds values nested too deeply or without end; it was not loaded"
         if isinstance(value, torch.Tensor) and (needed := value.numel() * value.element_size()) > stored:
             return f"holds a tensor of {needed:,} bytes in a file of {stored:,}; it was not loaded"
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()

@@ -9,7 +9,7 @@ from typing import Self
 class UserError(ValueError):
     """A wrong option, file or data set. The command line prints its message as one sentence, without a traceback.
 
-    Words of more than 400 characters, which only a file or option of nonsense contains, are shortened.
+    Words of more than 400 characters, which no sensible file or option contains, are shortened.
     """
 
     def __init__(self, message: str) -> None:

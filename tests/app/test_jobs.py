@@ -98,7 +98,7 @@ def test_an_interruption_tells_how_to_resume(
     mine = "+trainer.callbacks.mine._target_=lightning.pytorch.callbacks.TQDMProgressBar"
     assert train("hydra.run.dir=runs/a b", mine) == 143
     (line,) = capsys.readouterr().err.splitlines()
-    told, command = line.split("; go on with: ")
+    told, command = line.split("; continue with: ")
     assert told == ("saved" if saved else "nothing is saved yet")
     assert command == "python train.py 'resume=runs/a b' 'allow=[lightning]'"
     runs.error = None

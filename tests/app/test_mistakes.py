@@ -45,7 +45,7 @@ MISTAKES = [
         ["planner=smooth"],
         ["planner=smooth is not a choice", "imitation, return; --config-dir DIR adds choices of your"],
     ),
-    (["planner.objective._target_=Smooth"], ["names no module; give the class with it, as in my_module.Smooth"]),
+    (["planner.objective._target_=Smooth"], ["lacks the module of the class; give both, as in my_module.Smooth"]),
     (["planr.horizon=3"], ["planr.horizon", "'planner.horizon'"]),
     (["horizon=3"], ["'planner.horizon'"]),
     (["modle=tiny"], ["modle", "'model'"]),

@@ -75,7 +75,7 @@ def test_control_c_tells_the_command_that_resumes(folder: Path) -> None:
         assert "Traceback" not in errors
         first, second = errors.strip().splitlines()[-2:]
         assert first == "SIGINT: saving at the end of this update; a second Ctrl-C quits at once, without saving"
-        assert second == "saved; go on with: python train.py resume=run"
+        assert second == "saved; continue with: python train.py resume=run"
         steps.append(read_checkpoint(last)["global_step"])
         size = metrics.stat().st_size
         process = start(folder, *shlex.split(second.partition(": ")[2])[2:])
@@ -107,7 +107,7 @@ def test_a_sweep_s_workers_stop_with_it(folder: Path, number: signal.Signals, to
         assert record.status == "interrupted"
         assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] > 0
     command = shlex.join(["python", "train.py", *words])
-    assert errors.strip().splitlines()[-1] == f"the sweep was interrupted; go on with: {command}"
+    assert errors.strip().splitlines()[-1] == f"the sweep was interrupted; continue with: {command}"
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_folders_may_follow_options_and_methods_may_be_combinations(
         (["--anyway", "nowhere"], "nowhere: there is no 'nowhere'"),
         (
             ["RUN", "--out", ""],
-            "argument --out: an empty name is no folder; give . for the present one; --help explains the options",
+            "argument --out: the name is empty; give . for the current folder; --help explains the options",
         ),
         (["RUN", "--out"], "argument --out: expected one argument; --help explains the options"),
     ],

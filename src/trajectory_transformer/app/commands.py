@@ -1,4 +1,4 @@
-"""Shell commands that go on from a run, printed when it ends."""
+"""Shell commands printed at the end of a run: to continue it, or to evaluate its checkpoint."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ def evaluate_command(checkpoint: Path, options: TrainConfig) -> str:
 
 
 def sweep_command(directory: Path) -> str:
-    """Return the present command of a sweep, to be given again so that it goes on in ``directory``."""
+    """Return the command that continues the present sweep in ``directory``."""
     words = [word for word in sys.argv if not word.startswith("hydra.sweep.dir=")]
     return shlex.join(["python", *words, f"hydra.sweep.dir={_quoted(shown(directory))}"])
 

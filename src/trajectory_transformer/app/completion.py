@@ -1,6 +1,6 @@
-"""Completion of the command line in a shell, without Hydra, whose own takes longer than a key press may.
+"""Completion of the command line in a shell, without importing Hydra, which would be too slow for a key press.
 
-``eval "$(python train.py -sc install=bash)"`` installs it, by Hydra's script, which then asks here.
+``eval "$(python train.py -sc install=bash)"`` installs Hydra's shell script, which calls this module.
 """
 
 import glob

@@ -87,7 +87,7 @@ def choices_of(group: str, configs: Sequence[Path]) -> list[Path]:
 
 
 def without_choices(group: str) -> str:
-    """Return what to say of a group without any file."""
+    """Return the message for a group that has no files yet."""
     return NO_CHOICES.format(group) + (LOCAL if group == "local" else "")
 
 

@@ -140,7 +140,7 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
                 note(job, "interrupted", "interrupted")
                 if job.options is not None and job.sweep is None and is_first_process():
                     saved = "saved" if any(job.directory.glob("**/last.ckpt")) else "nothing is saved yet"
-                    print(f"{saved}; go on with: {resume_command(job.directory, job.options)}", file=sys.stderr)
+                    print(f"{saved}; continue with: {resume_command(job.directory, job.options)}", file=sys.stderr)
                 raise
             reason = f"exit code {exit.code}"
         except UserError as error:

@@ -61,7 +61,7 @@ def run_command(name: str, configs: Path) -> None:
     except (KeyboardInterrupt, SystemExit) as exit:
         status = 130 if isinstance(exit, KeyboardInterrupt) else exit.code
         if RunChecks.sweep is not None and status in EXITS_BY_SIGNAL and is_first_process():
-            print(f"the sweep was interrupted; go on with: {sweep_command(RunChecks.sweep[0])}", file=sys.stderr)
+            print(f"the sweep was interrupted; continue with: {sweep_command(RunChecks.sweep[0])}", file=sys.stderr)
         sys.exit(status)
     except BrokenPipeError:  # the reader of --help, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

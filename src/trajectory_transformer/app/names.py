@@ -21,10 +21,10 @@ def option_names(schema: type) -> Iterator[str]:
 
 
 def as_text(words: Sequence[str], schema: type) -> list[str]:
-    """Quote what Hydra would misread, or not read, in words ``option=value`` for free text, also in a sweep's.
+    """Return words ``option=value`` in which text for free-text options is quoted where Hydra would misread it.
 
-    That is what looks like a number or flag, or has signs that its grammar lacks, such as umlauts. What the user has
-    quoted stays, and so do commas, which separate values, and interpolations.
+    That is text that looks like a number or flag, or has characters that Hydra's grammar lacks, such as umlauts. Text
+    that is quoted already, commas between a sweep's values, and interpolations are left as they are.
     """
     free = {name for name, hint in options_of(schema, with_choices=False) if hint in TEXTS}
 

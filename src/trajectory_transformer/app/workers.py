@@ -46,9 +46,9 @@ class SweepSignals:
         raise SystemExit(128 + number)
 
     def _stop_jobs(self) -> bool:
-        """Send SIGTERM to the workers at their jobs, once for each job; returns whether some are still at them.
+        """Send SIGTERM to the workers that run a job, once for each job; returns whether any of these runs on.
 
-        Workers without a job are left to joblib, which takes the end of one for a failure, and kills the others.
+        Idle workers are left alone: joblib treats the end of one as a failure and kills the others.
         """
         workers, busy = {child.pid for child in multiprocessing.active_children()}, False
         for folder in {file.parent for file in self._directory.rglob(LOCK)}:
@@ -76,10 +76,10 @@ def _quit(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def signals_only_within() -> Iterator[None]:
-    """In a worker of joblib, ignore signals outside of this block, in which a job runs.
+    """Run a job within this block; a worker of joblib ignores signals outside of it.
 
-    A terminal's Ctrl-C goes to all processes, and a worker that ends while it waits for a job would take the others'
-    jobs with it. If the sweep's process is killed, its workers stop as by SIGTERM, and end.
+    A terminal's Ctrl-C reaches all processes, and joblib would end all jobs if an idle worker ended. If the sweep's
+    process is killed, its workers stop their jobs as after SIGTERM, and end.
     """
     if not type(multiprocessing.current_process()).__module__.startswith("joblib."):
         yield

@@ -86,9 +86,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _folder(name: str) -> Path:
-    """The path of a folder; an empty name, which Path reads as the present folder, is refused."""
+    """Return a folder's path; an empty name, which Path reads as the current folder, is refused."""
     if not name:
-        raise argparse.ArgumentTypeError("an empty name is no folder; give . for the present one")
+        raise argparse.ArgumentTypeError("the name is empty; give . for the current folder")
     return Path(name)
 
 

@@ -126,12 +126,12 @@ def compare(
 
 
 def _reported(found: list[Estimate], enough: bool) -> list[Estimate]:
-    """Return estimates, without their bootstrap intervals if there are not enough runs: of two, it is their range."""
+    """Return estimates, with bootstrap intervals only if there are ``enough`` runs (that of two is their range)."""
     return found if enough else [Estimate(one.value) for one in found]
 
 
 def _conclusive(scores: statistics.Scores, others: statistics.Scores) -> bool:
-    """Return True if there are so many runs that equal methods are hardly ever completely separated."""
+    """Return True if there are enough runs that equal methods would hardly ever be completely separated."""
     return statistics.smallest_p(scores, others) <= 0.05
 
 

@@ -136,8 +136,9 @@ class PlannerConfig:
     def resolve_act(self, value_r2: float | None, by_return: bool) -> Self:
         """Return the settings with ``act=auto`` resolved.
 
-        If the value is not predicted well enough, auto averages unfiltered candidates, since filters would bias the
-        mean: given a high return, or, where the value says little or is not the objective, all alike.
+        The best sequence is trusted only if the value is predicted well. Otherwise candidates are averaged, unfiltered
+        because filters would bias the mean: weighted by their chance of a high return if the value is still informative
+        and the objective is the return, else with equal weights.
 
         Args:
             value_r2: share of the variance of the data's returns-to-go that the model explains; None: unknown.

@@ -1,4 +1,4 @@
-"""Arrays in memory-mapped files, of which the kernel keeps in memory as much as there is room for.
+"""Arrays in memory-mapped files; the kernel keeps as much of them in memory as there is room for.
 
 They are written by ordinary writes, so that a full disk raises an error, and only read through the mapping.
 """

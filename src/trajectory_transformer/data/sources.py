@@ -149,7 +149,7 @@ def _validated(found: Sequence[tuple[str, StoredSet]], progress: bool) -> Iterat
 
 
 class _OutOfBounds:
-    """Counts actions outside the bounds of their Box. They are kept: an environment that clips them is frequent."""
+    """Counts actions outside the bounds of their Box. They are kept, because many environments clip them."""
 
     def __init__(self, space: SpaceSpec) -> None:
         self._names, self._low, self._high = space.names(), space.low, space.high

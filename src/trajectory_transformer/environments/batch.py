@@ -74,7 +74,7 @@ class EnvironmentBatch:
         observations: (env, observation_dim) float32, the latest of each row; 0 before a row's first reset.
         desired_goals, achieved_goals: (env, goal_dim) float32, the latest goal and achieved goal (such as the position)
             of each row, whether the model sees them or not; None if observations hold none.
-        place: (row, function such as "step()") -> words such as "episode 3, step 17", for the case that it hangs.
+        place: (row, function such as "step()") -> words such as "episode 3, step 17", named if the call hangs.
     """
 
     def __init__(self, environments: list[gymnasium.Env], spec: EnvironmentSpec) -> None:
@@ -186,7 +186,7 @@ class EnvironmentBatch:
 
     @contextlib.contextmanager
     def _calling(self, row: int, function: str) -> Iterator[None]:
-        """A call of a row's environment: its exceptions become EnvironmentFailure, and its hanging is told."""
+        """Call a row's environment: exceptions become EnvironmentFailure, and the watcher reports a call that hangs."""
         with Call(self._title, function, self.place(row, function)), _blaming(row):
             yield
 

@@ -1,8 +1,8 @@
-"""Tells which environment hangs, or has ended the process, by a second small process.
+"""A second, small process that names the environment which hangs or has ended the process.
 
 The code of an environment may never return, hold the interpreter so that no thread and no signal handler runs, or end
-the process (``os._exit``, a crash). Then only another process can say so. This file is also that process's program: it
-imports nothing of the package, waits for the end of its standard input, and reads the present call in shared memory.
+the process (``os._exit``, a crash). Then only another process can report it. This file is also that process's program:
+it imports nothing of the package, waits for the end of its standard input, and reads the present call in shared memory.
 """
 
 import atexit
@@ -45,7 +45,7 @@ class Call:
 
 
 def report_to(status: Path | None) -> None:
-    """Name the ``status.json`` that says "running", to be corrected if this process ends within a call."""
+    """Set the ``status.json`` (of state "running") that the watcher corrects if this process ends within a call."""
     _Watcher.status = b"" if status is None else os.fsencode(status.absolute())
     if _Watcher.existing is not None:
         _Watcher.existing.write(_STATUS, _Watcher.status)
@@ -133,7 +133,7 @@ atexit.register(_Watcher.end)
 
 
 def watch(parent: int, seconds: float, stubborn: float, memory: mmap.mmap, say: Callable[[str], None]) -> None:
-    """The watching process: until ``parent`` ends, tell of calls that last."""
+    """Run the watching process, which reports calls that take long, until ``parent`` ends."""
     told, asked = 0.0, (0.0, 0.0)  # start and time of the latest call when a signal came
     while True:
         ready = select.select([0], [], [], min(1.0, seconds / 4))[0]

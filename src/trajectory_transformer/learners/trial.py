@@ -53,7 +53,7 @@ def try_learner(learner: Learner, config: TrainConfig, datamodule: OfflineDataMo
 
 
 def _require_losses(module: TransitionModule, result: object) -> None:
-    """Raise UserError unless the result of :meth:`TransitionModule.losses` is as it should be."""
+    """Raise UserError unless the result of :meth:`TransitionModule.losses` is valid."""
     place = f"{type(module).__qualname__}.losses"
     require(
         isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping),

@@ -47,10 +47,10 @@ def may_attend_in_c(model: nn.Module) -> bool:
 
 
 def may_compute_blocks_in_c(model: nn.Module) -> bool:
-    """True if blocks in C give the logits and gradients of this model, which may attend in C, in training.
+    """True if blocks in C give this model's logits and gradients in training; its attention is known to run in C.
 
-    They must drop the same numbers, too, as they draw the same random numbers. If not, one warning gives the reason.
-    The model, its gradients and the global random state do not change.
+    With dropout they must drop the same activations, because they draw the same random numbers. If they differ, one
+    warning gives the reason. The model, its gradients and the global random state do not change.
     """
     try:
         block.load_library()

@@ -72,10 +72,10 @@ class GPTBlock(Protocol):
 
 
 def suits(block: GPTBlock, x: Tensor, activation: object) -> bool:
-    """True if a block's sizes and submodules are such that :func:`transform` computes it.
+    """True if :func:`transform` can compute a block of these sizes and submodules.
 
-    Submodules of other classes or sizes, and those with hooks, are not: they would not be called. Compiled models are
-    computed as before.
+    It cannot if a submodule has another class or size, or a hook, because submodules are not called. Compiled models
+    are left to PyTorch.
     """
     width, attention, drops = x.shape[-1], block.attn, (block.attn.resid_drop, block.drop)
     shapes = *[(width, width)] * 4, (4 * width, width), (width, 4 * width), (width,), (width,)
@@ -118,7 +118,7 @@ def _has_hooks(module: object) -> bool:
 def transform(block: GPTBlock, x: Tensor, mask: Tensor) -> Tensor:
     """Output (batch, time, n_embd) of a block that :func:`suits`; its mask (time, time) is :class:`~.gpt`'s.
 
-    What is dropped is what the block's own submodules would drop: their random numbers are drawn in the same order.
+    Dropout is that of the block's own submodules: the same random numbers are drawn in the same order.
     """
     attention = block.attn
     in_attention = attention.attn_pdrop if attention.training else 0.0

@@ -42,10 +42,10 @@ class CapturedSearch:
     If there are fewer environments than before, they are padded with copies of the first, so that one graph serves all
     numbers of environments, at the cost of the largest; if there are more, the search is captured again.
 
-    The first capture is checked: its replay must find what the search finds, or do so with other draws in case rounding
-    decided the difference. If it does not, for example because the search branches in Python on computed values, one
-    warning is logged, and searches are no longer captured. The check has not been run on a GPU yet; tests replay a
-    stand-in.
+    The first capture is checked: its replay must find what the search finds. If they differ, the check is repeated with
+    other draws, because rounding can decide between close candidates. If they differ again, for example because the
+    search branches in Python on computed values, one warning is logged, and searches are no longer captured. The check
+    has not been run on a GPU yet; tests replay a stand-in.
     """
 
     def __init__(self, capture: Capture) -> None:

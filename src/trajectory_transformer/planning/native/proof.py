@@ -130,7 +130,7 @@ def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformer, sett
 
 
 def _rounded(value: float) -> float:
-    """The nearest of …, 0.5, 1, 2, 5, 10, …: another measurement of so short a time may give twice as much."""
+    """The nearest of …, 0.5, 1, 2, 5, 10, …; short times are not measured more exactly than that."""
     power = 10.0 ** math.floor(math.log10(value))
     return min((power, 2 * power, 5 * power, 10 * power), key=lambda near: abs(math.log(value / near)))
 
