@@ -34,7 +34,7 @@ from trajectory_transformer.training.batches import TrainingBatches
 from trajectory_transformer.training.fit import FitReport, fit
 from trajectory_transformer.training.learner_module import NonFiniteError
 
-NUMBERS: dict[str, Any] = {"numerical_embedding": 4, "numerical_regression": 2.0}
+NUMBERS: dict[str, Any] = {"numerical_embedding": 4, "numerical_regression": 2.0, "numerical_pretraining": 0.25}
 
 
 def small_data(episodes: int = 12, steps: int = 8, dataset_id: str = "small/walk-v0") -> OfflineData:

@@ -68,5 +68,5 @@ def test_other_learners_are_refused() -> None:
 
 
 def test_a_regression_on_sharded_weights_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.numerical_regression=2\.0 reads weights .*set it to 0"):
+    with pytest.raises(UserError, match=r"model\.numerical_regression=2\.0 and .*=0\.25 read weights .*set both to 0"):
         TransformerLearner().check(small_config(strategy="fsdp"))

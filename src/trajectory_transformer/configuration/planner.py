@@ -16,8 +16,8 @@ OBJECTIVES = {  # planner.name -> class of the objective
 
 MOST_CANDIDATES = 2**16  # per step and environment, so that a file cannot request all memory
 # act=auto, by the share of the variance of returns-to-go that the model explains (docs/tried.md):
-TRUSTED_VALUE_R2 = 0.85  # from here on, the best sequence's action
-INFORMATIVE_VALUE_R2 = 0.5  # from here on, the mean of the candidates given a high return; below, of all alike
+INFORMATIVE_VALUE_R2 = 0.65  # from here on, the mean of the candidates given a high return; below, of all alike
+TRUSTED_VALUE_R2 = 0.85  # from here on, the best sequence's action, for objectives other than the return
 MEAN_TEMPERATURE = 0.6  # sampling temperature of candidates that are averaged all alike
 
 
@@ -136,9 +136,9 @@ class PlannerConfig:
     def resolve_act(self, value_r2: float | None, by_return: bool) -> Self:
         """Return the settings with ``act=auto`` resolved.
 
-        The best sequence is trusted only if the value is predicted well. Otherwise candidates are averaged, unfiltered
-        because filters would bias the mean: weighted by their chance of a high return if the value is still informative
-        and the objective is the return, else with equal weights.
+        Candidates are averaged, unfiltered because filters would bias the mean: weighted by their chance of a high
+        return if the value is informative, else with equal weights. Other objectives than the return give no such
+        chance; for them the best sequence is taken if the value is predicted well.
 
         Args:
             value_r2: share of the variance of the data's returns-to-go that the model explains; None: unknown.
@@ -146,10 +146,11 @@ class PlannerConfig:
         """
         if self.act != "auto":
             return self
-        if value_r2 is not None and value_r2 >= TRUSTED_VALUE_R2:
+        explained = 0.0 if value_r2 is None else value_r2
+        if explained >= TRUSTED_VALUE_R2 and not by_return:
             return replace(self, act="best")
         plain = replace(self, cdf_act=None, k_act=None)
-        if value_r2 is not None and value_r2 >= INFORMATIVE_VALUE_R2 and by_return:
+        if explained >= INFORMATIVE_VALUE_R2 and by_return:
             return replace(plain, act="conditioned", temperature=1.0)
         return replace(plain, act="mean", temperature=MEAN_TEMPERATURE)
 

@@ -75,6 +75,9 @@ class ModelConfig:
     numerical_regression: float = within(0.0, 0.0, LARGEST)
     """Loss weight of a linear regression from the numerical embedding to action, reward and return-to-go, on 1,024
     further transitions per update; 0 for none. Without a numerical embedding it has no effect."""
+    numerical_pretraining: float = within(0.0, 0.0, 1e6)
+    """Updates by the same regression, on 256 transitions each, before the training: this many for each update of the
+    training; 0 for none. Weights of init_from are not trained so."""
     block: Any = None
     """Class of all blocks: the _target_ and options of a block of your own; null is the GPT block of model/gpt.py."""
 
@@ -92,7 +95,7 @@ class ModelConfig:
     @property
     def regresses(self) -> bool:
         """True if the numerical embedding is trained by a regression of its own, too."""
-        return self.numerical_embedding is not None and self.numerical_regression > 0.0
+        return self.numerical_embedding is not None and max(self.numerical_regression, self.numerical_pretraining) > 0.0
 
 
 @dataclass

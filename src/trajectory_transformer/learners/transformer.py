@@ -32,8 +32,9 @@ class TransformerLearner(Learner):
         config.planner.require_fits(config.data.sequence_length)
         require(
             config.trainer.strategy != "fsdp" or not config.model.regresses,
-            f"model.numerical_regression={config.model.numerical_regression} reads weights that trainer.strategy=fsdp "
-            "divides among processes; set it to 0",
+            f"model.numerical_regression={config.model.numerical_regression} and model.numerical_pretraining="
+            f"{config.model.numerical_pretraining} read weights that trainer.strategy=fsdp divides among processes; "
+            "set both to 0",
         )
         require_same_purpose(make_objective(config.planner), config.planner.name, config.model.goal_conditioned)
 

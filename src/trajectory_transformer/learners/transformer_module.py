@@ -16,11 +16,13 @@ from ..data.windows import TokenWindows, WindowBatch
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
 from ..model.numerical_embedding import NumericalReadout
-from ..training.batches import REGRESSION, random_stream
+from ..progress import WorkProgress
+from ..training.batches import PRETRAINING, REGRESSION, random_stream
 from ..training.learner_module import LearnerModule, ends_update
 from ..training.metrics import LoggedMetrics, TokenMetrics
 from ..training.optimization import TrainingPlan
 from ..training.sharding import ShardedStrategy
+from .numerical_pretraining import pretrain
 
 REGRESSED = 1024  # transitions per update for the numerical embedding's regression
 
@@ -90,11 +92,25 @@ class TrajectoryModule(LearnerModule):
         due = (self.global_step + 1) % self.plan.log_every == 0
         loss = self.shared_step(batch, self.train_metrics if due else None)
         self.last_loss = self.mean_of_parts(self.last_loss, loss, batch_idx)
-        if self.readout is None:
+        if self.readout is None or self.model.config.numerical_regression == 0.0:
             return loss
         regression = self.regression_loss(self.readout, batch_idx)
         self.last_regression = self.mean_of_parts(self.last_regression, regression, batch_idx)
         return loss + self.model.config.numerical_regression * regression
+
+    @override
+    def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
+        updates = round(self.model.config.numerical_pretraining * self.plan.max_steps)
+        if self.readout is None or updates == 0 or self.readout.pretrained:
+            return
+        assert self.model.numbers is not None
+        assert self._windows is not None
+        stream = random_stream(self.plan.seed, PRETRAINING)
+        parts = self.model.numbers, self.readout
+        if pretrain(*parts, self._windows(), updates, stream, stopped, progress):
+            self.readout.pretrained.fill_(1.0)
+        for part in parts:  # the same on all processes, also where their processors round differently
+            part.load_state_dict(self.trainer.strategy.broadcast(part.state_dict()))
 
     def regression_loss(self, readout: NumericalReadout, batch_idx: int) -> Tensor:
         """Loss of the numerical embedding's regression, on this part's and process's share of random transitions."""
@@ -111,7 +127,8 @@ class TrajectoryModule(LearnerModule):
     @override
     def on_train_batch_end(self, outputs: Any, batch: WindowBatch, batch_idx: int) -> None:
         if ends_update(self.trainer) and self.global_step % self.plan.log_every == 0:
-            regression = {} if self.readout is None else {"train/regression_loss": self.last_regression}
+            regresses = self.model.config.numerical_regression > 0.0 and self.readout is not None
+            regression = {"train/regression_loss": self.last_regression} if regresses else {}
             self.log_dict(self._take(self.train_metrics, "train") | regression | self.optimizer_state)
 
     @override

@@ -159,7 +159,7 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor, dropout: float, seed: Ten
 def seen_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the columns that any row sees, and the number of them that each row sees; both int32."""
     seen = mask.numpy()  # whose operations take a tenth of the time of torch's on arrays as small
-    column, counts = seen.any(axis=0).nonzero()[0], seen.sum(axis=1, dtype=np.int32)
+    column, counts = np.flatnonzero(seen.any(axis=0)), seen.sum(axis=1, dtype=np.int32)
     first = np.arange(len(column)) < counts[:, None]
     if not (np.array_equal(seen[:, column], first) and counts[0] > 0 and (counts[1:] >= counts[:-1]).all()):
         raise ValueError(

@@ -95,8 +95,11 @@ class NumericalReadout(nn.Module):
         n_embd: its output features.
     """
 
+    pretrained: Tensor  # () buffer: 1 if the embedding was trained before the transformer
+
     def __init__(self, numbers: NumericalEmbedding, n_embd: int) -> None:
         super().__init__()
+        self.register_buffer("pretrained", torch.zeros(()))
         self.action = nn.Linear(n_embd, numbers.acted - numbers.observed)
         self.outcome = nn.Linear(n_embd, len(numbers.values) - numbers.acted)
 

@@ -18,7 +18,7 @@ from ..configuration import TrainerConfig
 from ..cores import OtherProcesses, are_contended
 from ..errors import UserError
 from ..files import is_first_process
-from ..progress import PLAIN_LINE_SECONDS
+from ..progress import PLAIN_LINE_SECONDS, WorkProgress
 from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
 from .learner_module import LearnerModule, NonFiniteError, ends_update
@@ -66,6 +66,11 @@ class KeepCheckpoints(Checkpoint):
         if trainer.global_step >= self.options.max_steps:
             trainer.should_stop = True  # the only way to make Lightning always validate after the last update
         self._update_ended = True
+
+    def before_first_update(self, trainer: L.Trainer) -> None:
+        """After a signal, save the run's beginning and end it."""
+        if self.watch.agreed(trainer) is not None:
+            self._save_last(trainer)
 
     def between_updates(self, trainer: L.Trainer) -> None:
         """Save ``last.ckpt`` if it is due, and end the run after a signal."""
@@ -178,6 +183,22 @@ class BetweenUpdates(Callback):
     @override
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         self.keeper.between_updates(trainer)
+
+
+class Pretraining(Callback):
+    """Calls the module's ``pretrain`` before the first update. A signal ends it; a resumed run begins it anew."""
+
+    def __init__(self, keeper: KeepCheckpoints) -> None:
+        self.keeper = keeper
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LearnerModule)
+        if trainer.global_step == 0:
+            shown = self.keeper.options.progress_bar and trainer.is_global_zero
+            progress = WorkProgress("{task.completed:.0f}/{task.total:.0f} updates", shown)
+            pl_module.pretrain(lambda: self.keeper.watch.received is not None, progress)
+            self.keeper.before_first_update(trainer)
 
 
 class Throughput(Callback):

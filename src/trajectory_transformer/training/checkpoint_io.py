@@ -55,8 +55,11 @@ def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None
     contents = read_checkpoint(path)
     saved, now = Checkpoint.from_contents(contents, str(path)), module.record
     with fitting_parts(str(path)):  # Lightning counts parts of batches
-        parts = contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
-        parts //= max(contents["global_step"], 1)
+        ready, steps = (
+            contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"],
+            contents["global_step"],
+        )
+        parts = ready // steps if steps else accumulate
     saved.require_kind(now.kind)
     learner = ((f"learner.{name}", saved.training.learner.get(name), now.learner[name]) for name in now.learner)
     model = ((f"model.{name}", saved.model.get(name), value) for name, value in module.model_options().items())

@@ -25,7 +25,7 @@ from ..checkpoint_file import read_checkpoint
 from ..configuration import TrainConfig, TrainerConfig, require
 from ..errors import UserError
 from ..files import remove_partial_files, slurm_step
-from .callbacks import BetweenUpdates, KeepCheckpoints, RunProgress, Throughput
+from .callbacks import BetweenUpdates, KeepCheckpoints, Pretraining, RunProgress, Throughput
 from .checkpoint_io import VerifiedCheckpointIO, require_same_run
 from .datamodule import OfflineDataModule
 from .initial import InitialWeights
@@ -110,7 +110,8 @@ def fit(
         plays = config.evaluation.every is not None
         player = EpisodePlayer(learner, config, watch, [throughput, *progress]) if plays else None
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch, player)
-        all_callbacks = [BetweenUpdates(keeper), throughput, *progress, *callbacks, keeper]
+        first = [] if config.init_from else [Pretraining(keeper)]
+        all_callbacks = [*first, BetweenUpdates(keeper), throughput, *progress, *callbacks, keeper]
         trainer = make_trainer(config, run_directory, loggers, all_callbacks)
         if config.trainer.compile:
             _compile(module, trainer.strategy.root_device)

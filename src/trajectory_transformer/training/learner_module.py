@@ -1,7 +1,7 @@
 """Base Lightning module of all learners: seeds, learning rates, checks for finite values, the record of a run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -14,6 +14,7 @@ from ..checkpoint import TrainingRecord
 from ..checkpoint_file import SECTION, not_finite
 from ..configuration import OptimizerConfig
 from ..errors import UserError
+from ..progress import WorkProgress
 from .batches import derived_seed
 from .optimization import TrainingPlan, make_optimizer, make_schedule, set_learning_rate
 
@@ -56,6 +57,13 @@ class LearnerModule(L.LightningModule):
     def compile_network(self) -> None:
         """Compile the network's forward pass; for learners whose ``check`` allows ``trainer.compile``."""
         raise NotImplementedError
+
+    def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
+        """Train parts of the network before the first update; by default, none.
+
+        It must leave the weights as they were once ``stopped`` returns True, and do nothing if called again after it
+        was completed, in this process or before a resume.
+        """
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
