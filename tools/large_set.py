@@ -40,6 +40,8 @@ class RandomSet(EpisodeSource):
     """Normally distributed episodes of 1,000 steps, generated while they are read."""
 
     steps: int
+    observations: int = OBSERVATIONS
+    actions: int = ACTIONS
 
     @property
     @override
@@ -49,7 +51,7 @@ class RandomSet(EpisodeSource):
     @override
     def read(self, progress: bool) -> StoredSet:
         observation, action = (
-            space_spec(gym.spaces.Box(-math.inf, math.inf, (size,))) for size in (OBSERVATIONS, ACTIONS)
+            space_spec(gym.spaces.Box(-math.inf, math.inf, (size,))) for size in (self.observations, self.actions)
         )
         count = self.steps // EPISODE
         return StoredSet(self._episodes(count), count, EnvironmentSpec("", None, observation, action))
@@ -59,7 +61,7 @@ class RandomSet(EpisodeSource):
         for index in range(count):
             observations, actions, rewards = (
                 generator.standard_normal(shape, dtype=np.float32)
-                for shape in ((EPISODE + 1, OBSERVATIONS), (EPISODE, ACTIONS), EPISODE)
+                for shape in ((EPISODE + 1, self.observations), (EPISODE, self.actions), EPISODE)
             )
             yield StoredEpisode(f"episode {index}", observations, actions, rewards, index % 2 == 0)
 

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..available_memory import keep_freed_memory
 from ..configuration import DataConfig, DiscretizerConfig
 from ..data.discretizer import make_discretizer
 from ..data.episodes import Episode, OfflineData
@@ -20,6 +21,7 @@ from .machine import BASE, HALFCHEETAH, HOPPER, NUM_BINS, TINY, Hardware
 def training_rows(hardware: Hardware, rate: float) -> list[tuple[str, str, str]]:
     """Return rows with the tokens/s of updates (forward, backward, clipping, AdamW), and their share of ``rate``."""
     on_cpu, rows = hardware.device == "cpu", []
+    keep_freed_memory()  # as train.py does
     for name, layout, options, batch in (  # on a GPU, the original's batch size
         ("tiny, hopper", HOPPER, TINY, 64),
         ("base, halfcheetah", HALFCHEETAH, BASE, 32 if on_cpu else 256),

@@ -21,6 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from ..available_memory import keep_freed_memory
 from ..checkpoint_file import read_checkpoint
 from ..configuration import TrainConfig, TrainerConfig, require
 from ..errors import UserError
@@ -105,6 +106,7 @@ def fit(
             require_same_run(last, module, config.trainer.accumulate)
         elif initial is not None:
             initial.give_to(module)
+        keep_freed_memory()
         throughput = Throughput(module.plan.tokens_per_step, config.trainer.log_every, module.unit)
         progress = [RunProgress(config.trainer.max_steps, throughput)] if config.trainer.progress_bar else []
         plays = config.evaluation.every is not None
