@@ -13,7 +13,8 @@ import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, TypeVar, cast
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
@@ -102,8 +103,11 @@ def import_modules(modules: Sequence[str], place: str) -> None:
 
 
 def require_options(spec: Mapping[str, object], place: str, given: Sequence[str] = ()) -> None:
-    """Raise UserError if ``spec`` has options that its class does not take, besides those ``given`` by the program."""
-    options = {name: value for name, value in spec.items() if name != "_target_"}
+    """Raise UserError for options that the class of ``spec`` does not take, or of types other than it declares.
+
+    ``given`` are names of arguments that the program adds. Nothing is built.
+    """
+    options = {str(name): value for name, value in spec.items() if name != "_target_"}
     found = locate(str(spec["_target_"]), object, place, TYPED_BY_USER)
     _require_parameters(found, options | dict.fromkeys(given), place)
 
@@ -163,6 +167,33 @@ def _require_parameters(found: type, arguments: Mapping[str, object], place: str
         signature.bind(**arguments)
     except TypeError as error:
         raise UserError(f"{place}: {found.__module__}.{found.__qualname__}: {error}") from None
+    if not is_dataclass(found):
+        _require_types(found, arguments, place)
+
+
+def _require_types(found: type, arguments: Mapping[str, object], place: str) -> None:
+    """Raise UserError for a plain argument that a class declares as another plain type, such as a text for an int."""
+    from pydantic import TypeAdapter, ValidationError  # imported here because most commands do not need it
+
+    try:
+        hints = get_type_hints(found.__init__)
+    except (NameError, TypeError, AttributeError):  # names that only a type checker sees
+        return
+    parameters = inspect.signature(found).parameters
+    for name, value in arguments.items():
+        typed = name in hints and name in parameters and _is_plain_type(hints[name])
+        if typed and parameters[name].default != value and _is_plain(value) and not targets_in(value):
+            try:
+                TypeAdapter(hints[name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                reason = "; or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
+                raise UserError(f"{place}.{name}={repr(value)[:80]}: {reason}") from None
+
+
+def _is_plain_type(hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType, list, dict):
+        return all(map(_is_plain_type, get_args(hint)))
+    return get_origin(hint) is Literal or hint in (int, float, bool, str, NoneType, list, dict)
 
 
 def _typed_dataclass(found: type, arguments: Mapping[str, object], place: str) -> object:

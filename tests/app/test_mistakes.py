@@ -128,6 +128,24 @@ MISTAKES = [
     (["-m", "model=tiny,bsae"], ["model=bsae", "'model=base'"]),
     (["-m", "model.n_layr=1,2"], ["'model.n_layer'"]),
     (["-m", "+foo=1,2"], ["foo"]),
+    (["planner.elite_share=0.5"], ["planner.elite_share has no effect with planner.act=auto", "planner.act=elite"]),
+    (["planner.top_share=0.5", "planner.act=mean"], ["planner.top_share has no effect", "planner.act=conditioned"]),
+    (["planner=imitation", "planner.temperature=0.5"], ["planner.temperature has no effect with planner=imitation"]),
+    (
+        ["model.numerical_regression=10", "model.numerical_embedding=null"],
+        ["has no effect without model.numerical_embedding=N"],
+    ),
+    (["evaluation.every_episodes=5"], ["has no effect without evaluation.every=N"]),
+    (["evaluation.video=2", "evaluation.episodes=0"], ["evaluation.video has no effect without evaluation.episodes=N"]),
+    (["init_from="], ["init_from= names no file"]),
+    (["init_from=."], ["init_from=. is a directory without weights"]),
+    (["method=[tt,bc]"], ["one choice of the group 'method'; add -m and write method=tt,bc"]),
+    (["+suite=quick"], ["the group 'suite' has a choice already; write suite=quick, without +"]),
+    (["planner.top_share=${nothing}", "model.n_layer=2"], ["planner.top_share: Interpolation key 'nothing' not found"]),
+    ([f"planner.top_share={'[' * 200}{']' * 200}"], ["'planner.top_share=[[", "nested too deeply"]),
+    (["environment.modules=5"], ["environment.modules must be a list, each entry a text"]),
+    (["evaluation.every=x"], ["evaluation.every must be a whole number or null: value 'x'"]),
+    (["+model.block._target_=builtins.object", "+model.block.width=3"], ["there is no option 'model.block."]),
 ]
 
 
@@ -155,6 +173,37 @@ class Typo(NamedTuple):
     wrong: str
     arguments: list[str]
     words: list[str]
+
+
+def test_a_reference_to_another_option_is_followed(train: Callable[..., int], runs: Runs) -> None:
+    assert train("planner.act=conditioned", "planner.top_share=${planner.elite_share}", "evaluation.every=${seed}") == 2
+    assert train("planner.act=conditioned", "planner.top_share=${planner.elite_share}", "seed=7") == 0
+    ((config, _),) = runs.calls
+    assert config.planner.top_share == config.planner.elite_share == 1.0
+
+
+CALLBACK_MISTAKES = [
+    (["callbacks=early_stopping", "+trainer.callbacks.early_stopping.patiense=1"], "early_stopping.patience'?"),
+    (["callbacks=early_stopping", "trainer.callbacks.early_stopping.patience=x"], "patience='x': input should be a"),
+    (["callbacks=early_stopping", "trainer.callbacks.early_stopping.patience=true"], "patience=True: input should be"),
+    (["callbacks=early_stopping", "trainer.callbacks.early_stopping.monitor=[1]"], "monitor=[1]: input should be a"),
+    (["callbacks=early_stopping", "trainer.callbacks.early_stopping.patience=0"], "patience=0 must be at least 1"),
+    (["callbacks=early_stopping", "+trainer.callbacks.early_stopping.mode=up"], "mode='up' is not one of min, max"),
+    (["callbacks=early_stopping", "+trainer.callbacks.early_stopping.min_delta=nan"], "min_delta=nan must be finite"),
+    (["callbacks=sample_plans", "trainer.callbacks.sample_plans.plans=0"], "plans=0 must be at least 1"),
+    (["callbacks=sample_plans", "+trainer.callbacks.sample_plans.beam_width=0"], "beam_width=0 must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), CALLBACK_MISTAKES, ids=lambda value: str(value[-1]))
+def test_a_callback_is_built_or_refused_before_training(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert train(*arguments) in (1, 2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not runs.calls
 
 
 YAML_MISTAKES = [

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -38,6 +38,15 @@ from .workers import SweepSignals
 SWEEP_LOCK = ".sweep.lock"  # differs from LOCK, which a job in the same folder may hold
 TRACKERS = {"TensorBoardRun": "tensorboard", "MLflowRun": "mlflow", "TrackioRun": "trackio"}  # class -> package, extra
 RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options whose own options a search may vary
+# Options that have an effect only beside another, whether they have, and what gives it to them.
+NEEDS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
+    "evaluation.every_episodes": (lambda options: options.evaluation.every is not None, "evaluation.every=N"),
+    "evaluation.video": (lambda options: options.evaluation.episodes > 0, "evaluation.episodes=N"),
+    "model.numerical_regression": (
+        lambda options: options.model.regresses or options.model.numerical_regression == 0,
+        "model.numerical_embedding=N",
+    ),
+}
 
 
 def config_folders(hydra: DictConfig) -> list[Path]:
@@ -54,12 +63,12 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     schema = schema_of(config)
     mistakes.refuse_absent_local(hydra.runtime.choices.get("local"), config_folders(hydra))
     mistakes.refuse_changed_text(hydra.runtime.choices, config_folders(hydra), schema)
-    parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    parsed = OverridesParser.create().parse_overrides(words := as_typed(hydra, "task"))
     require_flags(schema, ((override.key_or_group, override.value()) for override in parsed))
     try:
         if schema is EvaluateConfig:
             chosen = hydra.runtime.choices.get("planner") is not None
-            evaluation = typed_evaluate(config, hydra.overrides.task, chosen)
+            evaluation = typed_evaluate(config, words, chosen)
             if chosen:
                 make_objective(evaluation.planner)
             _require_classes(
@@ -78,14 +87,20 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     require_modules(modules, MODULES, TYPED_BY_USER)
     _require_trackers(options.logger)
     _require_effect(options, hydra)
-    _require_use(options, hydra.overrides.task if own is None else own)
-    if options.init_from is not None and not Path(options.init_from).is_dir():
-        require_file(options.init_from)
+    _require_use(options, words if own is None else own)
+    if own is None:  # a job of a sweep may have one option of which another makes use
+        _require_needs(options, words)
+    if options.init_from is not None:
+        _require_weights(options.init_from)
     trainer, block = (
         options.trainer,
         options.model.block,
     )  # their base classes are checked once torch and Lightning are loaded
     _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
+    if block is not None:
+        _check_record("model.block", options)
+    for name, spec in trainer.callbacks.items():
+        require_options(spec, f"trainer.callbacks.{name}")
     _check_record("data.source", options)
     if options.data.cache is not None:
         writable_folder("data.cache", options.data.cache)
@@ -121,7 +136,7 @@ def _modules_of_ids(source: Any) -> list[str]:
 
 def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     """Raise UserError for ``data=NAME`` with an experiment whose own data set would silently override it."""
-    given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
+    given = {override.lstrip("+").partition("=")[0] for override in as_typed(hydra, "task")}
     if "data" not in given or "data.dataset_id" in given:
         return
     name = hydra.runtime.choices["data"]
@@ -144,6 +159,34 @@ def _require_use(options: TrainConfig, typed: Sequence[str]) -> None:
     for name in (*(word.lstrip("+~").partition("=")[0] for word in typed), *varied):
         if any(f"{name}.".startswith(f"{ignored}.") for ignored in learner.ignores):
             raise UserError(f"{name} has no effect on learner={learner.kind}: leave it out, or choose another learner")
+
+
+def _require_needs(options: TrainConfig, typed: Sequence[str]) -> None:
+    """Raise UserError for options on the command line that have no effect beside the others."""
+    names = [word.lstrip("+").partition("=")[0] for word in typed]
+    for name, (has_effect, need) in NEEDS.items():
+        require(
+            name not in names or has_effect(options),
+            f"{name} has no effect without {need}: add it, or leave out {name}",
+        )
+    unused = (
+        options.planner.unused(make_objective(options.planner).by_token)
+        if any(name.startswith("planner.") for name in names)
+        else {}
+    )
+    for name, need in unused.items():
+        require(f"planner.{name}" not in names, f"planner.{name} has no effect {need}: leave it out")
+
+
+def _require_weights(path: str) -> None:
+    """Raise UserError unless ``init_from`` names a readable file, or a directory with weights."""
+    require(path.strip() != "", "init_from= names no file: give a .ckpt file or a directory of converted weights")
+    if not Path(path).is_dir():
+        return require_file(path)
+    best = Path(path, "checkpoints", "best.ckpt")
+    hint = f"; did you mean init_from={best}?" if best.exists() else ""
+    there = any(file for pattern in ("*.safetensors", "*.bin") for file in Path(path).glob(pattern))
+    require(there, f"init_from={path} is a directory without weights (model.safetensors){hint}")
 
 
 def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
@@ -199,8 +242,8 @@ class RunChecks(Callback):
         """Exit with code 2 after a mistake or if the output directory is unusable; jobs of a sweep check their own."""
         is_sweep = key == "hydra.sweep.dir"
         try:
-            mistakes.refuse_additions(as_typed(config, "task"), schema_of(config), config_folders(config.hydra))
-            mistakes.refuse_idle(as_typed(config, "hydra"), is_sweep)
+            mistakes.refuse_additions(as_typed(config.hydra, "task"), schema_of(config), config_folders(config.hydra))
+            mistakes.refuse_idle(as_typed(config.hydra, "hydra"), is_sweep)
             options = None if is_sweep else validated(config, config.hydra)
             if is_first_process():
                 self._take_folder(config, key, options)

@@ -25,7 +25,7 @@ from .checks import RunChecks, leave, validated
 from .commands import sweep_command
 from .help import FLAGS, show_help
 from .names import as_text
-from .schema import planner_overrides, typed
+from .schema import as_typed, planner_overrides, typed
 from .sweep import report
 from .tune import run_search
 from .workers import signals_only_within
@@ -80,7 +80,7 @@ def hydra_job(config: DictConfig) -> float:
     """Carry out one run, alone or in a sweep; returns its score, or NaN after a failure within a sweep."""
     node = cast(DictConfig, HydraConfig.get())
     directory = Path(node.runtime.output_dir)
-    overrides = list(node.overrides.task)
+    overrides = as_typed(node, "task")
     sweep = Path(node.sweep.dir).absolute().name if node.mode == RunMode.MULTIRUN else None
     job = jobs.Job(directory, jobs.parameters_of(overrides), sweep)
 
@@ -258,6 +258,8 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
         config: TrainConfig = typed(TrainConfig, options)
     except mistakes.EXPECTED as error:
         raise UserError(f"{file}: {mistakes.explain(error, TrainConfig, [])}") from None
+    except RecursionError:
+        raise UserError(f"{file}: its values are nested too deeply") from None
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     if allow is not None:

@@ -12,10 +12,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from ..building import PACKAGE
-from ..configuration import require
+from ..configuration import described, require
 from ..errors import UserError
 from .names import TEXTS, group_names, option_names, options_of
 from .schema import OPEN_OPTIONS
@@ -25,6 +25,8 @@ EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 ONLY_IN_SWEEPS = ("hydra.sweep.", "hydra.sweeper", "hydra.launcher")
+COMBINED = ("callbacks", "debug", "experiment", "local", "logger")  # groups that take a list of choices
+DEEPEST = 16  # levels of lists and mappings in a value; OmegaConf fails from about a hundred on
 
 MOVED = {  # options and commands of earlier versions -> their current names
     "planner.critic": "planner.objective.critic",
@@ -86,6 +88,8 @@ def refuse_unreadable(words: Sequence[str], configs: Sequence[Path], schema: typ
         except (ValueError, RecursionError):
             why = "it is too long a number, or nested too deeply"
             raise UserError(f"cannot read the option '{word[:40]}…': {why}") from None
+        if _depth(override.value()) > DEEPEST:
+            raise UserError(f"cannot read the option '{word[:40]}…': it is nested too deeply")
         if override.key_or_group.startswith("tune.") and not any(
             other.lstrip("+").startswith(("tune=", "experiment=")) for other in words
         ):
@@ -97,9 +101,24 @@ def refuse_unreadable(words: Sequence[str], configs: Sequence[Path], schema: typ
         if override.is_sweep_override() or not folders or group == "hydra":
             continue
         names = value if isinstance(value, list) else [value]
-        if not all(isinstance(name, (str, QuotedString)) for name in names):
+        if not all(isinstance(name, (str, QuotedString)) and "${" not in _text(name) for name in names):
             known = ", ".join(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
             raise UserError(f"{word[:80]} is not a choice of the group '{group}'; choose one of {known}")
+        if len(names) > 1 and group not in COMBINED:
+            raise UserError(
+                f"{word[:80]}: one run takes one choice of the group '{group}'; add -m and write {group}="
+                f"{','.join(map(_text, names))} to run each"
+            )
+
+
+def _depth(value: object) -> int:
+    """Return the number of levels of nested lists and mappings."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if entries is None else 1 + max(map(_depth, entries), default=0)
+
+
+def _text(value: object) -> str:
+    return value.text if isinstance(value, QuotedString) else str(value)
 
 
 def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
@@ -119,7 +138,12 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
         if dict(options_of(schema)).get(name) in (str, str | None):
             text = values.replace("'", "")
             return f"{name}={text} has several values: add -m to run each (a text is quoted: \"{name}='{text}'\")"
-        return f"{option} has several values: add -m to run each (a list is written {name}=[{values}])"
+        is_single = name in group_names(configs, schema) and name not in COMBINED
+        hint = "" if is_single else f" (a list is written {name}=[{values}])"
+        return f"{option} has several values: add -m to run each{hint}"
+    if twice := re.search(r"Multiple values for (\S+)\. To override a value use 'override \S+ (\S+)'", text):
+        group, choice = twice.groups()
+        return f"+{group}={choice}: the group '{group}' has a choice already; write {group}={choice}, without +"
     found = re.match(r"In '([^']+)':", text)
     files = [file for folder in configs if found and (file := folder / f"{found[1]}.yaml").is_file()]
     place = f"{files[0]}: " if files else ""
@@ -135,7 +159,9 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
         return f"{place}{cause.full_key} is required: give {cause.full_key}=VALUE"
     message = str(cause).splitlines()[0]
     if "not in" not in message:
-        return f"{place}{cause.full_key}: {message[0].lower()}{message[1:]}"
+        hint = dict(options_of(schema)).get(str(cause.full_key).partition("[")[0], Any)
+        must = "" if hint is Any or isinstance(cause, InterpolationResolutionError) else f" must be {described(hint)}"
+        return f"{place}{cause.full_key}{must}: {message[0].lower()}{message[1:]}"
     override = re.search(r"Could not override '([^']+)'", text)
     key, names = override[1] if override else str(cause.full_key), [*option_names(schema), *groups]
     if opened := next((name for name in OPEN_OPTIONS if f"{key}.".startswith(f"{name}.")), None):

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from ..building import TYPED_BY_USER
 from ..configuration import EvaluateConfig, TrainConfig, require, validate_value
+from ..errors import UserError
 from ..files import slurm_step
 from ..training.learner import make_learner
 from .names import options_of
@@ -39,9 +41,9 @@ def run_name(requeued: bool) -> str:
     return shared_name(requeued) or time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def as_typed(config: DictConfig, kind: str) -> list[str]:
+def as_typed(hydra: DictConfig, kind: str) -> list[str]:
     """Return the overrides of kind "task" or "hydra", unresolved: some interpolations can be resolved only in a job."""
-    return cast(list[str], OmegaConf.to_container(config.hydra.overrides[kind], resolve=False))
+    return cast(list[str], OmegaConf.to_container(hydra.overrides[kind], resolve=False))
 
 
 def folder_names(config: DictConfig, key: str) -> Iterator[Path]:
@@ -72,9 +74,14 @@ def schema_of(config: DictConfig) -> type[TrainConfig] | type[EvaluateConfig]:
 
 
 def plain_options(config: DictConfig) -> dict[str, Any]:
-    """Return all options except Hydra's own, resolved, as plain values."""
+    """Return all options except Hydra's own, resolved, as plain values; UserError for a reference to nothing."""
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return cast(dict[str, Any], OmegaConf.to_container(options, resolve=True, throw_on_missing=True))
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(options, resolve=True, throw_on_missing=True))
+    except InterpolationResolutionError as error:  # it does not say where
+        raw = cast(dict[str, Any], OmegaConf.to_container(options, resolve=False))
+        places = [name for name, value in _by_name(raw) if not isinstance(value, Mapping) and "${" in str(value)]
+        raise UserError(f"{' or '.join(places)}: {' '.join(str(error).splitlines()[:1])}") from None
 
 
 def typed(schema: type, options: dict[str, Any]) -> Any:

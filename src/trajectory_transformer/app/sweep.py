@@ -129,7 +129,7 @@ def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
         return []
     given = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides([*given, *as_typed(config, "task")])
+    overrides = parser.parse_overrides([*given, *as_typed(config.hydra, "task")])
     return [parameters_of(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
 
 

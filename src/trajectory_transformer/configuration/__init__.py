@@ -21,6 +21,7 @@ from .tasks import AttentionConfig, PredictConfig
 from .training import HIDDEN_ACTIVATIONS, ModelConfig, OptimizerConfig, TrainerConfig
 from .validation import (
     LARGEST,
+    described,
     one_of,
     require,
     require_choice,
@@ -35,6 +36,6 @@ __all__ = [
     "HIDDEN_ACTIVATIONS", "LARGEST", "MAY_CHANGE", "OBJECTIVES", "AttentionConfig", "DataConfig", "DiscretizerConfig",
     "EnsembleConfig", "EnvironmentConfig", "EvaluateConfig", "EvaluationConfig", "IqlConfig", "LoggerConfig",
     "ModelConfig", "OptimizerConfig", "ParameterConfig", "PlannerConfig", "PredictConfig", "TrainConfig",
-    "TrainerConfig", "TuneConfig", "current_record", "may_change", "one_of", "require", "require_choice",
+    "TrainerConfig", "TuneConfig", "current_record", "described", "may_change", "one_of", "require", "require_choice",
     "require_module_names", "require_target", "validate", "validate_value", "within",
 ]  # fmt: skip

@@ -154,6 +154,18 @@ class PlannerConfig:
             return replace(plain, act="conditioned", temperature=1.0)
         return replace(plain, act="mean", temperature=MEAN_TEMPERATURE)
 
+    def unused(self, by_token: bool) -> dict[str, str]:
+        """Return the options without effect, each with the reason; ``by_token``: the plans maximise the likelihood."""
+        sampling = ("n_expand", "k_obs", "k_act", "cdf_act", "temperature", "percentile", "elite_share", "top_share")
+        if by_token:
+            return dict.fromkeys(sampling, f"with planner={self.name}, which tries all tokens and samples none")
+        averaging = {"elite_share": ("elite",), "top_share": ("conditioned", "auto")}
+        return {
+            name: f"with planner.act={self.act}, but with planner.act={acts[0]}"
+            for name, acts in averaging.items()
+            if self.act not in acts
+        }
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Restore the settings from a checkpoint's record, which may be of an older version.

@@ -92,7 +92,7 @@ def validate_value(name: str, value: object, kind: Any, limits: Range | None = N
     """Raise UserError, naming the option, if a value has the wrong type, is not finite or not within ``limits``."""
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if not any(_fits(value, option) for option in options):
-        raise UserError(f"{name} must be {' or '.join(map(_described, options))}, got {shown(value)}")
+        raise UserError(f"{name} must be {described(kind)}, got {shown(value)}")
     if isinstance(value, Real) and not isinstance(value, bool):
         if isinstance(value, Integral):
             require(abs(int(value)) <= LARGEST_WHOLE, f"{name}={shown(value)} is too large a number")
@@ -138,12 +138,16 @@ def _fits(value: object, kind: Any) -> bool:
     return True
 
 
-def _described(kind: Any) -> str:
+def described(kind: Any) -> str:
+    """Return the values that a type permits in words, such as "a whole number or null"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
     origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(described, arguments))
     if origin in (list, tuple):
-        return f"a list, each entry {_described(arguments[0])}"
-    return names.get(origin) or ("a mapping" if issubclass(origin, Mapping) else f"a {origin.__name__}")
+        return f"a list, each entry {described(arguments[0])}"
+    is_mapping = issubclass(origin, Mapping) or dataclasses.is_dataclass(origin)
+    return names.get(origin) or ("a mapping" if is_mapping else f"a {origin.__name__}")
 
 
 def require(condition: bool, message: str) -> None:

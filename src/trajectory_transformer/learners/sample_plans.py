@@ -30,6 +30,8 @@ class SamplePlans(Callback):
     """
 
     def __init__(self, plans: int = 16, beam_width: int = 8) -> None:
+        require(plans >= 1, f"trainer.callbacks.sample_plans.plans={plans} must be at least 1")
+        PlannerConfig(beam_width=beam_width)  # raises UserError
         self.plans, self.beam_width = plans, beam_width
 
     @override

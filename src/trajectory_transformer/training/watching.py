@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ..configuration import require, require_choice
 from .learner_module import LearnerModule
 
 
@@ -37,7 +38,21 @@ class StopEarly(EarlyStopping):
     def __init__(
         self, monitor: str = "val/loss", patience: int = 10, min_delta: float = 0.0, mode: str = "min"
     ) -> None:
+        place = "trainer.callbacks.early_stopping"
+        require(patience >= 1, f"{place}.patience={patience} must be at least 1")
+        require(0 <= min_delta < float("inf"), f"{place}.min_delta={min_delta} must be finite and not negative")
+        require_choice(f"{place}.mode", mode, ("min", "max"))
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=False)
+
+    @override
+    def _validate_condition_metric(self, logs: dict[str, Tensor]) -> bool:
+        """Raise UserError instead of Lightning's RuntimeError for a metric that nothing logs."""
+        measured = ", ".join(sorted(logs))
+        require(
+            self.monitor in logs,
+            f"trainer.callbacks.early_stopping.monitor={self.monitor} is not measured; choose one of {measured}",
+        )
+        return True
 
 
 class LearningRates(LearningRateMonitor):
