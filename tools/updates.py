@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
@@ -21,6 +22,7 @@ from trajectory_transformer.benchmark.machine import BASE, HALFCHEETAH, HOPPER, 
 from trajectory_transformer.configuration import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule
+from trajectory_transformer.learners.transformer_module import TrajectoryModule
 from trajectory_transformer.training.fit import fit, make_module
 from trajectory_transformer.training.optimization import make_optimizer
 
@@ -74,7 +76,7 @@ def work(name: str, kind: str) -> None:
     windows = data.train_examples.gather(data.train_order().indices(0))
     while True:
         optimizer.zero_grad()
-        module.shared_step(windows, None).backward()
+        cast(TrajectoryModule, module).shared_step(windows, None).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         turns.made_update()

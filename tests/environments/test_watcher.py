@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -34,6 +35,7 @@ class Stuck(gym.Env):
     observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
     action_space = gym.spaces.Box(-1.0, 1.0, (1,))
     how: Any = None
+    closes: Any = staticmethod(lambda: None)
     steps = 0
 
     @override
@@ -47,9 +49,23 @@ class Stuck(gym.Env):
             Stuck.how()
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
+    @override
+    def close(self) -> None:
+        Stuck.closes()
 
-def exits() -> NoReturn:
+
+def exits() -> None:
+    ctypes.CDLL(None)._exit(0)
+
+
+def exits_in_python() -> NoReturn:
     os._exit(0)
+
+
+def forks() -> None:
+    if not (child := os.fork()):
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def sleeps() -> None:
@@ -69,16 +85,8 @@ def swallows_exceptions() -> None:
 
 def act(how: Callable[[], Any], directory: Path) -> None:
     """Steps an environment four times as a run does that obeys SIGTERM."""
-
-    def leave(*_: Any) -> NoReturn:
-        raise SystemExit(143)
-
-    descriptor = os.open(directory / "told", os.O_WRONLY | os.O_CREAT)
-    os.dup2(descriptor, 2)
-    faulthandler.disable()  # pytest's, which tells of crashes too
-    signal.signal(signal.SIGTERM, leave)
-    watcher.SECONDS, watcher.STUBBORN, Stuck.how = 0.2, 0.2, staticmethod(how)
-    watcher.report_to(directory / "status.json")
+    Stuck.how = staticmethod(how)
+    prepare(directory)
     with make_environments(environment_spec("Stuck-v0"), 1) as batch:
         batch.place = lambda row, function: "episode 2"
         batch.reset(0, seed=0)
@@ -86,7 +94,29 @@ def act(how: Callable[[], Any], directory: Path) -> None:
             batch.step(np.zeros((1, 1)), np.ones(1, dtype=bool))
 
 
-Started = Callable[[Callable[[], Any]], BaseProcess]
+def look(how: Callable[[], Any], directory: Path) -> None:
+    """Takes the spaces of an environment whose ``close()`` is ``how``."""
+    Stuck.closes = staticmethod(how)
+    prepare(directory)
+    environment_spec("Stuck-v0")
+
+
+def prepare(directory: Path) -> None:
+    """Standard error goes to a file, SIGTERM ends the process in good order, calls of 0.2 s are named."""
+
+    def leave(*_: Any) -> NoReturn:
+        raise SystemExit(143)
+
+    descriptor = os.open(directory / "told", os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 2)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    faulthandler.disable()  # pytest's, which tells of crashes too
+    signal.signal(signal.SIGTERM, leave)
+    watcher.SECONDS, watcher.STUBBORN = 0.2, 0.2
+    watcher.report_to(directory / "status.json")
+
+
+Started = Callable[..., BaseProcess]
 
 
 @pytest.fixture
@@ -96,8 +126,8 @@ def started(tmp_path: Path) -> Iterator[Started]:
     (tmp_path / "status.json").write_text(json.dumps({"status": "running", "parameters": {}, "score": None}))
     processes: list[BaseProcess] = []
 
-    def start(how: Callable[[], Any]) -> BaseProcess:
-        processes.append(multiprocessing.get_context("fork").Process(target=act, args=(how, tmp_path)))
+    def start(how: Callable[[], Any], what: Callable[..., None] = act) -> BaseProcess:
+        processes.append(multiprocessing.get_context("fork").Process(target=what, args=(how, tmp_path)))
         processes[0].start()
         return processes[0]
 
@@ -133,6 +163,23 @@ def test_an_environment_that_ends_the_process_is_named(
     assert re.match(f"the process ended within {STEP}", found["reason"])
 
 
+@pytest.mark.parametrize(("what", "place"), [(act, "batch.step("), (look, "close() fails")])
+def test_os_exit_in_an_environment_is_a_failure_that_is_named(
+    tmp_path: Path, started: Started, what: Callable[..., None], place: str
+) -> None:
+    process = started(exits_in_python, what)
+    process.join(60)
+    assert process.exitcode == 1
+    told = (tmp_path / "told").read_text()
+    assert "it tried to end the process by os._exit(0)" in told
+    assert place in told
+
+
+def test_a_close_that_hangs_while_the_spaces_are_taken_is_named(tmp_path: Path, started: Started) -> None:
+    started(sleeps, look)
+    awaited(tmp_path, r"^close\(\) of environment 'Stuck-v0' has been running for \d s\n")
+
+
 def test_one_that_hangs_is_named_and_obeys_a_signal(tmp_path: Path, started: Started) -> None:
     process = started(sleeps)
     awaited(tmp_path, rf"^{STEP} has been running for \d s\n")
@@ -160,8 +207,9 @@ def test_a_second_signal_kills_one_that_does_not_end_at_the_first(
     assert status(tmp_path)["status"] == "interrupted"
 
 
-def test_nothing_is_told_of_a_run_that_ends(tmp_path: Path, started: Started) -> None:
-    process = started(lambda: None)
+@pytest.mark.parametrize("how", [lambda: None, forks], ids=["returns", "forks"])
+def test_nothing_is_told_of_a_run_that_ends(tmp_path: Path, started: Started, how: Callable[[], Any]) -> None:
+    process = started(how)
     process.join(60)
     assert process.exitcode == 0
     time.sleep(0.3)

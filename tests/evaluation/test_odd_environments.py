@@ -3,8 +3,8 @@
 ``Odd`` is an environment whose episodes have three steps with the rewards 0, 1 and 2. Each kind changes something.
 """
 
+import ctypes
 import multiprocessing
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -325,7 +325,7 @@ def exiting(directory: Path) -> None:
     """Evaluate an environment that ends the process in its third episode, without asking."""
 
     def exits(self: Odd, good: tuple[Any, ...]) -> Any:
-        return os._exit(7) if self.begun == 3 else good
+        return ctypes.CDLL(None)._exit(7) if self.begun == 3 else good
 
     kind: Any = type("Kind", (Odd,), {"step_of": exits})
     gym.register(NAME, kind, max_episode_steps=10)

@@ -146,8 +146,9 @@ def described(kind: Any) -> str:
         return " or ".join(map(described, arguments))
     if origin in (list, tuple):
         return f"a list, each entry {described(arguments[0])}"
-    is_mapping = issubclass(origin, Mapping) or dataclasses.is_dataclass(origin)
-    return names.get(origin) or ("a mapping" if is_mapping else f"a {origin.__name__}")
+    if issubclass(origin, Mapping) or dataclasses.is_dataclass(origin):
+        return "a mapping"
+    return names.get(origin, f"a {origin.__name__}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -75,7 +75,7 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
             f"environment '{env_id}' cannot be made ({reason}); give a registered Gymnasium id, install the package "
             "that registers it, or add environment.modules=[my_package] if a module of yours does"
         ) from error
-    with contextlib.closing(environment):
+    with _closing(env_id, environment):
         try:
             observation, action = space_spec(environment.observation_space), space_spec(environment.action_space)
         except UserError as error:
@@ -85,6 +85,24 @@ def environment_spec(env_id: str) -> EnvironmentSpec:
             with contextlib.suppress(ValueError, TypeError):  # registered with what has no text; the id is enough
                 stored = environment.spec.to_json()
         return EnvironmentSpec(env_id, stored, observation, action)
+
+
+@contextlib.contextmanager
+def _closing(env_id: str, environment: gym.Env[Any, Any]) -> Iterator[None]:
+    """Close an environment at the end, watched; UserError if that fails."""
+    try:
+        yield
+    finally:
+        try:
+            with Call(env_id, "close()"):
+                environment.close()
+        except SystemExit as exit:
+            if exit.code in EXITS_BY_SIGNAL:
+                raise
+            raise UserError(f"environment '{env_id}': close() tried to end the process") from exit
+        except Exception as error:  # third-party code raises any exception
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError.of_own_code(f"environment '{env_id}': close() fails ({reason})", error) from error
 
 
 def space_spec(space: gym.Space) -> SpaceSpec:

@@ -1,8 +1,9 @@
 """A second, small process that names the environment which hangs or has ended the process.
 
 The code of an environment may never return, hold the interpreter so that no thread and no signal handler runs, or end
-the process (``os._exit``, a crash). Then only another process can report it. This file is also that process's program:
-it imports nothing of the package, waits for the end of its standard input, and reads the present call in shared memory.
+the process (by a crash, or C's ``exit``). Then only another process can report it. This file is also that process's
+program: it imports nothing of the package, waits for the end of its standard input, and reads the present call in
+shared memory.
 """
 
 import atexit
@@ -51,6 +52,19 @@ def report_to(status: Path | None) -> None:
         _Watcher.existing.write(_STATUS, _Watcher.status)
 
 
+_end_process = os._exit
+
+
+def _exit(status: int) -> None:
+    """Replace ``os._exit``: from an environment's code it raises, as the run would end there, perhaps with code 0.
+
+    Codes from 128 on are those of signals, by which this program ends itself.
+    """
+    if status < 128 and _Watcher.existing is not None and _Watcher.existing.within:
+        raise RuntimeError(f"it tried to end the process by os._exit({status})")
+    _end_process(status)
+
+
 class _Watcher:
     """The watching process, of which each process has one, from its first call until its end."""
 
@@ -59,6 +73,7 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._memory, self._end = None, -1
+        self.within = False  # an environment's call is in progress
         with contextlib.suppress(OSError):  # nobody watches where no process can be started, or no memory shared
             self._start()
 
@@ -66,6 +81,7 @@ class _Watcher:
     def present(cls) -> "_Watcher":
         if cls.existing is None:
             cls.existing = cls()
+            os._exit = _exit  # pyright: ignore[reportAttributeAccessIssue]
             cls.existing.write(_STATUS, cls.status)
         return cls.existing
 
@@ -98,19 +114,22 @@ class _Watcher:
             self._memory[place : place + len(text)] = text
 
     def enter(self, text: str) -> None:
+        self.within = True
         if self._memory is not None:
             self.write(_STARTED.size, text.encode(errors="replace"))
             _STARTED.pack_into(self._memory, 0, time.monotonic())
 
     def leave(self) -> None:
+        self.within = False
         if self._memory is not None:
             _STARTED.pack_into(self._memory, 0, 0.0)
 
     @classmethod
     def forget(cls) -> None:
         """In a forked child, close the pipe, so that the child does not keep its parent's watcher."""
-        if (parents := cls.existing) is not None and parents._memory is not None:
-            cls.existing, cls.status = None, b""
+        parents, cls.existing = cls.existing, None
+        if parents is not None and parents._memory is not None:
+            cls.status = b""
             with contextlib.suppress(ValueError):
                 if (before := signal.set_wakeup_fd(-1)) not in (-1, parents._end):
                     signal.set_wakeup_fd(before)
@@ -167,7 +186,7 @@ def _text(memory: mmap.mmap, place: int) -> str:
 
 
 def _last_words(call: str, status: str, say: Callable[[str], None]) -> None:
-    reason = f"the process ended within {call}, which called os._exit or crashed, or it was killed"
+    reason = f"the process ended within {call}, which crashed or called C's exit, or it was killed"
     kept = os.path.join(os.path.dirname(status), "episodes.csv") if status else ""
     if os.path.exists(kept):
         reason += f"; {kept} has the finished episodes"
