@@ -28,6 +28,7 @@ from trajectory_transformer.planning.beam_search import SearchResult, SearchStep
 from trajectory_transformer.planning.objectives import Return, WeightedSum, make_objective
 from trajectory_transformer.planning.plan import Plan
 from trajectory_transformer.planning.planner import BeamPlanner
+from trajectory_transformer.planning.trained_transformer import planner_settings
 
 from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, WIDTH, box
 
@@ -246,20 +247,28 @@ def test_from_checkpoint_restores_the_agent(
     with pytest.raises(UserError, match=r"planner\.beam_width=0 must be at least 1"):
         Agent.from_checkpoint(path, beam_width=0)
     section = contents["trajectory_transformer"]
-    for value_r2, act, cdf, temperature in (
-        (1.0, "conditioned", None, 1.0),
-        (0.65, "conditioned", None, 1.0),
-        (0.64, "mean", None, 0.6),
-        (None, "mean", None, 0.6),
+    pretrained = {"numerical_embedding": 8, "numerical_pretraining": 3.0}
+    for value_r2, options, act, cdf, temperature in (
+        (1.0, pretrained, "conditioned", None, 1.0),
+        (0.85, pretrained | {"numerical_embedding": None}, "best", 0.3, 0.9),
+        (0.85, {}, "best", 0.3, 0.9),
+        (0.84, {}, "conditioned", None, 1.0),
+        (0.65, pretrained, "conditioned", None, 1.0),
+        (0.64, pretrained, "mean", None, 0.6),
+        (None, {}, "mean", None, 0.6),
     ):
         section |= {
             "value_r2": value_r2,
+            "model": model.config.to_dict() | options,
             "planner": asdict(PlannerConfig(**(recorded | {"act": "auto", "cdf_act": 0.3, "temperature": 0.9}))),
         }
-        found = Agent.of(Checkpoint.from_contents(contents))
-        assert (found.settings.act, found.settings.cdf_act, found.settings.temperature) == (act, cdf, temperature)
-        assert Agent.of(Checkpoint.from_contents(contents), act="best").settings.cdf_act == 0.3
-        assert Agent.of(Checkpoint.from_contents(contents), name="imitation").settings.act == "best"
+        checkpoint = Checkpoint.from_contents(contents)
+        found, _ = planner_settings(checkpoint, {})
+        assert (found.act, found.cdf_act, found.temperature) == (act, cdf, temperature)
+        assert planner_settings(checkpoint, {"act": "best"})[0].cdf_act == 0.3
+        assert planner_settings(checkpoint, {"name": "imitation"})[0].act == "best"
+    section |= {"model": model.config.to_dict(), "value_r2": 0.9}
+    assert Agent.of(Checkpoint.from_contents(contents)).settings.act == "best"
     other = {"name": "other", "objective": WeightedSum({"a": {"weight": 1.0, "objective": Return()}})}
     for value_r2, act, cdf, temperature in ((0.85, "best", 0.3, 0.9), (0.84, "mean", None, 0.6)):
         section |= {"value_r2": value_r2}

@@ -17,7 +17,7 @@ OBJECTIVES = {  # planner.name -> class of the objective
 MOST_CANDIDATES = 2**16  # per step and environment, so that a file cannot request all memory
 # act=auto, by the share of the variance of returns-to-go that the model explains (docs/tried.md):
 INFORMATIVE_VALUE_R2 = 0.65  # from here on, the mean of the candidates given a high return; below, of all alike
-TRUSTED_VALUE_R2 = 0.85  # from here on, the best sequence's action, for objectives other than the return
+TRUSTED_VALUE_R2 = 0.85  # from here on, the best sequence's action, for other objectives and models not pretrained
 MEAN_TEMPERATURE = 0.6  # sampling temperature of candidates that are averaged all alike
 
 
@@ -133,21 +133,22 @@ class PlannerConfig:
             return self.objective
         return {"_target_": OBJECTIVES.get(self.name), **(self.objective or {})}
 
-    def resolve_act(self, value_r2: float | None, by_return: bool) -> Self:
+    def resolve_act(self, value_r2: float | None, by_return: bool, pretrained: bool) -> Self:
         """Return the settings with ``act=auto`` resolved.
 
         Candidates are averaged, unfiltered because filters would bias the mean: weighted by their chance of a high
-        return if the value is informative, else with equal weights. Other objectives than the return give no such
-        chance; for them the best sequence is taken if the value is predicted well.
+        return if the value is informative, else with equal weights. If it is predicted well, the best sequence is taken
+        where such a mean is impossible (other objectives than the return) or inexact (no pretraining).
 
         Args:
             value_r2: share of the variance of the data's returns-to-go that the model explains; None: unknown.
             by_return: the objective is the return.
+            pretrained: the model's numerical embedding was trained first (``model.numerical_pretraining``).
         """
         if self.act != "auto":
             return self
         explained = 0.0 if value_r2 is None else value_r2
-        if explained >= TRUSTED_VALUE_R2 and not by_return:
+        if explained >= TRUSTED_VALUE_R2 and not (by_return and pretrained):
             return replace(self, act="best")
         plain = replace(self, cdf_act=None, k_act=None)
         if explained >= INFORMATIVE_VALUE_R2 and by_return:

@@ -80,4 +80,6 @@ def planner_settings(
     objective = make_objective(settings, allow if given is None or partly else TYPED_BY_USER)
     if objective.by_token and settings.act == "auto":
         settings = replace(settings, act="best")
-    return settings.resolve_act(checkpoint.training.value_r2, type(objective) is Return), objective
+    model = checkpoint.model
+    pretrained = model.get("numerical_embedding") is not None and model.get("numerical_pretraining", 0.0) > 0.0
+    return settings.resolve_act(checkpoint.training.value_r2, type(objective) is Return, pretrained), objective
