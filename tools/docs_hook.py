@@ -64,6 +64,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return f"{picture}[{text}]({posixpath.relpath(on_site, posixpath.dirname(here) or '.')}{anchor})"
         if (repository := os.environ.get("REPOSITORY_URL")) is not None:
             return f"[{text}]({repository}/blob/main/{target})"
+        if text == target:
+            return f"`{target}`"
         return text if "`" in text else f"{text} (`{target}`)"
 
     return LINK.sub(link, markdown)
