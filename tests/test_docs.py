@@ -174,7 +174,7 @@ def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypa
 
 @pytest.fixture
 def forget_my_package() -> Iterator[None]:
-    """What a page's files in my_package import is forgotten, so that the next test finds its own."""
+    """Forget the modules of my_package that a page imported, so that the next test finds its own."""
     yield
     for module in [module for module in sys.modules if module.partition(".")[0] == "my_package"]:
         del sys.modules[module]

@@ -1,4 +1,4 @@
-"""How much further planning can see: ``python -m tools.look_ahead RUN/checkpoints/best.ckpt``.
+"""The value of a longer horizon for a trained model: ``python -m tools.look_ahead RUN/checkpoints/best.ckpt``.
 
 A planner of horizon h scores an action by the discounted rewards of h transitions drawn from the model, plus its
 return-to-go after them. For transitions of held-out episodes, with the recorded action first, this prints for each h

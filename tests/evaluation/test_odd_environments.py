@@ -236,7 +236,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., type[O
 
 
 def tried() -> EnvironmentSpec:
-    """What is done before training: the spaces are read, one environment is made, and one step is tried."""
+    """Do as before training: read the spaces, make one environment, and try one step."""
     spec = environment_spec(NAME)
     with make_environments(spec, 1) as batch:
         limit_episodes(batch, 3)

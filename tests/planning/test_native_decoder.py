@@ -584,7 +584,7 @@ def test_plans_equal_those_made_in_pytorch(
     torch.testing.assert_close(native.score, eager.score, atol=1e-5, rtol=1e-5)
 
 
-# ---- where it cannot be had ----
+# ---- where it is not available ----
 
 
 @pytest.fixture

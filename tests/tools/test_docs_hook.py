@@ -35,6 +35,7 @@ def test_a_notebook_is_a_page_with_its_code_and_what_it_prints() -> None:
         ("[tour](tour.ipynb)", "[tour](tour.md)"),
         ("[limits](limits.md#a)", "[limits](limits.md#a)"),
         ("[examples](../examples/README.md)", "examples (`examples/README.md`)"),
+        ("[examples/configs](../examples/configs)", "`examples/configs`"),
         ("[paper](https://arxiv.org)", "[paper](https://arxiv.org)"),
     ],
 )
@@ -46,3 +47,11 @@ def test_links(link: str, expected: str, tmp_path: Path, monkeypatch: pytest.Mon
     files = Files([File(name, str(tmp_path), str(tmp_path / "site"), False) for name in names])
     page = Page(None, next(iter(files)), config)
     assert docs_hook.on_page_markdown(link, page=page, config=config, files=files) == expected
+
+
+def test_long_names_in_tables_may_break_and_nothing_else() -> None:
+    page, config = cast(Page, None), cast(MkDocsConfig, None)
+    html = '<p>a_long_name</p><td><a href="a_b.html">a_long/name</a> 1.5 2/3 k_=x</td><thead>a_b</thead>'
+    assert docs_hook.on_post_page(html, page=page, config=config) == (
+        '<p>a_long_name</p><td><a href="a_b.html">a_<wbr>long/<wbr>name</a> 1.5 2/3 k_=x</td><thead>a_b</thead>'
+    )

@@ -16,9 +16,9 @@ OBJECTIVES = {  # planner.name -> class of the objective
 
 MOST_CANDIDATES = 2**16  # per step and environment, so that a file cannot request all memory
 # act=auto, by the share of the variance of returns-to-go that the model explains (docs/tried.md):
-INFORMATIVE_VALUE_R2 = 0.65  # from here on, the mean of the candidates given a high return; below, of all alike
+INFORMATIVE_VALUE_R2 = 0.65  # from here on, the mean of the candidates given a high return; below, their plain mean
 TRUSTED_VALUE_R2 = 0.85  # from here on, the best sequence's action, for other objectives and models not pretrained
-MEAN_TEMPERATURE = 0.6  # sampling temperature of candidates that are averaged all alike
+MEAN_TEMPERATURE = 0.6  # sampling temperature of candidates for the plain mean
 
 
 @dataclass

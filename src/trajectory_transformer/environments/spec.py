@@ -138,7 +138,7 @@ class SpaceSpec:
         """
         (leaf,) = self.leaves
         high = np.array(leaf.high)
-        if leaf.numbers.kind in "iu":  # the largest int64 is rounded up to a number that is none
+        if leaf.numbers.kind in "iu":  # as a float, the largest int64 would be rounded up beyond its range
             high = np.minimum(high, np.nextafter(float(np.iinfo(leaf.numbers).max), 0))
         clipped = np.clip(flat, np.array(leaf.low), high)
         rounded = clipped if leaf.numbers.kind == "f" else np.rint(clipped)

@@ -141,7 +141,7 @@ class TrajectoryModule(LearnerModule):
         seen = self.seen_metrics.compute().get("value_r2")
         self.seen_metrics.reset()
         if seen is not None:
-            # A tenth of the episodes says too little of the set: for five splits of one set 0.75 to 0.98 were measured.
+            # A tenth of the episodes is too few: for five splits of one set 0.75 to 0.98 were measured.
             values["val/seen_value_r2"] = seen
             self.record = replace(self.record, value_r2=float(seen))
         self.log_dict(values, sync_dist=True)

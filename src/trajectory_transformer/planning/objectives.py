@@ -45,7 +45,7 @@ class Candidates:
     decode: "Decode | None" = None  # converts tokens of a slice of columns to real values
     sampled: "Tensor | None" = None  # :attr:`log_likelihoods`, if the objective needs them
     traced: "Callable[[], Tensor] | None" = None  # computes the tokens of :attr:`planned_actions`; needed if t > 0
-    # (environment, action_dim) actions executed last, NaN where there is none; None: nowhere is one
+    # (environment, action_dim) actions executed last, NaN where there is none; None: there are none
     executed: "Tensor | None" = None
 
     @property
