@@ -74,7 +74,7 @@ class _Watcher:
     def __init__(self) -> None:
         self._memory, self._end = None, -1
         self.within = False  # an environment's call is in progress
-        with contextlib.suppress(OSError):  # nobody watches where no process can be started, or no memory shared
+        with contextlib.suppress(OSError):  # without a process or shared memory, nothing is watched
             self._start()
 
     @classmethod
