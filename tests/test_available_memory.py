@@ -1,6 +1,8 @@
 """Memory available to a process; limits are set in a separate process."""
 
 import math
+import os
+import platform
 import subprocess
 import sys
 
@@ -33,3 +35,28 @@ def test_a_refusal_has_the_bytes() -> None:
     require_memory(10, 10, "it takes", "take less")
     with pytest.raises(UserError, match=r"^it takes at least 12,000,000,001 bytes of memory \(12\.0 GB\), and 0\.5 GB"):
         require_memory(12e9 + 1, 5e8, "it takes", "take less")
+
+
+REUSE = """
+import resource
+from trajectory_transformer.available_memory import keep_freed_memory
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(20 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+new_pages()
+before = new_pages()
+keep_freed_memory()
+new_pages()
+print(before, new_pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such option")
+def test_freed_memory_is_used_again() -> None:
+    done = subprocess.run([sys.executable, "-c", REUSE], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before >= 20 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    assert after < before / 10

@@ -2,7 +2,9 @@
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -10,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from trajectory_transformer.checkpoint_file import read_checkpoint
@@ -18,7 +21,7 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.learners.transformer_module import TrajectoryModule
 from trajectory_transformer.training import callbacks as callbacks_file
-from trajectory_transformer.training.callbacks import KeepCheckpoints, RunProgress, Throughput
+from trajectory_transformer.training.callbacks import BuffersOfFirstProcess, KeepCheckpoints, RunProgress, Throughput
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.metrics import LoggedMetrics
 
@@ -199,3 +202,43 @@ def test_throughput_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> No
 def test_defaults_need_no_console() -> None:
     assert RunProgress(10, Throughput(1, 1)).console.stderr
     assert KeepCheckpoints.__mro__[1].__name__ == "Checkpoint"  # or Lightning adds a ModelCheckpoint of its own
+
+
+class Normalised(L.LightningModule):
+    """A module with buffers that its forward passes change, and one that they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+        self.register_buffer("constant", torch.ones(2))
+
+    def replace(self) -> None:
+        self.constant = torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("between", "broadcast"),
+    [
+        (lambda module: module.eval().norm(torch.ones(3, 2)), False),
+        (lambda module: module.train().norm(torch.ones(3, 2)), True),
+        (lambda module: module.replace(), True),
+    ],
+)
+def test_buffers_are_broadcast_from_their_first_change_on(
+    between: Callable[[Normalised], object], broadcast: bool
+) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        module = Normalised()
+        trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=DistributedDataParallel(module)))
+        callback, found = BuffersOfFirstProcess(), []
+        assert trainer.strategy.model.will_sync_module_buffers()
+        callback.on_train_start(trainer, module)
+        for _ in range(2):
+            callback.on_train_batch_start(trainer)
+            found.append(trainer.strategy.model.will_sync_module_buffers())
+            between(module)
+        callback.on_validation_start(trainer, module)
+        assert [*found, trainer.strategy.model.will_sync_module_buffers()] == [False, broadcast, broadcast]
+    finally:
+        torch.distributed.destroy_process_group()

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from ..configuration import TrainerConfig
@@ -199,6 +200,41 @@ class Pretraining(Callback):
             progress = WorkProgress("{task.completed:.0f}/{task.total:.0f} updates", shown)
             pl_module.pretrain(lambda: self.keeper.watch.received is not None, progress)
             self.keeper.before_first_update(trainer)
+
+
+class BuffersOfFirstProcess(Callback):
+    """Lets DDP broadcast the first process's buffers before a forward pass only once one has changed.
+
+    By default DDP does so in every update, which took a tenth of the time of a small model. Buffers that forward passes
+    change, such as a batch norm's, are equal on all processes before the first change, so no result differs.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[torch.nn.Module, str, torch.Tensor | None, int]] = []
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._buffers = [
+            (part, name, buffer, 0 if buffer is None else buffer._version)
+            for part in pl_module.modules()
+            for name, buffer in part._buffers.items()
+        ]
+        self._set_broadcast(trainer, False)
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        for part, name, buffer, version in self._buffers:
+            if part._buffers.get(name) is not buffer or (buffer is not None and buffer._version != version):
+                return self._set_broadcast(trainer, True)
+        return None
+
+    @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_batch_start(trainer)
+
+    def _set_broadcast(self, trainer: L.Trainer, on: bool) -> None:
+        if isinstance(model := trainer.strategy.model, DistributedDataParallel):
+            model.forward_sync_buffers = on
 
 
 class Throughput(Callback):

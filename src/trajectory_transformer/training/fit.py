@@ -26,7 +26,14 @@ from ..checkpoint_file import read_checkpoint
 from ..configuration import TrainConfig, TrainerConfig, require
 from ..errors import UserError
 from ..files import remove_partial_files, slurm_step
-from .callbacks import BetweenUpdates, KeepCheckpoints, Pretraining, RunProgress, Throughput
+from .callbacks import (
+    BetweenUpdates,
+    BuffersOfFirstProcess,
+    KeepCheckpoints,
+    Pretraining,
+    RunProgress,
+    Throughput,
+)
 from .checkpoint_io import VerifiedCheckpointIO, require_same_run
 from .datamodule import OfflineDataModule
 from .initial import InitialWeights
@@ -113,7 +120,8 @@ def fit(
         player = EpisodePlayer(learner, config, watch, [throughput, *progress]) if plays else None
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch, player)
         first = [] if config.init_from else [Pretraining(keeper)]
-        all_callbacks = [*first, BetweenUpdates(keeper), throughput, *progress, *callbacks, keeper]
+        ours = [*first, BetweenUpdates(keeper), BuffersOfFirstProcess(), throughput, *progress]
+        all_callbacks = [*ours, *callbacks, keeper]
         trainer = make_trainer(config, run_directory, loggers, all_callbacks)
         if config.trainer.compile:
             _compile(module, trainer.strategy.root_device)

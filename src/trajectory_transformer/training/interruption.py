@@ -60,7 +60,8 @@ class SignalWatch:
         if trainer.world_size == 1:
             return self.received
         mine = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(mine, reduce_op="max")) or None
+        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)  # Lightning's reduce waits twice
+        return int(mine) or None
 
     def stop(self, number: int, is_global_zero: bool) -> NoReturn:
         """End the run by raising :class:`TrainingInterrupted`; the state must have been saved."""
