@@ -1,5 +1,6 @@
 """Fixtures for several folders."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,17 @@ LONGEST = ("test_examples.py", "test_docs.py", "test_experiment.py", "test_sweep
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, so that no worker ends alone with one of them."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def own_modules_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Modules that a test imports from a temporary folder are forgotten, so that the next one finds its own."""
+    before, folder = set(sys.modules), str(tmp_path_factory.getbasetemp())
+    yield
+    for name in sys.modules.keys() - before:
+        about = getattr(sys.modules[name], "__dict__", {})
+        if any(str(place).startswith(folder) for place in (about.get("__file__"), *(about.get("__path__") or ()))):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -41,7 +41,6 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package of the user's on Python's path, which has not been imported."""
     (tmp_path / "users_package.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "users_package", raising=False)
     return "users_package"
 
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,21 +171,12 @@ def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypa
         exec(compile(block, name, "exec"), namespace)
 
 
-@pytest.fixture
-def forget_my_package() -> Iterator[None]:
-    """Forget the modules of my_package that a page imported, so that the next test finds its own."""
-    yield
-    for module in [module for module in sys.modules if module.partition(".")[0] == "my_package"]:
-        del sys.modules[module]
-
-
 OWN = re.compile(r"# (my_\w+/[\w/]+\.(?:py|yaml))\b")  # the first line of a block that is a file of the reader's
 
 
 @pytest.mark.parametrize(
     "name", [name for name, page in zip(NAMES, PAGES, strict=True) if "# my_configs/" in page.read_text()]
 )
-@pytest.mark.usefixtures("forget_my_package")
 def test_own_files_make_valid_options(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page's YAML files, each with the classes that it names, make valid typed options of train.py."""
     for block in blocks(ROOT / name, "python") + blocks(ROOT / name, "yaml"):

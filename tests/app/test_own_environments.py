@@ -1,7 +1,7 @@
 """environment.modules: the user's options import modules that register environments; a file's do not."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium
@@ -19,13 +19,12 @@ gymnasium.register("OwnPendulum-v0", "gymnasium.envs.classic_control:PendulumEnv
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A module of the user's on Python's path, which has not been imported."""
     (tmp_path / "own_pendulum.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_pendulum", raising=False)
-    monkeypatch.delitem(gymnasium.registry, "OwnPendulum-v0", raising=False)
-    return "own_pendulum"
+    yield "own_pendulum"
+    gymnasium.registry.pop("OwnPendulum-v0", None)
 
 
 @pytest.fixture

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from trajectory_transformer.app.jobs import RunRecord
+from trajectory_transformer.app.main import read_config
 from trajectory_transformer.checkpoint_file import write_checkpoint
-from trajectory_transformer.configuration import OBJECTIVES
+from trajectory_transformer.configuration import OBJECTIVES, TrainConfig
 from trajectory_transformer.errors import UserError
 
 from .conftest import CONFIGS, Runs
@@ -325,3 +327,35 @@ def test_a_requeued_slurm_job_goes_on_by_itself(
     runs.error = None
     assert train("trainer=slurm") == 0
     assert [(run.directory.absolute(), run.resume) for _, run in runs.calls] == [(directory, False), (directory, True)]
+
+
+def nested(levels: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("planner.top_share", "???", r"planner\.top_share=\?\?\? is no value"),
+        ("evaluation", "???", r"evaluation=\?\?\? is no value"),
+        ("planner.act", "a\nb", r"planner\.act='a\\nb' is not one of auto, best, conditioned"),
+        ("evaluation.every", ["x"] * 100, r"evaluation\.every must be a whole number or null: value '\['x'.*…$"),
+        ("trainer.callbacks", {"a": ["x"] * 100}, r"trainer\.callbacks\.a=\['x'.*… is not a mapping with a _target_"),
+        ("planner.elite_share", "${nothing}", r"planner\.elite_share: interpolation key 'nothing' not found"),
+        ("environment.modules", nested(90), "must be a list|nested too deeply"),
+    ],
+)
+def test_values_that_a_run_s_config_cannot_hold_are_refused_in_a_short_sentence(
+    tmp_path: Path, place: str, value: object, message: str
+) -> None:
+    options = asdict(TrainConfig())
+    group, _, name = place.partition(".")
+    (options[group] if name else options)[name or group] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
+    with pytest.raises(UserError, match=message) as refused:
+        read_config(tmp_path, [])
+    assert len(str(refused.value).replace(str(tmp_path), "")) < 300
+    assert "\n" not in str(refused.value)

@@ -64,8 +64,6 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "text_file.py").write_text(SOURCE)
     (tmp_path / "numbers.txt").write_text("1\n2\n\n3\n4\n5\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for module in [name for name in sys.modules if name.startswith("own_source_for_tests")]:
-        monkeypatch.delitem(sys.modules, module)
     return tmp_path
 
 

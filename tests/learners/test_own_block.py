@@ -1,7 +1,6 @@
 """A block of the user's own in a package of theirs: trained, saved, loaded where it is trusted, and planned with."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,13 @@ BLOCK: dict[str, Any] = {"_target_": "swiglu_package.blocks.SwiGluBlock", "expan
 
 
 @pytest.fixture(autouse=True)
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Importable for one test."""
     folder = tmp_path / "path" / "swiglu_package"
     folder.mkdir(parents=True)
     (folder / "__init__.py").touch()
     (folder / "blocks.py").write_text(CODE)
     monkeypatch.syspath_prepend(folder.parent)
-    yield
-    for name in ("swiglu_package", "swiglu_package.blocks"):
-        sys.modules.pop(name, None)
 
 
 def sizes(**changes: Any) -> dict[str, Any]:

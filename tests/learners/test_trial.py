@@ -1,8 +1,6 @@
 """Mistakes in the code of a user's learner, found on a few transitions before training."""
 
 import re
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -66,11 +64,10 @@ def data(monkeypatch: pytest.MonkeyPatch) -> TransitionDataModule:
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of modules on Python's path."""
     monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    sys.modules.pop("own_learner", None)
+    return tmp_path
 
 
 def learner(path: Path, result: str, **replaced: str) -> Learner:

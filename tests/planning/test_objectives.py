@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ def test_likelihoods_that_nobody_asked_for_and_scores_of_another_shape_are_refus
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A user's own objective in another package, which minimises the first action dimension."""
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "__init__.py").write_text(
@@ -235,8 +235,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    yield "my_package"
-    sys.modules.pop("my_package", None)
+    return "my_package"
 
 
 WriteCheckpoint = Callable[..., Path]

@@ -1,7 +1,5 @@
 """Mistakes in the code of an objective or a block, found on random numbers."""
 
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -83,13 +81,12 @@ def context(discretizer: Discretizer) -> PlanningContext:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A user's module, in the working directory."""
     (tmp_path / "own_objectives.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    yield import_module("own_objectives")
-    sys.modules.pop("own_objectives")
+    return import_module("own_objectives")
 
 
 @pytest.mark.parametrize(
@@ -229,13 +226,11 @@ def model_of(block: str | None) -> TrajectoryTransformer:
 
 
 @pytest.fixture
-def own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's module, in the working directory."""
     (tmp_path / "own_blocks.py").write_text(BLOCKS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    yield
-    sys.modules.pop("own_blocks")
 
 
 MIXES = r"cannot be used for planning \(own_blocks.py:{}\): its predictions token by token differ"

@@ -436,7 +436,6 @@ class TestExtraLoggers:
         folder = tmp_path_factory.mktemp("path")
         (folder / "my_loggers.py").write_text(OWN)
         monkeypatch.syspath_prepend(folder)
-        monkeypatch.delitem(sys.modules, "my_loggers", raising=False)
 
     def test_it_is_told_all_in_the_run_s_folder(self, tmp_path: Path) -> None:
         config = LoggerConfig(extra={"lines": {"_target_": "my_loggers.JsonLines", "title": "mine"}})

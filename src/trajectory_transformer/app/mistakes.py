@@ -5,6 +5,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -157,7 +158,7 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
         return text
     if isinstance(cause, MissingMandatoryValue):
         return f"{place}{cause.full_key} is required: give {cause.full_key}=VALUE"
-    message = str(cause).splitlines()[0]
+    message = shorten(str(cause).splitlines()[0], 200, placeholder="…")
     if "not in" not in message:
         hint = dict(options_of(schema)).get(str(cause.full_key).partition("[")[0], Any)
         must = "" if hint is Any or isinstance(cause, InterpolationResolutionError) else f" must be {described(hint)}"

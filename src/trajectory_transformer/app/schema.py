@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from ..building import TYPED_BY_USER
@@ -91,7 +91,10 @@ def typed(schema: type, options: dict[str, Any]) -> Any:
         UserError: a value is out of range.
         omegaconf.errors.OmegaConfBaseException: a name or a type is wrong.
     """
-    require_flags(schema, _by_name(options))
+    given = list(_by_name(options))
+    for name, value in given:
+        require(value != MISSING, f"{name}={MISSING} is no value")
+    require_flags(schema, given)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), options))
 
 

@@ -162,7 +162,7 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"{name}='{value}' is not one of {', '.join(choices)}{hint}")
+        raise UserError(f"{name}={shown(value)} is not one of {', '.join(choices)}{hint}")
 
 
 def require_module_names(option: str, names: Iterable[str]) -> None:
@@ -175,4 +175,4 @@ def require_module_names(option: str, names: Iterable[str]) -> None:
 def require_target(name: str, spec: object, kind: str) -> None:
     """Raise UserError if ``spec`` names no class, without importing anything; ``kind`` describes the needed class."""
     named = isinstance(spec, Mapping) and isinstance(spec.get("_target_"), str)
-    require(named, f"{name}={spec!r} is not a mapping with a _target_; give {kind}")
+    require(named, f"{name}={shown(spec)} is not a mapping with a _target_; give {kind}")
