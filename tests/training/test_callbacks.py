@@ -227,7 +227,7 @@ class Normalised(L.LightningModule):
 def test_buffers_are_broadcast_from_their_first_change_on(
     between: Callable[[Normalised], object], broadcast: bool
 ) -> None:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     try:
         module = Normalised()
         trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=DistributedDataParallel(module)))
