@@ -1,8 +1,10 @@
 """train.py's entry point called within the test's process, with training replaced by a recorder."""
 
+import logging
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,16 @@ from trajectory_transformer.app import entry_point, experiment
 from trajectory_transformer.configuration import TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def process_restored() -> Iterator[None]:
+    """The variables and the level of the root logger that a command sets in this process are restored."""
+    environment, level = dict(os.environ), logging.root.level
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    logging.root.setLevel(level)
 
 
 class Runs:
