@@ -26,7 +26,7 @@ def pretrain(
 ) -> bool:
     """Train the embedding by its readout's regression, with Adam on random transitions; return True once completed.
 
-    Such an update costs a fifteenth of one of the model tiny, so the embedding sees the data many more times than the
+    Such an update costs about a tenth of one of the model tiny, so the embedding sees the data many more times than the
     transformer does. Differs from the paper, which has no such phase.
 
     Args:
