@@ -135,6 +135,10 @@ MISTAKES = [
         ["model.numerical_regression=10", "model.numerical_embedding=null"],
         ["has no effect without model.numerical_embedding=N"],
     ),
+    (
+        ["model.numerical_dynamics=true", "model.numerical_embedding=null"],
+        ["has no effect without model.numerical_embedding=N"],
+    ),
     (["evaluation.every_episodes=5"], ["has no effect without evaluation.every=N"]),
     (["evaluation.video=2", "evaluation.episodes=0"], ["evaluation.video has no effect without evaluation.episodes=N"]),
     (["init_from="], ["init_from= names no file"]),

@@ -30,9 +30,10 @@ def make_model(**changes: Any) -> TrajectoryTransformer:
     return model
 
 
-@pytest.fixture(scope="module", params=[None, 12], ids=["tokens", "numbers"])
+@pytest.fixture(scope="module", params=[(None, False), (12, False), (12, True)], ids=["tokens", "numbers", "dynamics"])
 def model(request: pytest.FixtureRequest) -> TrajectoryTransformer:
-    return make_model(numerical_embedding=request.param)
+    hidden, dynamics = request.param
+    return make_model(numerical_embedding=hidden, numerical_dynamics=dynamics)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,16 @@ def plain_numbers(model: TrajectoryTransformer, tokens: list[int], p: int) -> Te
     return (numbers.observation if known == 2 else numbers.transition)(values)
 
 
+def plain_prediction(model: TrajectoryTransformer, tokens: list[int], p: int) -> Tensor:
+    """What the dynamics' MLP adds to the last block's output at position p, which predicts the token at p + 1."""
+    numbers, (transition, dimension) = model.numbers, divmod(p + 1, WIDTH)
+    if numbers is None or numbers.dynamics is None or transition == 0 or dimension >= 2:
+        return torch.zeros(16)
+    begins = (transition - 1) * WIDTH
+    values = torch.stack([numbers.values[d, tokens[begins + d]] for d in range(4)])
+    return numbers.dynamics(values)[16 * dimension : 16 * (dimension + 1)]
+
+
 def plain_logits(model: TrajectoryTransformer, tokens: list[int]) -> Tensor:
     """The forward pass written out for one sequence with loops over positions and heads."""
     config = model.config
@@ -98,7 +109,7 @@ def plain_logits(model: TrajectoryTransformer, tokens: list[int]) -> Tensor:
             outputs.append(torch.cat(heads))
         x = x + block.attn.proj(torch.stack(outputs))
         x = x + block.l2(torch.nn.functional.gelu(block.l1(block.ln2(x))))
-    x = model.ln_f(x)
+    x = model.ln_f(torch.stack([row + plain_prediction(model, tokens, p) for p, row in enumerate(x)]))
     return torch.stack([model.head.weight[p % WIDTH] @ x[p] for p in range(len(tokens))])
 
 
@@ -193,6 +204,8 @@ def test_a_past_of_pairs_must_end_with_a_transition_where_numbers_count(tokens: 
     torch.testing.assert_close(continued, logits_of(model, tokens)[:, 2 * WIDTH :], atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="end within a transition"):
         model(tokens[:, 9:], past_key_values=part)
+    with pytest.raises(UserError, match=r"model\.numerical_dynamics needs tokens"):
+        make_model(numerical_embedding=4, numerical_dynamics=True)(tokens[:, 2 * WIDTH :], past_key_values=whole)
 
 
 def test_the_stop_token_is_one_embedding_for_all_dimensions(model: TrajectoryTransformer) -> None:
@@ -271,7 +284,8 @@ def test_decay_groups_split_all_parameters(model: TrajectoryTransformer) -> None
     kinds = ("key", "query", "value", "proj", "l1", "l2")
     expected = {f"blocks.{i}.{'attn.' * (k in kinds[:4])}{k}.weight" for i in range(2) for k in kinds} | {"head.weight"}
     if model.numbers is not None:
-        expected |= {f"numbers.{mlp}.{layer}.weight" for mlp in ("observation", "transition") for layer in (0, 2, 4)}
+        mlps = [name for name, mlp in model.numbers.named_children() if mlp is not None]
+        expected |= {f"numbers.{mlp}.{layer}.weight" for mlp in mlps for layer in (0, 2, 4)}
     assert {names[id(p)] for p in decayed["params"]} == expected
     assert len(decayed["params"]) + len(rest["params"]) == len(names)
 

@@ -15,13 +15,13 @@ from trajectory_transformer.planning.transformer_decoder import TransformerDecod
 WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
 
 
-def small_model(spread: float, numbers: int | None = None) -> TrajectoryTransformerModel:
+def small_model(spread: float, numbers: int | None = None, dynamics: bool = False) -> TrajectoryTransformerModel:
     """A model in evaluation mode, with weights of this deviation."""
     torch.manual_seed(0)
     config = TrajectoryTransformerConfig(
         vocab_size=VOCABULARY, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH,
         observation_dim=2, action_dim=2, n_layer=2, n_head=2, n_embd=16,
-        numerical_embedding=numbers,
+        numerical_embedding=numbers, numerical_dynamics=dynamics,
     )  # fmt: skip
     model = TrajectoryTransformerModel(config).eval()
     for parameter in model.parameters():

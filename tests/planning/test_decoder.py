@@ -10,6 +10,7 @@ from tests.planning.decoders import (
     MakeDecoder,
     both_decoders,
     full_logits,
+    make_eager,
     small_model,
 )
 from trajectory_transformer import TrajectoryTransformerModel
@@ -22,8 +23,18 @@ def model() -> TrajectoryTransformerModel:
     return small_model(spread=0.2)
 
 
+WINDOWS = pytest.mark.parametrize(
+    ("sliding", "window", "transitions"), [(False, TRANSITIONS, 5), (True, 3, 6), (True, 2, 4)]
+)
+
+
+@WINDOWS
+def test_with_numerical_dynamics_too(sliding: bool, window: int, transitions: int) -> None:
+    test_cached_logits_equal_a_full_forward_pass(small_model(0.2, 12, True), make_eager, sliding, window, transitions)
+
+
 @both_decoders
-@pytest.mark.parametrize(("sliding", "window", "transitions"), [(False, TRANSITIONS, 5), (True, 3, 6), (True, 2, 4)])
+@WINDOWS
 def test_cached_logits_equal_a_full_forward_pass(
     model: TrajectoryTransformerModel, make_decoder: MakeDecoder, sliding: bool, window: int, transitions: int
 ) -> None:

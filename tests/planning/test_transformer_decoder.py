@@ -17,9 +17,10 @@ COMPILERS = ("c++", "g++", "clang++")
 needs_cpp = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
 
 
-@pytest.fixture(params=[None, 12], ids=["tokens", "numbers"])
+@pytest.fixture(params=[(None, False), (12, False), (12, True)], ids=["tokens", "numbers", "dynamics"])
 def model(request: pytest.FixtureRequest) -> TrajectoryTransformerModel:
-    return small_model(spread=0.1, numbers=request.param)
+    numbers, dynamics = request.param
+    return small_model(0.1, numbers, dynamics)
 
 
 def make_compiled(

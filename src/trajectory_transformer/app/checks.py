@@ -42,6 +42,10 @@ RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # opti
 NEEDS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "evaluation.every_episodes": (lambda options: options.evaluation.every is not None, "evaluation.every=N"),
     "evaluation.video": (lambda options: options.evaluation.episodes > 0, "evaluation.episodes=N"),
+    "model.numerical_dynamics": (
+        lambda options: options.model.numerical_embedding is not None or not options.model.numerical_dynamics,
+        "model.numerical_embedding=N",
+    ),
     "model.numerical_regression": (
         lambda options: options.model.regresses or options.model.numerical_regression == 0,
         "model.numerical_embedding=N",

@@ -144,7 +144,8 @@ class TrajectoryTransformer(nn.Module):
         self._initialize()
         self.numbers = None
         if (hidden := config.numerical_embedding) is not None:  # keeps torch's initialisation: ours is too small here
-            self.numbers = NumericalEmbedding(self.layout, config.vocab_size + 1, hidden, config.n_embd)
+            sizes = config.vocab_size + 1, hidden, config.n_embd
+            self.numbers = NumericalEmbedding(self.layout, *sizes, config.numerical_dynamics)
 
     @classmethod
     def outline(cls, config: TransformerConfig) -> dict[str, Tensor]:
@@ -204,6 +205,8 @@ class TrajectoryTransformer(nn.Module):
                 x = block(x, layer, memory)
         if states is not None:
             states.append(x)
+        if self.numbers is not None and self.numbers.dynamics is not None:
+            x = x + memory.predict_numbers(self.numbers, tokens)
         return self.ln_f(x)
 
     def compare_attention(self) -> None:
@@ -239,8 +242,9 @@ class TrajectoryTransformer(nn.Module):
 
         Raises:
             ValueError: past and new tokens together exceed ``block_size``.
-            UserError: ``past_key_values`` is of another type, or consists of pairs that end within a transition and the
-                model has a numerical embedding, which needs that transition's tokens.
+            UserError: ``past_key_values`` is of another type, or consists of pairs and the model has a numerical
+                embedding that needs the newest tokens: those of an incomplete transition, or, with
+                ``numerical_dynamics``, of any.
         """
 
         def chosen(given: bool | None, default: bool) -> bool:
@@ -278,7 +282,13 @@ class TrajectoryTransformer(nn.Module):
                 f"values; got {type(past).__name__}"
             )
         cache = KeyValueCache(tuple((key, value) for key, value in past))
-        if self.numbers is not None and cache.length % self.config.transition_dim:
+        numbers = self.numbers
+        if numbers is not None and cache.length and numbers.dynamics is not None:
+            raise UserError(
+                "past_key_values are pairs of keys and values, and model.numerical_dynamics needs tokens, too: pass "
+                "the past_key_values of an earlier call"
+            )
+        if numbers is not None and cache.length % self.config.transition_dim:
             raise UserError(
                 "past_key_values end within a transition, and model.numerical_embedding needs its tokens: pass the "
                 "past_key_values of an earlier call, or whole transitions"

@@ -22,6 +22,10 @@ class AttentionMemory(Protocol):
         """Numerical embeddings (batch, time, n_embd) of new tokens (batch, time), given the tokens before them."""
         ...
 
+    def predict_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
+        """Features (batch, time, n_embd) to add to the last block's output; called after :meth:`embed_numbers`."""
+        ...
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Attention outputs of the new tokens over all visible tokens, in the block with index ``layer``.
 
@@ -38,12 +42,12 @@ class KeyValueCache:
 
     Args:
         layers: (key, value) pairs, each (batch, head, time, head_dim).
-        unfinished: (batch, time mod transition_dim) tokens of the last transition if it is incomplete, for models with
-            a numerical embedding.
+        recent: (batch, n) newest tokens, for models with a numerical embedding: those of the last transition if it is
+            incomplete, and, with ``numerical_dynamics``, those of the last complete transition before them.
     """
 
-    def __init__(self, layers: tuple[tuple[Tensor, Tensor], ...] = (), unfinished: Tensor | None = None) -> None:
-        self.layers, self.unfinished = layers, unfinished
+    def __init__(self, layers: tuple[tuple[Tensor, Tensor], ...] = (), recent: Tensor | None = None) -> None:
+        self.layers, self.recent = layers, recent
 
     @property
     def length(self) -> int:
@@ -61,8 +65,8 @@ class KeyValueCache:
 
     def select(self, rows: Tensor) -> "KeyValueCache":
         """A cache of the given rows (new batch,) of the batch, in that order; rows may repeat."""
-        unfinished = None if self.unfinished is None else self.unfinished[rows]
-        return KeyValueCache(tuple((key[rows], value[rows]) for key, value in self.layers), unfinished)
+        recent = None if self.recent is None else self.recent[rows]
+        return KeyValueCache(tuple((key[rows], value[rows]) for key, value in self.layers), recent)
 
 
 class CausalMemory:
@@ -86,7 +90,7 @@ class CausalMemory:
         self._blocks_in_c = blocks_in_c
         self._layers: list[tuple[Tensor, Tensor]] = []
         self.weights: list[Tensor] = []
-        self._unfinished: Tensor | None = None
+        self._recent: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -94,7 +98,7 @@ class CausalMemory:
 
     @property
     def cache(self) -> KeyValueCache:
-        return KeyValueCache(tuple(self._layers), self._unfinished)
+        return KeyValueCache(tuple(self._layers), self._recent)
 
     def positions(self, time: int) -> Tensor:
         end = self.length + time
@@ -103,11 +107,15 @@ class CausalMemory:
         return torch.arange(self.length, end, device=self._mask.device)
 
     def embed_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
-        before = None if self._past is None else self._past.unfinished
-        whole = tokens if before is None else torch.cat([before, tokens], dim=1)
-        left = whole.shape[1] % len(embedding.values)
-        self._unfinished = whole[:, whole.shape[1] - left :] if left else None
-        return embedding(whole)[:, -tokens.shape[1] :]
+        before = None if self._past is None else self._past.recent
+        self._known = tokens if before is None else torch.cat([before, tokens], dim=1)
+        time, width = self._known.shape[1], len(embedding.values)
+        kept = time % width + (width if embedding.dynamics is not None and time >= width else 0)
+        self._recent = self._known[:, time - kept :] if kept else None
+        return embedding(self._known)[:, -tokens.shape[1] :]
+
+    def predict_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
+        return embedding.predictions(self._known)[:, -tokens.shape[1] :]
 
     def mask_in_c(self, time: int) -> Tensor | None:
         """The mask (time, time), if the block of these tokens may be computed in C and need not :meth:`attend`."""

@@ -1,4 +1,4 @@
-"""Embedding of a transition's real values, added to the embedding of its tokens."""
+"""MLPs of a transition's real values: an embedding beside that of its tokens, and a prediction of what follows."""
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,15 @@ class NumericalEmbedding(nn.Module):
 
     ::
 
-        position      0 … O-2    O-1 … O+A-2         O+A-1, O+A, O+A+1
-        predicts      o1 …       a0 …                reward, value, the next transition's o0
-        added         nothing    mlp(observation)    mlp(observation, action)
+        position        0 … O-2    O-1 … O+A-2         O+A-1, O+A               O+A+1
+        predicts        o1 …       a0 …                reward, value            the next transition's o0
+        to embeddings   nothing    mlp(observation)    mlp(observation, action) mlp(observation, action)
+        before ln_f     dynamics   nothing             nothing                  dynamics
 
     The real value of a token is the standardised value of its bin, so the output depends on the tokens alone. Nothing
-    is added at positions that predict observations: there it would outweigh what attention copies.
+    is added to the embeddings at positions that predict observations: there it would outweigh what attention copies.
+    With ``dynamics``, a third MLP has an output of its own for each dimension of the next observation. It is added to
+    what the blocks made of the token that predicts this dimension, just before the final norm.
 
     Differs from the paper, whose model has to learn for each dimension which bins are close to each other. Embeddings
     of numerical features: Gorishniy et al. 2022, who embed each feature separately; here one MLP takes all of them.
@@ -27,19 +30,23 @@ class NumericalEmbedding(nn.Module):
         vocabulary: number of tokens of a dimension, including the stop token.
         hidden: width of both hidden layers.
         n_embd: output features.
+        dynamics: make the third MLP, too.
     """
 
     values: Tensor  # (transition_dim, vocabulary) buffer: standardised value of each token; 0 for the stop token
 
-    def __init__(self, layout: TransitionLayout, vocabulary: int, hidden: int, n_embd: int) -> None:
+    def __init__(
+        self, layout: TransitionLayout, vocabulary: int, hidden: int, n_embd: int, dynamics: bool = False
+    ) -> None:
         super().__init__()
         self.observed, self.acted = layout.observation_dim, layout.reward
-        self.observation, self.transition = (
-            nn.Sequential(
-                nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, n_embd)
-            )
-            for inputs in (self.observed, self.acted)
-        )
+
+        def mlp(inputs: int, outputs: int) -> nn.Sequential:
+            first, second, last = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)
+            return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+
+        self.observation, self.transition = mlp(self.observed, n_embd), mlp(self.acted, n_embd)
+        self.dynamics = mlp(self.acted, self.observed * n_embd) if dynamics else None
         self.register_buffer("values", torch.zeros(layout.transition_dim, vocabulary))
 
     @torch.no_grad()
@@ -68,11 +75,28 @@ class NumericalEmbedding(nn.Module):
         """Output (…, n_embd) of the MLP of observation and action for a transition's tokens (…, at least O + A)."""
         return self.transition(self.decoded(tokens, slice(self.acted)))
 
+    def of_next_observation(self, tokens: Tensor) -> Tensor:
+        """Output (…, O, n_embd) of the third MLP for a transition's tokens (…, at least O + A)."""
+        assert self.dynamics is not None
+        return self.dynamics(self.decoded(tokens, slice(self.acted))).unflatten(-1, (self.observed, -1))
+
+    def predictions(self, tokens: Tensor) -> Tensor:
+        """Features (batch, time, n_embd) to add before the final norm, for tokens as in :meth:`forward`."""
+        time, width = tokens.shape[1], len(self.values)
+        following = self.of_next_observation(self._whole(tokens))  # (batch, transitions, O, n_embd)
+        every_place = F.pad(following, (0, 0, 0, width - self.observed)).flatten(1, 2)
+        # The first transition's observation follows nothing, and a token predicts the dimension after its own.
+        return F.pad(every_place, (0, 0, width - 1, 0))[:, :time]
+
+    def _whole(self, tokens: Tensor) -> Tensor:
+        """Tokens (batch, transitions, transition_dim), filled up with zeros to whole transitions."""
+        width = len(self.values)
+        return F.pad(tokens, (0, -tokens.shape[1] % width)).unflatten(1, (-1, width))
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeddings (batch, time, n_embd) to add for tokens (batch, time) that begin at a transition's start."""
-        batch, time = tokens.shape
-        width = len(self.values)
-        whole = F.pad(tokens, (0, -time % width)).view(batch, -1, width)
+        time, width = tokens.shape[1], len(self.values)
+        whole = self._whole(tokens)
         observation, transition = self.of_observation(whole), self.of_transition(whole)
         counts = self.observed - 1, self.acted - self.observed, width - self.acted + 1
         added = [

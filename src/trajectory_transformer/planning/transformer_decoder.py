@@ -76,6 +76,12 @@ class SearchMemory:
         self._added = like.new_zeros(environments * rows, 1, config.n_embd)
         torch._dynamo.mark_static_address(self._added)
         self._numbers = model.numbers
+        # With numerical_dynamics, also what the transition before predicts of each dimension of the observation, and
+        # the part of it that belongs to the newest token.
+        self._predicted, self._prediction = self._added.new_zeros(0), torch.zeros_like(self._added)
+        if model.numbers is not None and model.numbers.dynamics is not None:
+            self._predicted = like.new_zeros(environments * rows, config.observation_dim, config.n_embd)
+        torch._dynamo.mark_static_address(self._prediction)
         self._width, self._value = config.transition_dim, model.layout.value
         self._index = torch.arange(capacity, device=like.device)
         # Position of the newest token, its place among the row's own, and the position of the first of those.
@@ -104,6 +110,9 @@ class SearchMemory:
     def embed_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
         return self._added[: len(tokens)]
 
+    def predict_numbers(self, embedding: NumericalEmbedding, tokens: Tensor) -> Tensor:
+        return self._prediction[: len(tokens)]
+
     def _append(self, numbers: NumericalEmbedding, tokens: Tensor, place: int) -> None:
         """Store tokens (rows,) at index ``place`` of their transitions, and update the numerical embeddings."""
         transition, added = self._transition[: len(tokens)], self._added[: len(tokens), 0]
@@ -114,6 +123,12 @@ class SearchMemory:
             added.copy_(numbers.of_transition(transition))
         elif place == 0:
             added.zero_()
+        if numbers.dynamics is not None:
+            predicted, prediction = self._predicted[: len(tokens)], self._prediction[: len(tokens), 0]
+            if place == self._width - 1:
+                predicted.copy_(numbers.of_next_observation(transition))
+            following = (place + 1) % self._width
+            prediction.copy_(predicted[:, following]) if following < numbers.observed else prediction.zero_()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         assert dropout == 0.0
@@ -150,9 +165,14 @@ class SearchMemory:
         for layer, pair in enumerate(memory.cache):
             for part, tokens in enumerate(pair):
                 stored.buffer[layer, part, places, :, : len(visible)] = tokens[:, :, visible]
-        if self._numbers is not None and (unfinished := memory.cache.unfinished) is not None:
-            self._transition[rows, : unfinished.shape[1]] = unfinished
-            self._added[rows] = self._numbers(unfinished)[:, -1:]
+        if self._numbers is not None and (recent := memory.cache.recent) is not None:
+            if (unfinished := recent[:, recent.shape[1] - length % self._width :]).shape[1] > 0:
+                self._transition[rows, : unfinished.shape[1]] = unfinished
+                self._added[rows] = self._numbers(unfinished)[:, -1:]
+            if self._numbers.dynamics is not None:
+                self._predicted.zero_()  # of the first transition, which follows none
+                if recent.shape[1] >= self._width:
+                    self._predicted[rows] = self._numbers.of_next_observation(recent[:, : self._width])
         self._first.fill_(length if common else 0)
         self._written, self._rows = 0 if common else len(visible), len(rows)
 
@@ -181,6 +201,8 @@ class SearchMemory:
         if self._numbers is not None:
             self._transition[: len(rows)] = self._transition[rows]
             self._added[: len(rows)] = self._added[rows]
+            if self._numbers.dynamics is not None:
+                self._predicted[: len(rows)] = self._predicted[rows]
         self._rows = len(rows)
 
 

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 # Options of a model that its weights depend on, sizes first.
 DECISIVE = (
     "observation_dim", "action_dim", "vocab_size", "block_size", "n_layer", "n_embd", "n_head", "hidden_act",
-    "layer_norm_eps", "goal_conditioned", "numerical_embedding", "block",
+    "layer_norm_eps", "goal_conditioned", "numerical_embedding", "numerical_dynamics",
+    "block",
 )  # fmt: skip
 
 

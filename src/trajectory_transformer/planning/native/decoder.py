@@ -254,6 +254,8 @@ def _norms(config: TransformerConfig) -> list[str]:
 def _mismatch(model: TrajectoryTransformer) -> str | None:
     """The first part of the model that the kernel would compute differently, or None; checked before C reads memory."""
     config, expected = model.config, expected_shapes(model.config)
+    if config.numerical_dynamics and config.numerical_embedding is not None:
+        return "it does not support model.numerical_dynamics"
     shapes = {name: tuple(weight.shape) for name, weight in _weights_of(model).items()}
     different = [name for name in sorted(shapes.keys() | expected.keys()) if shapes.get(name) != expected.get(name)]
     if config.block is not None and any(name.startswith("blocks.") for name in different):
