@@ -14,12 +14,13 @@ from tests.planning.conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_D
 from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import write_checkpoint
-from trajectory_transformer.configuration import OBJECTIVES, IqlConfig, PlannerConfig
+from trajectory_transformer.configuration import OBJECTIVES, PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.layout import TransitionLayout
 from trajectory_transformer.learners.critic import Critic
 from trajectory_transformer.learners.critic_objective import CriticValue
+from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.iql_network import ImplicitQ
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.objectives import Candidates, PlanningContext, make_objective
@@ -45,7 +46,7 @@ class Sum(ImplicitQ):
 @pytest.fixture
 def critic(monkeypatch: pytest.MonkeyPatch) -> Critic:
     """The critic that is read from any file."""
-    network = Sum(OBSERVATION_DIM, [-1.0] * ACTION_DIM, [1.0] * ACTION_DIM, IqlConfig())
+    network = Sum(ENVIRONMENT, ImplicitQLearning())
     known = Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT)
     read(monkeypatch, known)
     return known
@@ -169,7 +170,7 @@ def files(
         }  # fmt: skip
         weights = {f"model.{name}": value for name, value in model.state_dict().items()}
         write_checkpoint(tmp_path / "model.ckpt", {"trajectory_transformer": transformer, "state_dict": weights})
-        network = ImplicitQ.of_environment(ENVIRONMENT, IqlConfig(hidden_width=4))
+        network = ImplicitQ(ENVIRONMENT, ImplicitQLearning(hidden_width=4))
         weights = {f"network.{name}": value for name, value in network.state_dict().items()}
         options = {"hidden_width": 4, "reward_scale": 1.0, "reward_shift": 0.0}
         critics = record | {"kind": "iql", "model": options} | changes

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trajectory_transformer.configuration import EnsembleConfig
 from trajectory_transformer.data.transition_set import TransitionBatch
+from trajectory_transformer.learners.ensemble import EnsembleLearner
 from trajectory_transformer.learners.ensemble_network import DynamicsEnsemble, gaussian_nats
 
 
@@ -39,7 +39,7 @@ def test_nats_of_a_gaussian_by_hand() -> None:
 
 def test_normalisation_is_that_of_the_data() -> None:
     batch = random_transitions(50)
-    ensemble = DynamicsEnsemble(2, 1, EnsembleConfig())
+    ensemble = DynamicsEnsemble(2, 1, EnsembleLearner())
     ensemble.normalize_like(batch)
     inputs = torch.cat([batch.observations, batch.actions], dim=1).numpy()
     change = (batch.next_observations - batch.observations).numpy()
@@ -67,7 +67,7 @@ def test_members_are_separate_networks_and_differ() -> None:
     """A plain network for each member, its log-variance bounded by hand, predicts what the batched one does."""
     torch.manual_seed(0)
     batch, count, low = random_transitions(12), 12, np.array([-1.0, -2.0])
-    ensemble = DynamicsEnsemble(2, 1, EnsembleConfig(num_members=3, hidden_layers=2, hidden_width=8))
+    ensemble = DynamicsEnsemble(2, 1, EnsembleLearner(num_members=3, hidden_layers=2, hidden_width=8))
     ensemble.normalize_like(batch)
     with torch.no_grad():
         for layer in ensemble.layers:
@@ -91,7 +91,7 @@ def test_members_are_separate_networks_and_differ() -> None:
 
 
 def test_loss_adds_members_and_the_spread_of_the_bounds() -> None:
-    ensemble = DynamicsEnsemble(2, 1, EnsembleConfig(num_members=2, hidden_width=4, bound_weight=0.1))
+    ensemble = DynamicsEnsemble(2, 1, EnsembleLearner(num_members=2, hidden_width=4, bound_weight=0.1))
     assert ensemble.loss(torch.tensor([1.0, 2.5])).item() == pytest.approx(3.5 + 0.1 * 2 * (0.5 + 10.0))
     nats = ensemble.nats(shared(random_transitions(5), 2))
     nats[0].backward()
@@ -116,7 +116,7 @@ def test_learns_a_linear_system_with_noise() -> None:
     noise = deviation_of(actions) * torch.randn(2000, 2, generator=generator)
     batch = transitions(observations, actions, mean_of(observations, actions) + noise)
     torch.manual_seed(0)
-    ensemble = DynamicsEnsemble(2, 1, EnsembleConfig(num_members=2, hidden_layers=2, hidden_width=32))
+    ensemble = DynamicsEnsemble(2, 1, EnsembleLearner(num_members=2, hidden_layers=2, hidden_width=32))
     ensemble.normalize_like(batch)
     optimizer = torch.optim.Adam(ensemble.parameters(), lr=3e-3)
     everything = shared(batch, 2)

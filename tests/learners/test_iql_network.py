@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.configuration import IqlConfig
 from trajectory_transformer.data.transition_set import TransitionBatch
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.iql_network import ImplicitQ, advantage_weights, expectile_loss, reward_transform
 
 SMALL = {"hidden_layers": 1, "hidden_width": 4}
@@ -27,9 +27,17 @@ def batch(size: int = 6, seed: int = 0) -> TransitionBatch:
     )
 
 
+def spaces(observation_dim: int, low: tuple[float, ...], high: tuple[float, ...]) -> EnvironmentSpec:
+    everything = SpaceLeaf((), "box", (observation_dim,), (-9.0,) * observation_dim, (9.0,) * observation_dim)
+    return EnvironmentSpec(
+        "", None, SpaceSpec((everything,)), SpaceSpec((SpaceLeaf((), "box", (len(low),), low, high),))
+    )
+
+
 def network(**options: float) -> ImplicitQ:
     torch.manual_seed(0)
-    return ImplicitQ(2, [1.0], [5.0], IqlConfig(**(SMALL | options)))  # pyright: ignore[reportArgumentType]
+    learner = ImplicitQLearning(**(SMALL | options))  # pyright: ignore[reportArgumentType]
+    return ImplicitQ(spaces(2, (1.0,), (5.0,)), learner)
 
 
 def test_expectile_loss_by_hand() -> None:
@@ -128,7 +136,7 @@ def test_each_loss_moves_its_own_networks_only(loss: str, moved: set[str]) -> No
 
 
 def test_policy_stays_within_the_bounds() -> None:
-    net = ImplicitQ(1, [-2.0, 0.0], [2.0, 0.1], IqlConfig(**SMALL))  # pyright: ignore[reportArgumentType]
+    net = ImplicitQ(spaces(1, (-2.0, 0.0), (2.0, 0.1)), ImplicitQLearning(hidden_layers=1, hidden_width=4))
     mean = net.policy_mean(torch.linspace(-1e3, 1e3, 101)[:, None])
     assert mean.shape == (101, 2)
     assert bool(((mean >= torch.tensor([-2.0, 0.0])) & (mean <= torch.tensor([2.0, 0.1]) + 1e-7)).all())
@@ -156,8 +164,8 @@ def chain(length: int = 4) -> tuple[TransitionBatch, np.ndarray]:
 def test_values_of_a_corridor_are_those_of_dynamic_programming() -> None:
     data, optimal = chain()
     torch.manual_seed(0)
-    options = IqlConfig(hidden_layers=1, hidden_width=32, expectile=0.99, target_rate=0.1, inverse_temperature=3.0)
-    net = ImplicitQ(4, [-1.0], [1.0], options)
+    learner = ImplicitQLearning(1, 32, expectile=0.99, target_rate=0.1, inverse_temperature=3.0)
+    net = ImplicitQ(spaces(4, (-1.0,), (1.0,)), learner)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(600):
         losses = net.losses(data, 0.9)
@@ -189,4 +197,4 @@ def test_actions_without_finite_bounds_are_refused(leaf: SpaceLeaf) -> None:
     observation = SpaceSpec((SpaceLeaf((), "box", (1,), (-1.0,), (1.0,)),))
     environment = EnvironmentSpec("Walk-v0", None, observation, SpaceSpec((leaf,)))
     with pytest.raises(UserError, match=r"^learner=iql needs actions from a Box with finite bounds.*'Walk-v0'"):
-        ImplicitQ.of_environment(environment, IqlConfig())
+        ImplicitQ(environment, ImplicitQLearning())

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.configuration import IqlConfig
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.iql_network import ImplicitQ
 from trajectory_transformer.learners.policy_agent import PolicyAgent
 
@@ -21,7 +21,7 @@ ENVIRONMENT = EnvironmentSpec(
 @pytest.fixture
 def agent() -> PolicyAgent:
     """Its policy is 4 + 2 tanh(x − y), for actions from 2 to 6."""
-    network = ImplicitQ.of_environment(ENVIRONMENT, IqlConfig(hidden_layers=1, hidden_width=2))
+    network = ImplicitQ(ENVIRONMENT, ImplicitQLearning(hidden_layers=1, hidden_width=2))
     weights = iter([torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.zeros(2), torch.tensor([[1.0, -1.0]]), None])
     for parameter in network.policy.parameters():
         value = next(weights)

@@ -153,9 +153,10 @@ def test_losses_by_hand() -> None:
 def module_of(made: ActorCritic, options: RegularizedActorCritic = OPTIONS) -> RegularizedModule:
     """Adam at 0.01, without decay."""
     settings = config(options)
+    settings.data.discount = 0.9
     module = make_module(make_learner(settings.learner, TYPED_BY_USER), settings, datamodule(settings))
     assert isinstance(module, RegularizedModule)
-    module.network, module.discount = made, 0.9
+    module.network = made
     return module
 
 

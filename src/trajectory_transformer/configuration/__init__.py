@@ -5,7 +5,6 @@ frozen because OmegaConf makes a frozen dataclass read-only even for overrides; 
 """
 
 from .data import DataConfig, DiscretizerConfig
-from .learners import EnsembleConfig, IqlConfig
 from .planner import OBJECTIVES, PlannerConfig, current_record
 from .resuming import MAY_CHANGE, may_change
 from .run import (
@@ -34,7 +33,7 @@ from .validation import (
 
 __all__ = [
     "HIDDEN_ACTIVATIONS", "LARGEST", "MAY_CHANGE", "OBJECTIVES", "AttentionConfig", "DataConfig", "DiscretizerConfig",
-    "EnsembleConfig", "EnvironmentConfig", "EvaluateConfig", "EvaluationConfig", "IqlConfig", "LoggerConfig",
+    "EnvironmentConfig", "EvaluateConfig", "EvaluationConfig", "LoggerConfig",
     "ModelConfig", "OptimizerConfig", "ParameterConfig", "PlannerConfig", "PredictConfig", "TrainConfig",
     "TrainerConfig", "TuneConfig", "current_record", "described", "may_change", "one_of", "require", "require_choice",
     "require_module_names", "require_target", "validate", "validate_value", "within",

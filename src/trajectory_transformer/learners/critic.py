@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, fitting_parts
-from ..configuration import IqlConfig
 from ..environments.spec import EnvironmentSpec
+from .iql import ImplicitQLearning
 from .iql_network import ImplicitQ
 
 
@@ -33,7 +33,7 @@ class Critic:
         with fitting_parts(checkpoint.name):
             options = dict(checkpoint.model)
             transform = float(options.pop("reward_scale")), float(options.pop("reward_shift"))
-            sizes = IqlConfig(**options)
-        network = checkpoint.build("network", partial(ImplicitQ.of_environment, environment, sizes))
+            learner = ImplicitQLearning(**options)
+        network = checkpoint.build("network", partial(ImplicitQ, environment, learner))
         network.to(device).eval().requires_grad_(False)
         return cls(network, *transform, checkpoint.training.data.discount, environment)

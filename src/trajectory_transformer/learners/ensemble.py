@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
 
-from ..configuration import EnsembleConfig, TrainConfig
+from ..configuration import LARGEST, TrainConfig, validate, within
 from ..errors import UserError
 from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
@@ -19,12 +19,25 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 
 
 @dataclass
-class EnsembleLearner(EnsembleConfig, Learner):
+class EnsembleLearner(Learner):
     """A probabilistic ensemble of dynamics models (PETS, Chua et al. 2018), by default in MBPO's size."""
 
     kind = "ensemble"
     acts = False
     ignores = OPTIONS_OF_WINDOWS
+
+    num_members: int = within(5, 1, 1000)
+    """Networks in the ensemble."""
+    hidden_layers: int = within(4, 1, 1000)
+    """Hidden layers of each network."""
+    hidden_width: int = within(200, 1, 65_536)
+    """Units per hidden layer."""
+    bound_weight: float = within(0.005, 0.0, LARGEST)
+    """Loss weight of the distance between the bounds of the log-variance; PETS has 0.01, with the log-likelihood
+    doubled."""
+
+    def __post_init__(self) -> None:
+        validate("learner.", self)
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "TransitionDataModule":

@@ -19,7 +19,7 @@ class EnsembleModule(TransitionModule):
 
     @override
     def model_options(self) -> dict[str, Any]:
-        return asdict(self.network.config)
+        return asdict(self.network.options)
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoint import Checkpoint, fitting_parts
-from ..configuration import EnsembleConfig
 from ..data.transition_set import TransitionBatch
+from .ensemble import EnsembleLearner
 
 ALL_MEMBERS = slice(None)
 SMALLEST_DEVIATION = 1e-6  # a dimension with a smaller deviation is not divided by it
@@ -48,12 +48,12 @@ class DynamicsEnsemble(nn.Module):
     change_mean: Tensor  # (O,) of the change of the observation
     change_deviation: Tensor
 
-    def __init__(self, observation_dim: int, action_dim: int, config: EnsembleConfig) -> None:
+    def __init__(self, observation_dim: int, action_dim: int, options: EnsembleLearner) -> None:
         super().__init__()
-        self.config = config
+        self.options = options
         inputs, outputs = observation_dim + action_dim, 2 * observation_dim
-        widths = [inputs, *[config.hidden_width] * config.hidden_layers, outputs]
-        self.layers = nn.ModuleList(MemberLinear(config.num_members, *sizes) for sizes in pairwise(widths))
+        widths = [inputs, *[options.hidden_width] * options.hidden_layers, outputs]
+        self.layers = nn.ModuleList(MemberLinear(options.num_members, *sizes) for sizes in pairwise(widths))
         # (O,) learnt soft bounds, in units of the normalised change
         self.log_variance_low = nn.Parameter(torch.full((observation_dim,), -10.0))
         self.log_variance_high = nn.Parameter(torch.full((observation_dim,), 0.5))
@@ -63,7 +63,7 @@ class DynamicsEnsemble(nn.Module):
 
     @property
     def num_members(self) -> int:
-        return self.config.num_members
+        return self.options.num_members
 
     @torch.no_grad()
     def normalize_like(self, transitions: TransitionBatch) -> None:
@@ -94,7 +94,7 @@ class DynamicsEnsemble(nn.Module):
 
     def loss(self, nats: Tensor) -> Tensor:
         """Training loss: the sum of the members' :meth:`nats`, plus a penalty on the width of the variance bounds."""
-        return nats.sum() + self.config.bound_weight * (self.log_variance_high - self.log_variance_low).sum()
+        return nats.sum() + self.options.bound_weight * (self.log_variance_high - self.log_variance_low).sum()
 
     def distribution(self, observations: Tensor, actions: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the next observation, each (n, O), in real units, by the members (n,) given."""
@@ -113,7 +113,7 @@ def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemb
     checkpoint.require_kind("ensemble")
     environment = checkpoint.training.environment
     with fitting_parts(checkpoint.name):
-        options = EnsembleConfig(**checkpoint.model)
+        options = EnsembleLearner(**checkpoint.model)
     sizes = environment.observation_dim, environment.action_dim, options
     network = checkpoint.build("network", partial(DynamicsEnsemble, *sizes))
     return network.to(device).eval().requires_grad_(False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from ..configuration import IqlConfig, TrainConfig
+from ..configuration import LARGEST, TrainConfig, one_of, validate, within
 from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
@@ -19,11 +19,30 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 
 
 @dataclass
-class ImplicitQLearning(IqlConfig, Learner):
+class ImplicitQLearning(Learner):
     """Implicit Q-learning (Kostrikov, Nair, Levine 2021), by default with the paper's settings for locomotion."""
 
     kind = "iql"
     ignores = OPTIONS_OF_WINDOWS
+
+    hidden_layers: int = within(2, 1, 1000)
+    """Hidden layers of each network."""
+    hidden_width: int = within(256, 1, 65_536)
+    """Units per hidden layer."""
+    expectile: float = within(0.7, above=0.0, below=1.0)
+    """Expectile of Q to which V is regressed; the paper has 0.7 for locomotion and 0.9 for AntMaze."""
+    inverse_temperature: float = within(3.0, high=LARGEST, above=0.0)
+    """Inverse temperature of the advantage weights; the paper has 3 for locomotion and 10 for AntMaze."""
+    max_weight: float = within(100.0, high=LARGEST, above=0.0)
+    """Upper limit of an advantage weight."""
+    target_rate: float = within(0.005, high=1.0, above=0.0)
+    """Weight of the current Q networks in the moving average of the target networks, at each update."""
+    rewards: str = one_of("scaled", ("scaled", "minus_one", "raw"))
+    """Rewards to learn from: scaled multiplies by 1000 / (best − worst return of the training data), minus_one
+    subtracts 1, raw leaves them as recorded."""
+
+    def __post_init__(self) -> None:
+        validate("learner.", self)
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "TransitionDataModule":
@@ -41,10 +60,10 @@ class ImplicitQLearning(IqlConfig, Learner):
         from .transition_datamodule import TransitionDataModule
 
         assert isinstance(datamodule, TransitionDataModule)
-        network = ImplicitQ.of_environment(datamodule.data.environment, self)
+        network = ImplicitQ(datamodule.data.environment, self)
         transform = reward_transform(self.rewards, *datamodule.train_returns)
         record = TrainingRecord.of(self.kind, config, datamodule.data)
-        return ImplicitQModule(network, transform, config.data.discount, config.optimizer, plan, record)
+        return ImplicitQModule(network, transform, config.optimizer, plan, record)
 
     @override
     def make_agent(

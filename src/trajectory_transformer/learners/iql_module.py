@@ -28,18 +28,16 @@ class ImplicitQModule(TransitionModule):
         self,
         network: ImplicitQ,
         transform: tuple[float, float],
-        discount: float,
         optimizer: OptimizerConfig,
         plan: TrainingPlan,
         record: TrainingRecord,
     ) -> None:
         super().__init__(network, optimizer, plan, record)
         self.reward_scale, self.reward_shift = transform
-        self.discount = discount
 
     @override
     def model_options(self) -> dict[str, Any]:
-        return {**asdict(self.network.config), "reward_scale": self.reward_scale, "reward_shift": self.reward_shift}
+        return {**asdict(self.network.options), "reward_scale": self.reward_scale, "reward_shift": self.reward_shift}
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -55,7 +53,7 @@ class ImplicitQModule(TransitionModule):
     @override
     def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch._replace(rewards=self.reward_scale * batch.rewards + self.reward_shift)
-        losses = self.network.losses(batch, self.discount)
+        losses = self.network.losses(batch, self.record.data.discount)
         total = losses.value + losses.q + losses.policy
         named = {"v_loss": losses.value, "q_loss": losses.q, "policy_loss": losses.policy, "v": losses.mean_value}
         return total, {"loss": total, **named}

@@ -1,17 +1,18 @@
 """Networks and losses of implicit Q-learning (Kostrikov, Nair, Levine 2021)."""
 
 import copy
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..configuration import IqlConfig
 from ..data.transition_set import TransitionBatch
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from .mlp import make_mlp
+
+if TYPE_CHECKING:
+    from .iql import ImplicitQLearning
 
 RETURN_SPAN = 1000.0  # difference between the best and the worst scaled return of the data
 LOG_STD_RANGE = (-5.0, 2.0)  # of the policy, clipped as by its authors
@@ -56,33 +57,26 @@ def reward_transform(rewards: str, worst_return: float, best_return: float) -> t
 
 
 class ImplicitQ(nn.Module):
-    """The networks: V(s), twin Q(s, a) with target networks, and a Gaussian policy.
+    """The networks: V(s), twin Q(s, a) with target networks, and a Gaussian policy; UserError without finite bounds.
 
-    Actions are scaled from their finite bounds (A,) to [−1, 1]; below, O is the observation's dimension.
+    Actions are scaled from their bounds (A,) to [−1, 1]; below, O is the observation's dimension.
     """
 
     action_middle: Tensor
     action_half_range: Tensor
 
-    def __init__(
-        self, observation_dim: int, action_low: Sequence[float], action_high: Sequence[float], config: IqlConfig
-    ) -> None:
+    def __init__(self, environment: EnvironmentSpec, options: "ImplicitQLearning") -> None:
         super().__init__()
-        low, high = (torch.tensor(list(bound), dtype=torch.float32) for bound in (action_low, action_high))
-        self.config = config
+        low, high = (torch.tensor(bound) for bound in environment.finite_action_bounds(options.kind))
+        self.options = options
         self.register_buffer("action_middle", (low + high) / 2)
         self.register_buffer("action_half_range", (high - low) / 2)
-        sizes = (config.hidden_layers, config.hidden_width)
+        observation_dim, sizes = environment.observation_dim, (options.hidden_layers, options.hidden_width)
         self.value = make_mlp(observation_dim, *sizes, 1)
         self.twins = nn.ModuleList(make_mlp(observation_dim + len(low), *sizes, 1) for _ in range(2))
         self.targets = copy.deepcopy(self.twins).requires_grad_(False)
         self.policy = make_mlp(observation_dim, *sizes, len(low))
         self.policy_log_std = nn.Parameter(torch.zeros(len(low)))
-
-    @classmethod
-    def of_environment(cls, environment: EnvironmentSpec, config: IqlConfig) -> "ImplicitQ":
-        """Networks for an environment's spaces; UserError if its actions are not a Box with finite bounds."""
-        return cls(environment.observation_dim, *environment.finite_action_bounds("iql"), config)
 
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The smaller target Q (n,) of observations (n, O) and actions (n, A) in their own units; of scaled rewards."""
@@ -104,11 +98,11 @@ class ImplicitQ(nn.Module):
         advantage = self.q(observations, actions) - value
         with torch.no_grad():
             following = self.v(batch.next_observations) * (1.0 - batch.terminal)
-            weights = advantage_weights(advantage, self.config.inverse_temperature, self.config.max_weight)
+            weights = advantage_weights(advantage, self.options.inverse_temperature, self.options.max_weight)
         returns = batch.rewards + discount * following
         predicted = self._twins(self.twins, observations, actions)
         return ImplicitLosses(
-            expectile_loss(advantage, self.config.expectile),
+            expectile_loss(advantage, self.options.expectile),
             (predicted - returns).square().mean(dim=-1).sum(),
             -(weights * self.log_probability(observations, actions)).mean(),
             value.mean(),
@@ -124,7 +118,7 @@ class ImplicitQ(nn.Module):
     def update_targets(self) -> None:
         """Move each target network a little towards its source (Polyak averaging)."""
         for target, source in zip(self.targets.parameters(), self.twins.parameters(), strict=True):
-            target.lerp_(source, self.config.target_rate)
+            target.lerp_(source, self.options.target_rate)
 
     def _twins(self, networks: nn.ModuleList, observations: Tensor, actions: Tensor) -> Tensor:
         inputs = torch.cat([observations, self._scaled(actions)], dim=-1)

@@ -74,7 +74,7 @@ class RegularizedActorCritic(Learner):
 
         network = ActorCritic(datamodule.data.environment, self)
         record = TrainingRecord.of(self.kind, config, datamodule.data)
-        return RegularizedModule(network, config.data.discount, config.optimizer, plan, record)
+        return RegularizedModule(network, config.optimizer, plan, record)
 
     @override
     def make_agent(

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..checkpoint import TrainingRecord
-from ..configuration import OptimizerConfig
 from ..data.episodes import Episode
 from ..data.transition_set import FollowedBatch, FollowedTransitions
 from ..training.datamodule import OfflineDataModule
-from ..training.optimization import TrainingPlan
 from .rebrac_network import ActorCritic
 from .transition_module import TransitionModule
 
@@ -39,17 +36,6 @@ class RegularizedModule(TransitionModule):
     logged = ("loss", "q_loss", "policy_loss", "q", "action_distance")
     network: ActorCritic
 
-    def __init__(
-        self,
-        network: ActorCritic,
-        discount: float,
-        optimizer: OptimizerConfig,
-        plan: TrainingPlan,
-        record: TrainingRecord,
-    ) -> None:
-        super().__init__(network, optimizer, plan, record)
-        self.discount = discount
-
     @property
     def moves_policy(self) -> bool:
         """True if the next or running update also trains the actor."""
@@ -57,7 +43,7 @@ class RegularizedModule(TransitionModule):
 
     @override
     def losses(self, batch: FollowedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        q_loss, mean = self.network.critic_loss(batch, self.discount)
+        q_loss, mean = self.network.critic_loss(batch, self.record.data.discount)
         if self.training and not self.moves_policy:
             # Gradients of 0, so that processes can average them; on_before_optimizer_step drops them.
             return q_loss + 0.0 * sum(p.sum() for p in self.network.actor.parameters()), {"q_loss": q_loss, "q": mean}
