@@ -15,98 +15,61 @@ from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.data.sources import load_offline_data, require_available
 from trajectory_transformer.errors import UserError
 
-SOURCE = '''
-"""Episodes from a text file: one number in each line, an empty line after each episode."""
-
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-
-from trajectory_transformer.data.episode_source import EpisodeSource, StoredEpisode, StoredSet
-from trajectory_transformer.environments.make import environment_spec
-from trajectory_transformer.errors import UserError
-
-
-@dataclass
-class TextFile(EpisodeSource):
-    path: str
-    scale: float = 1.0
-
-    @property
-    def name(self) -> str:
-        return f"text/{Path(self.path).stem}"
-
-    def require_available(self) -> None:
-        if not Path(self.path).is_file():
-            raise UserError(f"data.source.path='{self.path}' is not a file; write one number in each line")
-
-    def read(self, progress: bool) -> StoredSet:
-        blocks = Path(self.path).read_text().strip().split("\\n\\n")
-        environment = environment_spec("MountainCarContinuous-v0")
-        return StoredSet([self._episode(block) for block in blocks], len(blocks), environment)
-
-    def _episode(self, block: str) -> StoredEpisode:
-        rewards = self.scale * np.array(block.split(), dtype=float)
-        steps = len(rewards)
-        return StoredEpisode("a block", np.ones((steps + 1, 2)), np.zeros((steps, 1)), rewards, terminations=True)
-'''
 ROOT = Path(__file__).parents[2]
-TARGET = "own_source_for_tests.text_file.TextFile"
+TARGET = "csv_episodes.CsvEpisodes"  # of the examples
+
+
+def write_episode(file: Path, rewards: list[float]) -> None:
+    """Each row has an observation of two dimensions, an action and a reward; the last is only an observation."""
+    np.savetxt(file, [[1.0, 1.0, 0.0, reward] for reward in (*rewards, 0.0)], delimiter=",")
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on Python's path with the package, and a file to read."""
-    folder = tmp_path / "own_source_for_tests"
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two episodes; the source's module is on Python's path, and not imported."""
+    monkeypatch.delitem(sys.modules, "csv_episodes", raising=False)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    folder = tmp_path / "numbers"
     folder.mkdir()
-    (folder / "__init__.py").touch()
-    (folder / "text_file.py").write_text(SOURCE)
-    (tmp_path / "numbers.txt").write_text("1\n2\n\n3\n4\n5\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    write_episode(folder / "0.csv", [1.0, 2.0])
+    write_episode(folder / "1.csv", [3.0, 4.0, 5.0])
+    return folder
 
 
-def own(package: Path, **options: object) -> DataConfig:
-    return DataConfig(source={"_target_": TARGET, "path": str(package / "numbers.txt"), **options})
+def own(folder: Path, **options: object) -> DataConfig:
+    return DataConfig(source={"_target_": TARGET, "path": str(folder), "env_id": "MountainCarContinuous-v0", **options})
 
 
-def test_the_example_is_short() -> None:
-    assert len(SOURCE.strip().splitlines()) <= 40
-
-
-def test_it_is_read_validated_and_named(package: Path) -> None:
-    data = load_offline_data(own(package, scale=2.0), progress=False)
-    assert data.dataset_ids == ["text/numbers"]
-    assert [episode.rewards.tolist() for episode in data.episodes] == [[2.0, 4.0], [6.0, 8.0, 10.0]]
-    assert all(episode.terminated for episode in data.episodes)
+def test_it_is_read_validated_and_named(folder: Path) -> None:
+    data = load_offline_data(own(folder), progress=False)
+    assert data.dataset_ids == ["numbers"]
+    assert [episode.rewards.tolist() for episode in data.episodes] == [[1.0, 2.0], [3.0, 4.0, 5.0]]
     assert data.environment.env_id == "MountainCarContinuous-v0"
     assert data.environment.observation_dim == 2
-    chosen = load_offline_data(
-        DataConfig(source=own(package, scale=2.0).source, observation_indices=[1]), progress=False
-    )
-    assert chosen.fingerprint == data.fingerprint != load_offline_data(own(package), progress=False).fingerprint
+    chosen = load_offline_data(DataConfig(source=own(folder).source, observation_indices=[1]), progress=False)
+    assert chosen.fingerprint == data.fingerprint
     assert chosen.episodes[0].observations.shape == (3, 1)
+    write_episode(folder / "0.csv", [1.0, 3.0])
+    assert load_offline_data(own(folder), progress=False).fingerprint != data.fingerprint
 
 
-def test_its_episodes_are_validated_like_all_others(package: Path) -> None:
-    (package / "numbers.txt").write_text("1\nnan\n")
-    with pytest.raises(UserError, match="a block, rewards: nan at step 1"):
-        load_offline_data(own(package), progress=False)
+def test_its_episodes_are_validated_like_all_others(folder: Path) -> None:
+    write_episode(folder / "0.csv", [1.0, np.nan])
+    with pytest.raises(UserError, match=r"0\.csv, rewards: nan at step 1"):
+        load_offline_data(own(folder), progress=False)
 
 
-def test_its_own_refusal_comes_before_anything_is_read(package: Path) -> None:
-    (package / "numbers.txt").unlink()
-    with pytest.raises(UserError, match="is not a file; write one number in each line"):
-        require_available(own(package))
+def test_its_own_refusal_comes_before_anything_is_read(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"has no \.csv file; write one for each episode"):
+        require_available(own(tmp_path))
 
 
-def test_a_file_names_it_only_with_leave(package: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.source names the class own_source.*allow=\[own_source_for_tests\]"):
-        load_offline_data(own(package), progress=False, allow=())
-    assert "own_source_for_tests" not in sys.modules
-    for allow in (["own_source_for_tests"], TYPED_BY_USER):
-        assert len(load_offline_data(own(package), progress=False, allow=allow).episodes) == 2
+def test_a_file_names_it_only_with_leave(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.source names the class csv_episodes.*allow=\[csv_episodes\]"):
+        load_offline_data(own(folder), progress=False, allow=())
+    assert "csv_episodes" not in sys.modules
+    for allow in (["csv_episodes"], TYPED_BY_USER):
+        assert len(load_offline_data(own(folder), progress=False, allow=allow).episodes) == 2
 
 
 @pytest.mark.parametrize(
@@ -117,64 +80,58 @@ def test_a_file_names_it_only_with_leave(package: Path) -> None:
         ([], "must name a class"),
         ({"_target_": "pathlib.Path"}, "is not a EpisodeSource"),
         ({"_target_": "no_such_package.Source"}, "there is no module 'no_such_package'"),
-        ({"_target_": TARGET, "path": "x", "scale": "much"}, r"data\.source\.scale: value 'much'"),
-        ({"_target_": TARGET, "path": "x", "scal": 1.0}, r"did you mean 'data\.source\.scale'"),
+        ({"_target_": TARGET, "path": "x", "env_id": [1]}, r"data\.source\.env_id: cannot convert 'ListConfig' to"),
+        ({"_target_": TARGET, "path": "x", "envid": "y"}, r"did you mean 'data\.source\.env_id'"),
     ],
 )
-def test_mistakes_are_named(package: Path, source: object, message: str) -> None:
+def test_mistakes_are_named(folder: Path, source: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         require_available(DataConfig(source=source))
 
 
-def test_a_data_set_beside_a_source_is_refused(package: Path) -> None:
-    assert own(package).dataset_id is None
+def test_a_data_set_beside_a_source_is_refused(folder: Path) -> None:
+    assert own(folder).dataset_id is None
     with pytest.raises(UserError, match=r"data\.dataset_id=a-v0 has no effect beside data\.source"):
-        DataConfig("a-v0", source=own(package).source)
+        DataConfig("a-v0", source=own(folder).source)
 
 
 @pytest.mark.slow
-def test_it_trains_from_a_yaml_of_the_users_own(package: Path) -> None:
+def test_it_trains_from_its_yaml(tmp_path: Path) -> None:
     """Called as by a user; the run's config and checkpoint record the data."""
-    configs = package / "configs" / "data"
-    configs.mkdir(parents=True)
-    file = package / "numbers.txt"
-    file.write_text("\n\n".join(["1\n2\n3\n4\n5\n6"] * 6))
-    (configs / "text.yaml").write_text(f"source:\n  _target_: {TARGET}\n  path: ???\nsequence_length: 4\n")
-    command = [sys.executable, str(ROOT / "train.py"), "--config-dir", str(configs.parent), "data=text"]
-    quick = ["trainer.max_steps=1", "trainer.validate_every=1", "evaluation.episodes=0", "data.discretizer.num_bins=4"]
-    small = ["planner.horizon=2", "planner.context=2", f"hydra.run.dir={package / 'run'}"]
-    env = {"PYTHONPATH": ":".join([str(package), *sys.path]), "PATH": "", "OMP_NUM_THREADS": "1"}
+    examples, data = ROOT / "examples", tmp_path / "numbers"
+    data.mkdir()
+    for number in range(6):
+        write_episode(data / f"{number}.csv", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    command = [
+        sys.executable, str(ROOT / "train.py"), "--config-dir", str(examples / "configs"), "data=csv_episodes",
+        "data.source.env_id=MountainCarContinuous-v0", "data.sequence_length=4", "data.discretizer.num_bins=4",
+        "trainer.max_steps=1", "trainer.validate_every=1", "evaluation.episodes=0", "planner.horizon=2",
+        "planner.context=2", f"hydra.run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    env = {"PYTHONPATH": ":".join([str(examples), *sys.path]), "PATH": "", "OMP_NUM_THREADS": "1"}
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *quick, *small, *options], env=env, cwd=package, capture_output=True, text=True
-        )
+    def run(*options: str) -> tuple[int, str]:
+        done = subprocess.run([*command, *options], env=env, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stderr.strip()
 
-    missing = run()
-    assert (missing.returncode, missing.stderr.strip()) == (
-        2,
-        "error: data.source.path is required: give data.source.path=VALUE",
-    )
-    misspelt = run("data.source.pth=x")
-    assert misspelt.returncode == 2
-    assert "did you mean 'data.source.path'?" in misspelt.stderr
-    unknown = run(f"data.source.path={file}", "+data.source.scal=2")
-    assert unknown.returncode == 2
-    assert "did you mean 'data.source.scale'?" in unknown.stderr
-    assert not (package / "run").exists()
-    done = run(f"data.source.path={file}", "+data.source.scale=2")
-    assert done.returncode == 0, done.stderr
-    checkpoint = package / "run" / "checkpoints" / "best.ckpt"
-    section = read_checkpoint(checkpoint)[SECTION]
-    assert section["data"]["source"] == {"_target_": TARGET, "path": str(file), "scale": 2}
+    assert run() == (2, "error: data.source.path is required: give data.source.path=VALUE")
+    for wrong, near in (("data.source.pth=x", "path"), ("+data.source.envid=x", "env_id")):
+        code, message = run(f"data.source.path={data}", wrong)
+        assert (code, f"did you mean 'data.source.{near}'?" in message) == (2, True)
+    assert not (tmp_path / "run").exists()
+    code, message = run(f"data.source.path={data}")
+    assert code == 0, message
+    contents = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    section = contents[SECTION]
+    assert section["data"]["source"] == {"_target_": TARGET, "path": str(data), "env_id": "MountainCarContinuous-v0"}
     assert section["data"]["dataset_id"] is None
-    np.testing.assert_array_equal(section["dataset"]["returns"], [42.0] * 6)
-    assert section["dataset"]["ids"] == ["text/numbers"]
-    contents = Checkpoint.read(checkpoint)
-    with pytest.raises(UserError, match=r"allow=\[own_source_for_tests\]"):
-        held_out_episodes(contents)
-    (held_out,) = held_out_episodes(contents, allow=["own_source_for_tests"])
-    assert held_out.rewards.tolist() == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
+    np.testing.assert_array_equal(section["dataset"]["returns"], [21.0] * 6)
+    assert section["dataset"]["ids"] == ["numbers"]
+    checkpoint = Checkpoint.from_contents(contents)
+    with pytest.raises(UserError, match=r"allow=\[csv_episodes\]"):
+        held_out_episodes(checkpoint)
+    (held_out,) = held_out_episodes(checkpoint, allow=["csv_episodes"])
+    assert held_out.rewards.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 def test_options_recorded_before_there_were_sources_are_understood() -> None:

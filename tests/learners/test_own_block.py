@@ -22,41 +22,15 @@ from trajectory_transformer.planning.transformer_decoder import TransformerDecod
 from ..planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, compare
 from ..training.small_run import small_config, small_datamodule, small_fit
 
-CODE = """
-import torch
-from torch import nn
-from trajectory_transformer.model.gpt import SelfAttention
-
-
-class SwiGluBlock(nn.Module):
-    def __init__(self, config, expansion=4):
-        super().__init__()
-        width = expansion * config.n_embd
-        self.norms = nn.ModuleList(nn.LayerNorm(config.n_embd) for _ in range(2))
-        self.attention = SelfAttention(config)
-        self.gate, self.up = (nn.Linear(config.n_embd, width, bias=False) for _ in range(2))
-        self.mlp = nn.Sequential(nn.Linear(width, config.n_embd))
-
-    def forward(self, x, layer, memory):
-        x = x + self.attention(self.norms[0](x), layer, memory)
-        normed = self.norms[1](x)
-        return x + self.mlp(nn.functional.silu(self.gate(normed)) * self.up(normed))
-
-
-def no_class():
-    pass
-"""
-BLOCK: dict[str, Any] = {"_target_": "swiglu_package.blocks.SwiGluBlock", "expansion": 2}
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BLOCK: dict[str, Any] = {"_target_": "swiglu_block.SwiGluBlock", "expansion": 2.0}
 
 
 @pytest.fixture(autouse=True)
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importable for one test."""
-    folder = tmp_path / "path" / "swiglu_package"
-    folder.mkdir(parents=True)
-    (folder / "__init__.py").touch()
-    (folder / "blocks.py").write_text(CODE)
-    monkeypatch.syspath_prepend(folder.parent)
+def example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block's module is on Python's path, and not imported."""
+    monkeypatch.delitem(sys.modules, "swiglu_block", raising=False)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
@@ -72,14 +46,14 @@ def test_it_is_trained_saved_and_loaded_where_it_is_trusted(tmp_path: Path) -> N
     last = small_fit(tmp_path, config).last
     contents = read_checkpoint(last)
     assert contents[SECTION]["model"]["block"] == BLOCK
-    model = TrainedTransformer.of(Checkpoint.from_contents(contents), allow=["swiglu_package"]).model
+    model = TrainedTransformer.of(Checkpoint.from_contents(contents), allow=["swiglu_block"]).model
     assert [type(block).__name__ for block in model.blocks] == ["SwiGluBlock"]
     gate = model.get_parameter("blocks.0.gate.weight")
     assert gate.shape == (2 * 8, 8)
     torch.manual_seed(config.seed)
-    untrained = TrajectoryTransformer(model.config, ["swiglu_package"])
+    untrained = TrajectoryTransformer(model.config, ["swiglu_block"])
     assert not torch.equal(gate, untrained.get_parameter("blocks.0.gate.weight"))
-    agent = Agent.from_checkpoint(last, allow=["swiglu_package"], decoder="eager", beam_width=4)
+    agent = Agent.from_checkpoint(last, allow=["swiglu_block"], decoder="eager", beam_width=4)
     agent.reset(2)
     assert np.isfinite(agent.act(np.zeros((2, 1), dtype=np.float32))).all()
 
@@ -91,8 +65,8 @@ def test_one_that_cannot_be_planned_with_is_refused_before_training(monkeypatch:
     data = small_datamodule(config)
     TransformerLearner().check_data(config, data)
     assert torch.get_rng_state().equal(state)
-    monkeypatch.setattr("swiglu_package.blocks.SwiGluBlock.forward", lambda self, x, layer, memory: x + x.cumsum(1))
-    with pytest.raises(UserError, match=r"^model\.block: swiglu_package\.blocks\.SwiGluBlock cannot be used for"):
+    monkeypatch.setattr("swiglu_block.SwiGluBlock.forward", lambda self, x, layer, memory: x + x.cumsum(1))
+    with pytest.raises(UserError, match=r"^model\.block: swiglu_block\.SwiGluBlock cannot be used for"):
         TransformerLearner().check_data(config, data)
     config.evaluation.episodes = 0
     TransformerLearner().check_data(config, data)
@@ -102,13 +76,12 @@ def test_a_file_imports_nothing_that_is_not_trusted(tmp_path: Path) -> None:
     config = small_config(max_steps=1)
     config.model.block = BLOCK
     last = small_fit(tmp_path, config).last
-    for name in ("swiglu_package", "swiglu_package.blocks"):
-        del sys.modules[name]
-    wanted = f"checkpoint '{last}': model.block names the class swiglu_package"  # which nothing is wrong with
+    del sys.modules["swiglu_block"]
+    wanted = f"checkpoint '{last}': model.block names the class swiglu_block"  # which nothing is wrong with
     for allow in ((), ("swiglu",)):
-        with pytest.raises(UserError, match=f"^{wanted}.*allow=.swiglu_package.$"):
+        with pytest.raises(UserError, match=f"^{wanted}.*allow=.swiglu_block.$"):
             Agent.from_checkpoint(last, allow=allow)
-    assert "swiglu_package" not in sys.modules
+    assert "swiglu_block" not in sys.modules
 
 
 def test_eager_decoding_follows_full_forward_passes() -> None:
@@ -123,23 +96,23 @@ def test_its_linear_layers_are_treated_as_ours() -> None:
     model = TrajectoryTransformer(TransformerConfig(**sizes(n_embd=64, initializer_range=0.03)), TYPED_BY_USER)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, rest = ({names[id(p)] for p in group["params"]} for group in model.decay_parameter_groups(0.1))
-    own = {f"blocks.1.{name}.weight" for name in ("gate", "up", "mlp.0")}
+    own = {f"blocks.1.{name}.weight" for name in ("gate", "up", "down")}
     assert own <= decayed
-    assert {"blocks.1.mlp.0.bias", "blocks.1.norms.0.weight"} <= rest
+    assert {"blocks.1.down.bias", "blocks.1.norm1.weight"} <= rest
     for name in own:
         assert model.get_parameter(name).std().item() == pytest.approx(0.03, rel=0.05)
-    assert model.get_parameter("blocks.1.mlp.0.bias").abs().max() == 0
+    assert model.get_parameter("blocks.1.down.bias").abs().max() == 0
 
 
 def test_a_saved_directory_is_loaded_where_it_is_trusted(tmp_path: Path) -> None:
     """Its tensors keep their names, even if another project has the same names."""
-    model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**sizes()), ["swiglu_package"]).eval()
+    model = TrajectoryTransformerModel(TrajectoryTransformerConfig(**sizes()), ["swiglu_block"]).eval()
     model.save_pretrained(tmp_path / "model")
-    loaded = TrajectoryTransformerModel.from_pretrained(tmp_path / "model", allow=["swiglu_package"])
+    loaded = TrajectoryTransformerModel.from_pretrained(tmp_path / "model", allow=["swiglu_block"])
     assert loaded.config == model.config
     tokens = torch.randint(0, VOCABULARY + 1, (2, 20))
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
-    with pytest.raises(UserError, match=r"allow=\[swiglu_package\]"):
+    with pytest.raises(UserError, match=r"allow=\[swiglu_block\]"):
         TrajectoryTransformerModel.from_pretrained(tmp_path / "model")
 
 
@@ -157,8 +130,8 @@ def test_our_own_class_needs_no_trust() -> None:
     ("block", "message"),
     [
         (BLOCK | {"expansoin": 3}, r"no option 'model\.block\.expansoin'; did you mean 'model\.block\.expansion'"),
-        (BLOCK | {"_target_": "swiglu_package.blocks.Swiglu"}, "there is no such class"),
-        (BLOCK | {"_target_": "swiglu_package.blocks.no_class"}, "is not a Module"),
+        (BLOCK | {"_target_": "swiglu_block.Swiglu"}, "there is no such class"),
+        (BLOCK | {"_target_": "swiglu_block.nn"}, "is not a Module"),
         (BLOCK | {"_target_": "no_package.Block"}, "there is no module 'no_package'"),
     ],
 )
