@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .building import ClassError
 from .checkpoint_file import FORMAT, SECTION, read_checkpoint
-from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig, require, validate
+from .configuration import DataConfig, DiscretizerConfig, PlannerConfig, TrainConfig, current_record, require, validate
 from .data.discretizer import Discretizer
 from .data.episodes import OfflineData
 from .environments.spec import EnvironmentSpec
@@ -116,7 +116,7 @@ class TrainingRecord:
             DatasetRecord.from_dict(values["dataset"]),
             DataConfig(**data),
             int(values.get("seed", 0)),
-            None if planner is None else PlannerConfig.from_record(planner),
+            None if planner is None else PlannerConfig(**current_record(planner)),
             None if discretizer is None else Discretizer.from_dict(discretizer),
             None if isinstance(value_r2, float) and not math.isfinite(value_r2) else value_r2,
         )

@@ -26,7 +26,7 @@ from tests.planning.decoders import (
 from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.app import schema
 from trajectory_transformer.checkpoint_file import write_checkpoint
-from trajectory_transformer.configuration import OBJECTIVES, DataConfig, PlannerConfig
+from trajectory_transformer.configuration import OBJECTIVES, DataConfig, PlannerConfig, current_record
 from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.planning.agent import Agent
@@ -328,13 +328,13 @@ def test_names() -> None:
 def test_records_of_earlier_versions() -> None:
     old = {"name": "critic", "horizon": 4, "critic": "c.ckpt", "critic_score": "q"}
     expected = {"_target_": OBJECTIVES["critic"], "critic": "c.ckpt", "score": "q"}
-    assert PlannerConfig.from_record(old) == PlannerConfig("critic", horizon=4, objective=expected)
+    assert PlannerConfig(**current_record(old)) == PlannerConfig("critic", horizon=4, objective=expected)
     old = {"name": "goal", "critic": None, "critic_score": "return"}
-    assert PlannerConfig.from_record(old) == PlannerConfig("goal")
+    assert PlannerConfig(**current_record(old)) == PlannerConfig("goal")
     new = PlannerConfig("mine", objective=SUM)
-    assert PlannerConfig.from_record(asdict(new)) == new
+    assert PlannerConfig(**current_record(asdict(new))) == new
     with pytest.raises(TypeError, match="depth"):
-        PlannerConfig.from_record({"depth": 3})
+        PlannerConfig(**current_record({"depth": 3}))
 
 
 def test_what_replaces_a_recorded_objective(write: WriteCheckpoint) -> None:

@@ -167,16 +167,6 @@ class PlannerConfig:
             if self.act not in acts
         }
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Restore the settings from a checkpoint's record, which may be of an older version.
-
-        Raises:
-            TypeError: it holds unknown options.
-            UserError: a value is out of range.
-        """
-        return cls(**current_record(record))
-
     def require_fits(self, sequence_length: int) -> None:
         """Raise UserError for plans longer than the model can see.
 
