@@ -55,7 +55,6 @@ def test_windows_of_one_transition_need_no_padding():
     assert batch.trajectories.tolist() == [[0], [2], [4], [6], [8]]
     assert batch.targets.tolist() == [[1], [3], [5], [7], [0]]
     assert batch.mask.tolist() == [[1]] * 5
-    assert windows.memory_bytes == 5 * 2 + 2 * (8 + 1)  # tokens, and what is known of two episodes
 
 
 def test_batches_keep_the_order_of_the_indices_and_their_types():
@@ -86,7 +85,7 @@ def test_tokens_are_as_small_as_their_number_allows(num_bins: int, bytes_per_tok
     discretizer = QuantileDiscretizer(num_bins).fit(values)
     table = TransitionTable(values, np.array([len(values)]), np.array([True]))
     windows = TokenWindows(table, discretizer, 2)
-    assert windows.memory_bytes == 35_000 * 2 * bytes_per_token + 8 + 1
+    assert windows._tokens.nbytes == 35_000 * 2 * bytes_per_token
     batch = windows.gather(torch.tensor([0, 34_999]))
     assert torch.equal(batch.trajectories[0, :2], discretizer.encode(torch.from_numpy(values[:1]))[0])
     assert batch.targets[1, -2:].tolist() == [num_bins, num_bins]  # the largest token fits its type
@@ -116,4 +115,3 @@ def test_windows_begin_with_their_episodes_goal_which_is_not_trained_on():
     assert batch.targets.tolist() == [[STOP, 2, 3, 4, 5], [STOP, 4, 5, STOP, STOP], [STOP, 8, 0, STOP, STOP]]
     # The goal's own tokens are not predicted; the first observation is, from the last of them.
     assert batch.mask.tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 1, 1, 0, 0]]
-    assert windows.memory_bytes == small_windows(2).memory_bytes + 2 * 2

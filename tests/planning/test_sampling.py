@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.planning.reference_planner import keep_likely
-from trajectory_transformer.planning.sampling import GREEDY, choose, draw, filter_cdf, filter_top_k
+from trajectory_transformer.planning.sampling import Choice, choose, draw, filter_cdf, filter_top_k
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.6, 0.99])
@@ -46,7 +46,7 @@ def test_draw_never_picks_a_token_of_no_mass() -> None:
 
 def test_choose_with_one_token_is_the_most_likely() -> None:
     logits = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(choose(logits, torch.rand(20), GREEDY), logits.argmax(-1))
+    assert torch.equal(choose(logits, torch.rand(20), Choice(k=1)), logits.argmax(-1))
 
 
 def test_draw_follows_the_distribution() -> None:

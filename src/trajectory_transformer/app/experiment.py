@@ -84,7 +84,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         SystemExit: 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP; the state is saved first.
     """
     torch_device(config.trainer.accelerator, "trainer.accelerator")  # checked before data sets are generated
-    require_loggers(config.logger, TYPED_BY_USER)
+    require_loggers(config.logger)
     learner = make_learner(config.learner, TYPED_BY_USER)
     learner.check(config)
     initial = None if run.resume or config.init_from is None else initial_weights(config)

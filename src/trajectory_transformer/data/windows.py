@@ -96,12 +96,6 @@ class TokenWindows:
     def device(self) -> torch.device:
         return self._ends.device
 
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes held on the device, or mapped from disk."""
-        tensors = (self._tokens, self._ends, self._terminated, self._goals)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
     def expect(self, indices: Tensor) -> None:
         """Start reading from disk the windows that will be gathered soon."""
         if self._mapped is not None:

@@ -16,9 +16,6 @@ class Choice:
     temperature: float = 1.0  # above 0; logits are divided by it
 
 
-GREEDY = Choice(k=1)
-
-
 def filter_cdf(logits: Tensor, threshold: float) -> Tensor:
     """Set the least likely tokens in logits (..., vocabulary) to -1000 (the original's filter; not nucleus sampling).
 

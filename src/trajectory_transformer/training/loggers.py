@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..building import PACKAGE, TYPED_BY_USER, build, locate, targets_in
+from ..building import PACKAGE, TYPED_BY_USER, build, locate
 from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
@@ -68,11 +68,10 @@ def make_loggers(
     return [*own, *extra]
 
 
-def require_loggers(config: LoggerConfig, allow: Sequence[str] | None) -> None:
-    """Raise UserError if a class in ``config.extra`` is not a Lightning logger or not allowed; nothing is built."""
+def require_loggers(config: LoggerConfig) -> None:
+    """Raise UserError if a class in ``config.extra`` is not a Lightning logger; nothing is built."""
     for name, spec in config.extra.items():
-        for target in [spec["_target_"]] if allow is TYPED_BY_USER else targets_in(spec):
-            locate(target, Logger, f"logger.extra.{name}", allow)
+        locate(spec["_target_"], Logger, f"logger.extra.{name}", TYPED_BY_USER)
 
 
 def _wandb_logger(
