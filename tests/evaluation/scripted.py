@@ -6,11 +6,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.envs.registration import EnvSpec
 
-from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.checkpoint import DatasetRecord, TrainingRecord
+from trajectory_transformer.configuration import DataConfig, PlannerConfig
 from trajectory_transformer.environments.make import make_environment, space_spec
-from trajectory_transformer.environments.spec import EnvironmentSpec
+from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceSpec
+from trajectory_transformer.evaluation.results import EvaluationRequest
 from trajectory_transformer.planning.plan import PlanCounts
 
 WALK, DISCRETE_WALK = "evaluation-tests/Walk-v0", "evaluation-tests/DiscreteWalk-v0"
@@ -96,6 +99,22 @@ def environment_spec(env_id: str, **arguments: Any) -> EnvironmentSpec:
 def maze_spec(env_id: str, **arguments: Any) -> EnvironmentSpec:
     """The same of a maze, which is registered only when it is needed."""
     return _spec_of(make_environment(env_id, disable_env_checker=True, **arguments))
+
+
+def training_on(
+    returns: Sequence[float], reference: tuple[float, float] | None = None, source: str = "none", **learner: Any
+) -> TrainingRecord:
+    """The record of a training on data of these returns."""
+    dataset = DatasetRecord(("tests/walk-v0", "b-v1"), "0f" * 32, torch.tensor(returns), reference, source)
+    spaces = EnvironmentSpec("Walk-v0", None, SpaceSpec(()), SpaceSpec(()))
+    return TrainingRecord("bc", {"_target_": "tests.Learner", **learner}, spaces, dataset, DataConfig(), 4)
+
+
+def request_of(episodes: int, num_envs: int, seed: int, training: TrainingRecord | None = None) -> EvaluationRequest:
+    training = training or training_on([0.0, 0.0])
+    return EvaluationRequest(
+        training, "best.ckpt", "python evaluate.py", "a" * 40, episodes, num_envs, seed, seed, progress=False
+    )
 
 
 def _spec_of(environment: gymnasium.Env) -> EnvironmentSpec:

@@ -11,26 +11,12 @@ import pytest
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import video
-from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
+from trajectory_transformer.evaluation.evaluate import evaluate
 from trajectory_transformer.evaluation.results import read_results
 
-from .scripted import WALK, ScriptedAgent, environment_spec, maze_spec
+from .scripted import WALK, ScriptedAgent, environment_spec, maze_spec, request_of, training_on
 
-REQUEST = EvaluationRequest(
-    episodes=4,
-    num_envs=3,
-    seed=7,
-    first_episode_seed=7,
-    video=0,
-    dataset_ids=("tests/walk-v0",),
-    behavior_returns=np.linspace(-2.0, 2.0, 30),
-    reference_scores=None,
-    reference_source="none",
-    checkpoint="best.ckpt",
-    command="python evaluate.py checkpoint=best.ckpt",
-    commit=None,
-    progress=False,
-)
+REQUEST = request_of(4, 3, 7, training_on(np.linspace(-2.0, 2.0, 30).tolist()))
 
 
 def files(directory: Path) -> list[str]:
@@ -95,7 +81,8 @@ def test_a_maze_is_drawn(tmp_path: Path) -> None:
 def test_real_physics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hopper = replace(environment_spec("Hopper-v5", max_episode_steps=15), observation_indices=(0, 5))
     agent = ScriptedAgent(hopper)
-    request = replace(REQUEST, reference_scores=(-20.272305, 3234.3), reference_source="d4rl", progress=True)
+    training = training_on([18.0, 30.0], (-20.272305, 3234.3), "d4rl")
+    request = replace(REQUEST, training=training, progress=True)
     results = evaluate(agent, request, tmp_path)
     summary = results["summary"]
     expected = 100 * (summary["return_mean"] + 20.272305) / (3234.3 + 20.272305)

@@ -38,10 +38,9 @@ from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.evaluate import evaluate
 from trajectory_transformer.evaluation.records import EpisodeRecord, RolloutOptions
-from trajectory_transformer.evaluation.results import EvaluationRequest
 from trajectory_transformer.evaluation.rollout import limit_episodes, run_episodes
 
-from .scripted import ScriptedAgent
+from .scripted import ScriptedAgent, request_of
 
 NAME = "Odd-v0"
 PAIR = np.zeros(2, np.float32)
@@ -330,12 +329,7 @@ def exiting(directory: Path) -> None:
     kind: Any = type("Kind", (Odd,), {"step_of": exits})
     gym.register(NAME, kind, max_episode_steps=10)
     spec = environment_spec(NAME)
-    request = EvaluationRequest(
-        episodes=4, num_envs=1, seed=0, first_episode_seed=0, video=0, dataset_ids=("a",),
-        behavior_returns=np.zeros(2), reference_scores=None, reference_source="none", checkpoint="", command="",
-        commit=None, progress=False,
-    )  # fmt: skip
-    evaluate(Agent(spec, PlannerConfig(horizon=1)), request, directory)
+    evaluate(Agent(spec, PlannerConfig(horizon=1)), request_of(4, 1, 0), directory)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")

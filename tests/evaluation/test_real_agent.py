@@ -12,14 +12,14 @@ from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransf
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import UniformDiscretizer
 from trajectory_transformer.errors import UserError
-from trajectory_transformer.evaluation.evaluate import EvaluationRequest, evaluate
+from trajectory_transformer.evaluation.evaluate import evaluate
 from trajectory_transformer.evaluation.records import RolloutOptions
 from trajectory_transformer.evaluation.results import read_results
 from trajectory_transformer.evaluation.rollout import run_episodes
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
 
-from .scripted import WALK, environment_spec
+from .scripted import WALK, environment_spec, request_of
 
 
 def untrained_agent(deadline_ms: float | None = None, **arguments: Any) -> Agent:
@@ -39,11 +39,7 @@ def untrained_agent(deadline_ms: float | None = None, **arguments: Any) -> Agent
 
 
 def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) -> None:
-    request = EvaluationRequest(
-        episodes=5, num_envs=1, seed=3, video=0, dataset_ids=("tests/walk-v0",), behavior_returns=np.zeros(4),
-        reference_scores=None, reference_source="none", checkpoint="", command="", commit=None, first_episode_seed=3,
-        progress=False,
-    )  # fmt: skip
+    request = request_of(5, 1, 3)
     alone = evaluate(untrained_agent(), request, tmp_path / "alone")
     beside = evaluate(untrained_agent(), replace(request, num_envs=3), tmp_path / "beside")
     other = evaluate(untrained_agent(), replace(request, first_episode_seed=40), tmp_path / "other")
@@ -54,11 +50,7 @@ def test_episodes_do_not_depend_on_the_number_of_environments(tmp_path: Path) ->
 
 
 def test_what_a_deadline_did_is_recorded(tmp_path: Path) -> None:
-    request = EvaluationRequest(
-        episodes=3, num_envs=2, seed=3, video=0, dataset_ids=("tests/walk-v0",), behavior_returns=np.zeros(4),
-        reference_scores=None, reference_source="none", checkpoint="", command="", commit=None, first_episode_seed=3,
-        progress=False,
-    )  # fmt: skip
+    request = request_of(3, 2, 3)
     evaluate(untrained_agent(deadline_ms=1e-6), request, tmp_path / "hopeless")
     results = read_results(tmp_path / "hopeless" / "results.json")
     plans = sum(episode["length"] for episode in results["episodes"])  # of one step each

@@ -20,7 +20,6 @@ from trajectory_transformer.evaluation.measurements import planning_measurements
 from trajectory_transformer.evaluation.records import EpisodeRecord, RolloutRecord
 from trajectory_transformer.evaluation.results import (
     EvaluationRequest,
-    TrainingFacts,
     build_results,
     current_commit,
     package_versions,
@@ -30,23 +29,11 @@ from trajectory_transformer.evaluation.results import (
 )
 from trajectory_transformer.planning.plan import PlanCounts
 
+from .scripted import request_of, training_on
+
 
 def make_request(reference: tuple[float, float] | None = (0.0, 200.0), source: str = "dataset") -> EvaluationRequest:
-    return EvaluationRequest(
-        episodes=2,
-        num_envs=2,
-        seed=5,
-        first_episode_seed=5,
-        video=0,
-        dataset_ids=("a/b-v0", "c-v1"),
-        behavior_returns=np.array([1.0, 2.0, 6.0]),
-        reference_scores=reference,
-        reference_source=source,
-        checkpoint="best.ckpt",
-        command="python evaluate.py",
-        commit="a" * 40,
-        trained=TrainingFacts("0f" * 32, 0.1, 4),
-    )
+    return request_of(2, 2, 5, training_on([1.0, 2.0, 6.0], reference, source, best_fraction=0.1))
 
 
 def make_results(
@@ -68,7 +55,7 @@ def test_imitation_is_measured_by_the_return_of_its_data() -> None:
     mean, low, high = summary["percent_of_data_return"]
     assert mean == pytest.approx(100 * 20 / 3)
     assert [low, high] == pytest.approx([100 * end / 3 for end in summary["return_ci95"]])
-    losing = replace(make_request(), behavior_returns=np.array([-1.0, -2.0]))
+    losing = request_of(2, 2, 5, training_on([-1.0, -2.0]))
     assert "percent_of_data_return" not in make_results(losing, imitates=True)["summary"]
     assert "percent_of_data_return" not in make_results()["summary"]
 
@@ -81,14 +68,12 @@ def test_fields_are_the_contract_s() -> None:
         "summary",
     ]  # fmt: skip
     assert results["schema"] == 1
-    assert results["dataset"] == "a/b-v0,c-v1"
+    assert results["dataset"] == "tests/walk-v0,b-v1"
     assert results["num_envs"] == 2
     assert results["behavior"] == {"return_mean": 3.0, "return_max": 6.0, "episodes": 3}
     assert results["reference_scores"] == {"min": 0.0, "max": 200.0, "source": "dataset"}
     assert results["trained"] == {"fingerprint": "0f" * 32, "validation_fraction": 0.1, "seed": 4}
-    assert results["learner"] is None
-    named = replace(make_request(), learner={"name": "bc", "best_fraction": 0.1})
-    assert make_results(named)["learner"] == {"name": "bc", "best_fraction": 0.1}
+    assert results["learner"] == {"name": "bc", "best_fraction": 0.1}
     assert results["planner"]["name"] == "return"
     assert results["planner"]["horizon"] == PlannerConfig().horizon
     assert results["deadline"] is None

@@ -26,7 +26,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.measurements import Measurement, RunFacts
 from ..evaluation.plots import plot_training
 from ..evaluation.records import ActingAgent
-from ..evaluation.results import EvaluationRequest, TrainingFacts, current_commit
+from ..evaluation.results import EvaluationRequest, current_commit
 from ..evaluation.rollout import limit_episodes, require_possible
 from ..files import is_first_process
 from ..learners.ensemble_network import read_ensemble
@@ -235,26 +235,18 @@ def _plan(
         first_seed = 1000 * config.seed  # runs of a sweep with other seeds get other episodes
     else:
         options, threads, progress, first_seed = config, config.threads, True, config.seed
-    training = trained.checkpoint.training
-    dataset = training.dataset
     request = EvaluationRequest(
+        trained.checkpoint.training,
+        str(trained.path),
+        run.command,
+        run.commit,
         episodes=options.episodes,
         num_envs=min(options.num_envs, options.episodes),
         seed=config.seed,
         first_episode_seed=first_seed,
         video=options.video,
-        dataset_ids=dataset.ids,
-        behavior_returns=dataset.returns.numpy(),
-        reference_scores=dataset.reference_scores,
-        reference_source=dataset.reference_source,
-        checkpoint=str(trained.path),
-        command=run.command,
-        commit=run.commit,
-        progress=progress,
         max_episode_steps=options.max_episode_steps,
-        longest_episode=dataset.longest_episode,
-        trained=TrainingFacts(dataset.fingerprint, training.data.validation_fraction, training.seed),
-        learner={"name": training.kind} | {k: value for k, value in training.learner.items() if k != "_target_"},
+        progress=progress,
         choice=None if report is None else report.choice,
     )
     with torch_threads(threads):

@@ -40,7 +40,8 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     run_directory = Path(run_directory)
     recorder = _recorder(request, agent.environment, run_directory / "videos")
     kept = _FinishedEpisodes(run_directory / "episodes.csv")
-    limits = request.max_episode_steps, request.longest_episode
+    dataset = request.training.dataset
+    limits = request.max_episode_steps, dataset.longest_episode
     options = RolloutOptions(request.progress, _TRACED_EPISODES, recorder, _DRAWN_PATHS, *limits, kept.add)
     wanted = request.episodes, request.num_envs, request.first_episode_seed
     try:
@@ -57,7 +58,7 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     write_results(results, run_directory / "results.json")
     kept.file.unlink(missing_ok=True)
     write_measurements(run_directory / "figures.csv", *planning_measurements(results))
-    _plot(agent.environment, request.behavior_returns, results, record, run_directory)
+    _plot(agent.environment, dataset.returns.numpy(), results, record, run_directory)
     Console().print(results_table(results))
     return results
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypeAlias
 
 import numpy as np
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
@@ -19,6 +19,9 @@ from ..errors import UserError
 from ..files import write_output
 from .records import EpisodeRecord, PlannerRecord, RolloutRecord
 from .scores import LEAST_EPISODES, normalized_scores, return_summary, wilson_interval
+
+if TYPE_CHECKING:  # compare, which reads results, does not load torch
+    from ..checkpoint import TrainingRecord
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "lightning", "numpy", "gymnasium", "mujoco")
@@ -71,35 +74,20 @@ _RESULTS = {  # fields that all versions of schema 1 have
 
 
 @dataclass(frozen=True)
-class TrainingFacts:
-    """Facts about a policy's training, from which ``compare`` decides whether two policies are comparable."""
-
-    fingerprint: str  # fingerprint of the data, as in ``OfflineData``
-    validation_fraction: float  # fraction of its episodes that was held out
-    seed: int  # seed of the training and of the choice of these episodes
-
-
-@dataclass(frozen=True)
 class EvaluationRequest:
-    """A requested evaluation, and the data with which its results are compared."""
+    """A requested evaluation of a trained agent."""
 
-    episodes: int  # at least 1; episode i has seed ``first_episode_seed + i``, for environment and planning
-    num_envs: int  # environments planned for at once
-    seed: int  # seed of the run
-    video: int  # number of first episodes to record
-    dataset_ids: tuple[str, ...]  # Minari ids that the checkpoint was trained on
-    behavior_returns: np.ndarray  # (episodes,) undiscounted returns of that data; at least one
-    reference_scores: tuple[float, float] | None  # (minimum, maximum) return for normalised scores
-    reference_source: str  # their origin: "dataset", "d4rl" or "none"
+    training: "TrainingRecord"  # of the agent, with whose data the results are compared
     checkpoint: str  # path, for the record
     command: str  # command line, for the record
     commit: str | None  # commit of the code
+    episodes: int  # at least 1; episode i has seed ``first_episode_seed + i``, for environment and planning
+    num_envs: int  # environments planned for at once
+    seed: int  # seed of the run
     first_episode_seed: int
+    video: int = 0  # number of first episodes to record
     max_episode_steps: int | None = None  # as in RolloutOptions
-    longest_episode: int | None = None
     progress: bool = True  # show a progress bar
-    trained: TrainingFacts | None = None  # None if unknown
-    learner: Mapping[str, Any] | None = None  # "name", and the options of the training
     choice: Mapping[str, Any] | None = None  # how the weights were chosen during training, for the record
 
 
@@ -124,13 +112,14 @@ def build_results(
     If the agent ``imitates`` and the behaviour's mean return is positive, "summary" has "percent_of_data_return": the
     mean return and the ends of its 95 % interval, in percent of the behaviour's mean return.
     """
-    returns = np.array([episode.episode_return for episode in record.episodes])
-    scores = normalized_scores(returns, request.reference_scores)
-    low, high = request.reference_scores or (None, None)
-    behavior = float(np.mean(request.behavior_returns, dtype=np.float64))
+    training, dataset = request.training, request.training.dataset
+    returns, data_returns = np.array([episode.episode_return for episode in record.episodes]), dataset.returns.numpy()
+    scores = normalized_scores(returns, dataset.reference_scores)
+    low, high = dataset.reference_scores or (None, None)
+    behavior = float(np.mean(data_returns, dtype=np.float64))
     p50, p95 = np.percentile(1000.0 * record.plan_seconds, [50, 95])
     summary = {
-        **episodes_summary(record.episodes, request.reference_scores),
+        **episodes_summary(record.episodes, dataset.reference_scores),
         "plan_latency_ms": {"p50": float(p50), "p95": float(p95)},
         "env_steps_per_second": record.env_steps / max(record.seconds, 1e-9),
     }
@@ -143,21 +132,25 @@ def build_results(
         "commit": request.commit,
         "versions": package_versions(),
         "seed": request.seed,
-        "dataset": ",".join(request.dataset_ids),
+        "dataset": ",".join(dataset.ids),
         "env_id": env_id,
         "num_envs": min(request.num_envs, request.episodes),
         "max_episode_steps": record.max_episode_steps,
         "checkpoint": request.checkpoint,
-        "trained": None if request.trained is None else asdict(request.trained),
-        "learner": None if request.learner is None else dict(request.learner),
+        "trained": {  # from which ``compare`` decides whether two policies are comparable
+            "fingerprint": dataset.fingerprint,
+            "validation_fraction": training.data.validation_fraction,
+            "seed": training.seed,
+        },
+        "learner": {"name": training.kind} | {k: v for k, v in training.learner.items() if k != "_target_"},
         "planner": asdict(planner),
         "deadline": None if planner.deadline_ms is None else {"ms": planner.deadline_ms, **asdict(record.counts)},
         "behavior": {
             "return_mean": behavior,
-            "return_max": float(np.max(request.behavior_returns)),
-            "episodes": len(request.behavior_returns),
+            "return_max": float(np.max(data_returns)),
+            "episodes": len(data_returns),
         },
-        "reference_scores": {"min": low, "max": high, "source": request.reference_source},
+        "reference_scores": {"min": low, "max": high, "source": dataset.reference_source},
         "episodes": [
             {
                 "seed": episode.seed,
