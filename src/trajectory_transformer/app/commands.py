@@ -43,14 +43,10 @@ def _quoted(path: Path) -> str:
 
 
 def _command(name: str, *words: str) -> str:
-    return shlex.join([*_program(name), *words])
-
-
-def _program(name: str) -> list[str]:
-    """Return the first words of the command "train" or "evaluate", from the path of the present script."""
+    """Return a call of the command "train" or "evaluate", which lies beside the present script."""
     script = Path(sys.argv[0])
     script = script.with_name(re.sub("train|evaluate", name, script.name))
-    return ["python", str(script)] if script.suffix == ".py" else [str(script)]
+    return shlex.join([*(["python"] if script.suffix == ".py" else []), str(script), *words])
 
 
 def _allowed(options: TrainConfig) -> list[str]:
