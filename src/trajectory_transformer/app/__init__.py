@@ -2,14 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from . import completion
 
-if TYPE_CHECKING:
-    from .checks import RunChecks
-
-__all__ = ["RunChecks", "entry_point", "evaluate", "train"]
+__all__ = ["entry_point", "evaluate", "train"]
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout, a link to the folder at the repository's root
 
@@ -36,11 +32,3 @@ def train() -> None:
 def evaluate() -> None:
     """Run the installed command ``trajectory-transformer-evaluate``, which is equivalent to ``evaluate.py``."""
     entry_point("evaluate", CONFIGS)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "RunChecks":  # which YAML files name
-        from .checks import RunChecks
-
-        return RunChecks
-    raise AttributeError(name)

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 from typing_extensions import override
 
-from ..app import RunChecks
+from ..app.checks import RunChecks
 from ..app.page import write_sweep_page
 from ..errors import UserError
 from ..files import is_first_process
