@@ -30,7 +30,7 @@ from .objectives import (
     record_of,
     require_same_purpose,
 )
-from .proof import require_same_logits
+from .proof import decoding_error, tolerance_of
 from .transformer_decoder import TransformerDecoder
 from .trial import try_objective
 
@@ -193,5 +193,11 @@ def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamD
     compiled = kind == "compiled" or (kind == "auto" and not on_cpu and settings.deadline_ms is not None)
     rows = settings.beam_width * settings.n_expand
     decoder = TransformerDecoder(model, window, sliding, rows, compiled)
-    require_same_logits(decoder, model, window, sliding, rows)
+    error = decoding_error(decoder, model, window, sliding, rows)
+    require(
+        error <= tolerance_of(model),
+        f"the model cannot be used for planning: its predictions token by token differ from those of one forward pass "
+        f"(a logit by {error:.2g} of its size, far more than rounding); in model/gpt.py all attention must go through "
+        "memory.attend, and positions must come from memory.positions",
+    )
     return decoder

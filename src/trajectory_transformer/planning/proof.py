@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..configuration import require
 from ..model.gpt import TrajectoryTransformer
 from .decoder import BeamDecoder, gather_rows
 
@@ -110,16 +109,3 @@ def _evaluation_mode(model: TrajectoryTransformer) -> Iterator[None]:
     yield
     for module in training:
         module.training = True
-
-
-def require_same_logits(
-    decoder: BeamDecoder, model: TrajectoryTransformer, window: int, sliding: bool, rows: int
-) -> None:
-    """Raise UserError if decoding token by token in PyTorch differs from the model's forward pass."""
-    error = decoding_error(decoder, model, window, sliding, rows)
-    require(
-        error <= tolerance_of(model),
-        f"the model cannot be used for planning: its predictions token by token differ from those of one forward pass "
-        f"(a logit by {error:.2g} of its size, far more than rounding); in model/gpt.py all attention must go through "
-        "memory.attend, and positions must come from memory.positions",
-    )
