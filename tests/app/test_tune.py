@@ -80,13 +80,6 @@ def test_other_choices_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         search(other, tmp_path, 0, Trials())
 
 
-def test_a_search_without_any_success_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none of the 2 trials"):
-        search(
-            TuneConfig({"kind": ParameterConfig(choices=["bad"]), "x": ParameterConfig(0, 1)}, 2), tmp_path, 0, Trials()
-        )
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
