@@ -21,7 +21,7 @@ import yaml
 from ..building import TYPED_BY_USER, build, import_modules
 from ..configuration import EvaluateConfig, TrainConfig, validate
 from ..cores import OtherProcesses, wait_passively
-from ..ending import EXITS_BY_SIGNAL, ending_signals
+from ..ending import EXITS_BY_SIGNAL, c_exit_fails, ending_signals
 from ..environments.watcher import report_to
 from ..errors import UserError
 from ..files import is_first_process, remove_partial_files, write_whole
@@ -130,7 +130,7 @@ def recorded(job: Job, run: Callable[[], float]) -> float:
     code 1, and an interruption with its own code.
     """
     wait_passively(OTHERS.cores())
-    with _process_restored():
+    with _process_restored(), c_exit_fails():
         try:
             score = run()
             note(job, "finished", score=score)
