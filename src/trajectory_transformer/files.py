@@ -111,9 +111,8 @@ def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        with contextlib.suppress(
-            FolderInUseError, FileNotFoundError
-        ):  # just removed by a process that took it for a dead one's
+        # Another process may just have removed it, taking it for a dead one's.
+        with contextlib.suppress(FolderInUseError, FileNotFoundError):
             lock = FolderLock(folder)
             break
     try:

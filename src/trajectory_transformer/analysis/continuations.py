@@ -11,9 +11,7 @@ from ..layout import TransitionLayout
 from ..planning.decoder import BeamDecoder
 from ..planning.sampling import Choice, draw, filter_top_k
 
-_ROWS_AT_ONCE = (
-    250  # with more samples, keys and values would exceed the cache and be read from main memory for every token
-)
+_ROWS_AT_ONCE = 250  # with more, keys and values would exceed the processor's cache
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,8 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             evaluation = typed_evaluate(config, words, chosen)
             if chosen:
                 make_objective(evaluation.planner)
-            _require_classes(
-                {"planner.objective": evaluation.planner.objective}
-            )  # its other options may come from the checkpoint
+            # Only its class: its other options may come from the checkpoint.
+            _require_classes({"planner.objective": evaluation.planner.objective})
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
             _require_trackers(evaluation.logger)
             for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
@@ -96,10 +95,8 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
         _require_needs(options, words)
     if options.init_from is not None:
         _require_weights(options.init_from)
-    trainer, block = (
-        options.trainer,
-        options.model.block,
-    )  # their base classes are checked once torch and Lightning are loaded
+    # Base classes of the following are checked once torch and Lightning are loaded.
+    trainer, block = options.trainer, options.model.block
     _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
     if block is not None:
         _check_record("model.block", options)
@@ -227,9 +224,7 @@ def _check_record(place: str, options: TrainConfig) -> None:
 class RunChecks(Callback):
     """Hydra callback with the checks; it exits the process, as Hydra turns exceptions of callbacks into warnings."""
 
-    sweep: ClassVar[tuple[Path, list[dict[str, str]]] | None] = (
-        None  # folder and planned jobs of the sweep that this process runs
-    )
+    sweep: ClassVar[tuple[Path, list[dict[str, str]]] | None] = None  # this process's: its folder and planned jobs
     _lock: ClassVar[FolderLock | None] = None  # lock on the folder of this process's run or sweep
     _signals: ClassVar[SweepSignals | None] = None  # handles signals to a sweep
 
@@ -256,9 +251,7 @@ class RunChecks(Callback):
 
     def _take_folder(self, config: DictConfig, key: str, options: TrainConfig | EvaluateConfig | None) -> None:
         """Make and lock the run's or sweep's folder, or raise UserError."""
-        is_search = (
-            isinstance(options, TrainConfig) and options.tune is not None
-        )  # several processes may share its trials
+        is_search = isinstance(options, TrainConfig) and options.tune is not None  # processes may share its trials
         goes_on = is_search or (isinstance(options, TrainConfig) and options.trainer.requeue)
         directory = Path()
         try:

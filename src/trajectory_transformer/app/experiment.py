@@ -119,9 +119,7 @@ def initial_weights(config: TrainConfig) -> InitialWeights:
     path = str(config.init_from)
     if not Path(path).is_dir():
         return InitialWeights.of_checkpoint(path)
-    from ..interop.pretrained import (
-        TrajectoryTransformerModel,
-    )  # imported here because most runs do not need the hub's client
+    from ..interop.pretrained import TrajectoryTransformerModel  # here, as most runs do not need the hub's client
 
     model = TrajectoryTransformerModel.from_pretrained(path, allow=packages_in(asdict(config)))
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}

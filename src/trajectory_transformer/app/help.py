@@ -23,11 +23,8 @@ from .names import group_names
 FLAGS = ("--help", "-h")
 NO_CHOICES = "No file yet; {0}=NAME takes {0}/NAME.yaml in configs or in the folder of --config-dir"
 LOCAL = "; local/default.yaml, with options of this machine alone, is read by every command"
-CLASSES = {
-    "learner": "learner",
-    "planner": "planner.objective",
-    "data": "data.source",
-}  # group -> option that names its class
+# Group -> option that names its class.
+CLASSES = {"learner": "learner", "planner": "planner.objective", "data": "data.source"}
 PURPOSE = {
     TrainConfig: "Train a Trajectory Transformer (or another learner) and act with it in the real environment.",
     EvaluateConfig: "Evaluate a checkpoint: act with it, measure its attention, or predict held-out episodes.",

@@ -39,9 +39,7 @@ STATUS = "status.json"
 MODULES = "environment.modules"
 REFUSAL = "refused.json"  # record of a run that was refused another's folder; deleted once that other run is resumed
 OTHERS = OtherProcesses()  # measures from the start of the command
-RANK_RUN = (
-    "TRAJECTORY_TRANSFORMER_RANK_RUN"  # environment variable that passes the run to the processes that Lightning starts
-)
+RANK_RUN = "TRAJECTORY_TRANSFORMER_RANK_RUN"  # variable that passes the run to the processes that Lightning starts
 
 
 @dataclass(frozen=True)
@@ -272,9 +270,8 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
     if own or (status == "failed" and job.sweep is not None):
         with contextlib.suppress(OSError):  # a full disk is reported elsewhere
             RunRecord(status, job.parameters, score, reason).write(job.directory, STATUS if own else REFUSAL)
-    if (
-        job.claimed and status != "running" and not (job.directory / SWEEP).exists()
-    ):  # a sweep's folder has another page
+    # A sweep's folder has another page.
+    if job.claimed and status != "running" and not (job.directory / SWEEP).exists():
         try:
             write_run_page(job.directory, status, score, reason)
         except Exception as error:  # such as results of another version; a page must not fail a run

@@ -83,10 +83,7 @@ def write_run_page(directory: Path, status: str, score: float | None, reason: st
     config = _text(directory / "config.yaml")
     tables, lead, command, commit, versions = [], "", shlex.join(["python", *sys.argv]), None, ""
     if (directory / "results.json").exists():
-        from ..evaluation.evaluate import (
-            agent_title,
-            summary_rows,
-        )  # imported here because a refused run does not need it
+        from ..evaluation.evaluate import agent_title, summary_rows  # here, as a refused run does not need it
         from ..evaluation.results import read_results
 
         results = read_results(directory / "results.json")

@@ -49,12 +49,9 @@ def as_typed(hydra: DictConfig, kind: str) -> list[str]:
 def folder_names(config: DictConfig, key: str) -> Iterator[Path]:
     """Yield the folder of option ``key`` and, if it is named after the time, numbered ones, also set in ``config``."""
     yield (named := Path(OmegaConf.select(config, key)))
-    names = OmegaConf.get_cache(config).get(
-        "run_name", {}
-    )  # cached results of the resolver, also used by a sweep's jobs
-    first = {
-        asked: name for asked, name in names.items() if name[0].isdecimal()
-    }  # names after the time, which no other process shares
+    # The resolver's cached results, which a sweep's jobs use, too. No other process shares names after the time.
+    names = OmegaConf.get_cache(config).get("run_name", {})
+    first = {asked: name for asked, name in names.items() if name[0].isdecimal()}
     for number in itertools.count(2):
         names.update({asked: f"{name}-{number}" for asked, name in first.items()})
         if (other := Path(OmegaConf.select(config, key))) == named:

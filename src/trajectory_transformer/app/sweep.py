@@ -161,11 +161,8 @@ def report(
     results = {job.name: evaluation for job in jobs if (evaluation := _evaluation(directory / job.name, job))}
     rows = [["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "ms per plan", "reason"]]
     for group in groups:
-        numbers = [
-            _number(group.mean),
-            _number(group.half_width),
-            str(group.seeds),
-        ]  # repeated in each row, for filtering
+        # Repeated in each row, for filtering.
+        numbers = [_number(group.mean), _number(group.half_width), str(group.seeds)]
         for job in group.jobs:
             acted = results.get(job.name)
             latency = "" if acted is None else _number(acted["summary"]["plan_latency_ms"]["p50"])

@@ -71,10 +71,8 @@ def search(
             study.tell(number, None if failed else score, TrialState.FAIL if failed else TrialState.COMPLETE)
 
     for trial in [trial for trial in study.trials if not trial.state.is_finished()]:
-        for (
-            name,
-            value,
-        ) in trial.params.items():  # the file may come from someone else, and options decide what is imported
+        # The file may come from someone else, and options decide what is imported.
+        for name, value in trial.params.items():
             require(
                 name in config.parameters and _allows(config.parameters[name], value),
                 f"{directory / JOURNAL} holds a trial with {name}={value!r}, which tune.parameters does not allow; "

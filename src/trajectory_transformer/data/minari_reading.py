@@ -26,13 +26,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 FIELDS_OF_OLD_GYMNASIUM = ("autoreset", "apply_api_compatibility")
-FIELDS = (
-    "observations",
-    "actions",
-    "rewards",
-    "terminations",
-    "truncations",
-)  # fields of an episode as stored by Minari
+FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")  # of an episode as Minari stores it
 IGNORED_FILES = ["_", ".", "metadata.json"]  # prefixes that Minari ignores
 
 
@@ -53,10 +47,7 @@ def read_set(dataset_id: str) -> StoredSet:
             valid = isinstance(number, int) and number is not True and number >= 1
             require(valid, f"data set '{dataset_id}', metadata: {field} is {number!r}, expected a number above 0")
         num_episodes, num_steps = metadata["total_episodes"], metadata["total_steps"]
-        for field in (
-            "observation_space",
-            "action_space",
-        ):  # otherwise Minari would make the environment that the set names
+        for field in ("observation_space", "action_space"):  # else Minari would make the set's environment
             stated = isinstance(metadata.get(field), str)
             require(stated, f"data set '{dataset_id}', metadata: {field} is missing, or is not text")
         size = sum(file.stat().st_size for file in folder.rglob("*"))

@@ -78,10 +78,8 @@ def _converted(where: str, values: object, convert: Callable[[object], np.ndarra
     if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
         raise UserError(f"{where}: are of type {values.dtype}, expected real numbers")
     try:
-        with (
-            np.errstate(over="ignore"),
-            warnings.catch_warnings(),
-        ):  # numbers beyond float32 become infinite and are refused as such
+        # Numbers beyond float32 become infinite and are refused as such.
+        with np.errstate(over="ignore"), warnings.catch_warnings():
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
             return convert(values)
     except KeyError as error:

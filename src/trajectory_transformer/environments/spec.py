@@ -16,9 +16,7 @@ class SpaceLeaf:
     """A non-Dict space within a (possibly nested Dict) space."""
 
     path: tuple[str, ...]  # keys from the root to this leaf; empty if the root is the leaf
-    kind: (
-        str  # "box", "discrete", or the class of a space that cannot become tokens, such as "Text", without dimensions
-    )
+    kind: str  # "box", "discrete", or, without dimensions, a class that cannot become tokens, such as "Text"
     shape: tuple[int, ...]  # shape of a Box; empty for Discrete, which becomes one dimension holding the index
     low: tuple[float, ...]  # bounds of each flattened dimension (±inf allowed); for Discrete its first index
     high: tuple[float, ...]  # likewise; for Discrete its last index

@@ -23,11 +23,7 @@ from typing import IO, Any, Self
 
 SECONDS = 30.0  # between lines about a call that does not return, and before the first
 STUBBORN = 3.0  # seconds after a signal, from which on a further one kills a process that is still in the same call
-_SIZE, _STARTED, _STATUS = (
-    8192,
-    struct.Struct("d"),
-    4096,
-)  # memory: start of the call or 0, call; at 4096 the status file
+_SIZE, _STARTED, _STATUS = 8192, struct.Struct("d"), 4096  # memory: start of the call or 0, call; status file
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -106,9 +106,8 @@ def _plot(
     returns = np.array([episode.episode_return for episode in record.episodes])
     plot_returns(behavior, returns, return_interval(results), title, plots / "returns.png", acts_by(results))
     for trace in record.traces:
-        if (
-            len(trace.plans[0].observations) > 1
-        ):  # otherwise only the present state: a policy, or a plan of a single action
+        # A policy, or a plan of a single action, has only the present state.
+        if len(trace.plans[0].observations) > 1:
             plot_plan(trace, environment.observation_names, title, plots / "plan_vs_outcome.png")
     if record.paths:
         with make_environments(environment, 1) as batch:

@@ -29,9 +29,7 @@ class PredictedPlan(Protocol):
     """The predicted observations of a plan; row i belongs to environment i."""
 
     @property
-    def observations(
-        self,
-    ) -> np.ndarray: ...  # (env, horizon, observation_dim), the current one first; NaN past the plan's end
+    def observations(self) -> np.ndarray: ...  # (env, horizon, observation_dim), current one first; NaN past its end
 
 
 class ActingAgent(Protocol):
@@ -106,9 +104,7 @@ class RolloutRecord:
     """All episodes in the order of their seeds, with timings."""
 
     episodes: tuple[EpisodeRecord, ...]
-    plan_seconds: (
-        np.ndarray
-    )  # durations of the calls of ``agent.act`` that made plans, each for all active rows; at least one
+    plan_seconds: np.ndarray  # of each call of ``agent.act`` that made plans, for all active rows; at least one
     env_steps: int  # total over all environments
     seconds: float  # wall time of planning and stepping, without rendering
     traces: tuple[EpisodeTrace, ...]  # of the first ``RolloutOptions.traces`` episodes

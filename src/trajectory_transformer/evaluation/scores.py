@@ -16,9 +16,8 @@ def bootstrap_interval(values: np.ndarray) -> np.ndarray:
     if len(values) == 1:  # SciPy refuses a single value
         return np.repeat(values, 2, axis=0)
     random = np.random.default_rng(0)
-    found = stats.bootstrap(
-        (values,), np.mean, axis=0, n_resamples=10_000, batch=1000, method="percentile", rng=random
-    )  # batches keep many columns within the processor's cache
+    # Batches keep many columns within the processor's cache.
+    found = stats.bootstrap((values,), np.mean, axis=0, n_resamples=10_000, batch=1000, method="percentile", rng=random)
     return np.array(found.confidence_interval)
 
 
