@@ -105,11 +105,7 @@ class PredictionRequest:
 
 
 def choose_references(held_out: Sequence[Episode], horizon: int, count: int) -> list[Episode]:
-    """Return the first ``count`` episodes of at least ``horizon`` steps; warns if there are fewer.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the first ``count`` episodes of at least ``horizon`` steps; fewer are a warning, none is a UserError."""
     chosen = [episode for episode in held_out if len(episode) >= horizon][:count]
     require(
         len(chosen) > 0,

@@ -75,11 +75,7 @@ class Page:
 
 
 def write_run_page(directory: Path, status: str, score: float | None, reason: str) -> None:
-    """Write the page of a run from the files in its folder.
-
-    Raises:
-        UserError: a file there is invalid, or the page cannot be written.
-    """
+    """Write the page of a run from its folder's files; UserError if one is invalid, or the page cannot be written."""
     config = _text(directory / "config.yaml")
     tables, lead, command, commit, versions = [], "", shlex.join(["python", *sys.argv]), None, ""
     if (directory / "results.json").exists():

@@ -168,13 +168,9 @@ class PlannerConfig:
         }
 
     def require_fits(self, sequence_length: int) -> None:
-        """Raise UserError for plans longer than the model can see.
+        """Raise UserError if the context, or in a growing window context and plan, exceed the model's window.
 
-        Args:
-            sequence_length: transitions of the window that the model was trained on.
-
-        Raises:
-            UserError: the context, or in the growing window the context and the plan, exceed that window.
+        ``sequence_length`` is that window, in transitions.
         """
         require(
             self.context <= sequence_length,

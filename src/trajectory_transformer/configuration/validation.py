@@ -73,13 +73,10 @@ def _plain(bound: float) -> float:
 
 
 def validate(prefix: str, record: Any) -> None:
-    """Raise UserError if a field of a dataclass has a wrong type, is not finite, out of range or not a valid choice.
+    """Raise UserError for the first field of a dataclass of a wrong type, not finite, out of range or no valid choice.
 
     Ranges are those of :func:`within`, choices those of :func:`one_of`. A whole number is accepted as a real one.
     ``prefix`` begins the names in messages, such as "planner.".
-
-    Raises:
-        UserError: names the first such field.
     """
     for name, kind, limits, choices in _fields(type(record)):
         value = getattr(record, name)

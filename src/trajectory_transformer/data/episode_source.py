@@ -46,10 +46,9 @@ MOST_INFLATED = 100  # maximum ratio of decompressed to stored bytes beyond that
 
 
 def require_modest(place: str, inflated: int, stored: int) -> None:
-    """Raise UserError for a file of ``stored`` bytes that would decompress to too many; ``place`` begins the message.
+    """Raise UserError if a file's ``inflated`` bytes are neither small nor in proportion to those ``stored``.
 
-    Raises:
-        UserError: the ``inflated`` size in bytes is neither small nor in proportion to the stored one.
+    ``place`` begins the message.
     """
     if inflated > max(SMALL, MOST_INFLATED * stored):
         raise UserError(f"{place} would decompress from {stored:,} bytes on disk to {inflated:,}; it was not read")
@@ -66,8 +65,7 @@ class EpisodeSource(ABC):
     def require_available(self) -> None:
         """Raise UserError if the set is not available, in less than 2 s and without importing torch or Minari.
 
-        Raises:
-            UserError: says what is missing, where it was looked for, and how to get it.
+        The message says what is missing, where it was looked for, and how to get it.
         """
         return None
 

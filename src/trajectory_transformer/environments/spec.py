@@ -170,11 +170,7 @@ class EnvironmentSpec:
         return self.action.size
 
     def finite_action_bounds(self, learner: str) -> tuple[list[float], list[float]]:
-        """Return the lower and upper bounds of actions, for a learner whose policy depends on them.
-
-        Raises:
-            UserError: the actions are not a Box with finite bounds.
-        """
+        """Return the lower and upper bounds of actions, for a learner's policy; UserError unless all are finite."""
         (leaf,) = self.action.leaves
         if leaf.kind != "box" or not np.isfinite([*leaf.low, *leaf.high]).all():
             raise UserError(

@@ -235,11 +235,7 @@ class _Rollout:
 
 
 def limit_episodes(batch: EnvironmentBatch, longest_episode: int | None) -> bool:
-    """Limit episodes to the length of the data's longest one if there is no other limit; returns True in that case.
-
-    Raises:
-        UserError: that length is not known either.
-    """
+    """Limit episodes without a limit to the data's longest, and return True; UserError if that is unknown, too."""
     if batch.max_episode_steps is not None:
         return False
     if longest_episode is None:

@@ -9,11 +9,7 @@ from ..layout import TransitionLayout
 
 @dataclass(kw_only=True)
 class TransformerConfig(ModelConfig):
-    """The options of :class:`~..configuration.ModelConfig` and the sizes of the data.
-
-    Raises:
-        UserError: the sizes contradict each other.
-    """
+    """The options of :class:`~..configuration.ModelConfig` and the sizes of the data; UserError if these contradict."""
 
     vocab_size: int = within(100, 1, 32_766)
     """Bins per dimension V; the model adds one stop token, V."""

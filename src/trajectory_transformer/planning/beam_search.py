@@ -62,15 +62,10 @@ class SearchResult:
     observations: list[Tensor] = field(default_factory=list)
 
     def states_ahead(self, environment: int, number: int, transitions: int | None = None) -> Tensor:
-        """Predicted observation tokens of the best sequences of one environment, best first, without the present ones.
+        """Predicted observation tokens (beams, transitions - 1, observation_dim) of one environment's best sequences.
 
-        Args:
-            environment: index of the environment.
-            number: of sequences, at most.
-            transitions: return the sequences kept after this many transitions; None: after the last.
-
-        Returns:
-            (beams, transitions - 1, observation_dim); empty if ``observations`` is empty, or after one transition.
+        Best first, without the present ones; arguments are those of :meth:`.agent.Agent.beams`. Empty if
+        ``observations`` is, or after one transition.
         """
         steps = self.steps[:transitions]
         seen = self.observations[: max(len(steps) - 1, 0)]
@@ -283,11 +278,7 @@ def _kept_actions(steps: Sequence[SearchStep], action_dim: int, number: int) -> 
 
 
 def require_finite_scores(scores: Tensor) -> None:
-    """Check that the best scores (environment,) are finite.
-
-    Raises:
-        UserError: they are not; the message names the environments.
-    """
+    """Raise UserError, which names the environments, unless the best scores (environment,) are finite."""
     broken = [environment for environment, score in enumerate(scores.tolist()) if not math.isfinite(score)]
     require(
         not broken,

@@ -34,11 +34,7 @@ REGISTRY = {recipe.dataset_id: recipe for recipe in RECIPES.values()}
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe of this name or data set id.
-
-    Raises:
-        UserError: there is no such recipe; the message offers the nearest.
-    """
+    """Return the recipe of this name or data set id; UserError, which offers the nearest, if there is none."""
     if name not in REGISTRY:
         require_choice("recipe", name, tuple(RECIPES))
     return REGISTRY.get(name) or RECIPES[name]

@@ -55,9 +55,6 @@ def require_space(recipe: Recipe, episodes: Sequence[SimulatedEpisode], staging:
     """Raise UserError if the data set will not fit on the disk, because HDF5 crashes the process on a full disk.
 
     The space is allocated for a moment, because a quota or reserved blocks can make less available than is free.
-
-    Raises:
-        UserError: names the needed and the free bytes.
     """
     needed = SPARE_BYTES + sum(EPISODE_BYTES + _num_bytes(vars(episode)) for episode in episodes) * 5 // 4
     reserve = staging / "reserve"

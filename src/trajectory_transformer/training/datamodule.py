@@ -105,10 +105,9 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
 
 
 def split_episodes(data: OfflineData, fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
-    """Split into training and validation episodes, at least one each, in stored order; ``fraction`` is validation's.
+    """Split into training and validation episodes, at least one each, in stored order; UserError for a single one.
 
-    Raises:
-        UserError: there is only one episode.
+    ``fraction`` is that of validation.
     """
     count = len(data.episodes)
     if count < 2:
