@@ -16,7 +16,7 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from .errors import UserError
+from .errors import UserError, in_one_line
 
 PACKAGE = __name__.partition(".")[0]
 ORIGINAL = "trajectory_transformer"  # the package that checkpoints from before `make rename` name
@@ -98,8 +98,8 @@ def import_modules(modules: Sequence[str], place: str) -> None:
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever the user's own code raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError.of_own_code(f"{place}: {module} cannot be imported ({reason})", error) from error
+            message = f"{place}: {module} cannot be imported ({in_one_line(error)})"
+            raise UserError.of_own_code(message, error) from error
 
 
 def require_options(spec: Mapping[str, object], place: str, given: Sequence[str] = ()) -> None:

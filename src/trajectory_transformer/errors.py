@@ -29,3 +29,8 @@ class UserError(ValueError):
     def told(self) -> str:
         """The message, followed by the notes."""
         return "\n".join([str(self), *getattr(self, "__notes__", [])])
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an exception's type and message in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

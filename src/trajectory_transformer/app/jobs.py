@@ -23,7 +23,7 @@ from ..configuration import EvaluateConfig, TrainConfig, validate
 from ..cores import OtherProcesses, wait_passively
 from ..ending import EXITS_BY_SIGNAL, c_exit_fails, ending_signals
 from ..environments.watcher import report_to
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from ..files import is_first_process, remove_partial_files, write_whole
 from ..training.learner import make_learner
 from .commands import evaluate_command, resume_command, shown
@@ -275,7 +275,7 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
         try:
             write_run_page(job.directory, status, score, reason)
         except Exception as error:  # such as results of another version; a page must not fail a run
-            log.warning("no %s: %s", PAGE, " ".join(f"{type(error).__name__}: {error}".split()))
+            log.warning("no %s: %s", PAGE, in_one_line(error))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from ..building import TYPED_BY_USER, import_modules, require_allowed, require_modules
 from ..configuration import EvaluateConfig, TrainConfig, current_record, require, require_module_names
 from ..ending import EXITS_BY_SIGNAL
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from ..files import FolderLock, is_first_process
 from . import jobs, mistakes
 from .checks import RunChecks, leave, validated
@@ -68,7 +68,7 @@ def run_command(name: str, configs: Path) -> None:
     except Exception as error:  # of a launcher, in a sweep: jobs record their own errors
         if RunChecks.sweep is None:
             raise
-        print(f"error: the sweep stopped: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: the sweep stopped: {in_one_line(error)}", file=sys.stderr)
         if is_first_process():
             report(*RunChecks.sweep)
         leave(f"not all jobs ran; continue with the same command and hydra.sweep.dir={RunChecks.sweep[0]}", 1)
@@ -247,8 +247,8 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
         latest = f"; the latest run beside it is {runs[-1]}" if runs else ""
         raise UserError(f"resume={directory}: there is no {file}, so no run to continue{latest}") from None
     except Exception as error:  # text of a wrong form makes YAML's constructors raise any exception
-        reason = " ".join(str(error).split())
-        reason = reason if isinstance(error, (yaml.YAMLError, ValueError)) else f"{type(error).__name__}: {reason}"
+        told = isinstance(error, (yaml.YAMLError, ValueError))
+        reason = " ".join(str(error).split()) if told else in_one_line(error)
         raise UserError(f"{file} cannot be read: {reason}") from None
     if not isinstance(options, dict) or "checkpoint" in options:
         raise UserError(f"{file} is not the config of a run of train.py")

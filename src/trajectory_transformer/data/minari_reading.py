@@ -18,7 +18,7 @@ from ..configuration import require
 from ..dataset_folders import dataset_folder
 from ..environments.make import space_spec
 from ..environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from ..files import reading_remedy
 from .episode_source import StoredEpisode, StoredSet, require_modest
 
@@ -62,7 +62,9 @@ def read_set(dataset_id: str) -> StoredSet:
         raise
     except Exception as error:  # a broken file makes Minari and the storage libraries raise any exception
         remedy = _remedy(error, metadata, folder)
-        raise UserError(f"data set '{dataset_id}' in '{folder}' cannot be read ({_one_line(error)}){remedy}") from error
+        raise UserError(
+            f"data set '{dataset_id}' in '{folder}' cannot be read ({in_one_line(error)}){remedy}"
+        ) from error
     try:
         observation, action = space_spec(dataset.observation_space), space_spec(dataset.action_space)
     except UserError as error:
@@ -155,7 +157,7 @@ def _environment(dataset_id: str, metadata: Mapping[str, object]) -> tuple[str, 
     except Exception as error:  # an invalid spec makes JSON and Gymnasium raise any exception
         raise UserError(
             f"data set '{dataset_id}', metadata: Gymnasium {gymnasium.__version__} cannot read its env_spec "
-            f"({_one_line(error)}); install the version that it was recorded with, or remove env_spec from "
+            f"({in_one_line(error)}); install the version that it was recorded with, or remove env_spec from "
             "metadata.json and train with evaluation.episodes=0"
         ) from error
 
@@ -180,7 +182,7 @@ def _episodes(
             raise
         except Exception as error:  # as in read_set
             remedy = reading_remedy(error, storage.data_path, _damaged(storage.data_path))
-            raise UserError(f"{place}: cannot be read ({_one_line(error)}){remedy}") from error
+            raise UserError(f"{place}: cannot be read ({in_one_line(error)}){remedy}") from error
         yield StoredEpisode(place, **fields, total_steps=total_steps)
         steps += len(fields["rewards"])
     require(
@@ -246,7 +248,3 @@ def _decoded_images(column: "pyarrow.Array", leaf: SpaceLeaf) -> np.ndarray:
                 raise ValueError(f"step {index}: {name} is an image of {image.size}, {image.mode}, expected {expected}")
             images[index] = np.asarray(image)
     return images
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

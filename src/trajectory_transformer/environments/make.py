@@ -14,7 +14,7 @@ import mujoco
 import numpy as np
 
 from ..ending import EXITS_BY_SIGNAL
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from .watcher import Call
 
@@ -101,8 +101,8 @@ def _closing(env_id: str, environment: gym.Env[Any, Any]) -> Iterator[None]:
                 raise
             raise UserError(f"environment '{env_id}': close() tried to end the process") from exit
         except Exception as error:  # third-party code raises any exception
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError.of_own_code(f"environment '{env_id}': close() fails ({reason})", error) from error
+            message = f"environment '{env_id}': close() fails ({in_one_line(error)})"
+            raise UserError.of_own_code(message, error) from error
 
 
 def space_spec(space: gym.Space) -> SpaceSpec:

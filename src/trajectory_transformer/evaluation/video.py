@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import in_one_line
+
 log = logging.getLogger(__name__)
 logging.getLogger("OpenGL").setLevel(logging.WARNING)  # otherwise it reports a missing accelerator at every start
 
@@ -79,7 +81,7 @@ class VideoRecorder:
         except Exception as error:  # drivers, codecs and environments raise any exception
             self.failed = True
             self.close()
-            log.warning("no video: %s", " ".join(f"{type(error).__name__}: {error}".split()))
+            log.warning("no video: %s", in_one_line(error))
 
     def _open(self, episode: int) -> Any:
         import imageio.v2 as imageio  # optional dependency

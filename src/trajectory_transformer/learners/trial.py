@@ -10,7 +10,7 @@ from torch import Tensor
 from ..building import PACKAGE
 from ..checkpoint import Checkpoint
 from ..configuration import TrainConfig, require
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from ..training.datamodule import OfflineDataModule
 from ..training.fit import make_module
 from ..training.learner import Learner
@@ -46,10 +46,8 @@ def try_learner(learner: Learner, config: TrainConfig, datamodule: OfflineDataMo
     except UserError as error:
         raise UserError(f"learner {name}, tried before training: {error}") from error
     except Exception as error:  # whatever the user's own code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError.of_own_code(
-            f"learner {name} fails when it is tried before training: {reason}", error
-        ) from error
+        message = f"learner {name} fails when it is tried before training: {in_one_line(error)}"
+        raise UserError.of_own_code(message, error) from error
 
 
 def _require_losses(module: TransitionModule, result: object) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..configuration import require
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from ..model.gpt import TrajectoryTransformer
 from .objectives import Candidates, Objective, PlanningContext, WeightedSum
 from .proof import decoding_error, tolerance_of
@@ -55,7 +55,7 @@ def try_model(model: TrajectoryTransformer) -> None:
         raise
     except Exception as error:  # whatever the user's own code raises
         place = _last_line(error, code.co_filename, code.co_firstlineno)
-        raise UserError(f"{name} fails on random tokens: {_reason(error)} ({place})") from error
+        raise UserError(f"{name} fails on random tokens: {in_one_line(error)} ({place})") from error
     require(
         error <= tolerance_of(model),
         f"{name} cannot be used for planning ({defined}): its predictions token by token differ from those of one "
@@ -145,11 +145,7 @@ def _failure(objective: Objective, error: Exception) -> str:
         if isinstance(caller, Objective):
             failed, file = caller, trace.tb_frame.f_code.co_filename
         trace = trace.tb_next
-    return f"{_name(failed)} fails on random candidates: {_reason(error)} ({_last_line(error, file, line)})"
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{_name(failed)} fails on random candidates: {in_one_line(error)} ({_last_line(error, file, line)})"
 
 
 def _last_line(error: Exception, file: str, line: int) -> str:
