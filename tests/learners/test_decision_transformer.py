@@ -18,12 +18,11 @@ from trajectory_transformer.learners.dt import ReturnConditioned
 from trajectory_transformer.learners.dt_agent import DecisionAgent, DecisionSettings
 from trajectory_transformer.learners.dt_module import ReturnDataModule
 from trajectory_transformer.learners.dt_network import DecisionTransformer
-from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.fit import fit, make_module
 from trajectory_transformer.training.learner import make_learner
 
 from ..specs import spec_of
-from ..training.small_run import small_config, small_data
+from ..training.small_run import small_config, small_data, small_datamodule
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "decision_transformer.npz", allow_pickle=False)
 
@@ -190,10 +189,7 @@ def datamodule(options: TrainConfig, episodes: list[Episode] | None = None) -> R
     data = small_data()
     if episodes is not None:
         data.episodes[:] = episodes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule_file, "load_offline_data", lambda _: data)
-        module = make_learner(options.learner, TYPED_BY_USER).make_datamodule(options)
-        module.setup()
+    module = small_datamodule(options, data)
     assert isinstance(module, ReturnDataModule)
     return module
 

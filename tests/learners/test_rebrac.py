@@ -20,14 +20,13 @@ from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transition_set import FollowedBatch, FollowedTransitions
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.learners.rebrac import RegularizedActorCritic
-from trajectory_transformer.learners.rebrac_module import FollowedDataModule, RegularizedModule
+from trajectory_transformer.learners.rebrac_module import RegularizedModule
 from trajectory_transformer.learners.rebrac_network import ActorCritic
-from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.fit import fit, make_module
 from trajectory_transformer.training.learner import make_learner
 
 from ..specs import spec_of
-from ..training.small_run import Rows, small_config, small_data
+from ..training.small_run import Rows, small_config, small_data, small_datamodule
 
 Weights = dict[str, np.ndarray]
 OPTIONS = RegularizedActorCritic(
@@ -154,7 +153,7 @@ def module_of(made: ActorCritic, options: RegularizedActorCritic = OPTIONS) -> R
     """Adam at 0.01, without decay."""
     settings = config(options)
     settings.data.discount = 0.9
-    module = make_module(make_learner(settings.learner, TYPED_BY_USER), settings, datamodule(settings))
+    module = make_module(make_learner(settings.learner, TYPED_BY_USER), settings, small_datamodule(settings))
     assert isinstance(module, RegularizedModule)
     module.network = made
     return module
@@ -220,7 +219,8 @@ def test_which_networks_an_update_moves(tmp_path: Path, every: int) -> None:
     kept: list[dict[str, Tensor]] = []
     options = config(RegularizedActorCritic(hidden_layers=1, hidden_width=8, policy_every=every), max_steps=8)
     rows = Rows()
-    fit(make_learner(options.learner, TYPED_BY_USER), options, tmp_path, datamodule(options), [rows], [Keep()], False)
+    learner = make_learner(options.learner, TYPED_BY_USER)
+    fit(learner, options, tmp_path, small_datamodule(options), [rows], [Keep()], False)
     for update, (before, after) in enumerate(pairwise(kept), start=1):
         moved = {name.split(".")[1] for name, value in before.items() if not torch.equal(value, after[name])}
         everything = {"actor", "critics", "target_actor", "target_critics"}
@@ -237,15 +237,6 @@ def config(options: RegularizedActorCritic, **trainer: Any) -> TrainConfig:
         gradient_clip_norm=None,
     )  # fmt: skip
     return made
-
-
-def datamodule(options: TrainConfig) -> FollowedDataModule:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule_file, "load_offline_data", lambda _: small_data())
-        module = make_learner(options.learner, TYPED_BY_USER).make_datamodule(options)
-        module.setup()
-    assert isinstance(module, FollowedDataModule)
-    return module
 
 
 def test_transitions_with_the_actions_that_followed() -> None:
@@ -279,9 +270,7 @@ def test_it_is_better_than_its_data(tmp_path: Path) -> None:
     )  # fmt: skip
     options.data.batch_size, options.data.discount = 64, 0.5
     learner = make_learner(options.learner, TYPED_BY_USER)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule_file, "load_offline_data", lambda _: data)
-        report = fit(learner, options, tmp_path, learner.make_datamodule(options), [], [], False)
+    report = fit(learner, options, tmp_path, small_datamodule(options, data), [], [], False)
     agent = learner.make_agent(Checkpoint.read(report.best), "cpu", {})
     agent.reset(5)
     actions = agent.act(np.linspace(-1, 1, 5, dtype=np.float32)[:, None])

@@ -4,7 +4,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import lightning as L
 import numpy as np
@@ -29,13 +29,12 @@ from trajectory_transformer.learners.rebrac import RegularizedActorCritic
 from trajectory_transformer.learners.transition_module import TransitionModule
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
-from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.datamodule import split_episodes
 from trajectory_transformer.training.fit import FitReport, fit
 from trajectory_transformer.training.learner import Learner, make_learner
 
 from ..specs import spec_of
-from ..training.small_run import Rows, small_config, small_data, small_fit, weights
+from ..training.small_run import Rows, small_config, small_data, small_datamodule, small_fit, weights
 
 LEARNERS: dict[str, Learner] = {
     "iql": ImplicitQLearning(hidden_layers=1, hidden_width=8),
@@ -54,18 +53,9 @@ def config(learner: str, **trainer: object) -> TrainConfig:
     return options
 
 
-def made_datamodule(options: TrainConfig) -> Any:
-    """Set up on made-up episodes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule_file, "load_offline_data", lambda _: small_data())
-        module = make_learner(options.learner, TYPED_BY_USER).make_datamodule(options)
-        module.setup()
-    return module
-
-
 def run(directory: Path, options: TrainConfig, *callbacks: Callback, resume: bool = False) -> FitReport:
     learner = make_learner(options.learner, TYPED_BY_USER)
-    return fit(learner, options, directory, made_datamodule(options), [], callbacks, resume)
+    return fit(learner, options, directory, small_datamodule(options), [], callbacks, resume)
 
 
 class StopAt(Callback):
@@ -83,7 +73,7 @@ class StopAt(Callback):
 def test_the_split_is_the_transformers() -> None:
     options = config("iql")
     train, validation = split_episodes(small_data(), options.data.validation_fraction, options.seed)
-    module = made_datamodule(options)
+    module = small_datamodule(options)
     for part, episodes in ((module.train_set, train), (module.validation_set, validation)):
         expected = torch.cat([torch.from_numpy(episode.observations[:-1]) for episode in episodes])
         assert torch.equal(part.all.observations, expected)
@@ -91,13 +81,13 @@ def test_the_split_is_the_transformers() -> None:
 
 
 def test_bootstrap_samples_are_drawn_with_replacement_once_for_each_member() -> None:
-    module = made_datamodule(config("ensemble"))
+    module = small_datamodule(config("ensemble"))
     everything = torch.arange(module.num_train)
     first, second = module.train_examples.gather(everything).observations[..., 0]
     assert not torch.equal(first, second)
     share = len(torch.unique(first)) / len(torch.unique(module.train_set.all.observations))
     assert 0.45 < share < 0.8  # 1 − 1/e of the transitions are expected in a sample
-    again = made_datamodule(config("ensemble")).train_examples.gather(everything)
+    again = small_datamodule(config("ensemble")).train_examples.gather(everything)
     assert torch.equal(again.observations[0, :, 0], first)
     same = module.validation_examples.gather(torch.arange(3)).observations
     assert torch.equal(same[0], same[1])
@@ -156,7 +146,7 @@ def test_rates_decay_and_metrics_of_a_critic(tmp_path: Path) -> None:
     options = config("iql")
     options.optimizer.warmup_tokens = 0
     rows = Rows()
-    fit(LEARNERS["iql"], options, tmp_path, made_datamodule(options), [rows], [Rates()], False)
+    fit(LEARNERS["iql"], options, tmp_path, small_datamodule(options), [rows], [Rates()], False)
     for step, row in enumerate(groups, start=1):
         cosine = 1e-2 * 0.5 * (1.0 + math.cos(math.pi * step / 24))
         assert [rate for rate, _ in row] == pytest.approx(
@@ -207,7 +197,7 @@ def test_an_ensemble_is_what_was_trained(tmp_path: Path) -> None:
     assert checkpoint.training.environment == small_data().environment
     assert (checkpoint.training.dataset.ids, checkpoint.training.dataset.fingerprint) == (("small/walk-v0",), "0" * 64)
     assert torch.load(report.best, weights_only=True)[SECTION]["kind"] == "ensemble"
-    module = made_datamodule(config("ensemble"))
+    module = small_datamodule(config("ensemble"))
     batch = module.validation_examples.gather(torch.arange(module.num_validation))
     nats = network.nats(batch).mean().item()
     assert report.validation_loss == pytest.approx(nats, rel=1e-5)
@@ -287,7 +277,7 @@ class TestCloning:
     def test_clones_the_best_episodes(self) -> None:
         options = config("bc")
         train, _ = split_episodes(small_data(), options.data.validation_fraction, options.seed)
-        module = made_datamodule(options)
+        module = small_datamodule(options)
         best = sorted((float(episode.rewards.sum()) for episode in train), reverse=True)[: round(len(train) / 2)]
         assert module.num_train == 8 * len(best)
         assert float(module.train_set.all.rewards.sum()) == pytest.approx(
@@ -304,9 +294,7 @@ class TestCloning:
         options.learner = spec_of(BehaviorCloning(hidden_layers=1, hidden_width=64))
         options.data.batch_size = 64
         learner = make_learner(options.learner, TYPED_BY_USER)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(datamodule_file, "load_offline_data", lambda _: data)
-            report = fit(learner, options, tmp_path, learner.make_datamodule(options), [], [], False)
+        report = fit(learner, options, tmp_path, small_datamodule(options, data), [], [], False)
         agent = learner.make_agent(Checkpoint.read(report.best), "cpu", {})
         observations = np.linspace(-3, 3, 13, dtype=np.float32)[:, None]
         agent.reset(13)

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.configuration import (
     DataConfig,
@@ -28,10 +29,10 @@ from trajectory_transformer.configuration import (
 from trajectory_transformer.data.episodes import Episode, OfflineData
 from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
 from trajectory_transformer.learners.transformer import TransformerLearner
-from trajectory_transformer.learners.transformer_datamodule import TrajectoryDataModule
 from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.batches import TrainingBatches
 from trajectory_transformer.training.fit import FitReport, fit
+from trajectory_transformer.training.learner import make_learner
 from trajectory_transformer.training.learner_module import NonFiniteError
 
 NUMBERS: dict[str, Any] = {"numerical_embedding": 4, "numerical_regression": 2.0, "numerical_pretraining": 0.25}
@@ -75,9 +76,9 @@ def small_config(**trainer: Any) -> TrainConfig:
     )
 
 
-def small_datamodule(config: TrainConfig, data: OfflineData | None = None) -> TrajectoryDataModule:
-    """A data module, set up on made-up episodes."""
-    module = TrajectoryDataModule(config.data, config.seed, config.model.goal_conditioned)
+def small_datamodule(config: TrainConfig, data: OfflineData | None = None) -> Any:
+    """The learner's data module, set up on made-up episodes."""
+    module = make_learner(config.learner, TYPED_BY_USER).make_datamodule(config)
     original = datamodule_file.load_offline_data
     datamodule_file.load_offline_data = lambda _: small_data() if data is None else data
     try:

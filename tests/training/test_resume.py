@@ -19,7 +19,6 @@ from trajectory_transformer.configuration import MAY_CHANGE, TrainConfig, may_ch
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.transformer import TransformerLearner
-from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.callbacks import KeepCheckpoints
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.interruption import TrainingInterrupted
@@ -277,22 +276,16 @@ FIXED = {
 @pytest.mark.parametrize("name", FIXED)
 def test_what_a_checkpoint_fixes_is_refused_when_it_changed(tmp_path: Path, name: str) -> None:
     assert not may_change(name)
-    learner = ImplicitQLearning() if name.startswith("learner") else TransformerLearner()
 
     def fit_with(value: Any = None, resume: bool = False) -> None:
-        config = small_config(max_steps=2)
-        chosen = learner
-        if isinstance(learner, ImplicitQLearning):
-            chosen = learner if value is None else ImplicitQLearning(expectile=value)
-            config.learner = spec_of(chosen)
+        config, learner = small_config(max_steps=2), TransformerLearner()
+        if name.startswith("learner"):
+            learner = ImplicitQLearning() if value is None else ImplicitQLearning(expectile=value)
+            config.learner = spec_of(learner)
         elif resume:
             *parents, last = name.split(".")
             setattr(functools.reduce(getattr, parents, config), last, value)
-        datamodule = chosen.make_datamodule(config)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(datamodule_file, "load_offline_data", lambda _: small_data())
-            datamodule.setup()
-        fit(chosen, config, tmp_path, datamodule, [], [], resume)
+        fit(learner, config, tmp_path, small_datamodule(config), [], [], resume)
 
     fit_with()
     with pytest.raises(UserError, match=r"now it (would be|is)|discretiser bins"):
