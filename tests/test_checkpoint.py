@@ -12,13 +12,10 @@ import torch
 from trajectory_transformer.checkpoint import Checkpoint, DatasetRecord, TrainingRecord
 from trajectory_transformer.configuration import DataConfig, DiscretizerConfig, PlannerConfig
 from trajectory_transformer.data.discretizer import UniformDiscretizer
-from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.errors import UserError
 
-
-def box(size: int) -> SpaceSpec:
-    return SpaceSpec((SpaceLeaf((), "box", (size,), (-1.0,) * size, (1.0,) * size),))
-
+from .specs import box
 
 ENVIRONMENT = EnvironmentSpec("Walk-v0", None, box(3), box(2))
 DATASET = DatasetRecord(

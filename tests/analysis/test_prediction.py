@@ -17,17 +17,15 @@ from trajectory_transformer.analysis.prediction import PredictionRequest, Predic
 from trajectory_transformer.configuration import PlannerConfig, PredictConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.data.episodes import Episode
-from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.measurements import RunFacts
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 
+from ..specs import box
+
 OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 4, 8
 FACTS = RunFacts("tests/walk-v0", "Walk-v0", 5, None, "python evaluate.py task=predict")
-
-
-def box(size: int) -> SpaceSpec:
-    return SpaceSpec((SpaceLeaf((), "box", (size,), (-1.0,) * size, (1.0,) * size),))
 
 
 ENVIRONMENT = EnvironmentSpec("Walk-v0", None, box(OBSERVATION_DIM), box(ACTION_DIM))

@@ -11,7 +11,6 @@ import torch
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.configuration import TrainConfig
 from trajectory_transformer.data.episodes import OfflineData
-from trajectory_transformer.environments.spec import SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.behavior import DeterministicBehavior, latest_behavior
 from trajectory_transformer.simulation import REGISTRY
@@ -19,12 +18,8 @@ from trajectory_transformer.simulation.policies import PolicyBehavior
 from trajectory_transformer.training import datamodule as datamodule_file
 from trajectory_transformer.training.fit import fit
 
-from ..specs import spec_of
+from ..specs import box, spec_of
 from ..training.small_run import small_config, small_data
-
-
-def space(size: int, end: float) -> SpaceSpec:
-    return SpaceSpec((SpaceLeaf((), "box", (size,), (-end,) * size, (end,) * size),))
 
 
 @pytest.mark.parametrize("name", ["hopper", "walker2d"])  # of soft actor-critic, and of proximal policy optimisation
@@ -43,7 +38,7 @@ def test_it_acts_as_the_behaviour_without_noise(name: str, tmp_path: Path, monke
             )
             for episode in made.episodes
         ]
-        spaces = replace(made.environment, observation=space(observation_dim, 9.0), action=space(action_dim, 2.0))
+        spaces = replace(made.environment, observation=box(observation_dim), action=box(action_dim, -2.0, 2.0))
         return replace(made, episodes=episodes, environment=spaces)
 
     monkeypatch.setattr(datamodule_file, "load_offline_data", data)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.planning.conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, box
+from tests.planning.conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER
+from tests.specs import box
 from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import write_checkpoint

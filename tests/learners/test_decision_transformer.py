@@ -21,18 +21,11 @@ from trajectory_transformer.learners.dt_network import DecisionTransformer
 from trajectory_transformer.training.fit import fit, make_module
 from trajectory_transformer.training.learner import make_learner
 
-from ..specs import spec_of
+from ..specs import box, spec_of
 from ..training.small_run import small_config, small_data, small_datamodule
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "decision_transformer.npz", allow_pickle=False)
-
-
-def spaces(observation_dim: int, low: list[float], high: list[float]) -> EnvironmentSpec:
-    bounds = (-9.0,) * observation_dim, (9.0,) * observation_dim
-    observation = SpaceSpec((SpaceLeaf((), "box", (observation_dim,), *bounds),))
-    return EnvironmentSpec(
-        "Walk-v0", None, observation, SpaceSpec((SpaceLeaf((), "box", (len(low),), tuple(low), tuple(high)),))
-    )
+SPACES = EnvironmentSpec("Walk-v0", None, box(2, -9.0, 9.0), box(1, -2.0, 6.0))
 
 
 def weights_of_transformers() -> dict[str, Tensor]:
@@ -61,7 +54,7 @@ def weights_of_transformers() -> dict[str, Tensor]:
 @pytest.fixture
 def golden_network() -> DecisionTransformer:
     options = ReturnConditioned(context=4, n_layer=2, n_head=2, n_embd=8)
-    network = DecisionTransformer(spaces(3, [-1.0, -1.0], [1.0, 1.0]), options, longest_episode=9)
+    network = DecisionTransformer(EnvironmentSpec("Walk-v0", None, box(3), box(2)), options, longest_episode=9)
     left = network.load_state_dict(weights_of_transformers(), strict=False)
     assert not left.unexpected_keys
     assert all("embedding" not in name and "blocks" not in name for name in left.missing_keys)  # buffers
@@ -83,7 +76,8 @@ def test_inputs_are_normalised_and_actions_are_in_their_own_units(golden_network
     """The same network under other units, and numbers of steps past the longest episode."""
     returns, observations, actions, steps = golden_inputs()
     options = golden_network.options
-    network = DecisionTransformer(spaces(3, [0.0, -4.0], [8.0, -2.0]), options, longest_episode=9).eval()
+    bounds = SpaceSpec((SpaceLeaf((), "box", (2,), (0.0, -4.0), (8.0, -2.0)),))
+    network = DecisionTransformer(EnvironmentSpec("Walk-v0", None, box(3), bounds), options, longest_episode=9).eval()
     network.load_state_dict(weights_of_transformers(), strict=False)
     shift, size = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([2.0, 0.5, 4.0])
     data = torch.tensor([[-1.0], [1.0]]) * size + shift  # whose mean and deviation they are
@@ -123,8 +117,8 @@ class TestAgent:
     def agent(self) -> DecisionAgent:
         torch.manual_seed(0)
         options = ReturnConditioned(context=self.CONTEXT, n_layer=1, n_embd=8)
-        network = DecisionTransformer(spaces(2, [-2.0], [6.0]), options, longest_episode=5).eval()
-        agent = DecisionAgent(network.requires_grad_(False), network_spaces(), "cpu", target_return=20.0)
+        network = DecisionTransformer(SPACES, options, longest_episode=5).eval()
+        agent = DecisionAgent(network.requires_grad_(False), SPACES, "cpu", target_return=20.0)
         agent.reset(2)
         return agent
 
@@ -166,17 +160,13 @@ class TestAgent:
         assert agent.settings == DecisionSettings("dt_policy", context=3, target_return=20.0)
 
     def test_a_context_of_one_step(self) -> None:
-        network = DecisionTransformer(spaces(2, [-2.0], [6.0]), ReturnConditioned(context=1, n_embd=8), 5).eval()
-        agent = DecisionAgent(network, network_spaces(), "cpu", 1.0)
+        network = DecisionTransformer(SPACES, ReturnConditioned(context=1, n_embd=8), 5).eval()
+        agent = DecisionAgent(network, SPACES, "cpu", 1.0)
         for step in range(2):  # nothing of the past is seen but how long it is
             actions = agent.act(np.ones((1, 2), dtype=np.float32))
             seen = torch.tensor([[1.0]]), torch.ones(1, 1, 2), torch.zeros(1, 1, 1), torch.tensor([[step]])
             assert actions.item() == pytest.approx(network(*seen).item(), abs=1e-6)
             agent.observe(actions, np.zeros(1), np.zeros(1, dtype=bool))
-
-
-def network_spaces() -> EnvironmentSpec:
-    return spaces(2, [-2.0], [6.0])
 
 
 def config(**options: Any) -> TrainConfig:

@@ -12,6 +12,8 @@ from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.iql_network import ImplicitQ, advantage_weights, expectile_loss, reward_transform
 
+from ..specs import box
+
 SMALL = {"hidden_layers": 1, "hidden_width": 4}
 
 
@@ -27,17 +29,10 @@ def batch(size: int = 6, seed: int = 0) -> TransitionBatch:
     )
 
 
-def spaces(observation_dim: int, low: tuple[float, ...], high: tuple[float, ...]) -> EnvironmentSpec:
-    everything = SpaceLeaf((), "box", (observation_dim,), (-9.0,) * observation_dim, (9.0,) * observation_dim)
-    return EnvironmentSpec(
-        "", None, SpaceSpec((everything,)), SpaceSpec((SpaceLeaf((), "box", (len(low),), low, high),))
-    )
-
-
 def network(**options: float) -> ImplicitQ:
     torch.manual_seed(0)
     learner = ImplicitQLearning(**(SMALL | options))  # pyright: ignore[reportArgumentType]
-    return ImplicitQ(spaces(2, (1.0,), (5.0,)), learner)
+    return ImplicitQ(EnvironmentSpec("", None, box(2), box(1, 1.0, 5.0)), learner)
 
 
 def test_expectile_loss_by_hand() -> None:
@@ -136,7 +131,8 @@ def test_each_loss_moves_its_own_networks_only(loss: str, moved: set[str]) -> No
 
 
 def test_policy_stays_within_the_bounds() -> None:
-    net = ImplicitQ(spaces(1, (-2.0, 0.0), (2.0, 0.1)), ImplicitQLearning(hidden_layers=1, hidden_width=4))
+    bounds = SpaceSpec((SpaceLeaf((), "box", (2,), (-2.0, 0.0), (2.0, 0.1)),))
+    net = ImplicitQ(EnvironmentSpec("", None, box(1), bounds), ImplicitQLearning(hidden_layers=1, hidden_width=4))
     mean = net.policy_mean(torch.linspace(-1e3, 1e3, 101)[:, None])
     assert mean.shape == (101, 2)
     assert bool(((mean >= torch.tensor([-2.0, 0.0])) & (mean <= torch.tensor([2.0, 0.1]) + 1e-7)).all())
@@ -165,7 +161,7 @@ def test_values_of_a_corridor_are_those_of_dynamic_programming() -> None:
     data, optimal = chain()
     torch.manual_seed(0)
     learner = ImplicitQLearning(1, 32, expectile=0.99, target_rate=0.1, inverse_temperature=3.0)
-    net = ImplicitQ(spaces(4, (-1.0,), (1.0,)), learner)
+    net = ImplicitQ(EnvironmentSpec("", None, box(4), box(1)), learner)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(600):
         losses = net.losses(data, 0.9)
@@ -194,7 +190,6 @@ def test_reward_transforms() -> None:
     "leaf", [SpaceLeaf((), "box", (1,), (-np.inf,), (1.0,)), SpaceLeaf((), "discrete", (), (0.0,), (3.0,))]
 )
 def test_actions_without_finite_bounds_are_refused(leaf: SpaceLeaf) -> None:
-    observation = SpaceSpec((SpaceLeaf((), "box", (1,), (-1.0,), (1.0,)),))
-    environment = EnvironmentSpec("Walk-v0", None, observation, SpaceSpec((leaf,)))
+    environment = EnvironmentSpec("Walk-v0", None, box(1), SpaceSpec((leaf,)))
     with pytest.raises(UserError, match=r"^learner=iql needs actions from a Box with finite bounds.*'Walk-v0'"):
         ImplicitQ(environment, ImplicitQLearning())

@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.iql_network import ImplicitQ
 from trajectory_transformer.learners.policy_agent import PolicyAgent
 
-ENVIRONMENT = EnvironmentSpec(
-    "Walk-v0",
-    None,
-    SpaceSpec((SpaceLeaf((), "box", (2,), (-9.0, -9.0), (9.0, 9.0)),)),
-    SpaceSpec((SpaceLeaf((), "box", (1,), (2.0,), (6.0,)),)),
-)
+from ..specs import box
+
+ENVIRONMENT = EnvironmentSpec("Walk-v0", None, box(2, -9.0, 9.0), box(1, 2.0, 6.0))
 
 
 @pytest.fixture
@@ -54,7 +51,7 @@ def test_refuses_what_is_no_observation(agent: PolicyAgent) -> None:
 
 def test_refuses_an_action_that_would_broadcast() -> None:
     """One number for two dimensions."""
-    two = SpaceSpec((SpaceLeaf((), "box", (2,), (-1.0, -1.0), (1.0, 1.0)),))
-    agent = PolicyAgent(lambda observations: observations[:, :1], EnvironmentSpec("", None, two, two), "cpu", "one")
+    spaces = EnvironmentSpec("", None, box(2), box(2))
+    agent = PolicyAgent(lambda observations: observations[:, :1], spaces, "cpu", "one")
     with pytest.raises(UserError, match=r"^the policy's actions have shape \(1,\), expected \(2,\)$"):
         agent.act(np.zeros((1, 2), dtype=np.float32))

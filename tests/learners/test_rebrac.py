@@ -18,14 +18,14 @@ from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.configuration import OptimizerConfig, TrainConfig
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transition_set import FollowedBatch, FollowedTransitions
-from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.learners.rebrac import RegularizedActorCritic
 from trajectory_transformer.learners.rebrac_module import RegularizedModule
 from trajectory_transformer.learners.rebrac_network import ActorCritic
 from trajectory_transformer.training.fit import fit, make_module
 from trajectory_transformer.training.learner import make_learner
 
-from ..specs import spec_of
+from ..specs import box, spec_of
 from ..training.small_run import Rows, small_config, small_data, small_datamodule
 
 Weights = dict[str, np.ndarray]
@@ -33,12 +33,7 @@ OPTIONS = RegularizedActorCritic(
     hidden_layers=2, hidden_width=4, actor_penalty=0.3, critic_penalty=0.7, policy_noise=0.4, noise_clip=0.3,
     target_rate=0.25,
 )  # fmt: skip
-SPACES = EnvironmentSpec(
-    "Walk-v0",
-    None,
-    SpaceSpec((SpaceLeaf((), "box", (2,), (-9.0, -9.0), (9.0, 9.0)),)),
-    SpaceSpec((SpaceLeaf((), "box", (1,), (1.0,), (5.0,)),)),
-)
+SPACES = EnvironmentSpec("Walk-v0", None, box(2, -9.0, 9.0), box(1, 1.0, 5.0))
 
 
 def network(options: RegularizedActorCritic = OPTIONS) -> ActorCritic:

@@ -8,16 +8,14 @@ import torch
 from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
-from trajectory_transformer.environments.spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from trajectory_transformer.environments.spec import EnvironmentSpec
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
 
+from ..specs import box
+
 OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 8, 12
 PLANNER: dict[str, Any] = {"horizon": 3, "beam_width": 4, "n_expand": 2, "context": 3, "discount": 0.95}
-
-
-def box(size: int) -> SpaceSpec:
-    return SpaceSpec((SpaceLeaf((), "box", (size,), (-1.0,) * size, (1.0,) * size),))
 
 
 ENVIRONMENT = EnvironmentSpec("Test-v0", None, box(OBSERVATION_DIM), box(ACTION_DIM))

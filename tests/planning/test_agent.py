@@ -30,7 +30,8 @@ from trajectory_transformer.planning.plan import Plan
 from trajectory_transformer.planning.planner import BeamPlanner
 from trajectory_transformer.planning.trained_transformer import planner_settings
 
-from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, WIDTH, box
+from ..specs import box
+from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER, WIDTH
 
 
 def interact(agent: Agent, seeds: list[int], steps: int, ends: dict[int, int] | None = None) -> np.ndarray:
