@@ -6,26 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.planning.decoders import MakeDecoder, both_decoders, make_eager
-from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
+from tests.planning.decoders import MakeDecoder, both_decoders, make_eager, make_model
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.analysis.continuations import Continuations, FreeRunning, continue_freely
 from trajectory_transformer.planning.sampling import Choice
 
 BINS, TRANSITIONS, HORIZON, SAMPLES = 2, 3, 3, 4000
 
 
-def make_model(observation_dim: int) -> TrajectoryTransformerModel:
+def history_model(observation_dim: int) -> TrajectoryTransformerModel:
     """A model with one action dimension and weights so large that the history matters."""
-    torch.manual_seed(3)
-    width = observation_dim + 3
-    config = TrajectoryTransformerConfig(
-        vocab_size=BINS, block_size=TRANSITIONS * width - 1, transition_dim=width,
-        observation_dim=observation_dim, action_dim=1, n_layer=1, n_head=2, n_embd=8,
-    )  # fmt: skip
-    model = TrajectoryTransformerModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.4 * torch.randn_like(parameter)
-    return model
+    return make_model(observation_dim, 1, TRANSITIONS, BINS, spread=0.4, seed=3, n_layer=1, n_embd=8)
 
 
 def start_of(model: TrajectoryTransformerModel) -> Tensor:
@@ -90,7 +81,7 @@ CASES = {
 def test_samples_follow_the_enumerated_distribution(
     make_decoder: MakeDecoder, observation_dim: int, actions: Tensor | None, context: int, temperature: float
 ) -> None:
-    model, choice = make_model(observation_dim), Choice(temperature=temperature)
+    model, choice = history_model(observation_dim), Choice(temperature=temperature)
     every, probabilities = enumerate_all(model, start_of(model), actions, context, temperature)
     assert probabilities.sum().item() == pytest.approx(1.0)
     settings = FreeRunning(SAMPLES, HORIZON, context, choice, choice)
@@ -111,7 +102,7 @@ def test_samples_follow_the_enumerated_distribution(
 
 
 def test_the_enumerated_cases_would_tell_contexts_apart() -> None:
-    model, actions = make_model(2), torch.tensor([[1], [0], [1]])
+    model, actions = history_model(2), torch.tensor([[1], [0], [1]])
     marginals = []
     for context in (1, 2):
         every, probabilities = enumerate_all(model, start_of(model), actions, context, 1.0)
@@ -122,7 +113,7 @@ def test_the_enumerated_cases_would_tell_contexts_apart() -> None:
 
 @both_decoders
 def test_averaged_distributions_scatter_less_than_counts(make_decoder: MakeDecoder) -> None:
-    model, actions = make_model(2), torch.tensor([[1], [0], [1]])
+    model, actions = history_model(2), torch.tensor([[1], [0], [1]])
     every, probabilities = enumerate_all(model, start_of(model), actions, 1, 1.0)
     ones = torch.einsum("n,nto->to", probabilities, every[..., 3:].double())
     squares = torch.zeros(2, dtype=torch.float64)
@@ -135,7 +126,7 @@ def test_averaged_distributions_scatter_less_than_counts(make_decoder: MakeDecod
 
 @both_decoders
 def test_recorded_actions_are_taken_by_every_sample(make_decoder: MakeDecoder) -> None:
-    model, actions = make_model(2), torch.tensor([[1], [0], [1]])
+    model, actions = history_model(2), torch.tensor([[1], [0], [1]])
     drawn = sample(model, make_decoder, actions, FreeRunning(300, HORIZON, 2))
     assert drawn.actions.shape == (300, HORIZON, 1)
     assert drawn.observations.shape == (300, HORIZON, 2)
@@ -146,7 +137,7 @@ def test_recorded_actions_are_taken_by_every_sample(make_decoder: MakeDecoder) -
 @both_decoders
 def test_one_token_kept_is_the_most_likely_one(make_decoder: MakeDecoder) -> None:
     settings = FreeRunning(20, HORIZON, 2, observations=Choice(k=1), others=Choice(k=1))
-    drawn = sample(make_model(2), make_decoder, torch.tensor([[1], [0], [1]]), settings)
+    drawn = sample(history_model(2), make_decoder, torch.tensor([[1], [0], [1]]), settings)
     assert len(drawn.observations.unique(dim=0)) == 1
     hot = torch.nn.functional.one_hot(drawn.observations[0], BINS).double()
     torch.testing.assert_close(drawn.probabilities, hot)
@@ -155,7 +146,7 @@ def test_one_token_kept_is_the_most_likely_one(make_decoder: MakeDecoder) -> Non
 @both_decoders
 def test_a_start_may_have_a_past(make_decoder: MakeDecoder) -> None:
     """Transitions older than the context have no effect; those within it do."""
-    model, actions = make_model(1), torch.tensor([[0], [1], [1]])
+    model, actions = history_model(1), torch.tensor([[0], [1], [1]])
     past, other = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([1, 1, 1, 0, 1])
 
     def probabilities(start: Tensor, context: int) -> Tensor:
@@ -166,7 +157,7 @@ def test_a_start_may_have_a_past(make_decoder: MakeDecoder) -> None:
 
 
 def test_the_same_seed_draws_the_same_and_progress_counts_transitions() -> None:
-    model, done = make_model(1), []
+    model, done = history_model(1), []
     runs = [sample(model, make_eager, None, FreeRunning(260, HORIZON, 1), seed) for seed in (0, 0, 1)]
     assert torch.equal(runs[0].observations, runs[1].observations)
     assert not torch.equal(runs[0].observations, runs[2].observations)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer, QuantileDiscretizer
 from trajectory_transformer.environments.spec import EnvironmentSpec
@@ -13,25 +13,16 @@ from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.planner import BeamPlanner
 
 from ..specs import box
+from .decoders import make_model
 
 OBSERVATION_DIM, ACTION_DIM, WIDTH, TRANSITIONS, BINS = 3, 2, 7, 8, 12
 PLANNER: dict[str, Any] = {"horizon": 3, "beam_width": 4, "n_expand": 2, "context": 3, "discount": 0.95}
-
-
 ENVIRONMENT = EnvironmentSpec("Test-v0", None, box(OBSERVATION_DIM), box(ACTION_DIM))
 
 
 @pytest.fixture(scope="module")
 def model() -> TrajectoryTransformerModel:
-    torch.manual_seed(0)
-    config = TrajectoryTransformerConfig(
-        vocab_size=BINS, block_size=TRANSITIONS * WIDTH - 1, observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM,
-        transition_dim=WIDTH, n_layer=2, n_head=2, n_embd=16,
-    )  # fmt: skip
-    model = TrajectoryTransformerModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return model
+    return make_model(OBSERVATION_DIM, ACTION_DIM, TRANSITIONS, BINS, spread=0.3)
 
 
 @pytest.fixture(scope="module")

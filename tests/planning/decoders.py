@@ -1,6 +1,8 @@
-"""Both decoders, for tests that apply to each, and their expected logits."""
+"""Random models and both decoders, for tests that apply to each, and their expected logits."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +17,28 @@ from trajectory_transformer.planning.transformer_decoder import TransformerDecod
 WIDTH, TRANSITIONS, VOCABULARY = 6, 5, 9
 
 
-def small_model(spread: float, numbers: int | None = None, dynamics: bool = False) -> TrajectoryTransformerModel:
-    """A model in evaluation mode, with weights of this deviation."""
-    torch.manual_seed(0)
+def make_model(
+    observation_dim: int, action_dim: int, transitions: int, vocab_size: int = 9, spread: float = 0.1, seed: int = 0,
+    numbers: int | None = None, **options: Any,
+) -> TrajectoryTransformerModel:  # fmt: skip
+    """A model in evaluation mode whose parameters, biases and norms included, are off their initial values."""
+    torch.manual_seed(seed)
+    width = observation_dim + action_dim + 2
+    sizes: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16}
     config = TrajectoryTransformerConfig(
-        vocab_size=VOCABULARY, block_size=TRANSITIONS * WIDTH - 1, transition_dim=WIDTH,
-        observation_dim=2, action_dim=2, n_layer=2, n_head=2, n_embd=16,
-        numerical_embedding=numbers, numerical_dynamics=dynamics,
+        vocab_size=vocab_size, block_size=transitions * width - 1, transition_dim=width,
+        observation_dim=observation_dim, action_dim=action_dim, numerical_embedding=numbers,
+        **(sizes | options),
     )  # fmt: skip
     model = TrajectoryTransformerModel(config).eval()
     for parameter in model.parameters():
         parameter.data += spread * torch.randn_like(parameter)
     if model.numbers is not None:
-        model.numbers.set_values(torch.randn(WIDTH, VOCABULARY), torch.randn(50, WIDTH))
+        model.numbers.set_values(torch.randn(width, vocab_size), torch.randn(100, width))
     return model
+
+
+small_model = partial(make_model, 2, 2, TRANSITIONS, VOCABULARY)
 
 
 def full_logits(model: TrajectoryTransformerModel, sequences: Tensor, limit: int) -> Tensor:

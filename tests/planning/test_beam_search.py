@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.planning.decoders import MakeDecoder, both_decoders, make_eager
 from tests.planning.reference_planner import ReferencePlanner
-from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.errors import UserError
@@ -103,19 +103,6 @@ def test_exhaustive_beam_finds_the_enumerated_optimum() -> None:
         assert found.score[environment].item() == pytest.approx(max(scores.values()), abs=1e-5)
         chosen = tuple(found.tokens[environment, :, layout.action.start].tolist())
         assert scores[chosen] == pytest.approx(max(scores.values()), abs=1e-5)
-
-
-@pytest.fixture(scope="module")
-def model() -> TrajectoryTransformerModel:
-    torch.manual_seed(0)
-    config = TrajectoryTransformerConfig(
-        vocab_size=12, block_size=8 * 7 - 1, observation_dim=3, action_dim=2, transition_dim=7,
-        n_layer=2, n_head=2, n_embd=16, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0,
-    )  # fmt: skip
-    model = TrajectoryTransformerModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return model
 
 
 @both_decoders

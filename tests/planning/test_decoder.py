@@ -30,7 +30,8 @@ WINDOWS = pytest.mark.parametrize(
 
 @WINDOWS
 def test_with_numerical_dynamics_too(sliding: bool, window: int, transitions: int) -> None:
-    test_cached_logits_equal_a_full_forward_pass(small_model(0.2, 12, True), make_eager, sliding, window, transitions)
+    model = small_model(spread=0.2, numbers=12, numerical_dynamics=True)
+    test_cached_logits_equal_a_full_forward_pass(model, make_eager, sliding, window, transitions)
 
 
 @both_decoders

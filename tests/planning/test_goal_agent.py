@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel
+from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import ModelConfig, PlannerConfig, TrainConfig
 from trajectory_transformer.data.discretizer import Discretizer, UniformDiscretizer
 from trajectory_transformer.errors import UserError
@@ -18,6 +18,7 @@ from trajectory_transformer.planning.objectives import Goal, WeightedSum, make_o
 from trajectory_transformer.planning.planner import BeamPlanner
 
 from .conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, WIDTH
+from .decoders import make_model
 
 TRANSITIONS = 5  # besides the goal
 GOAL: dict[str, Any] = {"name": "goal", "horizon": 2, "beam_width": 3, "context": 3, "discount": 0.9}
@@ -28,21 +29,14 @@ def discretizer() -> Discretizer:
     return UniformDiscretizer(BINS).fit(torch.tensor([[-1.0] * WIDTH, [1.0] * WIDTH]))
 
 
+def goal_model(goal_conditioned: bool) -> TrajectoryTransformerModel:
+    length = TRANSITIONS + goal_conditioned
+    return make_model(OBSERVATION_DIM, ACTION_DIM, length, BINS, spread=0.3, goal_conditioned=goal_conditioned)
+
+
 @pytest.fixture(scope="module")
 def model() -> TrajectoryTransformerModel:
-    return make_model(goal_conditioned=True)
-
-
-def make_model(goal_conditioned: bool) -> TrajectoryTransformerModel:
-    torch.manual_seed(0)
-    config = TrajectoryTransformerConfig(
-        vocab_size=BINS, block_size=(TRANSITIONS + goal_conditioned) * WIDTH - 1, observation_dim=OBSERVATION_DIM,
-        action_dim=ACTION_DIM, transition_dim=WIDTH, n_layer=2, n_head=2, n_embd=16, goal_conditioned=goal_conditioned,
-    )  # fmt: skip
-    model = TrajectoryTransformerModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return model
+    return goal_model(True)
 
 
 def make_agent(model: TrajectoryTransformerModel, discretizer: Discretizer, **options: Any) -> Agent:
@@ -130,7 +124,7 @@ def test_models_and_planners_of_different_purpose(model: TrajectoryTransformerMo
     for name in ("return", "imitation"):
         with pytest.raises(UserError, match=f"planner={name} cannot plan with a model that was trained to reach goals"):
             make_agent(model, discretizer, name=name)
-    ordinary = make_model(goal_conditioned=False)
+    ordinary = goal_model(False)
     with pytest.raises(UserError, match="planner=goal needs a model that was trained to reach goals"):
         make_agent(ordinary, discretizer)
     agent = make_agent(ordinary, discretizer, name="imitation")
@@ -154,7 +148,7 @@ def test_a_sum_with_a_goal_plans_to_it(model: TrajectoryTransformerModel, discre
     agent.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
     assert np.isfinite(agent.last_plan.score[0])
     with pytest.raises(UserError, match="planner=sum needs a model that was trained to reach goals"):
-        make_agent(make_model(goal_conditioned=False), discretizer, name="sum", objective=objective)
+        make_agent(goal_model(False), discretizer, name="sum", objective=objective)
     with pytest.raises(UserError, match=r"needs planner\.window=growing"):
         make_agent(model, discretizer, name="sum", objective=objective, window="sliding")
 

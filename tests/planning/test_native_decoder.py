@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.planning.decoders import needs_compiler
-from trajectory_transformer import TrajectoryTransformerConfig, TrajectoryTransformerModel, c_library
+from tests.planning.decoders import make_model, needs_compiler
+from trajectory_transformer import TrajectoryTransformerModel, c_library
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import QuantileDiscretizer
 from trajectory_transformer.errors import UserError
@@ -32,26 +32,6 @@ from trajectory_transformer.planning.planner import BeamPlanner
 from trajectory_transformer.planning.sampling import Choice, choose
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
-
-
-def make_model(
-    observation_dim: int, action_dim: int, transitions: int, vocab_size: int = 9, n_layer: int = 2, n_head: int = 2,
-    n_embd: int = 16, hidden_act: str = "gelu", layer_norm_eps: float = 1e-5, numbers: int | None = None,
-) -> TrajectoryTransformerModel:  # fmt: skip
-    """A model with random parameters, including biases and norms."""
-    torch.manual_seed(0)
-    width = observation_dim + action_dim + 2
-    config = TrajectoryTransformerConfig(
-        vocab_size=vocab_size, block_size=transitions * width - 1, transition_dim=width,
-        observation_dim=observation_dim, action_dim=action_dim, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
-        hidden_act=hidden_act, layer_norm_eps=layer_norm_eps, numerical_embedding=numbers,
-    )  # fmt: skip
-    model = TrajectoryTransformerModel(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    if model.numbers is not None:
-        model.numbers.set_values(torch.randn(width, vocab_size), torch.randn(100, width))
-    return model
 
 
 def transitions_of(model: TrajectoryTransformerModel) -> int:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.golden.planning import SEARCHES, Search
-from tests.planning.decoders import needs_compiler
+from tests.planning.decoders import make_model, needs_compiler
 from tests.planning.reference_planner import ReferencePlanner
-from tests.planning.test_native_decoder import draw_tokens, make_model
+from tests.planning.test_native_decoder import draw_tokens
 from tests.planning.test_original_traces import Replay, load_model, replay, require_the_original_s, shape_of_uniforms
 from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.planning.decoders import needs_compiler
-from tests.planning.test_native_decoder import draw_tokens, make_model, make_planner, plan
+from tests.planning.decoders import make_model, needs_compiler
+from tests.planning.test_native_decoder import draw_tokens, make_planner, plan
 from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.building import TYPED_BY_USER
 from trajectory_transformer.configuration import PlannerConfig

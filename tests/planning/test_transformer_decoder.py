@@ -20,7 +20,7 @@ needs_cpp = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no
 @pytest.fixture(params=[(None, False), (12, False), (12, True)], ids=["tokens", "numbers", "dynamics"])
 def model(request: pytest.FixtureRequest) -> TrajectoryTransformerModel:
     numbers, dynamics = request.param
-    return small_model(0.1, numbers, dynamics)
+    return small_model(spread=0.1, numbers=numbers, numerical_dynamics=dynamics)
 
 
 def make_compiled(
