@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from trajectory_transformer.building import TYPED_BY_USER, build, packages_in, require_allowed, targets_in
+from trajectory_transformer.building import (
+    TYPED_BY_USER,
+    build,
+    packages_in,
+    require_allowed,
+    require_options,
+    targets_in,
+)
 from trajectory_transformer.configuration import DiscretizerConfig
 from trajectory_transformer.errors import UserError
 
@@ -110,6 +117,12 @@ def test_options_are_checked_before_the_object_is_made() -> None:
         build({"_target_": target, "width": "wide"}, Part, "learner", TYPED_BY_USER)
     with pytest.raises(UserError, match=r"^place needs a class, as in place\._target_=my_package\.Part$"):
         build({"width": 3}, Part, "place", TYPED_BY_USER)
+
+
+def test_a_class_that_does_not_tell_its_parameters_is_built() -> None:
+    spec = {"_target_": "builtins.dict", "a": 1}
+    require_options(spec, "place")
+    assert build(spec, dict, "place", TYPED_BY_USER) == {"a": 1}
 
 
 def test_a_dataclass_and_its_description() -> None:

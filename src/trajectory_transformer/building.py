@@ -156,7 +156,10 @@ def _build_nested(value: Any, kind: type, place: str, allow: Sequence[str] | Non
 
 
 def _require_parameters(found: type, arguments: Mapping[str, object], place: str) -> None:
-    signature = inspect.signature(found)
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some classes of compiled code do not tell their parameters
+        return
     known = list(signature.parameters)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     if unknown := [] if takes_any else [name for name in arguments if name not in known]:

@@ -440,6 +440,28 @@ class TestCommands:
         planner = results_of(tmp_path / "run")["planner"]
         assert (planner["cdf_act"], planner["k_obs"]) == (None, None)
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["planner.top_share=0.5"], "planner.top_share has no effect with planner.act=best"),
+            (["planner.act=auto", "planner.temperature=0.9"], "planner.act=auto, which chose mean for this model"),
+        ],
+    )
+    def test_planner_options_without_effect_on_the_checkpoint_s_others_are_refused(
+        self,
+        trained: tuple[Path, float],
+        tmp_path: Path,
+        call: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+        options: list[str],
+        message: str,
+    ) -> None:
+        best = trained[0] / "checkpoints" / "best.ckpt"
+        assert call("evaluate", f"checkpoint={best}", *options, "hydra.run.dir=run") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+        assert not (tmp_path / "run" / "results.json").exists()
+
     @pytest.mark.parametrize(("damage", "words"), DAMAGES, ids=["empty", "truncated", "bit", "pickle"])
     def test_a_damaged_checkpoint_is_one_sentence(
         self,

@@ -6,12 +6,13 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 import yaml
 
-from trajectory_transformer.app import checks
+from trajectory_transformer.app import checks, mistakes
+from trajectory_transformer.configuration import TrainConfig
 
 from .conftest import CONFIGS, Runs
 
@@ -80,6 +81,8 @@ MISTAKES = [
         ["trainer.options={profiler: simple}"],
         ["'trainer.options.profiler' is a new entry", "+trainer.options.profiler="],
     ),
+    (["+trainer.options.benchmark=maybe"], ["trainer.options.benchmark must be true or false or null, got 'maybe'"]),
+    (["+trainer.options.deterministic=foo"], ["trainer.options.deterministic must be true or false or null"]),
     (["+trainer.options.max_epochs=3"], ["trainer.options.max_epochs", "trainer.max_steps"]),
     (["planner.critic=c.ckpt"], ["no option 'planner.critic'; it is now 'planner.objective.critic'"]),
     (["+planner.critic_score=v"], ["no option 'planner.critic_score'; it is now 'planner.objective.score'"]),
@@ -109,6 +112,47 @@ MISTAKES = [
     (["trainer.compile=2"], ["trainer.compile must be true or false, got 2"]),
     (["logger.offline=5"], ["logger.offline must be true or false or null, got 5"]),
     (["planner.name=5"], ["planner.name='5' is not a valid name"]),
+    (["SEED=1"], ["there is no option 'SEED'; did you mean 'seed'?"]),
+    (["+model.n_layer=3"], ["'model.n_layer' is an option already; write model.n_layer=VALUE, without +"]),
+    (["init_from=.", "model.numerical_pretraining=5"], ["has no effect without init_from=null"]),
+    (["data.dataset_id=[a/b-v0,c/d-v0,a/b-v0]"], ["data.dataset_id names a/b-v0 twice"]),
+    (["data.cache=''"], ["data.cache= names no folder"]),
+    (["=5"], ["'=5' lacks the name of an option; give NAME=VALUE"]),
+    (["model@foo=tiny"], ["model@foo=tiny: the place of a group's options is fixed; write model=tiny"]),
+    (["+model@planner=tiny"], ["the place of a group's options is fixed; write model=tiny"]),
+    (["model=configs/model/tiny"], ["model=configs/model/tiny is not a choice", "; did you mean 'model=tiny'?"]),
+    (["model=TINY"], ["model=TINY is not a choice", "; did you mean 'model=tiny'?"]),
+    (["~seed"], ["~seed removes an option, but every option has a value: give seed=VALUE instead"]),
+    (["~model"], ["~model removes an option"]),
+    (["~model.n_layer=2"], ["~model.n_layer=2 removes an option"]),
+    (["~hydra.callbacks.checks"], ["hydra.callbacks.checks must stay as it is, because it checks the other options"]),
+    (["hydra.callbacks=null"], ["hydra.callbacks=null: hydra.callbacks.checks must stay as it is"]),
+    (["hydra.callbacks.checks._target_=builtins.print"], ["hydra.callbacks.checks must stay as it is"]),
+    (["-m", "seed=1,2", "~hydra.callbacks"], ["hydra.callbacks.checks must stay as it is"]),
+    (["hydra.run.dir=${nothing}"], ["hydra.run.dir: interpolation key 'nothing' not found"]),
+    (["+hydra.job.foo=1"], ["there is no option 'hydra.job.foo'"]),
+    (["+hydra.run.dri=x"], ["there is no option 'hydra.run.dri'; did you mean 'hydra.run.dir'?"]),
+    (
+        ["hydra.job.env_set={A:1}"],
+        ["'hydra.job.env_set.A' is a new entry of hydra.job.env_set; write +hydra.job.env_set.A"],
+    ),
+    (["hydra.sweeper.params.seed=1"], ["Hydra cannot use hydra.sweeper.params.seed=1 (AssertionError"]),
+    (["--cfg"], ["argument --cfg/-c: expected one argument; --help explains the options"]),
+    (["--cfg", "foo"], ["argument --cfg/-c: invalid choice: 'foo'"]),
+    (["--multirun=1"], ["argument --multirun/-m: ignored explicit argument '1'"]),
+    (["--foo"], ["unrecognized arguments: --foo"]),
+    (["--resolve"], ["--resolve and --package need --cfg job"]),
+    (["--package", "model"], ["--resolve and --package need --cfg job"]),
+    (["--run", "-m", "seed=1,2"], ["exclude each other: give one"]),
+    (["--config-name", "evaluate"], ["--config-name replaces all files of options: leave it out"]),
+    (["--experimental-rerun", "a.pickle"], ["--experimental-rerun replaces all files of options"]),
+    (["--config-dir"], ["argument --config-dir/-cd: expected one argument"]),
+    (["-m", "seed=range(1,0)"], ["seed=range(1,0): the sweep has no job; give values, as in seed=0,1,2"]),
+    (["-m", "seed=interval(0,1)"], ["a sweep tries single values, not an interval: list them"]),
+    (["-m", "seed=1,2,1", "model=tiny"], ["the sweep has the job seed=1 model=tiny twice, and would count it twice"]),
+    (["--shell-completion"], ["Hydra cannot use --shell-completion (ValueError: Expecting one subcommand"]),
+    (["hydra.output_subdir=.."], ["hydra.output_subdir must stay as it is"]),
+    (["hydra.verbose=5"], ["Hydra cannot use hydra.verbose=5 (AssertionError"]),
     (["+foo=1"], ["foo"]),
     (["+seeed=1"], ["seeed", "'seed'"]),
     (["++model.n_layr=1"], ["'model.n_layer'"]),
@@ -141,6 +185,19 @@ MISTAKES = [
     ),
     (["evaluation.every_episodes=5"], ["has no effect without evaluation.every=N"]),
     (["evaluation.video=2", "evaluation.episodes=0"], ["evaluation.video has no effect without evaluation.episodes=N"]),
+    (["evaluation.num_envs=2", "evaluation.episodes=0"], ["has no effect without evaluation.episodes=N"]),
+    (["logger.project=mine"], ["logger.project has no effect without logger=wandb: add it, or leave out"]),
+    (["planner=imitation", "planner.discount=0.9"], ["planner.discount has no effect with planner=imitation"]),
+    (
+        ["method=tt", "learner=bc"],
+        ["learner=bc contradicts method=tt, which chooses learner=transformer: leave out one of them"],
+    ),
+    (["learner=iql", "method=bc10"], ["learner=iql contradicts method=bc10, which chooses learner=bc:"]),
+    (["method=tt_likelihood", "planner=return"], ["planner=return contradicts method=tt_likelihood, which chooses"]),
+    (["learner=ensemble", "evaluation.video=1"], ["evaluation.video has no effect without a learner that acts"]),
+    (["tune=optimizer", "+tune.parameters.seed={low: 0, high: 5}"], ["is written in a file of the group 'tune'"]),
+    (["tune=optimizer", "optimizer.learning_rate=1e-3"], ["has no effect on a search that varies it: leave it out"]),
+    (["tune=planner", "planner=imitation"], ["planner.k_act has no effect with planner=imitation"]),
     (["init_from="], ["init_from= names no file"]),
     (["init_from=."], ["init_from=. is a directory without weights"]),
     (["method=[tt,bc]"], ["one choice of the group 'method'; add -m and write method=tt,bc"]),
@@ -184,6 +241,62 @@ def test_a_reference_to_another_option_is_followed(train: Callable[..., int], ru
     assert train("planner.act=conditioned", "planner.top_share=${planner.elite_share}", "seed=7") == 0
     ((config, _),) = runs.calls
     assert config.planner.top_share == config.planner.elite_share == 1.0
+
+
+def test_a_method_and_its_own_learner_agree(train: Callable[..., int], runs: Runs, own: Path) -> None:
+    assert train("method=bc10", "learner=bc") == 0
+    (own / "method").mkdir()
+    (own / "method" / "any.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert train("--config-dir", "own", "method=any", "learner=iql", "hydra.run.dir=second") == 0
+    assert [config.learner["_target_"].rpartition(".")[2] for config, _ in runs.calls] == [
+        "BehaviorCloning",
+        "ImplicitQLearning",
+    ]
+
+
+def test_an_entry_of_a_mapping_may_be_removed(train: Callable[..., int], runs: Runs) -> None:
+    assert train("callbacks=[early_stopping,gradient_norm]", "~trainer.callbacks.early_stopping") == 0
+    assert [len(config.trainer.callbacks) for config, _ in runs.calls] == [1]
+
+
+def test_a_flag_s_value_is_no_option() -> None:
+    mistakes.refuse_unreadable(["--config-dir", "/home/me@host/own", "-m"], [CONFIGS], TrainConfig)
+
+
+def test_a_deleted_working_directory_is_named(
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert train("seed=1") == 2
+    assert capsys.readouterr().err == "error: the working directory was deleted; change to another\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "words"),
+    [
+        (checks, "validated", ["seed=1"]),
+        (checks.sweep, "planned_jobs", ["-m", "seed=1,2"]),
+        (checks.sweep, "report", ["-m", "seed=1,2"]),
+    ],
+)
+def test_a_fault_in_the_checks_ends_the_command(
+    train: Callable[..., int],
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: object,
+    name: str,
+    words: list[str],
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(place, name, fail)
+    assert train(*words) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert len(runs.calls) == (2 if name == "report" else 0)
 
 
 CALLBACK_MISTAKES = [
@@ -417,6 +530,17 @@ EVALUATE_MISTAKES = [
     (["checkpoint=near/a.ckpt", "planner.decoder=natve"], ["planner.decoder", "'native'"]),
     (["checkpoint=near/a.ckpt", "planner.precision=bf16", "planner.decoder=native"], ["planner.precision=bf16"]),
     (["checkpoint=near/a.ckpt", "accelerator=tpu"], ["accelerator"]),
+    (
+        ["checkpoint=near/a.ckpt", "planner=return", "planner.act=mean", "planner.top_share=0.5"],
+        ["planner.top_share has no effect with planner.act=mean, but with planner.act=conditioned: leave it out"],
+    ),
+    (["checkpoint=near/a.ckpt", "task=predict", "predict.ensemble=''"], ["predict.ensemble= names no file"]),
+    (["checkpoint=near/a.ckpt", "predict.horizon=5"], ["predict.horizon has no effect without task=predict"]),
+    (["checkpoint=near/a.ckpt", "task=predict", "attention.shown=1"], ["attention.shown has no effect without task=a"]),
+    (["checkpoint=near/a.ckpt", "task=predict", "num_envs=2"], ["num_envs has no effect without task=plan"]),
+    (["checkpoint=near/a.ckpt", "task=attention", "video=1"], ["video has no effect without task=plan or task=pre"]),
+    (["checkpoint=near/a.ckpt", "task=attention", "planner.horizon=2"], ["planner.horizon has no effect without task"]),
+    (["checkpoint=near/a.ckpt", "logger.tags=[a]"], ["logger.tags has no effect without logger=wandb"]),
 ]
 
 

@@ -35,13 +35,13 @@ from .conftest import CONFIGS, Runs
     ],
 )
 def test_text_is_not_read_as_a_number(train: Callable[..., int], runs: Runs, typed: str, meant: str | None) -> None:
-    assert train(f"logger.project={typed}", f"++logger.run_name={typed}", "seed=7") == 0
+    assert train("logger=wandb", f"logger.project={typed}", f"++logger.run_name={typed}", "seed=7") == 0
     options = runs.calls[0][0]
     assert (options.logger.project, options.logger.run_name, options.seed) == (meant, meant, 7)
 
 
 def test_lists_of_text_are_not_read_as_numbers(train: Callable[..., int], runs: Runs) -> None:
-    assert train("logger.tags=[1e3, b,007]") == 0
+    assert train("logger=wandb", "logger.tags=[1e3, b,007]") == 0
     assert runs.calls[0][0].logger.tags == ["1e3", "b", "007"]
 
 

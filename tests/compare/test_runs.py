@@ -56,6 +56,8 @@ def test_runs_that_have_not_finished_are_told(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["a=nowhere"], "a=nowhere: there is no 'nowhere'"),
+        ([""], "^'': the name of a folder is empty; give . for the current folder"),
+        (["a=.,"], "^'a=.,': the name of a folder is empty"),
         (["a=no*"], r"there is no 'no\*'"),
         (["a="], "a=: give NAME=FOLDER"),
         (["=run"], "=run: give NAME=FOLDER"),

@@ -2,10 +2,13 @@
 
 import contextlib
 import importlib.util
+import itertools
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -15,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from ..building import PACKAGE, TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
-from ..configuration import EvaluateConfig, LoggerConfig, TrainConfig, TuneConfig, require
+from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import LOCK, FolderLock, is_first_process, require_file, writable_folder
 from ..planning.objectives import Objective, make_objective
@@ -26,6 +29,7 @@ from .names import option_names
 from .schema import (
     as_typed,
     folder_names,
+    planner_overrides,
     require_flags,
     schema_of,
     typed,
@@ -38,17 +42,64 @@ from .workers import SweepSignals
 SWEEP_LOCK = ".sweep.lock"  # differs from LOCK, which a job in the same folder may hold
 TRACKERS = {"TensorBoardRun": "tensorboard", "MLflowRun": "mlflow", "TrackioRun": "trackio"}  # class -> package, extra
 RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options whose own options a search may vary
-# Options that have an effect only beside another, whether they have, and what gives it to them.
-NEEDS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
-    "evaluation.every_episodes": (lambda options: options.evaluation.every is not None, "evaluation.every=N"),
-    "evaluation.video": (lambda options: options.evaluation.episodes > 0, "evaluation.episodes=N"),
-    "model.numerical_dynamics": (
-        lambda options: options.model.numerical_embedding is not None or not options.model.numerical_dynamics,
-        "model.numerical_embedding=N",
+
+
+@dataclass(frozen=True)
+class Need:
+    """Options, or groups of options, that have an effect only beside others."""
+
+    names: tuple[str, ...]
+    has_effect: Callable[[Any], bool]  # of the options of the command
+    need: str  # what gives them an effect
+
+
+WANDB = ("project", "entity", "run_name", "group", "job_type", "tags", "offline", "log_artifacts")
+AGENTS = ("name", "objective", "decoder", "precision")  # planner options that any task's agent is built with
+SEARCH = tuple(field.name for field in fields(PlannerConfig) if field.name not in AGENTS)
+LABELS = Need(tuple(f"logger.{name}" for name in WANDB), lambda options: options.logger.name == "wandb", "logger=wandb")
+NEEDS: dict[type, tuple[Need, ...]] = {
+    TrainConfig: (
+        LABELS,
+        Need(
+            ("evaluation.every_episodes",), lambda options: options.evaluation.every is not None, "evaluation.every=N"
+        ),
+        Need(("evaluation.video",), lambda options: options.evaluation.episodes > 0, "evaluation.episodes=N"),
+        Need(
+            ("evaluation.num_envs", "evaluation.max_episode_steps"),
+            lambda options: options.evaluation.episodes > 0 or options.evaluation.every is not None,
+            "evaluation.episodes=N",
+        ),
+        Need(
+            tuple(f"evaluation.{name}" for name in ("episodes", "num_envs", "max_episode_steps", "video")),
+            lambda options: options.evaluation.episodes == 0 or make_learner(options.learner, TYPED_BY_USER).acts,
+            "a learner that acts",
+        ),
+        Need(
+            ("model.numerical_dynamics",),
+            lambda options: options.model.numerical_embedding is not None or not options.model.numerical_dynamics,
+            "model.numerical_embedding=N",
+        ),
+        Need(
+            ("model.numerical_regression", "model.numerical_pretraining"),
+            lambda options: options.model.numerical_embedding is not None or not options.model.wants_regression,
+            "model.numerical_embedding=N",
+        ),
+        Need(
+            ("model.numerical_pretraining",),
+            lambda options: options.init_from is None or not options.model.numerical_pretraining,
+            "init_from=null",
+        ),
     ),
-    "model.numerical_regression": (
-        lambda options: options.model.regresses or options.model.numerical_regression == 0,
-        "model.numerical_embedding=N",
+    EvaluateConfig: (
+        LABELS,
+        Need(("attention",), lambda options: options.task == "attention", "task=attention"),
+        Need(("predict",), lambda options: options.task == "predict", "task=predict"),
+        Need(
+            ("num_envs", "max_episode_steps", *(f"planner.{name}" for name in SEARCH)),
+            lambda options: options.task == "plan",
+            "task=plan",
+        ),
+        Need(("episodes", "video"), lambda options: options.task != "attention", "task=plan or task=predict"),
     ),
 }
 
@@ -67,6 +118,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     schema = schema_of(config)
     mistakes.refuse_absent_local(hydra.runtime.choices.get("local"), config_folders(hydra))
     mistakes.refuse_changed_text(hydra.runtime.choices, config_folders(hydra), schema)
+    _require_method_whole(hydra)
     parsed = OverridesParser.create().parse_overrides(words := as_typed(hydra, "task"))
     require_flags(schema, ((override.key_or_group, override.value()) for override in parsed))
     try:
@@ -79,6 +131,8 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             _require_classes({"planner.objective": evaluation.planner.objective})
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
             _require_trackers(evaluation.logger)
+            if own is None:
+                _require_needs(evaluation, words)
             for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
                 require_file(checkpoint)
             return evaluation
@@ -153,6 +207,19 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     )
 
 
+def _require_method_whole(hydra: DictConfig) -> None:
+    """Raise UserError for a learner or planner on the command line other than the one that the method chooses."""
+    given = {override.lstrip("+").partition("=")[0] for override in as_typed(hydra, "task")}
+    chosen = hydra.runtime.choices
+    for group in ("learner", "planner") if chosen.get("method") is not None else ():
+        own = mistakes.choice_of(f"method/{chosen.method}", group, config_folders(hydra))
+        require(
+            group not in given or own in (None, chosen.get(group)),
+            f"{group}={chosen.get(group)} contradicts method={chosen.method}, which chooses {group}={own}: leave out "
+            "one of them",
+        )
+
+
 def _require_use(options: TrainConfig, typed: Sequence[str]) -> None:
     """Raise UserError for options on the command line (``typed``) or in a search that the learner ignores."""
     learner = make_learner(options.learner, TYPED_BY_USER)
@@ -162,21 +229,24 @@ def _require_use(options: TrainConfig, typed: Sequence[str]) -> None:
             raise UserError(f"{name} has no effect on learner={learner.kind}: leave it out, or choose another learner")
 
 
-def _require_needs(options: TrainConfig, typed: Sequence[str]) -> None:
-    """Raise UserError for options on the command line that have no effect beside the others."""
+def _require_needs(options: TrainConfig | EvaluateConfig, typed: Sequence[str]) -> None:
+    """Raise UserError for options on the command line that have no effect beside the others.
+
+    ``evaluate.py`` without ``planner=NAME`` checks its planner options once it has read the checkpoint's.
+    """
     names = [word.lstrip("+").partition("=")[0] for word in typed]
-    for name, (has_effect, need) in NEEDS.items():
+    for name, need in itertools.product(names, NEEDS[type(options)]):
         require(
-            name not in names or has_effect(options),
-            f"{name} has no effect without {need}: add it, or leave out {name}",
+            not any(f"{name}.".startswith(f"{listed}.") for listed in need.names) or need.has_effect(options),
+            f"{name} has no effect without {need.need}: add it, or leave out {name}",
         )
-    unused = (
-        options.planner.unused(make_objective(options.planner).by_token)
-        if any(name.startswith("planner.") for name in names)
-        else {}
-    )
-    for name, need in unused.items():
-        require(f"planner.{name}" not in names, f"planner.{name} has no effect {need}: leave it out")
+    searched = options.tune.parameters if isinstance(options, TrainConfig) and options.tune is not None else {}
+    for name in names:  # an option of a class may be required
+        own = name.startswith(tuple(f"{record}." for record in RECORDS))
+        require(name not in searched or own, f"{name} has no effect on a search that varies it: leave it out")
+    given = {} if "planner.act" in searched else planner_overrides([*typed, *searched], vars(options.planner), False)
+    if given and (isinstance(options, TrainConfig) or "planner" in names):
+        options.planner.require_used(given, make_objective(options.planner).by_token)
 
 
 def _require_weights(path: str) -> None:
@@ -221,6 +291,20 @@ def _check_record(place: str, options: TrainConfig) -> None:
         sources_of(options.data)
 
 
+@contextlib.contextmanager
+def _ending_the_command(config: DictConfig) -> Iterator[None]:
+    """Exit with code 2 after a mistake and 1 after any other error, which Hydra would turn into a warning."""
+    try:
+        yield
+    except UserError as error:
+        leave(str(error), 2)
+    except mistakes.EXPECTED as error:
+        leave(mistakes.explain(error, schema_of(config), config_folders(config.hydra)), 2)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
 class RunChecks(Callback):
     """Hydra callback with the checks; it exits the process, as Hydra turns exceptions of callbacks into warnings."""
 
@@ -229,25 +313,27 @@ class RunChecks(Callback):
     _signals: ClassVar[SweepSignals | None] = None  # handles signals to a sweep
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, "hydra.run.dir")
+        with _ending_the_command(config):
+            mistakes.refuse_idle(as_typed(config.hydra, "hydra"), is_sweep=False)
+            self._refuse_additions(config)
+            options = validated(config, config.hydra)
+            if is_first_process():
+                self._take_folder(config, "hydra.run.dir", options)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, "hydra.sweep.dir")
-        RunChecks.sweep = Path(config.hydra.sweep.dir), sweep.planned_jobs(config)
+        with _ending_the_command(config):  # jobs check their own options
+            mistakes.refuse_idle(as_typed(config.hydra, "hydra"), is_sweep=True)
+            self._refuse_additions(config)
+            planned = sweep.planned_jobs(config)
+            if is_first_process():
+                self._take_folder(config, "hydra.sweep.dir", None)
+            RunChecks.sweep = Path(config.hydra.sweep.dir), planned
         if threading.current_thread() is threading.main_thread():
             RunChecks._signals = SweepSignals(RunChecks.sweep[0])
 
-    def _check(self, config: DictConfig, key: str) -> None:
-        """Exit with code 2 after a mistake or if the output directory is unusable; jobs of a sweep check their own."""
-        is_sweep = key == "hydra.sweep.dir"
-        try:
-            mistakes.refuse_additions(as_typed(config.hydra, "task"), schema_of(config), config_folders(config.hydra))
-            mistakes.refuse_idle(as_typed(config.hydra, "hydra"), is_sweep)
-            options = None if is_sweep else validated(config, config.hydra)
-            if is_first_process():
-                self._take_folder(config, key, options)
-        except UserError as error:
-            leave(str(error), 2)
+    def _refuse_additions(self, config: DictConfig) -> None:
+        words = as_typed(config.hydra, "task") + as_typed(config.hydra, "hydra")
+        mistakes.refuse_additions(words, schema_of(config), config_folders(config.hydra))
 
     def _take_folder(self, config: DictConfig, key: str, options: TrainConfig | EvaluateConfig | None) -> None:
         """Make and lock the run's or sweep's folder, or raise UserError."""
@@ -275,9 +361,10 @@ class RunChecks(Callback):
         assert self.sweep is not None
         if not is_first_process():
             return
-        logger = typed(LoggerConfig, cast(dict[str, Any], OmegaConf.to_container(config.logger)))
-        if any(job.status != "finished" for job in sweep.report(*self.sweep, logger)):
-            sys.exit(1)
+        with _ending_the_command(config):
+            logger = typed(LoggerConfig, cast(dict[str, Any], OmegaConf.to_container(config.logger)))
+            if any(job.status != "finished" for job in sweep.report(*self.sweep, logger)):
+                sys.exit(1)
 
     @classmethod
     def hold(cls, directory: Path, file: str = LOCK) -> None:

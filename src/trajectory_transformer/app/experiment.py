@@ -71,6 +71,11 @@ class LoadedAgent:
     checkpoint: Checkpoint
     agent: ActingAgent
 
+    def require_used(self, planner: Mapping[str, Any]) -> None:
+        """Raise UserError for an option in ``planner`` that has no effect on this agent."""
+        if planner and isinstance(settings := self.agent.settings, PlannerConfig):
+            settings.require_used(planner, make_objective(settings).by_token)
+
 
 def run_training(config: TrainConfig, run: RunContext) -> float:
     """Fit, then act in the real environment with the best checkpoint.

@@ -195,12 +195,16 @@ def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
     return run_training(options, context(job, options.trainer.callbacks, resume))
 
 
-def evaluate(options: EvaluateConfig, job: Job, planner: dict[str, Any]) -> float:
-    """Evaluate a checkpoint with ``planner`` options replaced; returns the score, or NaN for a task without one."""
+def evaluate(options: EvaluateConfig, job: Job, planner: Mapping[str, Any], given: Mapping[str, Any]) -> float:
+    """Evaluate a checkpoint with ``planner`` options replaced; returns the score, or NaN for a task without one.
+
+    The ``given`` ones must have an effect.
+    """
     from .experiment import load_agent, run_evaluation
 
     import_modules(options.environment.modules, MODULES)
     trained = load_agent(Path(options.checkpoint), options.accelerator, planner, options.allow)
+    trained.require_used(given)
     text = config_text(options, planner=asdict(trained.agent.settings))
     if claim(job.directory, text, job.sweep is not None, evaluation=True) == "skip":
         return skip(job)

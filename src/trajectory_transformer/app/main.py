@@ -38,20 +38,23 @@ def run_command(name: str, configs: Path) -> None:
         SystemExit: 2 after a mistake in the options, 1 after a failed run or sweep; 130, 143 or 129 after SIGINT,
             SIGTERM or SIGHUP.
     """
-    own, words = _own_folders(sys.argv[1:])
-    code, schema, folders = 1, TrainConfig if name == "train" else EvaluateConfig, [configs, *own]
+    code, schema, folders = 1, TrainConfig if name == "train" else EvaluateConfig, [configs]
     try:
         if name == "train" and jobs.RANK_RUN in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
             run_rank()
             return
         code = 2  # mistakes within a run are handled in jobs.recorded
+        require(_is_there(), "the working directory was deleted; change to another")
+        own, words = _own_folders(sys.argv[1:])
+        folders += own
         if set(sys.argv[1:]) & set(FLAGS):
-            show_help(name, schema, [configs, *own], words)
+            show_help(name, schema, folders, words)
         elif name == "train" and (asked := _resumed(sys.argv[1:])) is not None:
             resume(*asked)
         else:
             sys.argv[1:] = as_text(sys.argv[1:], schema)
             mistakes.refuse_unreadable(sys.argv[1:], folders, schema)
+            mistakes.refuse_flags(sys.argv[1:])
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, without Hydra's own advice
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:
@@ -66,9 +69,12 @@ def run_command(name: str, configs: Path) -> None:
     except BrokenPipeError:  # the reader of --help, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # of a launcher, in a sweep: jobs record their own errors
+        reason = in_one_line(error)
         if RunChecks.sweep is None:
+            if given := [word for word in sys.argv[1:] if mistakes.is_hydras_own(word)]:
+                leave(f"Hydra cannot use {' '.join(given)[:200]} ({reason}): leave it out", 2)
             raise
-        print(f"error: the sweep stopped: {in_one_line(error)}", file=sys.stderr)
+        print(f"error: the sweep stopped: {reason}", file=sys.stderr)
         if is_first_process():
             report(*RunChecks.sweep)
         leave(f"not all jobs ran; continue with the same command and hydra.sweep.dir={RunChecks.sweep[0]}", 1)
@@ -91,7 +97,10 @@ def hydra_job(config: DictConfig) -> float:
         if isinstance(options, TrainConfig):
             return jobs.train(options, job) if options.tune is None else run_search(options, job)
         chosen = node.runtime.choices.get("planner") is not None
-        return jobs.evaluate(options, job, planner_overrides(overrides, vars(options.planner), chosen))
+        planner = planner_overrides(overrides, vars(options.planner), chosen)
+        # A job of a sweep may have one option of which another makes use.
+        given = planner_overrides(overrides if sweep is None else (), vars(options.planner), False)
+        return jobs.evaluate(options, job, planner, given)
 
     def run_alone() -> float:
         with FolderLock(directory):
@@ -101,9 +110,17 @@ def hydra_job(config: DictConfig) -> float:
         return jobs.recorded(job, run if sweep is None or not is_first_process() else run_alone)
 
 
+def _is_there() -> bool:
+    """Return True if the working directory has a name; a deleted one has none."""
+    try:
+        return Path.cwd().exists()
+    except FileNotFoundError:
+        return False
+
+
 def _own_folders(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Return the folder of ``--config-dir``, if given, and the other arguments."""
-    parser = ArgumentParser(add_help=False)
+    parser = mistakes.without_usage(ArgumentParser(add_help=False))
     parser.add_argument("--config-dir", "-cd", type=Path)
     known, others = parser.parse_known_args(arguments)
     return [] if known.config_dir is None else [known.config_dir], others

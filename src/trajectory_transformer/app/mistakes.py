@@ -3,12 +3,15 @@
 import contextlib
 import difflib
 import re
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -24,6 +27,14 @@ from .schema import OPEN_OPTIONS
 EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher -> optional dependency
 
+FIXED = {  # options of Hydra -> why nobody may change them
+    "hydra.callbacks.checks": "it checks the other options",
+    "hydra.output_subdir": "a sweep's table is made from the folders of that name",
+}
+OPEN_IN_HYDRA = (  # mappings with arbitrary keys
+    "hydra.callbacks", "hydra.hydra_logging", "hydra.job.env_set", "hydra.job_logging", "hydra.launcher",
+    "hydra.sweeper",
+)  # fmt: skip
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 ONLY_IN_SWEEPS = ("hydra.sweep.", "hydra.sweeper", "hydra.launcher")
 COMBINED = ("callbacks", "debug", "experiment", "local", "logger")  # groups that take a list of choices
@@ -44,7 +55,7 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
     for old, new in MOVED.items():
         if f"{key}.".startswith(f"{old}.") and (new != "learner" or new in names):
             return f"; it is now '{new}{key.removeprefix(old)}'"
-    parent, _, last = key.rpartition(".")
+    parent, _, last = key.lower().rpartition(".")
     level = dict.fromkeys(name for name in names if name.rpartition(".")[0] == parent)
     short = [name for name in names if _initials(name) == last]  # "lr" for "learning_rate"
     by_last: dict[str, list[str]] = {}
@@ -56,7 +67,7 @@ def did_you_mean(key: str, names: Sequence[str]) -> str:
         holding = [name for part, name in parts.items() if len(last) > 2 and last in part]
         ranked = [*holding, *(parts[part] for part in similar), *by_last.get(last, []), *short]
     else:
-        similar_whole = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
+        similar_whole = difflib.get_close_matches(key.lower(), names, n=3, cutoff=0.75)
         similar_last = difflib.get_close_matches(last, by_last, n=3, cutoff=0.65)
         ranked = by_last.get(last, []) + short + similar_whole + [n for part in similar_last for n in by_last[part]]
         ranked.sort(key=lambda name: name not in level)  # those with its parent first
@@ -71,6 +82,29 @@ def _initials(name: str) -> str:
     return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
+def without_usage(parser: ArgumentParser) -> ArgumentParser:
+    """Let a parser of flags report a mistake as one sentence."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; --help explains the options")
+
+    parser.error = refuse  # pyright: ignore[reportAttributeAccessIssue]
+    return parser
+
+
+def refuse_flags(words: Sequence[str]) -> None:
+    """Raise UserError for flags that Hydra does not know, that have no effect or that replace all options' files."""
+    given = without_usage(get_args_parser()).parse_args(list(words))
+    for flag in ("config_name", "config_path", "experimental_rerun"):
+        require(
+            getattr(given, flag) is None,
+            f"--{flag.replace('_', '-')} replaces all files of options: leave it out; --config-dir DIR adds your own",
+        )
+    require(given.cfg is not None or not (given.resolve or given.package), "--resolve and --package need --cfg job")
+    commands = (given.run, given.multirun, given.shell_completion, given.cfg is not None, given.info is not None)
+    require(sum(commands) <= 1, "--run, --multirun, --cfg, --info and --shell-completion exclude each other: give one")
+
+
 def refuse_unreadable(words: Sequence[str], configs: Sequence[Path], schema: type) -> None:
     """Raise UserError for options on which Hydra would raise bare Python errors, or print its own flags."""
     parser, known = OverridesParser.create(), {*option_names(schema), *group_names(configs, schema)}
@@ -80,6 +114,8 @@ def refuse_unreadable(words: Sequence[str], configs: Sequence[Path], schema: typ
             not word.startswith("-") or name not in known,
             f"{word}: options have no dashes; give {name}={value if equals else 'VALUE'}",
         )
+        if not word.startswith("-") and ("=" in word or word.startswith("~")):
+            _refuse_form(word)
         if word.startswith("-") or "=" not in word:
             continue
         try:
@@ -110,6 +146,35 @@ def refuse_unreadable(words: Sequence[str], configs: Sequence[Path], schema: typ
                 f"{word[:80]}: one run takes one choice of the group '{group}'; add -m and write {group}="
                 f"{','.join(map(_text, names))} to run each"
             )
+
+
+def is_hydras_own(word: str) -> bool:
+    """Return True for a flag or an option of Hydra's other than those of any run: its folder, ``-m``, own files."""
+    common = (*FOLDERS, "-m", "--multirun", "--config-dir", "-cd")
+    return word.lstrip("+~").startswith(("hydra", "-")) and not word.startswith(common)
+
+
+def _refuse_form(word: str) -> None:
+    """Raise UserError for a word without a name, or that removes an option or moves a group, or changes the checks."""
+    key, equals, value = word.lstrip("+~").partition("=")
+    require(key.strip() != "" or not equals, f"'{word[:80]}' lacks the name of an option; give NAME=VALUE")
+    group, at, _ = key.partition("@")
+    require(at == "", f"{word[:80]}: the place of a group's options is fixed; write {group}={value[:80] or 'NAME'}")
+    for fixed, reason in FIXED.items():
+        parent = f"{fixed.rpartition('.')[0]}."
+        require(
+            f"{key}." != parent and not f"{key}.".startswith(f"{fixed}."),
+            f"{word[:80]}: {fixed} must stay as it is, because {reason}: leave it out",
+        )
+    require(
+        not f"{key}.".startswith("tune.parameters."),
+        f"{word[:80]}: what a search varies is written in a file of the group 'tune'; --config-dir DIR adds your own",
+    )
+    is_entry = key.startswith(tuple(f"{name}." for name in (*OPEN_OPTIONS, "hydra")))
+    require(
+        not word.startswith("~") or is_entry,
+        f"{word[:80]} removes an option, but every option has a value: give {key}=VALUE instead, or leave it out",
+    )
 
 
 def _depth(value: object) -> int:
@@ -145,6 +210,10 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
     if twice := re.search(r"Multiple values for (\S+)\. To override a value use 'override \S+ (\S+)'", text):
         group, choice = twice.groups()
         return f"+{group}={choice}: the group '{group}' has a choice already; write {group}={choice}, without +"
+    if present := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return f"+{present[1]}: '{present[1]}' is an option already; write {present[1]}=VALUE, without +"
+    if kind := re.search(r"does not support sweep type : (\w+)_SWEEP", text):
+        return f"a sweep tries single values, not an {kind[1].lower()}: list them, as in seed=0,1,2"
     found = re.match(r"In '([^']+)':", text)
     files = [file for folder in configs if found and (file := folder / f"{found[1]}.yaml").is_file()]
     place = f"{files[0]}: " if files else ""
@@ -165,7 +234,7 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
         return f"{place}{cause.full_key}{must}: {message[0].lower()}{message[1:]}"
     override = re.search(r"Could not override '([^']+)'", text)
     key, names = override[1] if override else str(cause.full_key), [*option_names(schema), *groups]
-    if opened := next((name for name in OPEN_OPTIONS if f"{key}.".startswith(f"{name}.")), None):
+    if opened := next((name for name in (*OPEN_OPTIONS, *OPEN_IN_HYDRA) if f"{key}.".startswith(f"{name}.")), None):
         key = str(cause.full_key)  # the entry, if the whole mapping was given
         parent, _, last = key.rpartition(".")
         there = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, Mapping) else []
@@ -180,12 +249,13 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
 
 def _missing_choice(error: MissingConfigException, place: str, configs: Sequence[Path], groups: Sequence[str]) -> str:
     """Return the message for a choice, on the command line or in a defaults list, that names no file."""
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or [])
+    missing, options = error.missing_cfg_file or "", list(error.options or [])
+    known = max((name for name in groups if missing.startswith(f"{name}/")), key=len, default=None)
+    group, _, option = missing.rpartition("/") if known is None else (known, "/", missing[len(known) + 1 :])
     if not options:
         name = group or option
         return f"{place}there is no config group '{name}'{did_you_mean(name, groups)}"
-    near = difflib.get_close_matches(option, options, n=1)
+    near = difflib.get_close_matches(option.rpartition("/")[2].lower(), options, n=1)
     own = "" if len(configs) > 1 or group not in groups else "; --config-dir DIR adds choices of your own"
     hint = f"; did you mean '{group}={near[0]}'?" if near else own
     if group == "hydra/launcher" and option in EXTRAS:
@@ -198,12 +268,28 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Sequence
 
 def _chooses(file: Path, group: str, option: str) -> bool:
     """Return True if a YAML file has ``group: option`` in its defaults list."""
+    return (group, option) in _defaults(file)
+
+
+def choice_of(name: str, group: str, configs: Sequence[Path]) -> str | None:
+    """Return the choice of ``group`` by the file ``NAME.yaml`` in the folders ``configs``, or by those it builds on."""
+    found = None
+    file = next((path for folder in configs if (path := folder / f"{name}.yaml").is_file()), None)
+    for key, value in () if file is None else _defaults(file):
+        if key == group:
+            found = value
+        elif key == "" and value != "_self_":
+            found = choice_of(f"{name.rpartition('/')[0]}/{value}", group, configs) or found
+    return found
+
+
+def _defaults(file: Path) -> list[tuple[str, str]]:
+    """Return the choices (group, option) in a YAML file's defaults list; a file of the same folder has group ""."""
     with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):  # no defaults list, or unreadable
-        defaults = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults") or []
-        entries = [e for e in defaults if isinstance(e, dict)]
-        choices = [(str(key).split()[-1].lstrip("/"), value) for entry in entries for key, value in entry.items()]
-        return (group, option) in choices
-    return False
+        entries = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults") or []
+        pairs = [[("", entry)] if isinstance(entry, str) else list(entry.items()) for entry in entries]
+        return [(f" {key}".split()[-1].lstrip("/") if key else "", value) for found in pairs for key, value in found]
+    return []
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -214,10 +300,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def refuse_additions(overrides: Sequence[str], schema: type, configs: Sequence[Path]) -> None:
     """Raise UserError for ``+name=value`` with a name that the schema lacks, which Hydra would accept."""
-    names = [*option_names(schema), *group_names(configs, schema)]
+    hydras = [f"hydra.{name}" for name in option_names(HydraConf)]
+    names = [*option_names(schema), *group_names(configs, schema), *hydras]
+    opened = tuple(f"{name}." for name in (*OPEN_OPTIONS, *OPEN_IN_HYDRA))
     for override in overrides:
         key = override.lstrip("+").split("=", 1)[0].split("@", 1)[0]
-        known = key in names or key.startswith((*(f"{name}." for name in OPEN_OPTIONS), "hydra.", "hydra/"))
+        known = key in names or key.startswith((*opened, "hydra/"))
         if override.startswith("+") and not known:
             raise UserError(f"there is no option '{key}'{did_you_mean(key, names)}")
 

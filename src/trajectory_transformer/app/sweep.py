@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from ..configuration import LoggerConfig
+from ..configuration import LoggerConfig, require
 from ..errors import UserError
 from ..files import is_in_use
 from .jobs import REFUSAL, STATUS, RunRecord, parameters_of
@@ -124,13 +124,24 @@ def _overrides(folder: Path) -> dict[str, str]:
 
 
 def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
-    """Return the parameters of each job of a sweep by Hydra's basic sweeper; empty for another sweeper."""
+    """Return the parameters of each job of a sweep by Hydra's basic sweeper; empty for another sweeper.
+
+    Raises:
+        UserError: there is no job, or one twice.
+        hydra.errors.HydraException: it cannot make jobs of the options.
+    """
     if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
         return []
     given = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*given, *as_typed(config.hydra, "task")])
-    return [parameters_of(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+    jobs = [parameters_of(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+    varied = " ".join(override.input_line or "" for override in overrides if override.is_sweep_override())
+    require(len(jobs) > 0, f"{varied}: the sweep has no job; give values, as in seed=0,1,2")
+    twice = next((job for number, job in enumerate(jobs) if job in jobs[:number]), {})
+    same = " ".join(f"{name}={value}" for name, value in twice.items())
+    require(not twice, f"the sweep has the job {same} twice, and would count it twice: give each value once")
+    return jobs
 
 
 def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:

@@ -66,7 +66,7 @@ def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str,
     options, separated by commas, each combination of their values in the runs' command lines is a method.
 
     Raises:
-        UserError: a word has no results, two methods share a file, or a run was not given the option.
+        UserError: a word has no results or cannot be read, two methods share a file, or a run was not given the option.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     unfinished: list[str] = []
@@ -75,11 +75,15 @@ def find_results(words: Sequence[str], by: str | None = None) -> tuple[dict[str,
         alone = not equals or Path(word).exists()
         require(alone or (name != "" and rest != ""), f"{word}: give NAME=FOLDER")
         for place in [word] if alone else [rest] if Path(rest).exists() else rest.split(","):
+            require(place != "", f"'{word}': the name of a folder is empty; give . for the current folder")
             paths = [Path(place)] if Path(place).exists() else sorted(map(Path, glob.glob(place, recursive=True)))
             require(bool(paths), f"{word}: there is no '{place}'")
             some, left = False, [run for path in paths for run in _unfinished(path)]
             for path in paths:
-                files = sorted(path.rglob("results.json")) if path.is_dir() else [path] * (path.suffix == ".json")
+                try:
+                    files = sorted(path.rglob("results.json")) if path.is_dir() else [path] * (path.suffix == ".json")
+                except OSError as error:  # a folder in it vanished, say
+                    raise UserError(f"{word}: '{error.filename}' cannot be read: {error.strerror}") from None
                 method = path.resolve().name if alone else name
                 found[method] += [file for file in files if file not in found[method]]
                 some = some or bool(files)

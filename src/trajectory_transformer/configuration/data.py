@@ -65,6 +65,8 @@ class DataConfig:
                 len(ids) > 0 and all(isinstance(i, str) and i for i in ids),
                 f"data.dataset_id={self.dataset_id!r} must be a Minari id or a list of ids",
             )
+            twice = next((name for number, name in enumerate(ids) if name in ids[:number]), None)
+            require(twice is None, f"data.dataset_id names {twice} twice: its episodes would be counted twice")
         else:
             specs = self.source if isinstance(self.source, (list, tuple)) else [self.source]
             require(
@@ -76,6 +78,7 @@ class DataConfig:
                 f"data.dataset_id={self.dataset_id} has no effect beside data.source; leave out one of them",
             )
             self.dataset_id = None
+        require(self.cache != "", "data.cache= names no folder: give data.cache=DIR, or null to keep all in memory")
         if (keys := self.observation_keys) is not None:
             distinct = len(keys) > 0 and all(keys) and len(set(keys)) == len(keys)
             require(distinct, f"data.observation_keys={keys} must be one or more distinct keys of the observation")

@@ -19,6 +19,8 @@ MOST_CANDIDATES = 2**16  # per step and environment, so that a file cannot reque
 INFORMATIVE_VALUE_R2 = 0.65  # from here on, the mean of the candidates given a high return; below, their plain mean
 TRUSTED_VALUE_R2 = 0.85  # from here on, the best sequence's action, for other objectives and models not pretrained
 MEAN_TEMPERATURE = 0.6  # sampling temperature of candidates for the plain mean
+SET_BY_AUTO = ("k_act", "cdf_act", "temperature")  # options of the sampling that act=auto may set
+SAMPLING = ("n_expand", "k_obs", *SET_BY_AUTO)  # options of the sampling of candidates
 
 
 @dataclass
@@ -155,11 +157,27 @@ class PlannerConfig:
             return replace(plain, act="conditioned", temperature=1.0)
         return replace(plain, act="mean", temperature=MEAN_TEMPERATURE)
 
-    def unused(self, by_token: bool) -> dict[str, str]:
-        """Return the options without effect, each with the reason; ``by_token``: the plans maximise the likelihood."""
-        sampling = ("n_expand", "k_obs", "k_act", "cdf_act", "temperature", "percentile", "elite_share", "top_share")
+    def require_used(self, given: Mapping[str, Any], by_token: bool) -> None:
+        """Raise UserError for an option without effect on plans with these settings.
+
+        Args:
+            given: the options that the user gave, with their values.
+            by_token: the plans maximise the likelihood.
+        """
+        for name, reason in self._unused(by_token).items():
+            require(name not in given, f"planner.{name} has no effect {reason}: leave it out")
+        for name in filter(given.__contains__, SET_BY_AUTO):
+            require(
+                given[name] == getattr(self, name),
+                f"planner.{name} has no effect with planner.act=auto, which chose {self.act} for this model and sets "
+                f"{name} itself: leave it out, or add planner.act={self.act}",
+            )
+
+    def _unused(self, by_token: bool) -> dict[str, str]:
+        """Return the options without effect, each with the reason."""
         if by_token:
-            return dict.fromkeys(sampling, f"with planner={self.name}, which tries all tokens and samples none")
+            reason = f"with planner={self.name}, which tries all tokens: it draws no samples and adds up no rewards"
+            return dict.fromkeys((*SAMPLING, "percentile", "discount", "elite_share", "top_share"), reason)
         averaging = {"elite_share": ("elite",), "top_share": ("conditioned", "auto")}
         return {
             name: f"with planner.act={self.act}, but with planner.act={acts[0]}"

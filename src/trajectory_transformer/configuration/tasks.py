@@ -51,6 +51,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         validate("predict.", self)
+        require(self.ensemble != "", "predict.ensemble= names no file: give predict.ensemble=PATH, or null for none")
         require(
             self.ensemble is None or self.actions == "recorded",
             "predict.ensemble needs predict.actions=recorded: a dynamics ensemble has no actions of its own",

@@ -3,12 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from .validation import LARGEST, one_of, require, require_target, validate, within
+from .validation import LARGEST, one_of, require, require_target, validate, validate_value, within
 
-LIGHTNING_OPTIONS = (
-    "benchmark", "detect_anomaly", "deterministic", "inference_mode", "model_registry", "profiler", "sync_batchnorm",
-)  # fmt: skip
-"""Options of Lightning's Trainer that ``trainer.options`` accepts: no duplicates of ours, none that breaks resuming."""
+LIGHTNING_OPTIONS: dict[str, Any] = {
+    "benchmark": bool | None,
+    "detect_anomaly": bool,
+    "deterministic": bool | None,  # or "warn"
+    "inference_mode": bool,
+    "model_registry": str | None,
+    "profiler": Any,
+    "sync_batchnorm": bool,
+}
+"""Options of Lightning's Trainer that ``trainer.options`` accepts, with their types: no duplicates of ours, none that
+breaks resuming."""
 
 _NOT_LIGHTNINGS = {  # names -> reason for refusing them
     ("accelerator", "strategy", "devices", "num_nodes", "precision", "callbacks", "max_steps"): "it is trainer's own",
@@ -98,7 +105,12 @@ class ModelConfig:
     @property
     def regresses(self) -> bool:
         """True if the numerical embedding is trained by a regression of its own, too."""
-        return self.numerical_embedding is not None and max(self.numerical_regression, self.numerical_pretraining) > 0.0
+        return self.numerical_embedding is not None and self.wants_regression
+
+    @property
+    def wants_regression(self) -> bool:
+        """True if such a regression is asked for, which has no effect without a numerical embedding."""
+        return max(self.numerical_regression, self.numerical_pretraining) > 0.0
 
 
 @dataclass
@@ -178,7 +190,7 @@ class TrainerConfig:
             )
         for name, callback in self.callbacks.items():
             require_target(f"trainer.callbacks.{name}", callback, "a Lightning callback: {_target_: my_package.Mine}")
-        for name in self.options:
+        for name, value in self.options.items():
             reason = next(
                 (why for names, why in _NOT_LIGHTNINGS.items() if name in names), "Lightning has no such option"
             )
@@ -186,5 +198,7 @@ class TrainerConfig:
                 name in LIGHTNING_OPTIONS,
                 f"trainer.options.{name} cannot be set: {reason}; valid here: {', '.join(LIGHTNING_OPTIONS)}",
             )
+            if (name, value) != ("deterministic", "warn"):
+                validate_value(f"trainer.options.{name}", value, LIGHTNING_OPTIONS[name])
         for name, metric in self.metrics.items():
             require_target(f"trainer.metrics.{name}", metric, "a torchmetrics class: {_target_: my_package.MyMetric}")

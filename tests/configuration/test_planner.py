@@ -1,0 +1,43 @@
+"""Planner options that have no effect beside the others."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from trajectory_transformer.configuration import PlannerConfig
+from trajectory_transformer.errors import UserError
+
+MEAN = "planner.act=auto, which chose mean for this model"
+
+
+@pytest.mark.parametrize(
+    ("options", "value_r2", "by_token", "given", "message"),
+    [
+        ({"act": "mean"}, None, False, {"top_share": 0.5}, "planner.act=mean, but with planner.act=conditioned"),
+        ({"act": "conditioned"}, None, False, {"top_share": 0.5}, None),
+        ({"act": "auto"}, 0.7, False, {"top_share": 0.5}, None),
+        ({"act": "auto"}, 0.2, False, {"top_share": 0.5}, "planner.act=mean, but with planner.act=conditioned"),
+        ({"act": "best"}, None, False, {"elite_share": 0.5}, "planner.act=best, but with planner.act=elite"),
+        ({"act": "elite"}, None, False, {"elite_share": 0.5}, None),
+        ({"act": "auto"}, 0.2, False, {"temperature": 0.9}, f"{MEAN} and sets temperature itself"),
+        ({"act": "auto"}, 0.2, False, {"k_act": 5}, f"{MEAN} and sets k_act itself"),
+        ({"act": "auto"}, 0.2, False, {"temperature": 0.6, "cdf_act": None}, None),  # the values that it sets
+        ({"act": "auto", "temperature": 0.9}, 0.9, False, {"act": "auto", "temperature": 0.9}, None),  # it takes best
+        ({"act": "mean", "temperature": 0.9}, None, False, {"temperature": 0.9}, None),
+        ({"name": "imitation"}, None, True, {"discount": 0.9}, "planner=imitation, which tries all tokens"),
+        ({"name": "imitation"}, None, True, {"horizon": 2, "beam_width": 5, "decoder": "eager"}, None),
+    ],
+)
+def test_options_without_effect_are_refused(
+    options: dict[str, Any], value_r2: float | None, by_token: bool, given: dict[str, Any], message: str | None
+) -> None:
+    settings = replace(PlannerConfig(**options), **{name: given[name] for name in given if name != "act"})
+    found = settings.resolve_act(value_r2, by_return=True, pretrained=False)
+    if message is None:
+        found.require_used(given, by_token)
+        return
+    with pytest.raises(UserError) as refused:
+        found.require_used(given, by_token)
+    assert f"has no effect with {message}" in str(refused.value)
+    assert str(refused.value).startswith(f"planner.{next(iter(given))} ")
