@@ -33,4 +33,4 @@ class UserError(ValueError):
 
 def in_one_line(error: BaseException) -> str:
     """Return an exception's type and message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
