@@ -3,7 +3,7 @@
 An objective that knows the maze takes the critic's place, with a model of ``experiment=pointmaze_…``::
 
     python evaluate.py checkpoint=RUN/checkpoints/best.ckpt planner.cdf_act=null \\
-        planner.objective._target_=tools.maze_oracle.WayToGoal
+        +planner.objective._target_=tools.maze_oracle.WayToGoal
 
 How far a plan must look ahead until a critic's V rises above its value here, along the shortest ways between all pairs
 of cells, and a figure of V::
