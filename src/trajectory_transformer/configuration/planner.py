@@ -59,7 +59,7 @@ class PlannerConfig:
     """Action to take: best is that of the best sequence, elite a mean over the sequences kept at the end, mean one over
     all candidates, conditioned that mean given a high return; auto chooses by how well the model predicts returns
     (docs/planning.md)."""
-    top_share: float = within(0.1, high=1.0, above=0.0)
+    top_share: float = within(0.02, high=1.0, above=0.0)
     """Share of the returns predicted for all candidates, from the highest down, that act=conditioned asks for."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
     """Fraction of the sequences kept at the end that act=elite averages."""
