@@ -10,7 +10,6 @@ from tests.planning.decoders import (
     MakeDecoder,
     both_decoders,
     full_logits,
-    make_eager,
     small_model,
 )
 from trajectory_transformer import TrajectoryTransformerModel
@@ -18,24 +17,14 @@ from trajectory_transformer.planning.decoder import gather_rows
 from trajectory_transformer.planning.sampling import Choice
 
 
-@pytest.fixture(scope="module")
-def model() -> TrajectoryTransformerModel:
-    return small_model(spread=0.2)
-
-
-WINDOWS = pytest.mark.parametrize(
-    ("sliding", "window", "transitions"), [(False, TRANSITIONS, 5), (True, 3, 6), (True, 2, 4)]
-)
-
-
-@WINDOWS
-def test_with_numerical_dynamics_too(sliding: bool, window: int, transitions: int) -> None:
-    model = small_model(spread=0.2, numbers=12, numerical_dynamics=True)
-    test_cached_logits_equal_a_full_forward_pass(model, make_eager, sliding, window, transitions)
+@pytest.fixture(scope="module", params=[(None, False), (12, False), (12, True)], ids=["tokens", "numbers", "dynamics"])
+def model(request: pytest.FixtureRequest) -> TrajectoryTransformerModel:
+    numbers, dynamics = request.param
+    return small_model(spread=0.2, numbers=numbers, numerical_dynamics=dynamics)
 
 
 @both_decoders
-@WINDOWS
+@pytest.mark.parametrize(("sliding", "window", "transitions"), [(False, TRANSITIONS, 5), (True, 3, 6), (True, 2, 4)])
 def test_cached_logits_equal_a_full_forward_pass(
     model: TrajectoryTransformerModel, make_decoder: MakeDecoder, sliding: bool, window: int, transitions: int
 ) -> None:

@@ -86,6 +86,7 @@ MODELS = {
     "one head of 64": make_model(2, 2, 5, vocab_size=130, n_layer=1, n_head=1, n_embd=64, hidden_act="selu"),
     "transition of forty": make_model(30, 8, 3, vocab_size=100, n_layer=1, n_head=4, n_embd=12),
     "numbers": make_model(3, 2, 5, vocab_size=9, n_head=3, n_embd=24, numbers=20),
+    "dynamics": make_model(3, 2, 5, vocab_size=9, n_head=3, n_embd=24, numbers=20, numerical_dynamics=True),
     "numbers, dimensions of one": make_model(1, 1, 6, vocab_size=7, n_layer=1, n_embd=10, numbers=3),
     "heads of one": make_model(1, 2, 6, vocab_size=1, n_layer=3, n_head=7, n_embd=7, hidden_act="gelu_new"),
 }

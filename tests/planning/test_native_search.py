@@ -31,6 +31,7 @@ MODELS = {
     "few tokens": make_model(2, 1, TRANSITIONS, vocab_size=3),
     "many tokens": make_model(3, 2, TRANSITIONS, vocab_size=60, n_head=3, n_embd=48, hidden_act="gelu_new"),
     "numbers": make_model(2, 2, TRANSITIONS, vocab_size=5, numbers=33),
+    "dynamics": make_model(2, 2, TRANSITIONS, vocab_size=5, numbers=33, numerical_dynamics=True),
     "one observation": make_model(1, 1, TRANSITIONS, vocab_size=9, n_layer=1),
 }
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())

@@ -126,12 +126,6 @@ def late_positions(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch)
     patch.setattr(TrajectoryTransformerModel, "embed", edited)
 
 
-def with_dynamics(model: TrajectoryTransformerModel, patch: pytest.MonkeyPatch) -> None:
-    model.config.numerical_embedding, model.config.numerical_dynamics = 8, True
-    model.numbers = NumericalEmbedding(model.layout, model.config.vocab_size + 1, 8, 32, dynamics=True)
-    model.numbers.set_values(torch.randn(7, 20), torch.randn(50, 7))
-
-
 MODEL_EDITS: dict[Edit, str] = {
     halved: "its logits differ",
     swiglu: "it does not support the model's parameter blocks.0.gate.bias",
@@ -140,7 +134,6 @@ MODEL_EDITS: dict[Edit, str] = {
     other_eps: "blocks.1.ln2 has eps=1e-06, but it computes with layer_norm_eps=1e-05",
     other_activation: "blocks.1.act is not gelu",
     other_numbers: "its logits differ",
-    with_dynamics: "it does not support model.numerical_dynamics",
     late_positions: "its logits differ",
 }
 

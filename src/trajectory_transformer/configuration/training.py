@@ -81,7 +81,7 @@ class ModelConfig:
     """Hidden width of the MLPs that embed a transition's real values in addition to its tokens; null uses none."""
     numerical_dynamics: bool = False
     """Predict the next observation from an MLP of the transition's real values, too, whose outputs are added before the
-    final norm. The native planner does not support it. Without a numerical embedding it has no effect."""
+    final norm. Without a numerical embedding it has no effect."""
     numerical_regression: float = within(0.0, 0.0, LARGEST)
     """Loss weight of a linear regression from the numerical embedding to action, reward and return-to-go, on 1,024
     further transitions per update; 0 for none. Without a numerical embedding it has no effect."""

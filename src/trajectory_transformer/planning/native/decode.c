@@ -53,19 +53,20 @@ int tt_search(Decoder *d, const Search *search, size_t size) {
 
 /* ---- construction and destruction ---- */
 
-#define SHAPE_ENTRIES 11
+#define SHAPE_ENTRIES 12
 #define WEIGHTS_OF_LAYER 12
 #define OTHER_WEIGHTS 4
 
 /* weights: embeddings (transition_dim, vocab, embd), positions (block_size, embd), heads (transition_dim, vocab, embd),
  * their biases (transition_dim, vocab); then for each layer weight and bias of query, key, value, output, up, down;
  * then the weights of pack_numbers, if there is a numerical embedding. shape: layers, heads, embd, hidden, vocab,
- * transition_dim, block_size, activation, threads, hidden units of the numerical embedding or 0, observation_dim.
+ * transition_dim, block_size, activation, threads, hidden units of the numerical embedding or 0, observation_dim,
+ * whether the numerical embedding has dynamics.
  * Returns NULL if the caller gives another number of entries or weights. */
 Decoder *tt_create(const int *shape, int num_entries, float eps, const float **weights, int num_weights) {
     if (num_entries != SHAPE_ENTRIES) return NULL;
     const int of_trunk = OTHER_WEIGHTS + WEIGHTS_OF_LAYER * shape[0];
-    if (num_weights != of_trunk + (shape[9] ? WEIGHTS_OF_NUMBERS : 0)) return NULL;
+    if (num_weights != of_trunk + (shape[9] ? weights_of_numbers(shape[11]) : 0)) return NULL;
     Decoder *d = calloc(1, sizeof(Decoder));
     d->num_layers = shape[0], d->heads = shape[1], d->embd = shape[2], d->hidden = shape[3], d->vocab = shape[4];
     d->transition_dim = shape[5], d->block_size = shape[6], d->activation = shape[7], d->threads = shape[8];
@@ -121,7 +122,7 @@ Decoder *tt_create(const int *shape, int num_entries, float eps, const float **w
         s->pages = malloc(sizeof(float *) * BLOCK * pages);
     }
     if (shape[9]) {
-        d->observed = shape[10], d->acted = d->transition_dim - 2;
+        d->observed = shape[10], d->acted = d->transition_dim - 2, d->predicts = shape[11];
         pack_numbers(d, shape[9], weights + of_trunk);
     }
     precompute_first_layer(d);

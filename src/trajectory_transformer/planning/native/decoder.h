@@ -32,6 +32,7 @@ typedef struct {
     int child;    /* the newest of its children in the next generation, or -1 */
     int64_t *transition; /* with a numerical embedding: tokens of the last transition */
     float *added;        /* with a numerical embedding: (width) added to the last token's embedding, see numbers.h */
+    float *predicted;    /* with numerical dynamics: (observed, width) prediction by the transition before the last token */
 } Sequence;
 
 /* The distinct sequences of some rows, and the logits of their next tokens. */
@@ -42,6 +43,7 @@ typedef struct {
     float *logits; /* (sequences, logit_width) */
     int64_t *transitions; /* (sequences, transition_dim) */
     float *added;         /* (sequences, width) */
+    float *predicted;     /* (sequences, observed, width) */
 } Generation;
 
 /* Working memory of one thread. */
@@ -71,7 +73,8 @@ typedef struct Decoder {
     /* Of the numerical embedding, if there is one: */
     int observed, acted;                  /* dimensions of the observation, and of observation and action; else 0 */
     float *token_values, *number_weights; /* (transition_dim, vocab) real values, and the weights of all its matrices */
-    Matrix numbers[2][NUMBER_LAYERS];     /* the observation's MLP, and that of observation and action */
+    int predicts;                         /* whether there is the third MLP, of the dynamics */
+    Matrix numbers[3][NUMBER_LAYERS];     /* the observation's MLP, that of observation and action, and the dynamics' */
     Scratch *scratch;  /* for each thread */
     atomic_int waiting, phase; /* of the threads' barrier */
     double seconds[2];  /* spent in the model, and in sampling */
@@ -97,6 +100,7 @@ typedef struct {
     const int32_t *pages;
     const int64_t *transition; /* its sequence's, if an MLP of the numerical embedding is due, else NULL */
     float *added;              /* the numerical embedding added to its embedding, or NULL */
+    float *predicted;          /* its sequence's, if it predicts an observation that follows a transition, else NULL */
 } Row;
 
 /* Rows that are computed together through all layers. */
@@ -111,6 +115,9 @@ typedef struct {
 } Block;
 
 enum { OK, NO_MEMORY, TOO_LONG, BAD_TOKEN, BAD_ROW, LAYOUT_MISMATCH, INTERRUPTED }; /* status, see decoder.py */
+
+/* Floats of a transition's prediction of the next observation; 0 without numerical dynamics. */
+static inline int predicted_floats(const Decoder *d) { return d->predicts * d->observed * d->width; }
 
 static inline int pages_for(int slots) { return (slots + LANES - 1) / LANES; }
 

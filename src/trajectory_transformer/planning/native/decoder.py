@@ -103,7 +103,7 @@ class NativeDecoder(BeamDecoder):
         shape = (
             config.n_layer, config.n_head, config.n_embd, 4 * config.n_embd, config.vocab_size + 1,
             config.transition_dim, config.block_size, list(ACTIVATIONS).index(config.hidden_act), threads,
-            config.numerical_embedding or 0, config.observation_dim,
+            config.numerical_embedding or 0, config.observation_dim, _predicts(config),
         )  # fmt: skip
         addresses = [weight.data_ptr() for weight in self._weights]
         if self._handle is not None:
@@ -241,10 +241,19 @@ def expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (n,)
     if (hidden := config.numerical_embedding) is not None:
         shapes["numbers.values"] = (config.transition_dim, outputs)
-        for name, inputs in (("observation", config.observation_dim), ("transition", config.layout.reward)):
-            for layer, shape in ((0, (hidden, inputs)), (2, (hidden, hidden)), (4, (n, hidden))):
+        observed, acted = config.observation_dim, config.layout.reward
+        sizes = {"observation": (observed, n), "transition": (acted, n)}
+        if _predicts(config):
+            sizes["dynamics"] = (acted, observed * n)
+        for name, (inputs, results) in sizes.items():
+            for layer, shape in ((0, (hidden, inputs)), (2, (hidden, hidden)), (4, (results, hidden))):
                 shapes[f"numbers.{name}.{layer}.weight"], shapes[f"numbers.{name}.{layer}.bias"] = shape, shape[:1]
     return shapes
+
+
+def _predicts(config: TransformerConfig) -> bool:
+    """Whether the model has an MLP of the dynamics."""
+    return config.numerical_embedding is not None and config.numerical_dynamics
 
 
 def _norms(config: TransformerConfig) -> list[str]:
@@ -254,8 +263,6 @@ def _norms(config: TransformerConfig) -> list[str]:
 def _mismatch(model: TrajectoryTransformer) -> str | None:
     """The first part of the model that the kernel would compute differently, or None; checked before C reads memory."""
     config, expected = model.config, expected_shapes(model.config)
-    if config.numerical_dynamics and config.numerical_embedding is not None:
-        return "it does not support model.numerical_dynamics"
     shapes = {name: tuple(weight.shape) for name, weight in _weights_of(model).items()}
     different = [name for name in sorted(shapes.keys() | expected.keys()) if shapes.get(name) != expected.get(name)]
     if config.block is not None and any(name.startswith("blocks.") for name in different):

@@ -33,6 +33,7 @@ static int branch(Decoder *d, Generation *from, const int64_t *parents, int n, c
             if (stored) ready = add_slot(d, child, &copied) == OK;
             work[s] = make_row(child, tokens[r], from->position, stored, copied, base + s);
             work[s].added = continue_transition(d, child, parent, tokens[r], place);
+            work[s].predicted = continue_prediction(d, child, parent, from->position);
             work[s].transition = mlp_due(d, place) < 0 ? NULL : child->transition;
         }
         to->sequence_of_row[places[r]] = base + s;

@@ -34,6 +34,20 @@ static void evaluate_nodes(const Decoder *d, const Node *nodes, int num_nodes, f
         }
 }
 
+/* Predictions of the next observation by the last whole transition of each leaf of level levels - 1. place: index of the
+ * leaves' last tokens. */
+static void predict_leaves(const Decoder *d, const Generation *g, const Node *nodes, int num_nodes, int place, Row *work) {
+    Row rows[BLOCK];
+    for (int node = 1, n = 0; node < num_nodes; node++) {
+        const int before = place == d->transition_dim - 1 ? node : nodes[node].parent; /* 0: no transition before */
+        if (nodes[node].sequence >= 0 && before > 0) {
+            rows[n] = (Row){.transition = nodes[before].tokens, .predicted = g->sequences[nodes[node].sequence].predicted};
+            work[nodes[node].first_row + nodes[node].length - 1].predicted = rows[n++].predicted;
+        }
+        if (n && (n == BLOCK || node == num_nodes - 1)) evaluate_numbers(d, d->scratch, 2, rows, n), n = 0;
+    }
+}
+
 /* Start over with whole sequences (rows, time) from position 0. Leading transitions that several of them share are
  * computed once. */
 static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
@@ -86,6 +100,8 @@ static int encode(Decoder *d, const int64_t *tokens, int rows, int time) {
     }
     if (status == OK && d->observed) {
         evaluate_nodes(d, nodes, num_nodes, added);
+        const int place = (time - 1) % dim;
+        if (predicted_dimension(d, place) >= 0) predict_leaves(d, newest, nodes, num_nodes, place, work);
         for (int node = 1; node < num_nodes; node++) {
             if (nodes[node].sequence < 0) continue;
             const Sequence *leaf = &newest->sequences[nodes[node].sequence];

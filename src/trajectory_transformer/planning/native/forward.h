@@ -224,6 +224,7 @@ static void run_block(Decoder *d, const Scratch *s, const Block *whole, const Bl
         multiply(&layer->up, s->normed, width, block->n, s->hidden, layer->up.n, &stream);
         activate(d->activation, s->hidden, block->n * layer->up.n);
         multiply(&layer->down, s->hidden, layer->up.n, block->n, s->out, width, &stream);
+        if (last) add_predictions(d, block->rows, block->n, s->out);
         add_and_normalize(d, s->out, s->x, block->n, s->normed);
     }
     if (block->n == 0) return;

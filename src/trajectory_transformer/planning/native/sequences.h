@@ -7,7 +7,7 @@
 static inline int list_length(const Decoder *d) { return pages_for(d->block_size); }
 
 static void free_generation(Generation *g) {
-    free(g->sequences), free(g->page_lists), free(g->sequence_of_row), free(g->logits), free(g->transitions), free(g->added);
+    free(g->sequences), free(g->page_lists), free(g->sequence_of_row), free(g->logits), free(g->transitions), free(g->added), free(g->predicted);
 }
 
 /* Empty a generation and make room in it for this many rows. */
@@ -20,7 +20,8 @@ static int reserve(const Decoder *d, Generation *g, int rows) {
                       .sequence_of_row = malloc(sizeof(int32_t) * n), .logits = allocate(sizeof(float) * floats)};
     if (d->observed) {
         g->transitions = malloc(sizeof(int64_t) * n * d->transition_dim), g->added = allocate(sizeof(float) * n * d->width);
-        if (!g->transitions || !g->added) return NO_MEMORY;
+        g->predicted = d->predicts ? allocate(sizeof(float) * n * predicted_floats(d)) : NULL;
+        if (!g->transitions || !g->added || (d->predicts && !g->predicted)) return NO_MEMORY;
     }
     if (!g->sequences || !g->page_lists || !g->sequence_of_row || !g->logits) return NO_MEMORY;
     for (size_t i = 0; i < floats; i++) g->logits[i] = -INFINITY;
@@ -94,6 +95,7 @@ static Sequence *copy_into(const Decoder *d, Generation *g, int s, const Sequenc
     if (d->observed) {
         g->sequences[s].transition = g->transitions + (size_t)s * d->transition_dim;
         g->sequences[s].added = g->added + (size_t)s * d->width;
+        g->sequences[s].predicted = g->predicted + (size_t)s * predicted_floats(d);
     }
     return &g->sequences[s];
 }
@@ -116,5 +118,5 @@ static int add_slot(Decoder *d, Sequence *s, int32_t *copied) {
 
 static Row make_row(const Sequence *s, int token, int position, int stored, int copied, int logits) {
     const int last = s->stored - 1;
-    return (Row){token, position, stored ? s->pages[last / LANES] : -1, last % LANES, -1, copied, logits, s->stored, s->pages, NULL, NULL};
+    return (Row){token, position, stored ? s->pages[last / LANES] : -1, last % LANES, -1, copied, logits, s->stored, s->pages, NULL, NULL, NULL};
 }
