@@ -12,7 +12,7 @@ from ..evaluation.measurements import Measurement
 from ..evaluation.scores import bootstrap_interval
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # smallest probability that the model's softmax represents
-REPORTED_STEPS = (1, 10, 50, 100)
+REPORTED_STEPS = (1, 10, 30, 50, 100)
 
 
 class ObservationBins:
