@@ -70,7 +70,7 @@ def test_figures_are_means_over_episodes_at_the_steps_reported() -> None:
     curves = curves_of(5, 60, "transformer", "markovian")
     found = {(one.method, one.name): one for one in prediction_measurements(curves)}
     steps = [name.rsplit("_", 1)[1] for method, name in found if method == "oracle" and "_step_" in name]
-    assert steps == ["1", "10", "50", "60"]
+    assert steps == ["1", "10", "30", "50", "60"]
     column = curves["log_likelihood"]["transformer"][:, 9]
     one = found["transformer", "log_likelihood_step_10"]
     assert (one.value, one.count) == (pytest.approx(column.mean()), 5)

@@ -66,7 +66,7 @@ class DataConfig:
                 f"data.dataset_id={self.dataset_id!r} must be a Minari id or a list of ids",
             )
             twice = next((name for number, name in enumerate(ids) if name in ids[:number]), None)
-            require(twice is None, f"data.dataset_id names {twice} twice: its episodes would be counted twice")
+            require(twice is None, f"data.dataset_id names {twice} more than once; name each data set once")
         else:
             specs = self.source if isinstance(self.source, (list, tuple)) else [self.source]
             require(
