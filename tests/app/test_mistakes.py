@@ -115,7 +115,7 @@ MISTAKES = [
     (["SEED=1"], ["there is no option 'SEED'; did you mean 'seed'?"]),
     (["+model.n_layer=3"], ["'model.n_layer' is an option already; write model.n_layer=VALUE, without +"]),
     (["init_from=.", "model.numerical_pretraining=5"], ["has no effect without init_from=null"]),
-    (["data.dataset_id=[a/b-v0,c/d-v0,a/b-v0]"], ["data.dataset_id names a/b-v0 twice"]),
+    (["data.dataset_id=[a/b-v0,c/d-v0,a/b-v0]"], ["data.dataset_id names a/b-v0 more than once"]),
     (["data.cache=''"], ["data.cache= names no folder"]),
     (["=5"], ["'=5' lacks the name of an option; give NAME=VALUE"]),
     (["model@foo=tiny"], ["model@foo=tiny: the place of a group's options is fixed; write model=tiny"]),
