@@ -213,12 +213,15 @@ def reading_remedy(error: BaseException, path: Path, otherwise: str) -> str:
     return otherwise
 
 
-def require_file(checkpoint: str) -> None:
-    """Raise UserError for a checkpoint that does not exist, naming those nearby, without importing torch."""
+def require_file(checkpoint: str, place: str = "") -> None:
+    """Raise UserError for a checkpoint that does not exist, naming those nearby, without importing torch.
+
+    ``place`` begins the message.
+    """
     path = Path(checkpoint)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"checkpoint '{path}' {what}{checkpoints_near(path)}")
+        raise UserError(f"{place}checkpoint '{path}' {what}{checkpoints_near(path)}")
 
 
 def checkpoints_near(path: Path) -> str:

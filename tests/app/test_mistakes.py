@@ -158,7 +158,7 @@ MISTAKES = [
     (["++model.n_layr=1"], ["'model.n_layer'"]),
     (["hydra.run.dri=x"], ["'hydra.run.dir'"]),
     (["seed=[1"], ["seed=[1"]),
-    (["+trainer.callbacks.x._target_=os.system"], ["trainer.callbacks._target_=os.system is not a class"]),
+    (["+trainer.callbacks.x._target_=os.system"], ["trainer.callbacks.x._target_=os.system is not a class"]),
     (["model.block=SwiGlu"], ["model.block='SwiGlu'", "_target_"]),
     (["model.block.expansion=2"], ["model.block.expansion", "+model.block.expansion=VALUE"]),
     (["+trainer.metrics.x=TopTwo"], ["trainer.metrics.x='TopTwo'", "_target_"]),
@@ -172,6 +172,7 @@ MISTAKES = [
     (["-m", "model=tiny,bsae"], ["model=bsae", "'model=base'"]),
     (["-m", "model.n_layr=1,2"], ["'model.n_layer'"]),
     (["-m", "+foo=1,2"], ["foo"]),
+    (["-m", "planner=return,retrun"], ["planner=retrun is not a choice", "did you mean 'planner=return'?"]),
     (["planner.elite_share=0.5"], ["planner.elite_share has no effect with planner.act=auto", "planner.act=elite"]),
     (["planner.top_share=0.5", "planner.act=mean"], ["planner.top_share has no effect", "planner.act=conditioned"]),
     (["planner=imitation", "planner.temperature=0.5"], ["planner.temperature has no effect with planner=imitation"]),
@@ -206,7 +207,7 @@ MISTAKES = [
     ([f"planner.top_share={'[' * 200}{']' * 200}"], ["'planner.top_share=[[", "nested too deeply"]),
     (["environment.modules=5"], ["environment.modules must be a list, each entry a text"]),
     (["evaluation.every=x"], ["evaluation.every must be a whole number or null: value 'x'"]),
-    (["+model.block._target_=builtins.object", "+model.block.width=3"], ["there is no option 'model.block."]),
+    (["+model.block._target_=builtins.object", "+model.block.width=3"], ["=builtins.object is not a Module"]),
 ]
 
 
@@ -590,6 +591,9 @@ def test_an_evaluation_offers_no_groups_of_training(
         ("train", ["learner=rebrac", "learner.policy_every=0"]),
         ("train", ["learner=behavior", "data=goal_umaze"]),
         ("train", ["learner=bc", "planner.horizon=3"]),
+        ("train", ["+model.block._target_=builtins.object"]),
+        ("train", ["+trainer.callbacks.mine._target_=builtins.dict"]),
+        ("train", ["+trainer.metrics.mine._target_=builtins.dict"]),
         ("train", ["seed=0,1"]),
         ("train", ["--seed=3"]),
         ("train", ["resume=nowhere"]),

@@ -45,8 +45,10 @@ class Sum(ImplicitQ):
 
 
 @pytest.fixture
-def critic(monkeypatch: pytest.MonkeyPatch) -> Critic:
-    """The critic that is read from any file."""
+def critic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Critic:
+    """The critic that is read from critic.ckpt."""
+    monkeypatch.chdir(tmp_path)
+    Path("critic.ckpt").touch()
     network = Sum(ENVIRONMENT, ImplicitQLearning())
     known = Critic(network, 2.0, -1.0, 0.5, ENVIRONMENT)
     read(monkeypatch, known)
@@ -108,6 +110,7 @@ def test_a_plan_s_value_is_that_of_its_last_state(
     assert len(second) == 40
 
 
+@pytest.mark.usefixtures("critic")
 @pytest.mark.parametrize("options", [{"horizon": 1}, {"plan_freq": 3}, {"deadline_ms": 20.0}])
 def test_values_of_states_leave_the_last_action_open(options: dict[str, Any]) -> None:
     """So the last action must never be taken."""
@@ -146,6 +149,8 @@ def test_a_critic_is_needed_and_of_the_same_dimensions(
         BeamPlanner(model, discretizer, PlannerConfig(**PLANNER, name="critic"))
     with pytest.raises(UserError, match=r"planner.objective.score='values' is not one of return, v, q"):
         make_objective(PlannerConfig(**PLANNER, objective=with_critic(score="values")))
+    with pytest.raises(UserError, match=r"planner.objective.critic: checkpoint 'no.ckpt' does not exist"):
+        make_objective(PlannerConfig(**PLANNER, objective=with_critic("no.ckpt")))
     read(monkeypatch, replace(critic, environment=replace(ENVIRONMENT, observation=box(5))))
     message = "planner.objective.critic was trained on 5 observation and 2 action dimensions, the model on 3 and 2"
     with pytest.raises(UserError, match=message):

@@ -355,7 +355,8 @@ def test_what_replaces_a_recorded_objective(write: WriteCheckpoint) -> None:
         Agent.from_checkpoint(path, name="critic", objective={"critic": "none.ckpt"})
 
 
-def test_objectives_are_checked_without_torch() -> None:
+def test_objectives_are_checked_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "c.ckpt").touch()
     code = (
         "import sys\n"
         "from trajectory_transformer.configuration import OBJECTIVES, PlannerConfig\n"
@@ -365,7 +366,7 @@ def test_objectives_are_checked_without_torch() -> None:
         "    make_objective(PlannerConfig(name, objective=options))\n"
         "assert 'torch' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 @both_decoders

@@ -128,7 +128,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             if chosen:
                 make_objective(evaluation.planner)
             # Only its class: its other options may come from the checkpoint.
-            _require_classes({"planner.objective": evaluation.planner.objective})
+            _require_classes("planner.objective", evaluation.planner.objective)
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
             _require_trackers(evaluation.logger)
             if own is None:
@@ -149,13 +149,14 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
         _require_needs(options, words)
     if options.init_from is not None:
         _require_weights(options.init_from)
-    # Base classes of the following are checked once torch and Lightning are loaded.
-    trainer, block = options.trainer, options.model.block
-    _require_classes({"model.block": block, "trainer.callbacks": trainer.callbacks, "trainer.metrics": trainer.metrics})
-    if block is not None:
+    if options.model.block is not None:
+        _require_subclass("model.block", options.model.block, "torch.nn", "Module")
         _check_record("model.block", options)
-    for name, spec in trainer.callbacks.items():
+    for name, spec in options.trainer.callbacks.items():
+        _require_subclass(f"trainer.callbacks.{name}", spec, "lightning.pytorch.callbacks", "Callback")
         require_options(spec, f"trainer.callbacks.{name}")
+    for name, spec in options.trainer.metrics.items():
+        _require_subclass(f"trainer.metrics.{name}", spec, "torchmetrics", "Metric")
     _check_record("data.source", options)
     if options.data.cache is not None:
         writable_folder("data.cache", options.data.cache)
@@ -164,11 +165,22 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     return options
 
 
-def _require_classes(specs: Mapping[str, object]) -> None:
-    """Raise UserError for any ``_target_`` in ``specs`` (by option name) that is not an existing class."""
-    for place, spec in specs.items():
-        for target in targets_in(spec):
-            locate(target, object, place, TYPED_BY_USER)
+def _require_classes(place: str, spec: object) -> None:
+    """Raise UserError for any ``_target_`` in ``spec`` that is not an existing class."""
+    for target in targets_in(spec):
+        locate(target, object, place, TYPED_BY_USER)
+
+
+def _require_subclass(place: str, spec: Mapping[str, Any], module: str, base: str) -> None:
+    """Raise UserError unless ``spec`` names a subclass of ``module.base``, and its arguments name existing classes.
+
+    ``module`` is not imported, because that can take seconds: a class that did not import it has no such base class.
+    """
+    _require_classes(place, spec)
+    kind = getattr(sys.modules.get(module), base, None)
+    if kind is None:
+        raise UserError(f"{place}._target_={spec['_target_']} is not a {base}")
+    locate(str(spec["_target_"]), kind, place, TYPED_BY_USER)
 
 
 def _require_trackers(logger: LoggerConfig) -> None:

@@ -14,6 +14,7 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 
 from ..configuration import LoggerConfig, require
@@ -128,12 +129,13 @@ def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
 
     Raises:
         UserError: there is no job, or one twice.
-        hydra.errors.HydraException: it cannot make jobs of the options.
+        hydra.errors.HydraException: it cannot make jobs of the options, or one chooses a file that does not exist.
     """
     if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
         return []
     given = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(loader)
     overrides = parser.parse_overrides([*given, *as_typed(config.hydra, "task")])
     jobs = [parameters_of(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
     varied = " ".join(override.input_line or "" for override in overrides if override.is_sweep_override())
@@ -141,6 +143,10 @@ def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
     twice = next((job for number, job in enumerate(jobs) if job in jobs[:number]), {})
     same = " ".join(f"{name}={value}" for name, value in twice.items())
     require(not twice, f"the sweep has the job {same} twice, and would count it twice: give each value once")
+    for name, value in dict.fromkeys(parameter for job in jobs for parameter in job.items()):
+        choices = loader.get_group_options(name)  # none if it is not a group
+        if choices and re.fullmatch(r"[\w-]+", value) and value not in (*choices, "null"):
+            raise MissingConfigException(f"{name}={value}", f"{name}/{value}", choices)
     return jobs
 
 

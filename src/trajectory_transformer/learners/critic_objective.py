@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..configuration import PlannerConfig, one_of, require, validate
+from ..files import require_file
 from ..planning.objectives import Candidates, Objective, PlanningContext
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class CriticValue(Objective):
             "planner.objective.score=v does not depend on a plan's last action, which must therefore not be used: set "
             "planner.horizon above planner.plan_freq, and no planner.deadline_ms, which shortens plans",
         )
+        require_file(self.critic, "planner.objective.critic: ")
 
     def prepare(self, context: PlanningContext) -> None:
         """Read the critic; UserError if the file is invalid, or the critic was trained on other data or dimensions."""
