@@ -43,7 +43,11 @@ def composed(command: str, *overrides: str) -> DictConfig:
 
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
-def test_every_option_of_train_composes(group: str, option: str) -> None:
+def test_every_option_of_train_composes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("critic.ckpt").touch()
     config = schema.typed_train(composed("train", f"{group}={option}", *NEEDED.get((group, option), [])))
     assert isinstance(config, TrainConfig)
     if group == "experiment":

@@ -134,7 +134,8 @@ class TestOptionsOfClasses:
 
     @pytest.fixture(autouse=True)
     def places(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Two folders of episodes, of which only the names are read; and the example block, importable."""
+        """Two folders of episodes and a critic, of which only the names are read; and the example block, importable."""
+        (tmp_path / "c.ckpt").touch()
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "episode.npz").touch()
