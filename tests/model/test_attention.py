@@ -13,13 +13,46 @@ from torch.nn import functional as F
 from tests.planning.decoders import needs_compiler
 from trajectory_transformer import c_library
 from trajectory_transformer.model import attention as attention_module
-from trajectory_transformer.model.attention import causal_attention, kept_weights
+from trajectory_transformer.model.attention import causal_attention, causal_attention_without_mask, kept_weights
 from trajectory_transformer.model.attention_proof import may_attend_in_c
 from trajectory_transformer.model.config import TransformerConfig
 from trajectory_transformer.model.gpt import Block, TrajectoryTransformer
 from trajectory_transformer.model.memory import CausalMemory
 
 pytestmark = needs_compiler
+
+
+@pytest.mark.parametrize(
+    ("time", "width", "transition_dim"), [(17, 32, 5), (50, 40, 7), (33, 5, 4), (9, 7, 3), (249, 32, 25)]
+)
+def test_hidden_columns_without_a_mask(time: int, width: int, transition_dim: int) -> None:
+    """Outputs and gradients; the gradients of hidden keys and values are exactly 0, as their weights are."""
+    query, key, value, gradient = parts(2, 2, time, width)
+    mask = mask_of(time, transition_dim)
+    expected = written_out(query, key, value, mask, torch.ones(()), 0.0)
+    wanted = torch.autograd.grad(expected, (query, key, value), gradient)
+    output = causal_attention_without_mask(query, key, value, mask[-1], 0.0)
+    torch.testing.assert_close(output, expected)
+    found = torch.autograd.grad(output, (query, key, value), gradient)
+    torch.testing.assert_close(found, wanted)
+    for of_hidden in found[1:]:
+        assert not of_hidden[:, :, ~mask[-1]].any()
+
+
+def test_an_edited_mask_is_computed_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """In PyTorch, with a warning; a mask of the model's form needs none."""
+    config = TransformerConfig(
+        vocab_size=5, block_size=11, action_dim=1, observation_dim=1, transition_dim=4, n_layer=1, n_head=1, n_embd=8
+    )
+    for edited, expected in ((False, True), (True, False)):
+        model = TrajectoryTransformer(config)
+        if edited:
+            model.mask[9, 2] = False
+        model.compare_attention()
+        assert model.hides_columns is expected
+        assert model.attends_in_c is expected
+    [message] = [record.message for record in caplog.records]
+    assert "attention in C cannot be used, because causal_attention needs a mask" in message
 
 
 def mask_of(time: int, transition_dim: int) -> Tensor:

@@ -317,3 +317,24 @@ def test_too_many_tokens_are_refused(model: TrajectoryTransformer, tokens: Tenso
 def test_contradictory_configurations_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**options)
+
+
+def test_one_product_for_query_key_and_value() -> None:
+    """Equal to three, gradients too; a projection that is more than a linear map is called."""
+    attention = blocks_of(make_model())[0].attn
+    x = torch.randn(2, 5, 16)
+    found = []
+    for merged in (False, True):
+        parts = attention._project(x, merged)
+        found.append(
+            [
+                *parts,
+                *torch.autograd.grad(
+                    torch.stack([(part**2).sum() for part in parts]).sum(), [*attention.key.parameters()]
+                ),
+            ]
+        )
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    attention.key.register_forward_hook(lambda *_: torch.zeros(2, 5, 16))
+    assert not attention._project(x, merged=True)[1].any()

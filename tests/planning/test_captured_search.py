@@ -1,6 +1,7 @@
 """Capture and replay of searches, with a stand-in for CUDA graphs that reads and writes the same tensors."""
 
 import copy
+import functools
 import re
 import weakref
 from collections.abc import Callable
@@ -11,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.beam_search import SearchResult, SearchStep
-from trajectory_transformer.planning.captured_search import CapturedSearch, Search
+from trajectory_transformer.planning.captured_search import CapturedSearch
 from trajectory_transformer.planning.planner import BeamPlanner, is_captured
 
 from .conftest import OBSERVATION_DIM
+
+aten = torch.ops.aten
 
 
 def search(prefix: Tensor, uniforms: Tensor) -> SearchResult:
@@ -34,15 +38,37 @@ def tensors(result: SearchResult) -> list[Tensor]:
     return [result.tokens, result.rewards, result.value, result.score, *steps]
 
 
+class WithoutWaiting(TorchDispatchMode):
+    """Fails at operations for which the CPU would wait for a GPU; these cannot be captured."""
+
+    WAITING = (
+        aten.nonzero, aten._local_scalar_dense, aten.masked_select, aten._unique2, aten.equal,
+        aten.repeat_interleave.Tensor,
+    )  # fmt: skip
+    INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation = func.overloadpacket
+        assert not {func, operation} & {*self.WAITING}, f"{func} makes the CPU wait for the GPU"
+        if operation in self.INDEXING:
+            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+            assert not masks, f"{func} with a mask makes the CPU wait for the GPU"
+        return func(*args, **(kwargs or {}))
+
+
 class Graph:
-    """Counts captures."""
+    """Counts captures, and fails where a CUDA graph would."""
 
     def __init__(self) -> None:
         self.captured: list[torch.Size] = []
 
-    def __call__(self, search: Search, *inputs: Tensor) -> tuple[Callable[[], None], SearchResult]:
-        self.captured.append(inputs[0].shape)
-        result = search(*inputs)
+    def __call__(
+        self, run: Callable[[], SearchResult], device: torch.device
+    ) -> tuple[Callable[[], None], SearchResult]:
+        assert isinstance(run, functools.partial)
+        self.captured.append(run.args[0].shape)
+        with WithoutWaiting():
+            result = run()
         result = replace(
             result,
             steps=[
@@ -53,7 +79,7 @@ class Graph:
         )  # capturing computes nothing
 
         def replay() -> None:
-            for place, values in zip(tensors(result), tensors(search(*inputs)), strict=True):
+            for place, values in zip(tensors(result), tensors(run()), strict=True):
                 place.copy_(values)
 
         return replay, result
@@ -87,8 +113,10 @@ class Altered(Graph):
         super().__init__()
         self.times = times
 
-    def __call__(self, search: Search, *inputs: Tensor) -> tuple[Callable[[], None], SearchResult]:
-        replay, result = super().__call__(search, *inputs)
+    def __call__(
+        self, run: Callable[[], SearchResult], device: torch.device
+    ) -> tuple[Callable[[], None], SearchResult]:
+        replay, result = super().__call__(run, device)
 
         def replay_altered() -> None:
             replay()

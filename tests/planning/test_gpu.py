@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.golden.planning import SEARCHES, Search
-from tests.planning.conftest import ENVIRONMENT, OBSERVATION_DIM, PLANNER
-from tests.planning.decoders import TRANSITIONS, WIDTH, compare, small_model
+from tests.planning.conftest import ACTION_DIM, BINS, ENVIRONMENT, OBSERVATION_DIM, PLANNER
+from tests.planning.conftest import TRANSITIONS as TRANSITIONS_OF_MODEL
+from tests.planning.decoders import TRANSITIONS, WIDTH, compare, make_model, small_model
 from tests.planning.test_original_traces import replay, require_the_original_s
 from trajectory_transformer import TrajectoryTransformerModel
 from trajectory_transformer.configuration import PlannerConfig
@@ -58,15 +59,25 @@ def test_compiled_steps_equal_full_forward_passes(sliding: bool, window: int, tr
         compare(decoder, model, limit, transitions, environments)
 
 
+@pytest.mark.parametrize("numbers", [None, 8])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"window": "sliding"}, {"k_act": 3, "k_obs": 2, "cdf_act": None}, {"name": "imitation"}, {"objective": BOTH}],
+    [
+        {},
+        {"act": "conditioned"},
+        {"window": "sliding"},
+        {"k_act": 3, "k_obs": 2, "cdf_act": None},
+        {"name": "imitation"},
+        {"objective": BOTH},
+    ],
     ids=lambda options: "-".join(options) or "growing",
 )
 def test_a_captured_search_finds_what_an_eager_one_finds(
-    model: TrajectoryTransformerModel, discretizer: Discretizer, options: dict[str, Any]
+    discretizer: Discretizer, options: dict[str, Any], numbers: int | None
 ) -> None:
     """Whole episodes: prefixes grow, environments end, and more of them begin."""
+    sizes = OBSERVATION_DIM, ACTION_DIM, TRANSITIONS_OF_MODEL, BINS
+    model = make_model(*sizes, spread=0.3, numbers=numbers, numerical_dynamics=numbers is not None)
     agents = []
     for device, decoder in ((DEVICE, "auto"), ("cpu", "eager")):
         settings: dict[str, Any] = PLANNER | options | {"decoder": decoder}
@@ -80,7 +91,8 @@ def test_a_captured_search_finds_what_an_eager_one_finds(
             observations = generator.normal(size=(environments, OBSERVATION_DIM)).astype(np.float32)
             active = np.arange(environments) != (0 if step == 3 else environments)
             ours, theirs = (agent.act(observations, active) for agent in agents)
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+            # Of eight averaged candidates, rounding may decide one draw.
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.05 if "act" in options else 1e-6)
             plans = [agent.last_plan for agent in agents]
             np.testing.assert_allclose(plans[0].score, plans[1].score, rtol=1e-4, atol=1e-4)
             for agent in agents:

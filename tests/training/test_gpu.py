@@ -4,19 +4,24 @@ The tests also pass with the CPU in its place.
 """
 
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from trajectory_transformer.checkpoint_file import read_checkpoint
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.training.fit import FitReport, fit
+from trajectory_transformer.training.learner_module import LearnerModule, NonFiniteError
 
-from .small_run import Rows, small_config, small_datamodule
+from .small_run import Rows, small_config, small_datamodule, small_fit, weights
+from .test_captured_update import Poison, StopAt
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what other libraries deprecate is not ours
 
 ACCELERATOR, DEVICE = "gpu", "cuda"
 
@@ -73,3 +78,55 @@ def test_plans_are_the_cpus(tmp_path: Path) -> None:
             np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-3, atol=1e-4)
         for agent in agents:
             agent.observe(np.ones((3, 1), dtype=np.float32), np.zeros(3), np.zeros(3, dtype=bool))
+
+
+class NoWaiting(Callback):
+    """Fails if the CPU waits for the GPU in an update, other than those that are logged or follow a check."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step % 6 in (1, 3, 4):
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+    on_exception = on_train_batch_end
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_captured_updates(
+    tmp_path: Path, precision: str, compiled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without dropout, whose random numbers differ: the weights of updates that are not captured; no one waits."""
+    config = small_config(accelerator=ACCELERATOR, precision=precision, compile=compiled)
+    for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
+        setattr(config.model, name, 0.0)
+    captured = small_fit(tmp_path / "captured", config, [NoWaiting()] if DEVICE == "cuda" else [])
+    assert not [record for record in caplog.records if "CUDA graph" in record.message]
+    monkeypatch.setattr(LearnerModule, "captures", {})
+    plain = small_fit(tmp_path / "plain", config)
+    tolerance = 1e-3 if precision == "32-true" else 0.1
+    assert captured.validation_loss == pytest.approx(plain.validation_loss, rel=tolerance)
+    for name, value in weights(plain.last).items():
+        torch.testing.assert_close(weights(captured.last)[name], value, rtol=tolerance, atol=tolerance)
+
+
+def test_a_captured_run_can_be_resumed(tmp_path: Path) -> None:
+    """With dropout: the same random numbers after a resume."""
+    config = small_config(accelerator=ACCELERATOR)
+    whole = small_fit(tmp_path / "whole", config)
+    with pytest.raises(RuntimeError, match="stopped"):
+        small_fit(tmp_path / "parts", config, [StopAt(11)])
+    resumed = small_fit(tmp_path / "parts", config, resume=True)
+    for name, value in weights(whole.last).items():
+        torch.testing.assert_close(weights(resumed.last)[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_no_update_follows_a_bad_one(tmp_path: Path, step: int) -> None:
+    poison = Poison(step)
+    with pytest.raises(NonFiniteError, match=rf"infinite in update {step + 1} \(loss"):
+        small_fit(tmp_path, small_config(accelerator=ACCELERATOR), [poison])
+    for name, value in poison.before.items():
+        torch.testing.assert_close(poison.after[name], value, rtol=0.0, atol=0.0)

@@ -103,14 +103,15 @@ class TokenWindows:
 
     def transitions(self, indices: Tensor) -> Tensor:
         """Return the tokens (n, D) int64 of the transitions ``indices`` (n,) in [0, len), on :attr:`device`."""
-        tokens = self._tokens[indices.to(self._tokens.device)].to(self.device, torch.int64)
+        indices = indices.to(self._tokens.device, non_blocking=True)  # the CPU need not wait for a GPU
+        tokens = self._tokens[indices].to(self.device, torch.int64)
         if self._mapped is not None:
             forget(self._mapped)
         return tokens
 
     def gather(self, indices: Tensor) -> WindowBatch:
         """Return the windows ``indices`` (batch,) in [0, len), on :attr:`device`; IndexError for others (on a CPU)."""
-        indices = indices.to(self.device)
+        indices = indices.to(self.device, non_blocking=True)  # the CPU need not wait for a GPU
         episodes = torch.searchsorted(self._ends, indices, right=True)
         ends = self._ends[episodes, None]
         rows = indices[:, None] + self._steps  # (batch, L)
@@ -125,5 +126,5 @@ class TokenWindows:
             counts = torch.cat([torch.zeros_like(counts[:, :1]), counts], dim=1)
         tokens = tokens.flatten(1).to(torch.int64)
         # Differs from the original: its mask belongs to the inputs (mask[:-1]), this one to the targets.
-        mask = counts.repeat_interleave(self.transition_dim, dim=1)[:, 1:]
+        mask = counts.unsqueeze(2).expand(-1, -1, self.transition_dim).flatten(1)[:, 1:]
         return WindowBatch(tokens[:, :-1], tokens[:, 1:], mask.to(torch.float32))

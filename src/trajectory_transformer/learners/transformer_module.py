@@ -1,6 +1,6 @@
 """Lightning module of the Trajectory Transformer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,25 +78,35 @@ class TrajectoryModule(LearnerModule):
         self.model.compare_attention()  # before compilation, because it must not be traced
         self.model.compile()
 
-    def shared_step(self, batch: WindowBatch, metrics: LoggedMetrics | TokenMetrics | None) -> Tensor:
-        """Compute the loss of a batch, in training and validation, and update the metrics."""
-        output = self.model(
-            batch.trajectories, targets=batch.targets, attention_mask=batch.mask, use_cache=False, return_dict=True
-        )
-        if metrics is not None:
-            metrics.update(output.loss, output.logits, batch.targets, batch.mask)
-        return output.loss
+    def losses(
+        self, trajectories: Tensor, targets: Tensor, mask: Tensor, transitions: Tensor | None = None,
+        weight: float = 1.0,
+    ) -> Sequence[Tensor]:  # fmt: skip
+        """The loss to differentiate, cross-entropy, and logits of a batch.
+
+        ``transitions`` (n, transition_dim) are those of the numerical embedding's regression; with them, there is a
+        fourth result, their loss times ``weight``, of which ``model.numerical_regression`` times is in the first.
+        """
+        output = self.model(trajectories, targets=targets, attention_mask=mask, use_cache=False, return_dict=True)
+        if transitions is None:
+            return output.loss, output.loss, output.logits
+        assert self.readout is not None
+        assert self.model.numbers is not None
+        regression = weight * self.readout(self.model.numbers, transitions)
+        total = output.loss + self.model.config.numerical_regression * regression
+        return total, output.loss, output.logits, regression
 
     @override
     def training_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
-        due = (self.global_step + 1) % self.plan.log_every == 0
-        loss = self.shared_step(batch, self.train_metrics if due else None)
+        regresses = self.readout is not None and self.model.config.numerical_regression > 0.0
+        regressed = self._regressed_transitions(batch_idx) if regresses else ()
+        total, loss, logits, *regression = self.differentiable_losses(self.losses, *batch, *regressed)
+        if (self.global_step + 1) % self.plan.log_every == 0:
+            self.train_metrics.update(loss, logits, batch.targets, batch.mask)
         self.last_loss = self.mean_of_parts(self.last_loss, loss, batch_idx)
-        if self.readout is None or self.model.config.numerical_regression == 0.0:
-            return loss
-        regression = self.regression_loss(self.readout, batch_idx)
-        self.last_regression = self.mean_of_parts(self.last_regression, regression, batch_idx)
-        return loss + self.model.config.numerical_regression * regression
+        for value in regression:
+            self.last_regression = self.mean_of_parts(self.last_regression, value, batch_idx)
+        return total
 
     @override
     def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
@@ -112,20 +122,20 @@ class TrajectoryModule(LearnerModule):
         for part in parts:  # the same on all processes, also where their processors round differently
             part.load_state_dict(self.trainer.strategy.broadcast(part.state_dict()))
 
-    def regression_loss(self, readout: NumericalReadout, batch_idx: int) -> Tensor:
-        """Loss of the numerical embedding's regression, on this part's and process's share of random transitions."""
-        assert self.model.numbers is not None
+    def _regressed_transitions(self, batch_idx: int) -> tuple[Any, ...]:
+        """This part's and process's share of random transitions, and their weight unless it is 1."""
         assert self._windows is not None
         windows, parts = self._windows(), self.trainer.accumulate_grad_batches
         # The same transitions for any number of processes and parts, over which gradients are averaged.
         stream = random_stream(self.plan.seed, REGRESSION, self.global_step)
         drawn = torch.randint(len(windows), (REGRESSED,), generator=stream)
         share = drawn[self.global_rank :: self.trainer.world_size].chunk(parts)[batch_idx % parts]
-        weight = len(share) * self.trainer.world_size * parts / REGRESSED  # 1, unless shares differ in size
-        return weight * readout(self.model.numbers, windows.transitions(share))
+        weight = len(share) * self.trainer.world_size * parts / REGRESSED
+        return windows.transitions(share), *([] if weight == 1.0 else [weight])
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: WindowBatch, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
         if ends_update(self.trainer) and self.global_step % self.plan.log_every == 0:
             regresses = self.model.config.numerical_regression > 0.0 and self.readout is not None
             regression = {"train/regression_loss": self.last_regression} if regresses else {}
@@ -133,7 +143,9 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def validation_step(self, batch: WindowBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.shared_step(batch, self.seen_metrics if dataloader_idx else self.validation_metrics)
+        _, loss, logits, *_ = self.losses(*batch)
+        metrics = self.seen_metrics if dataloader_idx else self.validation_metrics
+        metrics.update(loss, logits, batch.targets, batch.mask)
 
     @override
     def on_validation_epoch_end(self) -> None:

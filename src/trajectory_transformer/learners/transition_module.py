@@ -44,6 +44,7 @@ class TransitionModule(LearnerModule):
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
         if ends_update(self.trainer) and self.global_step % self.plan.log_every == 0:
             self.log_dict(self.labelled(self.last_values, "train") | self.optimizer_state)
 

@@ -85,13 +85,13 @@ def suits(block: GPTBlock, x: Tensor, activation: object) -> bool:
         and width <= WIDEST
         and _is_read_by_c(x, x.shape)
         and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-        and not _has_hooks(attention)
-        and all(type(drop) is Dropout and not _has_hooks(drop) and drop.p < 1 for drop in drops)
+        and not has_hooks(attention)
+        and all(type(drop) is Dropout and not has_hooks(drop) and drop.p < 1 for drop in drops)
         and drops[0].p == drops[1].p
         and drops[0].training == drops[1].training
         and all(
             type(module) is (nn.LayerNorm if len(shape) == 1 else nn.Linear)
-            and not _has_hooks(module)
+            and not has_hooks(module)
             and _is_read_by_c(module.weight, shape)
             and _is_read_by_c(module.bias, shape[:1])
             for module, shape in zip(_modules(block), shapes, strict=True)
@@ -110,7 +110,8 @@ def _is_read_by_c(x: Tensor | None, shape: Sequence[int]) -> bool:
     return x is not None and x.shape == shape and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
-def _has_hooks(module: object) -> bool:
+def has_hooks(module: object) -> bool:
+    """True if calling the module does more than its ``forward``."""
     names = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
     return any(getattr(module, name, None) for name in names)
 

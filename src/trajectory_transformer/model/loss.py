@@ -7,17 +7,17 @@ from torch.nn import functional as F
 from .config import TransformerConfig
 
 
-def token_weights(config: TransformerConfig, start: int, time: int) -> Tensor:
+def token_weights(config: TransformerConfig, start: int, time: int, device: torch.device | str = "cpu") -> Tensor:
     """Loss weights (time,) float32 of the tokens that the positions predict; those of observations are 1.
 
     The first position is ``start``; it predicts dimension (start + 1) mod transition_dim.
     """
     layout = config.layout
-    weights = torch.ones(layout.transition_dim)
-    weights[layout.action] = float(config.action_weight)
-    weights[layout.reward] = float(config.reward_weight)
-    weights[layout.value] = float(config.value_weight)
-    return weights[torch.arange(start + 1, start + 1 + time) % layout.transition_dim]
+    weights = torch.ones(layout.transition_dim, device=device)  # made there, because copying would wait for a GPU
+    weights[layout.action].fill_(float(config.action_weight))
+    weights[layout.reward].fill_(float(config.reward_weight))
+    weights[layout.value].fill_(float(config.value_weight))
+    return weights[torch.arange(start + 1, start + 1 + time, device=device) % layout.transition_dim]
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import causal_attention
+from .attention import causal_attention, causal_attention_without_mask
 from .numerical_embedding import NumericalEmbedding
 
 
@@ -80,14 +80,15 @@ class CausalMemory:
         in_c: compute attention in C (:func:`~.attention.causal_attention`) when gradients are needed, on a CPU in
             float32.
         blocks_in_c: let blocks be computed in C as a whole (:mod:`.block`) when gradients are needed.
+        hides_columns: the mask is causal, but for columns that it hides from all rows.
     """
 
     def __init__(
         self, mask: Tensor, past: KeyValueCache | None, keep: bool, keep_weights: bool, in_c: bool = False,
-        blocks_in_c: bool = False,
+        blocks_in_c: bool = False, hides_columns: bool = False,
     ) -> None:  # fmt: skip
         self._mask, self._past, self._keep, self._keep_weights, self._in_c = mask, past, keep, keep_weights, in_c
-        self._blocks_in_c = blocks_in_c
+        self._blocks_in_c, self._hides_columns = blocks_in_c, hides_columns
         self._layers: list[tuple[Tensor, Tensor]] = []
         self.weights: list[Tensor] = []
         self._recent: Tensor | None = None
@@ -133,6 +134,9 @@ class CausalMemory:
         in_c = self._in_c and torch.is_grad_enabled() and total == query.shape[2] and not self._keep_weights
         if in_c and query.device.type == "cpu" and query.dtype == torch.float32:
             return causal_attention(query, key, value, mask, dropout)
+        flash = query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
+        if self._hides_columns and flash and total == query.shape[2] and not self._keep_weights:
+            return causal_attention_without_mask(query, key, value, mask[-1], dropout)
         if not self._keep_weights:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5

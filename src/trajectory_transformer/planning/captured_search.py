@@ -4,10 +4,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..cuda_graph import Capture, CaptureError
 from .beam_search import SearchResult
 
 log = logging.getLogger(__name__)
@@ -15,11 +17,8 @@ log = logging.getLogger(__name__)
 Search = Callable[..., SearchResult]
 """Prefixes (environment, time), uniforms (environment, …) and further tensors (environment, …) -> the result.
 
-The CPU must not wait for the GPU in it.
+If the CPU waits for the GPU in it, it is not captured.
 """
-
-Capture = Callable[..., tuple[Callable[[], None], SearchResult]]
-"""A search and its input tensors -> a function that repeats it on their new contents, and its result's tensors."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ class CapturedSearch:
 
     The first capture is checked: its replay must find what the search finds. If they differ, the check is repeated with
     other draws, because rounding can decide between close candidates. If they differ again, for example because the
-    search branches in Python on computed values, one warning is logged, and searches are no longer captured. The check
-    has not been run on a GPU yet; tests replay a stand-in.
+    search branches in Python on values that it can know without waiting, one warning is logged, and searches are no
+    longer captured. Nor are they if the CPU waits for the GPU in a search.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture[SearchResult]) -> None:
         self._capture = capture
         self._environments = 0
         self._captured: dict[int, _Captured] = {}
@@ -69,7 +68,13 @@ class CapturedSearch:
         filled = tuple(self._filled_up(values) for values in inputs)
         if length not in self._captured:
             places = tuple(values.clone() for values in filled)
-            self._captured[length] = _Captured(places, *self._capture(search, *places))
+            try:
+                self._captured[length] = _Captured(places, *self._capture(partial(search, *places), inputs[0].device))
+            except CaptureError as error:
+                self._proven = False
+                self._captured.clear()
+                log.warning("planning without a CUDA graph, which is several times slower: %s", error)
+                return search(*inputs)
         captured = self._captured[length]
         if self._proven is None and not self._prove(search, captured, filled):
             self._captured.clear()
@@ -99,20 +104,6 @@ class CapturedSearch:
     def _filled_up(self, values: Tensor) -> Tensor:
         missing = self._environments - len(values)
         return torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
-
-
-def cuda_graph(search: Search, *inputs: Tensor) -> tuple[Callable[[], None], SearchResult]:
-    """:data:`Capture` on the inputs' GPU."""
-    device = inputs[0].device
-    graph, present, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    stream.wait_stream(present)
-    with torch.cuda.stream(stream):
-        search(*inputs)  # allocates persistent memory and loads kernels
-    present.wait_stream(stream)
-    # On that stream, so that it is captured on the inputs' GPU, which may not be the current one.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        result = search(*inputs)
-    return graph.replay, result
 
 
 def _copied(result: SearchResult, environments: int) -> SearchResult:

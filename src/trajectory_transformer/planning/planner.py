@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..building import PACKAGE
 from ..configuration import PlannerConfig, require
+from ..cuda_graph import cuda_graph
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
 from ..model.gpt import TrajectoryTransformer
 from . import native
 from .beam_search import SearchResult, beam_search, require_finite_scores
-from .captured_search import CapturedSearch, cuda_graph
+from .captured_search import CapturedSearch
 from .deadline import Deadline
 from .decoder import BeamDecoder
 from .likelihood_search import likelihood_search

@@ -157,8 +157,9 @@ class SearchMemory:
         if self._whole:  # invisible slots are multiplied by 0, so they must be finite
             self._common.buffer.zero_()
             self._own.buffer.zero_()
-        else:
-            visible = visible[visible % self._width != self._value]
+        else:  # without a mask: its number of True would have to be read, which no CUDA graph can
+            visible = visible[: length - length // self._width]
+            visible = visible + visible // (self._width - 1)
             self._common.rows, self._common.length = environments, len(visible) if common else 0
             self._shared.length = 0
         stored, places = (self._common, torch.arange(environments, device=rows.device)) if common else (self._own, rows)
