@@ -20,6 +20,8 @@ MEAN = "planner.act=auto, which chose mean for this model"
         ({"act": "auto"}, 0.2, False, {"top_share": 0.5}, "planner.act=mean, but with planner.act=conditioned"),
         ({"act": "best"}, None, False, {"elite_share": 0.5}, "planner.act=best, but with planner.act=elite"),
         ({"act": "elite"}, None, False, {"elite_share": 0.5}, None),
+        ({"act": "conditioned"}, None, False, {"elite_share": 0.5}, None),
+        ({"act": "auto"}, 0.7, False, {"elite_share": 0.5}, None),
         ({"act": "auto"}, 0.2, False, {"temperature": 0.9}, f"{MEAN} and sets temperature itself"),
         ({"act": "auto"}, 0.2, False, {"k_act": 5}, f"{MEAN} and sets k_act itself"),
         ({"act": "auto"}, 0.2, False, {"temperature": 0.6, "cdf_act": None}, None),  # the values that it sets

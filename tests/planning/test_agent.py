@@ -511,6 +511,30 @@ def test_candidates_of_broken_predictions_have_no_weight() -> None:
     torch.testing.assert_close(found[0, :, 0], torch.tensor([0.1, 0.0, 0.9]))
 
 
+@pytest.mark.parametrize(("elite_share", "kept"), [(0.01, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
+def test_only_the_likeliest_candidates_keep_their_weight(elite_share: float, kept: int) -> None:
+    """Of equal weights all do."""
+    high = [0.3, 0.8, 0.5, 0.8]
+    probabilities = torch.tensor([[[1 - p, p] for p in high]])
+    step = SearchStep(torch.zeros(1, 4, 3), torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([[0]]), probabilities)
+    found = return_weights([step], torch.tensor([0.0, 10.0]), 1.0, 0.3, elite_share)
+    least = sorted(high, reverse=True)[kept - 1]
+    expected = [p if p >= least else 0.0 for p in high]
+    assert found[0, :, 0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_agent_averages_the_likeliest_candidates(make_agent) -> None:
+    """The mean, by weight, of what it found; with one of them, that candidate's action."""
+    agent = make_agent(cdf_act=None, act="conditioned", top_share=0.3, elite_share=0.01, horizon=1)
+    agent.reset(1)
+    [action] = agent.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
+    found, _ = agent._searches[0]
+    centers = agent._discretizer.centers[agent._layout.value]
+    best = return_weights(found.steps, centers, 0.95, 0.3)[0, :, 0].argmax()
+    tokens = found.steps[0].tokens[0, best, :ACTION_DIM]
+    np.testing.assert_allclose(action, agent._discretizer.decode(tokens, agent._layout.action), atol=1e-6)
+
+
 def test_a_conditioned_mean_of_all_returns_is_the_mean(make_agent) -> None:
     mean = interact(make_agent(cdf_act=None, act="mean"), [3, 4], steps=3)
     conditioned = interact(make_agent(cdf_act=None, act="conditioned", top_share=1.0), [3, 4], steps=3)

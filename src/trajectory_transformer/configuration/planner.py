@@ -62,7 +62,8 @@ class PlannerConfig:
     top_share: float = within(0.02, high=1.0, above=0.0)
     """Share of the returns predicted for all candidates, from the highest down, that act=conditioned asks for."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
-    """Fraction of the sequences kept at the end that act=elite averages."""
+    """Fraction that is averaged: of the sequences kept at the end with act=elite, of all candidates, those likeliest to
+    have a high return, with act=conditioned."""
     plan_freq: int = within(1, 1)
     """Environment steps between plans."""
     deadline_ms: float | None = within(None, high=1e9, above=0.0)
@@ -178,7 +179,7 @@ class PlannerConfig:
         if by_token:
             reason = f"with planner={self.name}, which tries all tokens: it draws no samples and adds up no rewards"
             return dict.fromkeys((*SAMPLING, "percentile", "discount", "elite_share", "top_share"), reason)
-        averaging = {"elite_share": ("elite",), "top_share": ("conditioned", "auto")}
+        averaging = {"elite_share": ("elite", "conditioned"), "top_share": ("conditioned", "auto")}
         return {
             name: f"with planner.act={self.act}, but with planner.act={acts[0]}"
             for name, acts in averaging.items()

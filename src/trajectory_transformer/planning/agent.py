@@ -268,7 +268,8 @@ class Agent:
         if settings.act == "conditioned":
             assert settings.discount is not None
             centers = self._discretizer.centers[self._layout.value].to(self._device)
-            weights = return_weights(found.steps, centers, settings.discount, settings.top_share).cpu()
+            shares = settings.top_share, settings.elite_share
+            weights = return_weights(found.steps, centers, settings.discount, *shares).cpu()
         if self.environment.action.leaves[0].kind == "discrete":
             same = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(dim=-1)
             times = (same * weights.unsqueeze(2)).sum(dim=1)  # (environment, sequences, horizon)

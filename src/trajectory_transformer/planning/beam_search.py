@@ -203,7 +203,9 @@ def actions_to_average(steps: Sequence[SearchStep], action_dim: int, beams: int 
     return _kept_actions(steps, action_dim, beams)
 
 
-def return_weights(steps: Sequence[SearchStep], centers: Tensor, discount: float, share: float) -> Tensor:
+def return_weights(
+    steps: Sequence[SearchStep], centers: Tensor, discount: float, share: float, elite_share: float = 1.0
+) -> Tensor:
     """Probability (environment, candidates, transitions) that a candidate's return is among the highest.
 
     The return of a candidate of transition t is its sequence's estimated, discounted rewards up to t plus the
@@ -220,12 +222,16 @@ def return_weights(steps: Sequence[SearchStep], centers: Tensor, discount: float
         centers: (num_bins,) ascending returns-to-go of the value tokens.
         discount: factor per transition, in (0, 1].
         share: in (0, 1].
+        elite_share: fraction, in (0, 1], of each transition's candidates that keep their weight: those of the largest
+            weights. The others get 0, unless their weight is as large as one that is kept.
     """
     before, found, factor = steps[0].rewards.new_zeros(len(steps[0].rewards), 1), [], 1.0
     for step in steps:
         assert step.value_probabilities is not None
         rewards = before.repeat_interleave(step.rewards.shape[1] // before.shape[1], dim=1) + factor * step.rewards
-        found.append(_reaching(rewards, factor * discount * centers, step.value_probabilities, share))
+        weights = _reaching(rewards, factor * discount * centers, step.value_probabilities, share)
+        kept = max(1, round(elite_share * weights.shape[1]))
+        found.append(weights.masked_fill(weights < weights.topk(kept, dim=1).values[:, -1:], 0.0))
         before, factor = rewards.gather(1, step.kept), factor * discount
     return torch.stack(found, dim=2)
 
