@@ -76,7 +76,9 @@ def work(name: str, kind: str) -> None:
     windows = data.train_examples.gather(data.train_order().indices(0))
     while True:
         optimizer.zero_grad()
-        cast(TrajectoryModule, module).shared_step(windows, None).backward()
+        tokens, targets, mask = windows
+        model = cast(TrajectoryModule, module).model
+        model(tokens, targets=targets, attention_mask=mask, use_cache=False, return_dict=True).loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         turns.made_update()
