@@ -79,13 +79,19 @@ class Signal(Callback):
         watch.received = 15
 
 
-def test_a_run_stopped_meanwhile_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_meanwhile_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says that this phase is lost."""
     whole = small_fit(tmp_path / "whole", small_config())
     watches: list[SignalWatch] = []
     with monkeypatch.context() as patch:
         patch.setattr(SignalWatch, "__enter__", lambda self: watches.append(self) or self)
         with pytest.raises(SystemExit, match="143"):
             small_fit(tmp_path / "stopped", small_config(), [Signal(watches)])
+    [message] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert message == "interrupted before the first update: continued, the run begins this first phase anew"
+    caplog.clear()
     state = weights(tmp_path / "stopped" / "checkpoints" / "last.ckpt")
     assert state["readout.pretrained"] == 0.0
     resumed = small_fit(tmp_path / "stopped", small_config(), resume=True)
@@ -93,6 +99,7 @@ def test_a_run_stopped_meanwhile_resumes_to_the_same_weights(tmp_path: Path, mon
     for name, value in weights(whole.last).items():
         assert torch.equal(value, weights(resumed.last)[name])
     assert weights(whole.last)["readout.pretrained"] == 1.0
+    assert caplog.records == []
 
 
 def test_it_acts_before_the_first_update_and_only_if_asked_for(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Callbacks of training: checkpoints, throughput and progress, all counted in updates."""
 
+import logging
 import math
 import os
 import time
@@ -24,6 +25,8 @@ from .checkpoint_io import VerifiedCheckpointIO
 from .interruption import SignalWatch
 from .learner_module import LearnerModule, NonFiniteError, ends_update
 from .returns import EpisodePlayer
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -191,6 +194,7 @@ class Pretraining(Callback):
 
     def __init__(self, keeper: KeepCheckpoints) -> None:
         self.keeper = keeper
+        self._ended = False  # by a signal
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -198,8 +202,14 @@ class Pretraining(Callback):
         if trainer.global_step == 0:
             shown = self.keeper.options.progress_bar and trainer.is_global_zero
             progress = WorkProgress("{task.completed:.0f}/{task.total:.0f} updates", shown)
-            pl_module.pretrain(lambda: self.keeper.watch.received is not None, progress)
+            pl_module.pretrain(self._stopped, progress)
+            if self._ended and trainer.is_global_zero:
+                log.warning("interrupted before the first update: continued, the run begins this first phase anew")
             self.keeper.before_first_update(trainer)
+
+    def _stopped(self) -> bool:
+        self._ended = self.keeper.watch.received is not None
+        return self._ended
 
 
 class BuffersOfFirstProcess(Callback):
