@@ -58,7 +58,7 @@ class AdamW(torch.optim.AdamW):
     rate: Tensor | None = None  # learning rate that ``replay`` reads
 
     @override
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         with torch.enable_grad():
             loss = None if closure is None else closure()  # which may set ``replay``
         (self.replay or self.update)()
@@ -70,6 +70,8 @@ class AdamW(torch.optim.AdamW):
 
     def _accelerator_graph_capture_health_check(self) -> None:
         """Do nothing: torch asks for ``capturable=True``, which fused kernels with a rate on the device do not need."""
+
+    _cuda_graph_capture_health_check = _accelerator_graph_capture_health_check  # its name in older versions of torch
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool) -> AdamW:
