@@ -81,13 +81,13 @@ def test_only_common_tasks_are_aggregated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "told"),
     [
+        ([[1.0]], [[2.0]], "one run of each cannot show a difference: train more seeds"),
         (
-            [[1.0]],
-            [[2.0]],
+            [[1.0, 2.0]],
+            [[3.0, 4.0]],
             "too few runs to conclude: if the methods were equal, all runs of one would be above all runs of the other "
-            "in every task, by chance, with probability 1",
+            "in every task, by chance, with probability 0.33",
         ),
-        ([[1.0, 2.0]], [[3.0, 4.0]], "too few runs to conclude"),
         ([[1.0]] * 6, [[2.0]] * 6, "no conclusion without an interval"),
         ([[1.0, 2.0, 3.0, 4.0]], [[5.0, 6.0, 7.0, 8.0]], "b improves on a"),
         ([[5.0, 6.0, 7.0, 8.0]], [[1.0, 2.0, 3.0, 4.0]], "a improves on b"),

@@ -180,8 +180,10 @@ def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[st
         if not _conclusive(scores[one], scores[other]):
             chance = statistics.smallest_p(scores[one], scores[other])
             verdict = (
-                "too few runs to conclude: if the methods were equal, all runs of one would be above all runs of the "
-                f"other in every task, by chance, with probability {chance:.2g}"
+                "one run of each cannot show a difference: train more seeds"
+                if chance == 1.0
+                else "too few runs to conclude: if the methods were equal, all runs of one would be above all runs of "
+                f"the other in every task, by chance, with probability {chance:.2g}"
             )
         elif won.low is None or won.high is None:
             verdict = "no conclusion without an interval"
