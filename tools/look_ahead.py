@@ -62,7 +62,7 @@ def look_ahead(checkpoint: Checkpoint, count: int, horizon: int) -> list[tuple[f
         horizon: the furthest, at most the model's ``sequence_length``.
     """
     trained, data = TrainedTransformer.of(checkpoint), checkpoint.training.data
-    table = join_episodes(held_out_episodes(checkpoint), data.discount, data.termination_penalty)
+    table = join_episodes(held_out_episodes(checkpoint), data)
     ends, position = torch.from_numpy(table.lengths).cumsum(0), torch.arange(len(table.values))
     episode = torch.searchsorted(ends, position, right=True)
     known = torch.from_numpy(table.terminated)[episode] | (ends[episode] - position > 100)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transitions import join_episodes, join_transitions, returns_to_go
+from trajectory_transformer.errors import UserError
 
 
 def episode(terminated: bool) -> Episode:
@@ -58,9 +60,42 @@ def test_penalty_leaves_truncated_episodes_and_the_episode_itself_alone():
     np.testing.assert_array_equal(terminated.rewards, [1, 2, 4])
 
 
+def test_a_truncated_episode_continues_with_its_last_rewards():
+    # A discount of 0.5 looks 2 steps ahead: V2 = (2 + 4) / 2 * 2, V1 = 4 + 0.5 * 6, V0 = 2 + 0.5 * 7
+    joined = join_transitions(episode(terminated=False), 0.5, None, continue_truncated=True)
+    np.testing.assert_array_equal(joined[:, 4], [5.5, 7, 6])
+    np.testing.assert_array_equal(joined[:, 3], [1, 2, 4])
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.3, 0.9, 0.999])
+def test_an_episode_of_one_reward_that_continues_is_worth_the_same_at_every_step(discount: float):
+    constant = episode(terminated=False)
+    constant.rewards[:] = 3.0
+    values = join_transitions(constant, discount, None, continue_truncated=True)[:, 4]
+    np.testing.assert_allclose(values, 3.0 / (1.0 - discount), rtol=1e-6)
+
+
+def test_a_terminated_episode_does_not_continue():
+    ended = episode(terminated=True)
+    expected = join_transitions(ended, 0.5, -100.0)
+    np.testing.assert_array_equal(join_transitions(ended, 0.5, -100.0, continue_truncated=True), expected)
+
+
+def test_a_table_has_the_values_that_its_options_say():
+    options = DataConfig(discount=0.5, termination_penalty=None, continue_truncated=True)
+    table = join_episodes([episode(terminated=False)], options)
+    np.testing.assert_array_equal(table.values[:, 4], [5.5, 7, 6])
+
+
+def test_values_that_never_end_need_a_discount():
+    with pytest.raises(UserError, match="data.discount=1 .*data.continue_truncated=false"):
+        DataConfig(discount=1.0, continue_truncated=True)
+    assert DataConfig(discount=1.0).discount == 1.0
+
+
 def test_a_table_keeps_lengths_and_endings():
     first, second = episode(terminated=True), episode(terminated=False)
-    table = join_episodes([first, second], 0.5, -1.0)
+    table = join_episodes([first, second], DataConfig(discount=0.5, termination_penalty=-1.0))
     np.testing.assert_array_equal(table.values[:3], join_transitions(first, 0.5, -1.0))
     np.testing.assert_array_equal(table.values[3:], join_transitions(second, 0.5, -1.0))
     assert table.lengths.tolist() == [3, 3]
@@ -69,4 +104,4 @@ def test_a_table_keeps_lengths_and_endings():
 
 def test_a_table_needs_an_episode():
     with pytest.raises(ValueError, match="at least one episode"):
-        join_episodes([], 0.99, None)
+        join_episodes([], DataConfig())

@@ -267,7 +267,7 @@ def _measure(config: EvaluateConfig, run: RunContext, trained: LoadedAgent) -> l
     facts = RunFacts(",".join(training.dataset.ids), env_id, config.seed, run.commit, run.command)
     if config.task == "attention":
         episodes = held_out_episodes(checkpoint, config.allow)
-        table = join_episodes(episodes, training.data.discount, training.data.termination_penalty)
+        table = join_episodes(episodes, training.data)
         return evaluate_attention(model, table, config.attention, facts, run.directory)
     if config.predict.ensemble is not None:
         ensemble = Checkpoint.read(config.predict.ensemble)

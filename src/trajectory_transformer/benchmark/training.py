@@ -71,7 +71,7 @@ def tokenising_rows(
     def tokenise() -> list[TokenWindows]:
         options = DataConfig()
         split = split_episodes(data, options.validation_fraction, seed=0)
-        tables = [join_episodes(part, options.discount, options.termination_penalty) for part in split]
+        tables = [join_episodes(part, options) for part in split]
         discretizer = make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(tables[0].values)
         return [TokenWindows(table, discretizer, machine.SEQUENCE_LENGTH) for table in tables]
 

@@ -48,6 +48,9 @@ class DataConfig:
     """Discount factor per step of the return-to-go."""
     termination_penalty: float | None = within(-100.0, -LARGEST, LARGEST)
     """Reward that replaces the recorded one in a terminating step; null keeps the recorded reward."""
+    continue_truncated: bool = False
+    """Count the return-to-go of an episode that a time limit cut as if its last rewards went on for ever, which needs a
+    discount below 1; false counts nothing after the cut."""
     validation_fraction: float = within(0.1, above=0.0, below=1.0)
     """Fraction of the episodes held out for validation."""
     cache: str | None = None
@@ -78,6 +81,11 @@ class DataConfig:
                 f"data.dataset_id={self.dataset_id} has no effect beside data.source; leave out one of them",
             )
             self.dataset_id = None
+        require(
+            self.discount < 1.0 or not self.continue_truncated,
+            "data.discount=1 gives an episode that a time limit cut an infinite return-to-go: set a discount below 1, "
+            "or data.continue_truncated=false",
+        )
         require(self.cache != "", "data.cache= names no folder: give data.cache=DIR, or null to keep all in memory")
         if (keys := self.observation_keys) is not None:
             distinct = len(keys) > 0 and all(keys) and len(set(keys)) == len(keys)

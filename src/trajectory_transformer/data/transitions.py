@@ -7,20 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
+from ..configuration import DataConfig
 from ..layout import TransitionLayout
 from .episodes import Episode
 from .on_disk import forget, joined_rows
 
 
-def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
-    """Return the discounted sum of rewards (T,) after each step: ``V[t] = r[t+1] + discount * V[t+1]``, 0 at the last.
+def returns_to_go(rewards: np.ndarray, discount: float, last: float = 0.0) -> np.ndarray:
+    """Return the discounted sum of rewards (T,) after each step: ``V[t] = r[t+1] + discount * V[t+1]``.
 
-    The result is (T,) float64; the discount is in [0, 1].
+    ``last`` is the value after the last step. The result is (T,) float64; the discount is in [0, 1].
     """
     following = accumulate(
         np.asarray(rewards, dtype=np.float64)[:0:-1].tolist(),
         lambda value, reward: reward + discount * value,
-        initial=0.0,
+        initial=last,
     )
     return np.fromiter(following, dtype=np.float64)[::-1][: len(rewards)]
 
@@ -33,7 +34,18 @@ def penalized_rewards(episode: Episode, termination_penalty: float | None) -> np
     return rewards
 
 
-def join_transitions(episode: Episode, discount: float, termination_penalty: float | None) -> np.ndarray:
+def value_after_cut(rewards: np.ndarray, discount: float) -> float:
+    """Return the return-to-go after a truncated episode's rewards (T,), as if its last ones went on for ever.
+
+    "The last ones" are the mean of as many rewards as the discount, in [0, 1), looks ahead: ``1 / (1 - discount)``.
+    """
+    ahead = 1.0 / (1.0 - discount)
+    return ahead * float(rewards[-max(1, round(ahead)) :].mean())
+
+
+def join_transitions(
+    episode: Episode, discount: float, termination_penalty: float | None, continue_truncated: bool = False
+) -> np.ndarray:
     """Return a row for each step of an episode, (T, transition_dim) float32, columns as in :class:`TransitionLayout`.
 
     Args:
@@ -41,6 +53,8 @@ def join_transitions(episode: Episode, discount: float, termination_penalty: flo
         discount: discount factor of the return-to-go.
         termination_penalty: replaces the reward of the last step of a terminated episode before returns are computed;
             None keeps the recorded reward. Truncated episodes always keep it.
+        continue_truncated: a truncated episode's values include :func:`value_after_cut`, which needs a discount below
+            1. Differs from paper and original, where values of its last steps are low, as after a termination.
     """
     layout = TransitionLayout(episode.observations.shape[1], episode.actions.shape[1])
     rewards = penalized_rewards(episode, termination_penalty)
@@ -48,7 +62,9 @@ def join_transitions(episode: Episode, discount: float, termination_penalty: flo
     joined[:, layout.observation] = episode.observations[:-1]
     joined[:, layout.action] = episode.actions
     joined[:, layout.reward] = rewards
-    joined[:, layout.value] = returns_to_go(rewards, discount)
+    continues = continue_truncated and not episode.terminated
+    last = value_after_cut(rewards, discount) if continues else 0.0
+    joined[:, layout.value] = returns_to_go(rewards, discount, last)
     return joined
 
 
@@ -62,16 +78,13 @@ class TransitionTable:
 
 
 def join_episodes(
-    episodes: Sequence[Episode],
-    discount: float,
-    termination_penalty: float | None,
-    rewarded: bool = True,
-    folder: Path | None = None,
+    episodes: Sequence[Episode], config: DataConfig, rewarded: bool = True, folder: Path | None = None
 ) -> TransitionTable:
     """Join the rows of :func:`join_transitions` for all episodes into one table.
 
     Args:
-        episodes, discount, termination_penalty: as in :func:`join_transitions`.
+        episodes: at least one.
+        config: how values are computed: discount, termination_penalty and continue_truncated.
         rewarded: False makes all rewards and values 0.
         folder: folder in which the table is kept on disk; None: in memory.
 
@@ -84,7 +97,7 @@ def join_episodes(
 
     def rows() -> Iterator[np.ndarray]:
         for episode in episodes:
-            joined = join_transitions(episode, discount, termination_penalty)
+            joined = join_transitions(episode, config.discount, config.termination_penalty, config.continue_truncated)
             if not rewarded:
                 joined[:, -2:] = 0.0
             yield joined

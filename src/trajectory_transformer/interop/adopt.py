@@ -90,7 +90,7 @@ def adopt(
     record = source / RECORD_FILE  # in a converted directory it names the weights' origin
     origin = str(read_json(record).get("origin", found.origin)) if record.is_file() else found.origin
     config = _configuration(data, model, origin)
-    table = join_episodes(_as_loaded(offline.episodes), config.data.discount, config.data.termination_penalty)
+    table = join_episodes(_as_loaded(offline.episodes), config.data)
     discretizer = _bins(table.values, config.data.discretizer, model, edges)
     adoption = Adoption(
         source=source.name,

@@ -48,13 +48,7 @@ class TrajectoryDataModule(OfflineDataModule[WindowBatch]):
         # Differs from the paper, which drops rewards from sequences with goals: constant ones carry no information
         # either, and all models have the same layout.
         self.train_table, self.validation_table = (
-            join_episodes(
-                episodes,
-                self.config.discount,
-                self.config.termination_penalty,
-                rewarded=not self.goal_conditioned,
-                folder=self._cache,
-            )
+            join_episodes(episodes, self.config, rewarded=not self.goal_conditioned, folder=self._cache)
             for episodes in (train, validation)
         )
         if self.goal_conditioned:
