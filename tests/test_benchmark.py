@@ -11,7 +11,7 @@ from trajectory_transformer.benchmark import __main__ as command
 from trajectory_transformer.benchmark import planning, training
 from trajectory_transformer.benchmark.machine import Hardware, forward_operations, make_model, peak_memory
 from trajectory_transformer.benchmark.planning import PlanningSetting, PlanningSpeed, measure, planning_operations
-from trajectory_transformer.configuration import ModelConfig, PlannerConfig
+from trajectory_transformer.configuration import DataConfig, ModelConfig, PlannerConfig
 from trajectory_transformer.data.episodes import Episode
 from trajectory_transformer.data.transitions import TransitionTable, join_episodes
 from trajectory_transformer.layout import TransitionLayout
@@ -106,9 +106,9 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
 def test_tokenising_begins_with_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[int] = []
 
-    def join(episodes: Sequence[Episode], discount: float, penalty: float | None) -> TransitionTable:
+    def join(episodes: Sequence[Episode], config: DataConfig) -> TransitionTable:
         joined.append(len(episodes))
-        return join_episodes(episodes, discount, penalty)
+        return join_episodes(episodes, config)
 
     monkeypatch.setattr(training, "join_episodes", join)
     ((name, seconds, _),) = training.tokenising_rows(ALONE, episodes=10, steps=30, rounds=1)

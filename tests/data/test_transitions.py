@@ -88,7 +88,7 @@ def test_a_table_has_the_values_that_its_options_say():
 
 
 def test_values_that_never_end_need_a_discount():
-    with pytest.raises(UserError, match="data.discount=1 .*data.continue_truncated=false"):
+    with pytest.raises(UserError, match=r"data\.discount=1 .*data\.continue_truncated=false"):
         DataConfig(discount=1.0, continue_truncated=True)
     assert DataConfig(discount=1.0).discount == 1.0
 
