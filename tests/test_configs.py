@@ -107,6 +107,8 @@ def test_base_is_the_papers_model() -> None:
         (["model=large"], 0.999, True),
         *(([f"experiment={name}"], 0.99, False) for name in ("hopper_medium", "walker2d_medium_replay", "ant_medium")),
         *(([f"experiment=pointmaze_{maze}"], 0.99, False) for maze in ("medium", "large")),
+        (["data=pointmaze_umaze"], 0.99, False),
+        (["experiment=iql_antmaze", "data=antmaze_large_play"], 0.99, False),
     ],
 )
 def test_the_default_looks_further_ahead_than_the_papers_experiments(
