@@ -100,24 +100,6 @@ def test_base_is_the_papers_model() -> None:
     assert config.model.attn_pdrop == config.model.embd_pdrop == config.model.resid_pdrop == 0.1
 
 
-@pytest.mark.parametrize(
-    ("overrides", "discount", "continues"),
-    [
-        (["data=minari", "data.dataset_id=a/b-v0"], 0.999, True),
-        (["model=large"], 0.999, True),
-        *(([f"experiment={name}"], 0.99, False) for name in ("hopper_medium", "walker2d_medium_replay", "ant_medium")),
-        *(([f"experiment=pointmaze_{maze}"], 0.99, False) for maze in ("medium", "large")),
-        (["data=pointmaze_umaze"], 0.99, False),
-        (["experiment=iql_antmaze", "data=antmaze_large_play"], 0.99, False),
-    ],
-)
-def test_the_default_looks_further_ahead_than_the_papers_experiments(
-    overrides: list[str], discount: float, continues: bool
-) -> None:
-    data = schema.typed_train(composed("train", *overrides)).data
-    assert (data.discount, data.continue_truncated) == (discount, continues)
-
-
 def test_the_default_needs_no_accelerator_no_account_and_no_download() -> None:
     config = schema.typed_train(composed("train"))
     assert config.trainer.accelerator == "cpu"
