@@ -129,6 +129,24 @@ def test_values_of_no_sense_in_a_checkpoint_are_one_sentence() -> None:
     assert len(refused) > len(places) * len(BAD_VALUES) * 0.7
 
 
+@pytest.mark.parametrize(
+    ("place", "option"),
+    [
+        (("data",), "data.future"),
+        (("data", "discretizer"), "data.discretizer.future"),
+        (("planner",), "planner.future"),
+    ],
+)
+def test_an_option_of_a_newer_version_is_named(place: tuple[str, ...], option: str) -> None:
+    def add(section: dict[str, Any]) -> None:
+        section["planner"] = {"name": "return"}
+        for key in place:
+            section = section[key]
+        section["future"] = 1
+
+    assert f"this version has no option {option}; the file is probably of a newer one" in hostile(add)
+
+
 def test_bounds_and_dimensions_of_a_checkpoint_fit_its_spaces() -> None:
     def leaf(section: dict[str, Any]) -> dict[str, Any]:
         return section["environment"]["observation"]["leaves"][0]

@@ -6,7 +6,7 @@ Reading a checkpoint imports and builds nothing that the file names.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from .environments.spec import EnvironmentSpec
 from .errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
+Options = TypeVar("Options", DataConfig, DiscretizerConfig, PlannerConfig)
 
 # Checkpoints written before learners had options record only the kind.
 _LEARNERS_BY_KIND = {
@@ -107,21 +108,29 @@ class TrainingRecord:
         if not isinstance(learner, Mapping):
             raise ValueError(f"it holds '{kind}', which this version does not know")
         data, planner, discretizer = dict(values["data"]), values.get("planner"), values.get("discretizer")
-        data["discretizer"] = DiscretizerConfig(**data.get("discretizer", {}))
+        data["discretizer"] = _options(DiscretizerConfig, data.get("discretizer", {}), "data.discretizer")
         value_r2 = values.get("value_r2")
         record = cls(
             kind,
             learner,
             _environment(values["environment"]),
             DatasetRecord.from_dict(values["dataset"]),
-            DataConfig(**data),
+            _options(DataConfig, data, "data"),
             int(values.get("seed", 0)),
-            None if planner is None else PlannerConfig(**current_record(planner)),
+            None if planner is None else _options(PlannerConfig, current_record(planner), "planner"),
             None if discretizer is None else Discretizer.from_dict(discretizer),
             None if isinstance(value_r2, float) and not math.isfinite(value_r2) else value_r2,
         )
         validate("", record)
         return record
+
+
+def _options(cls: type[Options], values: Mapping[str, Any], place: str) -> Options:
+    """Return recorded options, or raise ValueError for one that this version does not have."""
+    unknown = sorted(values.keys() - {option.name for option in fields(cls)})
+    if unknown:
+        raise ValueError(f"this version has no option {place}.{unknown[0]}; the file is probably of a newer one")
+    return cls(**values)
 
 
 def _environment(values: Mapping[str, Any]) -> EnvironmentSpec:
