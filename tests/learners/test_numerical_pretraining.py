@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn import functional as F
 from typing_extensions import override
 
-from trajectory_transformer.learners.numerical_pretraining import PEAK, TRANSITIONS, pretrain
+from trajectory_transformer.learners.numerical_pretraining import TRANSITIONS, pretrain
+from trajectory_transformer.learners.pretraining import PEAK
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.model.numerical_embedding import NumericalEmbedding, NumericalReadout
 from trajectory_transformer.progress import WorkProgress

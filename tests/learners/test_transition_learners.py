@@ -40,6 +40,7 @@ LEARNERS: dict[str, Learner] = {
     "iql": ImplicitQLearning(hidden_layers=1, hidden_width=8),
     "ensemble": EnsembleLearner(num_members=2, hidden_layers=1, hidden_width=8),
     "bc": BehaviorCloning(hidden_layers=1, hidden_width=8, best_fraction=0.5),
+    "awr": BehaviorCloning(hidden_layers=1, hidden_width=8, inverse_temperature=3.0),
     "dt": ReturnConditioned(context=3, n_layer=1, n_embd=8),  # with dropout
     "rebrac": RegularizedActorCritic(hidden_layers=1, hidden_width=8),
 }
@@ -109,7 +110,7 @@ def test_resume_gives_identical_weights(tmp_path: Path, learner: str, step: int)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", ["dt", "rebrac"])
+@pytest.mark.parametrize("learner", ["awr", "dt", "rebrac"])
 def test_two_processes(tmp_path: Path, learner: str) -> None:
     """Both have the same weights; without random draws or averages per process, also those of a single process."""
     call = [sys.executable, "-m", "tests.learners.two_processes"]
@@ -121,7 +122,7 @@ def test_two_processes(tmp_path: Path, learner: str) -> None:
     for name, value in saved.items():
         for rank in range(2):
             assert torch.equal(torch.load(tmp_path / "2" / f"rank{rank}.pt", weights_only=True)["weights"][name], value)
-        if learner == "dt":
+        if learner in ("awr", "dt"):
             torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
 
 
@@ -132,7 +133,7 @@ def test_best_is_the_latest_critic_but_the_likeliest_ensemble(tmp_path: Path, mo
     monkeypatch.setattr(MetricCollection, "compute", lambda self: compute(self) | {"loss": torch.tensor(next(losses))})
     reports = {learner: run(tmp_path / learner, config(learner)) for learner in LEARNERS}
     steps = {learner: read_checkpoint(report.best)["global_step"] for learner, report in reports.items()}
-    assert steps == {"iql": 24, "ensemble": 12, "bc": 12, "dt": 12, "rebrac": 24}
+    assert steps == {"iql": 24, "ensemble": 12, "bc": 12, "awr": 12, "dt": 12, "rebrac": 24}
     assert (reports["iql"].validation_loss, reports["ensemble"].validation_loss) == (4.0, 1.0)
 
 
@@ -222,7 +223,7 @@ def test_checkpoints_of_another_kind(tmp_path: Path) -> None:
         Critic.load(paths["ensemble"])
     for learner, path in paths.items():
         for load in (Agent.of, TrainedTransformer.of):
-            with pytest.raises(UserError, match=rf"learner={learner}, and one of learner=transformer is needed here$"):
+            with pytest.raises(UserError, match=rf"learner={LEARNERS[learner].kind}, and one of learner=transf"):
                 load(Checkpoint.read(path))
     unknown = read_checkpoint(transformer)
     unknown[SECTION]["kind"] = "oracle"
@@ -280,7 +281,7 @@ class TestCloning:
         module = small_datamodule(options)
         best = sorted((float(episode.rewards.sum()) for episode in train), reverse=True)[: round(len(train) / 2)]
         assert module.num_train == 8 * len(best)
-        assert float(module.train_set.all.rewards.sum()) == pytest.approx(
+        assert float(module.rows["train"][:, 2].sum()) == pytest.approx(
             sum(best) + sum(-100 - e.rewards[-1] for e in train if e.rewards.sum() >= best[-1] - 1e-6 and e.terminated),
             rel=1e-5,
         )
@@ -300,3 +301,37 @@ class TestCloning:
         agent.reset(13)
         np.testing.assert_allclose(agent.act(observations), 10.0 * np.tanh(observations / 2), atol=0.5)
         assert agent.settings.name == "bc_policy"
+
+    def test_weights_by_advantage_move_the_action_to_the_better_one(self, tmp_path: Path) -> None:
+        """All observations are alike, half of the actions 5 with reward 1, half -5 with 0.
+
+        So the advantages are 0.5 and -0.5, their deviation is 0.5, and weights are e and 1/e.
+        """
+        data = small_data(episodes=20)
+        for episode in data.episodes:
+            episode.observations[:] = 0.0
+            episode.actions[:, 0] = [5.0, -5.0] * 4
+            episode.rewards[:] = [1.0, 0.0] * 4
+        acted = {}
+        for beta in (0.0, 1.0):
+            options = config("bc", max_steps=600, validate_every=200, checkpoint_every=200)
+            options.learner = spec_of(BehaviorCloning(hidden_layers=1, hidden_width=8, inverse_temperature=beta))
+            options.data.termination_penalty, options.data.discount = None, 1e-6
+            options.data.batch_size = 144  # all 18 training episodes
+            learner = make_learner(options.learner, TYPED_BY_USER)
+            report = fit(learner, options, tmp_path / str(beta), small_datamodule(options, data), [], [], False)
+            agent = learner.make_agent(Checkpoint.read(report.best), "cpu", {})
+            agent.reset(1)
+            acted[beta] = float(agent.act(np.zeros((1, 1), dtype=np.float32))[0, 0])
+        assert acted[0.0] == pytest.approx(0.0, abs=0.02)
+        assert acted[1.0] == pytest.approx(5.0 * math.tanh(1.0), abs=0.02)
+
+    def test_returns_include_the_rows_own_reward(self) -> None:
+        options = config("awr")
+        options.data.discount, options.data.termination_penalty = 0.5, None
+        data = small_data(episodes=2)
+        for episode in data.episodes:
+            episode.rewards[:] = [1.0, 2.0, 4.0, 0.0, 0.0, 0.0, 0.0, 8.0]
+        module = small_datamodule(options, data)
+        expected = [3.0625, 4.125, 4.25, 0.5, 1.0, 2.0, 4.0, 8.0]
+        assert module.returns(module.rows["train"]).tolist() == expected

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from trajectory_transformer.configuration import OptimizerConfig
+from trajectory_transformer.learners.bc import BehaviorCloning
 from trajectory_transformer.learners.dt import ReturnConditioned
 from trajectory_transformer.learners.rebrac import RegularizedActorCritic
 from trajectory_transformer.training import datamodule as datamodule_file
@@ -15,6 +16,7 @@ from ..specs import spec_of
 from ..training.small_run import Record, small_config, small_data
 
 LEARNERS = {
+    "awr": BehaviorCloning(hidden_layers=1, hidden_width=8, inverse_temperature=3.0),
     "dt": ReturnConditioned(context=3, n_layer=1, n_embd=8, dropout=0.0),
     "rebrac": RegularizedActorCritic(hidden_layers=1, hidden_width=8),
 }

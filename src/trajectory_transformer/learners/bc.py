@@ -1,4 +1,4 @@
-"""Behaviour cloning as a learner: a feed-forward policy that imitates the data, or its best episodes."""
+"""Behaviour cloning as a learner: a feed-forward policy that imitates the data, or what is best in them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,11 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 
 @dataclass
 class BehaviorCloning(Learner):
-    """Behaviour cloning by least squares; with ``best_fraction`` below 1 the "%BC" of Chen et al. (2021)."""
+    """Behaviour cloning by least squares.
+
+    With ``best_fraction`` below 1 the "%BC" of Chen et al. (2021); with ``inverse_temperature`` advantage-weighted
+    regression (Peng et al. 2019).
+    """
 
     kind = "bc"
     ignores = OPTIONS_OF_WINDOWS
@@ -31,6 +35,8 @@ class BehaviorCloning(Learner):
     """Units per hidden layer."""
     best_fraction: float = within(1.0, high=1.0, above=0.0)
     """Share of the training episodes to clone, those of the highest returns; 0.1 is the best tenth."""
+    inverse_temperature: float = within(0.0, 0.0, 1000)
+    """Weight each step by the exponential of this times its advantage, in standard deviations; 0 weights all alike."""
 
     def __post_init__(self) -> None:
         validate("learner.", self)
@@ -46,12 +52,18 @@ class BehaviorCloning(Learner):
         self, config: TrainConfig, datamodule: "OfflineDataModule[Any]", plan: "TrainingPlan"
     ) -> "CloningModule":
         from ..checkpoint import TrainingRecord
+        from .advantage_weights import AdvantageWeights
         from .bc_module import BestEpisodes, CloningModule, CloningPolicy
 
         assert isinstance(datamodule, BestEpisodes)
         network = CloningPolicy(datamodule.data.environment, self)
-        network.normalize_like(datamodule.train_set.all.observations)
-        return CloningModule(network, config.optimizer, plan, TrainingRecord.of(self.kind, config, datamodule.data))
+        network.normalize_like(datamodule.rows["train"][:, datamodule.layout.observation])
+        advantage = None
+        if self.inverse_temperature > 0.0:
+            sizes = datamodule.layout.observation_dim, self.hidden_layers, self.hidden_width
+            advantage = AdvantageWeights(*sizes, self.inverse_temperature)
+        record = TrainingRecord.of(self.kind, config, datamodule.data)
+        return CloningModule(network, config.optimizer, plan, record, datamodule, advantage)
 
     @override
     def make_agent(

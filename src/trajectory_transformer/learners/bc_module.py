@@ -1,17 +1,24 @@
 """Behaviour cloning for Lightning: its module, policy and data module."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..configuration import TrainConfig
+from ..checkpoint import TrainingRecord
+from ..configuration import OptimizerConfig, TrainConfig
 from ..data.episodes import Episode
-from ..data.transition_set import TransitionBatch
+from ..data.transitions import join_episodes
 from ..environments.spec import EnvironmentSpec
+from ..layout import TransitionLayout
+from ..progress import WorkProgress
+from ..training.batches import PRETRAINING, random_stream
+from ..training.datamodule import OfflineDataModule
+from ..training.optimization import TrainingPlan
+from .advantage_weights import AdvantageWeights
 from .mlp import make_mlp
-from .transition_datamodule import TransitionDataModule
 from .transition_module import TransitionModule
 
 if TYPE_CHECKING:
@@ -42,14 +49,39 @@ class CloningPolicy(nn.Module):
         self.observation_mean.copy_(observations.mean(dim=0))
         self.observation_deviation.copy_(observations.std(dim=0, unbiased=False).clamp_min(1e-6))
 
+    def normalized(self, observations: Tensor) -> Tensor:
+        """Observations (…, observation_dim) minus their mean, in standard deviations."""
+        return (observations - self.observation_mean) / self.observation_deviation
+
     def forward(self, observations: Tensor) -> Tensor:
         """Actions (…, action_dim) for observations (…, observation_dim)."""
-        output = self.layers((observations - self.observation_mean) / self.observation_deviation).tanh()
+        output = self.layers(self.normalized(observations)).tanh()
         return self.action_middle + self.action_half_range * output
 
 
-class BestEpisodes(TransitionDataModule):
-    """Transitions of the training episodes with the highest returns, and of all validation episodes."""
+class Steps:
+    """Rows [observation | action | reward | return-to-go] (n, transition_dim) on one device, gathered by index."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Rows (batch, transition_dim) with ``indices`` (batch,) in [0, len), on any device."""
+        return self.rows[indices.to(self.device)]
+
+
+class BestEpisodes(OfflineDataModule[Tensor]):
+    """Steps of the training episodes with the highest returns, and of all validation episodes."""
+
+    layout: TransitionLayout
+    rows: dict[str, Tensor]  # of the parts "train" and "validation", on the CPU
 
     def __init__(self, config: TrainConfig, best_fraction: float) -> None:
         super().__init__(config.data, config.seed)
@@ -60,15 +92,65 @@ class BestEpisodes(TransitionDataModule):
         count = max(1, round(self.best_fraction * len(train)))
         return sorted(train, key=lambda episode: -float(episode.rewards.sum()))[:count]
 
+    @override
+    def prepare(self, train: Sequence[Episode], validation: Sequence[Episode]) -> None:
+        environment, parts = self.data.environment, {"train": train, "validation": validation}
+        self.layout = TransitionLayout(environment.observation_dim, environment.action_dim)
+        self.rows = {part: torch.from_numpy(join_episodes(parts[part], self.config).values) for part in parts}
 
-class CloningModule(TransitionModule):
-    """Minimises the mean squared error of actions, in units of half their range."""
-
-    logged = ("loss",)
-    network: CloningPolicy
+    def returns(self, rows: Tensor) -> Tensor:
+        """Return (n,) from each row's step on, its own reward included, discounted by ``data.discount``."""
+        return rows[:, self.layout.reward] + self.config.discount * rows[:, self.layout.value]
 
     @override
-    def losses(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        error = (self.network(batch.observations) - batch.actions) / self.network.action_half_range
-        loss = error.square().mean()
+    def make_examples(self, part: str) -> Steps:
+        return Steps(self.rows[part].to(self.device))
+
+
+class CloningModule(TransitionModule):
+    """Minimises the mean squared error of actions, in units of half their range.
+
+    With ``advantage``, each step has its weight; ``datamodule`` has the steps to which these are fitted first.
+    """
+
+    logged = ("loss",)
+    only_training = ("advantage.",)
+    network: CloningPolicy
+
+    def __init__(
+        self,
+        network: CloningPolicy,
+        optimizer: OptimizerConfig,
+        plan: TrainingPlan,
+        record: TrainingRecord,
+        datamodule: BestEpisodes,
+        advantage: AdvantageWeights | None = None,
+    ) -> None:
+        super().__init__(network, optimizer, plan, record)
+        self.advantage, self._data = advantage, datamodule
+
+    @override
+    def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
+        if self.advantage is None or self.advantage.fitted:
+            return
+        rows = self._data.make_examples("train").rows
+        inputs = self.network.normalized(rows[:, self._data.layout.observation]), self._data.returns(rows)
+        stream = random_stream(self.plan.seed, PRETRAINING)
+        self.advantage.fit(*inputs, max(1, self.plan.max_steps // 2), stream, stopped, progress)
+        # The same on all processes, also where their processors round differently.
+        self.advantage.load_state_dict(self.trainer.strategy.broadcast(self.advantage.state_dict()))
+
+    @override
+    def losses(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        layout, network = self._data.layout, self.network
+        observations = batch[:, layout.observation]
+        squares = ((network(observations) - batch[:, layout.action]) / network.action_half_range).square()
+        if self.advantage is not None:
+            weights = self.advantage(network.normalized(observations), self._data.returns(batch))
+            squares = weights.unsqueeze(1) * squares
+        loss = squares.mean()
         return loss, {"loss": loss}
+
+    @override
+    def examples_in(self, batch: Tensor) -> int:
+        return len(batch)
