@@ -11,6 +11,17 @@ from trajectory_transformer.errors import UserError
 MEAN = "planner.act=auto, which chose mean for this model"
 
 
+@pytest.mark.parametrize("value_r2", [None, 0.2, 0.7, 0.9])
+def test_an_objective_of_ones_own_always_chooses_the_action(value_r2: float | None) -> None:
+    """A mean of all candidates, whatever their scores, would silently ignore it."""
+    for pretrained in (False, True):
+        found = PlannerConfig(act="auto").resolve_act(value_r2, by_return=False, pretrained=pretrained)
+        if value_r2 == 0.9:
+            assert (found.act, found.cdf_act) == ("best", 0.6)
+        else:
+            assert (found.act, found.cdf_act, found.k_act, found.temperature) == ("elite", None, None, 1.0)
+
+
 @pytest.mark.parametrize(
     ("options", "value_r2", "by_token", "given", "message"),
     [

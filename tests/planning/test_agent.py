@@ -271,7 +271,7 @@ def test_from_checkpoint_restores_the_agent(
     section |= {"model": model.config.to_dict(), "value_r2": 0.9}
     assert Agent.of(Checkpoint.from_contents(contents)).settings.act == "best"
     other = {"name": "other", "objective": WeightedSum({"a": {"weight": 1.0, "objective": Return()}})}
-    for value_r2, act, cdf, temperature in ((0.85, "best", 0.3, 0.9), (0.84, "mean", None, 0.6)):
+    for value_r2, act, cdf, temperature in ((0.85, "best", 0.3, 0.9), (0.84, "elite", None, 1.0)):
         section |= {"value_r2": value_r2}
         found = Agent.of(Checkpoint.from_contents(contents), **other)  # auto for another objective than the return
         assert (found.settings.act, found.settings.cdf_act, found.settings.temperature) == (act, cdf, temperature)

@@ -141,7 +141,8 @@ class PlannerConfig:
 
         Candidates are averaged, unfiltered because filters would bias the mean: weighted by their chance of a high
         return if the value is informative, else with equal weights. If it is predicted well, the best sequence is taken
-        where such a mean is impossible (other objectives than the return) or inexact (no pretraining).
+        where such a mean is impossible (other objectives than the return) or inexact (no pretraining). Other objectives
+        always choose what is averaged: the sequences that the search kept.
 
         Args:
             value_r2: share of the variance of the data's returns-to-go that the model explains; None: unknown.
@@ -154,7 +155,9 @@ class PlannerConfig:
         if explained >= TRUSTED_VALUE_R2 and not (by_return and pretrained):
             return replace(self, act="best")
         plain = replace(self, cdf_act=None, k_act=None)
-        if explained >= INFORMATIVE_VALUE_R2 and by_return:
+        if not by_return:
+            return replace(plain, act="elite", temperature=1.0)
+        if explained >= INFORMATIVE_VALUE_R2:
             return replace(plain, act="conditioned", temperature=1.0)
         return replace(plain, act="mean", temperature=MEAN_TEMPERATURE)
 
