@@ -1,4 +1,7 @@
-"""A source of episodes of your own: CSV files. ``python train.py data=csv_episodes data.source.path=DIR``."""
+"""A source of episodes of your own: CSV files.
+
+``PYTHONPATH=examples python train.py --config-dir examples/configs data=csv_episodes data.source.path=DIR``
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

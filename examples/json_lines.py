@@ -1,4 +1,7 @@
-"""A logger of your own: a line of JSON for each row of metrics. ``python train.py logger=json_lines``."""
+"""A logger of your own: a line of JSON for each row of metrics.
+
+``PYTHONPATH=examples python train.py --config-dir examples/configs logger=json_lines``
+"""
 
 import json
 from pathlib import Path

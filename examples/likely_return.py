@@ -1,4 +1,7 @@
-"""An objective of your own: the return of likely plans only. ``python train.py planner=likely_return``."""
+"""An objective of your own: the return of likely plans only.
+
+``PYTHONPATH=examples python train.py --config-dir examples/configs planner=likely_return``
+"""
 
 from dataclasses import dataclass
 

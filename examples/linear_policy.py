@@ -1,4 +1,7 @@
-"""A learner of your own: a policy that is linear in the observation. ``python train.py learner=linear_policy``."""
+"""A learner of your own: a policy that is linear in the observation.
+
+``PYTHONPATH=examples python train.py --config-dir examples/configs learner=linear_policy``
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,7 @@
-"""A trunk block of your own: SwiGLU in place of the MLP. ``python train.py model=swiglu``."""
+"""A trunk block of your own: SwiGLU in place of the MLP.
+
+``PYTHONPATH=examples python train.py --config-dir examples/configs model=swiglu``
+"""
 
 from torch import nn
 from torch.nn import functional as F

@@ -1,4 +1,7 @@
-"""A metric of your own: top-k accuracy of tokens. ``python train.py trainer=top_accuracy``."""
+"""A metric of your own: top-k accuracy of tokens.
+
+``PYTHONPATH=examples python train.py --config-dir examples/configs trainer=top_accuracy``
+"""
 
 import torch
 import torchmetrics

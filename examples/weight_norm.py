@@ -1,4 +1,7 @@
-"""A callback of your own: the norm of all weights in metrics.csv. ``python train.py trainer=watched``."""
+"""A callback of your own: the norm of all weights in metrics.csv.
+
+``PYTHONPATH=examples python train.py --config-dir examples/configs trainer=watched``
+"""
 
 import torch
 from lightning.pytorch.callbacks import Callback

@@ -138,6 +138,7 @@ LEARNERS = {  # pages whose code needs checkpoints of other learners
 )
 def test_code_runs(name: str, trained: Path, sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All code of a page, one block after the other, in a folder with the checkpoints that it names."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
     for checkpoint, options in LEARNERS.get(name, {}).items():
         folder = tmp_path / f"run_{checkpoint}"

@@ -106,6 +106,19 @@ def results_of(directory: Path) -> dict:
     return json.loads((directory / "results.json").read_text())
 
 
+def test_replaced_rewards_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    write_dataset("tests/falls-v0", [random_episode(12, seed, terminated=seed < 4) for seed in range(6)])
+    message = "4 of 6 episodes terminate: -100 replaces the reward of their last step (data.termination_penalty; null"
+    for penalty in (-100.0, None):
+        options = config(episodes=0)
+        options.data.dataset_id, options.data.termination_penalty = "tests/falls-v0", penalty
+        run_training(options, RunContext(tmp_path / str(penalty), "command"))
+        assert (message in capsys.readouterr().out) == (penalty is not None)
+
+
 def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) -> None:
     directory, score = trained
     files = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "results.json", "plots/returns.png")

@@ -1,6 +1,8 @@
 """resume=DIR and requeued jobs."""
 
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trajectory_transformer.app import experiment
 from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.main import read_config
 from trajectory_transformer.checkpoint_file import write_checkpoint
@@ -35,6 +38,20 @@ class TestResume:
         assert second[1].resume
         assert not (tmp_path / "logs").exists()
         assert RunRecord.read(tmp_path / "here") == RunRecord("finished", {"seed": "5"}, 5.0)
+
+    def test_its_messages_are_added_to_those_of_the_run(
+        self, train: Callable[..., int], runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runs.error = SystemExit(143)
+        train("hydra.run.dir=here")
+        file = tmp_path / "here" / "train.log"
+        file.write_text("before\n")
+        handlers: list[logging.Handler] = []  # another process has none of the first command's
+        monkeypatch.setattr(logging.root, "handlers", handlers)
+        monkeypatch.setattr(experiment, "run_training", lambda *_: logging.getLogger("its").warning("careful") or 1.0)
+        assert train("resume=here") == 0
+        assert re.fullmatch(r"before\n\[.*\]\[its\]\[WARNING\] - careful\n", file.read_text())
+        assert handlers == []
 
     def test_it_starts_anew_where_nothing_was_saved(self, train: Callable[..., int], runs: Runs) -> None:
         runs.error = SystemExit(143)

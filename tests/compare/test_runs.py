@@ -121,7 +121,7 @@ def test_episodes_of_one_seed_must_be_the_same(tmp_path: Path) -> None:
     fewer = write_run(tmp_path / "d", 1.0, episodes=episodes[:1])
     assert list(differences(read(a=[a], b=[b]))) == []
     assert list(differences(read(a=[a], b=[other]))) == [
-        f"a-v0, seed 0: seeds of the episodes: 0 to 1 in {a}; 0, 7 in {other}"
+        f"a-v0, seed 0: seeds of the episodes: 0 to 1 in {a}; 0, 7 in {other}; evaluate.py seed=N plays N, N + 1, …"
     ]
     assert next(differences(read(a=[a, b], b=[fewer]))) == f"a-v0: number of episodes: 1 in {fewer}; 2 in {a}, {b}"
 
@@ -212,5 +212,11 @@ def test_methods_by_an_option_of_a_sweep(tmp_path: Path) -> None:
         "bc": ["1"],
     }
     assert unfinished == []
+    assert list(find_results([str(tmp_path)], by="seed")[0]) == ["seed=0", "seed=1"]  # a number says nothing
+    assert list(find_results([str(tmp_path)], by="method,seed")[0]) == [
+        "method=tt seed=0",
+        "method=bc seed=0",
+        "method=tt seed=1",
+    ]
     with pytest.raises(UserError, match=r"--by model: .*/0 was not given that option; it was given method, seed"):
         find_results([str(tmp_path)], by="model")

@@ -193,7 +193,10 @@ FAULTS: dict[str, tuple[dict[str, object], str]] = {
     "NaN reward": ({"rewards": with_nan(REWARDS, 4)}, "rewards: nan at step 4"),
     "rewards of two columns": ({"rewards": np.zeros((5, 2))}, r"rewards: has shape \(5, 2\), expected one number"),
     "text": ({"rewards": np.array(["much"] * 5)}, "rewards: are of type <U4, expected real numbers"),
-    "flat actions": ({"actions": ACTIONS[:, 0]}, r"actions: has shape \(5,\) .*, expected rows of numbers"),
+    "flat actions": (
+        {"actions": ACTIONS[:, 0]},
+        r"actions: has shape \(5,\) .*, expected rows of numbers, .*; save actions\[:, None\] for",
+    ),
     "other width": ({"actions": np.zeros((5, 2))}, r"actions: .*\(2,\), expected \(1,\)"),
     "terminated at each step": (
         {"terminated": np.zeros(5, dtype=bool)},

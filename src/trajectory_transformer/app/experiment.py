@@ -95,6 +95,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     initial = None if run.resume or config.init_from is None else initial_weights(config)
     datamodule = learner.make_datamodule(config)
     datamodule.setup()
+    _tell_penalty(config, datamodule)
     _require_evaluable(learner, config, datamodule)
     try_learner(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
@@ -117,6 +118,18 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
         with _telling_what_is_left(chosen, config):
             trained = LoadedAgent(chosen, checkpoint, learner.own_agent(config, checkpoint, device))
             return _plan(config, run, trained, loggers, report)
+
+
+def _tell_penalty(config: TrainConfig, datamodule: OfflineDataModule[Any]) -> None:
+    """Say that rewards of a user's own data are replaced, unless there are none to replace."""
+    episodes, ids, penalty = datamodule.data.episodes, config.data.dataset_ids, config.data.termination_penalty
+    terminated = sum(episode.terminated for episode in episodes)
+    simulated = len(ids) > 0 and all(name.startswith("embedded/") for name in ids)
+    if penalty is not None and terminated and not simulated and is_first_process():
+        print(
+            f"{terminated} of {len(episodes)} episodes terminate: {penalty:g} replaces the reward of their last step "
+            "(data.termination_penalty; null keeps it)"
+        )
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights:
@@ -216,7 +229,7 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
         every = "" if options.every is None else " and evaluation.every=null"
         raise UserError(
             f"evaluation.episodes={options.episodes}: the data names no environment to act in; give "
-            f"evaluation.episodes=0{every}, or a source that names one"
+            f"evaluation.episodes=0{every}, or name one (eval_env=ID when the Minari set is written; a source's env_id)"
         )
     with make_environments(environment, 1, max_episode_steps=config.evaluation.max_episode_steps) as batch:
         limit_episodes(batch, datamodule.data.longest_episode)

@@ -189,6 +189,8 @@ def train(options: TrainConfig, job: Job) -> float:
 def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
     """Train in a claimed directory, with ``text`` as its ``config.yaml``; returns the score."""
     begin(job, text, options)
+    if job.sweep is None and is_first_process():
+        print(f"run: {shown(job.directory)}", flush=True)
     os.environ[RANK_RUN] = json.dumps({"directory": str(job.directory.absolute()), "resume": resume})
     from .experiment import run_training
 

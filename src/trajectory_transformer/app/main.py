@@ -1,11 +1,13 @@
 """The command line: Hydra composes a run or sweep; ``resume=DIR`` and later ranks read only ``config.yaml``."""
 
+import contextlib
 import json
+import logging
 import math
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -190,10 +192,31 @@ def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) 
     def run() -> float:
         return run_search(options, job) if options.tune is not None else jobs.fit_in(options, job, text, has_checkpoint)
 
-    score = jobs.recorded(job, run)
+    with _logging_to(directory / "train.log"):
+        score = jobs.recorded(job, run)
     after = jobs.RunRecord.read(directory)
     if math.isnan(score) and after is not None and after.status == "failed":
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _logging_to(file: Path) -> Iterator[None]:
+    """Log to the terminal and append to ``file``, as Hydra does in a run that it starts."""
+    root, level = logging.getLogger(), logging.getLogger().level
+    handlers = [logging.StreamHandler(sys.stdout)]
+    with contextlib.suppress(OSError):  # a full disk is reported elsewhere
+        handlers += [logging.FileHandler(file, encoding="utf-8")] if is_first_process() else []
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def extend(directory: Path, options: TrainConfig, record: jobs.RunRecord | None, max_steps: int) -> None:

@@ -1,6 +1,7 @@
 """Runs read from ``results.json`` and ``config.yaml``, and the differences that make them incomparable."""
 
 import glob
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -111,7 +112,10 @@ def grouped_by_option(files: Iterable[Path], by: str) -> dict[str, list[Path]]:
         others = f"; it was given {', '.join(given)}" if given else ""
         for option in options:
             require(option in given, f"--by {option}: {file.parent} was not given that option{others}")
-        found[" ".join(given[option] for option in options)].append(file)
+        values = [given[option] for option in options]
+        if any(re.fullmatch(r"[-+.\de]+|true|false|null", value) for value in values):  # says nothing by itself
+            values = [f"{option.rpartition('.')[2]}={value}" for option, value in zip(options, values, strict=True)]
+        found[" ".join(values)].append(file)
     return found
 
 
@@ -210,7 +214,8 @@ def differences(methods: Mapping[str, Sequence[Run]]) -> Iterator[str]:
             yield from _different(task, fact, same)
         for seed, of_seed in grouped(same, "seed").items():
             if seed is not None:
-                yield from _different(f"{task}, seed {seed}", SEEDS, of_seed)
+                for difference in _different(f"{task}, seed {seed}", SEEDS, of_seed):
+                    yield f"{difference}; evaluate.py seed=N plays N, N + 1, …"
         lacking = [method for method, own in methods.items() if task not in {run.task for run in own}]
         if lacking:
             yield f"{task}: no results of {', '.join(lacking)}, but of {_places(same, 4)}"

@@ -161,6 +161,11 @@ class PlannerConfig:
             return replace(plain, act="conditioned", temperature=1.0)
         return replace(plain, act="mean", temperature=MEAN_TEMPERATURE)
 
+    @property
+    def looks_ahead_in_vain(self) -> bool:
+        """True if no executed action depends on the plan's last transitions."""
+        return self.act in ("mean", "conditioned") and self.horizon > self.plan_freq
+
     def require_used(self, given: Mapping[str, Any], by_token: bool) -> None:
         """Raise UserError for an option without effect on plans with these settings.
 

@@ -128,7 +128,8 @@ def _read(file: Path) -> StoredEpisode:
         if field in ("terminated", "truncated") and (array.shape != () or array.dtype != bool):
             raise UserError(f"{found} one boolean for the episode; save {field}=True or {field}=False")
         if field in ("observations", "actions") and (array.ndim != 2 or array.dtype.kind not in "fiub"):
-            raise UserError(f"{found} rows of numbers, one row for each step; flatten each into one row")
+            columns = f"save {field}[:, None] for one dimension" if array.ndim == 1 else "flatten each into one row"
+            raise UserError(f"{found} rows of numbers, one row for each step; {columns}")
     observations, actions, rewards, terminated = (arrays[field] for field in NEEDED)
     return StoredEpisode(f"'{file}'", observations, actions, rewards, terminated)
 
