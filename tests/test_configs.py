@@ -208,3 +208,10 @@ def test_a_critic_is_asked_for_before_anything_is_loaded(command: tuple[str, ...
     config = composed(command[0], *overrides)
     with pytest.raises(MissingMandatoryValue, match=r"planner\.objective\.critic"):
         schema.typed_train(config) if command[0] == "train" else schema.typed_evaluate(config, overrides, True)
+
+
+@pytest.mark.parametrize(("data", "penalty"), [("pointmaze_medium", None), ("hopper_medium", -100.0)])
+def test_weights_by_advantage_keep_the_rewards_of_the_data(data: str, penalty: float | None) -> None:
+    """Where reaching a goal terminates the episode, a penalty would teach to avoid it."""
+    config = composed("train", "method=awr", f"data={data}")
+    assert config.data.termination_penalty == penalty

@@ -119,6 +119,18 @@ def test_replaced_rewards_are_told(
         assert (message in capsys.readouterr().out) == (penalty is not None)
 
 
+def test_a_horizon_without_effect_is_told(
+    trained: tuple[Path, float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = trained[0] / "checkpoints" / "best.ckpt"
+    for act, told in (("best", 0), ("mean", 1)):
+        caplog.clear()
+        options = EvaluateConfig(str(best), episodes=1)
+        loaded = load_agent(best, "cpu", {"act": act, "cdf_act": None})
+        run_evaluation(options, RunContext(tmp_path / act, "command"), loaded)
+        assert caplog.text.count(f"planner.horizon=2 changes no action: planner.act={act} averages") == told
+
+
 def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) -> None:
     directory, score = trained
     files = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "results.json", "plots/returns.png")

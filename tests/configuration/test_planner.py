@@ -11,6 +11,20 @@ from trajectory_transformer.errors import UserError
 MEAN = "planner.act=auto, which chose mean for this model"
 
 
+@pytest.mark.parametrize(
+    ("act", "horizon", "plan_freq", "in_vain"),
+    [
+        ("mean", 2, 1, True),
+        ("conditioned", 3, 2, True),
+        ("mean", 2, 2, False),
+        ("mean", 1, 1, False),
+        ("elite", 4, 1, False),
+    ],
+)
+def test_horizons_that_change_no_action(act: str, horizon: int, plan_freq: int, in_vain: bool) -> None:
+    assert PlannerConfig(act=act, horizon=horizon, plan_freq=plan_freq).looks_ahead_in_vain == in_vain
+
+
 @pytest.mark.parametrize("value_r2", [None, 0.2, 0.7, 0.9])
 def test_an_objective_of_ones_own_always_chooses_the_action(value_r2: float | None) -> None:
     """A mean of all candidates, whatever their scores, would silently ignore it."""

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.advantage_weights import AdvantageWeights
 from trajectory_transformer.progress import WorkProgress
 
@@ -17,7 +18,7 @@ def fitted(inverse_temperature: float, updates: int = 1500) -> AdvantageWeights:
     torch.manual_seed(0)
     weights = AdvantageWeights(1, 1, 32, inverse_temperature)
     stream, progress = torch.Generator().manual_seed(0), WorkProgress("", shown=False)
-    weights.fit(OBSERVATIONS, RETURNS, updates, stream, lambda: False, progress)
+    weights.fit(OBSERVATIONS, lambda seen: seen, RETURNS, updates, stream, lambda: False, progress)
     return weights
 
 
@@ -48,7 +49,24 @@ def test_stopped_it_is_as_before() -> None:
     weights = AdvantageWeights(1, 1, 4, 1.0)
     before = {name: value.clone() for name, value in weights.baseline.state_dict().items()}
     asked = iter([False, False, True])
-    weights.fit(OBSERVATIONS, RETURNS, 5, torch.Generator(), lambda: next(asked), WorkProgress("", shown=False))
+    stream, progress = torch.Generator(), WorkProgress("", shown=False)
+    weights.fit(OBSERVATIONS, lambda seen: seen, RETURNS, 5, stream, lambda: next(asked), progress)
     assert not weights.fitted
     assert all(torch.equal(value, before[name]) for name, value in weights.baseline.state_dict().items())
     assert not any(parameter.requires_grad for parameter in weights.parameters())
+
+
+def test_equal_returns_are_refused() -> None:
+    """The weights would be exponentials of the baseline's errors."""
+    weights, equal = AdvantageWeights(1, 1, 4, 3.0), torch.full((8,), 3.0)
+    with pytest.raises(UserError, match=r"^all steps have a return of 3, so learner\.inverse_temperature has no"):
+        weights.fit(
+            torch.randn(8, 1), lambda seen: seen, equal, 5, torch.Generator(), lambda: False, WorkProgress("", False)
+        )
+
+
+def test_mixed_precision_computes_the_same_weights() -> None:
+    weights = fitted(3.0, updates=50)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = weights(OBSERVATIONS[:4], RETURNS[:4])
+    assert torch.equal(mixed, weights(OBSERVATIONS[:4], RETURNS[:4]))

@@ -326,6 +326,13 @@ class TestCloning:
         assert acted[0.0] == pytest.approx(0.0, abs=0.02)
         assert acted[1.0] == pytest.approx(5.0 * math.tanh(1.0), abs=0.02)
 
+    def test_initial_weights_are_refused_because_they_skip_the_first_phase(self) -> None:
+        options = config("awr")
+        options.init_from = "best.ckpt"
+        with pytest.raises(UserError, match=r"^init_from skips the first phase, in which learner\.inverse_temperature"):
+            LEARNERS["awr"].check(options)
+        LEARNERS["bc"].check(options)
+
     def test_returns_include_the_rows_own_reward(self) -> None:
         options = config("awr")
         options.data.discount, options.data.termination_penalty = 0.5, None

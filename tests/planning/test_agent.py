@@ -220,11 +220,7 @@ def test_planned_says_whether_the_last_act_planned(make_agent) -> None:
 
 
 def test_from_checkpoint_restores_the_agent(
-    make_agent,
-    model: TrajectoryTransformerModel,
-    discretizer: Discretizer,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    make_agent, model: TrajectoryTransformerModel, discretizer: Discretizer, tmp_path: Path
 ) -> None:
     recorded: dict[str, Any] = PLANNER | {"discount": None}
     contents: dict[str, Any] = {
@@ -279,11 +275,6 @@ def test_from_checkpoint_restores_the_agent(
         section |= {"value_r2": value_r2}
         found = Agent.of(Checkpoint.from_contents(contents), **other)  # auto for another objective than the return
         assert (found.settings.act, found.settings.cdf_act, found.settings.temperature) == (act, cdf, temperature)
-    section |= {"model": model.config.to_dict() | pretrained}
-    caplog.clear()
-    for changes, told in ({"horizon": 1}, 0), ({"horizon": 2, "plan_freq": 2}, 0), ({"horizon": 2}, 1):
-        assert planner_settings(Checkpoint.from_contents(contents), changes)[0].act == "conditioned"
-        assert caplog.text.count("planner.horizon=2 changes no action: planner.act=conditioned averages") == told
     section |= {"model": {"vocab_size": BINS}}
     with pytest.raises(UserError, match="do not fit together"):
         Agent.of(Checkpoint.from_contents(contents))

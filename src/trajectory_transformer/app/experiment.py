@@ -1,5 +1,6 @@
 """Training followed by planning, and evaluation of checkpoints."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ from ..training.loggers import (
 )
 from .commands import evaluate_command
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -95,7 +98,8 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     initial = None if run.resume or config.init_from is None else initial_weights(config)
     datamodule = learner.make_datamodule(config)
     datamodule.setup()
-    _tell_penalty(config, datamodule)
+    if learner.uses_rewards(config):
+        _tell_penalty(config, datamodule)
     _require_evaluable(learner, config, datamodule)
     try_learner(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
@@ -246,6 +250,13 @@ def _plan(
     report: FitReport | None = None,
 ) -> float:
     """Act in the environment and write the results; returns the mean return."""
+    if isinstance(settings := trained.agent.settings, PlannerConfig) and settings.looks_ahead_in_vain:
+        log.warning(
+            "planner.horizon=%d changes no action: planner.act=%s averages candidates for the present transition and "
+            "ignores what follows; planner.act=best or elite looks ahead",
+            settings.horizon,
+            settings.act,
+        )
     if isinstance(config, TrainConfig):
         options, threads, progress = config.evaluation, config.trainer.threads, config.trainer.progress_bar
         first_seed = 1000 * config.seed  # runs of a sweep with other seeds get other episodes

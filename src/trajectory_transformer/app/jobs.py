@@ -189,8 +189,6 @@ def train(options: TrainConfig, job: Job) -> float:
 def fit_in(options: TrainConfig, job: Job, text: str, resume: bool) -> float:
     """Train in a claimed directory, with ``text`` as its ``config.yaml``; returns the score."""
     begin(job, text, options)
-    if job.sweep is None and is_first_process():
-        print(f"run: {shown(job.directory)}", flush=True)
     os.environ[RANK_RUN] = json.dumps({"directory": str(job.directory.absolute()), "resume": resume})
     from .experiment import run_training
 
@@ -236,6 +234,8 @@ def begin(job: Job, text: str, options: TrainConfig | None = None) -> None:
     except OSError as error:
         raise UserError(f"{job.directory / 'config.yaml'} cannot be written: {error.strerror}") from error
     note(job, "running")
+    if options is not None and job.sweep is None:
+        print(f"run: {shown(job.directory)}", flush=True)
 
 
 def config_text(options: TrainConfig | EvaluateConfig, **replaced: Any) -> str:

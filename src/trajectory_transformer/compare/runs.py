@@ -26,6 +26,7 @@ NORMALIZATIONS = {
     "mean-best": "0 is the data's mean return, 100 the return of its best episode",
 }
 SEEDS = "seeds of the episodes"  # they follow from the run's seed, so only runs of one seed must share them
+BARE = re.compile(r"[-+]?[\d.][\d._]*(e[-+]?\d+)?|[-+]?inf|nan|true|false|null|none|\[.*", re.IGNORECASE)
 VERSIONS = ("gymnasium", "mujoco")
 Member = TypeVar("Member")
 
@@ -113,7 +114,7 @@ def grouped_by_option(files: Iterable[Path], by: str) -> dict[str, list[Path]]:
         for option in options:
             require(option in given, f"--by {option}: {file.parent} was not given that option{others}")
         values = [given[option] for option in options]
-        if any(re.fullmatch(r"[-+.\de]+|true|false|null", value) for value in values):  # says nothing by itself
+        if any(BARE.fullmatch(value) for value in values):  # says nothing by itself
             values = [f"{option.rpartition('.')[2]}={value}" for option, value in zip(options, values, strict=True)]
         found[" ".join(values)].append(file)
     return found

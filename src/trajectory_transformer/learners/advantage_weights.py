@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..progress import WorkProgress
 from .mlp import make_mlp
 from .pretraining import minimize
@@ -46,6 +47,7 @@ class AdvantageWeights(nn.Module):
     def fit(
         self,
         observations: Tensor,
+        normalized: Callable[[Tensor], Tensor],
         returns: Tensor,
         updates: int,
         stream: torch.Generator,
@@ -55,19 +57,29 @@ class AdvantageWeights(nn.Module):
         """Fit the baseline by least squares, then σ and the mean weight, to all training steps.
 
         Args:
-            observations: (n, inputs), normalised.
-            returns: (n,) returns-to-go.
+            observations: (n, inputs), as recorded.
+            normalized: normalises some of them.
+            returns: (n,) returns from each step on.
             updates: number of updates, each on 256 random steps.
             stream: draws the steps, and determines the result.
             stopped, progress: as in :func:`~.pretraining.minimize`. Once stopped, nothing has been fitted.
+
+        Raises:
+            UserError: all returns are equal.
         """
-        self.return_mean.copy_(returns.mean())
-        self.return_deviation.copy_(returns.std(correction=0).clamp_min(1e-6))
+        mean, deviation = returns.mean(), returns.std(correction=0)
+        if deviation <= 1e-6 * (1.0 + mean.abs()):
+            raise UserError(
+                f"all steps have a return of {mean.item():g}, so learner.inverse_temperature has no effect: leave it "
+                "out"
+            )
+        self.return_mean.copy_(mean)
+        self.return_deviation.copy_(deviation)
 
         def losses() -> Iterator[Tensor]:
             while True:
                 drawn = torch.randint(len(returns), (STEPS,), generator=stream).to(returns.device)
-                yield self.advantages(observations[drawn], returns[drawn]).square().mean()
+                yield self.advantages(normalized(observations[drawn]), returns[drawn]).square().mean()
 
         self.baseline.requires_grad_(True)
         done = minimize(losses(), list(self.baseline.parameters()), updates, stopped, progress, "expected return")
@@ -75,14 +87,15 @@ class AdvantageWeights(nn.Module):
         if not done:
             return
         chunks = zip(observations.split(CHUNK), returns.split(CHUNK), strict=True)
-        advantages = torch.cat([self.advantages(*chunk) for chunk in chunks])
+        advantages = torch.cat([self.advantages(normalized(seen), followed) for seen, followed in chunks])
         self.advantage_deviation.copy_(advantages.std(correction=0).clamp_min(1e-6))
         self.mean_weight.copy_(self._exponentials(advantages).mean())
         self.fitted.fill_(1.0)
 
     def advantages(self, observations: Tensor, returns: Tensor) -> Tensor:
         """Returns (…,) minus expected returns for observations (…, inputs), in standard deviations of the returns."""
-        return (returns - self.return_mean) / self.return_deviation - self.baseline(observations).squeeze(-1)
+        with torch.autocast(returns.device.type, enabled=False):  # weights are exponentials of these differences
+            return (returns - self.return_mean) / self.return_deviation - self.baseline(observations).squeeze(-1)
 
     def forward(self, observations: Tensor, returns: Tensor) -> Tensor:
         """Weights (…,) of steps with normalised observations (…, inputs) and returns-to-go (…,); 1 in the mean."""

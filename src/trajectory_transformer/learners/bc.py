@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from ..configuration import TrainConfig, validate, within
+from ..configuration import TrainConfig, require, validate, within
 from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
@@ -40,6 +40,19 @@ class BehaviorCloning(Learner):
 
     def __post_init__(self) -> None:
         validate("learner.", self)
+
+    @override
+    def check(self, config: TrainConfig) -> None:
+        super().check(config)
+        require(
+            config.init_from is None or self.inverse_temperature == 0.0,
+            "init_from skips the first phase, in which learner.inverse_temperature fits expected returns: leave out "
+            "one of them",
+        )
+
+    @override
+    def uses_rewards(self, config: TrainConfig) -> bool:
+        return self.inverse_temperature > 0.0
 
     @override
     def make_datamodule(self, config: TrainConfig) -> "BestEpisodes":

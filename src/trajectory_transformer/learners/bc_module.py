@@ -133,8 +133,10 @@ class CloningModule(TransitionModule):
     def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
         if self.advantage is None or self.advantage.fitted:
             return
-        rows = self._data.make_examples("train").rows
-        inputs = self.network.normalized(rows[:, self._data.layout.observation]), self._data.returns(rows)
+        steps = self._data.train_examples
+        assert isinstance(steps, Steps)
+        observations, returns = steps.rows[:, self._data.layout.observation], self._data.returns(steps.rows)
+        inputs = observations, self.network.normalized, returns
         stream = random_stream(self.plan.seed, PRETRAINING)
         self.advantage.fit(*inputs, max(1, self.plan.max_steps // 2), stream, stopped, progress)
         # The same on all processes, also where their processors round differently.

@@ -40,6 +40,10 @@ class EnsembleLearner(Learner):
         validate("learner.", self)
 
     @override
+    def uses_rewards(self, config: TrainConfig) -> bool:
+        return False
+
+    @override
     def make_datamodule(self, config: TrainConfig) -> "TransitionDataModule":
         from .transition_datamodule import TransitionDataModule
 

@@ -83,6 +83,10 @@ class TransformerLearner(Learner):
         )
 
     @override
+    def uses_rewards(self, config: TrainConfig) -> bool:
+        return not config.model.goal_conditioned
+
+    @override
     def make_datamodule(self, config: TrainConfig) -> "TrajectoryDataModule":
         from .transformer_datamodule import TrajectoryDataModule
 

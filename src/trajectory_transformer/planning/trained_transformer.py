@@ -1,6 +1,5 @@
 """A trained Trajectory Transformer with its discretiser and environment, from a checkpoint."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -17,8 +16,6 @@ from ..errors import UserError
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
 from .objectives import Objective, Return, make_objective
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,12 +82,4 @@ def planner_settings(
         settings = replace(settings, act="best")
     model = checkpoint.model
     pretrained = model.get("numerical_embedding") is not None and model.get("numerical_pretraining", 0.0) > 0.0
-    settings = settings.resolve_act(checkpoint.training.value_r2, type(objective) is Return, pretrained)
-    if settings.looks_ahead_in_vain:
-        log.warning(
-            "planner.horizon=%d changes no action: planner.act=%s averages candidates for the present transition and "
-            "ignores what follows; planner.act=best or elite looks ahead",
-            settings.horizon,
-            settings.act,
-        )
-    return settings, objective
+    return settings.resolve_act(checkpoint.training.value_r2, type(objective) is Return, pretrained), objective

@@ -44,6 +44,10 @@ class Learner(ABC):
     def check_data(self, config: TrainConfig, datamodule: "OfflineDataModule[Any]") -> None:  # noqa: B027 - optional
         """Raise UserError, which names the options, if options do not fit the data."""
 
+    def uses_rewards(self, config: TrainConfig) -> bool:
+        """Return whether training depends on the data's rewards."""
+        return True
+
     @abstractmethod
     def make_datamodule(self, config: TrainConfig) -> "OfflineDataModule[Any]":
         """Make the learner's data module, not yet set up."""
