@@ -130,7 +130,10 @@ def test_a_finished_run_tells_where_its_page_is_and_how_to_plan_again(
         return runs(config, run)
 
     monkeypatch.setattr(experiment, "run_training", run)
-    page, best = "page: {0}/index.html\n", "plan again: python evaluate.py checkpoint={0}/checkpoints/best.ckpt\n"
+    page, best = (
+        "run: {0}\npage: {0}/index.html\n",
+        "plan again: python evaluate.py checkpoint={0}/checkpoints/best.ckpt\n",
+    )
     assert train("hydra.run.dir=one") == 0
     assert capsys.readouterr().out == (page + best).format("one")
     assert train("hydra.run.dir=two", "evaluation.every=5", "evaluation.choose=return") == 0

@@ -256,9 +256,11 @@ def _require_needs(options: TrainConfig | EvaluateConfig, typed: Sequence[str]) 
     for name in names:  # an option of a class may be required
         own = name.startswith(tuple(f"{record}." for record in RECORDS))
         require(name not in searched or own, f"{name} has no effect on a search that varies it: leave it out")
-    given = {} if "planner.act" in searched else planner_overrides([*typed, *searched], vars(options.planner), False)
+    given = planner_overrides([*typed, *searched], vars(options.planner), False)
     if given and (isinstance(options, TrainConfig) or "planner" in names):
-        options.planner.require_used(given, make_objective(options.planner).by_token)
+        by_token = make_objective(options.planner).by_token
+        if by_token or "planner.act" not in searched:  # a search that varies it may have use for the others
+            options.planner.require_used(given, by_token)
 
 
 def _require_weights(path: str) -> None:
