@@ -193,26 +193,41 @@ def test_one_failing_job_loses_nothing_of_the_others(
     assert {row["status"] for row in rows(tmp_path / "sweep")} == {"finished"}
 
 
-@pytest.mark.slow
-def test_a_sweep_in_the_folder_of_another_leaves_its_records_alone(
+def test_a_sweep_in_the_folder_of_another_is_refused_and_changes_nothing(
+    sweep: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: float(config.seed))
+    assert sweep("seed=1,2") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*") if path.is_file()}
+    for other in (["seed=2,3"], ["seed=1,2", "model=base"], ["model=base,tiny"]):
+        capsys.readouterr()
+        assert sweep(*other) == 2
+        message = capsys.readouterr().err
+        assert "holds another sweep: its job 0 has seed=1, and this one's " in message
+        assert "choose another folder with hydra.sweep.dir=DIR" in message
+    assert {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*") if path.is_file()} == before
+    assert sweep("seed=1,2,3") == 0  # more seeds
+    assert [row["score"] for row in rows(tmp_path / "sweep")] == ["1", "2", "3"]
+
+
+def test_a_job_whose_defaults_have_changed_is_refused_its_folder(
     sweep: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(experiment, "run_training", lambda config, run: float(config.seed))
     assert sweep("seed=1,2") == 0
-    files = [tmp_path / "sweep" / job / name for job in "01" for name in ("status.json", "config.yaml")]
-    before = [file.read_text() for file in files]
-    assert sweep("seed=1,2", "model.n_embd=64,33", "model=base") == 1
-    assert [file.read_text() for file in files] == before
-    table = rows(tmp_path / "sweep")
-    assert {row["status"] for row in table} >= {"failed"}
-    refused = next(row for row in table if row["job"] == "0")
+    config = tmp_path / "sweep" / "0" / "config.yaml"
+    config.write_text(changed := config.read_text().replace("seed: 1", "seed: 7"))
+    record = (tmp_path / "sweep" / "0" / "status.json").read_text()
+    assert sweep("seed=1,2") == 1
+    assert config.read_text() == changed
+    assert (tmp_path / "sweep" / "0" / "status.json").read_text() == record
+    refused, kept = rows(tmp_path / "sweep")
     assert (refused["status"], refused["score"]) == ("failed", "")
     assert "other options" in refused["reason"]
-    assert sweep("seed=1,2") == 1  # jobs 2 and 3 of the other sweep are still there
-    assert [(row["status"], row["score"]) for row in rows(tmp_path / "sweep") if row["job"] in "01"] == [
-        ("finished", "1"),
-        ("finished", "2"),
-    ]
+    assert (kept["status"], kept["score"]) == ("finished", "2")
 
 
 def test_a_job_with_a_value_out_of_range_is_reported(

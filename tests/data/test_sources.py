@@ -314,6 +314,19 @@ def test_a_set_without_environment(minari_root: Path):
     assert (data.reference_scores, data.reference_source) == (None, "none")
 
 
+def test_a_set_without_environment_is_given_one(minari_root: Path):
+    write_dataset("set-v0", [pendulum_episode()], action_space=box(1, 2.0, np.float32))
+    source = {"_target_": "trajectory_transformer.data.minari_set.MinariSet", "dataset_id": "set-v0"}
+    data = load_offline_data(DataConfig(source={**source, "env_id": "Pendulum-v1"}), progress=False)
+    assert data.environment.env_id == "Pendulum-v1"
+    assert data.environment.spec_json is not None
+    assert EnvSpec.from_json(data.environment.spec_json).id == "Pendulum-v1"
+    plain = load("set-v0")
+    assert (data.environment.action, data.fingerprint) == (plain.environment.action, plain.fingerprint)
+    with pytest.raises(UserError, match="environment 'Pendulum-v7' cannot be made"):
+        sources.require_available(DataConfig(source={**source, "env_id": "Pendulum-v7"}))
+
+
 def test_reference_scores_of_the_set_come_first(minari_root: Path):
     episode = random_episode(3, observation_dim=11, action_dim=3)
     write_dataset("hopper-v0", [episode], env="Hopper-v5")

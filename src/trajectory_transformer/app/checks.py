@@ -341,6 +341,7 @@ class RunChecks(Callback):
             planned = sweep.planned_jobs(config)
             if is_first_process():
                 self._take_folder(config, "hydra.sweep.dir", None)
+                sweep.require_same_jobs(Path(config.hydra.sweep.dir), planned)
             RunChecks.sweep = Path(config.hydra.sweep.dir), planned
         if threading.current_thread() is threading.main_thread():
             RunChecks._signals = SweepSignals(RunChecks.sweep[0])

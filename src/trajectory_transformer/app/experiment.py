@@ -233,7 +233,8 @@ def _require_evaluable(learner: Learner, config: TrainConfig, datamodule: Offlin
         every = "" if options.every is None else " and evaluation.every=null"
         raise UserError(
             f"evaluation.episodes={options.episodes}: the data names no environment to act in; give "
-            f"evaluation.episodes=0{every}, or name one (eval_env=ID when the Minari set is written; a source's env_id)"
+            f"evaluation.episodes=0{every}, or name one: data.source.env_id=ID with data=npz, and for a Minari set "
+            "'data.source={_target_: trajectory_transformer.data.minari_set.MinariSet, dataset_id: SET, env_id: ID}'"
         )
     with make_environments(environment, 1, max_episode_steps=config.evaluation.max_episode_steps) as batch:
         limit_episodes(batch, datamodule.data.longest_episode)

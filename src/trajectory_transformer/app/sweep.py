@@ -150,6 +150,19 @@ def planned_jobs(config: DictConfig) -> list[dict[str, str]]:
     return jobs
 
 
+def require_same_jobs(directory: Path, planned: Sequence[Mapping[str, str]]) -> None:
+    """Raise UserError if a numbered folder of the sweep holds a run with other parameters than its planned job."""
+    for number, parameters in enumerate(planned):
+        folder = directory / str(number)
+        if (record := RunRecord.read(folder)) is not None and (folder / "config.yaml").exists():
+            held, own = (" ".join(f"{n}={v}" for n, v in given.items()) for given in (record.parameters, parameters))
+            require(
+                record.parameters == parameters,
+                f"{directory} holds another sweep: its job {number} has {held or 'no options'}, and this one's "
+                f"{own or 'none'}; to continue it repeat its options, or choose another folder with hydra.sweep.dir=DIR",
+            )
+
+
 def group_by_settings(jobs: Sequence[SweepJob]) -> list[Group]:
     """Group the jobs that differ only in their seed, in the order of their first job."""
     members: dict[tuple[tuple[str, str], ...], list[SweepJob]] = {}

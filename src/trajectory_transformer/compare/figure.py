@@ -48,7 +48,7 @@ def plot_comparison(report: Report, title: str, path: Path) -> None:
     left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     left.set_title("performance profiles", fontsize=10)
     right.set(xlabel="policies tried", ylabel="expected best score (%)")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.set_title("tuning budget", fontsize=10)
     for axes in (left, right):
         tidy(axes)

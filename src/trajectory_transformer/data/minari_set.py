@@ -4,8 +4,9 @@ import difflib
 import os
 import sys
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
@@ -15,6 +16,9 @@ from ..errors import UserError
 from ..files import FolderInUseError, FolderLock
 from ..simulation import REGISTRY
 from .episode_source import EpisodeSource, StoredSet
+
+if TYPE_CHECKING:
+    from ..environments.spec import EnvironmentSpec
 
 
 @dataclass
@@ -111,6 +115,29 @@ class MinariSet(LocalSet):
 
     download: bool = True
     """Download the set if it is not on disk."""
+    env_id: str | None = None
+    """Gymnasium id of the environment to act in; null is the one that the set names."""
+
+    @override
+    def require_available(self) -> None:
+        super().require_available()
+        self._environment()
+
+    @override
+    def read(self, progress: bool) -> StoredSet:
+        stored, made = super().read(progress), self._environment()
+        if made is None:
+            return stored
+        environment = replace(stored.environment, env_id=made.env_id, spec_json=made.spec_json)
+        return replace(stored, environment=environment)
+
+    def _environment(self) -> "EnvironmentSpec | None":
+        """Return the spec of ``env_id``, or None if that is null; raises UserError if it cannot be made."""
+        if self.env_id is None:
+            return None
+        from ..environments.make import environment_spec  # imported here because it takes 0.2 s
+
+        return environment_spec(self.env_id)
 
     @override
     def require_obtainable(self) -> None:
