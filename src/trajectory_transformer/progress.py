@@ -33,16 +33,17 @@ class WorkProgress(Progress):
     @override
     def start(self) -> None:
         super().start()
+        self._ended = threading.Event()  # anew, because a progress may be entered again
         if self._plain:  # in a thread, because a single plan may take minutes
-            threading.Thread(target=self._print_regularly, daemon=True).start()
+            threading.Thread(target=self._print_regularly, args=(self._ended,), daemon=True).start()
 
     @override
     def stop(self) -> None:
         self._ended.set()
         super().stop()
 
-    def _print_regularly(self) -> None:
-        while not self._ended.wait(PLAIN_LINE_SECONDS):
+    def _print_regularly(self, ended: threading.Event) -> None:
+        while not ended.wait(PLAIN_LINE_SECONDS):
             for task in self.tasks:
                 if task.finished:
                     continue

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from trajectory_transformer.errors import UserError
-from trajectory_transformer.learners.advantage_weights import AdvantageWeights
+from trajectory_transformer.learners.advantage_weights import AdvantageWeights, are_equal
 from trajectory_transformer.progress import WorkProgress
 
 # Returns 0 and 2 where the observation is -1, 10 and 16 where it is 1: advantages -1, 1, -3 and 3, of deviation √5.
@@ -56,13 +55,11 @@ def test_stopped_it_is_as_before() -> None:
     assert not any(parameter.requires_grad for parameter in weights.parameters())
 
 
-def test_equal_returns_are_refused() -> None:
-    """The weights would be exponentials of the baseline's errors."""
-    weights, equal = AdvantageWeights(1, 1, 4, 3.0), torch.full((8,), 3.0)
-    with pytest.raises(UserError, match=r"^all steps have a return of 3, so learner\.inverse_temperature has no"):
-        weights.fit(
-            torch.randn(8, 1), lambda seen: seen, equal, 5, torch.Generator(), lambda: False, WorkProgress("", False)
-        )
+def test_equal_returns_are_found() -> None:
+    """With them, weights would be exponentials of the baseline's errors."""
+    assert are_equal(torch.full((8,), 3.0))
+    assert are_equal(torch.tensor([1e6, 1e6 + 0.5]))
+    assert not are_equal(torch.tensor([0.0, 0.01]))
 
 
 def test_mixed_precision_computes_the_same_weights() -> None:

@@ -333,6 +333,15 @@ class TestCloning:
             LEARNERS["awr"].check(options)
         LEARNERS["bc"].check(options)
 
+    def test_equal_returns_are_refused(self, tmp_path: Path) -> None:
+        options, data = config("awr"), small_data()
+        options.data.termination_penalty, options.data.discount = None, 1e-6
+        for episode in data.episodes:
+            episode.rewards[:] = 3.0
+        datamodule = small_datamodule(options, data)
+        with pytest.raises(UserError, match=r"^all steps have a return of 3, so learner\.inverse_temperature has no"):
+            fit(LEARNERS["awr"], options, tmp_path, datamodule, [], [], resume=False)
+
     def test_returns_include_the_rows_own_reward(self) -> None:
         options = config("awr")
         options.data.discount, options.data.termination_penalty = 0.5, None

@@ -266,7 +266,7 @@ def test_the_table_says_what_becomes_of_each_option() -> None:
 
 FIXED = {
     "seed": 3, "learner.expectile": 0.5, "model.n_layer": 2, "model.attn_pdrop": 0.0, "model.action_weight": 1.0,
-    "model.numerical_regression": 1.0, "model.numerical_pretraining": 1.0,
+    "model.numerical_regression": 1.0, "model.numerical_pretraining": 1.0, "model.action_improvement": 1.0,
     "data.sequence_length": 4, "data.discount": 0.5, "data.termination_penalty": None, "data.batch_size": 10,
     "data.validation_fraction": 0.4, "data.observation_indices": [0], "data.discretizer.num_bins": 12,
     "data.discretizer.strategy": "quantile", "trainer.accumulate": 3,

@@ -85,9 +85,14 @@ NEEDS: dict[type, tuple[Need, ...]] = {
             "model.numerical_embedding=N",
         ),
         Need(
-            ("model.numerical_pretraining",),
-            lambda options: options.init_from is None or not options.model.numerical_pretraining,
+            ("model.numerical_pretraining", "model.action_improvement"),
+            lambda options: options.init_from is None or not options.model.trains_parts_first,
             "init_from=null",
+        ),
+        Need(
+            ("planner.improvement",),
+            lambda options: options.model.action_improvement > 0.0 or not options.planner.improvement,
+            "model.action_improvement=N",
         ),
     ),
     EvaluateConfig: (

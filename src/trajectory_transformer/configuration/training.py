@@ -88,6 +88,9 @@ class ModelConfig:
     numerical_pretraining: float = within(0.0, 0.0, 1e6)
     """Updates by the same regression, on 256 transitions each, before the training: this many for each update of the
     training; 0 for none. Weights of init_from are not trained so."""
+    action_improvement: float = within(0.0, 0.0, 1e6)
+    """Updates of a network that corrects planned actions towards those that turned out better than expected, before the
+    training: this many for each update of the training; 0 for none. Weights of init_from are not trained so."""
     block: Any = None
     """Class of all blocks: the _target_ and options of a block of your own; null is the GPT block of model/gpt.py."""
 
@@ -111,6 +114,11 @@ class ModelConfig:
     def wants_regression(self) -> bool:
         """True if such a regression is asked for, which has no effect without a numerical embedding."""
         return max(self.numerical_regression, self.numerical_pretraining) > 0.0
+
+    @property
+    def trains_parts_first(self) -> bool:
+        """True if parts of the model are asked to be trained before the whole."""
+        return max(self.numerical_pretraining, self.action_improvement) > 0.0
 
 
 @dataclass

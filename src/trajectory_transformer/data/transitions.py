@@ -77,6 +77,24 @@ class TransitionTable:
     terminated: np.ndarray  # (episodes,) bool
 
 
+def following_returns(table: TransitionTable, discount: float) -> np.ndarray:
+    """Return the discounted sum of rewards from each row's step on, its own included, (rows,) float32.
+
+    Truncated episodes count as going on (:func:`value_after_cut`).
+
+    Args:
+        table: transitions, whose penalties are already in their rewards.
+        discount: in [0, 1).
+    """
+    found, first = np.empty(len(table.values), dtype=np.float32), 0
+    for length, terminated in zip(table.lengths.tolist(), table.terminated.tolist(), strict=True):
+        rewards = table.values[first : first + length, -2].astype(np.float64)
+        last = 0.0 if terminated else value_after_cut(rewards, discount)
+        found[first : first + length] = rewards + discount * returns_to_go(rewards, discount, last)
+        first += length
+    return found
+
+
 def join_episodes(
     episodes: Sequence[Episode], config: DataConfig, rewarded: bool = True, folder: Path | None = None
 ) -> TransitionTable:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..progress import WorkProgress
 from .mlp import make_mlp
 from .pretraining import minimize
@@ -13,6 +12,11 @@ from .pretraining import minimize
 STEPS = 256  # per update of the baseline
 LARGEST_WEIGHT = 20.0  # before division by the mean weight; as in AWR
 CHUNK = 65536  # steps whose advantages are computed at once
+
+
+def are_equal(returns: Tensor) -> bool:
+    """True if returns (n,) are equal up to rounding, so that no step is better than another."""
+    return bool(returns.std(correction=0) <= 1e-6 * (1.0 + returns.mean().abs()))
 
 
 class AdvantageWeights(nn.Module):
@@ -59,22 +63,14 @@ class AdvantageWeights(nn.Module):
         Args:
             observations: (n, inputs), as recorded.
             normalized: normalises some of them.
-            returns: (n,) returns from each step on.
+            returns: (n,) returns from each step on, not all equal.
             updates: number of updates, each on 256 random steps.
             stream: draws the steps, and determines the result.
             stopped, progress: as in :func:`~.pretraining.minimize`. Once stopped, nothing has been fitted.
 
-        Raises:
-            UserError: all returns are equal.
         """
-        mean, deviation = returns.mean(), returns.std(correction=0)
-        if deviation <= 1e-6 * (1.0 + mean.abs()):
-            raise UserError(
-                f"all steps have a return of {mean.item():g}, so learner.inverse_temperature has no effect: leave it "
-                "out"
-            )
-        self.return_mean.copy_(mean)
-        self.return_deviation.copy_(deviation)
+        self.return_mean.copy_(returns.mean())
+        self.return_deviation.copy_(returns.std(correction=0))
 
         def losses() -> Iterator[Tensor]:
             while True:

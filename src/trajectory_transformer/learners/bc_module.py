@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..checkpoint import TrainingRecord
-from ..configuration import OptimizerConfig, TrainConfig
+from ..configuration import OptimizerConfig, TrainConfig, require
 from ..data.episodes import Episode
 from ..data.transitions import join_episodes
 from ..environments.spec import EnvironmentSpec
@@ -17,7 +17,7 @@ from ..progress import WorkProgress
 from ..training.batches import PRETRAINING, random_stream
 from ..training.datamodule import OfflineDataModule
 from ..training.optimization import TrainingPlan
-from .advantage_weights import AdvantageWeights
+from .advantage_weights import AdvantageWeights, are_equal
 from .mlp import make_mlp
 from .transition_module import TransitionModule
 
@@ -136,6 +136,11 @@ class CloningModule(TransitionModule):
         steps = self._data.train_examples
         assert isinstance(steps, Steps)
         observations, returns = steps.rows[:, self._data.layout.observation], self._data.returns(steps.rows)
+        require(
+            not are_equal(returns),
+            f"all steps have a return of {returns.mean().item():g}, so learner.inverse_temperature has no effect: "
+            "leave it out",
+        )
         inputs = observations, self.network.normalized, returns
         stream = random_stream(self.plan.seed, PRETRAINING)
         self.advantage.fit(*inputs, max(1, self.plan.max_steps // 2), stream, stopped, progress)

@@ -36,6 +36,11 @@ class TransformerLearner(Learner):
             f"{config.model.numerical_pretraining} read weights that trainer.strategy=fsdp divides among processes; "
             "set both to 0",
         )
+        require(
+            config.trainer.strategy != "fsdp" or config.model.action_improvement == 0.0,
+            f"model.action_improvement={config.model.action_improvement} is not supported with trainer.strategy=fsdp; "
+            "set it to 0",
+        )
         require_same_purpose(make_objective(config.planner), config.planner.name, config.model.goal_conditioned)
 
     @override
@@ -108,7 +113,8 @@ class TransformerLearner(Learner):
         plan = replace(plan, tokens_per_step=plan.tokens_per_step * model.block_size)
         record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
         metrics = config.trainer.metrics
-        module = TrajectoryModule(model, config.optimizer, plan, record, metrics, lambda: datamodule.train_windows)
+        data = (lambda: datamodule.train_windows), (lambda: datamodule.train_table)
+        module = TrajectoryModule(model, config.optimizer, plan, record, metrics, *data)
         if module.model.numbers is not None:
             values = datamodule.train_table.values
             module.model.numbers.set_values(datamodule.discretizer.centers, torch.from_numpy(values))

@@ -12,16 +12,20 @@ from ..building import TYPED_BY_USER
 from ..checkpoint import TrainingRecord
 from ..checkpoint_file import SECTION
 from ..configuration import OptimizerConfig
+from ..data.transitions import TransitionTable
 from ..data.windows import TokenWindows, WindowBatch
+from ..environments.spec import EnvironmentSpec
+from ..model.action_improvement import ActionImprovement
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
 from ..model.numerical_embedding import NumericalReadout
 from ..progress import WorkProgress
-from ..training.batches import PRETRAINING, REGRESSION, random_stream
+from ..training.batches import IMPROVEMENT, PRETRAINING, REGRESSION, random_stream
 from ..training.learner_module import LearnerModule, ends_update
 from ..training.metrics import LoggedMetrics, TokenMetrics
 from ..training.optimization import TrainingPlan
 from ..training.sharding import ShardedStrategy
+from .improvement import fit_improvement
 from .numerical_pretraining import pretrain
 
 REGRESSED = 1024  # transitions per update for the numerical embedding's regression
@@ -30,11 +34,12 @@ REGRESSED = 1024  # transitions per update for the numerical embedding's regress
 class TrajectoryModule(LearnerModule):
     """Trains a :class:`TrajectoryTransformer` on windows of tokens; UserError if a block or metric cannot be built.
 
-    ``windows`` returns all training windows; it is needed with ``model.numerical_regression``.
+    ``windows`` returns all training windows; it is needed with ``model.numerical_regression``. ``transitions`` returns
+    the training data; it is needed with ``model.action_improvement``.
     """
 
     unit = "tokens"
-    only_training = ("readout.",)
+    only_training = ("readout.", "improvement.")
 
     def __init__(
         self,
@@ -44,12 +49,16 @@ class TrajectoryModule(LearnerModule):
         record: TrainingRecord,
         metrics: Mapping[str, Any] | None = None,
         windows: Callable[[], TokenWindows] | None = None,
+        transitions: Callable[[], TransitionTable] | None = None,
     ) -> None:
         super().__init__(optimizer, plan, record)
         self.model = TrajectoryTransformer(model, TYPED_BY_USER)
         self.readout, self._windows, self.last_regression = None, windows, torch.zeros(())
         if self.model.numbers is not None and model.regresses:
             self.readout = NumericalReadout(self.model.numbers, model.n_embd)
+        self.improvement, self._transitions = None, transitions
+        if model.action_improvement > 0.0 and improves(model, record.environment):
+            self.improvement = ActionImprovement(model.observation_dim, model.action_dim)
         values = None if record.discretizer is None else record.discretizer.centers[model.layout.value]
         self.train_metrics = LoggedMetrics(model.layout, metrics or {}, values)
         self.validation_metrics = LoggedMetrics(model.layout, metrics or {}, values)
@@ -110,6 +119,10 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
+        self._pretrain_numbers(stopped, progress)
+        self._fit_improvement(stopped, progress)
+
+    def _pretrain_numbers(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
         updates = round(self.model.config.numerical_pretraining * self.plan.max_steps)
         if self.readout is None or updates == 0 or self.readout.pretrained:
             return
@@ -121,6 +134,17 @@ class TrajectoryModule(LearnerModule):
             self.readout.pretrained.fill_(1.0)
         for part in parts:  # the same on all processes, also where their processors round differently
             part.load_state_dict(self.trainer.strategy.broadcast(part.state_dict()))
+
+    def _fit_improvement(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
+        if self.improvement is None or self.improvement.fitted:
+            return
+        assert self._transitions is not None
+        updates, config = round(self.model.config.action_improvement * self.plan.max_steps), self.model.config
+        stream = random_stream(self.plan.seed, IMPROVEMENT)
+        data = self._transitions(), config.layout
+        fit_improvement(self.improvement, *data, max(3, updates), stream, stopped, progress)
+        # The same on all processes, also where their processors round differently.
+        self.improvement.load_state_dict(self.trainer.strategy.broadcast(self.improvement.state_dict()))
 
     def _regressed_transitions(self, batch_idx: int) -> tuple[Any, ...]:
         """This part's and process's share of random transitions, and their weight unless it is 1."""
@@ -167,3 +191,8 @@ class TrajectoryModule(LearnerModule):
         values = self.labelled(metrics.compute(), prefix)
         metrics.reset()
         return values
+
+
+def improves(model: TransformerConfig, environment: EnvironmentSpec) -> bool:
+    """True if actions can be corrected towards a higher return: they are numbers, and the model knows rewards."""
+    return not model.goal_conditioned and all(leaf.kind == "box" for leaf in environment.action.leaves)

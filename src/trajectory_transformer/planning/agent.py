@@ -16,6 +16,7 @@ from ..configuration import PlannerConfig, require, require_choice
 from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
+from ..model.action_improvement import ActionImprovement
 from .beam_search import SearchResult, actions_to_average, return_weights
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
@@ -34,6 +35,7 @@ class Agent:
         planner: makes the plans.
         environment: the spaces of observations and actions; its ``observations`` flattens raw observations, and its
             ``action.to_environment`` converts actions to those of the environment.
+        improvement: on the CPU; corrects planned actions, ``planner.settings.improvement`` times.
 
     Raises:
         UserError: the environment's dimensions differ from the model's.
@@ -42,8 +44,10 @@ class Agent:
     planned: np.ndarray  # (environment,) bool: the last call of act made a new plan
     counts: PlanCounts  # plans since the last reset, and those that a deadline changed
 
-    def __init__(self, planner: BeamPlanner, environment: EnvironmentSpec) -> None:
-        self._planner, self.environment = planner, environment
+    def __init__(
+        self, planner: BeamPlanner, environment: EnvironmentSpec, improvement: ActionImprovement | None = None
+    ) -> None:
+        self._planner, self.environment, self._improvement = planner, environment, improvement
         self._layout = planner.layout
         self._discretizer = copy.deepcopy(planner.discretizer).cpu()  # for so few values a GPU would be slower
         given = (environment.observation_dim, environment.action_dim)
@@ -92,7 +96,8 @@ class Agent:
         settings, objective = planner_settings(checkpoint, planner_overrides, allow)
         fingerprint = checkpoint.training.dataset.fingerprint
         parts = trained.model, trained.discretizer, settings
-        return cls(BeamPlanner(*parts, trained.environment, fingerprint, objective), trained.environment)
+        planner = BeamPlanner(*parts, trained.environment, fingerprint, objective)
+        return cls(planner, trained.environment, trained.improvement)
 
     @property
     def settings(self) -> PlannerConfig:
@@ -240,7 +245,7 @@ class Agent:
         found = self._planner.plan(prefix.to(self._device), generators, share, self._executed[index])
         length, horizon = found.tokens.shape[1], self.settings.horizon
         self._plan_tokens[index, :length] = found.tokens.cpu()
-        self._plan_actions[index, :length] = self._actions(found)
+        self._plan_actions[index, :length] = self._improved(self._actions(found), found.tokens.cpu())
         self._plan_returns[index] = torch.nan
         self._plan_returns[index, :length] = found.rewards.cpu()
         self._plan_returns[index, horizon:] = torch.stack([found.value, found.score], dim=1).cpu()
@@ -279,6 +284,19 @@ class Agent:
             return self._discretizer.decode(tokens.gather(1, first).squeeze(1), columns)
         weighted = self._discretizer.decode(tokens, columns) * weights.unsqueeze(3)
         return weighted.sum(dim=1) / weights.sum(dim=1).unsqueeze(2)
+
+    @torch.inference_mode()
+    def _improved(self, actions: Tensor, tokens: Tensor) -> Tensor:
+        """Planned actions (environment, horizon, action_dim) plus their improvement, within the range of the data's.
+
+        It is that of the observations of the best sequences, ``tokens`` (environment, horizon, transition_dim).
+        """
+        layout, decode = self._layout, self._discretizer
+        if self._improvement is None or not self.settings.improvement:
+            return actions
+        difference = self._improvement(decode.decode(tokens[:, :, layout.observation], layout.observation))
+        edges = decode.edges[layout.action]
+        return (actions + self.settings.improvement * difference).clamp(edges[:, 0], edges[:, -1])
 
     def observe(self, actions: Array, rewards: Array, done: Array) -> None:
         """Record the last transition of the active environments.

@@ -13,6 +13,7 @@ from ..configuration import OBJECTIVES, PlannerConfig
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
+from ..model.action_improvement import ActionImprovement
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
 from .objectives import Objective, Return, make_objective
@@ -25,6 +26,7 @@ class TrainedTransformer:
     model: TrajectoryTransformer  # with its trained weights, in evaluation mode
     discretizer: Discretizer  # the one that it was trained with
     environment: EnvironmentSpec  # the spaces of its data, and the environment to act in
+    improvement: ActionImprovement | None = None  # corrects planned actions; on the CPU
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = ()) -> "TrainedTransformer":
@@ -42,7 +44,17 @@ class TrainedTransformer:
         discretizer = checkpoint.training.discretizer
         if discretizer is None:
             raise UserError(f"checkpoint '{checkpoint.name}' has no discretiser, so its tokens cannot be decoded")
-        return cls(model.to(device).eval(), discretizer.to(device), checkpoint.training.environment)
+        improvement = None
+        if improves(checkpoint):
+            sizes = config.observation_dim, config.action_dim
+            improvement = checkpoint.build("improvement", partial(ActionImprovement, *sizes))
+        parts = model.to(device).eval(), discretizer.to(device), checkpoint.training.environment
+        return cls(*parts, improvement)
+
+
+def improves(checkpoint: Checkpoint) -> bool:
+    """True if the checkpoint has a network that corrects planned actions (:class:`ActionImprovement`)."""
+    return bool(checkpoint.state_dict.get("improvement.fitted", False))
 
 
 def planner_settings(
@@ -82,4 +94,6 @@ def planner_settings(
         settings = replace(settings, act="best")
     model = checkpoint.model
     pretrained = model.get("numerical_embedding") is not None and model.get("numerical_pretraining", 0.0) > 0.0
-    return settings.resolve_act(checkpoint.training.value_r2, type(objective) is Return, pretrained), objective
+    by_return = type(objective) is Return
+    settings = settings.resolve_act(checkpoint.training.value_r2, by_return, pretrained)
+    return settings.resolve_improvement(by_return, improves(checkpoint)), objective

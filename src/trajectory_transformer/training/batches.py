@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
-SPLIT, _TRAIN, _VALIDATION, BOOTSTRAP, REGRESSION, PRETRAINING = range(6)  # purposes of random streams
+SPLIT, _TRAIN, _VALIDATION, BOOTSTRAP, REGRESSION, PRETRAINING, IMPROVEMENT = range(7)  # purposes of random streams
 
 Batch = TypeVar("Batch", covariant=True)
 
