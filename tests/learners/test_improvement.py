@@ -122,7 +122,7 @@ class TestInTraining:
         kept = weights(report.last)
         assert kept["improvement.fitted"] == 1.0
         agent = Agent.from_checkpoint(report.last, act="mean")
-        assert agent.settings.improvement == 2.0
+        assert agent.settings.improvement == 1.0
         config = small_config()
         without = small_config()
         without.model.action_improvement = 0.0

@@ -103,12 +103,12 @@ def test_by_default_averaged_actions_are_corrected(checkpoint: Any, improvement:
     assert Agent.from_checkpoint(path).settings.act == "conditioned"
     other = WeightedSum({"a": {"weight": 1.0, "objective": Return()}})
     cases: list[tuple[dict[str, Any], float]] = [
-        ({}, 2.0),
-        ({"act": "mean"}, 2.0),
+        ({}, 1.0),
+        ({"act": "mean"}, 1.0),
         ({"improvement": 0.5}, 0.5),
         ({"improvement": 0.0}, 0.0),
         ({"act": "best"}, 0.0),
-        ({"act": "best", "improvement": 1.0}, 1.0),
+        ({"act": "best", "improvement": 2.0}, 2.0),
         ({"act": "mean", "objective": other}, 0.0),
         ({"name": "imitation"}, 0.0),
     ]
@@ -121,7 +121,7 @@ def test_by_default_averaged_actions_are_corrected(checkpoint: Any, improvement:
     plain.reset(1)
     plain.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
     difference = improvement(torch.from_numpy(plain.last_plan.observations)).numpy()
-    expected = plain.last_plan.actions + 2.0 * difference
+    expected = plain.last_plan.actions + difference
     inside = np.abs(agent.last_plan.actions - expected) < 1e-5
     assert inside.any()
 

@@ -18,7 +18,6 @@ MOST_CANDIDATES = 2**16  # per step and environment, so that a file cannot reque
 # act=auto, by the share of the variance of returns-to-go that the model explains (docs/tried.md):
 INFORMATIVE_VALUE_R2 = 0.65  # from here on, the mean of the candidates given a high return; below, their plain mean
 TRUSTED_VALUE_R2 = 0.85  # from here on, the best sequence's action, for other objectives and models not pretrained
-IMPROVEMENT = 2.0  # of averaged actions, by default
 MEAN_TEMPERATURE = 0.6  # sampling temperature of candidates for the plain mean
 SET_BY_AUTO = ("k_act", "cdf_act", "temperature")  # options of the sampling that act=auto may set
 SAMPLING = ("n_expand", "k_obs", *SET_BY_AUTO)  # options of the sampling of candidates
@@ -66,8 +65,8 @@ class PlannerConfig:
     """Fraction that is averaged: of the sequences kept at the end with act=elite, of all candidates, those likeliest to
     have a high return, with act=conditioned."""
     improvement: float | None = within(None, 0.0, 100.0)
-    """Multiple of the model's action improvement (model.action_improvement) that is added to planned actions; null adds
-    it twice where act averages candidates for the return, and else not at all."""
+    """Multiple of the model's action improvement (model.action_improvement) that is added to planned actions; null is 1
+    where act averages candidates for the return, and 0 elsewhere."""
     plan_freq: int = within(1, 1)
     """Environment steps between plans."""
     deadline_ms: float | None = within(None, high=1e9, above=0.0)
@@ -178,8 +177,8 @@ class PlannerConfig:
             "model.action_improvement=3, on Box actions and returns that differ",
         )
         averages = by_return and self.act in ("mean", "conditioned")
-        chosen = IMPROVEMENT if self.improvement is None and averages and available else self.improvement or 0.0
-        return replace(self, improvement=chosen)
+        by_default = 1.0 if averages and available else 0.0
+        return replace(self, improvement=by_default if self.improvement is None else self.improvement)
 
     @property
     def looks_ahead_in_vain(self) -> bool:
