@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NoReturn, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ValidationError
+from omegaconf.errors import InterpolationResolutionError, ValidationError
 
 from ..building import PACKAGE, TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig, TuneConfig, require
@@ -305,6 +305,18 @@ def _check_record(place: str, options: TrainConfig) -> None:
         sources_of(options.data)
 
 
+def _logger_of_table(config: DictConfig) -> LoggerConfig | None:
+    """Return the options of W&B, to log the table of a sweep, or None without it or if they refer to a single job."""
+    if config.logger.name != "wandb":
+        return None
+    try:
+        options = OmegaConf.to_container(config.logger, resolve=True)
+    except InterpolationResolutionError as error:
+        print(f"the table was not logged: {str(error).splitlines()[0]}")
+        return None
+    return typed(LoggerConfig, cast(dict[str, Any], options))
+
+
 @contextlib.contextmanager
 def _ending_the_command(config: DictConfig) -> Iterator[None]:
     """Exit with code 2 after a mistake and 1 after any other error, which Hydra would turn into a warning."""
@@ -377,8 +389,7 @@ class RunChecks(Callback):
         if not is_first_process():
             return
         with _ending_the_command(config):
-            logger = typed(LoggerConfig, cast(dict[str, Any], OmegaConf.to_container(config.logger)))
-            if any(job.status != "finished" for job in sweep.report(*self.sweep, logger)):
+            if any(job.status != "finished" for job in sweep.report(*self.sweep, _logger_of_table(config))):
                 sys.exit(1)
 
     @classmethod
