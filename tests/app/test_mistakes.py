@@ -308,8 +308,7 @@ CALLBACK_MISTAKES = [
     (["callbacks=early_stopping", "trainer.callbacks.early_stopping.patience=0"], "patience=0 must be at least 1"),
     (["callbacks=early_stopping", "+trainer.callbacks.early_stopping.mode=up"], "mode='up' is not one of min, max"),
     (["callbacks=early_stopping", "+trainer.callbacks.early_stopping.min_delta=nan"], "min_delta=nan must be finite"),
-    (["callbacks=sample_plans", "trainer.callbacks.sample_plans.plans=0"], "plans=0 must be at least 1"),
-    (["callbacks=sample_plans", "+trainer.callbacks.sample_plans.beam_width=0"], "beam_width=0 must be at least 1"),
+    (["callbacks=sample_plans", "trainer.callbacks.sample_plans.beam_width=0"], "beam_width=0 must be at least 1"),
 ]
 
 
