@@ -1,7 +1,6 @@
 """Evaluation of an agent in its environment: ``results.json``, plots and videos."""
 
 import csv
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def _recorder(request: EvaluationRequest, environment: EnvironmentSpec, director
         return None
     with make_environments(environment, 1) as batch:
         metadata = batch.environments[0].metadata
-        reason = unavailable_reason(metadata, uses_mujoco="mujoco" in sys.modules)
+        reason = unavailable_reason(batch.environments[0])
     if reason is not None:
         log.warning("no video: %s", reason)
         return None
