@@ -1,6 +1,7 @@
 """``results.json``: its construction, atomic writing, and validated reading."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import platform
@@ -217,10 +218,16 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+@functools.cache
+def _adapter() -> TypeAdapter[Any]:
+    """Return the validator of results, which takes longer to make than to use."""
+    return TypeAdapter(_typed("results", _RESULTS))
+
+
 def require_valid(results: Any, name: str) -> None:
     """Raise UserError for ``results`` that do not conform to schema 1; additional fields are allowed."""
     try:
-        TypeAdapter(_typed("results", _RESULTS)).validate_python(results, strict=True)
+        _adapter().validate_python(results, strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
         place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"]).removeprefix(".")
