@@ -130,7 +130,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             # Only its class: its other options may come from the checkpoint.
             _require_classes("planner.objective", evaluation.planner.objective)
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
-            _require_trackers(evaluation.logger)
+            require_trackers(evaluation.logger)
             if own is None:
                 _require_needs(evaluation, words)
             for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
@@ -142,7 +142,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     modules = options.environment.modules
     modules += [module for module in _modules_of_ids(options.data.source) if module not in modules]
     require_modules(modules, MODULES, TYPED_BY_USER)
-    _require_trackers(options.logger)
+    require_trackers(options.logger)
     _require_effect(options, hydra)
     _require_use(options, words if own is None else own)
     if own is None:  # a job of a sweep may have one option of which another makes use
@@ -183,7 +183,7 @@ def _require_subclass(place: str, spec: Mapping[str, Any], module: str, base: st
     locate(str(spec["_target_"]), kind, place, TYPED_BY_USER)
 
 
-def _require_trackers(logger: LoggerConfig) -> None:
+def require_trackers(logger: LoggerConfig) -> None:
     """Raise UserError, before any logger starts a run, if one of this project needs a package that is not installed."""
     for name, spec in logger.extra.items():
         extra = TRACKERS.get(str(spec["_target_"]).removeprefix(f"{PACKAGE}.training.trackers."))

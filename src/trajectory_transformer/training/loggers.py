@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..building import PACKAGE, TYPED_BY_USER, build, locate
+from ..building import TYPED_BY_USER, build, locate
 from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
@@ -26,7 +26,6 @@ from .trackers import log_picture, log_table
 
 log = logging.getLogger(__name__)
 
-DISTRIBUTION = "trajectory-transformer"
 LONGEST_NAME = 128  # W&B's limit of a run's name, in characters
 EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normalized_score")
 
@@ -57,9 +56,8 @@ def make_loggers(
         folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}  # the default
         try:
             extra.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
-        except ImportError as error:  # for example, TensorBoard is not installed
-            hint = f"; pip install '{DISTRIBUTION}[{name}]'" if spec["_target_"].startswith(f"{PACKAGE}.") else ""
-            raise UserError(f"{place}: {' '.join(str(error).split())}{hint}") from None
+        except ImportError as error:  # of a package that the user's own logger needs
+            raise UserError(f"{place}: {' '.join(str(error).split())}") from None
     own: list[Logger] = [MetricsFile(run_directory / "metrics.csv")]
     if config.name == "wandb":
         own.append(_wandb_logger(config, run_directory, resolved_config, defaults))
