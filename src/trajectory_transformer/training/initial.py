@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint, TrainingRecord
 from ..configuration import require
-from ..environments.spec import EnvironmentSpec, SpaceSpec
+from ..environments.spec import EnvironmentSpec
 from .learner_module import LearnerModule
 
 log = logging.getLogger(__name__)
@@ -82,18 +82,10 @@ class InitialWeights:
         for what in ("observation", "action"):
             sizes = [getattr(environment, f"{what}_dim") for environment in (was, now)]
             require(sizes[0] == sizes[1], f"{here} is for {sizes[0]} {what} dimensions, but the data have {sizes[1]}")
-            same = _parts(getattr(was, what)) == _parts(getattr(now, what))
+            same = getattr(was, what).structure == getattr(now, what).structure
             require(same, f"{here} is for another {what} space than the data's, with other keys, kinds or shapes")
         require(
             was.observation_indices == now.observation_indices,
             f"{here} uses the observation's dimensions {was.observation_indices}, this run {now.observation_indices}; "
             "train with the same data.observation_indices",
         )
-
-
-def _parts(space: SpaceSpec) -> list[tuple[object, ...]]:
-    """Properties of a space that must be equal; bounds of Boxes may differ."""
-    return [
-        (leaf.path, leaf.kind, leaf.shape, *((leaf.low, leaf.high) if leaf.kind == "discrete" else ()))
-        for leaf in space.leaves
-    ]
