@@ -17,6 +17,7 @@ import pytest
 from trajectory_transformer.evaluation import video
 from trajectory_transformer.evaluation.video import VideoRecorder, mujoco_rendering_works, unavailable_reason
 
+
 class Shell:
     """An environment with these render modes; with ``body``, that of a maze."""
 

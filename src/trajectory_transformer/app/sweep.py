@@ -160,7 +160,8 @@ def require_same_jobs(directory: Path, planned: Sequence[Mapping[str, str]]) -> 
             require(
                 record.parameters == parameters,
                 f"{directory} holds another sweep: its job {number} has {held or 'no options'}, and this one's "
-                f"{own or 'none'}; to continue it repeat its options, or choose another folder with hydra.sweep.dir=DIR",
+                f"{own or 'none'}; to continue it repeat its options, or choose another folder with "
+                "hydra.sweep.dir=DIR",
             )
 
 

@@ -17,7 +17,7 @@ _MOST_SHAPES = 10_000
 
 
 def find_renderer(simulation: Any) -> Any | None:
-    """Return the ``MujocoRenderer`` of an environment without wrappers, also that of a body within it; None if absent."""
+    """Return the ``MujocoRenderer`` of an environment without wrappers, or of a body within it; None if absent."""
     bodies = (getattr(simulation, name, None) for name in ("point_env", "ant_env", "robot_env"))
     for owner in (simulation, *bodies):
         renderer = getattr(owner, "mujoco_renderer", None)
