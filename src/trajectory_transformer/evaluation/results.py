@@ -200,6 +200,15 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def flat(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings; keys become those on the way to a value, joined by the separator after ``prefix``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, separator, f"{name}{separator}") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
 def write_results(results: dict[str, Any], path: Path) -> None:
     """Validate results and write them atomically; raises UserError if a field is wrong or the file is not writable."""
     require_valid(results, str(path))

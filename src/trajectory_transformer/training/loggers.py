@@ -19,6 +19,7 @@ from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..evaluation.measurements import Measurement
+from ..evaluation.results import flat
 from ..files import is_first_process
 from ..reachability import unreachable, wandb_key_is_configured, wandb_url
 from .metrics_file import MetricsFile
@@ -178,7 +179,7 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: 
 
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
     parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
-    _summarize(loggers, _flat(parts), step)
+    _summarize(loggers, flat(parts, "/"), step)
 
 
 @rank_zero_only
@@ -278,11 +279,3 @@ def _extra(loggers: Sequence[Logger]) -> list[Logger]:
 
 def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:
     return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings; keys become ``prefix/key/key``."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
