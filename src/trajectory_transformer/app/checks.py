@@ -207,9 +207,7 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     if "data" not in given or "data.dataset_id" in given:
         return
     name = hydra.runtime.choices["data"]
-    file = next(
-        (path for folder in config_folders(hydra) if (path := folder / "data" / f"{name}.yaml").is_file()), None
-    )
+    file = mistakes.file_of(f"data/{name}", config_folders(hydra))
     chosen = None if file is None else OmegaConf.select(OmegaConf.load(file), "dataset_id")
     ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
     require(
@@ -307,7 +305,7 @@ def _check_record(place: str, options: TrainConfig) -> None:
 
 def _logger_of_table(config: DictConfig) -> LoggerConfig | None:
     """Return the options of W&B, to log the table of a sweep, or None without it or if they refer to a single job."""
-    if config.logger.name != "wandb":
+    if config.logger.get("name") != "wandb":
         return None
     try:
         options = OmegaConf.to_container(config.logger, resolve=True)
