@@ -1,4 +1,4 @@
-"""A quick check whether a server answers, and W&B's address and key."""
+"""A quick check whether a server answers, such as the hub's, and W&B's address and key."""
 
 import os
 import threading
@@ -29,6 +29,13 @@ def unreachable(url: str) -> str | None:
     thread.start()
     thread.join(PROBE_SECONDS)
     return reasons[0] if reasons else f"no answer from {url} within {PROBE_SECONDS:g} s"
+
+
+def hub_unreachable(path: str = "") -> str | None:
+    """Return the reason why Hugging Face's hub cannot be reached, or None if it answers a request for ``path``."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "HF_HUB_OFFLINE is set"
+    return unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + path)
 
 
 def wandb_url() -> str:

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from trajectory_transformer.app import experiment, jobs
-from trajectory_transformer.app.commands import evaluate_command
+from trajectory_transformer.app.commands import evaluate_command, sweep_command
 from trajectory_transformer.app.jobs import RunRecord
+from trajectory_transformer.app.page import PAGE, SWEEP, write_run_page, write_sweep_page
 from trajectory_transformer.app.schema import run_name
 from trajectory_transformer.configuration import EnvironmentConfig, TrainConfig
 from trajectory_transformer.data import sources
@@ -142,6 +143,20 @@ def test_a_finished_run_tells_where_its_page_is_and_how_to_plan_again(
     assert capsys.readouterr().out == page.format("three")
     assert train("-m", "hydra.sweep.dir=sweep", "seed=0,1") == 0  # whose table names the folders
     assert "plan again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("script", "before"), [("train.py", "python "), ("/bin/trajectory-transformer-train", "")])
+def test_python_stands_before_a_script_and_not_before_an_installed_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, before: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "-m", "seed=0,1"])
+    assert sweep_command(Path("sweep")) == f"{before}{script} -m seed=0,1 hydra.sweep.dir=sweep"
+    assert jobs.context(jobs.Job(tmp_path)).command == f"{before}{script} -m seed=0,1"
+    write_run_page(tmp_path, "failed", None, "")
+    assert f">{before}{script} -m seed=0,1<" in (tmp_path / PAGE).read_text()
+    (tmp_path / SWEEP).write_text("job,status\n")
+    write_sweep_page(tmp_path)
+    assert f">{before}{script} -m seed=0,1<" in (tmp_path / PAGE).read_text()
 
 
 @pytest.mark.parametrize("folder", ["plain/2026-11-28_10-00-00", "seed=1,x=2", "Läufe mit 'Namen' (2)"])

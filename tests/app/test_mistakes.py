@@ -109,6 +109,15 @@ MISTAKES = [
     (["learner=ensemble", "model=tiny"], ["model has no effect on learner=ensemble"]),
     (["learner=iql", "data.discretizer.num_bins=5"], ["data.discretizer.num_bins has no effect on learner=iql"]),
     (["learner=iql", "tune=planner"], ["has no effect on learner=iql"]),
+    (["method=iql_sparse", "data.continue_truncated=true"], ["data.continue_truncated has no effect on learner=iql"]),
+    (["learner=rebrac", "data.continue_truncated=true"], ["data.continue_truncated has no effect on learner=rebrac"]),
+    (["learner=dt", "data.discount=0.9"], ["data.discount has no effect on learner=dt"]),
+    (["learner=dt", "data.continue_truncated=true"], ["data.continue_truncated has no effect on learner=dt"]),
+    (["learner=ensemble", "data.termination_penalty=null"], ["data.termination_penalty has no effect on learner=ens"]),
+    (["learner=behavior", "data.discount=0.9"], ["data.discount has no effect on learner=behavior"]),
+    (["learner=behavior", "optimizer.learning_rate=0.1"], ["optimizer.learning_rate has no effect on learner=behavi"]),
+    (["learner=behavior", "tune=optimizer"], ["has no effect on learner=behavior"]),
+    (["learner=behavior", "init_from=."], ["init_from has no effect on learner=behavior"]),
     (["trainer.compile=2"], ["trainer.compile must be true or false, got 2"]),
     (["logger.offline=5"], ["logger.offline must be true or false or null, got 5"]),
     (["planner.name=5"], ["planner.name='5' is not a valid name"]),
@@ -310,8 +319,7 @@ CALLBACK_MISTAKES = [
     (["callbacks=early_stopping", "trainer.callbacks.early_stopping.patience=0"], "patience=0 must be at least 1"),
     (["callbacks=early_stopping", "+trainer.callbacks.early_stopping.mode=up"], "mode='up' is not one of min, max"),
     (["callbacks=early_stopping", "+trainer.callbacks.early_stopping.min_delta=nan"], "min_delta=nan must be finite"),
-    (["callbacks=sample_plans", "trainer.callbacks.sample_plans.plans=0"], "plans=0 must be at least 1"),
-    (["callbacks=sample_plans", "+trainer.callbacks.sample_plans.beam_width=0"], "beam_width=0 must be at least 1"),
+    (["callbacks=sample_plans", "trainer.callbacks.sample_plans.beam_width=0"], "beam_width=0 must be at least 1"),
 ]
 
 

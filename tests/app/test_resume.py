@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trajectory_transformer.app import experiment
+from trajectory_transformer.app import checks, experiment
 from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.main import read_config
 from trajectory_transformer.checkpoint_file import write_checkpoint
@@ -163,6 +163,25 @@ class TestResume:
         config.write_text(config.read_text().replace("resume: null", "resume: there"))
         assert train("resume=here") == 2
         assert "resume=there has an effect only on the command line" in capsys.readouterr().err
+        assert len(runs.calls) == 1
+
+    def test_a_tracker_that_is_not_installed_is_refused_under_its_own_name(
+        self,
+        train: Callable[..., int],
+        runs: Runs,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+    ) -> None:
+        runs.error = SystemExit(143)
+        train("hydra.run.dir=here", "logger=tensorboard")
+        config = tmp_path / "here" / "config.yaml"
+        config.write_text(config.read_text().replace("    tensorboard:\n", "    board:\n"))
+        capsys.readouterr()
+        monkeypatch.setattr(checks, "TRACKERS", {"TensorBoardRun": "no_such_package"})
+        assert train("resume=here") == 2
+        assert "logger.extra.board needs the package no_such_package" in (message := capsys.readouterr().err)
+        assert message.endswith("pip install 'trajectory-transformer[no_such_package]'\n")
         assert len(runs.calls) == 1
 
     @pytest.mark.parametrize("other", ["seed=1", "hydra.run.dir=there", "-m", "resume=there"])

@@ -17,12 +17,13 @@ from tests.evaluation.test_results import make_results
 from trajectory_transformer.app import entry_point, experiment
 from trajectory_transformer.app.jobs import RunRecord, claim
 from trajectory_transformer.app.sweep import SweepJob, confidence, group_by_settings, read_jobs, report
-from trajectory_transformer.configuration import TrainConfig
+from trajectory_transformer.configuration import LoggerConfig, TrainConfig
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation import plots
 from trajectory_transformer.evaluation.plots import TradeoffPoint
 from trajectory_transformer.evaluation.results import write_results
 from trajectory_transformer.files import FolderLock
+from trajectory_transformer.training import loggers
 
 ROOT = Path(__file__).parents[2]
 QUICK = (
@@ -211,6 +212,36 @@ def test_a_sweep_in_the_folder_of_another_is_refused_and_changes_nothing(
     assert {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("*") if path.is_file()} == before
     assert sweep("seed=1,2,3") == 0  # more seeds
     assert [row["score"] for row in rows(tmp_path / "sweep")] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "groups"),
+    [
+        (["logger=wandb"], ["mine"]),
+        (["logger=wandb", "logger.run_name=${hydra:job.num}"], []),  # which only a job has
+        (["logger=csv", "logger.run_name=${hydra:job.num}"], []),
+    ],
+)
+def test_labels_that_refer_to_other_options_do_not_cost_the_table(
+    sweep: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+    groups: list[str],
+) -> None:
+    logged: list[LoggerConfig] = []
+    monkeypatch.setattr(experiment, "run_training", lambda config, run: float(config.seed))
+    monkeypatch.setattr(loggers, "log_sweep", lambda config, directory, table: logged.append(config))
+    assert sweep("experiment_name=mine", "seed=1,2", "logger.group=${experiment_name}", *words) == 0
+    assert [row["score"] for row in rows(tmp_path / "sweep")] == ["1", "2"]
+    assert [config.group for config in logged] == groups
+
+
+def test_a_table_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "sweep.csv").mkdir()
+    with pytest.raises(UserError, match=r"the table of the sweep cannot be written to .*sweep\.csv"):
+        report(tmp_path)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_job_whose_defaults_have_changed_is_refused_its_folder(

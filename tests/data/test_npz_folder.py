@@ -203,7 +203,6 @@ FAULTS: dict[str, tuple[dict[str, object], str]] = {
         r"terminated: has shape \(5,\) and type bool, expected one boolean .*save terminated=True or terminated=False",
     ),
     "terminated is a number": ({"terminated": 1}, "terminated: .* and type int64, expected one boolean"),
-    "truncated is text": ({"truncated": "yes"}, "truncated: .*expected one boolean"),
 }
 
 

@@ -24,14 +24,11 @@ def files(directory: Path) -> list[str]:
 
 
 def test_everything_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,3.0\n2,2.5\n")
     results = evaluate(ScriptedAgent(environment_spec(WALK)), replace(REQUEST, video=2), tmp_path)
     assert files(tmp_path) == [
         "figures.csv",
-        "metrics.csv",
         "plots/plan_vs_outcome.png",
         "plots/returns.png",
-        "plots/training.png",
         "results.json",
         "videos/episode_0.mp4",
         "videos/episode_1.mp4",

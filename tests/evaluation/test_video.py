@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -14,7 +17,16 @@ import pytest
 from trajectory_transformer.evaluation import video
 from trajectory_transformer.evaluation.video import VideoRecorder, mujoco_rendering_works, unavailable_reason
 
-FRAMES = {"render_modes": ["human", "rgb_array"]}
+
+class Shell:
+    """An environment with these render modes; with ``body``, that of a maze."""
+
+    def __init__(self, modes: list[str] | None, body: Any = None) -> None:
+        self.metadata = {} if modes is None else {"render_modes": modes}
+        self.unwrapped = SimpleNamespace(point_env=body)
+
+
+FRAMES = Shell(["human", "rgb_array"])
 
 
 def frame(shade: int = 0) -> np.ndarray:
@@ -61,19 +73,23 @@ def test_a_failure_ends_filming_with_one_warning(tmp_path: Path, caplog: pytest.
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    assert "trajectory-transformer[video]" in (unavailable_reason(FRAMES, uses_mujoco=False) or "")
+    assert "trajectory-transformer[video]" in (unavailable_reason(FRAMES) or "")
 
 
 def test_environment_that_cannot_draw() -> None:
-    assert "rgb_array" in (unavailable_reason({"render_modes": ["human"]}, uses_mujoco=False) or "")
-    assert "rgb_array" in (unavailable_reason({}, uses_mujoco=False) or "")
-    assert unavailable_reason(FRAMES, uses_mujoco=False) is None
+    assert "rgb_array" in (unavailable_reason(Shell(["human"])) or "")
+    assert "rgb_array" in (unavailable_reason(Shell(None)) or "")
+    assert unavailable_reason(FRAMES) is None
 
 
 def test_mujoco_is_asked_only_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "mujoco_rendering_works", lambda: False)
-    assert unavailable_reason(FRAMES, uses_mujoco=False) is None
-    assert "MUJOCO_GL" in (unavailable_reason(FRAMES, uses_mujoco=True) or "")
+    assert "mujoco" in sys.modules
+    assert unavailable_reason(gymnasium.make("CartPole-v1")) is None
+    assert unavailable_reason(FRAMES) is None
+    hopper = gymnasium.make("Hopper-v5")
+    for environment in (hopper, Shell(["rgb_array"], hopper.unwrapped)):
+        assert "MUJOCO_GL" in (unavailable_reason(environment) or "")
 
 
 @pytest.mark.parametrize(

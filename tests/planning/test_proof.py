@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -423,6 +423,21 @@ def test_only_nonfinite_logits_of_the_decoder_are_a_difference(model: Trajectory
     broken.head.weight.data[2] = torch.nan
     assert decoding_error(TransformerDecoder(broken, 6, False, 3), model, 6, False) == torch.inf
     assert decoding_error(decoder, broken, 6, False) < 1e-4  # where the forward pass is finite they agree
+
+
+def test_a_model_whose_comparison_fails_still_trains(
+    model: TrajectoryTransformerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError
+
+    model.train()
+    model.drop.eval()
+    monkeypatch.setattr(TransformerDecoder, "step", fail)
+    with pytest.raises(RuntimeError):
+        decoding_error(TransformerDecoder(model, 6, False, 3), model, 6, False)
+    assert model.training
+    assert not model.drop.training
 
 
 def test_without_the_kernel_nothing_but_the_planner_would_miss_it() -> None:

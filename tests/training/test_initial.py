@@ -140,8 +140,8 @@ def test_another_learner_s_weights_and_shapes_are_refused(trained: Path) -> None
     name, value = next(iter(initial.weights.items()))
     lacking = {key: tensor for key, tensor in initial.weights.items() if key != name}
     for wrong, words in (
-        (replace(initial, weights=lacking), f"has no weights '{name}'"),
-        (replace(initial, weights={**lacking, name: value[:1, :1]}), f"the weights '{name}' have shape"),
+        (replace(initial, weights=lacking), f"the tensor '{name}' is missing"),
+        (replace(initial, weights={**lacking, name: value[:1, :1]}), f"the tensor '{name}' has shape"),
         (replace(initial, kind=BehaviorCloning.kind), "holds weights of learner=bc, but this run trains transformer"),
     ):
         with pytest.raises(UserError, match=words):

@@ -78,15 +78,19 @@ def test_gradient_norms_add_up(tmp_path: Path) -> None:
 
 def test_sample_plans_are_drawn_at_each_validation(tmp_path: Path, drawn: list[Figure]) -> None:
     (file,) = (file for file in CHOICES if file.stem == "sample_plans")
-    run(tmp_path, made(file))
-    names = [f"{step}.png" for step in (12, 4, 8)]
+    config, data = small_config(max_steps=8, validate_every=4), small_data(steps=120)
+    fit(TransformerLearner(), config, tmp_path, small_datamodule(config, data), [], [made(file)], False)
+    names = [f"{step}.png" for step in (4, 8)]
     assert sorted(path.name for path in (tmp_path / "plots" / "sample_plans").iterdir()) == names
-    assert len(drawn) == 3
-    held_out = split_episodes(small_data(), 0.1, 0)[1][0].observations
+    assert len(drawn) == 2
+    held_out = split_episodes(data, 0.1, 0)[1][0].observations
     for axes in drawn[0].axes:
         outcome, *plans = (line for line in axes.lines if len(np.asarray(line.get_xdata())) > 1)
-        assert len(plans) >= 1
-        assert np.isin(np.asarray(outcome.get_ydata()), held_out).all()
+        # The middle 25 of 121 observations, and plans of the windows' three steps one after another.
+        np.testing.assert_array_equal(outcome.get_ydata(), held_out[48:73, 0])
+        assert [np.asarray(line.get_xdata()).tolist() for line in plans] == [
+            [start, start + 1, start + 2] for start in range(48, 72, 3)
+        ]
 
 
 def test_sample_plans_are_for_transformers_without_goals(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Videos of actual and predicted episodes side by side, rendered by MuJoCo in the observed states."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -33,7 +32,7 @@ def film_predictions(
         batch.reset(0, 0)
         single = batch.environments[0]
         hidden = hidden_positions(single.unwrapped, batch.observations[0], environment)
-        reason = unavailable_reason(single.metadata, uses_mujoco="mujoco" in sys.modules)
+        reason = unavailable_reason(single)
     if hidden is None:
         reason = "the observations that the model sees do not give the whole state of a MuJoCo environment"
     if hidden is None or reason is not None:

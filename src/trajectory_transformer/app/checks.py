@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NoReturn, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ValidationError
+from omegaconf.errors import InterpolationResolutionError, ValidationError
 
 from ..building import PACKAGE, TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig, TuneConfig, require
@@ -135,7 +135,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             # Only its class: its other options may come from the checkpoint.
             _require_classes("planner.objective", evaluation.planner.objective)
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
-            _require_trackers(evaluation.logger)
+            require_trackers(evaluation.logger)
             if own is None:
                 _require_needs(evaluation, words)
             for checkpoint in filter(None, (evaluation.checkpoint, evaluation.predict.ensemble)):
@@ -147,7 +147,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     modules = options.environment.modules
     modules += [module for module in _modules_of_ids(options.data.source) if module not in modules]
     require_modules(modules, MODULES, TYPED_BY_USER)
-    _require_trackers(options.logger)
+    require_trackers(options.logger)
     _require_effect(options, hydra)
     _require_use(options, words if own is None else own)
     if own is None:  # a job of a sweep may have one option of which another makes use
@@ -188,7 +188,7 @@ def _require_subclass(place: str, spec: Mapping[str, Any], module: str, base: st
     locate(str(spec["_target_"]), kind, place, TYPED_BY_USER)
 
 
-def _require_trackers(logger: LoggerConfig) -> None:
+def require_trackers(logger: LoggerConfig) -> None:
     """Raise UserError, before any logger starts a run, if one of this project needs a package that is not installed."""
     for name, spec in logger.extra.items():
         extra = TRACKERS.get(str(spec["_target_"]).removeprefix(f"{PACKAGE}.training.trackers."))
@@ -212,9 +212,7 @@ def _require_effect(options: TrainConfig, hydra: DictConfig) -> None:
     if "data" not in given or "data.dataset_id" in given:
         return
     name = hydra.runtime.choices["data"]
-    file = next(
-        (path for folder in config_folders(hydra) if (path := folder / "data" / f"{name}.yaml").is_file()), None
-    )
+    file = mistakes.file_of(f"data/{name}", config_folders(hydra))
     chosen = None if file is None else OmegaConf.select(OmegaConf.load(file), "dataset_id")
     ids = [chosen] if isinstance(chosen, str) else list(chosen or [])
     require(
@@ -310,6 +308,18 @@ def _check_record(place: str, options: TrainConfig) -> None:
         sources_of(options.data)
 
 
+def _logger_of_table(config: DictConfig) -> LoggerConfig | None:
+    """Return the options of W&B, to log the table of a sweep, or None without it or if they refer to a single job."""
+    if config.logger.get("name") != "wandb":
+        return None
+    try:
+        options = OmegaConf.to_container(config.logger, resolve=True)
+    except InterpolationResolutionError as error:
+        print(f"the table was not logged: {str(error).splitlines()[0]}")
+        return None
+    return typed(LoggerConfig, cast(dict[str, Any], options))
+
+
 @contextlib.contextmanager
 def _ending_the_command(config: DictConfig) -> Iterator[None]:
     """Exit with code 2 after a mistake and 1 after any other error, which Hydra would turn into a warning."""
@@ -382,8 +392,7 @@ class RunChecks(Callback):
         if not is_first_process():
             return
         with _ending_the_command(config):
-            logger = typed(LoggerConfig, cast(dict[str, Any], OmegaConf.to_container(config.logger)))
-            if any(job.status != "finished" for job in sweep.report(*self.sweep, logger)):
+            if any(job.status != "finished" for job in sweep.report(*self.sweep, _logger_of_table(config))):
                 sys.exit(1)
 
     @classmethod

@@ -1,8 +1,9 @@
-"""Shell commands printed at the end of a run: to continue it, or to evaluate its checkpoint."""
+"""Shell commands as a user types them: the present one, and those to continue a run or evaluate its checkpoint."""
 
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from ..building import PACKAGE, packages_in
 from ..configuration import TrainConfig
 
 _PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # what Hydra takes without quotes
+
+
+def as_called(words: Sequence[str]) -> str:
+    """Return a call of a script of this project, with ``python`` before it, or of an installed command, without."""
+    return shlex.join([*(["python"] if words[0].endswith(".py") else []), *words])
 
 
 def resume_command(directory: Path, options: TrainConfig) -> str:
@@ -27,7 +33,7 @@ def evaluate_command(checkpoint: Path, options: TrainConfig) -> str:
 def sweep_command(directory: Path) -> str:
     """Return the command that continues the present sweep in ``directory``."""
     words = [word for word in sys.argv if not word.startswith("hydra.sweep.dir=")]
-    return shlex.join(["python", *words, f"hydra.sweep.dir={_quoted(shown(directory))}"])
+    return as_called([*words, f"hydra.sweep.dir={_quoted(shown(directory))}"])
 
 
 def shown(path: Path) -> Path:
@@ -46,7 +52,7 @@ def _command(name: str, *words: str) -> str:
     """Return a call of the command "train" or "evaluate", which lies beside the present script."""
     script = Path(sys.argv[0])
     script = script.with_name(re.sub("train|evaluate", name, script.name))
-    return shlex.join([*(["python"] if script.suffix == ".py" else []), str(script), *words])
+    return as_called([str(script), *words])
 
 
 def _allowed(options: TrainConfig) -> list[str]:

@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint, DatasetRecord
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from ..data.episode_source import EpisodeSource
 from ..data.episodes import Episode
-from ..data.sources import load_offline_data, sources_of
+from ..data.sources import EMBEDDED_NAMESPACE, load_offline_data, sources_of
 from ..data.transitions import join_episodes
 from ..environments.batch import environment_title, make_environments
 from ..errors import UserError
@@ -128,7 +128,7 @@ def _tell_penalty(config: TrainConfig, datamodule: OfflineDataModule[Any]) -> No
     """Say that rewards of a user's own data are replaced, unless there are none to replace."""
     episodes, ids, penalty = datamodule.data.episodes, config.data.dataset_ids, config.data.termination_penalty
     terminated = sum(episode.terminated for episode in episodes)
-    simulated = len(ids) > 0 and all(name.startswith("embedded/") for name in ids)
+    simulated = len(ids) > 0 and all(name.startswith(EMBEDDED_NAMESPACE) for name in ids)
     if penalty is not None and terminated and not simulated and is_first_process():
         print(
             f"{terminated} of {len(episodes)} episodes terminate: {penalty:g} replaces the reward of their last step "

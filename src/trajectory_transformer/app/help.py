@@ -17,6 +17,7 @@ from ..building import TYPED_BY_USER, locate
 from ..configuration import EvaluateConfig, TrainConfig
 from ..configuration.documentation import Option, meanings_of, options_of
 from ..errors import UserError
+from .commands import as_called
 from .mistakes import did_you_mean
 from .names import group_names
 
@@ -205,8 +206,7 @@ def setting(option: Option, config: DictConfig | None) -> str:
 
 def _program() -> str:
     """Return the command as it was called: "python train.py" or an installed one."""
-    name = Path(sys.argv[0]).name
-    return f"python {name}" if name.endswith(".py") else name
+    return as_called([Path(sys.argv[0]).name])
 
 
 def _print_entry(name: str, text: str) -> None:

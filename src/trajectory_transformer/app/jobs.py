@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -26,7 +25,7 @@ from ..environments.watcher import report_to
 from ..errors import UserError, in_one_line
 from ..files import is_first_process, remove_partial_files, write_whole
 from ..training.learner import make_learner
-from .commands import evaluate_command, resume_command, shown
+from .commands import as_called, evaluate_command, resume_command, shown
 from .page import PAGE, SWEEP, write_run_page
 
 if TYPE_CHECKING:
@@ -250,8 +249,7 @@ def context(job: Job, callbacks: Mapping[str, object] | None = None, resume: boo
     from .experiment import RunContext
 
     made = (build(s, Callback, f"trainer.callbacks.{name}", TYPED_BY_USER) for name, s in (callbacks or {}).items())
-    command = shlex.join(["python", *sys.argv])
-    return RunContext(job.directory, command, resume, job.sweep, what_differs(job), tuple(made))
+    return RunContext(job.directory, as_called(sys.argv), resume, job.sweep, what_differs(job), tuple(made))
 
 
 def what_differs(job: Job) -> str | None:

@@ -23,7 +23,7 @@ from ..ending import EXITS_BY_SIGNAL
 from ..errors import UserError, in_one_line
 from ..files import FolderLock, is_first_process
 from . import jobs, mistakes
-from .checks import RunChecks, leave, validated
+from .checks import RunChecks, leave, require_trackers, validated
 from .commands import sweep_command
 from .help import FLAGS, show_help
 from .names import as_text
@@ -184,6 +184,7 @@ def resume(directory: Path, allow: Sequence[str], max_steps: int | None = None) 
         print(f"{directory} holds no checkpoint yet; starting from the beginning")
     if options.tune is None and record is not None and record.status == "running":  # but its folder was not locked
         print(f"{directory}: the last process to run there was killed")
+    require_trackers(options.logger)
     from ..data.sources import require_available
 
     import_modules(options.environment.modules, jobs.MODULES)

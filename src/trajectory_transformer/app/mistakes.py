@@ -262,19 +262,19 @@ def _missing_choice(error: MissingConfigException, place: str, configs: Sequence
         hint = f"; install it with pip install 'trajectory-transformer[{EXTRAS[option]}]'"
     files = [file for folder in configs for file in sorted(folder.rglob("*.yaml"))]
     # Hydra names train.yaml whichever file made the choice.
-    place = next((f"{file}: " for file in files if _chooses(file, group, option)), "")
+    place = next((f"{file}: " for file in files if (group, option) in _defaults(file)), "")
     return f"{place}{group}={option} is not a choice; choose one of {', '.join(options)}{hint}"
 
 
-def _chooses(file: Path, group: str, option: str) -> bool:
-    """Return True if a YAML file has ``group: option`` in its defaults list."""
-    return (group, option) in _defaults(file)
+def file_of(name: str, configs: Sequence[Path]) -> Path | None:
+    """Return the file ``NAME.yaml`` in the first of the folders ``configs`` that has one."""
+    return next((path for folder in configs if (path := folder / f"{name}.yaml").is_file()), None)
 
 
 def choice_of(name: str, group: str, configs: Sequence[Path]) -> str | None:
     """Return the choice of ``group`` by the file ``NAME.yaml`` in the folders ``configs``, or by those it builds on."""
     found = None
-    file = next((path for folder in configs if (path := folder / f"{name}.yaml").is_file()), None)
+    file = file_of(name, configs)
     for key, value in () if file is None else _defaults(file):
         if key == group:
             found = value

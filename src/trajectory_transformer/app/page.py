@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from urllib.parse import quote
 
 from ..errors import UserError
 from ..files import write_output
+from .commands import as_called
 
 PAGE = "index.html"
 SWEEP = "sweep.csv"  # table of a sweep or search, in its folder
@@ -77,7 +77,7 @@ class Page:
 def write_run_page(directory: Path, status: str, score: float | None, reason: str) -> None:
     """Write the page of a run from its folder's files; UserError if one is invalid, or the page cannot be written."""
     config = _text(directory / "config.yaml")
-    tables, lead, command, commit, versions = [], "", shlex.join(["python", *sys.argv]), None, ""
+    tables, lead, command, commit, versions = [], "", as_called(sys.argv), None, ""
     if (directory / "results.json").exists():
         from ..evaluation.evaluate import agent_title, summary_rows  # here, as a refused run does not need it
         from ..evaluation.results import read_results
@@ -132,7 +132,7 @@ def write_sweep_page(directory: Path) -> None:
         lead=f"{len(rows)} jobs, {finished} of them finished",
         tables=[PageTable("Jobs", cells, header)],
         pictures=[*_below(directory, "*.png"), *_below(directory, "comparison/*.png")],
-        command=shlex.join(["python", *sys.argv]),
+        command=as_called(sys.argv),
         commit=current_commit(),
         files=[Cell(name, quote(name)) for name in FILES if (directory / name).exists()],
         wide=True,

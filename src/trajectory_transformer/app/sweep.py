@@ -1,6 +1,7 @@
 """The table at the end of a sweep or search: all jobs, and the mean score over seeds."""
 
 import csv
+import io
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 
 from ..configuration import LoggerConfig, require
 from ..errors import UserError
-from ..files import is_in_use
+from ..files import is_in_use, write_output
 from .jobs import REFUSAL, STATUS, RunRecord, parameters_of
 from .page import SWEEP, write_sweep_page
 from .schema import as_typed
@@ -159,7 +160,7 @@ def require_same_jobs(directory: Path, planned: Sequence[Mapping[str, str]]) -> 
             require(
                 record.parameters == parameters,
                 f"{directory} holds another sweep: its job {number} has {held or 'no options'}, and this one's "
-                f"{own or 'none'}; repeat its options to continue it, or choose another folder with "
+                f"{own or 'none'}; to continue it repeat its options, or choose another folder with "
                 "hydra.sweep.dir=DIR",
             )
 
@@ -199,8 +200,8 @@ def report(
             latency = "" if acted is None else _number(acted["summary"]["plan_latency_ms"]["p50"])
             score = _number(job.record.score)
             rows.append([job.name, job.status, *job.values(varied), score, *numbers, latency, job.record.reason])
-    with (directory / SWEEP).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    csv.writer(table := io.StringIO()).writerows(rows)
+    write_output("the table of the sweep", directory / SWEEP, table.getvalue())
     _show(groups, varied, f"{len(jobs)} jobs in {directory}")
     if len(results) > 1 and any(name.startswith("planner") for name in varied):
         _plot_tradeoff([job for job in jobs if job.name in results], results, varied, directory / "tradeoff.png")

@@ -10,10 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from typing_extensions import override
-
+from ..app.mistakes import without_usage
 from ..configuration import require
 from ..errors import UserError
 from ..reachability import unreachable, wandb_key_is_configured, wandb_url
@@ -77,14 +76,6 @@ def _log_to_wandb(compared: Any, project: str, out: Path | None, picture: Path |
     run.finish()
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake as the rest of the command does, in one sentence."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help explains the options")
-
-
 def _folder(name: str) -> Path:
     """Return a folder's path; an empty name, which Path reads as the current folder, is refused."""
     if not name:
@@ -94,10 +85,12 @@ def _folder(name: str) -> Path:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = _Parser(
-        prog="python -m trajectory_transformer.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = without_usage(
+        argparse.ArgumentParser(
+            prog="python -m trajectory_transformer.compare",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
     )
     parser.add_argument("methods", nargs="+", metavar="NAME=FOLDER", help="a method and its runs, or FOLDER alone")
     parser.add_argument(

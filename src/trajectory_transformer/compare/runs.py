@@ -16,7 +16,7 @@ from ..app.sweep import SweepJob, read_jobs
 from ..configuration import TrainConfig, require
 from ..environments.reference_scores import reference_scores
 from ..errors import UserError
-from ..evaluation.results import read_results
+from ..evaluation.results import flat, read_results
 from ..evaluation.scores import normalized_scores
 
 NORMALIZATIONS = {
@@ -164,7 +164,7 @@ def read_run(method: str, file: Path, normalization: str) -> Run:
         float(scores[0]),
         results,
         facts,
-        _flat(settings),
+        flat(settings, "."),
     )
 
 
@@ -180,13 +180,6 @@ def _training_options(config: TrainConfig) -> dict[str, Any]:
     data = {name: value for name, value in asdict(config.data).items() if name not in ("dataset_id", "source")}
     parts = {name: asdict(getattr(config, name)) for name in ("model", "optimizer")}
     return {"learner": config.learner, "data": data, **parts, "trainer": {"max_steps": config.trainer.max_steps}}
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _reference(results: Mapping[str, Any], normalization: str, file: str) -> tuple[float, float]:

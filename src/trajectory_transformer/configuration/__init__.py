@@ -1,7 +1,8 @@
 """Typed options of the two commands, each class validating itself; imports neither torch, Hydra nor Lightning.
 
 The classes are the schemas behind the YAML groups in ``configs/``: names, types, ranges and defaults. They are not
-frozen because OmegaConf makes a frozen dataclass read-only even for overrides; nothing mutates them after composition.
+frozen because OmegaConf makes a frozen dataclass read-only even for overrides, and because a finished run that is
+trained further gets more updates.
 """
 
 from .data import DataConfig, DiscretizerConfig

@@ -167,9 +167,6 @@ class MinariSet(LocalSet):
 
 def unreachable() -> str | None:
     """Return the reason why Minari's server cannot be reached, or None if it answers within a second."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return "HF_HUB_OFFLINE is set"
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/api/datasets?limit=1"
     if os.environ.get("MINARI_REMOTE", "").startswith("gcp://"):
-        url = "https://storage.googleapis.com"
-    return reachability.unreachable(url)
+        return reachability.unreachable("https://storage.googleapis.com")
+    return reachability.hub_unreachable("/api/datasets?limit=1")

@@ -34,8 +34,9 @@ class NpzFolder(EpisodeSource):
     - ``observations`` (T + 1, O): real numbers; the last row follows the last action;
     - ``actions`` (T, A): as executed; a Discrete action is its index, A = 1;
     - ``rewards`` (T,);
-    - ``terminated``: one boolean, true if the environment ended the episode, false if a time limit did;
-    - ``truncated``: one boolean, optional.
+    - ``terminated``: one boolean, true if the environment ended the episode, false if a time limit did.
+
+    Other arrays, such as ``truncated``, are not needed and not read.
 
     Observations and actions are flattened as by :class:`~..environments.spec.SpaceSpec`. Without an environment,
     observations are unbounded, actions are bounded by the data's range, and evaluation is not possible.
@@ -108,7 +109,7 @@ def _read(file: Path) -> StoredEpisode:
             if isinstance(stored, np.ndarray):
                 raise ValueError("it holds a single array")
             there = list(stored)
-            for field in (*NEEDED, "truncated"):
+            for field in NEEDED:
                 place = f"'{file}', {field}:"
                 if field in there:
                     arrays[field] = stored[field]
@@ -125,7 +126,7 @@ def _read(file: Path) -> StoredEpisode:
         )
     for field, array in arrays.items():
         found = f"'{file}', {field}: has shape {array.shape} and type {array.dtype}, expected"
-        if field in ("terminated", "truncated") and (array.shape != () or array.dtype != bool):
+        if field == "terminated" and (array.shape != () or array.dtype != bool):
             raise UserError(f"{found} one boolean for the episode; save {field}=True or {field}=False")
         if field in ("observations", "actions") and (array.ndim != 2 or array.dtype.kind not in "fiub"):
             columns = f"save {field}[:, None] for one dimension" if array.ndim == 1 else "flatten each into one row"

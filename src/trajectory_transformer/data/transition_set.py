@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from .episodes import Episode
 from .transitions import penalized_rewards
@@ -22,54 +23,6 @@ class TransitionBatch(NamedTuple):
     terminal: Tensor  # (…, batch), 1 if the environment ended the episode, otherwise 0, also after a time limit
 
 
-class TransitionSet:
-    """All transitions of at least one episode, episode by episode, in the attribute ``all``.
-
-    Args:
-        episodes, termination_penalty: as in :func:`~.transitions.join_episodes`.
-    """
-
-    _samples: Tensor | None = None
-
-    def __init__(self, episodes: Sequence[Episode], termination_penalty: float | None) -> None:
-        rows = [
-            (
-                episode.observations[:-1],
-                episode.actions,
-                penalized_rewards(episode, termination_penalty),
-                episode.observations[1:],
-                (np.arange(len(episode)) == len(episode) - 1) & episode.terminated,
-            )
-            for episode in episodes
-        ]
-        columns = (np.concatenate(column, dtype=np.float32) for column in zip(*rows, strict=True))
-        self.all = TransitionBatch(*map(torch.from_numpy, columns))
-
-    def to(self, device: torch.device, samples: Tensor | None = None) -> "TransitionSet":
-        """Return the same transitions on another device.
-
-        ``samples``, (members, len) int64 indices, gives each member of an ensemble its own sample of the transitions.
-        """
-        moved = copy.copy(self)
-        moved.all = TransitionBatch(*(column.to(device) for column in self.all))
-        moved._samples = None if samples is None else samples.to(device)
-        return moved
-
-    def __len__(self) -> int:
-        return len(self.all.rewards)
-
-    @property
-    def device(self) -> torch.device:
-        return self.all.rewards.device
-
-    def gather(self, indices: Tensor) -> TransitionBatch:
-        """Return the transitions ``indices`` (batch,), int64 in [0, len), on any device; from each sample, if any."""
-        rows = indices.to(self.device)
-        if self._samples is not None:
-            rows = self._samples[:, rows]
-        return TransitionBatch(*(column[rows] for column in self.all))
-
-
 class FollowedBatch(NamedTuple):
     """A batch of transitions as in :class:`TransitionBatch`, with the next actions."""
 
@@ -82,33 +35,70 @@ class FollowedBatch(NamedTuple):
     followed: Tensor  # (batch,), 1 if there is a next action, 0 at the last step of an episode
 
 
-class FollowedTransitions:
-    """The transitions of a :class:`TransitionSet` with the next actions; arguments as there."""
+Kind = TypeVar("Kind", TransitionBatch, FollowedBatch)
+
+
+class _Transitions(Generic[Kind]):
+    """Base of the sets: all transitions of at least one episode, episode by episode, in the attribute ``all``.
+
+    Args:
+        episodes, termination_penalty: as in :func:`~.transitions.join_episodes`.
+    """
+
+    kind: type[Kind]  # of ``all`` and of batches
+    _samples: Tensor | None = None
 
     def __init__(self, episodes: Sequence[Episode], termination_penalty: float | None) -> None:
-        self.transitions = TransitionSet(episodes, termination_penalty)
-        followed = [np.arange(1, len(episode) + 1) < len(episode) for episode in episodes]
-        self._followed = torch.from_numpy(np.concatenate(followed))
+        rows = [self._columns(episode, penalized_rewards(episode, termination_penalty)) for episode in episodes]
+        columns = (np.concatenate(column, dtype=np.float32) for column in zip(*rows, strict=True))
+        self.all = self.kind(*map(torch.from_numpy, columns))
 
-    def to(self, device: torch.device) -> "FollowedTransitions":
-        """Return the same transitions on another device."""
+    def _columns(self, episode: Episode, rewards: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return an episode's T rows of each field of :attr:`kind`."""
+        terminal = (np.arange(len(episode)) == len(episode) - 1) & episode.terminated
+        return episode.observations[:-1], episode.actions, rewards, episode.observations[1:], terminal
+
+    def to(self, device: torch.device, samples: Tensor | None = None) -> Self:
+        """Return the same transitions on another device.
+
+        ``samples``, (members, len) int64 indices, gives each member of an ensemble its own sample of the transitions.
+        """
         moved = copy.copy(self)
-        moved.transitions, moved._followed = self.transitions.to(device), self._followed.to(device)
+        moved.all = self.kind(*(column.to(device) for column in self.all))
+        moved._samples = None if samples is None else samples.to(device)
         return moved
 
     def __len__(self) -> int:
-        return len(self.transitions)
+        return len(self.all.rewards)
 
     @property
     def device(self) -> torch.device:
-        return self.transitions.device
+        return self.all.rewards.device
 
-    def gather(self, indices: Tensor) -> FollowedBatch:
-        """Return transitions by index, as in :meth:`TransitionSet.gather`."""
+    def gather(self, indices: Tensor) -> Kind:
+        """Return the transitions ``indices`` (batch,), int64 in [0, len), on any device; from each sample, if any."""
         rows = indices.to(self.device)
-        followed = self._followed[rows]
-        next_actions = self.transitions.all.actions[rows + followed]
-        return FollowedBatch(*self.transitions.gather(rows), next_actions, followed.to(torch.float32))
+        if self._samples is not None:
+            rows = self._samples[:, rows]
+        return self.kind(*(column[rows] for column in self.all))
+
+
+class TransitionSet(_Transitions[TransitionBatch]):
+    """The transitions of episodes as recorded; arguments and attributes as in the base class."""
+
+    kind = TransitionBatch
+
+
+class FollowedTransitions(_Transitions[FollowedBatch]):
+    """The transitions of episodes with the next actions; arguments and attributes as in the base class."""
+
+    kind = FollowedBatch
+
+    @override
+    def _columns(self, episode: Episode, rewards: np.ndarray) -> tuple[np.ndarray, ...]:
+        next_actions = np.concatenate([episode.actions[1:], episode.actions[-1:]])
+        followed = np.arange(1, len(episode) + 1) < len(episode)
+        return *super()._columns(episode, rewards), next_actions, followed
 
 
 def return_range(episodes: Sequence[Episode], termination_penalty: float | None) -> tuple[float, float]:

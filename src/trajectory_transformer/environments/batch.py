@@ -22,7 +22,7 @@ from ..configuration import LARGEST
 from ..ending import EXITS_BY_SIGNAL
 from ..errors import UserError
 from .make import make_environment, space_spec
-from .spec import EnvironmentSpec, SpaceLeaf, SpaceSpec
+from .spec import EnvironmentSpec, SpaceSpec
 from .watcher import Call
 
 # Wrappers are rebuilt from these packages only: a checkpoint must not choose what code runs.
@@ -395,7 +395,7 @@ def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> S
         actual = space_spec(space)
         misfit = f"the {name} space of environment '{spec.env_id}' does not match that of the data: "
         there = actual if name == "action" else actual.under([leaf.key for leaf in expected.leaves])
-        if _structure(there) != _structure(expected):  # further observations are ignored
+        if there.structure != expected.structure:  # further observations are ignored
             raise UserError(f"{misfit}it has {_describe(actual)}, the data have {_describe(expected)}")
         if name == "action" and not (np.allclose(actual.low, expected.low) and np.allclose(actual.high, expected.high)):
             raise UserError(
@@ -403,11 +403,6 @@ def _require_same_spaces(spec: EnvironmentSpec, environment: gymnasium.Env) -> S
                 f"{expected.high}"
             )
     return actual
-
-
-def _structure(space: SpaceSpec) -> list[SpaceLeaf]:
-    """Return the leaves, without the bounds of a Box."""
-    return [replace(leaf, low=(), high=()) if leaf.kind == "box" else leaf for leaf in space.leaves]
 
 
 def _describe(space: SpaceSpec) -> str:

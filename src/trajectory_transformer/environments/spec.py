@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
@@ -55,6 +55,11 @@ class SpaceSpec:
     """
 
     leaves: tuple[SpaceLeaf, ...]
+
+    @property
+    def structure(self) -> list[SpaceLeaf]:
+        """The leaves without the bounds of a Box: what must be equal for one space to stand for the other."""
+        return [replace(leaf, low=(), high=()) if leaf.kind == "box" else leaf for leaf in self.leaves]
 
     @property
     def size(self) -> int:

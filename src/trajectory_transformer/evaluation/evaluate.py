@@ -1,7 +1,6 @@
 """Evaluation of an agent in its environment: ``results.json``, plots and videos."""
 
 import csv
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from .maze_plot import plot_trajectories, read_walls
 from .measurements import planning_measurements, write_measurements
-from .plots import plot_plan, plot_returns, plot_training
+from .plots import plot_plan, plot_returns
 from .records import ActingAgent, EpisodeRecord, RolloutOptions, RolloutRecord
 from .results import EvaluationRequest, acts_by, build_results, return_interval, write_results
 from .rollout import run_episodes
@@ -30,9 +29,9 @@ def evaluate(agent: ActingAgent, request: EvaluationRequest, run_directory: Path
     """Act in the agent's environment, print a table of the results, and return the contents of ``results.json``.
 
     Writes ``results.json``, ``figures.csv``, ``plots/returns.png``, ``plots/plan_vs_outcome.png`` if plans look ahead,
-    ``plots/trajectories.png`` if the environment is a maze, ``videos/episode_<i>.mp4`` if requested, and
-    ``plots/training.png`` if ``run_directory`` holds ``metrics.csv``; the directory is made if needed. Until
-    ``results.json`` is written, ``episodes.csv`` holds the finished episodes, even if the process is killed.
+    ``plots/trajectories.png`` if the environment is a maze, and ``videos/episode_<i>.mp4`` if requested; the directory
+    is made if needed. Until ``results.json`` is written, ``episodes.csv`` holds the finished episodes, even if the
+    process is killed.
 
     Raises:
         UserError: the environment cannot be made, does not match or fails, or the directory is not writable.
@@ -92,7 +91,7 @@ def _recorder(request: EvaluationRequest, environment: EnvironmentSpec, director
         return None
     with make_environments(environment, 1) as batch:
         metadata = batch.environments[0].metadata
-        reason = unavailable_reason(metadata, uses_mujoco="mujoco" in sys.modules)
+        reason = unavailable_reason(batch.environments[0])
     if reason is not None:
         log.warning("no video: %s", reason)
         return None
@@ -114,7 +113,6 @@ def _plot(
             walls = read_walls(batch.environments[0])
         if walls is not None:
             plot_trajectories(walls, record, title, plots / "trajectories.png")
-    plot_training(directory / "metrics.csv", plots / "training.png")
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -17,8 +17,9 @@ _MOST_SHAPES = 10_000
 
 
 def find_renderer(simulation: Any) -> Any | None:
-    """Return the ``MujocoRenderer`` of an environment without wrappers, also that of a maze's body; None if absent."""
-    for owner in (simulation, getattr(simulation, "point_env", None), getattr(simulation, "ant_env", None)):
+    """Return the ``MujocoRenderer`` of an environment without wrappers, or of a body within it; None if absent."""
+    bodies = (getattr(simulation, name, None) for name in ("point_env", "ant_env", "robot_env"))
+    for owner in (simulation, *bodies):
         renderer = getattr(owner, "mujoco_renderer", None)
         if hasattr(renderer, "viewer") and hasattr(renderer, "max_geom"):
             return renderer

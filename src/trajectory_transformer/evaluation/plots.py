@@ -101,26 +101,31 @@ def plot_tradeoff(points: list[TradeoffPoint], behavior_mean: float, title: str,
     finish(figure, f"{title}: return against planning time", path)
 
 
+def plan_window(steps: int, length: int) -> range:
+    """Return the middle steps of an episode, of ``steps`` observations, that show plans of ``length`` observations."""
+    shown = min(steps, max(6 * max(length - 1, 1), 24) + 1)
+    return range((steps - shown) // 2, (steps - shown) // 2 + shown)
+
+
 def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> None:
     """Plot plans (at least one) made in the middle of an episode against the actual outcome.
 
     There is one panel for each of the first twelve dimensions that change.
     """
     reach = max(len(trace.plans[0].observations) - 1, 1)
-    window = min(len(trace.observations), max(6 * reach, 24) + 1)
-    begin = (len(trace.observations) - window) // 2
-    outcome = trace.observations[begin : begin + window]
+    window = plan_window(len(trace.observations), len(trace.plans[0].observations))
+    outcome = trace.observations[window.start : window.stop]
     shown: list[PlanTrace] = []  # those within the window that do not overlap
     for plan in trace.plans:
-        if begin <= plan.step < begin + window - 1 and (not shown or plan.step - shown[-1].step > reach):
+        if plan.step in window[:-1] and (not shown or plan.step - shown[-1].step > reach):
             shown.append(plan)
     changing = np.flatnonzero(np.ptp(outcome, axis=0) > 0)
     dimensions = (changing if len(changing) else np.arange(outcome.shape[1]))[:_MAX_PANELS]
     figure, panels = _panels(len(dimensions), 1.9, "environment step")
     for axes, dimension in zip(panels, dimensions, strict=True):
-        axes.plot(np.arange(begin, begin + window), outcome[:, dimension], color=BLACK, linewidth=1.5)
+        axes.plot(window, outcome[:, dimension], color=BLACK, linewidth=1.5)
         for plan in shown:
-            predicted = plan.observations[: begin + window - plan.step, dimension]
+            predicted = plan.observations[: window.stop - plan.step, dimension]
             axes.plot(plan.step + np.arange(len(predicted)), predicted, color=ORANGE, linewidth=1.8)
             axes.plot(plan.step, predicted[0], "o", color=ORANGE, markersize=4)
         axes.set_title(names[dimension], fontsize=9, loc="left")

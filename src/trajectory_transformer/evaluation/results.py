@@ -1,6 +1,7 @@
 """``results.json``: its construction, atomic writing, and validated reading."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import platform
@@ -199,6 +200,15 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def flat(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings; keys become those on the way to a value, joined by the separator after ``prefix``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, separator, f"{name}{separator}") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
 def write_results(results: dict[str, Any], path: Path) -> None:
     """Validate results and write them atomically; raises UserError if a field is wrong or the file is not writable."""
     require_valid(results, str(path))
@@ -217,10 +227,16 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+@functools.cache
+def _adapter() -> TypeAdapter[Any]:
+    """Return the validator of results, which takes longer to make than to use."""
+    return TypeAdapter(_typed("results", _RESULTS))
+
+
 def require_valid(results: Any, name: str) -> None:
     """Raise UserError for ``results`` that do not conform to schema 1; additional fields are allowed."""
     try:
-        TypeAdapter(_typed("results", _RESULTS)).validate_python(results, strict=True)
+        _adapter().validate_python(results, strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
         place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"]).removeprefix(".")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import in_one_line
+from .ghosts import find_renderer
 
 log = logging.getLogger(__name__)
 logging.getLogger("OpenGL").setLevel(logging.WARNING)  # otherwise it reports a missing accelerator at every start
@@ -44,13 +45,13 @@ def _probe(backend: str | None) -> bool:
     return done.returncode == 0
 
 
-def unavailable_reason(metadata: dict[str, Any], uses_mujoco: bool) -> str | None:
-    """Return the reason why an environment with this metadata cannot be recorded, or None if it can."""
+def unavailable_reason(environment: Any) -> str | None:
+    """Return the reason why a Gymnasium environment cannot be recorded, or None if it can."""
     if importlib.util.find_spec("imageio") is None or importlib.util.find_spec("imageio_ffmpeg") is None:
         return "imageio and imageio-ffmpeg are not installed (pip install 'trajectory-transformer[video]')"
-    if "rgb_array" not in (metadata.get("render_modes") or []):
+    if "rgb_array" not in (environment.metadata.get("render_modes") or []):
         return "the environment cannot render frames (it has no render mode rgb_array)"
-    if uses_mujoco and not mujoco_rendering_works():
+    if find_renderer(environment.unwrapped) is not None and not mujoco_rendering_works():
         return "MuJoCo cannot render here (MUJOCO_GL=egl and osmesa were tried; install libegl1 or libosmesa6)"
     return None
 

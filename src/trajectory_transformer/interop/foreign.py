@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
+from ..checkpoint import require_shapes
 from ..configuration import validate_value
 from ..errors import UserError
 from ..model.gpt import TrajectoryTransformer
@@ -198,9 +199,7 @@ def fill(model: torch.nn.Module, found: ForeignWeights) -> None:
 
 
 def _require_shapes(expected: Mapping[str, Tensor], found: ForeignWeights) -> None:
-    if missing := expected.keys() - found.weights.keys():
-        raise UserError(f"'{found.path}' lacks the tensor '{min(missing)}', unlike a model of its configuration")
-    for name, tensor in expected.items():
-        shape, wanted = tuple(found.weights[name].shape), tuple(tensor.shape)
-        if shape != wanted:
-            raise UserError(f"'{found.path}': the tensor '{name}' has shape {shape}, expected {wanted}")
+    try:
+        require_shapes(expected, found.weights)
+    except ValueError as error:
+        raise UserError(f"'{found.path}', unlike a model of its configuration: {error}") from None

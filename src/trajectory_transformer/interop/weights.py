@@ -1,7 +1,6 @@
 """Weight files: finding them in a directory or on the hub, and reading and writing tensors without executing code."""
 
 import io
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -15,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from .. import reachability
 from ..checkpoint_file import why_inflating
 from ..errors import UserError
 from ..files import staging_folder
+from ..reachability import hub_unreachable
 from .config import CONFIG_FILE, read_json
 
 SAFETENSORS_FILE = "model.safetensors"
@@ -44,11 +43,7 @@ def download(repo_id: str, options: Mapping[str, Any], subfolder: str = "") -> P
     Raises:
         UserError: they are not available; the message gives the reason.
     """
-    reason = None
-    if not options.get("local_files_only"):
-        reason = reachability.unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"))
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        reason = "HF_HUB_OFFLINE is set"
+    reason = None if options.get("local_files_only") else hub_unreachable()
     chosen = {**options, "local_files_only": True} if reason else options
     folder = Path()
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""

@@ -23,7 +23,7 @@ class ReturnConditioned(Learner):
     """The Decision Transformer (Chen et al. 2021), with its paper's sizes for locomotion."""
 
     kind = "dt"
-    ignores = OPTIONS_OF_WINDOWS
+    ignores = (*OPTIONS_OF_WINDOWS, "data.discount", "data.continue_truncated")
 
     context: int = within(20, 1, 1000)
     """Steps in the model's input."""

@@ -108,7 +108,7 @@ class DynamicsEnsemble(nn.Module):
         return mean, deviation
 
 
-def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemble:
+def read_ensemble(checkpoint: Checkpoint) -> DynamicsEnsemble:
     """Load a checkpoint's ensemble for evaluation, without gradients; UserError if it is of another kind or damaged."""
     checkpoint.require_kind("ensemble")
     environment = checkpoint.training.environment
@@ -116,4 +116,4 @@ def read_ensemble(checkpoint: Checkpoint, device: str = "cpu") -> DynamicsEnsemb
         options = EnsembleLearner(**checkpoint.model)
     sizes = environment.observation_dim, environment.action_dim, options
     network = checkpoint.build("network", partial(DynamicsEnsemble, *sizes))
-    return network.to(device).eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)

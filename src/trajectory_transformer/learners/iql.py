@@ -23,7 +23,7 @@ class ImplicitQLearning(Learner):
     """Implicit Q-learning (Kostrikov, Nair, Levine 2021), by default with the paper's settings for locomotion."""
 
     kind = "iql"
-    ignores = OPTIONS_OF_WINDOWS
+    ignores = (*OPTIONS_OF_WINDOWS, "data.continue_truncated")
 
     hidden_layers: int = within(2, 1, 1000)
     """Hidden layers of each network."""

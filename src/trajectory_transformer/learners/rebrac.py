@@ -36,7 +36,7 @@ class RegularizedActorCritic(Learner):
     """
 
     kind = "rebrac"
-    ignores = OPTIONS_OF_WINDOWS
+    ignores = (*OPTIONS_OF_WINDOWS, "data.continue_truncated")
 
     hidden_layers: int = within(3, 1, 1000)
     """Hidden layers of each network."""

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from ..configuration import PlannerConfig, require
-from ..evaluation.plots import plot_plan
+from ..evaluation.plots import plan_window, plot_plan
 from ..evaluation.records import EpisodeTrace, PlanTrace
 from ..planning.agent import Agent
 from ..planning.planner import BeamPlanner
@@ -19,20 +19,18 @@ from .transformer_module import TrajectoryModule
 
 
 class SamplePlans(Callback):
-    """Plots plans of the highest return from states of a validation episode, together with that episode.
+    """Plots plans of the highest return from states in the middle of a validation episode, with what happened there.
 
     The pictures are saved as ``plots/sample_plans/UPDATE.png`` in the run's folder and sent to the loggers. The
     callback has no state.
 
     Args:
-        plans: most plans in a picture; each plan is as long as the model's windows.
-        beam_width: beam width of the search.
+        beam_width: beam width of the search for the plans, each of which is as long as the model's windows.
     """
 
-    def __init__(self, plans: int = 16, beam_width: int = 8) -> None:
-        require(plans >= 1, f"trainer.callbacks.sample_plans.plans={plans} must be at least 1")
+    def __init__(self, beam_width: int = 8) -> None:
         PlannerConfig(beam_width=beam_width)  # raises UserError
-        self.plans, self.beam_width = plans, beam_width
+        self.beam_width = beam_width
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,7 +51,7 @@ class SamplePlans(Callback):
         with torch.inference_mode():
             discretizer = datamodule.discretizer.to(pl_module.device)
             agent = Agent(BeamPlanner(pl_module.model, discretizer, settings, data.environment), data.environment)
-            steps = range(0, len(episode.observations), max(horizon, len(episode.observations) // self.plans))
+            steps = plan_window(len(episode.observations), horizon)[: -1 : max(horizon, 2)]  # one after another
             agent.reset(len(steps))
             agent.act(episode.observations[list(steps)])
         plans = tuple(PlanTrace(step, plan) for step, plan in zip(steps, agent.last_plan.observations, strict=True))

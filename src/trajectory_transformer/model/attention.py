@@ -7,7 +7,6 @@ by counters and recomputed in the backward pass.
 
 import ctypes
 import functools
-import math
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +53,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dr
     ``attn_drop``). One number drawn from torch's global generator decides which are dropped.
 
     Args:
-        query, key, value: (batch, head, time, head_dim) of one dtype on the CPU: float32, or float64, which torch
-            computes with the same weights dropped.
+        query, key, value: (batch, head, time, head_dim) float32, on the CPU.
         mask: (time, time) bool, as in the original: of the columns that are True in any row, each row has the first few
             True, at least one and no fewer than the row before.
         dropout: probability in [0, 1).
@@ -63,6 +61,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dr
     Raises:
         ValueError: the mask has another form.
     """
+    assert query.dtype == key.dtype == value.dtype == torch.float32
     seed = torch.randint(2**62, ()) if dropout else torch.zeros((), dtype=torch.int64)
     return _forward(query, key, value, mask, dropout, seed)[0].transpose(1, 2)
 
@@ -111,9 +110,6 @@ def kept_weights(query: Tensor, mask: Tensor, dropout: float, seed: int) -> Tens
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    if query.dtype == torch.float64:
-        weights, log_sums, kept = _weights(query, key, mask, dropout, seed)
-        return ((weights * kept) @ value).transpose(1, 2).contiguous(), log_sums
     batch, heads, time, width = query.shape
     output, log_sums = query.new_empty(batch, time, heads, width), query.new_empty(batch, heads, time)
     _run((query, key, value), mask, dropout, seed, backward=False, output=output, log_sums=log_sums)
@@ -131,17 +127,6 @@ def _backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, seed: Tensor,
     output: Tensor, log_sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if query.dtype == torch.float64:
-        weights, _, kept = _weights(query, key, mask, dropout, seed)
-        wanted = gradient.transpose(1, 2)
-        of_weights = (wanted @ value.transpose(2, 3)) * kept
-        of_scores = (
-            weights * (of_weights - (of_weights * weights).sum(dim=-1, keepdim=True)) / math.sqrt(query.shape[3])
-        )
-        of_query, of_key = of_scores @ key, of_scores.transpose(2, 3) @ query
-        of_value = (weights * kept).transpose(2, 3) @ wanted
-        first, second, third = (part.transpose(1, 2).contiguous() for part in (of_query, of_key, of_value))
-        return first, second, third
     made = [torch.empty_like(output) for _ in range(3)]
     _run(
         (query, key, value), mask, dropout, seed, backward=True, output=output, log_sums=log_sums,
@@ -170,13 +155,6 @@ def _differentiate(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def _weights(query: Tensor, key: Tensor, mask: Tensor, dropout: float, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention weights, base-2 logarithms of the rows' sums of exponentials, and the factors of dropout."""
-    scores = (query @ key.transpose(2, 3) / math.sqrt(query.shape[3])).masked_fill(~mask, -torch.inf)
-    kept = kept_weights(query, mask, dropout, int(seed)).to(query) / (1.0 - dropout)
-    return scores.softmax(dim=-1), scores.logsumexp(dim=-1) / math.log(2.0), kept
 
 
 def seen_columns(mask: Tensor) -> tuple[Tensor, Tensor]:

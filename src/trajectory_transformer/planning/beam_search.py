@@ -71,12 +71,10 @@ class SearchResult:
         seen = self.observations[: max(len(steps) - 1, 0)]
         if not seen:
             return self.tokens.new_zeros(0, 0, 0)
-        row = torch.arange(min(number, steps[-1].kept.shape[1]), device=self.tokens.device)
-        found = []
-        for step, observations in zip(reversed(steps[1:]), reversed(seen), strict=True):
-            row = step.kept[environment, row] // (step.tokens.shape[1] // observations.shape[1])
-            found.append(observations[environment, row])
-        return torch.stack(found[::-1], dim=1)
+        traced = _trace_back(steps, number)[1:]
+        return torch.stack(
+            [observed[environment, rows[environment]] for (rows, _), observed in zip(traced, seen, strict=True)], dim=1
+        )
 
 
 def beam_search(
@@ -182,12 +180,11 @@ def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:
 
     ``observations`` are, for each step, the tokens (environment, rows, observation_dim) before its candidates' actions.
     """
-    row, found = torch.zeros_like(steps[-1].kept[:, :1]), []
-    for step, observation in zip(reversed(steps), reversed(observations), strict=True):
-        candidate = step.kept.gather(1, row)
-        row = candidate // (step.tokens.shape[1] // observation.shape[1])
-        found.append(torch.cat([gather_rows(observation, row), gather_rows(step.tokens, candidate)], dim=2))
-    return torch.cat(found[::-1], dim=1)
+    parts = [
+        torch.cat([gather_rows(observed, rows), gather_rows(step.tokens, candidates)], dim=2)
+        for step, observed, (rows, candidates) in zip(steps, observations, _trace_back(steps, 1), strict=True)
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def actions_to_average(steps: Sequence[SearchStep], action_dim: int, beams: int | None) -> Tensor:
@@ -273,14 +270,23 @@ def _actions_so_far(steps: Sequence[SearchStep], actions: Tensor) -> Tensor:
 
 def _kept_actions(steps: Sequence[SearchStep], action_dim: int, number: int) -> Tensor:
     """Action tokens (environment, number, steps, action_dim) of the sequences kept after the last step, best first."""
-    kept = steps[-1].kept[:, :number]
-    row = torch.arange(kept.shape[1], device=kept.device).expand(kept.shape)
-    found = []
+    traced = zip(steps, _trace_back(steps, number), strict=True)
+    return torch.stack([gather_rows(step.tokens[:, :, :action_dim], own) for step, (_, own) in traced], dim=2)
+
+
+def _trace_back(steps: Sequence[SearchStep], number: int) -> list[tuple[Tensor, Tensor]]:
+    """For each step, the rows that the sequences kept after the last step continue, and their candidates.
+
+    Both are (environment, number) int64, best first; a row is a sequence kept in the step before, or the only prefix.
+    """
+    rows = torch.arange(min(number, steps[-1].kept.shape[1]), device=steps[-1].kept.device)
+    rows = rows.expand(len(steps[-1].kept), -1)
+    traced = []
     for t in range(len(steps) - 1, -1, -1):
-        candidate = steps[t].kept.gather(1, row)
-        found.append(gather_rows(steps[t].tokens[:, :, :action_dim], candidate))
-        row = candidate // (steps[t].tokens.shape[1] // (steps[t - 1].kept.shape[1] if t > 0 else 1))
-    return torch.stack(found[::-1], dim=2)
+        candidates = steps[t].kept.gather(1, rows)
+        rows = candidates // (steps[t].tokens.shape[1] // (steps[t - 1].kept.shape[1] if t > 0 else 1))
+        traced.append((rows, candidates))
+    return traced[::-1]
 
 
 def require_finite_scores(scores: Tensor) -> None:

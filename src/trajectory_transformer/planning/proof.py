@@ -106,6 +106,8 @@ def _decode_some(
 def _evaluation_mode(model: TrajectoryTransformer) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
-    yield
-    for module in training:
-        module.training = True
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -8,9 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..checkpoint import Checkpoint, TrainingRecord
+from ..checkpoint import Checkpoint, TrainingRecord, require_shapes
 from ..configuration import require
-from ..environments.spec import EnvironmentSpec, SpaceSpec
+from ..environments.spec import EnvironmentSpec
+from ..errors import UserError
 from .learner_module import LearnerModule
 
 log = logging.getLogger(__name__)
@@ -59,14 +60,10 @@ class InitialWeights:
             for name, parameter in module.named_parameters()
             if name in self.weights or not name.startswith(module.only_training)
         }
-        for name, parameter in parameters.items():
-            given = self.weights.get(name)
-            require(given is not None, f"{here} has no weights '{name}', which this run trains")
-            shapes = tuple(getattr(given, "shape", ())), tuple(parameter.shape)
-            require(
-                shapes[0] == shapes[1],
-                f"{here}: the weights '{name}' have shape {shapes[0]}, in this run {shapes[1]}",
-            )
+        try:
+            require_shapes(parameters, self.weights)
+        except ValueError as error:
+            raise UserError(f"{here} does not hold the weights that this run trains: {error}") from None
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(self.weights[name])
@@ -82,18 +79,10 @@ class InitialWeights:
         for what in ("observation", "action"):
             sizes = [getattr(environment, f"{what}_dim") for environment in (was, now)]
             require(sizes[0] == sizes[1], f"{here} is for {sizes[0]} {what} dimensions, but the data have {sizes[1]}")
-            same = _parts(getattr(was, what)) == _parts(getattr(now, what))
+            same = getattr(was, what).structure == getattr(now, what).structure
             require(same, f"{here} is for another {what} space than the data's, with other keys, kinds or shapes")
         require(
             was.observation_indices == now.observation_indices,
             f"{here} uses the observation's dimensions {was.observation_indices}, this run {now.observation_indices}; "
             "train with the same data.observation_indices",
         )
-
-
-def _parts(space: SpaceSpec) -> list[tuple[object, ...]]:
-    """Properties of a space that must be equal; bounds of Boxes may differ."""
-    return [
-        (leaf.path, leaf.kind, leaf.shape, *((leaf.low, leaf.high) if leaf.kind == "discrete" else ()))
-        for leaf in space.leaves
-    ]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 
 OPTIONS_OF_WINDOWS = ("model", "planner", "data.discretizer", "data.sequence_length")
 """Options, or groups of options, without effect on learners that neither use windows of tokens nor plan."""
+OPTIONS_OF_RETURNS = ("data.discount", "data.termination_penalty", "data.continue_truncated")
+"""Options without effect on learners that use neither rewards nor returns."""
 
 
 class Learner(ABC):

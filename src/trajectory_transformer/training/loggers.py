@@ -14,11 +14,12 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..building import PACKAGE, TYPED_BY_USER, build, locate
+from ..building import TYPED_BY_USER, build, locate
 from ..checkpoint_file import read_checkpoint
 from ..configuration import LoggerConfig
 from ..errors import UserError
 from ..evaluation.measurements import Measurement
+from ..evaluation.results import flat
 from ..files import is_first_process
 from ..reachability import unreachable, wandb_key_is_configured, wandb_url
 from .metrics_file import MetricsFile
@@ -26,7 +27,6 @@ from .trackers import log_picture, log_table
 
 log = logging.getLogger(__name__)
 
-DISTRIBUTION = "trajectory-transformer"
 LONGEST_NAME = 128  # W&B's limit of a run's name, in characters
 EPISODE_COLUMNS = ("seed", "return", "length", "terminated", "success", "normalized_score")
 
@@ -57,9 +57,8 @@ def make_loggers(
         folder = {"save_dir": str(run_directory)} if "save_dir" in parameters else {}  # the default
         try:
             extra.append(build({**folder, **spec}, Logger, place, TYPED_BY_USER))
-        except ImportError as error:  # for example, TensorBoard is not installed
-            hint = f"; pip install '{DISTRIBUTION}[{name}]'" if spec["_target_"].startswith(f"{PACKAGE}.") else ""
-            raise UserError(f"{place}: {' '.join(str(error).split())}{hint}") from None
+        except ImportError as error:  # of a package that the user's own logger needs
+            raise UserError(f"{place}: {' '.join(str(error).split())}") from None
     own: list[Logger] = [MetricsFile(run_directory / "metrics.csv")]
     if config.name == "wandb":
         own.append(_wandb_logger(config, run_directory, resolved_config, defaults))
@@ -180,7 +179,7 @@ def log_evaluation(loggers: Sequence[Logger], results: Mapping[str, Any], step: 
 
         run.log({"evaluation/episodes": wandb.Table(columns=list(EPISODE_COLUMNS), data=rows, allow_mixed_types=True)})
     parts = {"evaluation": results["summary"], "behavior": results["behavior"], "deadline": results["deadline"] or {}}
-    _summarize(loggers, _flat(parts), step)
+    _summarize(loggers, flat(parts, "/"), step)
 
 
 @rank_zero_only
@@ -280,11 +279,3 @@ def _extra(loggers: Sequence[Logger]) -> list[Logger]:
 
 def _wandb_runs(loggers: Sequence[Logger]) -> list[Any]:
     return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings; keys become ``prefix/key/key``."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -36,11 +36,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # in the order of vector
     "gelu_new": functools.partial(F.gelu, approximate="tanh"),
 }
 _ATTENTION = ("query", "key", "value", "proj")
-_OF_BLOCK = [
-    f"{name}.{kind}"
-    for name in (*(f"attn.{part}" for part in _ATTENTION), "l1", "l2", "ln1", "ln2")
-    for kind in ("weight", "bias")
-]
 _OTHER_LAYOUT = "the kernel's C sources and its Python code are of different versions; reinstall the package"
 _FAILURES: dict[int, tuple[type[Exception], str]] = {  # by the status that decode.c returns
     1: (MemoryError, "not enough memory for the beams' keys and values"),
@@ -301,15 +296,15 @@ def _folded_weights(config: TransformerConfig, weights: Mapping[str, Tensor]) ->
     folded += [heads * weights["ln_f.weight"], _product(heads, weights["ln_f.bias"])]
     scale = math.log2(math.e) * (config.n_embd // config.n_head) ** -0.5
     for layer in range(config.n_layer):
-        block = {name: weights[f"blocks.{layer}.{name}"] for name in _OF_BLOCK}
+        block = f"blocks.{layer}"
         for name, norm, factor in (
             ("attn.query", "ln1", scale), ("attn.key", "ln1", 1.0), ("attn.value", "ln1", 1.0),
             ("attn.proj", None, 1.0), ("l1", "ln2", 1.0), ("l2", None, 1.0),
         ):  # fmt: skip
-            weight, bias = block[f"{name}.weight"], block[f"{name}.bias"]
+            weight, bias = weights[f"{block}.{name}.weight"], weights[f"{block}.{name}.bias"]
             if norm is not None:
-                bias = bias + _product(weight, block[f"{norm}.bias"])
-                weight = weight * block[f"{norm}.weight"]
+                bias = bias + _product(weight, weights[f"{block}.{norm}.bias"])
+                weight = weight * weights[f"{block}.{norm}.weight"]
             folded += [weight * factor, bias * factor]
     return folded + [weights[name] for name in expected_shapes(config) if name.startswith("numbers.")]
 
