@@ -1,7 +1,6 @@
 """TensorBoard, MLflow and Trackio, offline: each has the same metrics, table and picture, also after a resume."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import yaml
 from matplotlib.figure import Figure
 
 from trajectory_transformer.configuration import LoggerConfig
-from trajectory_transformer.errors import UserError
 from trajectory_transformer.training.loggers import (
     RunLabels,
     finish_loggers,
@@ -22,7 +20,6 @@ from trajectory_transformer.training.loggers import (
 from .test_loggers import RESULTS
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "logger"
-CLASSES = {"tensorboard": "TensorBoardRun", "mlflow": "MLflowRun", "trackio": "TrackioRun"}
 OPTIONS = {"model": {"n_layer": 3, "block": None}, "planner": {"name": "return"}}
 pytestmark = pytest.mark.filterwarnings("ignore")  # other projects' own
 
@@ -91,16 +88,3 @@ def test_trackio(tmp_path: Path, trackio_folder: Path) -> None:
     assert table["_value"][1]["return"] == 10.0
     (picture,) = trackio_folder.rglob("*.png")
     assert picture.stat().st_size > 0
-
-
-@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "trackio"])
-def test_a_tracker_that_is_not_installed_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise ModuleNotFoundError(f"No module named '{name}'")
-
-    monkeypatch.setattr(f"trajectory_transformer.training.trackers.{CLASSES[name]}.__init__", missing)
-    extra = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["extra"]
-    with pytest.raises(UserError, match=re.escape(f"pip install 'trajectory-transformer[{name}]'")):
-        make_loggers(LoggerConfig(extra=extra), tmp_path, OPTIONS, RunLabels())
