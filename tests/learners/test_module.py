@@ -182,4 +182,4 @@ def test_own_metrics_are_logged_beside_ours_and_change_nothing(tmp_path: Path) -
 
 def test_weights_begin_with_model_or_belong_to_training_alone(tmp_path: Path) -> None:
     report = small_fit(tmp_path, small_config(max_steps=1))
-    assert {name.partition(".")[0] for name in weights(report.last)} == {"model", "readout"}
+    assert {name.partition(".")[0] for name in weights(report.last)} == {"model", "readout", "improvement"}

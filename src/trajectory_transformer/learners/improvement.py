@@ -43,15 +43,15 @@ def fit_improvement(
     if len(values) > LARGEST_SET:
         chosen = torch.randperm(len(values), generator=stream)[:LARGEST_SET].sort().values
         values, followed = values[chosen], followed[chosen]
-    device = improvement.fitted.device
+    kind = improvement.fitted.device, improvement.fitted.dtype
     observations, actions, returns = (
-        part.to(device) for part in (values[:, layout.observation], values[:, layout.action], followed)
+        part.to(*kind) for part in (values[:, layout.observation], values[:, layout.action], followed)
     )
     if are_equal(returns):
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=stream)))
-        advantage = AdvantageWeights(layout.observation_dim, 2, 256, INVERSE_TEMPERATURE).to(device)
+        advantage = AdvantageWeights(layout.observation_dim, 2, 256, INVERSE_TEMPERATURE).to(*kind)
     improvement.standardize_like(observations, actions)
     of_return = max(1, updates // 3)
     advantage.fit(observations, improvement.normalized, returns, of_return, stream, stopped, progress)
@@ -61,7 +61,7 @@ def fit_improvement(
 
     def losses() -> Iterator[Tensor]:
         while True:
-            drawn = torch.randint(len(returns), (STEPS,), generator=stream).to(device)
+            drawn = torch.randint(len(returns), (STEPS,), generator=stream).to(kind[0])
             seen = improvement.normalized(observations[drawn])
             weights = advantage(seen, returns[drawn])
             both = torch.stack([torch.ones_like(weights), weights], dim=1).unsqueeze(2)
