@@ -107,6 +107,28 @@ def test_the_users_words_must_name_a_class_of_the_right_kind(target: str, messag
         build({"_target_": target}, Part, "place", TYPED_BY_USER)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "message", "line"),
+    [
+        ("import torch\nACT = torch.nn.Swishh\n", "Part", "cannot be imported (AttributeError: ", "torch.nn.Swishh"),
+        ("WIDTH = int('abc')\n", "Part", "cannot be imported (ValueError: ", "int('abc')"),
+        ("class Part\n", "Part", "cannot be imported (SyntaxError: ", "class Part"),
+        ("import no_such_dependency\n", "Part", "cannot be imported (ModuleNotFoundError: ", "no_such_dependency"),
+        ("class Averse: ...\n", "Avers", "there is no such class; did you mean Averse?", ""),
+    ],
+)
+def test_a_mistake_in_a_user_s_module_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str, message: str, line: str
+) -> None:
+    (tmp_path / "ideas_with_mistake.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        build({"_target_": f"ideas_with_mistake.{name}"}, object, "place", TYPED_BY_USER)
+    assert str(caught.value).startswith(f"place._target_=ideas_with_mistake.{name}: ")
+    assert message in str(caught.value)
+    assert line in caught.value.told
+
+
 def test_options_are_checked_before_the_object_is_made() -> None:
     target = f"{__name__}.Options"
     built = build({"_target_": target, "width": "4", "names": ["a"]}, Part, "learner", TYPED_BY_USER)

@@ -62,12 +62,19 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
     module, _, name = path.rpartition(".")
     if not module:
         raise ClassError(f"{place}._target_={path} lacks the module of the class; give both, as in my_module.{path}")
+    here = f"{place}._target_={path}"
+    is_name = all(part.isidentifier() for part in path.split("."))
     try:
-        found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise ClassError(f"{place}._target_={path}: there is no module '{error.name}' on Python's path") from None
-    except (AttributeError, ValueError):
-        raise ClassError(f"{place}._target_={path}: there is no such class") from None
+        owner = importlib.import_module(module) if is_name else None
+    except Exception as error:  # whatever the user's own code raises
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ClassError(f"{here}: there is no module '{error.name}' on Python's path") from None
+        message = f"{here}: {module} cannot be imported ({in_one_line(error)})"
+        raise ClassError.of_own_code(message, error) from error
+    found = getattr(owner, name, None)
+    if found is None:
+        near = difflib.get_close_matches(name, dir(owner), n=1)
+        raise ClassError(f"{here}: there is no such class" + "".join(f"; did you mean {other}?" for other in near))
     if not inspect.isclass(found) or not issubclass(found, kind):
         raise ClassError(f"{place}._target_={path} is not a {'class' if kind is object else kind.__name__}")
     _require_allowed(f"{found.__module__}.{name}", path, place, allow)  # a name can lead to another package's class

@@ -81,6 +81,7 @@ class TrainingRecord:
     planner: PlannerConfig | None = None  # of a learner that plans
     discretizer: Discretizer | None = None  # of a learner that models tokens
     value_r2: float | None = None  # explained share of the variance of the data's returns-to-go, when last validated
+    sample_logits: Tensor | None = None  # what the transformer computed for fixed tokens when it was saved
 
     @classmethod
     def of(
@@ -120,6 +121,7 @@ class TrainingRecord:
             None if planner is None else _options(PlannerConfig, current_record(planner), "planner"),
             None if discretizer is None else Discretizer.from_dict(discretizer),
             None if isinstance(value_r2, float) and not math.isfinite(value_r2) else value_r2,
+            values.get("sample_logits"),
         )
         validate("", record)
         return record

@@ -127,6 +127,12 @@ def test_commit_is_the_repository_s(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert current_commit() is None  # no commit yet
     git("commit", "-q", "--allow-empty", "-m", "first")
     assert current_commit() == git("rev-parse", "HEAD")
+    (tmp_path / "code.py").write_text("1\n")
+    assert current_commit() == git("rev-parse", "HEAD")  # a file that the repository does not know
+    git("add", "code.py")
+    assert current_commit() == git("rev-parse", "HEAD") + "-dirty"
+    git("commit", "-q", "-m", "second")
+    assert current_commit() == git("rev-parse", "HEAD")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert current_commit() is None  # no git
 

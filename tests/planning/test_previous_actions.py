@@ -58,9 +58,13 @@ def test_two_transitions_by_hand() -> None:
     assert first.previous_actions.tolist() == [[[2.5], [2.5]], [[0.0], [0.0]]]
     assert first.has_previous.tolist() == [[True, True], [False, False]]
     assert first.action_changes.tolist() == [[[[-1.5]], [[1.5]]], [[[0.0]], [[0.0]]]]
+    assert first.planned_observations.tolist() == [[[[0.0]], [[0.0]]], [[[0.0]], [[0.0]]]]
     actions = torch.tensor([[[[4], [1]], [[1], [4]]], [[[7], [7]], [[2], [7]]]])
-    second = Candidates(1, returns, discounts, tokens, **common, traced=lambda: actions)
+    seen = torch.tensor([[[[5], [6]], [[5], [8]]], [[[3], [1]], [[3], [2]]]])
+    plans = torch.cat([seen, actions, torch.zeros(2, 2, 2, 2, dtype=torch.int64)], dim=3)
+    second = Candidates(1, returns, discounts, tokens, **common, traced=lambda: plans)
     assert second.planned_actions.tolist() == actions.tolist()
+    assert second.planned_observations.tolist() == seen.tolist()
     assert second.previous_actions.tolist() == [[[4.0], [1.0]], [[7.0], [2.0]]]
     assert second.has_previous.all()
     assert second.action_changes.flatten(2).tolist() == [[[1.5, -3.0], [-1.5, 3.0]], [[0.0, 0.0], [0.0, 5.0]]]
@@ -105,7 +109,7 @@ class Watching(Objective):
         self.seen: list[tuple[Candidates, dict[str, Tensor]]] = []
 
     def __call__(self, candidates: Candidates) -> Tensor:
-        names = "planned_actions", "previous_actions", "has_previous", "action_changes"
+        names = "planned_actions", "planned_observations", "previous_actions", "has_previous", "action_changes"
         self.seen.append((candidates, {name: getattr(candidates, name).clone() for name in names}))
         generator = torch.Generator().manual_seed(candidates.t)
         return torch.rand(candidates.tokens.shape[:2], generator=generator)
@@ -153,9 +157,10 @@ def test_an_agent_remembers_what_was_executed(
 
 
 def _check_sequences(seen: list[tuple[Candidates, dict[str, Tensor]]], agent: Agent) -> None:
-    """Follow each candidate of one search, whose ranking is known, back to its first action."""
+    """Follow each candidate of one search, whose ranking is known, back to its first transition."""
     width = agent.settings.beam_width
     paths: list[list[list[list[float]]]] = [[[]] for _ in seen[0][0].tokens]  # of the kept sequences, by environment
+    states: list[list[list[list[float]]]] = [[[]] for _ in seen[0][0].tokens]
     for candidates, read in seen:
         generator = torch.Generator().manual_seed(candidates.t)
         kept = torch.rand(candidates.tokens.shape[:2], generator=generator).sort(descending=True, stable=True).indices
@@ -163,6 +168,10 @@ def _check_sequences(seen: list[tuple[Candidates, dict[str, Tensor]]], agent: Ag
             each = len(actions) // len(paths[environment])
             grown = [[*paths[environment][row // each], action] for row, action in enumerate(actions)]
             assert read["planned_actions"][environment].tolist() == grown
+            rows = enumerate(candidates.observations[environment].tolist())
+            observed = [[*states[environment][row // each], values] for row, values in rows]
+            assert read["planned_observations"][environment].tolist() == observed
+            states[environment] = [observed[row] for row in kept[environment, :width].tolist()]
             if candidates.t > 0:
                 assert read["previous_actions"][environment].tolist() == [path[-2] for path in grown]
                 assert read["has_previous"].all()

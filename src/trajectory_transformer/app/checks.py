@@ -326,7 +326,7 @@ def _ending_the_command(config: DictConfig) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        leave(str(error), 2)
+        leave(error.told, 2)
     except mistakes.EXPECTED as error:
         leave(mistakes.explain(error, schema_of(config), config_folders(config.hydra)), 2)
     except Exception:

@@ -50,7 +50,8 @@ class Run:
 
     @property
     def commit(self) -> str:
-        return (self.results["commit"] or "unknown")[:7]
+        name, dash, changed = (self.results["commit"] or "unknown").partition("-")
+        return f"{name[:7]}{dash}{changed}"
 
 
 def grouped(members: Iterable[Member], key: str) -> dict[Any, list[Member]]:

@@ -183,8 +183,12 @@ def acts_by(results: Mapping[str, Any]) -> str:
 
 
 def current_commit() -> str | None:
-    """Return the commit of the repository that contains this package; None outside a repository or without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Return the commit of the repository that contains this package; None outside a repository or without git.
+
+    "-dirty" follows it if tracked files have uncommitted changes.
+    """
+    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    command = ["git", "-C", str(Path(__file__).parent), *describe]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):

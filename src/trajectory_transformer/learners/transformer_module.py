@@ -17,7 +17,7 @@ from ..data.windows import TokenWindows, WindowBatch
 from ..environments.spec import EnvironmentSpec
 from ..model.action_improvement import ActionImprovement
 from ..model.config import TransformerConfig
-from ..model.gpt import TrajectoryTransformer
+from ..model.gpt import TrajectoryTransformer, sample_logits
 from ..model.numerical_embedding import NumericalReadout
 from ..progress import WorkProgress
 from ..training.batches import IMPROVEMENT, PRETRAINING, REGRESSION, random_stream
@@ -181,6 +181,12 @@ class TrajectoryModule(LearnerModule):
             values["val/seen_value_r2"] = seen
             self.record = replace(self.record, value_r2=float(seen))
         self.log_dict(values, sync_dist=True)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if not isinstance(self.trainer.strategy, ShardedStrategy):  # which would need all processes
+            checkpoint[SECTION]["sample_logits"] = sample_logits(self.model)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..building import build
 from ..configuration import ModelConfig
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from . import block as block_in_c
 from .attention_proof import may_attend_in_c, may_compute_blocks_in_c
 from .config import TransformerConfig
@@ -111,7 +112,27 @@ class Block(nn.Module):
 def _make_block(config: TransformerConfig, allow: Sequence[str] | None) -> nn.Module:
     if config.block is None:
         return Block(config)
-    return build({**config.block, "config": config}, nn.Module, "model.block", allow)
+
+    def draw(layer: nn.Linear | nn.Embedding) -> None:
+        _draw(layer, config.initializer_range)
+
+    # Layers begin with GPT's weights instead of PyTorch's as they are made, so that what the block sets itself stays.
+    begin = partial(mock.patch.object, attribute="reset_parameters", new=draw)
+    try:
+        with begin(nn.Linear), begin(nn.Embedding):
+            return build({**config.block, "config": config}, nn.Module, "model.block", allow)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        message = f"model.block: {config.block['_target_']} cannot be made ({in_one_line(error)})"
+        raise UserError.of_own_code(message, error) from error
+
+
+def _draw(layer: nn.Linear | nn.Embedding, std: float) -> None:
+    """Set weights to normal random numbers, and biases to 0."""
+    nn.init.normal_(layer.weight, std=std)
+    if isinstance(layer, nn.Linear) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class TrajectoryTransformer(nn.Module):
@@ -168,11 +189,10 @@ class TrajectoryTransformer(nn.Module):
 
     def _initialize(self) -> None:
         config = self.config
+        done = set() if config.block is None else {*self.blocks.modules()}  # a user's blocks have theirs
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            if isinstance(module, (nn.Linear, nn.Embedding)) and module not in done:
+                _draw(module, config.initializer_range)
             if isinstance(module, DimensionHeads):
                 for weight in module.weight:
                     nn.init.kaiming_uniform_(weight, a=math.sqrt(5) / config.kaiming_initializer_range)
@@ -310,3 +330,20 @@ class TrajectoryTransformer(nn.Module):
                 "past_key_values of an earlier call, or whole transitions"
             )
         return cache
+
+
+@torch.no_grad()
+def sample_logits(model: TrajectoryTransformer) -> Tensor:
+    """Logits (8, vocab_size + 1) of fixed tokens, float32 on the CPU; they show whether its code was changed."""
+    length = min(model.layout.transition_dim + model.layout.observation_dim, model.config.block_size)
+    tokens = torch.arange(length, device=model.pos_emb.device) * 7 % model.config.vocab_size
+    training = model.training
+    model.eval()
+    try:
+        with torch.autocast(tokens.device.type, enabled=False):
+            # Not the compiled call, which would be compiled anew for this shape.
+            output = model.forward(tokens.unsqueeze(0), use_cache=False, return_dict=True)
+    finally:
+        model.train(training)
+    logits = cast(Tensor, cast(TrajectoryTransformerOutput, output).logits)[0]
+    return logits[torch.linspace(0, length - 1, 8).long()].float().cpu()

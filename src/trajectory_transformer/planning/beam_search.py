@@ -151,7 +151,7 @@ def beam_search(
         returns[:, :, t : t + 2] = estimates
         tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
         whole = torch.cat([observations.repeat_interleave(candidates, dim=1), tokens], dim=2)
-        traced = functools.partial(_actions_so_far, tuple(steps), actions)
+        traced = functools.partial(_plans_so_far, tuple(steps), tuple(seen), whole)
         scores = objective(Candidates(t, returns, discounts, whole, layout, decode, likelihoods, traced, executed))
         require(
             scores.shape == whole.shape[:2],
@@ -172,19 +172,7 @@ def beam_search(
             deadline.planned(t, environments, width)
     late = deadline is not None and deadline.late
     rewards, value = returns[:, 0, : len(steps)], returns[:, 0, len(steps)]
-    return SearchResult(_best(steps, seen), rewards, value, scores[:, 0], steps, width, late, seen[1:])
-
-
-def _best(steps: list[SearchStep], observations: list[Tensor]) -> Tensor:
-    """Tokens (environment, horizon, transition_dim) of the best sequence, traced back from the last step.
-
-    ``observations`` are, for each step, the tokens (environment, rows, observation_dim) before its candidates' actions.
-    """
-    parts = [
-        torch.cat([gather_rows(observed, rows), gather_rows(step.tokens, candidates)], dim=2)
-        for step, observed, (rows, candidates) in zip(steps, observations, _trace_back(steps, 1), strict=True)
-    ]
-    return torch.cat(parts, dim=1)
+    return SearchResult(_kept(steps, seen, 1)[:, 0], rewards, value, scores[:, 0], steps, width, late, seen[1:])
 
 
 def actions_to_average(steps: Sequence[SearchStep], action_dim: int, beams: int | None) -> Tensor:
@@ -261,11 +249,23 @@ def _reaching(rewards: Tensor, values: Tensor, probabilities: Tensor, share: flo
     return reaching(low)[:, :, 0]
 
 
-def _actions_so_far(steps: Sequence[SearchStep], actions: Tensor) -> Tensor:
-    """Action tokens (environment, n, t + 1, action_dim) of plans: of earlier steps, and the latest ``actions``."""
+def _plans_so_far(steps: Sequence[SearchStep], observations: Sequence[Tensor], latest: Tensor) -> Tensor:
+    """Tokens (environment, n, t + 1, transition_dim) of plans: of earlier steps, and the ``latest`` transition."""
     kept = steps[-1].kept.shape[1]
-    earlier = _kept_actions(steps, actions.shape[2], kept).repeat_interleave(actions.shape[1] // kept, dim=1)
-    return torch.cat([earlier, actions.unsqueeze(2)], dim=2)
+    earlier = _kept(steps, observations, kept).repeat_interleave(latest.shape[1] // kept, dim=1)
+    return torch.cat([earlier, latest.unsqueeze(2)], dim=2)
+
+
+def _kept(steps: Sequence[SearchStep], observations: Sequence[Tensor], number: int) -> Tensor:
+    """Tokens (environment, number, steps, transition_dim) of the sequences kept after the last step, best first.
+
+    ``observations`` are, for each step, the tokens (environment, rows, observation_dim) before its candidates' actions.
+    """
+    parts = [
+        torch.cat([gather_rows(observed, rows), gather_rows(step.tokens, candidates)], dim=2)
+        for step, observed, (rows, candidates) in zip(steps, observations, _trace_back(steps, number), strict=True)
+    ]
+    return torch.stack(parts, dim=2)
 
 
 def _kept_actions(steps: Sequence[SearchStep], action_dim: int, number: int) -> Tensor:

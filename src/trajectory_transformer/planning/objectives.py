@@ -44,7 +44,8 @@ class Candidates:
     layout: TransitionLayout  # positions within a transition
     decode: "Decode | None" = None  # converts tokens of a slice of columns to real values
     sampled: "Tensor | None" = None  # :attr:`log_likelihoods`, if the objective needs them
-    traced: "Callable[[], Tensor] | None" = None  # computes the tokens of :attr:`planned_actions`; needed if t > 0
+    # Computes the tokens (environment, n, t + 1, transition_dim) of the whole plans so far; needed if t > 0.
+    traced: "Callable[[], Tensor] | None" = None
     # (environment, action_dim) actions executed last, NaN where there is none; None: there are none
     executed: "Tensor | None" = None
 
@@ -68,14 +69,19 @@ class Candidates:
         """Actions (environment, n, action_dim) of transition ``t``, as real values."""
         return self._decoded[:, :, self.layout.action]
 
-    @functools.cached_property
+    @property
+    def planned_observations(self) -> "Tensor":
+        """Observations (environment, n, t + 1, observation_dim) of the whole plan so far, as real values.
+
+        Each is that before the action of its transition: the first is the present one, the others are predicted. The
+        one that follows the last action is not predicted yet.
+        """
+        return self._planned[..., self.layout.observation]
+
+    @property
     def planned_actions(self) -> "Tensor":
         """Actions (environment, n, t + 1, action_dim) of the whole plan so far, as real values."""
-        if self.t == 0:
-            return self.actions.unsqueeze(2)
-        assert self.traced is not None
-        assert self.decode is not None
-        return self.decode(self.traced(), self.layout.action)
+        return self._planned[..., self.layout.action]
 
     @property
     def previous_actions(self) -> "Tensor":
@@ -126,6 +132,15 @@ class Candidates:
         if self.executed is not None:
             return self.executed
         return self.returns.new_full((len(self.tokens), self.layout.action_dim), math.nan)
+
+    @functools.cached_property
+    def _planned(self) -> "Tensor":
+        if self.t == 0:
+            return self._decoded.unsqueeze(2)
+        assert self.traced is not None
+        assert self.decode is not None
+        columns = slice(0, self.layout.reward)
+        return self.decode(self.traced()[..., columns], columns)
 
     @functools.cached_property
     def _decoded(self) -> "Tensor":

@@ -1,5 +1,6 @@
 """A trained Trajectory Transformer with its discretiser and environment, from a checkpoint."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -15,8 +16,12 @@ from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..model.action_improvement import ActionImprovement
 from ..model.config import TransformerConfig
-from ..model.gpt import TrajectoryTransformer
+from ..model.gpt import TrajectoryTransformer, sample_logits
 from .objectives import Objective, Return, make_objective
+
+log = logging.getLogger(__name__)
+
+ROUNDING = 0.05  # largest difference of logits, in their standard deviations, by another device or precision
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class TrainedTransformer:
         model = checkpoint.build(
             "model", partial(TrajectoryTransformer, config, allow), partial(TrajectoryTransformer.outline, config)
         )
+        _warn_of_other_code(checkpoint, model)
         discretizer = checkpoint.training.discretizer
         if discretizer is None:
             raise UserError(f"checkpoint '{checkpoint.name}' has no discretiser, so its tokens cannot be decoded")
@@ -50,6 +56,20 @@ class TrainedTransformer:
             improvement = checkpoint.build("improvement", partial(ActionImprovement, *sizes))
         parts = model.to(device).eval(), discretizer.to(device), checkpoint.training.environment
         return cls(*parts, improvement)
+
+
+def _warn_of_other_code(checkpoint: Checkpoint, model: TrajectoryTransformer) -> None:
+    """Warn if the model computes other logits than when it was saved: its code was changed since."""
+    saved = checkpoint.training.sample_logits
+    if saved is None:  # an older checkpoint, or one of divided weights
+        return
+    found = sample_logits(model)
+    if saved.shape != found.shape or (saved - found).abs().max() > ROUNDING * saved.std():
+        log.warning(
+            "%s: the code of the model computes something else now than when this checkpoint was saved, so plans are "
+            "not those of the model that was trained; restore that code, or train again",
+            checkpoint.name,
+        )
 
 
 def improves(checkpoint: Checkpoint) -> bool:

@@ -102,7 +102,7 @@ def _random_candidates(objective: Objective, context: PlanningContext, t: int) -
         layout=layout,
         decode=discretizer.decode,
         sampled=-torch.rand(shape, generator=generator).to(values) if objective.needs_log_likelihoods else None,
-        traced=lambda: plans[..., layout.action],
+        traced=lambda: plans,
         executed=executed,
     )
 
