@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from ..configuration import TrainConfig, require, validate, within
-from ..training.learner import OPTIONS_OF_WINDOWS, Learner
+from ..training.learner import Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
@@ -27,7 +27,6 @@ class BehaviorCloning(Learner):
     """
 
     kind = "bc"
-    ignores = OPTIONS_OF_WINDOWS
 
     hidden_layers: int = within(2, 1, 1000)
     """Hidden layers of the policy."""

@@ -26,6 +26,7 @@ class TransformerLearner(Learner):
 
     kind = "transformer"
     plans = True
+    ignores = ()
 
     @override
     def check(self, config: TrainConfig) -> None:

@@ -30,7 +30,7 @@ class Learner(ABC):
     kind: ClassVar[str]  # short name, recorded in checkpoints
     acts: ClassVar[bool] = True  # has an agent (:meth:`make_agent`), which is evaluated after training
     plans: ClassVar[bool] = False  # its agent takes planner options
-    ignores: ClassVar[tuple[str, ...]] = ()  # options, or groups of options, without effect, which a user must not set
+    ignores: ClassVar[tuple[str, ...]] = OPTIONS_OF_WINDOWS  # options without effect, which a user must not set
 
     def check(self, config: TrainConfig) -> None:
         """Raise UserError, which names the options, if options contradict each other; called before data are read."""
