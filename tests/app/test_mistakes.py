@@ -527,6 +527,7 @@ def test_a_typo_in_a_yaml_file_is_named_with_its_file(
 
 
 EVALUATE_MISTAKES = [
+    (["models/hopper.ckpt"], ["not an option with a value; did you mean checkpoint=models/hopper.ckpt?"]),
     ([], ["checkpoint=PATH is needed"]),
     (["checkpoint=near/b.ckpt"], ["'near/b.ckpt' does not exist", "'near/a.ckpt'"]),
     (["checkpoint=near/a.ckpt", "allow=[5]"], ["allow: '5' is not the name of a module"]),

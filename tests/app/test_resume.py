@@ -233,6 +233,15 @@ class TestResume:
         assert planner.name == "critic"
         assert planner.objective == {"_target_": OBJECTIVES["critic"], "critic": "c.ckpt", "score": "q"}
 
+    def test_a_checkpoint_in_place_of_the_run_s_folder(
+        self, train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "here" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "here" / "config.yaml").touch()
+        for place in ("here/checkpoints/last.ckpt", "here/checkpoints"):
+            assert train(f"resume={place}") == 2
+            assert "so no run to continue; give the run's folder, resume=here" in capsys.readouterr().err
+
     def test_a_sweeps_job_that_fails_again_in_the_same_way_is_a_failure(
         self, train: Callable[..., int], runs: Runs
     ) -> None:

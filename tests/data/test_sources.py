@@ -314,6 +314,11 @@ def test_a_set_without_environment(minari_root: Path):
     assert (data.reference_scores, data.reference_source) == (None, "none")
 
 
+def test_a_name_of_d4rl_is_told_from_one_of_minari(minari_root: Path):
+    with pytest.raises(UserError, match=r"its name is one of D4RL, not of Minari.*; data=hopper_medium is a simulated"):
+        sources.require_available(DataConfig("hopper-medium-v2"))
+
+
 def test_a_set_without_environment_is_given_one(minari_root: Path):
     write_dataset("set-v0", [pendulum_episode()], action_space=box(1, 2.0, np.float32))
     source = {"_target_": "trajectory_transformer.data.minari_set.MinariSet", "dataset_id": "set-v0"}

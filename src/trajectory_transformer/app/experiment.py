@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from ..analysis.attention import evaluate_attention
 from ..analysis.prediction import PredictionRequest, predict
-from ..building import TYPED_BY_USER, packages_in
+from ..building import PACKAGE, TYPED_BY_USER, packages_in
 from ..checkpoint import Checkpoint, DatasetRecord
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
 from ..data.episode_source import EpisodeSource
@@ -99,7 +99,7 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
     datamodule = learner.make_datamodule(config)
     datamodule.setup()
     if learner.uses_rewards(config):
-        _tell_penalty(config, datamodule)
+        _tell_penalty(learner, config, datamodule)
     _require_evaluable(learner, config, datamodule)
     try_learner(learner, config, datamodule)
     tags = (config.experiment_name,) if config.experiment_name else ()
@@ -124,12 +124,13 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
             return _plan(config, run, trained, loggers, report)
 
 
-def _tell_penalty(config: TrainConfig, datamodule: OfflineDataModule[Any]) -> None:
-    """Say that rewards of a user's own data are replaced, unless there are none to replace."""
+def _tell_penalty(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule[Any]) -> None:
+    """Say that rewards of a user's own data or learner are replaced, unless there are none to replace."""
     episodes, ids, penalty = datamodule.data.episodes, config.data.dataset_ids, config.data.termination_penalty
     terminated = sum(episode.terminated for episode in episodes)
     simulated = len(ids) > 0 and all(name.startswith(EMBEDDED_NAMESPACE) for name in ids)
-    if penalty is not None and terminated and not simulated and is_first_process():
+    known = simulated and type(learner).__module__.startswith(f"{PACKAGE}.")
+    if penalty is not None and terminated and not known and is_first_process():
         print(
             f"{terminated} of {len(episodes)} episodes terminate: {penalty:g} replaces the reward of their last step "
             "(data.termination_penalty; null keeps it)"

@@ -285,8 +285,10 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
         options = _load_plain(file.read_text(encoding="utf-8"))
     except OSError:
         runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
-        latest = f"; the latest run beside it is {runs[-1]}" if runs else ""
-        raise UserError(f"resume={directory}: there is no {file}, so no run to continue{latest}") from None
+        hint = f"; the latest run beside it is {runs[-1]}" if runs else ""
+        if above := next((folder for folder in directory.parents[:2] if (folder / "config.yaml").is_file()), None):
+            hint = f"; give the run's folder, resume={above}"
+        raise UserError(f"resume={directory}: there is no {file}, so no run to continue{hint}") from None
     except Exception as error:  # text of a wrong form makes YAML's constructors raise any exception
         told = isinstance(error, (yaml.YAMLError, ValueError))
         reason = " ".join(str(error).split()) if told else in_one_line(error)

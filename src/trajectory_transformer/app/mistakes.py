@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from ..building import PACKAGE
-from ..configuration import described, require
+from ..configuration import EvaluateConfig, described, require
 from ..errors import UserError
 from .names import TEXTS, group_names, option_names, options_of
 from .schema import OPEN_OPTIONS
@@ -194,7 +194,9 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
         return f"not valid YAML: {text}"
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
-            return f"'{error.override}' is not an option with a value; give NAME=VALUE"
+            is_file = schema is EvaluateConfig and error.override.endswith(".ckpt")
+            hint = f"did you mean checkpoint={error.override}?" if is_file else "give NAME=VALUE"
+            return f"'{error.override}' is not an option with a value; {hint}"
         return (
             f"cannot read the option '{error.override}'; quote a value that contains '=', ',', quotes or brackets: "
             "\"key='value'\""

@@ -66,7 +66,8 @@ class DataConfig:
             ids = self.dataset_ids
             require(
                 len(ids) > 0 and all(isinstance(i, str) and i for i in ids),
-                f"data.dataset_id={self.dataset_id!r} must be a Minari id or a list of ids",
+                f"data.dataset_id={self.dataset_id!r} must be a Minari id or a list of ids, as in "
+                "data.dataset_id=mujoco/hopper/medium-v0",
             )
             twice = next((name for number, name in enumerate(ids) if name in ids[:number]), None)
             require(twice is None, f"data.dataset_id names {twice} more than once; name each data set once")

@@ -142,6 +142,9 @@ class MinariSet(LocalSet):
     @override
     def require_obtainable(self) -> None:
         reason = unreachable() if self.download else "data.download=false"
+        stem = self.dataset_id.rpartition("-v")[0].replace("-", "_")
+        if any(recipe.name == stem for recipe in REGISTRY.values()):  # such as hopper-medium-v2
+            raise self.absent("its name is one of D4RL, not of Minari", f"data={stem} is a simulated set like it")
         if reason is not None:
             near = difflib.get_close_matches(self.dataset_id, REGISTRY, n=3, cutoff=0.6)
             embedded = f", such as {', '.join(near)}" if near else " (`python train.py --help data` lists them)"
