@@ -12,6 +12,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from trajectory_transformer.errors import UserError
+from trajectory_transformer.evaluation import plots
 from trajectory_transformer.evaluation.plots import (
     TradeoffPoint,
     plot_plan,
@@ -203,3 +204,13 @@ def test_planners_are_drawn_with_their_intervals(tmp_path: Path, drawn: list[Fig
     assert [segment.size for segment in second[2][0].get_segments()] == [0]
     assert [text.get_text() for text in axes.texts] == ["4", "64", "4"]
     assert axes.get_xscale() == "log"
+
+
+def test_every_loss_of_a_learner_is_drawn_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    rows = ["step,train/loss,train/q_loss,val/actor_loss,val/value_r2", "1,1,2,3,4", "2,1,2,3,4"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows))
+    assert plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
+    titles = [axes.get_title(loc="left") for axes in figures[0].axes if axes.get_visible()]
+    assert [title for title in titles if title] == ["loss", "q loss", "actor loss"]

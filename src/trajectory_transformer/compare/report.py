@@ -106,7 +106,9 @@ def compare(
     title = "By task: mean over runs and its 95 % interval by Student's t"
     columns = ["task", "method", "runs", "seeds", "episodes", "return", "score", "commit"]
     add("tasks", title, columns, [_task_row(task, runs) for task, runs in by_task])
-    title = f"Over {over}: scores and 95 % stratified bootstrap intervals"
+    known = any(one.low is not None for own in aggregates.values() for one in own)
+    what = "scores and 95 % stratified bootstrap intervals" if known else "scores, of too few runs for intervals"
+    title = f"Over {over}: {what}"
     add("aggregates", title, ["method", *AGGREGATES], [[method, *own] for method, own in aggregates.items()])
     title = f"Probability that a run of A is above one of B, over {over}: 95 % bootstrap intervals"
     add("improvement", title, ["A", "B", "probability of improvement"], [[*pair, won] for pair, won in wins.items()])

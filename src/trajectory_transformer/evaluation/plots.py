@@ -29,12 +29,7 @@ _SCORE_NAMES = {  # column of metrics.csv -> title, and the column of its interv
     "return_mean": ("episode return", "return_ci95"),
     "success_rate": ("success rate", "success_ci95"),
 }
-_LOSS_NAMES = {f"{kind}_loss": f"{kind} tokens" for kind in TOKEN_KINDS} | {
-    "v_loss": "V",
-    "q_loss": "Q, both networks",
-    "policy_loss": "policy",
-    "worst_member_loss": "worst member",
-}
+_TOKEN_LOSSES = {f"{kind}_loss": f"{kind} tokens" for kind in TOKEN_KINDS}
 
 
 def plot_returns(
@@ -138,15 +133,17 @@ def plot_plan(trace: EpisodeTrace, names: list[str], title: str, path: Path) -> 
 
 
 def plot_training(metrics: Path, path: Path) -> bool:
-    """Plot training and validation loss, in total and for each of its parts, over optimiser updates.
+    """Plot training and validation loss, in total and for each of its parts (``…_loss``), over optimiser updates.
 
     If episodes were evaluated during training, their results come first, with 95 % intervals and the best marked.
     Missing columns are left out. Returns False if ``metrics.csv`` has nothing to plot.
     """
     columns = _read_columns(metrics)
-    of_tokens = any(f"{split}/{kind}_loss" in columns for split in ("train", "val") for kind in TOKEN_KINDS)
-    panels = [("loss", "all tokens, weighted" if of_tokens else "loss"), *_LOSS_NAMES.items()]
-    found = [(key, name) for key, name in panels if any(f"{split}/{key}" in columns for split in ("train", "val"))]
+    keys = dict.fromkeys(name.partition("/")[2] for name in columns if name.startswith(("train/", "val/")))
+    of_tokens = not keys.keys().isdisjoint(_TOKEN_LOSSES)
+    names = {"loss": "all tokens, weighted" if of_tokens else "loss"} | _TOKEN_LOSSES
+    names |= {key: key.replace("_", " ") for key in keys if key.endswith("_loss") and key not in names}
+    found = [(key, name) for key, name in names.items() if key in keys]
     scores = [key for key in _SCORE_NAMES if f"evaluation/{key}" in columns]
     if not found and not scores:
         return False
@@ -159,7 +156,8 @@ def plot_training(metrics: Path, path: Path) -> bool:
             if f"{split}/{key}" in columns:
                 axes.plot(*columns[f"{split}/{key}"], style, color=color, linewidth=1.3, markersize=3, label=label)
         axes.set_title(name, fontsize=10, loc="left")
-        axes.set_ylabel("loss (nats per token)" if of_tokens else "loss", fontsize=8)
+        in_nats = of_tokens and key in ("loss", *_TOKEN_LOSSES)
+        axes.set_ylabel("loss (nats per token)" if in_nats else "loss", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if found:
         panels[0].legend(frameon=False, fontsize=9)
