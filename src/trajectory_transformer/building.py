@@ -63,9 +63,8 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
     if not module:
         raise ClassError(f"{place}._target_={path} lacks the module of the class; give both, as in my_module.{path}")
     here = f"{place}._target_={path}"
-    is_name = all(part.isidentifier() for part in path.split("."))
     try:
-        owner = importlib.import_module(module) if is_name else None
+        owner = importlib.import_module(module) if all(path.split(".")) else None
     except Exception as error:  # whatever the user's own code raises
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise ClassError(f"{here}: there is no module '{error.name}' on Python's path") from None
@@ -73,7 +72,7 @@ def locate(path: str, kind: type[Kind], place: str, allow: Sequence[str] | None)
         raise ClassError.of_own_code(message, error) from error
     found = getattr(owner, name, None)
     if found is None:
-        near = difflib.get_close_matches(name, dir(owner), n=1)
+        near = difflib.get_close_matches(name, () if owner is None else vars(owner), n=1)
         raise ClassError(f"{here}: there is no such class" + "".join(f"; did you mean {other}?" for other in near))
     if not inspect.isclass(found) or not issubclass(found, kind):
         raise ClassError(f"{place}._target_={path} is not a {'class' if kind is object else kind.__name__}")

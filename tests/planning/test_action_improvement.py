@@ -135,6 +135,10 @@ def test_a_model_without_one_has_nothing_to_add(checkpoint: Any, improvement: Ac
 
 
 def test_weights_of_another_size_are_refused(checkpoint: Any) -> None:
+    several = ActionImprovement(OBSERVATION_DIM, ACTION_DIM)
+    several.fitted = torch.ones(2)
+    with pytest.raises(UserError, match=r"do not fit together: the tensor 'fitted' has shape"):
+        Agent.from_checkpoint(checkpoint(several))
     other = ActionImprovement(OBSERVATION_DIM + 1, ACTION_DIM)
     other.fitted.fill_(1.0)
     with pytest.raises(UserError, match=r"do not fit together: the tensor 'observation_mean' has shape"):

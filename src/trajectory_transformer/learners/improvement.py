@@ -68,7 +68,8 @@ def fit_improvement(
             yield (both * (improvement.means(seen) - wanted[drawn]).square()).mean()
 
     layers = improvement.layers.requires_grad_(True)
-    weights = list(layers.parameters())
-    done = minimize(losses(), weights, updates - of_return, stopped, progress, "improvement of actions")
+    done = minimize(
+        losses(), list(layers.parameters()), updates - of_return, stopped, progress, "improvement of actions"
+    )
     layers.requires_grad_(False)
     improvement.fitted.fill_(float(done))

@@ -335,7 +335,7 @@ class TrajectoryTransformer(nn.Module):
 @torch.no_grad()
 def sample_logits(model: TrajectoryTransformer) -> Tensor:
     """Logits (8, vocab_size + 1) of fixed tokens, float32 on the CPU; they show whether its code was changed."""
-    length = min(model.layout.transition_dim + model.layout.observation_dim, model.config.block_size)
+    length = model.config.block_size  # as in training, for blocks that know no other
     tokens = torch.arange(length, device=model.pos_emb.device) * 7 % model.config.vocab_size
     training = model.training
     model.eval()

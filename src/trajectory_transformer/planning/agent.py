@@ -243,9 +243,9 @@ class Agent:
         prefix = torch.cat([self._goals[index], past, self._observation_tokens[index]], dim=1)
         generators = [self._generators[row] for row in rows]
         found = self._planner.plan(prefix.to(self._device), generators, share, self._executed[index])
-        length, horizon = found.tokens.shape[1], self.settings.horizon
-        self._plan_tokens[index, :length] = found.tokens.cpu()
-        self._plan_actions[index, :length] = self._improved(self._actions(found), found.tokens.cpu())
+        length, horizon, tokens = found.tokens.shape[1], self.settings.horizon, found.tokens.cpu()
+        self._plan_tokens[index, :length] = tokens
+        self._plan_actions[index, :length] = self._improved(self._actions(found), tokens)
         self._plan_returns[index] = torch.nan
         self._plan_returns[index, :length] = found.rewards.cpu()
         self._plan_returns[index, horizon:] = torch.stack([found.value, found.score], dim=1).cpu()

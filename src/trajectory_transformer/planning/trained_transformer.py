@@ -64,7 +64,7 @@ def _warn_of_other_code(checkpoint: Checkpoint, model: TrajectoryTransformer) ->
     if saved is None:  # an older checkpoint, or one of divided weights
         return
     found = sample_logits(model)
-    if saved.shape != found.shape or (saved - found).abs().max() > ROUNDING * saved.std():
+    if saved.shape != found.shape or (saved - found).abs().max() > ROUNDING * saved.float().std():
         log.warning(
             "%s: the code of the model computes something else now than when this checkpoint was saved, so plans are "
             "not those of the model that was trained; restore that code, or train again",
@@ -74,7 +74,8 @@ def _warn_of_other_code(checkpoint: Checkpoint, model: TrajectoryTransformer) ->
 
 def improves(checkpoint: Checkpoint) -> bool:
     """True if the checkpoint has a network that corrects planned actions (:class:`ActionImprovement`)."""
-    return bool(checkpoint.state_dict.get("improvement.fitted", False))
+    fitted = checkpoint.state_dict.get("improvement.fitted")
+    return fitted is not None and bool(fitted.any())
 
 
 def planner_settings(
