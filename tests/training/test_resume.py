@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import signal
 import time
 from dataclasses import fields
@@ -152,6 +153,26 @@ def test_an_interruption_loses_no_row_of_metrics(
     patch.undo()
     found = rows.repeatable() | run(tmp_path, every, resume=True)
     assert digests(tmp_path) == unbroken[0]
+    assert found == pytest.approx(unbroken[1], rel=0, abs=0, nan_ok=True)
+
+
+class SignalFirst(Callback):
+    """Sends this process SIGTERM before everything else."""
+
+    @override
+    def on_fit_start(self, *_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_stopped_before_its_first_update_logs_the_same_rows_in_the_same_order(
+    tmp_path: Path, unbroken: tuple[dict[str, str], dict[Any, float]]
+) -> None:
+    config = small_config(max_steps=STEPS, checkpoint_every=1_000)
+    with pytest.raises(TrainingInterrupted):
+        fit(TransformerLearner(), config, tmp_path, small_datamodule(config), [], [SignalFirst()], resume=False)
+    found = run(tmp_path, 1_000, resume=True)
+    assert digests(tmp_path) == unbroken[0]
+    assert [*found] == [*unbroken[1]]
     assert found == pytest.approx(unbroken[1], rel=0, abs=0, nan_ok=True)
 
 

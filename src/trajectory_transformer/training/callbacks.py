@@ -200,6 +200,8 @@ class Pretraining(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LearnerModule)
         if trainer.global_step == 0:
+            # Else Lightning takes a resumed beginning for the end of a validation, and counts one update too many.
+            trainer.fit_loop.epoch_loop.restarting = False
             shown = self.keeper.options.progress_bar and trainer.is_global_zero
             progress = WorkProgress("{task.completed:.0f}/{task.total:.0f} updates", shown)
             pl_module.pretrain(self._stopped, progress)
