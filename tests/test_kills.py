@@ -144,13 +144,14 @@ class Run:
                 os.kill(process.pid or 0, number)
         return len(chosen)
 
-    def end(self, killed: bool) -> set[int | None]:
-        """Wait for the end, and for that of the process whose fellow was killed only :data:`GRACE` seconds; exit codes.
+    def end(self, killed: bool, parted: bool = False) -> set[int | None]:
+        """Wait for the end; exit codes. Of two processes one may be killed, or ``parted``: only that one got a signal.
 
-        That process fails on its own, with some error of the broken connection; its code does not matter.
+        Then they have :data:`GRACE` seconds. Where a fellow was killed, a process fails on its own, with some error of
+        the broken connection; its code does not matter. If one ends before they are connected, the other waits for it.
         """
         for process in self.processes:
-            process.join(GRACE if killed and len(self.processes) > 1 else None)
+            process.join(GRACE if (killed or parted) and len(self.processes) > 1 else None)
             if process.is_alive():
                 process.kill()
                 process.join()

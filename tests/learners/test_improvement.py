@@ -47,10 +47,12 @@ def fitted(table: TransitionTable, updates: int = 900, seed: int = 0) -> ActionI
     return network
 
 
-def test_the_difference_is_that_of_weighted_and_plain_means() -> None:
+def test_the_difference_is_that_of_weighted_and_plain_means_given_a_noisy_action() -> None:
     """In states of +1 the action 5 has a return of 1, and -5 of 0; in states of -1 it is the other way round.
 
-    So advantages are ±0.5, their deviation is 0.5, and the weights exp(±3) are 20 at most. The second action is noise.
+    So advantages are ±0.5, their deviation is 0.5, and the weights exp(±3) are 20 at most. Standardised actions are ±1;
+    given that noise of deviation 1 made y of one, the odds of +1 are exp(2 y), times those of the weights. The second
+    action is noise.
     """
     generator = np.random.default_rng(0)
     states, signs = generator.choice([-1.0, 1.0], (2, 4000))
@@ -58,11 +60,13 @@ def test_the_difference_is_that_of_weighted_and_plain_means() -> None:
     table = one_step_episodes(states[:, None], np.stack([5 * signs, noise], axis=1), (signs * states > 0) * 1.0)
     network = fitted(table)
     assert network.fitted == 1.0
-    low = math.exp(-3.0)
-    expected = 5.0 * (20.0 - low) / (20.0 + low)  # the plain mean is 0
-    found = network(torch.tensor([[1.0], [-1.0]]))
-    assert found[:, 0].tolist() == pytest.approx([expected, -expected], abs=0.3)
-    assert found[:, 1].abs().max() < 0.2
+    for planned in (-2.0, -1.0, 0.0, 1.0):
+        weighted = math.tanh(planned + 0.5 * math.log(20.0 / math.exp(-3.0)))
+        expected = 5.0 * (weighted - math.tanh(planned))
+        actions = torch.tensor([[5.0 * planned, 0.0], [-5.0 * planned, 0.0]])
+        found = network(torch.tensor([[1.0], [-1.0]]), actions)
+        assert found[:, 0].tolist() == pytest.approx([expected, -expected], abs=0.6)
+        assert found[:, 1].abs().max() < 0.3
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -122,7 +126,7 @@ class TestInTraining:
         kept = weights(report.last)
         assert kept["improvement.fitted"] == 1.0
         agent = Agent.from_checkpoint(report.last, act="mean")
-        assert agent.settings.improvement == 1.0
+        assert agent.settings.improvement == 2.0
         config = small_config()
         without = small_config()
         without.model.action_improvement = 0.0

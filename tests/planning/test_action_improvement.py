@@ -34,13 +34,14 @@ def improvement() -> ActionImprovement:
 
 
 def test_the_difference_is_that_of_the_two_means_in_units_of_the_actions(improvement: ActionImprovement) -> None:
-    seen = torch.randn(5, 4, OBSERVATION_DIM)
-    hidden = (seen - improvement.observation_mean) / improvement.observation_deviation
+    seen, actions = torch.randn(5, 4, OBSERVATION_DIM), torch.randn(5, 4, ACTION_DIM)
+    near = (actions - improvement.action_mean) / improvement.action_deviation
+    hidden = torch.cat([(seen - improvement.observation_mean) / improvement.observation_deviation, near], dim=2)
     for layer in (0, 2):
         hidden = improvement.layers[layer](hidden).clamp(min=0.0)
     output = improvement.layers[4](hidden)
     expected = (output[..., ACTION_DIM:] - output[..., :ACTION_DIM]) * improvement.action_deviation
-    torch.testing.assert_close(improvement(seen), expected)
+    torch.testing.assert_close(improvement(seen, actions), expected)
     assert improvement.action_deviation == pytest.approx([0.1, 4.0], rel=0.2)
     assert not any(parameter.requires_grad for parameter in improvement.parameters())
 
@@ -67,7 +68,7 @@ def test_planned_actions_are_corrected_within_the_range_of_the_data(
     np.testing.assert_array_equal(taken, corrected[:, 0])
     np.testing.assert_array_equal(observations, again)
     edges = discretizer.edges[OBSERVATION_DIM : OBSERVATION_DIM + ACTION_DIM].numpy()
-    expected = plain + 90.0 * improvement(torch.from_numpy(observations)).numpy()
+    expected = plain + 90.0 * improvement(torch.from_numpy(observations), torch.from_numpy(plain)).numpy()
     assert (np.abs(expected - plain) > 0.01).all()
     np.testing.assert_allclose(corrected, expected.clip(edges[:, 0], edges[:, -1]), rtol=1e-5, atol=1e-6)
     assert (corrected != expected).any()  # some were clipped
@@ -103,8 +104,8 @@ def test_by_default_averaged_actions_are_corrected(checkpoint: Any, improvement:
     assert Agent.from_checkpoint(path).settings.act == "conditioned"
     other = WeightedSum({"a": {"weight": 1.0, "objective": Return()}})
     cases: list[tuple[dict[str, Any], float]] = [
-        ({}, 1.0),
-        ({"act": "mean"}, 1.0),
+        ({}, 2.0),
+        ({"act": "mean"}, 2.0),
         ({"improvement": 0.5}, 0.5),
         ({"improvement": 0.0}, 0.0),
         ({"act": "best"}, 0.0),
@@ -120,8 +121,8 @@ def test_by_default_averaged_actions_are_corrected(checkpoint: Any, improvement:
     plain = Agent.from_checkpoint(path, improvement=0.0)
     plain.reset(1)
     plain.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
-    difference = improvement(torch.from_numpy(plain.last_plan.observations)).numpy()
-    expected = plain.last_plan.actions + difference
+    seen, actions = plain.last_plan.observations, plain.last_plan.actions
+    expected = actions + 2.0 * improvement(torch.from_numpy(seen), torch.from_numpy(actions)).numpy()
     inside = np.abs(agent.last_plan.actions - expected) < 1e-5
     assert inside.any()
 

@@ -65,7 +65,7 @@ class PlannerConfig:
     """Fraction that is averaged: of the sequences kept at the end with act=elite, of all candidates, those likeliest to
     have a high return, with act=conditioned."""
     improvement: float | None = within(None, 0.0, 100.0)
-    """Multiple of the model's action improvement (model.action_improvement) that is added to planned actions; null is 1
+    """Multiple of the model's action improvement (model.action_improvement) that is added to planned actions; null is 2
     where act averages candidates for the return, and 0 elsewhere."""
     plan_freq: int = within(1, 1)
     """Environment steps between plans."""
@@ -177,7 +177,7 @@ class PlannerConfig:
             "model.action_improvement=3, on Box actions and returns that differ",
         )
         averages = by_return and self.act in ("mean", "conditioned")
-        by_default = 1.0 if averages and available else 0.0
+        by_default = 2.0 if averages and available else 0.0
         return replace(self, improvement=by_default if self.improvement is None else self.improvement)
 
     @property

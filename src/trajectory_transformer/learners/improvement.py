@@ -14,6 +14,7 @@ from .pretraining import minimize
 
 DISCOUNT = 0.999  # of the returns that are compared: with 0.99, failures that follow late go unnoticed
 INVERSE_TEMPERATURE = 3.0  # of the weights exp(β A / σ)
+NOISE = 1.0  # standard deviation of what is added to actions, in their own standard deviations
 STEPS = 256  # per update
 LARGEST_SET = 1_000_000  # steps; of a larger set, as many are drawn
 
@@ -36,7 +37,7 @@ def fit_improvement(
         table: the training data.
         layout: columns of the table.
         updates: number of updates, at least 3, on 256 random steps each: a third of them fits the expected return.
-        stream: draws the steps and initial weights, and determines the result.
+        stream: draws the steps, noise and initial weights, and determines the result.
         stopped, progress: as in :func:`~.pretraining.minimize`.
     """
     values, followed = torch.from_numpy(table.values), torch.from_numpy(following_returns(table, DISCOUNT))
@@ -57,7 +58,7 @@ def fit_improvement(
     advantage.fit(observations, improvement.normalized, returns, of_return, stream, stopped, progress)
     if not advantage.fitted:
         return
-    wanted = ((actions - improvement.action_mean) / improvement.action_deviation).unsqueeze(1)
+    wanted = improvement.standardized(actions)
 
     def losses() -> Iterator[Tensor]:
         while True:
@@ -65,7 +66,9 @@ def fit_improvement(
             seen = improvement.normalized(observations[drawn])
             weights = advantage(seen, returns[drawn])
             both = torch.stack([torch.ones_like(weights), weights], dim=1).unsqueeze(2)
-            yield (both * (improvement.means(seen) - wanted[drawn]).square()).mean()
+            noise = torch.randn(wanted[drawn].shape, generator=stream).to(*kind)
+            means = improvement.means(seen, wanted[drawn] + NOISE * noise)
+            yield (both * (means - wanted[drawn].unsqueeze(1)).square()).mean()
 
     layers = improvement.layers.requires_grad_(True)
     done = minimize(

@@ -7,11 +7,17 @@ WIDTH = 256  # units of both hidden layers
 
 
 class ActionImprovement(nn.Module):
-    """Difference between the mean action of the steps that turned out well and that of all steps, given the state.
+    """Difference between the mean action of the steps that turned out well and that of all steps, near a given action.
 
-    One network predicts both means from the observation. Steps that turned out well are weighted by their advantage
-    (advantage-weighted regression, AWR: Peng et al. 2019), so the difference is a step of policy improvement, and 0
-    where the return does not depend on the action. It is added to planned actions, ``planner.improvement`` times.
+    One network predicts both means from the observation and from the step's own action with noise added. Steps that
+    turned out well are weighted by their advantage (advantage-weighted regression, AWR: Peng et al. 2019). So the
+    difference is a step of policy improvement, and 0 where the return does not depend on the action. It is added to
+    planned actions, ``planner.improvement`` times. Because of the noisy action, what other policies in the data did
+    in that state counts less, the further it is from the planned action.
+
+    The difference of two such denoised means is the noise's variance times the gradient of the logarithm of the
+    expected weight given the noisy action (Tweedie's formula), as in classifier guidance (Dhariwal and Nichol 2021) at
+    a single level of noise.
 
     Differs from the paper, which has no such correction, and from AWR, which executes the weighted mean itself.
 
@@ -28,7 +34,7 @@ class ActionImprovement(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        first, second, last = nn.Linear(inputs, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * outputs)
+        first, second, last = nn.Linear(inputs + outputs, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * outputs)
         self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last).requires_grad_(False)
         for kind, size in (("observation", inputs), ("action", outputs)):
             self.register_buffer(f"{kind}_mean", torch.zeros(size))
@@ -47,11 +53,20 @@ class ActionImprovement(nn.Module):
         """Observations (…, inputs) minus their mean, in standard deviations."""
         return (observations - self.observation_mean) / self.observation_deviation
 
-    def means(self, normalized: Tensor) -> Tensor:
-        """Standardised mean actions (…, 2, outputs) for normalised observations: of all steps, and of the good ones."""
-        return self.layers(normalized).unflatten(-1, (2, -1))
+    def standardized(self, actions: Tensor) -> Tensor:
+        """Actions (…, outputs) minus their mean, in standard deviations."""
+        return (actions - self.action_mean) / self.action_deviation
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """The difference (…, outputs), in units of the actions, for observations (…, inputs)."""
-        plain, good = self.means(self.normalized(observations)).unbind(dim=-2)
+    def means(self, normalized: Tensor, near: Tensor) -> Tensor:
+        """Standardised mean actions (…, 2, outputs): of all steps, and of the good ones.
+
+        Args:
+            normalized: normalised observations (…, inputs).
+            near: standardised actions (…, outputs) with noise, or planned ones.
+        """
+        return self.layers(torch.cat([normalized, near], dim=-1)).unflatten(-1, (2, -1))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The difference (…, outputs), in units of the actions, for observations (…, inputs) and planned actions."""
+        plain, good = self.means(self.normalized(observations), self.standardized(actions)).unbind(dim=-2)
         return (good - plain) * self.action_deviation

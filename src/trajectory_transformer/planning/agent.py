@@ -289,12 +289,13 @@ class Agent:
     def _improved(self, actions: Tensor, tokens: Tensor) -> Tensor:
         """Planned actions (environment, horizon, action_dim) plus their improvement, within the range of the data's.
 
-        It is that of the observations of the best sequences, ``tokens`` (environment, horizon, transition_dim).
+        It is that in the observations of the best sequences, ``tokens`` (environment, horizon, transition_dim).
         """
         layout, decode = self._layout, self._discretizer
         if self._improvement is None or not self.settings.improvement:
             return actions
-        difference = self._improvement(decode.decode(tokens[:, :, layout.observation], layout.observation))
+        observations = decode.decode(tokens[:, :, layout.observation], layout.observation)
+        difference = self._improvement(observations, actions)
         edges = decode.edges[layout.action]
         return (actions + self.settings.improvement * difference).clamp(edges[:, 0], edges[:, -1])
 
