@@ -124,7 +124,6 @@ MISTAKES = [
     (["SEED=1"], ["there is no option 'SEED'; did you mean 'seed'?"]),
     (["+model.n_layer=3"], ["'model.n_layer' is an option already; write model.n_layer=VALUE, without +"]),
     (["init_from=.", "model.numerical_pretraining=5"], ["has no effect without init_from=null"]),
-    (["init_from=.", "model.action_improvement=5"], ["has no effect without init_from=null"]),
     (["model.action_improvement=0", "planner.improvement=2"], ["has no effect without model.action_improvement=N"]),
     (["data.dataset_id=[a/b-v0,c/d-v0,a/b-v0]"], ["data.dataset_id names a/b-v0 more than once"]),
     (["data.cache=''"], ["data.cache= names no folder"]),

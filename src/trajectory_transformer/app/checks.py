@@ -85,8 +85,8 @@ NEEDS: dict[type, tuple[Need, ...]] = {
             "model.numerical_embedding=N",
         ),
         Need(
-            ("model.numerical_pretraining", "model.action_improvement"),
-            lambda options: options.init_from is None or not options.model.trains_parts_first,
+            ("model.numerical_pretraining",),
+            lambda options: options.init_from is None or options.model.numerical_pretraining == 0.0,
             "init_from=null",
         ),
         Need(
