@@ -22,7 +22,7 @@ from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainCo
 from ..errors import UserError
 from ..files import LOCK, FolderLock, is_first_process, require_file, writable_folder
 from ..planning.objectives import Objective, make_objective
-from ..training.learner import make_learner
+from ..training.learner import OPTIONS_OF_RETURNS, make_learner
 from . import mistakes, sweep
 from .jobs import MODULES, why_taken
 from .names import option_names
@@ -242,6 +242,10 @@ def _require_use(options: TrainConfig, typed: Sequence[str]) -> None:
     for name in (*(word.lstrip("+~").partition("=")[0] for word in typed), *varied):
         if any(f"{name}.".startswith(f"{ignored}.") for ignored in learner.ignores):
             raise UserError(f"{name} has no effect on learner={learner.kind}: leave it out, or choose another learner")
+        require(  # a search may vary what makes a learner use rewards
+            name not in OPTIONS_OF_RETURNS or bool(varied) or learner.uses_rewards(options),
+            f"{name} has no effect on learner={learner.kind}, which uses no rewards with these options: leave it out",
+        )
 
 
 def _require_needs(options: TrainConfig | EvaluateConfig, typed: Sequence[str]) -> None:
