@@ -494,8 +494,23 @@ def test_a_tracker_that_is_not_installed_is_refused_before_any_run_of_another(
     assert not list(tmp_path.rglob("wandb"))
 
 
+def test_mlflow_without_a_database_is_refused_unless_there_is_a_server(
+    train: Callable[..., int],
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after ``pip install mlflow-skinny``."""
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name, *_: None if name == "sqlalchemy" else runs)
+    assert train("logger=mlflow") == 2
+    message = "logger.extra.mlflow needs the package sqlalchemy, which is not installed: pip install '"
+    assert f"{message}trajectory-transformer[mlflow]'" in capsys.readouterr().err
+    assert train("logger=mlflow", "logger.extra.mlflow.tracking_uri=http://localhost") == 0
+
+
 def test_each_tracker_has_its_package() -> None:
     extras = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name.partition(">")[0] for name in extras["mlflow"]} == {"mlflow-skinny", *checks.DATABASE}
     named = {
         yaml.safe_load(file.read_text()).get("extra", {}).get(file.stem, {}).get("_target_", "").rpartition(".")[2]
         for file in (CONFIGS / "logger").glob("*.yaml")

@@ -41,6 +41,7 @@ from .workers import SweepSignals
 
 SWEEP_LOCK = ".sweep.lock"  # differs from LOCK, which a job in the same folder may hold
 TRACKERS = {"TensorBoardRun": "tensorboard", "MLflowRun": "mlflow", "TrackioRun": "trackio"}  # class -> package, extra
+DATABASE = ("sqlalchemy", "alembic")  # packages of the extra mlflow that MLflow needs for its file, not for a server
 RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options whose own options a search may vary
 
 
@@ -192,11 +193,13 @@ def require_trackers(logger: LoggerConfig) -> None:
     """Raise UserError, before any logger starts a run, if one of this project needs a package that is not installed."""
     for name, spec in logger.extra.items():
         extra = TRACKERS.get(str(spec["_target_"]).removeprefix(f"{PACKAGE}.training.trackers."))
-        require(
-            extra is None or importlib.util.find_spec(extra) is not None,
-            f"logger.extra.{name} needs the package {extra}, which is not installed: pip install "
-            f"'trajectory-transformer[{extra}]'",
-        )
+        local = DATABASE if extra == "mlflow" and spec.get("tracking_uri") is None else ()
+        for package in () if extra is None else (extra, *local):
+            require(
+                importlib.util.find_spec(package) is not None,
+                f"logger.extra.{name} needs the package {package}, which is not installed: pip install "
+                f"'trajectory-transformer[{extra}]'",
+            )
 
 
 def _modules_of_ids(source: Any) -> list[str]:
