@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 import pytest
 import yaml
 
-from trajectory_transformer.app import checks, mistakes
+from trajectory_transformer.app import checks, jobs, mistakes
 from trajectory_transformer.configuration import TrainConfig
 
 from .conftest import CONFIGS, Runs
@@ -174,7 +174,7 @@ MISTAKES = [
     (["seed=[1"], ["seed=[1"]),
     (["+trainer.callbacks.x._target_=os.system"], ["trainer.callbacks.x._target_=os.system is not a class"]),
     (["model.block=SwiGlu"], ["model.block='SwiGlu'", "_target_"]),
-    (["model.block.expansion=2"], ["model.block.expansion", "+model.block.expansion=VALUE"]),
+    (["model.block.expansion=2"], ["model.block={'expansion': 2}", "give the class of a block"]),
     (["+trainer.metrics.x=TopTwo"], ["trainer.metrics.x='TopTwo'", "_target_"]),
     (["hydra.run.dir="], ["hydra.run.dir= names no folder"]),
     (["hydra.run.dir=''"], ["hydra.run.dir= names no folder"]),
@@ -267,6 +267,49 @@ def test_a_method_and_its_own_learner_agree(train: Callable[..., int], runs: Run
         "BehaviorCloning",
         "ImplicitQLearning",
     ]
+
+
+@pytest.fixture
+def averse(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The class of an objective whose YAML file, own/planner/averse.yaml, names only the class."""
+    (tmp_path / "averse_package.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from trajectory_transformer.planning.objectives import Return\n\n\n"
+        "@dataclass\nclass Averse(Return):\n    weight: float = 0.1\n    limit: float = 2.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    target = "averse_package.Averse"
+    text = f"defaults: [return, _self_]\nname: averse\nobjective: {{_target_: {target}}}\nact: best\n"
+    (own / "planner" / "averse.yaml").write_text(text)
+    return target
+
+
+def test_what_a_class_s_yaml_leaves_out_is_recorded_and_needs_no_plus(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], averse: str
+) -> None:
+    words = "--config-dir", "own", "planner=averse", "planner.objective.weight=0.5"
+    assert train(*words) == 0
+    ((config, run),) = runs.calls
+    assert config.planner.objective == {"_target_": averse, "weight": 0.5, "limit": 2.0}
+    assert run.command.endswith("planner=averse planner.objective.weight=0.5")
+    assert yaml.safe_load((run.directory / "config.yaml").read_text())["planner"]["objective"]["limit"] == 2.0
+    assert train(*words[:3], "planner.objective.wieght=0.5") == 2
+    message = "there is no option 'planner.objective.wieght'; did you mean 'planner.objective.weight'?"
+    assert message in capsys.readouterr().err
+    assert train("-m", *words[:3], "planner.objective.weight=0.2,0.3", "hydra.sweep.dir=sweep") == 0
+    assert [run.differs for _, run in runs.calls[1:]] == [f"planner.objective.weight={weight}" for weight in (0.2, 0.3)]
+
+
+def test_an_evaluation_records_what_the_yaml_leaves_out(
+    evaluate: Callable[..., int], averse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(jobs, "evaluate", lambda options, job, planner, typed: given.append(planner) or 0.0)
+    (tmp_path / "a.ckpt").touch()
+    assert evaluate("--config-dir", "own", "checkpoint=a.ckpt", "planner=averse", "planner.objective.weight=3") == 0
+    assert evaluate("checkpoint=a.ckpt", "planner.objective.weight=3") == 0  # of the checkpoint's objective
+    objectives = [planner["objective"] for planner in given]
+    assert objectives == [{"_target_": averse, "weight": 3, "limit": 2.0}, {"weight": 3}]
 
 
 def test_an_entry_of_a_mapping_may_be_removed(train: Callable[..., int], runs: Runs) -> None:

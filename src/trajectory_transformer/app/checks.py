@@ -17,7 +17,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, ValidationError
 
-from ..building import PACKAGE, TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
+from ..building import (
+    PACKAGE,
+    TYPED_BY_USER,
+    build,
+    locate,
+    require_modules,
+    require_options,
+    targets_in,
+    with_defaults,
+)
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import LOCK, FolderLock, is_first_process, require_file, writable_folder
@@ -25,7 +34,7 @@ from ..planning.objectives import Objective, make_objective
 from ..training.learner import OPTIONS_OF_RETURNS, make_learner
 from . import mistakes, sweep
 from .jobs import MODULES, why_taken
-from .names import option_names
+from .names import RECORDS, option_names
 from .schema import (
     as_typed,
     folder_names,
@@ -42,7 +51,6 @@ from .workers import SweepSignals
 SWEEP_LOCK = ".sweep.lock"  # differs from LOCK, which a job in the same folder may hold
 TRACKERS = {"TensorBoardRun": "tensorboard", "MLflowRun": "mlflow", "TrackioRun": "trackio"}  # class -> package, extra
 DATABASE = ("sqlalchemy", "alembic")  # packages of the extra mlflow that MLflow needs for its file, not for a server
-RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options whose own options a search may vary
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             evaluation = typed_evaluate(config, words, chosen)
             if chosen:
                 make_objective(evaluation.planner)
+                _complete(evaluation, "planner.objective")
             # Only its class: its other options may come from the checkpoint.
             _require_classes("planner.objective", evaluation.planner.objective)
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
@@ -168,7 +177,16 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
         writable_folder("data.cache", options.data.cache)
     if options.tune is not None:
         _check_search(options, options.tune)
+    for name in RECORDS:
+        _complete(options, name)
     return options
+
+
+def _complete(options: TrainConfig | EvaluateConfig, name: str) -> None:
+    """Add the defaults of a record's class to it, so that checkpoints and results keep them."""
+    group, _, last = name.rpartition(".")
+    owner = getattr(options, group) if group else options
+    setattr(owner, last, with_defaults(getattr(owner, last), name))
 
 
 def _require_classes(place: str, spec: object) -> None:

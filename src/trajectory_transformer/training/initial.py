@@ -56,6 +56,8 @@ class InitialWeights:
         wanted = module.model_options()
         for name in DECISIVE:
             was, value = self.model.get(name, wanted.get(name)), wanted.get(name)
+            if was and value and name == "block" and was["_target_"] == value["_target_"]:
+                was = {**value, **was}  # an older checkpoint does not record defaults
             require(was == value, f"{here} holds a model with {self._difference(name, was, value, wanted)}")
         parameters = {
             name: parameter
