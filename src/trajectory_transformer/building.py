@@ -252,9 +252,9 @@ def _defaults(found: type | None) -> Iterator[tuple[str, Any]]:
             yield name, deepcopy(value)
 
 
-def _is_yaml(value: object) -> bool:
+def _is_yaml(value: Any) -> bool:
     if type(value) in (list, dict):
-        return all(map(_is_yaml, value.values() if isinstance(value, dict) else value))
+        return all(map(_is_yaml, value.values() if type(value) is dict else value))
     return type(value) in (NoneType, bool, int, float, str)
 
 

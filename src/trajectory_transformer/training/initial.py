@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..building import with_defaults
 from ..checkpoint import Checkpoint, TrainingRecord, require_shapes
 from ..configuration import require
 from ..environments.spec import EnvironmentSpec
@@ -57,7 +58,7 @@ class InitialWeights:
         for name in DECISIVE:
             was, value = self.model.get(name, wanted.get(name)), wanted.get(name)
             if was and value and name == "block" and was["_target_"] == value["_target_"]:
-                was = {**value, **was}  # an older checkpoint does not record defaults
+                was = with_defaults(was, here)  # an older checkpoint does not record them
             require(was == value, f"{here} holds a model with {self._difference(name, was, value, wanted)}")
         parameters = {
             name: parameter
