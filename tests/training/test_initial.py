@@ -54,7 +54,8 @@ def same(module: LearnerModule, stored: dict[str, torch.Tensor]) -> bool:
 def test_training_starts_from_a_checkpoint_and_resumes_without_it(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = config_from(trained, embd_pdrop=0.3, action_weight=2.0)  # which leave the weights' meaning alone
+    # These options leave the meaning of the weights alone.
+    config = config_from(trained, embd_pdrop=0.3, action_weight=2.0, numerical_pretraining=2.0)
     assert same(started(config), weights(trained))
     config.optimizer.learning_rate = 1e-12
     datamodule = small_datamodule(config)
