@@ -14,6 +14,7 @@ from trajectory_transformer.building import (
     require_allowed,
     require_options,
     targets_in,
+    with_defaults,
 )
 from trajectory_transformer.configuration import DiscretizerConfig
 from trajectory_transformer.errors import UserError
@@ -41,6 +42,10 @@ class Options(Part):
     width: int = 3
     rate: float = 0.5
     names: list[str] = field(default_factory=list)
+
+
+class Odd:
+    def __init__(self, needed, /, sizes=(1, 2), kind=Part, *, flag=True, **others) -> None: ...
 
 
 @pytest.fixture
@@ -141,9 +146,22 @@ def test_options_are_checked_before_the_object_is_made() -> None:
         build({"width": 3}, Part, "place", TYPED_BY_USER)
 
 
+def test_defaults_are_those_of_every_class_in_a_spec_as_far_as_a_file_can_hold_them(package: str) -> None:
+    part, options = f"{package}.Part", f"{__name__}.Options"
+    spec = {"_target_": part, "inner": [{"_target_": options, "width": 4}, {"rate": 2}]}
+    complete = [{"_target_": options, "width": 4, "rate": 0.5, "names": []}, {"rate": 2}]
+    assert with_defaults(spec, "place") == {"_target_": part, "inner": complete, "size": 1}
+    assert with_defaults(None, "place") is None
+    assert with_defaults({"_target_": f"{__name__}.Odd"}, "place") == {"_target_": f"{__name__}.Odd", "flag": True}
+    kept = with_defaults({"_target_": options}, "place")
+    kept["names"].append("a")  # belongs to the record
+    assert with_defaults({"_target_": options}, "place")["names"] == []
+
+
 def test_a_class_that_does_not_tell_its_parameters_is_built() -> None:
     spec = {"_target_": "builtins.dict", "a": 1}
     require_options(spec, "place")
+    assert with_defaults(spec, "place") == spec
     assert build(spec, dict, "place", TYPED_BY_USER) == {"a": 1}
 
 

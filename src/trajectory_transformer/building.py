@@ -11,8 +11,9 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -118,6 +119,20 @@ def require_options(spec: Mapping[str, object], place: str, given: Sequence[str]
     _require_parameters(found, options | dict.fromkeys(given), place)
 
 
+def with_defaults(spec: Any, place: str) -> Any:
+    """Return the user's ``spec``, each of its classes with the plain defaults of the arguments that it leaves out.
+
+    Recorded, it builds the same object after a default was edited. Nothing is built.
+    """
+    if isinstance(spec, (list, tuple)):
+        return [with_defaults(entry, f"{place}[{index}]") for index, entry in enumerate(spec)]
+    if not isinstance(spec, Mapping):
+        return spec
+    given = {name: with_defaults(value, f"{place}.{name}") for name, value in spec.items()}
+    found = locate(str(spec["_target_"]), object, place, TYPED_BY_USER) if "_target_" in spec else None
+    return given | {name: value for name, value in _defaults(found) if name not in given}
+
+
 def targets_in(spec: object) -> list[str]:
     """Return all values of ``_target_`` in nested mappings and lists, in order."""
     own = [str(spec["_target_"])] if isinstance(spec, Mapping) and "_target_" in spec else []
@@ -221,6 +236,26 @@ def _typed_dataclass(found: type, arguments: Mapping[str, object], place: str) -
         reason = str(error).splitlines()[0]
         raise UserError(f"{place}.{error.full_key}: {reason[0].lower()}{reason[1:]}") from None
     return found(**{name: typed[name] if name in plain else value for name, value in arguments.items()})
+
+
+def _defaults(found: type | None) -> Iterator[tuple[str, Any]]:
+    """Yield the defaults of a class's arguments that YAML can hold; it would turn a tuple into a list."""
+    made = {f.name: f.default_factory for f in fields(found)} if found and is_dataclass(found) else {}
+    try:
+        parameters = {} if found is None else inspect.signature(found).parameters
+    except ValueError:  # some classes of compiled code do not tell their parameters
+        return
+    for name, parameter in parameters.items():
+        factory = made.get(name, MISSING)
+        value = parameter.default if factory is MISSING else factory()
+        if parameter.kind != parameter.POSITIONAL_ONLY and _is_yaml(value):
+            yield name, deepcopy(value)
+
+
+def _is_yaml(value: Any) -> bool:
+    if type(value) in (list, dict):
+        return all(map(_is_yaml, value.values() if type(value) is dict else value))
+    return type(value) in (NoneType, bool, int, float, str)
 
 
 def _is_plain(value: object) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 import pytest
 import yaml
 
-from trajectory_transformer.app import checks, mistakes
+from trajectory_transformer.app import checks, jobs, mistakes
 from trajectory_transformer.configuration import TrainConfig
 
 from .conftest import CONFIGS, Runs
@@ -113,6 +113,9 @@ MISTAKES = [
     (["learner=rebrac", "data.continue_truncated=true"], ["data.continue_truncated has no effect on learner=rebrac"]),
     (["learner=dt", "data.discount=0.9"], ["data.discount has no effect on learner=dt"]),
     (["learner=dt", "data.continue_truncated=true"], ["data.continue_truncated has no effect on learner=dt"]),
+    (["method=bc10", "data.discount=0.9"], ["data.discount has no effect on learner=bc, which uses no rewards with t"]),
+    (["learner=bc", "data.termination_penalty=null"], ["data.termination_penalty has no effect on learner=bc"]),
+    (["experiment=goal_fourrooms", "data.discount=0.9"], ["data.discount has no effect on learner=transformer"]),
     (["learner=ensemble", "data.termination_penalty=null"], ["data.termination_penalty has no effect on learner=ens"]),
     (["learner=behavior", "data.discount=0.9"], ["data.discount has no effect on learner=behavior"]),
     (["learner=behavior", "optimizer.learning_rate=0.1"], ["optimizer.learning_rate has no effect on learner=behavi"]),
@@ -124,7 +127,6 @@ MISTAKES = [
     (["SEED=1"], ["there is no option 'SEED'; did you mean 'seed'?"]),
     (["+model.n_layer=3"], ["'model.n_layer' is an option already; write model.n_layer=VALUE, without +"]),
     (["init_from=.", "model.numerical_pretraining=5"], ["has no effect without init_from=null"]),
-    (["init_from=.", "model.action_improvement=5"], ["has no effect without init_from=null"]),
     (["model.action_improvement=0", "planner.improvement=2"], ["has no effect without model.action_improvement=N"]),
     (["data.dataset_id=[a/b-v0,c/d-v0,a/b-v0]"], ["data.dataset_id names a/b-v0 more than once"]),
     (["data.cache=''"], ["data.cache= names no folder"]),
@@ -153,6 +155,7 @@ MISTAKES = [
     (["--multirun=1"], ["argument --multirun/-m: ignored explicit argument '1'"]),
     (["--foo"], ["unrecognized arguments: --foo"]),
     (["--resolve"], ["--resolve and --package need --cfg job"]),
+    (["--cfg", "job", "suite=local", "method=tt,bc"], ["method=tt,bc: --cfg shows the options of one job: give one"]),
     (["--package", "model"], ["--resolve and --package need --cfg job"]),
     (["--run", "-m", "seed=1,2"], ["exclude each other: give one"]),
     (["--config-name", "evaluate"], ["--config-name replaces all files of options: leave it out"]),
@@ -171,7 +174,7 @@ MISTAKES = [
     (["seed=[1"], ["seed=[1"]),
     (["+trainer.callbacks.x._target_=os.system"], ["trainer.callbacks.x._target_=os.system is not a class"]),
     (["model.block=SwiGlu"], ["model.block='SwiGlu'", "_target_"]),
-    (["model.block.expansion=2"], ["model.block.expansion", "+model.block.expansion=VALUE"]),
+    (["model.block.expansion=2"], ["model.block={'expansion': 2}", "give the class of a block"]),
     (["+trainer.metrics.x=TopTwo"], ["trainer.metrics.x='TopTwo'", "_target_"]),
     (["hydra.run.dir="], ["hydra.run.dir= names no folder"]),
     (["hydra.run.dir=''"], ["hydra.run.dir= names no folder"]),
@@ -264,6 +267,49 @@ def test_a_method_and_its_own_learner_agree(train: Callable[..., int], runs: Run
         "BehaviorCloning",
         "ImplicitQLearning",
     ]
+
+
+@pytest.fixture
+def averse(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The class of an objective whose YAML file, own/planner/averse.yaml, names only the class."""
+    (tmp_path / "averse_package.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from trajectory_transformer.planning.objectives import Return\n\n\n"
+        "@dataclass\nclass Averse(Return):\n    weight: float = 0.1\n    limit: float = 2.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    target = "averse_package.Averse"
+    text = f"defaults: [return, _self_]\nname: averse\nobjective: {{_target_: {target}}}\nact: best\n"
+    (own / "planner" / "averse.yaml").write_text(text)
+    return target
+
+
+def test_what_a_class_s_yaml_leaves_out_is_recorded_and_needs_no_plus(
+    train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], averse: str
+) -> None:
+    words = "--config-dir", "own", "planner=averse", "planner.objective.weight=0.5"
+    assert train(*words) == 0
+    ((config, run),) = runs.calls
+    assert config.planner.objective == {"_target_": averse, "weight": 0.5, "limit": 2.0}
+    assert run.command.endswith("planner=averse planner.objective.weight=0.5")
+    assert yaml.safe_load((run.directory / "config.yaml").read_text())["planner"]["objective"]["limit"] == 2.0
+    assert train(*words[:3], "planner.objective.wieght=0.5") == 2
+    message = "there is no option 'planner.objective.wieght'; did you mean 'planner.objective.weight'?"
+    assert message in capsys.readouterr().err
+    assert train("-m", *words[:3], "planner.objective.weight=0.2,0.3", "hydra.sweep.dir=sweep") == 0
+    assert [run.differs for _, run in runs.calls[1:]] == [f"planner.objective.weight={weight}" for weight in (0.2, 0.3)]
+
+
+def test_an_evaluation_records_what_the_yaml_leaves_out(
+    evaluate: Callable[..., int], averse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(jobs, "evaluate", lambda options, job, planner, typed: given.append(planner) or 0.0)
+    (tmp_path / "a.ckpt").touch()
+    assert evaluate("--config-dir", "own", "checkpoint=a.ckpt", "planner=averse", "planner.objective.weight=3") == 0
+    assert evaluate("checkpoint=a.ckpt", "planner.objective.weight=3") == 0  # of the checkpoint's objective
+    objectives = [planner["objective"] for planner in given]
+    assert objectives == [{"_target_": averse, "weight": 3, "limit": 2.0}, {"weight": 3}]
 
 
 def test_an_entry_of_a_mapping_may_be_removed(train: Callable[..., int], runs: Runs) -> None:
@@ -491,8 +537,23 @@ def test_a_tracker_that_is_not_installed_is_refused_before_any_run_of_another(
     assert not list(tmp_path.rglob("wandb"))
 
 
+def test_mlflow_without_a_database_is_refused_unless_there_is_a_server(
+    train: Callable[..., int],
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after ``pip install mlflow-skinny``."""
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name, *_: None if name == "sqlalchemy" else runs)
+    assert train("logger=mlflow") == 2
+    message = "logger.extra.mlflow needs the package sqlalchemy, which is not installed: pip install '"
+    assert f"{message}trajectory-transformer[mlflow]'" in capsys.readouterr().err
+    assert train("logger=mlflow", "logger.extra.mlflow.tracking_uri=http://localhost") == 0
+
+
 def test_each_tracker_has_its_package() -> None:
     extras = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name.partition(">")[0] for name in extras["mlflow"]} == {"mlflow-skinny", *checks.DATABASE}
     named = {
         yaml.safe_load(file.read_text()).get("extra", {}).get(file.stem, {}).get("_target_", "").rpartition(".")[2]
         for file in (CONFIGS / "logger").glob("*.yaml")

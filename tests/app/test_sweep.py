@@ -115,6 +115,18 @@ def test_a_sweep_over_planners_shows_what_their_time_buys(tmp_path: Path, monkey
     assert [row["ms per plan"] for row in rows(tmp_path)] == ["2", "3", "4", ""]
 
 
+def test_the_score_has_the_name_of_what_it_is(tmp_path: Path) -> None:
+    """The mean return if every job acted; a job without episodes has minus its validation loss."""
+    write_results(make_results(), _made(tmp_path / "0") / "results.json")
+    RunRecord("finished", {"seed": "0"}, 5.0).write(tmp_path / "0")
+    RunRecord("failed", {"seed": "1"}).write(_made(tmp_path / "1"))
+    report(tmp_path)
+    assert [row["return_mean"] for row in rows(tmp_path)] == ["5", ""]
+    RunRecord("finished", {"seed": "1"}, -0.7).write(tmp_path / "1")
+    report(tmp_path)
+    assert [row["score"] for row in rows(tmp_path)] == ["5", "-0.7"]
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -404,7 +416,7 @@ def test_a_real_sweep_with_a_failing_job(tmp_path: Path, launcher: tuple[str, ..
     assert done.returncode == 1, done.stderr
     assert [row["status"] for row in rows(tmp_path / "sweep")] == ["finished", "finished", "failed", "failed"]
     results = json.loads((tmp_path / "sweep" / "0" / "results.json").read_text())
-    score = float(rows(tmp_path / "sweep")[0]["score"])
+    score = float(rows(tmp_path / "sweep")[0]["return_mean"])
     assert score == pytest.approx(results["summary"]["return_mean"], rel=1e-5)
 
 

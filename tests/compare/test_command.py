@@ -76,7 +76,9 @@ def test_folders_may_follow_options_and_methods_may_be_combinations(
     capsys.readouterr()
     with (tmp_path / "out" / "tasks.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["method"]: float(row["score"]) for row in rows} == {f"{a} {b}": score for a, b, score in jobs}
+    assert {row["method"]: float(row["normalized_score"]) for row in rows} == {
+        f"{a} {b}": score for a, b, score in jobs
+    }
 
 
 @pytest.mark.parametrize(

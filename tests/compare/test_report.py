@@ -42,8 +42,10 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     first, second = rows(tmp_path / "out", "tasks")
     assert (first["method"], first["runs"], first["seeds"], first["episodes"]) == ("a", "2", "2", "4")
     half = 12.706204736 * 10  # Student's t with one degree of freedom, and a standard error of 10
-    assert [float(first[f"score{end}"]) for end in ("", " low", " high")] == pytest.approx([20, 20 - half, 20 + half])
-    assert float(second["return"]) == pytest.approx(400)
+    assert [float(first[f"normalized_score{end}"]) for end in ("", " low", " high")] == pytest.approx(
+        [20, 20 - half, 20 + half]
+    )
+    assert float(second["return_mean"]) == pytest.approx(400)
     assert [float(row["mean"]) for row in rows(tmp_path / "out", "aggregates")] == pytest.approx([20, 40])
     assert [float(row["optimality gap"]) for row in rows(tmp_path / "out", "aggregates")] == pytest.approx([80, 60])
     (pair,) = rows(tmp_path / "out", "improvement")
@@ -52,7 +54,8 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     assert [float(row["a"] or -1) for row in budget] == pytest.approx([20, 30, -1])
     assert [float(row["b"]) for row in budget] == pytest.approx([40, 60, 80])
     profile = rows(tmp_path / "out", "profiles")
-    assert (profile[0]["score"], float(profile[-1]["score"]), len(profile)) == ("0.0", pytest.approx(80), 101)
+    thresholds = [float(row["normalized_score"]) for row in profile]
+    assert (thresholds[0], thresholds[-1], len(thresholds)) == (0.0, pytest.approx(80), 101)
     assert [float(profile[25][name]) for name in ("a", "b")] == pytest.approx([1 / 2, 1 / 3])  # above 20
     assert [row["folder"] for row in rows(tmp_path / "out", "runs")][-1] == str(tmp_path / "b" / "0_2")
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.configuration import DataConfig
 from trajectory_transformer.data.transitions import TransitionTable, following_returns, join_episodes
 from trajectory_transformer.environments.spec import SpaceLeaf, SpaceSpec
@@ -158,6 +157,5 @@ class TestInTraining:
         trained = small_fit(tmp_path / "first", without)
         config = small_config(max_steps=2)
         config.init_from = str(trained.last)
-        fit(TransformerLearner(), config, tmp_path / "second", small_datamodule(config), [], [], resume=False)
-        checkpoint = Checkpoint.read(tmp_path / "second" / "checkpoints" / "last.ckpt")
-        assert Agent.of(checkpoint, act="mean").settings.improvement == 0.0
+        started = fit(TransformerLearner(), config, tmp_path / "second", small_datamodule(config), [], [], resume=False)
+        assert Agent.from_checkpoint(started.last, act="mean").settings.improvement == 1.0

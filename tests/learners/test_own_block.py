@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trajectory_transformer import Agent, TrajectoryTransformerConfig, TrajectoryTransformerModel
-from trajectory_transformer.building import TYPED_BY_USER
+from trajectory_transformer.building import TYPED_BY_USER, with_defaults
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.checkpoint_file import SECTION, read_checkpoint
 from trajectory_transformer.errors import UserError
@@ -18,6 +18,8 @@ from trajectory_transformer.model.config import TransformerConfig
 from trajectory_transformer.model.gpt import Block, TrajectoryTransformer
 from trajectory_transformer.planning.trained_transformer import TrainedTransformer
 from trajectory_transformer.planning.transformer_decoder import TransformerDecoder
+from trajectory_transformer.training.fit import make_module
+from trajectory_transformer.training.initial import InitialWeights
 
 from ..planning.decoders import TRANSITIONS, VOCABULARY, WIDTH, compare
 from ..training.small_run import small_config, small_datamodule, small_fit
@@ -56,6 +58,18 @@ def test_it_is_trained_saved_and_loaded_where_it_is_trusted(tmp_path: Path) -> N
     agent = Agent.from_checkpoint(last, allow=["swiglu_block"], decoder="eager", beam_width=4)
     agent.reset(2)
     assert np.isfinite(agent.act(np.zeros((2, 1), dtype=np.float32))).all()
+
+
+def test_a_start_from_a_checkpoint_without_recorded_defaults_is_accepted(tmp_path: Path) -> None:
+    config = small_config(max_steps=1)
+    config.model.block = {"_target_": BLOCK["_target_"]}
+    initial = InitialWeights.of_checkpoint(str(small_fit(tmp_path, config).last))
+    config.model.block = with_defaults(config.model.block, "model.block")
+    assert len(config.model.block) == 2
+    initial.give_to(make_module(TransformerLearner(), config, small_datamodule(config)))
+    config.model.block = {**BLOCK, "expansion": 3.0}
+    with pytest.raises(UserError, match=r"but this run has .*: give model\.block="):
+        initial.give_to(make_module(TransformerLearner(), config, small_datamodule(config)))
 
 
 def test_one_that_cannot_be_planned_with_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Mistakes in the code of an objective or a block, found on random numbers."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ class Root(Objective):
 class Forgetful(Objective):
     def __call__(self, candidates):
         return candidates.log_likelihoods
+
+
+class Constant(Objective):
+    def __call__(self, candidates):
+        return torch.ones_like(candidates.value)
 """
 
 
@@ -157,6 +163,32 @@ def test_the_candidates_are_like_those_of_a_search(context: PlanningContext) -> 
 @pytest.mark.parametrize("objective", [Return(), Likelihood(), Goal()])
 def test_built_in_objectives_pass(objective: Objective, context: PlanningContext) -> None:
     try_objective(objective, context)
+
+
+class OfTheState(Objective):
+    """The plan's observations alone, of which the first is given."""
+
+    def __call__(self, candidates: Candidates) -> Tensor:
+        return candidates.planned_observations.sum(dim=(-2, -1))
+
+
+def test_equal_scores_of_all_plans_are_told_once(
+    context: PlanningContext, caplog: pytest.LogCaptureFixture, own: Any
+) -> None:
+    for _ in range(2):
+        try_objective(own.Constant(), context)
+    [message] = caplog.messages
+    assert message == (
+        "planner.objective: own_objectives.Constant gives all random plans the same score (own_objectives.py:47), so "
+        "it chooses none; with planner.horizon=3 plans differ in their actions, rewards and value, and in the "
+        "observations after the first"
+    )
+    caplog.clear()
+    try_objective(OfTheState(), context)
+    assert caplog.messages == []
+    try_objective(OfTheState(), replace(context, settings=replace(context.settings, horizon=1)))
+    [message] = caplog.messages
+    assert message.endswith("with planner.horizon=1 plans differ in their actions, rewards and value alone")
 
 
 def test_some_scores_that_are_not_finite_are_a_constraint(context: PlanningContext) -> None:

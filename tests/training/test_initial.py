@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from trajectory_transformer.app.experiment import initial_weights
 from trajectory_transformer.configuration import TrainConfig
@@ -17,8 +18,10 @@ from trajectory_transformer.interop.pretrained import TrajectoryTransformerModel
 from trajectory_transformer.learners.bc import BehaviorCloning
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.training.fit import fit, make_module
+from trajectory_transformer.training.interruption import SignalWatch
 from trajectory_transformer.training.learner_module import LearnerModule
 
+from ..learners.test_numerical_pretraining import Signal
 from .small_run import small_config, small_data, small_datamodule, small_fit, weights
 
 
@@ -43,26 +46,54 @@ def config_from(path: Path, **model: Any) -> TrainConfig:
 
 
 def same(module: LearnerModule, stored: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(parameter, stored[name]) for name, parameter in module.named_parameters())
+    """True if the parameters are the stored ones, but for those that are fitted to the run's own data."""
+    parameters = module.named_parameters()
+    return all(torch.equal(own, stored[name]) for name, own in parameters if not name.startswith("improvement."))
 
 
 def test_training_starts_from_a_checkpoint_and_resumes_without_it(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = config_from(trained, embd_pdrop=0.3, action_weight=2.0)  # which leave the weights' meaning alone
+    # These options leave the meaning of the weights alone.
+    config = config_from(trained, embd_pdrop=0.3, action_weight=2.0, numerical_pretraining=2.0)
     assert same(started(config), weights(trained))
     config.optimizer.learning_rate = 1e-12
     datamodule = small_datamodule(config)
     report = fit(TransformerLearner(), config, tmp_path, datamodule, [], [], False, initial_weights(config))
     kept, given = weights(report.last), weights(trained)
     assert (kept.pop("readout.pretrained"), given.pop("readout.pretrained")) == (0.0, 1.0)  # it is not trained again
-    assert (kept["improvement.fitted"], given["improvement.fitted"]) == (0.0, 1.0)
     for name, value in kept.items():
         if not name.startswith("improvement."):
             torch.testing.assert_close(value, given[name], atol=1e-9, rtol=0)
+    fresh = weights(small_fit(tmp_path / "fresh", small_config(max_steps=2)).last)
+    for name in (name for name in fresh if name.startswith("improvement.")):  # fitted to this run's data
+        assert torch.equal(kept[name], fresh[name])
+    assert kept["improvement.fitted"] == 1.0
     config.init_from, config.trainer.max_steps = "gone", 3
     assert small_fit(tmp_path, config, resume=True).steps == 3
     assert not caplog.records
+
+
+def test_a_start_that_was_stopped_resumes_to_the_same_weights(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal arrives while the improvement of actions is fitted."""
+    config = config_from(trained)
+
+    def run(folder: str, callbacks: list[Callback], resume: bool = False) -> dict[str, torch.Tensor]:
+        initial = None if resume else initial_weights(config)
+        inputs = small_datamodule(config), [], callbacks, resume, initial
+        return weights(fit(TransformerLearner(), config, tmp_path / folder, *inputs).last)
+
+    whole, watches = run("whole", []), list[SignalWatch]()
+    with monkeypatch.context() as patch:
+        patch.setattr(SignalWatch, "__enter__", lambda self: watches.append(self) or self)
+        with pytest.raises(SystemExit, match="143"):
+            run("stopped", [Signal(watches)])
+    assert weights(tmp_path / "stopped" / "checkpoints" / "last.ckpt")["improvement.fitted"] == 0.0
+    resumed = run("stopped", [], resume=True)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert whole["improvement.fitted"] == 1.0
 
 
 def test_training_starts_from_converted_weights(
@@ -94,23 +125,29 @@ def test_other_bins_are_told(trained: Path, caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda config: setattr(config.model, "n_layer", 2), "a model with n_layer=1, but this run has n_layer=2"),
-        (lambda config: setattr(config.model, "n_head", 2), "a model with n_head=1, but this run has n_head=2"),
+        (
+            lambda config: setattr(config.model, "n_layer", 2),
+            "model.n_layer=1, but this run has 2: give model.n_layer=1",
+        ),
+        (lambda config: setattr(config.model, "n_head", 2), "model.n_head=1, but this run has 2: give model.n_head=1"),
         (
             lambda config: setattr(config.model, "numerical_embedding", None),
-            "numerical_embedding=4, but this run has numerical_embedding=None",
+            "model.numerical_embedding=4, but this run has null: give model.numerical_embedding=4",
         ),
-        (lambda config: setattr(config.data, "sequence_length", 2), "block_size=11, but this run has block_size=7"),
+        (
+            lambda config: setattr(config.data, "sequence_length", 2),
+            "data.sequence_length=3, but this run has 2: give data.sequence_length=3",
+        ),
         (
             lambda config: setattr(config.data.discretizer, "num_bins", 12),
-            "vocab_size=10, but this run has vocab_size=12",
+            "data.discretizer.num_bins=10, but this run has 12: give data.discretizer.num_bins=10",
         ),
     ],
 )
 def test_another_model_is_refused(trained: Path, change: Callable[[TrainConfig], None], words: str) -> None:
     config = config_from(trained)
     change(config)
-    with pytest.raises(UserError, match=f"init_from={trained} holds {words}" if "model" in words else words):
+    with pytest.raises(UserError, match=f"init_from={trained} holds a model with {words}$"):
         started(config)
 
 

@@ -17,15 +17,24 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, ValidationError
 
-from ..building import PACKAGE, TYPED_BY_USER, build, locate, require_modules, require_options, targets_in
+from ..building import (
+    PACKAGE,
+    TYPED_BY_USER,
+    build,
+    locate,
+    require_modules,
+    require_options,
+    targets_in,
+    with_defaults,
+)
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig, TuneConfig, require
 from ..errors import UserError
 from ..files import LOCK, FolderLock, is_first_process, require_file, writable_folder
 from ..planning.objectives import Objective, make_objective
-from ..training.learner import make_learner
+from ..training.learner import OPTIONS_OF_RETURNS, make_learner
 from . import mistakes, sweep
 from .jobs import MODULES, why_taken
-from .names import option_names
+from .names import RECORDS, option_names
 from .schema import (
     as_typed,
     folder_names,
@@ -41,7 +50,7 @@ from .workers import SweepSignals
 
 SWEEP_LOCK = ".sweep.lock"  # differs from LOCK, which a job in the same folder may hold
 TRACKERS = {"TensorBoardRun": "tensorboard", "MLflowRun": "mlflow", "TrackioRun": "trackio"}  # class -> package, extra
-RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options whose own options a search may vary
+DATABASE = ("sqlalchemy", "alembic")  # packages of the extra mlflow that MLflow needs for its file, not for a server
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,8 @@ NEEDS: dict[type, tuple[Need, ...]] = {
             "model.numerical_embedding=N",
         ),
         Need(
-            ("model.numerical_pretraining", "model.action_improvement"),
-            lambda options: options.init_from is None or not options.model.trains_parts_first,
+            ("model.numerical_pretraining",),
+            lambda options: options.init_from is None or options.model.numerical_pretraining == 0.0,
             "init_from=null",
         ),
         Need(
@@ -132,6 +141,7 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             evaluation = typed_evaluate(config, words, chosen)
             if chosen:
                 make_objective(evaluation.planner)
+                _complete(evaluation, "planner.objective")
             # Only its class: its other options may come from the checkpoint.
             _require_classes("planner.objective", evaluation.planner.objective)
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
@@ -167,7 +177,16 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
         writable_folder("data.cache", options.data.cache)
     if options.tune is not None:
         _check_search(options, options.tune)
+    for name in RECORDS:
+        _complete(options, name)
     return options
+
+
+def _complete(options: TrainConfig | EvaluateConfig, name: str) -> None:
+    """Add the defaults of a record's class to it, so that checkpoints and results keep them."""
+    group, _, last = name.rpartition(".")
+    owner = getattr(options, group) if group else options
+    setattr(owner, last, with_defaults(getattr(owner, last), name))
 
 
 def _require_classes(place: str, spec: object) -> None:
@@ -192,11 +211,13 @@ def require_trackers(logger: LoggerConfig) -> None:
     """Raise UserError, before any logger starts a run, if one of this project needs a package that is not installed."""
     for name, spec in logger.extra.items():
         extra = TRACKERS.get(str(spec["_target_"]).removeprefix(f"{PACKAGE}.training.trackers."))
-        require(
-            extra is None or importlib.util.find_spec(extra) is not None,
-            f"logger.extra.{name} needs the package {extra}, which is not installed: pip install "
-            f"'trajectory-transformer[{extra}]'",
-        )
+        local = DATABASE if extra == "mlflow" and spec.get("tracking_uri") is None else ()
+        for package in () if extra is None else (extra, *local):
+            require(
+                importlib.util.find_spec(package) is not None,
+                f"logger.extra.{name} needs the package {package}, which is not installed: pip install "
+                f"'trajectory-transformer[{extra}]'",
+            )
 
 
 def _modules_of_ids(source: Any) -> list[str]:
@@ -242,6 +263,10 @@ def _require_use(options: TrainConfig, typed: Sequence[str]) -> None:
     for name in (*(word.lstrip("+~").partition("=")[0] for word in typed), *varied):
         if any(f"{name}.".startswith(f"{ignored}.") for ignored in learner.ignores):
             raise UserError(f"{name} has no effect on learner={learner.kind}: leave it out, or choose another learner")
+        require(  # a search may vary what makes a learner use rewards
+            name not in OPTIONS_OF_RETURNS or bool(varied) or learner.uses_rewards(options),
+            f"{name} has no effect on learner={learner.kind}, which uses no rewards with these options: leave it out",
+        )
 
 
 def _require_needs(options: TrainConfig | EvaluateConfig, typed: Sequence[str]) -> None:

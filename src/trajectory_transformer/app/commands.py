@@ -9,13 +9,15 @@ from pathlib import Path
 
 from ..building import PACKAGE, packages_in
 from ..configuration import TrainConfig
+from .names import OF_RECORD
 
 _PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # what Hydra takes without quotes
 
 
 def as_called(words: Sequence[str]) -> str:
     """Return a call of a script of this project, with ``python`` before it, or of an installed command, without."""
-    return shlex.join([*(["python"] if words[0].endswith(".py") else []), *words])
+    typed = [word.removeprefix("++") if OF_RECORD.match(word, 2) else word for word in words]
+    return shlex.join([*(["python"] if words[0].endswith(".py") else []), *typed])
 
 
 def resume_command(directory: Path, options: TrainConfig) -> str:

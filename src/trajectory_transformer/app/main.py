@@ -26,7 +26,7 @@ from . import jobs, mistakes
 from .checks import RunChecks, leave, require_trackers, validated
 from .commands import sweep_command
 from .help import FLAGS, show_help
-from .names import as_text
+from .names import as_addable, as_text
 from .schema import as_typed, planner_overrides, typed
 from .sweep import report
 from .tune import run_search
@@ -57,6 +57,7 @@ def run_command(name: str, configs: Path) -> None:
             sys.argv[1:] = as_text(sys.argv[1:], schema)
             mistakes.refuse_unreadable(sys.argv[1:], folders, schema)
             mistakes.refuse_flags(sys.argv[1:])
+            sys.argv[1:] = as_addable(sys.argv[1:], schema)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, without Hydra's own advice
             hydra.main(version_base="1.3", config_path=str(configs.absolute()), config_name=name)(hydra_job)()
     except UserError as error:

@@ -101,6 +101,12 @@ def refuse_flags(words: Sequence[str]) -> None:
             f"--{flag.replace('_', '-')} replaces all files of options: leave it out; --config-dir DIR adds your own",
         )
     require(given.cfg is not None or not (given.resolve or given.package), "--resolve and --package need --cfg job")
+    with contextlib.suppress(HydraException):  # which Hydra raises again
+        for override in OverridesParser.create().parse_overrides(given.overrides) if given.cfg is not None else ():
+            require(
+                not override.is_sweep_override(),
+                f"{override.input_line}: --cfg shows the options of one job: give one value of {override.key_or_group}",
+            )
     commands = (given.run, given.multirun, given.shell_completion, given.cfg is not None, given.info is not None)
     require(sum(commands) <= 1, "--run, --multirun, --cfg, --info and --shell-completion exclude each other: give one")
 

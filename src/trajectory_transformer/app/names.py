@@ -10,6 +10,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..configuration import EvaluateConfig, TrainConfig
 
 LAUNCHER = "hydra/launcher"
+RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options that are a class and its options
+OF_RECORD = re.compile(rf"({'|'.join(map(re.escape, RECORDS))})\.[^=]*=")
 TEXTS = (str, str | None, list[str], list[str] | None)  # types of options of free text
 PLAIN = re.compile(r"[\w./:+*%@?|-]+( +[\w./:+*%@?|-]+)*", re.ASCII)  # to Hydra, without quotes
 NOT_TEXT = re.compile(r"[\d_.e+-]{1,80}|true|false|nan|[+-]?inf", re.IGNORECASE)  # to Hydra; 1e3 would become 1000.0
@@ -47,6 +49,12 @@ def as_text(words: Sequence[str], schema: type) -> list[str]:
         )
         for name, equals, value in parted
     ]
+
+
+def as_addable(words: Sequence[str], schema: type) -> list[str]:
+    """Return words with ``++`` before options of a class, which Hydra otherwise refuses if its YAML leaves them out."""
+    known = fields_of(schema)
+    return [f"++{word}" if OF_RECORD.match(word) and re.split(r"\W", word)[0] in known else word for word in words]
 
 
 def options_of(schema: type, prefix: str = "", with_choices: bool = True) -> Iterator[tuple[str, Any]]:

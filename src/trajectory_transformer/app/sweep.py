@@ -191,18 +191,21 @@ def report(
     names = list(dict.fromkeys(name for job in jobs for name in job.record.parameters))
     varied = [name for name in names if len({job.record.parameters.get(name) for job in jobs}) > 1] or names
     results = {job.name: evaluation for job in jobs if (evaluation := _evaluation(directory / job.name, job))}
-    rows = [["job", "status", *varied, "score", "mean over seeds", "95 % ±", "seeds", "ms per plan", "reason"]]
+    scored = [job for job in jobs if job.record.score is not None]
+    # Without episodes it is minus the validation loss, or a log-likelihood.
+    score = "return_mean" if scored and all(job.name in results for job in scored) else "score"
+    rows = [["job", "status", *varied, score, "mean over seeds", "95 % ±", "seeds", "ms per plan", "reason"]]
     for group in groups:
         # Repeated in each row, for filtering.
         numbers = [_number(group.mean), _number(group.half_width), str(group.seeds)]
         for job in group.jobs:
             acted = results.get(job.name)
             latency = "" if acted is None else _number(acted["summary"]["plan_latency_ms"]["p50"])
-            score = _number(job.record.score)
-            rows.append([job.name, job.status, *job.values(varied), score, *numbers, latency, job.record.reason])
+            own = _number(job.record.score)
+            rows.append([job.name, job.status, *job.values(varied), own, *numbers, latency, job.record.reason])
     csv.writer(table := io.StringIO()).writerows(rows)
     write_output("the table of the sweep", directory / SWEEP, table.getvalue())
-    _show(groups, varied, f"{len(jobs)} jobs in {directory}")
+    _show(groups, [*varied, score], f"{len(jobs)} jobs in {directory}")
     if len(results) > 1 and any(name.startswith("planner") for name in varied):
         _plot_tradeoff([job for job in jobs if job.name in results], results, varied, directory / "tradeoff.png")
     write_sweep_page(directory)
@@ -250,20 +253,23 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _show(groups: Sequence[Group], varied: Sequence[str], title: str) -> None:
-    """Print the jobs as a table, a section for each setting, and the reasons of failures below it."""
+def _show(groups: Sequence[Group], columns: Sequence[str], title: str) -> None:
+    """Print the jobs as a table, a section for each setting, and the reasons of failures below it.
+
+    The last of the ``columns`` is the name of the score, the others are options.
+    """
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
-    for name in ("job", "status", *varied, "score", "mean ± 95 %"):
+    for name in ("job", "status", *columns, "mean ± 95 %"):
         table.add_column(name, overflow="fold", no_wrap=name in ("job", "status"))
     for group in groups:
         interval = _number(group.mean)
         if group.half_width is not None:
             interval += f" ± {_number(group.half_width)} ({group.seeds} seeds)"
         for job in group.jobs:
-            table.add_row(job.name, job.status, *job.values(varied), _number(job.record.score), interval)
+            table.add_row(job.name, job.status, *job.values(columns[:-1]), _number(job.record.score), interval)
             interval = ""
         table.add_section()
     console = Console()

@@ -32,7 +32,7 @@ def plot_comparison(report: Report, title: str, path: Path) -> None:
         axes.set_yticks(range(len(colors)), list(colors), fontsize=9)
         axes.set_ylim(len(colors) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_xlabel("score (%)", fontsize=9)
+        axes.set_xlabel("normalized score (%)", fontsize=9)
         axes.use_sticky_edges = False  # otherwise the bars begin at the frame
         axes.margins(x=0.1)
         tidy(axes)
@@ -44,10 +44,10 @@ def plot_comparison(report: Report, title: str, path: Path) -> None:
         left.fill_between(report.thresholds, low, high, color=color, alpha=0.2, linewidth=0)  # NaN: no interval
         budget = report.budgets[method]
         right.plot(range(1, len(budget) + 1), budget, "o-", color=color, linewidth=1.6, markersize=4)
-    left.set(xlabel="score τ (%)", ylabel="share of runs above τ", ylim=(-0.02, 1.02))
+    left.set(xlabel="normalized score τ (%)", ylabel="share of runs above τ", ylim=(-0.02, 1.02))
     left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     left.set_title("performance profiles", fontsize=10)
-    right.set(xlabel="policies tried", ylabel="expected best score (%)")
+    right.set(xlabel="policies tried", ylabel="expected best normalized score (%)")
     right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.set_title("tuning budget", fontsize=10)
     for axes in (left, right):

@@ -104,7 +104,7 @@ def compare(
 
     by_task = [(task, own[task]) for task in all_tasks for own in of_tasks.values() if task in own]
     title = "By task: mean over runs and its 95 % interval by Student's t"
-    columns = ["task", "method", "runs", "seeds", "episodes", "return", "score", "commit"]
+    columns = ["task", "method", "runs", "seeds", "episodes", "return_mean", "normalized_score", "commit"]
     add("tasks", title, columns, [_task_row(task, runs) for task, runs in by_task])
     known = any(one.low is not None for own in aggregates.values() for one in own)
     what = "scores and 95 % stratified bootstrap intervals" if known else "scores, of too few runs for intervals"
@@ -117,11 +117,11 @@ def compare(
     add("budget", title, ["n", *budgets], [[n, *row] for n, row in enumerate(rows, 1)])
     rows = zip(thresholds, *profiles.values(), strict=True)
     title = f"Performance profiles: share of runs above a score, over {over}"
-    add("profiles", title, ["score", *profiles], [list(row) for row in rows], False)
-    columns = ["method", "task", "seed", "episodes", "return", "score", "commit", "folder"]
+    add("profiles", title, ["normalized_score", *profiles], [list(row) for row in rows], False)
+    columns = ["method", "task", "seed", "episodes", "return_mean", "normalized_score", "commit", "folder"]
     add("runs", "Runs", columns, [_run_row(run) for runs in methods.values() for run in runs], False)
     notes = [f"NOT COMPARABLE, compared because of --anyway: {one}" for one in differences]
-    notes += [f"scores are returns on a scale of 0 to 100 %: {scale}", *remarks]
+    notes += [f"scores are normalized, returns on a scale of 0 to 100 %: {scale}", *remarks]
     if len(tasks) < len(all_tasks):
         notes.append(f"aggregates are over the {len(tasks)} of {len(all_tasks)} tasks that all methods have")
     return Report(tables, [*notes, *_conclusions(scores, wins)], aggregates, thresholds, profiles, budgets)

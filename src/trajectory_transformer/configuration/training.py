@@ -90,7 +90,7 @@ class ModelConfig:
     training; 0 for none. Weights of init_from are not trained so."""
     action_improvement: float = within(0.0, 0.0, 1e6)
     """Updates of a network that corrects planned actions towards those that turned out better than expected, before the
-    training: this many for each update of the training; 0 for none. Weights of init_from are not trained so."""
+    training: this many for each update of the training; 0 for none. With init_from it is fitted anew, too."""
     block: Any = None
     """Class of all blocks: the _target_ and options of a block of your own; null is the GPT block of model/gpt.py."""
 
@@ -114,11 +114,6 @@ class ModelConfig:
     def wants_regression(self) -> bool:
         """True if such a regression is asked for, which has no effect without a numerical embedding."""
         return max(self.numerical_regression, self.numerical_pretraining) > 0.0
-
-    @property
-    def trains_parts_first(self) -> bool:
-        """True if parts of the model are asked to be trained before the whole."""
-        return max(self.numerical_pretraining, self.action_improvement) > 0.0
 
 
 @dataclass

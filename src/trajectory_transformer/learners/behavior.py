@@ -10,7 +10,7 @@ from typing_extensions import override
 from ..configuration import TrainConfig, require
 from ..simulation import REGISTRY
 from ..simulation.policies import PolicyBehavior
-from ..training.learner import OPTIONS_OF_RETURNS, OPTIONS_OF_WINDOWS, Learner
+from ..training.learner import OPTIONS_OF_WINDOWS, Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
@@ -29,7 +29,7 @@ class DeterministicBehavior(Learner):
     """
 
     kind = "behavior"
-    ignores = (*OPTIONS_OF_WINDOWS, *OPTIONS_OF_RETURNS, "optimizer", "init_from")
+    ignores = (*OPTIONS_OF_WINDOWS, "optimizer", "init_from")
 
     @override
     def check(self, config: TrainConfig) -> None:

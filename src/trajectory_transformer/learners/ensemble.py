@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from ..configuration import LARGEST, TrainConfig, validate, within
 from ..errors import UserError
-from ..training.learner import OPTIONS_OF_RETURNS, OPTIONS_OF_WINDOWS, Learner
+from ..training.learner import Learner
 
 if TYPE_CHECKING:  # options are checked before torch is loaded
     from ..checkpoint import Checkpoint
@@ -24,7 +24,6 @@ class EnsembleLearner(Learner):
 
     kind = "ensemble"
     acts = False
-    ignores = (*OPTIONS_OF_WINDOWS, *OPTIONS_OF_RETURNS)
 
     num_members: int = within(5, 1, 1000)
     """Networks in the ensemble."""

@@ -39,7 +39,8 @@ class TrajectoryModule(LearnerModule):
     """
 
     unit = "tokens"
-    only_training = ("readout.", "improvement.")
+    only_training = ("readout.",)
+    only_own_data = ("improvement.",)
 
     def __init__(
         self,
@@ -119,10 +120,6 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
-        self._pretrain_numbers(stopped, progress)
-        self._fit_improvement(stopped, progress)
-
-    def _pretrain_numbers(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
         updates = round(self.model.config.numerical_pretraining * self.plan.max_steps)
         if self.readout is None or updates == 0 or self.readout.pretrained:
             return
@@ -135,7 +132,8 @@ class TrajectoryModule(LearnerModule):
         for part in parts:  # the same on all processes, also where their processors round differently
             part.load_state_dict(self.trainer.strategy.broadcast(part.state_dict()))
 
-    def _fit_improvement(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
+    @override
+    def fit_to_data(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
         if self.improvement is None or self.improvement.fitted:
             return
         assert self._transitions is not None

@@ -1,6 +1,8 @@
 """Trials of an objective and of a model on random numbers, so that a mistake shows before a training, not after it."""
 
+import functools
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from ..model.gpt import TrajectoryTransformer
 from .objectives import Candidates, Objective, PlanningContext, WeightedSum
 from .proof import decoding_error, tolerance_of
 from .transformer_decoder import TransformerDecoder
+
+log = logging.getLogger(__name__)
 
 _ENVIRONMENTS = 2  # of which the first is at its episode's first step
 _ROWS = 3  # sequences decoded
@@ -70,7 +74,8 @@ def try_objective(objective: Objective, context: PlanningContext) -> None:
     """Score random candidates of a plan's first and last transition with a prepared objective.
 
     They are as many as the search of ``context.settings`` has, in two environments, and in the range of the data. An
-    objective that is searched token by token is not called by a search, and not tried.
+    objective that is searched token by token is not called by a search, and not tried. One that gives all plans the
+    same score is told in a warning, once in a process.
 
     Raises:
         UserError: the objective fails, returns scores of another shape than (environment, n), or all scores of an
@@ -78,8 +83,23 @@ def try_objective(objective: Objective, context: PlanningContext) -> None:
     """
     if objective.by_token:
         return
-    for t in sorted({0, context.settings.horizon - 1}):
-        _require_scores(objective, _random_candidates(objective, context, t))
+    transitions = sorted({0, context.settings.horizon - 1})
+    tried = [_scores(objective, _random_candidates(objective, context, t)) for t in transitions]
+    last = tried[-1].nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+    if last.shape[1] > 1 and (last == last[:, :1]).all():
+        _warn_of_equal_scores(_name(objective), _place(*_definition(objective)), context.settings.horizon)
+
+
+@functools.cache
+def _warn_of_equal_scores(name: str, place: str, horizon: int) -> None:
+    log.warning(
+        "planner.objective: %s gives all random plans the same score (%s), so it chooses none; with planner.horizon=%d "
+        "plans differ in their actions, rewards and value%s",
+        name,
+        place,
+        horizon,
+        " alone" if horizon == 1 else ", and in the observations after the first",
+    )
 
 
 def _random_candidates(objective: Objective, context: PlanningContext, t: int) -> Candidates:
@@ -88,6 +108,7 @@ def _random_candidates(objective: Objective, context: PlanningContext, t: int) -
     generator, shape = torch.Generator().manual_seed(0), (_ENVIRONMENTS, settings.beam_width * settings.n_expand)
     size = *shape, t + 1, layout.transition_dim
     plans = torch.randint(discretizer.num_bins, size, generator=generator).to(context.device)
+    plans[:, :, 0, layout.observation] = plans[:, :1, 0, layout.observation]  # the present one
     values = discretizer.decode(plans)
     returns = torch.zeros(*shape, settings.horizon + 1, device=values.device)
     returns[:, :, : t + 1] = values[..., layout.reward]
@@ -107,17 +128,19 @@ def _random_candidates(objective: Objective, context: PlanningContext, t: int) -
     )
 
 
-def _require_scores(objective: Objective, candidates: Candidates) -> None:
-    if (fault := _fault(objective, candidates)) is None:
-        return
+def _scores(objective: Objective, candidates: Candidates) -> Tensor:
+    """Scores (environment, n) of the candidates; UserError if something is wrong with the objective, or a term."""
+    found = _scores_or_fault(objective, candidates)
+    if isinstance(found, Tensor):
+        return found
     if isinstance(objective, WeightedSum):
         for term in objective.objectives:
-            _require_scores(term, candidates)
-    raise UserError(f"planner.objective: {fault}")
+            _scores(term, candidates)
+    raise UserError(f"planner.objective: {found}")
 
 
-def _fault(objective: Objective, candidates: Candidates) -> str | None:
-    """Score the candidates; returns what is wrong with the objective, its class and line included, or None."""
+def _scores_or_fault(objective: Objective, candidates: Candidates) -> Tensor | str:
+    """Score the candidates, or say what is wrong with the objective, its class and line included."""
     try:
         scores = objective(candidates)
     except UserError:
@@ -132,7 +155,7 @@ def _fault(objective: Objective, candidates: Candidates) -> str | None:
     elif scores.isnan().all(dim=1).any():
         fault = "returns NaN for each candidate"
     else:
-        return None
+        return scores
     needed = f"it must return a tensor of scores, one for each candidate, {expected}"
     return f"{_name(objective)} {fault} ({_place(*_definition(objective))}); {needed}"
 

@@ -190,10 +190,13 @@ class BetweenUpdates(Callback):
 
 
 class Pretraining(Callback):
-    """Calls the module's ``pretrain`` before the first update. A signal ends it; a resumed run begins it anew."""
+    """Calls the module's ``pretrain``, unless its weights were ``given``, and ``fit_to_data`` before the first update.
 
-    def __init__(self, keeper: KeepCheckpoints) -> None:
-        self.keeper = keeper
+    A signal ends it; a resumed run begins it anew.
+    """
+
+    def __init__(self, keeper: KeepCheckpoints, given: bool = False) -> None:
+        self.keeper, self.given = keeper, given
         self._ended = False  # by a signal
 
     @override
@@ -204,7 +207,9 @@ class Pretraining(Callback):
             trainer.fit_loop.epoch_loop.restarting = False
             shown = self.keeper.options.progress_bar and trainer.is_global_zero
             progress = WorkProgress("{task.completed:.0f}/{task.total:.0f} updates", shown)
-            pl_module.pretrain(self._stopped, progress)
+            if not self.given:
+                pl_module.pretrain(self._stopped, progress)
+            pl_module.fit_to_data(self._stopped, progress)
             if self._ended and trainer.is_global_zero:
                 log.warning("interrupted before the first update: continued, the run begins this first phase anew")
             self.keeper.before_first_update(trainer)

@@ -119,8 +119,8 @@ def fit(
         plays = config.evaluation.every is not None
         player = EpisodePlayer(learner, config, watch, [throughput, *progress]) if plays else None
         keeper = KeepCheckpoints(checkpoints, config.trainer, watch, player)
-        first = [] if config.init_from else [Pretraining(keeper)]
-        ours = [*first, BetweenUpdates(keeper), BuffersOfFirstProcess(), throughput, *progress]
+        first = Pretraining(keeper, given=config.init_from is not None)
+        ours = [first, BetweenUpdates(keeper), BuffersOfFirstProcess(), throughput, *progress]
         all_callbacks = [*ours, *callbacks, keeper]
         trainer = make_trainer(config, run_directory, loggers, all_callbacks)
         if config.trainer.compile:

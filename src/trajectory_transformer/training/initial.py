@@ -1,5 +1,6 @@
 """Initial weights of a run from a trained network, and the check that they fit."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..building import with_defaults
 from ..checkpoint import Checkpoint, TrainingRecord, require_shapes
 from ..configuration import require
 from ..environments.spec import EnvironmentSpec
@@ -16,11 +18,10 @@ from .learner_module import LearnerModule
 
 log = logging.getLogger(__name__)
 
-# Options of a model that its weights depend on, sizes first.
+# Options of a model that its weights depend on, sizes of the data and windows first.
 DECISIVE = (
-    "observation_dim", "action_dim", "vocab_size", "block_size", "n_layer", "n_embd", "n_head", "hidden_act",
-    "layer_norm_eps", "goal_conditioned", "numerical_embedding", "numerical_dynamics",
-    "block",
+    "observation_dim", "action_dim", "vocab_size", "goal_conditioned", "block_size", "n_layer", "n_embd", "n_head",
+    "hidden_act", "layer_norm_eps", "numerical_embedding", "numerical_dynamics", "block",
 )  # fmt: skip
 
 
@@ -41,7 +42,9 @@ class InitialWeights:
         return cls(path, checkpoint.training.kind, checkpoint.model, checkpoint.state_dict, checkpoint.training)
 
     def give_to(self, module: LearnerModule) -> None:
-        """Copy the parameters to a module; its buffers, such as means of the data, do not change.
+        """Copy the parameters to a module, but for those that it fits to its own data.
+
+        Its buffers, such as means of the data, do not change.
 
         Raises:
             UserError: the weights belong to another learner, model or spaces, or a tensor is missing or has another
@@ -54,11 +57,14 @@ class InitialWeights:
         wanted = module.model_options()
         for name in DECISIVE:
             was, value = self.model.get(name, wanted.get(name)), wanted.get(name)
-            require(was == value, f"{here} holds a model with {name}={was}, but this run has {name}={value}")
+            if was and value and name == "block" and was["_target_"] == value["_target_"]:
+                was = with_defaults(was, here)  # an older checkpoint does not record them
+            require(was == value, f"{here} holds a model with {self._difference(name, was, value, wanted)}")
         parameters = {
             name: parameter
             for name, parameter in module.named_parameters()
-            if name in self.weights or not name.startswith(module.only_training)
+            if not name.startswith(module.only_own_data)
+            and (name in self.weights or not name.startswith(module.only_training))
         }
         try:
             require_shapes(parameters, self.weights)
@@ -73,6 +79,19 @@ class InitialWeights:
             log.warning(
                 "%s: the bins that it was trained with are %s, so its tokens may stand for other values", here, known
             )
+
+    def _difference(self, name: str, was: Any, value: Any, wanted: Mapping[str, Any]) -> str:
+        """End of the message on an entry of :data:`DECISIVE`, with the option that changes it, if one does."""
+        if name == "block_size":  # the tokens of a window
+            lengths = ((size + 1) // wanted["transition_dim"] - wanted["goal_conditioned"] for size in (was, value))
+            name, (was, value) = "data.sequence_length", lengths
+        elif name.endswith("_dim"):
+            return f"{name}={was}, but this run's data have {value}"
+        else:
+            group = "model" if self.kind == "transformer" else "learner"
+            name = "data.discretizer.num_bins" if name == "vocab_size" else f"{group}.{name}"
+        was, value = json.dumps(was), json.dumps(value)  # as on the command line: null, true, false
+        return f"{name}={was}, but this run has {value}: give {name}={was}"
 
     @staticmethod
     def _require_spaces(here: str, was: EnvironmentSpec, now: EnvironmentSpec) -> None:

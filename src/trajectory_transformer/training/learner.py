@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
 OPTIONS_OF_WINDOWS = ("model", "planner", "data.discretizer", "data.sequence_length")
 """Options, or groups of options, without effect on learners that neither use windows of tokens nor plan."""
 OPTIONS_OF_RETURNS = ("data.discount", "data.termination_penalty", "data.continue_truncated")
-"""Options without effect on learners that use neither rewards nor returns."""
+"""Options without effect on training that uses no rewards (:meth:`Learner.uses_rewards`)."""
 
 
 class Learner(ABC):
@@ -47,7 +47,7 @@ class Learner(ABC):
         """Raise UserError, which names the options, if options do not fit the data."""
 
     def uses_rewards(self, config: TrainConfig) -> bool:
-        """Return whether training depends on the data's rewards."""
+        """Return whether training depends on the data's rewards; if not, a user must not set their options."""
         return True
 
     @abstractmethod

@@ -35,6 +35,7 @@ class LearnerModule(L.LightningModule):
 
     unit: ClassVar[str] = "transitions"  # unit of ``plan.tokens_per_step`` and of the learning rate's schedule
     only_training: ClassVar[tuple[str, ...]] = ()  # beginnings of parameters' names that ``init_from`` may lack
+    only_own_data: ClassVar[tuple[str, ...]] = ()  # and of those that it never gives: ``fit_to_data`` fits them anew
     best_is_latest: ClassVar[bool] = False  # losses do not rank weights, so ``best.ckpt`` is the latest
     captures: ClassVar[dict[str, Capture[Any]]] = {"cuda": cuda_graph}  # by type of device
 
@@ -65,10 +66,16 @@ class LearnerModule(L.LightningModule):
         raise NotImplementedError
 
     def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
-        """Train parts of the network before the first update; by default, none.
+        """Train parts of the network before the first update, if it starts from random weights; by default, none.
 
         It must leave the weights as they were once ``stopped`` returns True, and do nothing if called again after it
         was completed, in this process or before a resume.
+        """
+
+    def fit_to_data(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
+        """Fit what belongs to the data, not the weights, before the first update; as :meth:`pretrain`, which precedes.
+
+        It is also called if the weights are those of ``init_from``.
         """
 
     @override
