@@ -80,7 +80,9 @@ class Cost(Return):
     [{}, {"window": "sliding", "context": 2}, {"k_obs": None, "k_act": 4, "temperature": 1.7, "cdf_act": 0.3}],
     ids=["growing", "sliding", "filtered"],
 )
-def test_log_likelihoods_are_those_of_full_forward_passes(make_decoder: MakeDecoder, options: dict[str, Any]) -> None:
+def test_likelihoods_and_distributions_are_those_of_full_forward_passes(
+    make_decoder: MakeDecoder, options: dict[str, Any]
+) -> None:
     """Of every candidate of every transition, token by token."""
     model = small_model(spread=0.3)
     options = {"horizon": 3, "beam_width": 3, "n_expand": 2, "context": 2, "discount": 0.9} | options
@@ -94,21 +96,30 @@ def test_log_likelihoods_are_those_of_full_forward_passes(make_decoder: MakeDeco
     def estimate(probabilities: Tensor) -> Tensor:
         return probabilities[..., 0]
 
-    found = beam_search(decoder, prefix, layout, settings, estimate, uniforms, None, watching)
+    def decode(tokens: Tensor, columns: slice) -> Tensor:
+        return tokens + 100.0 * columns.start
+
+    found = beam_search(decoder, prefix, layout, settings, estimate, uniforms, None, watching, decode)
     limit = settings.context * WIDTH - 1 if sliding else model.config.block_size
     for environment in range(2):
         beams = [(0.0, prefix[environment].tolist())]
         for t, (seen, step) in enumerate(zip(watching.seen, found.steps, strict=True)):
             per_beam, candidates = len(seen.tokens[environment]) // len(beams), []
+            distributions = {layout.reward: seen.reward_distribution, layout.value: seen.value_distribution}
             for row, tokens in enumerate(seen.tokens[environment].tolist()):
                 total, sequence = beams[row // per_beam]
                 sequence = list(sequence)
                 for position, token in enumerate(tokens):
                     if t == 0 and position < layout.observation_dim:
                         continue  # given: the prefix ends with it
+                    logits = full_logits(model, torch.tensor([[sequence]]), limit)[0, 0]
                     if position < layout.reward:
-                        logits = full_logits(model, torch.tensor([[sequence]]), limit)[0, 0]
                         total += float(logits.log_softmax(0)[token])
+                    else:
+                        values, probabilities = distributions[position]
+                        torch.testing.assert_close(values, torch.arange(VOCABULARY) + 100.0 * position)
+                        expected = logits[:-1].softmax(0)
+                        torch.testing.assert_close(probabilities[environment, row], expected, rtol=1e-4, atol=1e-5)
                     sequence.append(token)
                 assert seen.log_likelihoods[environment, row].item() == pytest.approx(total, abs=1e-4)
                 candidates.append((total, sequence))

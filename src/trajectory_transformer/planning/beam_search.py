@@ -152,7 +152,9 @@ def beam_search(
         tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
         whole = torch.cat([observations.repeat_interleave(candidates, dim=1), tokens], dim=2)
         traced = functools.partial(_plans_so_far, tuple(steps), tuple(seen), whole)
-        scores = objective(Candidates(t, returns, discounts, whole, layout, decode, likelihoods, traced, executed))
+        of_bins = probabilities[..., :-1]  # without the stop token
+        inputs = t, returns, discounts, whole, layout, decode, likelihoods, traced, executed, of_bins
+        scores = objective(Candidates(*inputs))
         require(
             scores.shape == whole.shape[:2],
             f"planner.objective returns scores of shape {tuple(scores.shape)}; it must return one for each candidate, "
@@ -161,7 +163,7 @@ def beam_search(
         scores = scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         # A stable sort keeps the first of equal candidates (copies of one sequence) on every machine.
         scores, kept = (ranked[:, :width] for ranked in scores.sort(dim=1, descending=True, stable=True))
-        of_value = probabilities[:, :, 1, :-1] if settings.act == "conditioned" else None
+        of_value = of_bins[:, :, 1] if settings.act == "conditioned" else None
         steps.append(SearchStep(tokens, estimates[:, :, 0], estimates[:, :, 1], kept, of_value))
         seen.append(observations)
         decoder.keep(kept)

@@ -48,6 +48,8 @@ class Candidates:
     traced: "Callable[[], Tensor] | None" = None
     # (environment, action_dim) actions executed last, NaN where there is none; None: there are none
     executed: "Tensor | None" = None
+    # (environment, n, 2, num_bins) of the bins of reward and value of transition ``t``; they need not add up to 1
+    probabilities: "Tensor | None" = None
 
     @property
     def rewards(self) -> "Tensor":
@@ -58,6 +60,19 @@ class Candidates:
     def value(self) -> "Tensor":
         """Estimated return-to-go (environment, n) after transition ``t``, without the reward of ``t``."""
         return self.returns[:, :, self.t + 1]
+
+    @property
+    def reward_distribution(self) -> "tuple[Tensor, Tensor]":
+        """Predicted reward of transition ``t``: values (num_bins,) of the bins, ascending, and their probabilities.
+
+        Probabilities are (environment, n, num_bins). The last of :attr:`rewards` is an estimate from them.
+        """
+        return self._distribution(0, self.layout.reward)
+
+    @property
+    def value_distribution(self) -> "tuple[Tensor, Tensor]":
+        """The same of the return-to-go after transition ``t``; :attr:`value` is an estimate from it."""
+        return self._distribution(1, self.layout.value)
 
     @property
     def observations(self) -> "Tensor":
@@ -126,6 +141,13 @@ class Candidates:
         )
         assert self.sampled is not None
         return self.sampled
+
+    def _distribution(self, kind: int, column: int) -> "tuple[Tensor, Tensor]":
+        assert self.decode is not None
+        assert self.probabilities is not None
+        found = self.probabilities[:, :, kind]
+        bins = self.tokens.new_ones(found.shape[-1]).cumsum(0) - 1
+        return self.decode(bins[:, None], slice(column, column + 1))[:, 0], found / found.sum(dim=-1, keepdim=True)
 
     @property
     def _executed(self) -> "Tensor":

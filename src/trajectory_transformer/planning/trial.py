@@ -125,6 +125,7 @@ def _random_candidates(objective: Objective, context: PlanningContext, t: int) -
         sampled=-torch.rand(shape, generator=generator).to(values) if objective.needs_log_likelihoods else None,
         traced=lambda: plans,
         executed=executed,
+        probabilities=torch.rand(*shape, 2, discretizer.num_bins, generator=generator).to(values),
     )
 
 
