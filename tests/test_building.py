@@ -1,5 +1,6 @@
 """Objects from names: the user may name any class, a file almost none."""
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class Options(Part):
 
 
 class Odd:
-    def __init__(self, needed, /, sizes=(1, 2), kind=Part, *, flag=True, **others) -> None: ...
+    def __init__(self, needed, /, sizes=(1, 2), kind=Part, limit=math.inf, *, flag=True, **others) -> None: ...
 
 
 @pytest.fixture

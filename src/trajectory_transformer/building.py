@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
@@ -255,7 +256,7 @@ def _defaults(found: type | None) -> Iterator[tuple[str, Any]]:
 def _is_yaml(value: Any) -> bool:
     if type(value) in (list, dict):
         return all(map(_is_yaml, value.values() if type(value) is dict else value))
-    return type(value) in (NoneType, bool, int, float, str)
+    return type(value) in (NoneType, bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def _is_plain(value: object) -> bool:

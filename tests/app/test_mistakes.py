@@ -298,6 +298,15 @@ def test_what_a_class_s_yaml_leaves_out_is_recorded_and_needs_no_plus(
     assert message in capsys.readouterr().err
     assert train("-m", *words[:3], "planner.objective.weight=0.2,0.3", "hydra.sweep.dir=sweep") == 0
     assert [run.differs for _, run in runs.calls[1:]] == [f"planner.objective.weight={weight}" for weight in (0.2, 0.3)]
+    del runs.calls[:]
+    assert train("-m", *words, "learner=transformer,bc", "evaluation.episodes=0", "hydra.sweep.dir=fixed") == 0
+    assert [run.differs for _, run in runs.calls] == ["learner=transformer", "learner=bc"]
+    capsys.readouterr()
+    assert train("-m", *words[:3], "seed=0,1", "planner.objective.wieght=0.5", "hydra.sweep.dir=refused") == 2
+    assert message in capsys.readouterr().err
+    assert not Path("refused").exists()
+    assert train(*words, "--help", "planner.objective") == 0
+    assert "planner.objective.weight=0.5" in capsys.readouterr().out
 
 
 def test_an_evaluation_records_what_the_yaml_leaves_out(
@@ -308,8 +317,10 @@ def test_an_evaluation_records_what_the_yaml_leaves_out(
     (tmp_path / "a.ckpt").touch()
     assert evaluate("--config-dir", "own", "checkpoint=a.ckpt", "planner=averse", "planner.objective.weight=3") == 0
     assert evaluate("checkpoint=a.ckpt", "planner.objective.weight=3") == 0  # of the checkpoint's objective
+    assert evaluate("checkpoint=a.ckpt", f"planner.objective._target_={averse}") == 0
     objectives = [planner["objective"] for planner in given]
-    assert objectives == [{"_target_": averse, "weight": 3, "limit": 2.0}, {"weight": 3}]
+    whole = {"_target_": averse, "weight": 3, "limit": 2.0}
+    assert objectives == [whole, {"weight": 3}, whole | {"weight": 0.1}]
 
 
 def test_an_entry_of_a_mapping_may_be_removed(train: Callable[..., int], runs: Runs) -> None:

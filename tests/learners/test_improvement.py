@@ -158,4 +158,4 @@ class TestInTraining:
         config = small_config(max_steps=2)
         config.init_from = str(trained.last)
         started = fit(TransformerLearner(), config, tmp_path / "second", small_datamodule(config), [], [], resume=False)
-        assert Agent.from_checkpoint(started.last, act="mean").settings.improvement == 1.0
+        assert Agent.from_checkpoint(started.last, act="mean").settings.improvement == 2.0

@@ -68,8 +68,30 @@ def test_a_start_from_a_checkpoint_without_recorded_defaults_is_accepted(tmp_pat
     assert len(config.model.block) == 2
     initial.give_to(make_module(TransformerLearner(), config, small_datamodule(config)))
     config.model.block = {**BLOCK, "expansion": 3.0}
-    with pytest.raises(UserError, match=r"but this run has .*: give model\.block="):
+    with pytest.raises(
+        UserError, match=r"model\.block\.expansion=2\.0, .* has 3\.0: give model\.block\.expansion=2\.0$"
+    ):
         initial.give_to(make_module(TransformerLearner(), config, small_datamodule(config)))
+    config.model.block = None
+    with pytest.raises(
+        UserError, match=r'but this run has null: give model\.block\._target_="swiglu_block\.SwiGluBlock"$'
+    ):
+        initial.give_to(make_module(TransformerLearner(), config, small_datamodule(config)))
+
+
+def test_a_start_imports_nothing_that_only_the_checkpoint_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign_part.py").write_text("class Part: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = small_config(max_steps=1)
+    config.model.block = BLOCK
+    module = make_module(TransformerLearner(), config, small_datamodule(config))
+    inner = {**BLOCK, "inner": {"_target_": "foreign_part.Part"}}
+    initial = InitialWeights("a.ckpt", module.record.kind, {"block": inner}, {})
+    with pytest.raises(UserError, match=r"but this run has null: give model\.block\.inner="):
+        initial.give_to(module)
+    assert "foreign_part" not in sys.modules
 
 
 def test_one_that_cannot_be_planned_with_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from trajectory_transformer.configuration import MAY_CHANGE, TrainConfig, may_ch
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.iql import ImplicitQLearning
 from trajectory_transformer.learners.transformer import TransformerLearner
+from trajectory_transformer.model import action_improvement
 from trajectory_transformer.training.callbacks import KeepCheckpoints
 from trajectory_transformer.training.fit import fit
 from trajectory_transformer.training.interruption import TrainingInterrupted
@@ -227,7 +228,7 @@ def test_seeds_differ(tmp_path: Path, unbroken: tuple[dict[str, str], dict[Any, 
     assert digests(tmp_path)["last"] != unbroken[0]["last"]
 
 
-def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
+def test_resume_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_fit(tmp_path, small_config(max_steps=2))
 
     def refused(config: Any, data: Any = None) -> str:
@@ -248,6 +249,9 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     changed.data.batch_size = 10
     assert "data.batch_size=9, now it is 10" in refused(changed)
     changed = small_config(max_steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(action_improvement, "WIDTH", 5)
+        assert "the present code: the tensor 'improvement.layers.0.weight' has shape (256" in refused(changed)
     changed.optimizer.learning_rate = 1e-4  # allowed
     small_fit(tmp_path, changed, resume=True)
     other = small_data()

@@ -141,9 +141,9 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             evaluation = typed_evaluate(config, words, chosen)
             if chosen:
                 make_objective(evaluation.planner)
-                _complete(evaluation, "planner.objective")
             # Only its class: its other options may come from the checkpoint.
             _require_classes("planner.objective", evaluation.planner.objective)
+            _complete(evaluation, "planner.objective")
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
             require_trackers(evaluation.logger)
             if own is None:
@@ -180,6 +180,19 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     for name in RECORDS:
         _complete(options, name)
     return options
+
+
+def _require_fixed_records(config: DictConfig) -> None:
+    """Raise UserError for options that a class of a sweep does not take, if no group varies, which may choose it."""
+    parsed = OverridesParser.create().parse_overrides(as_typed(config.hydra, "task"))
+    varied = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    if varied & set(config.hydra.runtime.choices):
+        return
+    for name in RECORDS:
+        spec = OmegaConf.select(config, name)
+        if isinstance(spec, DictConfig) and "_target_" in spec:
+            with contextlib.suppress(InterpolationResolutionError):  # of what only jobs have
+                require_options(cast(dict[str, Any], OmegaConf.to_container(spec, resolve=True)), name)
 
 
 def _complete(options: TrainConfig | EvaluateConfig, name: str) -> None:
@@ -378,6 +391,7 @@ class RunChecks(Callback):
         with _ending_the_command(config):  # jobs check their own options
             mistakes.refuse_idle(as_typed(config.hydra, "hydra"), is_sweep=True)
             self._refuse_additions(config)
+            _require_fixed_records(config)
             planned = sweep.planned_jobs(config)
             if is_first_process():
                 self._take_folder(config, "hydra.sweep.dir", None)

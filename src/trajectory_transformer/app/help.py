@@ -19,7 +19,7 @@ from ..configuration.documentation import Option, meanings_of, options_of
 from ..errors import UserError
 from .commands import as_called
 from .mistakes import did_you_mean
-from .names import group_names
+from .names import as_addable, group_names
 
 FLAGS = ("--help", "-h")
 NO_CHOICES = "No file yet; {0}=NAME takes {0}/NAME.yaml in configs or in the folder of --config-dir"
@@ -123,7 +123,7 @@ def show_help(command: str, schema: type, configs: Sequence[Path], words: Sequen
         names = [*groups, *titles, *(option.name for section in found for option in section.options)]
         if not any(f"{name}.".startswith(f"{topic}.") for name in names):
             raise UserError(f"--help {topic}: there is no such group or option{did_you_mean(topic, names)}")
-    config, chosen = composed(command, configs, overrides)
+    config, chosen = composed(command, configs, as_addable(overrides, schema))
     kept = _kept(sections, overrides) if schema is EvaluateConfig and chosen.get("planner") is None else set[str]()
     if not topics:
         _print(f"{PURPOSE[schema]}\n\nusage: {_program()} [GROUP=CHOICE …] [OPTION=VALUE …] [--config-dir DIR]")
@@ -198,7 +198,7 @@ def setting(option: Option, config: DictConfig | None) -> str:
     """Return ``NAME=VALUE`` as composed, else the default; the value of a required option is "…"."""
     parent, _, name = option.name.rpartition(".")
     record = None if config is None else OmegaConf.select(config, parent) if parent else config
-    if record is not None and not OmegaConf.is_missing(record, name):
+    if record is not None and name in record:  # and not "???"
         value = record[name]
         return as_typed(option, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
     return f"{option.name}=…" if option.default is dataclasses.MISSING else as_typed(option, option.default)

@@ -260,7 +260,8 @@ def what_differs(job: Job) -> str | None:
     common: list[str] = []  # options of the sweep's command line; those that vary hold all their values
     with contextlib.suppress(StopIteration, OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
         file = next(path for path in parents if path.exists())
-        common = list(yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"])
+        words = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
+        common = [word.lstrip("+") for word in words]
     given = [f"{name}={value}" for name, value in job.parameters.items()]
     return " ".join(option for option in given if option not in common)
 

@@ -205,7 +205,7 @@ def report(
             rows.append([job.name, job.status, *job.values(varied), own, *numbers, latency, job.record.reason])
     csv.writer(table := io.StringIO()).writerows(rows)
     write_output("the table of the sweep", directory / SWEEP, table.getvalue())
-    _show(groups, [*varied, score], f"{len(jobs)} jobs in {directory}")
+    _show(groups, varied, score, f"{len(jobs)} jobs in {directory}")
     if len(results) > 1 and any(name.startswith("planner") for name in varied):
         _plot_tradeoff([job for job in jobs if job.name in results], results, varied, directory / "tradeoff.png")
     write_sweep_page(directory)
@@ -253,23 +253,20 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _show(groups: Sequence[Group], columns: Sequence[str], title: str) -> None:
-    """Print the jobs as a table, a section for each setting, and the reasons of failures below it.
-
-    The last of the ``columns`` is the name of the score, the others are options.
-    """
+def _show(groups: Sequence[Group], options: Sequence[str], score: str, title: str) -> None:
+    """Print the jobs as a table, a section for each setting, and the reasons of failures below it."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
-    for name in ("job", "status", *columns, "mean ± 95 %"):
+    for name in ("job", "status", *options, score, "mean ± 95 %"):
         table.add_column(name, overflow="fold", no_wrap=name in ("job", "status"))
     for group in groups:
         interval = _number(group.mean)
         if group.half_width is not None:
             interval += f" ± {_number(group.half_width)} ({group.seeds} seeds)"
         for job in group.jobs:
-            table.add_row(job.name, job.status, *job.values(columns[:-1]), _number(job.record.score), interval)
+            table.add_row(job.name, job.status, *job.values(options), _number(job.record.score), interval)
             interval = ""
         table.add_section()
     console = Console()

@@ -66,9 +66,9 @@ def fit_improvement(
             seen = improvement.normalized(observations[drawn])
             weights = advantage(seen, returns[drawn])
             both = torch.stack([torch.ones_like(weights), weights], dim=1).unsqueeze(2)
-            noise = torch.randn(wanted[drawn].shape, generator=stream).to(*kind)
-            means = improvement.means(seen, wanted[drawn] + NOISE * noise)
-            yield (both * (means - wanted[drawn].unsqueeze(1)).square()).mean()
+            taken = wanted[drawn]
+            noise = torch.randn(taken.shape, generator=stream).to(*kind)
+            yield (both * (improvement.means(seen, taken + NOISE * noise) - taken.unsqueeze(1)).square()).mean()
 
     layers = improvement.layers.requires_grad_(True)
     done = minimize(

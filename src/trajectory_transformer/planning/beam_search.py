@@ -151,10 +151,20 @@ def beam_search(
         returns[:, :, t : t + 2] = estimates
         tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
         whole = torch.cat([observations.repeat_interleave(candidates, dim=1), tokens], dim=2)
-        traced = functools.partial(_plans_so_far, tuple(steps), tuple(seen), whole)
         of_bins = probabilities[..., :-1]  # without the stop token
-        inputs = t, returns, discounts, whole, layout, decode, likelihoods, traced, executed, of_bins
-        scores = objective(Candidates(*inputs))
+        known = Candidates(
+            t=t,
+            returns=returns,
+            discounts=discounts,
+            tokens=whole,
+            layout=layout,
+            decode=decode,
+            sampled=likelihoods,
+            traced=functools.partial(_plans_so_far, tuple(steps), tuple(seen), whole),
+            executed=executed,
+            probabilities=of_bins,
+        )
+        scores = objective(known)
         require(
             scores.shape == whole.shape[:2],
             f"planner.objective returns scores of shape {tuple(scores.shape)}; it must return one for each candidate, "

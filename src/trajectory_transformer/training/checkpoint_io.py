@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from typing_extensions import override
 
-from ..checkpoint import Checkpoint, fitting_parts
+from ..checkpoint import Checkpoint, fitting_parts, require_shapes
 from ..checkpoint_file import read_checkpoint, write_checkpoint
 from ..configuration import may_change
 from ..errors import UserError
@@ -69,6 +69,12 @@ def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None
                 f"'{path}' has {name}={was}, but now it would be {value}; resume with the options and the data of the "
                 "original run"
             )
+    try:
+        require_shapes(module.state_dict(), saved.state_dict)
+    except ValueError as error:
+        raise UserError(
+            f"'{path}' does not fit the present code: {error}; resume with the code that the run was trained with"
+        ) from None
     if saved.training.dataset.fingerprint != now.dataset.fingerprint:
         raise UserError(
             f"'{path}' was trained on {', '.join(saved.training.dataset.ids)}, whose contents differ from those of "

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..building import with_defaults
+from ..building import targets_in, with_defaults
 from ..checkpoint import Checkpoint, TrainingRecord, require_shapes
 from ..configuration import require
 from ..environments.spec import EnvironmentSpec
@@ -57,9 +57,10 @@ class InitialWeights:
         wanted = module.model_options()
         for name in DECISIVE:
             was, value = self.model.get(name, wanted.get(name)), wanted.get(name)
-            if was and value and name == "block" and was["_target_"] == value["_target_"]:
+            if name == "block" and set(targets_in(was)) <= set(targets_in(value)):  # classes that the user named
                 was = with_defaults(was, here)  # an older checkpoint does not record them
-            require(was == value, f"{here} holds a model with {self._difference(name, was, value, wanted)}")
+            if was != value:
+                raise UserError(f"{here} holds a model with {self._difference(name, was, value, wanted)}")
         parameters = {
             name: parameter
             for name, parameter in module.named_parameters()
@@ -88,6 +89,10 @@ class InitialWeights:
         elif name.endswith("_dim"):
             return f"{name}={was}, but this run's data have {value}"
         else:
+            if name == "block" and isinstance(was, Mapping):
+                value = value or {}
+                key = next(key for key in {**was, **value} if was.get(key) != value.get(key))
+                name, was, value = f"block.{key}", was.get(key), value.get(key)
             group = "model" if self.kind == "transformer" else "learner"
             name = "data.discretizer.num_bins" if name == "vocab_size" else f"{group}.{name}"
         was, value = json.dumps(was), json.dumps(value)  # as on the command line: null, true, false
