@@ -20,9 +20,9 @@ from .conftest import CONFIGS
 DATASET = "tests/pendulum-v0"
 ENDLESS = (
     "data=minari", f"data.dataset_id={DATASET}", "data.sequence_length=4", "data.batch_size=8", "planner.horizon=2",
-    "planner.context=2", "model.numerical_pretraining=0", "trainer.max_steps=1000000", "trainer.validate_every=1000000",
-    "trainer.log_every=1", "trainer.checkpoint_every=1000000", "trainer.progress_bar=false", "trainer.threads=1",
-    "seed=0,1,2",
+    "planner.context=2", "model.numerical_pretraining=0", "model.action_improvement=0", "trainer.max_steps=1000000",
+    "trainer.validate_every=1000000", "trainer.log_every=1", "trainer.checkpoint_every=1000000",
+    "trainer.progress_bar=false", "trainer.threads=1", "seed=0,1,2",
 )  # fmt: skip
 
 
