@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -205,6 +206,7 @@ def test_an_offline_run_is_told_in_one_line(
     if silent is not None:
         monkeypatch.setenv("WANDB_SILENT", silent)
     caplog.set_level("INFO")
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # of handlers of earlier tests, whose streams are closed
     wandb.teardown()  # what an earlier test's run has set
     loggers = make_loggers(LoggerConfig("wandb"), tmp_path, {}, RunLabels())
     loggers[1].log_metrics({"val/loss": 1.0}, 1)
