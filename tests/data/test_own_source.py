@@ -96,7 +96,7 @@ def test_a_data_set_beside_a_source_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_trains_from_its_yaml(tmp_path: Path) -> None:
+def test_it_trains_from_its_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Called as by a user; the run's config and checkpoint record the data."""
     examples, data = ROOT / "examples", tmp_path / "numbers"
     data.mkdir()
@@ -130,6 +130,7 @@ def test_it_trains_from_its_yaml(tmp_path: Path) -> None:
     checkpoint = Checkpoint.from_contents(contents)
     with pytest.raises(UserError, match=r"allow=\[csv_episodes\]"):
         held_out_episodes(checkpoint)
+    monkeypatch.syspath_prepend(str(examples))
     (held_out,) = held_out_episodes(checkpoint, allow=["csv_episodes"])
     assert held_out.rewards.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
