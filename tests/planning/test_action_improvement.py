@@ -17,6 +17,7 @@ from trajectory_transformer.data.discretizer import Discretizer
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.model.action_improvement import ActionImprovement
 from trajectory_transformer.planning.agent import Agent
+from trajectory_transformer.planning.beam_search import effective_share, return_weights
 from trajectory_transformer.planning.objectives import Return, WeightedSum
 from trajectory_transformer.planning.planner import BeamPlanner
 
@@ -53,25 +54,39 @@ def test_planned_actions_are_corrected_within_the_range_of_the_data(
     improvement: ActionImprovement,
     options: dict[str, Any],
 ) -> None:
-    """Also those of later transitions, by the observations that the best sequence predicts."""
+    """Also those of later transitions, by the observations that the best sequence predicts; less if weights differ."""
 
     def planned(times: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        nonlocal shares
         settings = PlannerConfig(**(PLANNER | options), improvement=times)
         agent = Agent(BeamPlanner(model, discretizer, settings), ENVIRONMENT, improvement)
         agent.reset(2, [1, 2])
         first = agent.act(np.array([[0.5, -1.0, 0.0], [0.0, 2.0, 9.0]], dtype=np.float32))
+        if settings.act == "conditioned":
+            assert settings.discount is not None
+            steps, centers = agent._searches[0][0].steps, discretizer.centers[OBSERVATION_DIM + ACTION_DIM + 1]
+            weights = return_weights(steps, centers, settings.discount, settings.top_share)
+            shares = effective_share(weights).numpy()[:, :, None]
+            assert (shares < 0.999).all()
         return first, agent.last_plan.actions, agent.last_plan.observations
 
+    shares = np.ones((2, 1, 1))
     taken, plain, observations = planned(0.0)
     np.testing.assert_array_equal(taken, plain[:, 0])
     taken, corrected, again = planned(90.0)
     np.testing.assert_array_equal(taken, corrected[:, 0])
     np.testing.assert_array_equal(observations, again)
     edges = discretizer.edges[OBSERVATION_DIM : OBSERVATION_DIM + ACTION_DIM].numpy()
-    expected = plain + 90.0 * improvement(torch.from_numpy(observations), torch.from_numpy(plain)).numpy()
+    expected = plain + 90.0 * shares * improvement(torch.from_numpy(observations), torch.from_numpy(plain)).numpy()
     assert (np.abs(expected - plain) > 0.01).all()
     np.testing.assert_allclose(corrected, expected.clip(edges[:, 0], edges[:, -1]), rtol=1e-5, atol=1e-6)
     assert (corrected != expected).any()  # some were clipped
+
+
+def test_the_effective_share_of_candidates_by_hand() -> None:
+    """Weights of four candidates, for three transitions: equal, one alone, and two equal with two of nothing."""
+    weights = torch.tensor([[2.0, 0.0, 0.5], [2.0, 3.0, 0.0], [2.0, 0.0, 0.0], [2.0, 0.0, 0.5]]).unsqueeze(0)
+    torch.testing.assert_close(effective_share(weights), torch.tensor([[1.0, 0.25, 0.5]]))
 
 
 @pytest.fixture
@@ -115,10 +130,10 @@ def test_by_default_averaged_actions_are_corrected(checkpoint: Any, improvement:
     ]
     for options, times in cases:
         assert Agent.from_checkpoint(path, **options).settings.improvement == times
-    agent = Agent.from_checkpoint(path)
+    agent = Agent.from_checkpoint(path, act="mean")
     agent.reset(1)
     agent.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
-    plain = Agent.from_checkpoint(path, improvement=0.0)
+    plain = Agent.from_checkpoint(path, act="mean", improvement=0.0)
     plain.reset(1)
     plain.act(np.zeros((1, OBSERVATION_DIM), dtype=np.float32))
     seen, actions = plain.last_plan.observations, plain.last_plan.actions

@@ -554,7 +554,7 @@ def test_of_a_discrete_space_the_action_of_the_largest_weight_is_taken(make_agen
     nothing = torch.zeros(1, 1)
     result = SearchResult(torch.zeros(1, 1, WIDTH, dtype=torch.int64), nothing, nothing[0], nothing[0], [step], 5)
     centers = discretizer.centers[OBSERVATION_DIM]
-    assert int((centers == agent._actions(result)[0, 0, 0]).nonzero()) == 2
+    assert int((centers == agent._actions(result)[0][0, 0, 0]).nonzero()) == 2
 
 
 def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discretizer: Discretizer) -> None:
@@ -568,7 +568,7 @@ def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discr
         step = SearchStep(tokens, torch.zeros(1, 5), torch.zeros(1, 5), torch.arange(5).unsqueeze(0))
         nothing = torch.zeros(1, 1)
         result = SearchResult(torch.zeros(1, 1, WIDTH, dtype=torch.int64), nothing, nothing[0], nothing[0], [step], 5)
-        action = agent._actions(result)[0, 0, 0]
+        action = agent._actions(result)[0][0, 0, 0]
         centers = discretizer.centers[OBSERVATION_DIM]
         return int((centers == action).nonzero())
 

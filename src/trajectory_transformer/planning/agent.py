@@ -17,7 +17,7 @@ from ..data.goals import goal_transitions
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
 from ..model.action_improvement import ActionImprovement
-from .beam_search import SearchResult, actions_to_average, return_weights
+from .beam_search import SearchResult, actions_to_average, effective_share, return_weights
 from .plan import Plan, PlanCounts
 from .planner import BeamPlanner
 from .trained_transformer import TrainedTransformer, planner_settings
@@ -245,7 +245,7 @@ class Agent:
         found = self._planner.plan(prefix.to(self._device), generators, share, self._executed[index])
         length, horizon, tokens = found.tokens.shape[1], self.settings.horizon, found.tokens.cpu()
         self._plan_tokens[index, :length] = tokens
-        self._plan_actions[index, :length] = self._improved(self._actions(found), tokens)
+        self._plan_actions[index, :length] = self._improved(*self._actions(found), tokens)
         self._plan_returns[index] = torch.nan
         self._plan_returns[index, :length] = found.rewards.cpu()
         self._plan_returns[index, horizon:] = torch.stack([found.value, found.score], dim=1).cpu()
@@ -258,45 +258,51 @@ class Agent:
             self.counts.late + len(rows) * found.late,
         )
 
-    def _actions(self, found: SearchResult) -> Tensor:
-        """Actions (environment, horizon, action_dim) to take, as real values, chosen as ``settings.act`` says.
+    def _actions(self, found: SearchResult) -> tuple[Tensor, Tensor]:
+        """Actions to take, as real values, chosen as ``settings.act`` says; and the effective share of the candidates.
 
         An action counts once for each sequence that has it, with that sequence's weight. Indices of a Discrete space
         are not averaged: that of the largest weight is taken; of equal ones, that of the better sequence.
+
+        The actions are (environment, horizon, action_dim), the shares (environment, horizon), 1 for act=best.
         """
         columns, settings = self._layout.action, self.settings
         if settings.act == "best":
-            return self._discretizer.decode(found.tokens[:, :, columns].cpu(), columns)
+            actions = self._discretizer.decode(found.tokens[:, :, columns].cpu(), columns)
+            return actions, torch.ones(actions.shape[:2])
         beams = max(1, round(settings.elite_share * found.beam_width)) if settings.act == "elite" else None
         tokens = actions_to_average(found.steps, self._layout.action_dim, beams).cpu()
         weights = torch.ones(tokens.shape[:3])
         if settings.act == "conditioned":
             assert settings.discount is not None
             centers = self._discretizer.centers[self._layout.value].to(self._device)
-            shares = settings.top_share, settings.elite_share
-            weights = return_weights(found.steps, centers, settings.discount, *shares).cpu()
+            highest = settings.top_share, settings.elite_share
+            weights = return_weights(found.steps, centers, settings.discount, *highest).cpu()
+        shares = effective_share(weights)
         if self.environment.action.leaves[0].kind == "discrete":
             same = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(dim=-1)
             times = (same * weights.unsqueeze(2)).sum(dim=1)  # (environment, sequences, horizon)
             places = torch.arange(tokens.shape[1], 0, -1).unsqueeze(1)
             first = ((times == times.amax(dim=1, keepdim=True)) * places).argmax(dim=1)
             first = first[:, None, :, None].expand(-1, -1, -1, tokens.shape[3])
-            return self._discretizer.decode(tokens.gather(1, first).squeeze(1), columns)
+            return self._discretizer.decode(tokens.gather(1, first).squeeze(1), columns), shares
         weighted = self._discretizer.decode(tokens, columns) * weights.unsqueeze(3)
-        return weighted.sum(dim=1) / weights.sum(dim=1).unsqueeze(2)
+        return weighted.sum(dim=1) / weights.sum(dim=1).unsqueeze(2), shares
 
     @torch.inference_mode()
-    def _improved(self, actions: Tensor, tokens: Tensor) -> Tensor:
+    def _improved(self, actions: Tensor, shares: Tensor, tokens: Tensor) -> Tensor:
         """Planned actions (environment, horizon, action_dim) plus their improvement, within the range of the data's.
 
-        It is that in the observations of the best sequences, ``tokens`` (environment, horizon, transition_dim).
+        It is that in the observations of the best sequences, ``tokens`` (environment, horizon, transition_dim), times
+        the effective ``shares`` (environment, horizon): the fewer candidates the weights left, the more they have
+        improved on the mean action already.
         """
         layout, decode = self._layout, self._discretizer
         if self._improvement is None or not self.settings.improvement:
             return actions
         observations = decode.decode(tokens[:, :, layout.observation], layout.observation)
-        difference = self._improvement(observations, actions)
         edges = decode.edges[layout.action]
+        difference = shares.unsqueeze(2) * self._improvement(observations, actions)
         return (actions + self.settings.improvement * difference).clamp(edges[:, 0], edges[:, -1])
 
     def observe(self, actions: Array, rewards: Array, done: Array) -> None:

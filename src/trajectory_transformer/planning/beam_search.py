@@ -233,6 +233,14 @@ def return_weights(
     return torch.stack(found, dim=2)
 
 
+def effective_share(weights: Tensor) -> Tensor:
+    """Kish's effective sample size by the number n of candidates, (environment, transitions), in [1 / n, 1].
+
+    It is (Σw)² / (n Σw²) for weights (environment, n, transitions): 1 if all are equal, 1 / n if all but one are 0.
+    """
+    return weights.sum(dim=1).square() / (weights.shape[1] * weights.square().sum(dim=1))
+
+
 def _reaching(rewards: Tensor, values: Tensor, probabilities: Tensor, share: float) -> Tensor:
     """Probability (environment, n) that each candidate's reward plus value reaches the threshold of ``share``.
 
