@@ -65,8 +65,8 @@ class PlannerConfig:
     """Fraction that is averaged: of the sequences kept at the end with act=elite, of all candidates, those likeliest to
     have a high return, with act=conditioned."""
     improvement: float | None = within(None, 0.0, 100.0)
-    """Multiple of the model's action improvement (model.action_improvement) that is added to planned actions, less where
-    few candidates have most of the weight; null is 2 where act averages candidates for the return, and 0 elsewhere."""
+    """Multiple of the model's action improvement (model.action_improvement) that is added to planned actions; the fewer
+    candidates have most of the weight, the less; null is 2 where act averages candidates for the return, else 0."""
     plan_freq: int = within(1, 1)
     """Environment steps between plans."""
     deadline_ms: float | None = within(None, high=1e9, above=0.0)
