@@ -59,7 +59,7 @@ def test_planned_actions_are_corrected_within_the_range_of_the_data(
     def planned(times: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         nonlocal shares
         settings = PlannerConfig(**(PLANNER | options), improvement=times)
-        agent = Agent(BeamPlanner(model, discretizer, settings), ENVIRONMENT, improvement)
+        agent = Agent(BeamPlanner(model, discretizer, settings), ENVIRONMENT, [improvement])
         agent.reset(2, [1, 2])
         first = agent.act(np.array([[0.5, -1.0, 0.0], [0.0, 2.0, 9.0]], dtype=np.float32))
         if settings.act == "conditioned":
@@ -165,7 +165,7 @@ def test_a_copied_agent_corrects_in_the_same_way(
     model: TrajectoryTransformerModel, discretizer: Discretizer, improvement: ActionImprovement
 ) -> None:
     settings = PlannerConfig(**PLANNER, act="mean", improvement=2.0)
-    agent = Agent(BeamPlanner(model, discretizer, settings), replace(ENVIRONMENT), improvement)
+    agent = Agent(BeamPlanner(model, discretizer, settings), replace(ENVIRONMENT), [improvement])
     agent.reset(1, [3])
     twin = copy.deepcopy(agent)
     seen = np.ones((1, OBSERVATION_DIM), dtype=np.float32)

@@ -103,6 +103,11 @@ NEEDS: dict[type, tuple[Need, ...]] = {
             lambda options: options.model.action_improvement > 0.0 or not options.planner.improvement,
             "model.action_improvement=N",
         ),
+        Need(
+            ("model.members",),
+            lambda options: options.model.members == 1 or options.planner.uses_members,
+            "planner.act=auto (or mean, elite, conditioned) and planner.deadline_ms=null",
+        ),
     ),
     EvaluateConfig: (
         LABELS,

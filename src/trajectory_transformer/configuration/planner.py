@@ -181,6 +181,11 @@ class PlannerConfig:
         return replace(self, improvement=by_default if self.improvement is None else self.improvement)
 
     @property
+    def uses_members(self) -> bool:
+        """True if plans use all models of an ensemble: their actions can be averaged, and time is not limited."""
+        return self.act != "best" and self.deadline_ms is None
+
+    @property
     def looks_ahead_in_vain(self) -> bool:
         """True if no executed action depends on the plan's last transitions."""
         return self.act in ("mean", "conditioned") and self.horizon > self.plan_freq

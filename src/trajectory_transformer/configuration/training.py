@@ -91,6 +91,9 @@ class ModelConfig:
     action_improvement: float = within(0.0, 0.0, 1e6)
     """Updates of a network that corrects planned actions towards those that turned out better than expected, before the
     training: this many for each update of the training; 0 for none. With init_from it is fitted anew, too."""
+    members: int = within(1, 1, 64)
+    """Models in the ensemble, trained together on the same windows. The planner executes the mean of their actions;
+    where it does not average (planner.act=best) or has a deadline, one is trained and used."""
     block: Any = None
     """Class of all blocks: the _target_ and options of a block of your own; null is the GPT block of model/gpt.py."""
 

@@ -42,6 +42,10 @@ class TransformerLearner(Learner):
             f"model.action_improvement={config.model.action_improvement} is not supported with trainer.strategy=fsdp; "
             "set it to 0",
         )
+        require(
+            config.trainer.strategy != "fsdp" or config.model.members == 1,
+            f"model.members={config.model.members} is not supported with trainer.strategy=fsdp; set it to 1",
+        )
         require_same_purpose(make_objective(config.planner), config.planner.name, config.model.goal_conditioned)
 
     @override
@@ -118,7 +122,9 @@ class TransformerLearner(Learner):
         module = TrajectoryModule(model, config.optimizer, plan, record, metrics, *data)
         if module.model.numbers is not None:
             values = datamodule.train_table.values
-            module.model.numbers.set_values(datamodule.discretizer.centers, torch.from_numpy(values))
+            for member in module.members:
+                assert member.model.numbers is not None
+                member.model.numbers.set_values(datamodule.discretizer.centers, torch.from_numpy(values))
             forget(values)
         return module
 
@@ -135,4 +141,5 @@ def _model_of(config: TrainConfig, datamodule: "TrajectoryDataModule") -> "Trans
     from ..model.config import TransformerConfig
 
     sizes = config.data.discretizer.num_bins, config.data.sequence_length
-    return TransformerConfig.for_data(config.model, datamodule.layout, *sizes)
+    options = config.model if config.planner.uses_members else replace(config.model, members=1)
+    return TransformerConfig.for_data(options, datamodule.layout, *sizes)

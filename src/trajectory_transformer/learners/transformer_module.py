@@ -1,38 +1,38 @@
 """Lightning module of the Trajectory Transformer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
-from ..building import TYPED_BY_USER
 from ..checkpoint import TrainingRecord
 from ..checkpoint_file import SECTION
 from ..configuration import OptimizerConfig
 from ..data.transitions import TransitionTable
 from ..data.windows import TokenWindows, WindowBatch
 from ..environments.spec import EnvironmentSpec
-from ..model.action_improvement import ActionImprovement
 from ..model.config import TransformerConfig
-from ..model.gpt import TrajectoryTransformer, sample_logits
-from ..model.numerical_embedding import NumericalReadout
+from ..model.gpt import sample_logits
 from ..progress import WorkProgress
 from ..training.batches import IMPROVEMENT, PRETRAINING, REGRESSION, random_stream
 from ..training.learner_module import LearnerModule, ends_update
 from ..training.metrics import LoggedMetrics, TokenMetrics
 from ..training.optimization import TrainingPlan
 from ..training.sharding import ShardedStrategy
-from .improvement import fit_improvement
-from .numerical_pretraining import pretrain
+from .member import Member
 
 REGRESSED = 1024  # transitions per update for the numerical embedding's regression
 
 
 class TrajectoryModule(LearnerModule):
-    """Trains a :class:`TrajectoryTransformer` on windows of tokens; UserError if a block or metric cannot be built.
+    """Trains a Trajectory Transformer on windows of tokens; UserError if a block or metric cannot be built.
+
+    With ``model.members`` above 1 it trains as many, each as if it were alone, on the same windows. They differ by
+    their initial weights and dropout; metrics are means over them.
 
     ``windows`` returns all training windows; it is needed with ``model.numerical_regression``. ``transitions`` returns
     the training data; it is needed with ``model.action_improvement``.
@@ -53,13 +53,13 @@ class TrajectoryModule(LearnerModule):
         transitions: Callable[[], TransitionTable] | None = None,
     ) -> None:
         super().__init__(optimizer, plan, record)
-        self.model = TrajectoryTransformer(model, TYPED_BY_USER)
-        self.readout, self._windows, self.last_regression = None, windows, torch.zeros(())
-        if self.model.numbers is not None and model.regresses:
-            self.readout = NumericalReadout(self.model.numbers, model.n_embd)
-        self.improvement, self._transitions = None, transitions
-        if model.action_improvement > 0.0 and improves(model, record.environment):
-            self.improvement = ActionImprovement(model.observation_dim, model.action_dim)
+        corrects = model.action_improvement > 0.0 and improves(model, record.environment)
+        first, *others = (Member(model, corrects) for _ in range(model.members))
+        # The names of the first member's weights in checkpoints are those of a single model.
+        self.model, self.readout, self.improvement = first.model, first.readout, first.improvement
+        self.others = nn.ModuleList(others)
+        self.members = first, *others
+        self._windows, self._transitions, self.last_regression = windows, transitions, torch.zeros(())
         values = None if record.discretizer is None else record.discretizer.centers[model.layout.value]
         self.train_metrics = LoggedMetrics(model.layout, metrics or {}, values)
         self.validation_metrics = LoggedMetrics(model.layout, metrics or {}, values)
@@ -71,10 +71,16 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:
-        decayed, others = self.model.decay_parameter_groups(self.optimizer_config.weight_decay)
-        if self.readout is not None:
-            others["params"] = [*others["params"], *self.readout.parameters()]
-        return [decayed, others]
+        decay = self.optimizer_config.weight_decay
+        decayed, others = zip(*(member.decay_parameter_groups(decay) for member in self.members), strict=True)
+        return [
+            {"params": list(chain.from_iterable(parameters)), "weight_decay": weight_decay}
+            for parameters, weight_decay in ((decayed, decay), (others, 0.0))
+        ]
+
+    @override
+    def clipped_together(self) -> Sequence[Iterable[nn.Parameter]]:
+        return [member.parameters() for member in self.members]
 
     @override
     def configure_model(self) -> None:
@@ -85,34 +91,32 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def compile_network(self) -> None:
-        self.model.compare_attention()  # before compilation, because it must not be traced
-        self.model.compile()
+        for member in self.members:
+            member.model.compare_attention()  # before compilation, because it must not be traced
+            member.model.compile()
 
     def losses(
         self, trajectories: Tensor, targets: Tensor, mask: Tensor, transitions: Tensor | None = None,
         weight: float = 1.0,
     ) -> Sequence[Tensor]:  # fmt: skip
-        """The loss to differentiate, cross-entropy, and logits of a batch.
+        """The loss to differentiate, the mean cross-entropy, and each member's logits of a batch.
 
-        ``transitions`` (n, transition_dim) are those of the numerical embedding's regression; with them, there is a
-        fourth result, their loss times ``weight``, of which ``model.numerical_regression`` times is in the first.
+        ``transitions`` (n, transition_dim) are those of the numerical embedding's regression; with them, the last
+        result is their mean loss times ``weight``, of which ``model.numerical_regression`` times is in the first.
         """
-        output = self.model(trajectories, targets=targets, attention_mask=mask, use_cache=False, return_dict=True)
-        if transitions is None:
-            return output.loss, output.loss, output.logits
-        assert self.readout is not None
-        assert self.model.numbers is not None
-        regression = weight * self.readout(self.model.numbers, transitions)
-        total = output.loss + self.model.config.numerical_regression * regression
-        return total, output.loss, output.logits, regression
+        found = [member.losses(trajectories, targets, mask, transitions, weight) for member in self.members]
+        totals, losses, logits, *regressions = zip(*found, strict=True)
+        means = [torch.stack(values).mean() for values in (losses, *regressions)]
+        return torch.stack(totals).sum(), means[0], *logits, *means[1:]
 
     @override
     def training_step(self, batch: WindowBatch, batch_idx: int) -> Tensor:
         regresses = self.readout is not None and self.model.config.numerical_regression > 0.0
         regressed = self._regressed_transitions(batch_idx) if regresses else ()
-        total, loss, logits, *regression = self.differentiable_losses(self.losses, *batch, *regressed)
+        total, loss, *others = self.differentiable_losses(self.losses, *batch, *regressed)
+        logits, regression = others[: len(self.members)], others[len(self.members) :]
         if (self.global_step + 1) % self.plan.log_every == 0:
-            self.train_metrics.update(loss, logits, batch.targets, batch.mask)
+            self._measure(self.train_metrics, loss, logits, batch)
         self.last_loss = self.mean_of_parts(self.last_loss, loss, batch_idx)
         for value in regression:
             self.last_regression = self.mean_of_parts(self.last_regression, value, batch_idx)
@@ -121,28 +125,31 @@ class TrajectoryModule(LearnerModule):
     @override
     def pretrain(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
         updates = round(self.model.config.numerical_pretraining * self.plan.max_steps)
-        if self.readout is None or updates == 0 or self.readout.pretrained:
+        if updates == 0:
             return
-        assert self.model.numbers is not None
-        assert self._windows is not None
-        stream = random_stream(self.plan.seed, PRETRAINING)
-        parts = self.model.numbers, self.readout
-        if pretrain(*parts, self._windows(), updates, stream, stopped, progress):
-            self.readout.pretrained.fill_(1.0)
-        for part in parts:  # the same on all processes, also where their processors round differently
-            part.load_state_dict(self.trainer.strategy.broadcast(part.state_dict()))
+        for index, member in enumerate(self.members):
+            assert self._windows is not None
+            stream = self._stream(PRETRAINING, index)
+            self._share(member.pretrain(self._windows(), updates, stream, stopped, progress))
 
     @override
     def fit_to_data(self, stopped: Callable[[], bool], progress: WorkProgress) -> None:
-        if self.improvement is None or self.improvement.fitted:
+        if self.improvement is None:
             return
-        assert self._transitions is not None
-        updates, config = round(self.model.config.action_improvement * self.plan.max_steps), self.model.config
-        stream = random_stream(self.plan.seed, IMPROVEMENT)
-        data = self._transitions(), config.layout
-        fit_improvement(self.improvement, *data, max(3, updates), stream, stopped, progress)
-        # The same on all processes, also where their processors round differently.
-        self.improvement.load_state_dict(self.trainer.strategy.broadcast(self.improvement.state_dict()))
+        updates = max(3, round(self.model.config.action_improvement * self.plan.max_steps))
+        for index, member in enumerate(self.members):
+            assert self._transitions is not None
+            stream = self._stream(IMPROVEMENT, index)
+            self._share(member.fit_improvement(self._transitions(), updates, stream, stopped, progress))
+
+    def _stream(self, purpose: int, member: int) -> torch.Generator:
+        """Random numbers of a member before the first update."""
+        return random_stream(self.plan.seed, purpose, *([member] if member else []))
+
+    def _share(self, trained: Iterable[nn.Module]) -> None:
+        """Make networks the same on all processes, also where their processors round differently."""
+        for part in trained:
+            part.load_state_dict(self.trainer.strategy.broadcast(part.state_dict()))
 
     def _regressed_transitions(self, batch_idx: int) -> tuple[Any, ...]:
         """This part's and process's share of random transitions, and their weight unless it is 1."""
@@ -165,9 +172,8 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def validation_step(self, batch: WindowBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        _, loss, logits, *_ = self.losses(*batch)
-        metrics = self.seen_metrics if dataloader_idx else self.validation_metrics
-        metrics.update(loss, logits, batch.targets, batch.mask)
+        _, loss, *logits = self.losses(*batch)
+        self._measure(self.seen_metrics if dataloader_idx else self.validation_metrics, loss, logits, batch)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -189,6 +195,14 @@ class TrajectoryModule(LearnerModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.record = replace(self.record, value_r2=checkpoint[SECTION].get("value_r2"))
+
+    @staticmethod
+    def _measure(
+        metrics: LoggedMetrics | TokenMetrics, loss: Tensor, logits: Sequence[Tensor], batch: WindowBatch
+    ) -> None:
+        """Add a batch with the logits of each member, so that values are means over members."""
+        for of_member in logits:
+            metrics.update(loss, of_member, batch.targets, batch.mask)
 
     def _take(self, metrics: LoggedMetrics, prefix: str) -> dict[str, Any]:
         """Compute and reset metrics; the values have their logged names."""

@@ -63,9 +63,9 @@ class TransformerConfig(ModelConfig):
     def training_bytes(self, batch_size: int, precision: str, shares: int = 1) -> int:
         """Lower bound of the memory in bytes that training on ``batch_size`` windows at once takes.
 
-        It counts what is certainly held at the same time: the parameters and AdamW's averages, the causal mask, and
-        the larger of two temporary amounts: the activations that the backward pass needs of blocks and heads, or the
-        mask as numbers during validation.
+        It counts what is certainly held at the same time: the parameters and AdamW's averages of all members, the
+        causal mask, and the larger of two temporary amounts: the activations that the backward pass needs of blocks and
+        heads, or the mask as numbers during validation.
 
         Args:
             batch_size: windows.
@@ -76,9 +76,9 @@ class TransformerConfig(ModelConfig):
         layers = self.n_layer if self.block is None else 0  # the memory of a user's block is unknown
         parameters = self.transition_dim * (2 * self.vocab_size + 1) * width + tokens * width + 12 * layers * width**2
         real = 4 if precision == "32-true" else 2
-        update = batch_size * tokens * (2 * (self.vocab_size + 1) + 8 * width * layers) * real
+        update = self.members * batch_size * tokens * (2 * (self.vocab_size + 1) + 8 * width * layers) * real
         validation = tokens**2 * real  # torch converts the mask to numbers; also in updates without attention in C
-        return 12 * parameters * real // 4 // shares + tokens**2 + max(update, validation)
+        return 12 * self.members * parameters * real // 4 // shares + tokens**2 + max(update, validation)
 
     @property
     def sequence_length(self) -> int:

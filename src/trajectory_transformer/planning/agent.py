@@ -35,7 +35,9 @@ class Agent:
         planner: makes the plans.
         environment: the spaces of observations and actions; its ``observations`` flattens raw observations, and its
             ``action.to_environment`` converts actions to those of the environment.
-        improvement: on the CPU; corrects planned actions, ``planner.settings.improvement`` times.
+        improvements: on the CPU; their mean corrects planned actions, ``planner.settings.improvement`` times.
+        others: planners of an ensemble's other models, with the same settings. Where actions are averaged without a
+            deadline, the action is the mean of all planners' actions; elsewhere the others are not used.
 
     Raises:
         UserError: the environment's dimensions differ from the model's.
@@ -45,9 +47,14 @@ class Agent:
     counts: PlanCounts  # plans since the last reset, and those that a deadline changed
 
     def __init__(
-        self, planner: BeamPlanner, environment: EnvironmentSpec, improvement: ActionImprovement | None = None
+        self,
+        planner: BeamPlanner,
+        environment: EnvironmentSpec,
+        improvements: Sequence[ActionImprovement] = (),
+        others: Sequence[BeamPlanner] = (),
     ) -> None:
-        self._planner, self.environment, self._improvement = planner, environment, improvement
+        self._planner, self.environment, self._improvements = planner, environment, tuple(improvements)
+        self._others = tuple(others) if planner.settings.uses_members else ()
         self._layout = planner.layout
         self._discretizer = copy.deepcopy(planner.discretizer).cpu()  # for so few values a GPU would be slower
         given = (environment.observation_dim, environment.action_dim)
@@ -95,9 +102,10 @@ class Agent:
         trained = TrainedTransformer.of(checkpoint, device, allow)
         settings, objective = planner_settings(checkpoint, planner_overrides, allow)
         fingerprint = checkpoint.training.dataset.fingerprint
-        parts = trained.model, trained.discretizer, settings
-        planner = BeamPlanner(*parts, trained.environment, fingerprint, objective)
-        return cls(planner, trained.environment, trained.improvement)
+        models = (trained.model, *(trained.others if settings.uses_members else ()))
+        about = trained.discretizer, settings, trained.environment, fingerprint, objective
+        planner, *others = (BeamPlanner(model, *about) for model in models)
+        return cls(planner, trained.environment, trained.improvements, others)
 
     @property
     def settings(self) -> PlannerConfig:
@@ -242,10 +250,11 @@ class Agent:
         past = self._past[index, :past_length].flatten(1)
         prefix = torch.cat([self._goals[index], past, self._observation_tokens[index]], dim=1)
         generators = [self._generators[row] for row in rows]
-        found = self._planner.plan(prefix.to(self._device), generators, share, self._executed[index])
+        request = prefix.to(self._device), generators, share, self._executed[index]
+        found, *of_others = (planner.plan(*request) for planner in (self._planner, *self._others))
         length, horizon, tokens = found.tokens.shape[1], self.settings.horizon, found.tokens.cpu()
         self._plan_tokens[index, :length] = tokens
-        self._plan_actions[index, :length] = self._improved(*self._actions(found), tokens)
+        self._plan_actions[index, :length] = self._improved(*self._actions([found, *of_others]), tokens)
         self._plan_returns[index] = torch.nan
         self._plan_returns[index, :length] = found.rewards.cpu()
         self._plan_returns[index, horizon:] = torch.stack([found.value, found.score], dim=1).cpu()
@@ -258,36 +267,48 @@ class Agent:
             self.counts.late + len(rows) * found.late,
         )
 
-    def _actions(self, found: SearchResult) -> tuple[Tensor, Tensor]:
+    def _actions(self, searches: Sequence[SearchResult]) -> tuple[Tensor, Tensor]:
         """Actions to take, as real values, chosen as ``settings.act`` says; and the effective share of the candidates.
 
-        An action counts once for each sequence that has it, with that sequence's weight. Indices of a Discrete space
-        are not averaged: that of the largest weight is taken; of equal ones, that of the better sequence.
+        An action counts once for each sequence that has it, with that sequence's weight; all searches of an ensemble
+        count the same. Indices of a Discrete space are not averaged: that of the largest weight is taken; of equal
+        ones, that of the better sequence, of the first search.
 
         The actions are (environment, horizon, action_dim), the shares (environment, horizon), 1 for act=best.
         """
-        columns, settings = self._layout.action, self.settings
-        if settings.act == "best":
-            actions = self._discretizer.decode(found.tokens[:, :, columns].cpu(), columns)
+        columns = self._layout.action
+        if self.settings.act == "best":
+            actions = self._discretizer.decode(searches[0].tokens[:, :, columns].cpu(), columns)
             return actions, torch.ones(actions.shape[:2])
-        beams = max(1, round(settings.elite_share * found.beam_width)) if settings.act == "elite" else None
-        tokens = actions_to_average(found.steps, self._layout.action_dim, beams).cpu()
-        weights = torch.ones(tokens.shape[:3])
-        if settings.act == "conditioned":
-            assert settings.discount is not None
-            centers = self._discretizer.centers[self._layout.value].to(self._device)
-            highest = settings.top_share, settings.elite_share
-            weights = return_weights(found.steps, centers, settings.discount, *highest).cpu()
-        shares = effective_share(weights)
+        candidates = [self._candidates(found) for found in searches]
+        shares = torch.stack([effective_share(weights) for _, weights in candidates]).mean(dim=0)
         if self.environment.action.leaves[0].kind == "discrete":
+            tokens = torch.cat([tokens for tokens, _ in candidates], dim=1)
+            weights = torch.cat([w * (w.shape[1] / w.sum(dim=1, keepdim=True)) for _, w in candidates], dim=1)
             same = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(dim=-1)
             times = (same * weights.unsqueeze(2)).sum(dim=1)  # (environment, sequences, horizon)
             places = torch.arange(tokens.shape[1], 0, -1).unsqueeze(1)
             first = ((times == times.amax(dim=1, keepdim=True)) * places).argmax(dim=1)
             first = first[:, None, :, None].expand(-1, -1, -1, tokens.shape[3])
             return self._discretizer.decode(tokens.gather(1, first).squeeze(1), columns), shares
-        weighted = self._discretizer.decode(tokens, columns) * weights.unsqueeze(3)
-        return weighted.sum(dim=1) / weights.sum(dim=1).unsqueeze(2), shares
+        means = [
+            (self._discretizer.decode(tokens, columns) * weights.unsqueeze(3)).sum(dim=1)
+            / weights.sum(dim=1).unsqueeze(2)
+            for tokens, weights in candidates
+        ]
+        return torch.stack(means).mean(dim=0), shares
+
+    def _candidates(self, found: SearchResult) -> tuple[Tensor, Tensor]:
+        """Action tokens (environment, sequence, horizon, action_dim) to average, and weights without the last axis."""
+        settings = self.settings
+        beams = max(1, round(settings.elite_share * found.beam_width)) if settings.act == "elite" else None
+        tokens = actions_to_average(found.steps, self._layout.action_dim, beams).cpu()
+        if settings.act != "conditioned":
+            return tokens, torch.ones(tokens.shape[:3])
+        assert settings.discount is not None
+        centers = self._discretizer.centers[self._layout.value].to(self._device)
+        highest = settings.top_share, settings.elite_share
+        return tokens, return_weights(found.steps, centers, settings.discount, *highest).cpu()
 
     @torch.inference_mode()
     def _improved(self, actions: Tensor, shares: Tensor, tokens: Tensor) -> Tensor:
@@ -298,11 +319,12 @@ class Agent:
         improved on the mean action already.
         """
         layout, decode = self._layout, self._discretizer
-        if self._improvement is None or not self.settings.improvement:
+        if not self._improvements or not self.settings.improvement:
             return actions
         observations = decode.decode(tokens[:, :, layout.observation], layout.observation)
         edges = decode.edges[layout.action]
-        difference = shares.unsqueeze(2) * self._improvement(observations, actions)
+        differences = [improvement(observations, actions) for improvement in self._improvements]
+        difference = shares.unsqueeze(2) * torch.stack(differences).mean(dim=0)
         return (actions + self.settings.improvement * difference).clamp(edges[:, 0], edges[:, -1])
 
     def observe(self, actions: Array, rewards: Array, done: Array) -> None:

@@ -26,12 +26,16 @@ ROUNDING = 0.05  # largest difference of logits, in their standard deviations, b
 
 @dataclass(frozen=True)
 class TrainedTransformer:
-    """A trained model with the discretiser and environment that its tokens refer to."""
+    """A trained model with the discretiser and environment that its tokens refer to.
+
+    Of an ensemble (``model.members``), ``model`` is the first one.
+    """
 
     model: TrajectoryTransformer  # with its trained weights, in evaluation mode
     discretizer: Discretizer  # the one that it was trained with
     environment: EnvironmentSpec  # the spaces of its data, and the environment to act in
-    improvement: ActionImprovement | None = None  # corrects planned actions; on the CPU
+    improvements: tuple[ActionImprovement, ...] = ()  # of each member; correct planned actions; on the CPU
+    others: tuple[TrajectoryTransformer, ...] = ()  # the ensemble's other models
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = ()) -> "TrainedTransformer":
@@ -43,19 +47,19 @@ class TrainedTransformer:
         checkpoint.require_kind("transformer")
         with fitting_parts(checkpoint.name):
             config = TransformerConfig(**checkpoint.model)
-        model = checkpoint.build(
-            "model", partial(TrajectoryTransformer, config, allow), partial(TrajectoryTransformer.outline, config)
-        )
+        make, outline = partial(TrajectoryTransformer, config, allow), partial(TrajectoryTransformer.outline, config)
+        beginnings = ["", *(f"others.{index}." for index in range(config.members - 1))]  # of their weights' names
+        model, *others = (checkpoint.build(f"{begin}model", make, outline) for begin in beginnings)
         _warn_of_other_code(checkpoint, model)
         discretizer = checkpoint.training.discretizer
         if discretizer is None:
             raise UserError(f"checkpoint '{checkpoint.name}' has no discretiser, so its tokens cannot be decoded")
-        improvement = None
+        improvements = ()
         if improves(checkpoint):
-            sizes = config.observation_dim, config.action_dim
-            improvement = checkpoint.build("improvement", partial(ActionImprovement, *sizes))
+            sizes = partial(ActionImprovement, config.observation_dim, config.action_dim)
+            improvements = tuple(checkpoint.build(f"{begin}improvement", sizes) for begin in beginnings)
         parts = model.to(device).eval(), discretizer.to(device), checkpoint.training.environment
-        return cls(*parts, improvement)
+        return cls(*parts, improvements, tuple(other.to(device).eval() for other in others))
 
 
 def _warn_of_other_code(checkpoint: Checkpoint, model: TrajectoryTransformer) -> None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 # Options of a model that its weights depend on, sizes of the data and windows first.
 DECISIVE = (
     "observation_dim", "action_dim", "vocab_size", "goal_conditioned", "block_size", "n_layer", "n_embd", "n_head",
-    "hidden_act", "layer_norm_eps", "numerical_embedding", "numerical_dynamics", "block",
+    "hidden_act", "layer_norm_eps", "numerical_embedding", "numerical_dynamics", "block", "members",
 )  # fmt: skip
 
 
@@ -56,7 +56,9 @@ class InitialWeights:
             self._require_spaces(here, self.record.environment, now.environment)
         wanted = module.model_options()
         for name in DECISIVE:
-            was, value = self.model.get(name, wanted.get(name)), wanted.get(name)
+            value = wanted.get(name)
+            unrecorded = 1 if name == "members" and value is not None else value  # in older checkpoints
+            was = self.model.get(name, unrecorded)
             if name == "block" and set(targets_in(was)) <= set(targets_in(value)):  # classes that the user named
                 was = with_defaults(was, here)  # an older checkpoint does not record them
             if was != value:
@@ -64,8 +66,8 @@ class InitialWeights:
         parameters = {
             name: parameter
             for name, parameter in module.named_parameters()
-            if not name.startswith(module.only_own_data)
-            and (name in self.weights or not name.startswith(module.only_training))
+            if not _belongs(name, module.only_own_data)
+            and (name in self.weights or not _belongs(name, module.only_training))
         }
         try:
             require_shapes(parameters, self.weights)
@@ -110,3 +112,8 @@ class InitialWeights:
             f"{here} uses the observation's dimensions {was.observation_indices}, this run {now.observation_indices}; "
             "train with the same data.observation_indices",
         )
+
+
+def _belongs(name: str, parts: tuple[str, ...]) -> bool:
+    """True if a parameter belongs to one of these parts of the module, or of a member of its ensemble."""
+    return any(f".{part}" in f".{name}" for part in parts)

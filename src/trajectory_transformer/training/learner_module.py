@@ -1,7 +1,7 @@
 """Base Lightning module of all learners: seeds, learning rates, checks for finite values, the record of a run."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -34,8 +34,8 @@ class LearnerModule(L.LightningModule):
     """Base of all learners' modules. (seed, step, rank) determine an update's randomness, so a resume is exact."""
 
     unit: ClassVar[str] = "transitions"  # unit of ``plan.tokens_per_step`` and of the learning rate's schedule
-    only_training: ClassVar[tuple[str, ...]] = ()  # beginnings of parameters' names that ``init_from`` may lack
-    only_own_data: ClassVar[tuple[str, ...]] = ()  # and of those that it never gives: ``fit_to_data`` fits them anew
+    only_training: ClassVar[tuple[str, ...]] = ()  # parts, each with a dot, whose parameters ``init_from`` may lack
+    only_own_data: ClassVar[tuple[str, ...]] = ()  # and those that it never gives: ``fit_to_data`` fits them anew
     best_is_latest: ClassVar[bool] = False  # losses do not rank weights, so ``best.ckpt`` is the latest
     captures: ClassVar[dict[str, Capture[Any]]] = {"cuda": cuda_graph}  # by type of device
 
@@ -60,6 +60,10 @@ class LearnerModule(L.LightningModule):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.optimizer_config.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
+
+    def clipped_together(self) -> Sequence[Iterable[torch.nn.Parameter]]:
+        """Sets of parameters; the gradient of each is clipped to ``optimizer.gradient_clip_norm``. One by default."""
+        return [self.parameters()]
 
     def compile_network(self) -> None:
         """Compile the network's forward pass; for learners whose ``check`` allows ``trainer.compile``."""
@@ -139,8 +143,9 @@ class LearnerModule(L.LightningModule):
     def _clip_gradients(self, loss: Tensor) -> None:
         largest = self.optimizer_config.gradient_clip_norm
         largest = math.inf if largest is None else largest
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), largest)
-        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norms = [torch.nn.utils.clip_grad_norm_(parameters, largest) for parameters in self.clipped_together()]
+        whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        self.gradient_norm = torch.stack(whole).amax() if len(whole) > 1 else whole[0]
         if self._failure is not None:
             return self._failure.note(self.gradient_norm, loss)
         # A NaN loss makes every gradient NaN, and DDP averages gradients, so the norm is the same on all processes, at
