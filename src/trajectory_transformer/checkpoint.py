@@ -196,7 +196,10 @@ class Checkpoint:
         """Return the record of what :func:`~.checkpoint_file.read_checkpoint` returned; raises as :meth:`read`."""
         section = contents[SECTION]
         with fitting_parts(name):
-            checkpoint = cls(name, TrainingRecord.from_dict(section), section["model"], contents["state_dict"])
+            record, model = TrainingRecord.from_dict(section), section["model"]
+            if record.kind == "transformer":
+                model = {"members": 1, **model}  # older files do not record it
+            checkpoint = cls(name, record, model, contents["state_dict"])
             validate("", checkpoint)
         return checkpoint
 
@@ -225,7 +228,10 @@ class Checkpoint:
         with fitting_parts(self.name):
             with torch.device("meta"):
                 expected = make().state_dict() if outline is None else outline()
-            require_shapes(expected, weights)
+            try:
+                require_shapes(expected, weights)
+            except ValueError as error:
+                raise ValueError(f"{error}; if the code was changed since it was saved, restore that code") from None
             network = make()
             network.load_state_dict(weights)
         return network

@@ -9,6 +9,7 @@ import socket
 import tempfile
 import weakref
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import IO, Self
 
@@ -231,6 +232,9 @@ def checkpoints_near(path: Path) -> str:
         folder = folder.parent
     nearby = {*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt"), *folder.glob("*/checkpoints/*.ckpt")}
     newest = sorted((file for file in nearby if file.is_file()), key=lambda file: file.stat().st_mtime, reverse=True)
+    newest.sort(
+        key=lambda file: SequenceMatcher(None, str(file), str(path)).ratio() < 0.9
+    )  # likely misspelt ones first
     if not newest:
         return f"; there is no *.ckpt near '{folder}' either"
     return "; nearby there is " + ", ".join(f"'{file}'" for file in newest[:5])

@@ -116,7 +116,7 @@ def test_bootstrap_intervals_need_five_runs_and_enough_for_a_conclusion(tmp_path
     has = {method: own[0].low is not None for method, own in report.aggregates.items()}
     assert has == {"two": False, "four": False, "five": True}
     assert {method: own[9].low is not None for method, own in report.profiles.items()} == has
-    assert "two, four: no bootstrap interval is reported, because there are fewer than 5 runs in all" in report.notes
+    assert "two, four: fewer than 5 runs in all, so no bootstrap interval of the scores over all tasks" in report.notes
     (table,) = (table for table in report.tables if table.name == "improvement")
     ends = {(str(row[0]), str(row[1])): row[2].low for row in table.rows if isinstance(row[2], Estimate)}
     assert {pair for pair, low in ends.items() if low is not None} == {("four", "five")}

@@ -554,7 +554,7 @@ def test_of_a_discrete_space_the_action_of_the_largest_weight_is_taken(make_agen
     nothing = torch.zeros(1, 1)
     result = SearchResult(torch.zeros(1, 1, WIDTH, dtype=torch.int64), nothing, nothing[0], nothing[0], [step], 5)
     centers = discretizer.centers[OBSERVATION_DIM]
-    assert int((centers == agent._actions(result)[0][0, 0, 0]).nonzero()) == 2
+    assert int((centers == agent._actions([result])[0][0, 0, 0]).nonzero()) == 2
 
 
 def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discretizer: Discretizer) -> None:
@@ -568,7 +568,7 @@ def test_of_a_discrete_space_the_most_frequent_action_is_taken(make_agent, discr
         step = SearchStep(tokens, torch.zeros(1, 5), torch.zeros(1, 5), torch.arange(5).unsqueeze(0))
         nothing = torch.zeros(1, 1)
         result = SearchResult(torch.zeros(1, 1, WIDTH, dtype=torch.int64), nothing, nothing[0], nothing[0], [step], 5)
-        action = agent._actions(result)[0][0, 0, 0]
+        action = agent._actions([result])[0][0, 0, 0]
         centers = discretizer.centers[OBSERVATION_DIM]
         return int((centers == action).nonzero())
 
@@ -639,3 +639,43 @@ def test_a_predicted_return_worked_out_by_hand() -> None:
     rewards = np.array([[1.0, 2.0, 4.0], [1.0, 2.0, nan], [nan, nan, nan]])  # whole, cut short, for likelihood
     plan = Plan(nothing, nothing, rewards, value=np.array([8.0, 8.0, nan]), score=np.zeros(3))
     np.testing.assert_array_equal(plan.predicted_return(0.5), [1 + 1 + 1 + 1, 1 + 1 + 2, nan])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            (np.zeros((1, ACTION_DIM)), 0.0, False),
+            r"^rewards have shape \(\), expected \(1,\): one row for each environment$",
+        ),
+        ((np.zeros(ACTION_DIM), [0.0], [False]), r"^actions have shape \(2,\), expected \(1, 2\)"),
+        ((np.zeros((1, 1)), [0.0], [False]), r"^actions have shape \(1, 1\), expected \(1, 2\)"),
+        ((np.zeros((1, ACTION_DIM)), [0.0], False), r"^done have shape"),
+        (
+            (np.zeros((1, ACTION_DIM)), [math.nan], [False]),
+            r"^the rewards of environment \[0\] have NaN or infinite values$",
+        ),
+        ((np.full((1, ACTION_DIM), math.inf), [0.0], [False]), r"^the actions of environment \[0\] have NaN"),
+    ],
+)
+def test_a_transition_of_a_wrong_form_is_refused(make_agent, given: tuple[Any, ...], message: str) -> None:
+    agent = make_agent()
+    agent.act(np.zeros((1, OBSERVATION_DIM)))
+    with pytest.raises(UserError, match=message):
+        agent.observe(*given)
+    agent.observe(np.zeros((1, ACTION_DIM)), [0.0], [False])
+
+
+def test_values_of_inactive_environments_may_be_anything(make_agent) -> None:
+    agent = make_agent()
+    agent.reset(2)
+    agent.act(np.zeros((2, OBSERVATION_DIM)), active=np.array([True, False]))
+    agent.observe(np.array([[0.0, 0.0], [math.nan, 0.0]]), np.array([0.0, math.nan]), np.zeros(2, dtype=bool))
+
+
+def test_observations_of_more_environments_than_were_begun(make_agent) -> None:
+    message = r"shape \(4, 3\), expected \(1, 3\): call reset\(num_envs=4\) first$"
+    with pytest.raises(UserError, match=message):
+        make_agent().act(np.zeros((4, OBSERVATION_DIM)))
+    with pytest.raises(UserError, match=r"^observations are a list, not an array or a tensor$"):
+        make_agent().act([[0.0] * OBSERVATION_DIM])

@@ -49,6 +49,7 @@ class RunRecord:
     parameters: dict[str, str] = field(default_factory=dict)  # options set by the command line or a search
     score: float | None = None  # quantity that a sweep maximises
     reason: str = ""  # reason of a failure
+    command: str = ""  # command line that began the run
 
     def write(self, directory: Path, file: str = STATUS) -> None:
         """Replace the record in ``directory`` atomically."""
@@ -249,7 +250,18 @@ def context(job: Job, callbacks: Mapping[str, object] | None = None, resume: boo
     from .experiment import RunContext
 
     made = (build(s, Callback, f"trainer.callbacks.{name}", TYPED_BY_USER) for name, s in (callbacks or {}).items())
-    return RunContext(job.directory, as_called(sys.argv), resume, job.sweep, what_differs(job), tuple(made))
+    return RunContext(job.directory, _command_of(job), resume, job.sweep, what_differs(job), tuple(made))
+
+
+def _command_of(job: Job) -> str:
+    """Return the command line that began a run: the present one, unless it resumes a training; and what extended it."""
+    before = None if job.options is None else RunRecord.read(job.directory)
+    if before is None or not before.command:
+        return as_called(sys.argv)
+    extends = any(word.lstrip("+").lower() == "extend=true" for word in sys.argv)
+    present = as_called(sys.argv)
+    told = not extends or before.command.endswith(present)
+    return before.command if told else f"{before.command} && {present}"
 
 
 def what_differs(job: Job) -> str | None:
@@ -274,7 +286,8 @@ def note(job: Job, status: str, reason: str = "", score: float | None = None) ->
     own = job.claimed or not (job.directory / "config.yaml").exists()
     if own or (status == "failed" and job.sweep is not None):
         with contextlib.suppress(OSError):  # a full disk is reported elsewhere
-            RunRecord(status, job.parameters, score, reason).write(job.directory, STATUS if own else REFUSAL)
+            record = RunRecord(status, job.parameters, score, reason, _command_of(job))
+            record.write(job.directory, STATUS if own else REFUSAL)
     # A sweep's folder has another page.
     if job.claimed and status != "running" and not (job.directory / SWEEP).exists():
         try:

@@ -1,6 +1,7 @@
 """The command line: Hydra composes a run or sweep; ``resume=DIR`` and later ranks read only ``config.yaml``."""
 
 import contextlib
+import difflib
 import json
 import logging
 import math
@@ -285,8 +286,11 @@ def read_config(directory: Path, allow: Sequence[str] | None) -> TrainConfig:
     try:
         options = _load_plain(file.read_text(encoding="utf-8"))
     except OSError:
-        runs = sorted(path.parent for path in directory.parent.glob("*/config.yaml"))
-        hint = f"; the latest run beside it is {runs[-1]}" if runs else ""
+        files = sorted(directory.parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+        beside = {path.parent.name: path.parent for path in files}
+        near = difflib.get_close_matches(directory.name, beside, n=1, cutoff=0.8)
+        hint = f"; the latest run beside it is {files[-1].parent}" if files else ""
+        hint = f"; did you mean {beside[near[0]]}?" if near else hint
         if above := next((folder for folder in directory.parents[:2] if (folder / "config.yaml").is_file()), None):
             hint = f"; give the run's folder, resume={above}"
         raise UserError(f"resume={directory}: there is no {file}, so no run to continue{hint}") from None

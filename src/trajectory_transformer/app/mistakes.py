@@ -5,6 +5,7 @@ import difflib
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import fields
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from ..building import PACKAGE
-from ..configuration import EvaluateConfig, described, require
+from ..configuration import EvaluateConfig, TrainConfig, described, require
 from ..errors import UserError
 from .names import TEXTS, group_names, option_names, options_of
 from .schema import OPEN_OPTIONS
@@ -229,6 +230,8 @@ def explain(error: BaseException, schema: type, configs: Sequence[Path]) -> str:
     if isinstance(error, MissingConfigException):
         return _missing_choice(error, place, configs, groups)
     if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        if schema is EvaluateConfig and group[1] in (field.name for field in fields(TrainConfig)):
+            return f"{group[1]}=… is an option of train.py: an evaluation has that of its checkpoint; leave it out"
         return f"{place}there is no config group '{group[1]}'{did_you_mean(group[1], groups)}"
     cause = next((e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
     if cause is None:

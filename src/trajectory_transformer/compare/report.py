@@ -173,7 +173,7 @@ def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[st
         yield f"{', '.join(single)}: some task has a single run, so there is no interval over runs"
     if small := [method for method, own in scores.items() if fewest[method] > 1 and sum(map(len, own)) < FEW_RUNS]:
         names = ", ".join(small)
-        yield f"{names}: no bootstrap interval is reported, because there are fewer than {FEW_RUNS} runs in all"
+        yield f"{names}: fewer than {FEW_RUNS} runs in all, so no bootstrap interval of the scores over all tasks"
     if few := [method for method, count in fewest.items() if 1 < count < FEW_RUNS]:
         yield f"{', '.join(few)}: fewer than {FEW_RUNS} runs of some task, so intervals are rough, and often too narrow"
     if len(next(iter(scores.values()))) == 1:

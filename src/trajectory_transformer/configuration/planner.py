@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from .validation import one_of, require, require_choice, shown, validate, within
@@ -200,10 +200,14 @@ class PlannerConfig:
         for name, reason in self._unused(by_token).items():
             require(name not in given, f"planner.{name} has no effect {reason}: leave it out")
         for name in filter(given.__contains__, SET_BY_AUTO):
+            others = {n: getattr(self, n) for n in SET_BY_AUTO if n not in given}
+            defaults = {field.name: field.default for field in fields(self)}
+            changed = {"act": self.act} | {n: value for n, value in others.items() if value != defaults[n]}
+            also = " ".join(f"planner.{n}={'null' if value is None else value}" for n, value in changed.items())
             require(
                 given[name] == getattr(self, name),
                 f"planner.{name} has no effect with planner.act=auto, which chose {self.act} for this model and sets "
-                f"{name} itself: leave it out, or add planner.act={self.act}",
+                f"{name} itself: leave it out, or add {also}",
             )
 
     def _unused(self, by_token: bool) -> dict[str, str]:

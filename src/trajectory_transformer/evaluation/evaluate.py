@@ -145,6 +145,8 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("weights", f"of update {step}, best by {choice['by']}  ({spent})"))
     together = "1 environment" if results["num_envs"] == 1 else f"{results['num_envs']} environments at once"
     latency = "{p50:.1f} ms median, {p95:.1f} ms 95th percentile".format(**summary["plan_latency_ms"])
+    if (act := results["planner"].get("act")) is not None:
+        rows.append(("executed action", f"planner.act={act}"))
     rows.append(("plan latency" if actor == "planner" else "time per action", f"{latency}, for {together}"))
     if (deadline := results["deadline"]) is not None:
         percents = {name: 100 * deadline[name] / deadline["plans"] for name in ("shortened", "narrowed", "late")}

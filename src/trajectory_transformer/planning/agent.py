@@ -1,8 +1,10 @@
 """Receding-horizon control: an agent that plans from observations and takes the first actions of the best plans."""
 
+import contextlib
 import copy
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,22 +91,26 @@ class Agent:
                 :class:`~.objectives.Objective`, or a mapping that describes one.
 
         Raises:
-            UserError: the file is not a valid checkpoint, an override is unknown, the plan does not fit into the
-                model's input, or the objective is not available or must not be imported.
+            UserError: the file is not a valid checkpoint, an override is unknown or has no effect, the plan does not
+                fit into the model's input, or the objective is not available or must not be imported.
         """
-        return cls.of(Checkpoint.read(path), device, allow, **planner_overrides)
+        agent = cls.of(Checkpoint.read(path), device, allow, **planner_overrides)
+        agent.settings.require_used(planner_overrides, agent._planner.objective.by_token)
+        return agent
 
     @classmethod
     def of(
         cls, checkpoint: Checkpoint, device: str = "cpu", allow: Sequence[str] = (), **planner_overrides: Any
     ) -> "Agent":
-        """The same as :meth:`from_checkpoint`, from a checkpoint already read."""
+        """The same as :meth:`from_checkpoint`, from a checkpoint already read; options may be without effect."""
         trained = TrainedTransformer.of(checkpoint, device, allow)
         settings, objective = planner_settings(checkpoint, planner_overrides, allow)
         fingerprint = checkpoint.training.dataset.fingerprint
         models = (trained.model, *(trained.others if settings.uses_members else ()))
         about = trained.discretizer, settings, trained.environment, fingerprint, objective
-        planner, *others = (BeamPlanner(model, *about) for model in models)
+        planner = BeamPlanner(models[0], *about)
+        with _without_warnings():  # which would be those of the first
+            others = [BeamPlanner(model, *about) for model in models[1:]]
         return cls(planner, trained.environment, trained.improvements, others)
 
     @property
@@ -219,9 +225,15 @@ class Agent:
             return self._act(observations, active)
 
     def _act(self, observations: Array, active: np.ndarray | None) -> Array:
+        kind = type(observations).__name__
+        require(isinstance(observations, (np.ndarray, Tensor)), f"observations are a {kind}, not an array or a tensor")
         values = torch.as_tensor(observations, dtype=torch.float32).cpu()
         expected = (len(self._generators), self._layout.observation_dim)
-        require(tuple(values.shape) == expected, f"observations have shape {tuple(values.shape)}, expected {expected}")
+        remedy = f": call reset(num_envs={len(values)}) first" if values.shape[1:] == expected[1:] else ""
+        require(
+            tuple(values.shape) == expected,
+            f"observations have shape {tuple(values.shape)}, expected {expected}{remedy}",
+        )
         given = np.ones(expected[0], dtype=bool) if active is None else np.asarray(active, dtype=bool)
         self._resting = given & self._ended
         self._active = given & ~self._resting if self._autoreset == "NextStep" else given
@@ -296,7 +308,7 @@ class Agent:
             / weights.sum(dim=1).unsqueeze(2)
             for tokens, weights in candidates
         ]
-        return torch.stack(means).mean(dim=0), shares
+        return torch.stack(means).mean(dim=0), shares  # Differs from the paper, which has a single model.
 
     def _candidates(self, found: SearchResult) -> tuple[Tensor, Tensor]:
         """Action tokens (environment, sequence, horizon, action_dim) to average, and weights without the last axis."""
@@ -334,6 +346,9 @@ class Agent:
             actions: (environment, action_dim) actions taken.
             rewards: (environment,) rewards received.
             done: (environment,) bool, terminated or truncated: the past of that environment is forgotten.
+
+        Raises:
+            UserError: a shape is wrong, or a value of an active environment is not finite.
         """
         with self._lock:
             self._observe(actions, rewards, done)
@@ -341,8 +356,15 @@ class Agent:
     def _observe(self, actions: Array, rewards: Array, done: Array) -> None:
         rows = torch.from_numpy(np.flatnonzero(self._active & ~self._resting))
         layout, past = self._layout, self.settings.context - 1
-        taken = torch.as_tensor(actions, dtype=torch.float32).cpu()[rows]
-        received = torch.as_tensor(rewards, dtype=torch.float32).cpu()[rows].unsqueeze(1)
+        number = len(self._generators)
+        given = [torch.as_tensor(values, dtype=torch.float32).cpu() for values in (actions, rewards, done)]
+        shapes = (number, layout.action_dim), (number,), (number,)
+        for name, values, expected in zip(("actions", "rewards", "done"), given, shapes, strict=True):
+            shape = tuple(values.shape)
+            require(shape == expected, f"{name} have shape {shape}, expected {expected}: one row for each environment")
+            bad = rows[~values.reshape(number, -1)[rows].isfinite().all(dim=1)]
+            require(len(bad) == 0, f"the {name} of environment {bad.tolist()} have NaN or infinite values")
+        taken, received = given[0][rows], given[1][rows].unsqueeze(1)
         self._plan_age[self._active] += 1
         self._plan_age[self._resting] = 0
         self._ended &= ~self._resting
@@ -403,6 +425,18 @@ class Agent:
         search, row = self._searches[env_index]
         tokens = search.states_ahead(row, number, transitions).cpu()
         return self._discretizer.decode(tokens.view(*tokens.shape[:2], dim), self._layout.observation).numpy()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Suppress the warnings of this folder's code."""
+    folder = logging.getLogger(__name__.rpartition(".")[0])
+    level = folder.level
+    folder.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        folder.setLevel(level)
 
 
 def _numbers(values: Tensor) -> str:

@@ -56,9 +56,7 @@ class InitialWeights:
             self._require_spaces(here, self.record.environment, now.environment)
         wanted = module.model_options()
         for name in DECISIVE:
-            value = wanted.get(name)
-            unrecorded = 1 if name == "members" and value is not None else value  # in older checkpoints
-            was = self.model.get(name, unrecorded)
+            was, value = self.model.get(name, wanted.get(name)), wanted.get(name)
             if name == "block" and set(targets_in(was)) <= set(targets_in(value)):  # classes that the user named
                 was = with_defaults(was, here)  # an older checkpoint does not record them
             if was != value:

@@ -114,18 +114,28 @@ def _same_sampling(decoder: NativeDecoder, model: TrajectoryTransformer, setting
 
 
 def _transition_seconds(decoder: BeamDecoder, model: TrajectoryTransformer, settings: PlannerConfig) -> float:
-    """Processor time of decoding one transition of a plan, the shortest of three measurements.
+    """Processor time of decoding one transition of a plan on one thread, the shortest of three measurements.
 
-    By the clock, a busy machine interrupts PyTorch but not the kernel, which is done sooner.
+    By the clock, a busy machine interrupts PyTorch but not the kernel, which is done sooner; and where several threads
+    wait for each other, their time is not that of the work.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _shortest_seconds(decoder, model, settings)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _shortest_seconds(decoder: BeamDecoder, model: TrajectoryTransformer, settings: PlannerConfig) -> float:
     layout, candidates, took = model.layout, settings.beam_width * settings.n_expand, math.inf
     uniforms = torch.rand(1, layout.action_dim + 1, candidates, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
-        began = time.process_time()
+        began = time.thread_time()
         decoder.prefill(torch.zeros(1, layout.observation_dim, dtype=torch.int64))
         decoder.expand(candidates)
         decoder.extend(uniforms, Choice(settings.k_act, settings.cdf_act, settings.temperature))
-        took = min(took, time.process_time() - began)
+        took = min(took, time.thread_time() - began)
     return took
 
 
