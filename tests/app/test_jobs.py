@@ -37,7 +37,12 @@ def test_a_run_gets_its_directory_its_config_and_a_record(
     saved = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
     assert saved["seed"] == config.seed == 3
     assert saved["model"]["n_embd"] == 128
-    assert RunRecord.read(tmp_path / "here") == RunRecord("finished", {"seed": "3", "model": "base"}, 3.0)
+    assert RunRecord.read(tmp_path / "here") == RunRecord(
+        "finished",
+        {"seed": "3", "model": "base"},
+        3.0,
+        command="python train.py seed=3 model=base hydra.run.dir=here",
+    )
 
 
 def test_runs_are_kept_below_logs(train: Callable[..., int], runs: Runs, tmp_path: Path) -> None:
@@ -74,7 +79,9 @@ def test_a_users_mistake_within_a_run_is_one_sentence(
     runs.error = UserError("the data set is not there")
     assert train("hydra.run.dir=here") == 1
     assert capsys.readouterr().err.strip() == "error: the data set is not there"
-    assert RunRecord.read(tmp_path / "here") == RunRecord("failed", {}, None, "the data set is not there")
+    record = RunRecord.read(tmp_path / "here")
+    assert record is not None
+    assert (record.status, record.reason) == ("failed", "the data set is not there")
 
 
 @pytest.mark.parametrize("code", [130, 143, 128 + signal.SIGUSR1])

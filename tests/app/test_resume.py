@@ -37,7 +37,9 @@ class TestResume:
         assert second[0] == first[0]
         assert second[1].resume
         assert not (tmp_path / "logs").exists()
-        assert RunRecord.read(tmp_path / "here") == RunRecord("finished", {"seed": "5"}, 5.0)
+        command = "python train.py seed=5 hydra.run.dir=here"
+        assert first[1].command == second[1].command == command
+        assert RunRecord.read(tmp_path / "here") == RunRecord("finished", {"seed": "5"}, 5.0, command=command)
 
     def test_its_messages_are_added_to_those_of_the_run(
         self, train: Callable[..., int], runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -52,6 +54,18 @@ class TestResume:
         assert train("resume=here") == 0
         assert re.fullmatch(r"before\n\[.*\]\[its\]\[WARNING\] - careful\n", file.read_text())
         assert handlers == []
+
+    def test_a_misspelt_folder_gets_the_nearest_else_the_latest_run(
+        self, train: Callable[..., int], runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        for number, name in enumerate(("stopped", "whole", "another")):
+            assert train(f"hydra.run.dir=runs/{name}") == 0
+            os.utime(tmp_path / "runs" / name / "config.yaml", (0, 10 * (5 - number)))
+        assert train("resume=runs/stoped") == 2
+        assert capsys.readouterr().err.rstrip().endswith("no run to continue; did you mean runs/stopped?")
+        os.utime(tmp_path / "runs" / "whole" / "config.yaml", (0, 1000))
+        assert train("resume=runs/xyz") == 2
+        assert capsys.readouterr().err.rstrip().endswith("the latest run beside it is runs/whole")
 
     def test_it_starts_anew_where_nothing_was_saved(self, train: Callable[..., int], runs: Runs) -> None:
         runs.error = SystemExit(143)
@@ -273,6 +287,10 @@ class TestExtend:
         assert train("resume=here") == 0  # the interrupted extension, as any run
         for options, run in runs.calls:
             assert (options.trainer.max_steps, options.extended, run.resume) == (30, [20], True)
+            assert run.command == (
+                "python train.py hydra.run.dir=here trainer.max_steps=20 && "
+                "python train.py resume=here trainer.max_steps=30 extend=true"
+            )
         stored = yaml.safe_load((finished / "config.yaml").read_text())
         assert (stored["trainer"]["max_steps"], stored["extended"], stored["extend"]) == (30, [20], False)
 

@@ -1,9 +1,11 @@
 """Planner options that have no effect beside the others."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.errors import UserError
@@ -67,4 +69,9 @@ def test_options_without_effect_are_refused(
     with pytest.raises(UserError) as refused:
         found.require_used(given, by_token)
     assert f"has no effect with {message}" in str(refused.value)
+    if name := next((name for name in given if "which chose" in str(refused.value)), None):
+        # What the message advises is what auto does, but for the given option.
+        advised = dict(re.findall(r"planner\.(\w+)=(\S+)", str(refused.value).rpartition("or add ")[2]))
+        parsed = {option: yaml.safe_load(value) for option, value in advised.items()}
+        assert replace(settings, **parsed, **{name: getattr(found, name)}) == found
     assert str(refused.value).startswith(f"planner.{next(iter(given))} ")
