@@ -218,7 +218,8 @@ def main(directory: Path, action: str) -> None:
         config.model.numerical_pretraining = config.model.action_improvement = 0.0  # half as many updates
     if action in ("ddp", "fsdp"):
         config.data.batch_size = 8
-        numbers = NUMBERS if action == "ddp" else {}
+        numbers = {**NUMBERS, "members": 2} if action == "ddp" else {}
+        config.planner.act = "mean"  # which both members are trained for
         dropout = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
         config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, **dropout, **numbers)
     resume = action == "resume" or (action == "fsdp" and (directory / "checkpoints" / "last.ckpt").is_file())

@@ -178,7 +178,7 @@ def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    """Both have the same weights, and together use the same examples as one process."""
+    """Both have the same weights, of both members, and together use the same examples as one process."""
     process = start(tmp_path / "two", "ddp")
     assert finish(process) == 0
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
@@ -191,8 +191,9 @@ def test_two_processes(tmp_path: Path) -> None:
     for name, value in weights(tmp_path / "two" / "checkpoints" / "last.ckpt").items():
         assert torch.equal(ranks[0]["weights"][name], value)
         assert torch.equal(ranks[1]["weights"][name], value)
-    dropout = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
-    config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, **dropout, **NUMBERS)
+    dropout: dict[str, Any] = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+    config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, **dropout, **NUMBERS, members=2)
+    config.planner.act = "mean"
     alone = weights(small_fit(tmp_path / "one", config).last)
     for name, value in weights(tmp_path / "two" / "checkpoints" / "last.ckpt").items():
         torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
@@ -205,7 +206,9 @@ def test_compiled(tmp_path: Path) -> None:
     trained = []
     for compiled in (False, True):
         config = small_config(max_steps=3, compile=compiled)
-        config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+        dropout: dict[str, Any] = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+        config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, **dropout, members=2)
+        config.planner.act = "mean"
         trained.append(weights(small_fit(tmp_path / str(compiled), config).last))
     torch.testing.assert_close(trained[1], trained[0], rtol=1e-3, atol=1e-4)
 
