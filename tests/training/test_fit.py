@@ -3,6 +3,7 @@
 import inspect
 import logging
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
