@@ -72,7 +72,7 @@ def small_config(**trainer: Any) -> TrainConfig:
             batch_size=9,
         ),
         model=ModelConfig(n_layer=1, n_head=1, n_embd=8, **NUMBERS),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
+        optimizer=OptimizerConfig(learning_rate=1e-2, muon=3.0),
         trainer=TrainerConfig(**(options | trainer)),
         planner=PlannerConfig(horizon=2, context=2),
     )
@@ -219,6 +219,7 @@ def main(directory: Path, action: str) -> None:
     if action in ("ddp", "fsdp"):
         config.data.batch_size = 8
         numbers = {**NUMBERS, "members": 2} if action == "ddp" else {}
+        config.optimizer.muon = 3.0 if action == "ddp" else 0.0
         config.planner.act = "mean"  # which both members are trained for
         dropout = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
         config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, **dropout, **numbers)

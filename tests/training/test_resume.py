@@ -275,8 +275,9 @@ def test_an_optimiser_s_option_that_was_edited_is_obeyed(tmp_path: Path, name: s
     as_before, edited = go_on(tmp_path / "before"), go_on(tmp_path / "edited", **{name: value})
     key = "model.head.weight" if "model.head.weight" in edited["state_dict"] else next(iter(edited["state_dict"]))
     assert not edited["state_dict"][key].equal(as_before["state_dict"][key])
-    decaying, other = edited["optimizer_states"][0]["param_groups"]
-    assert decaying["weight_decay"] == (3.0 if name == "weight_decay" else 0.1)
+    decaying, other, by_muon = edited["optimizer_states"][0]["param_groups"]
+    for group in (decaying, by_muon):
+        assert group["weight_decay"] == (3.0 if name == "weight_decay" else 0.1)
     assert other["weight_decay"] == 0.0
     assert decaying["betas"] == (0.5 if name == "beta1" else 0.9, 0.6 if name == "beta2" else 0.95)
 
@@ -295,6 +296,7 @@ FIXED = {
     "data.sequence_length": 4, "data.discount": 0.5, "data.termination_penalty": None, "data.batch_size": 10,
     "data.validation_fraction": 0.4, "data.observation_indices": [0], "data.discretizer.num_bins": 12,
     "data.discretizer.strategy": "quantile", "trainer.accumulate": 3,
+    "optimizer.muon": 0.0,
 }  # fmt: skip
 
 

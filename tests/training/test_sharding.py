@@ -20,7 +20,7 @@ from .small_run import finish, small_config, small_fit, start
 def whole_config() -> TrainConfig:
     """The options of the two processes, for one process."""
     config = small_config(max_steps=6)
-    config.data.batch_size = 8
+    config.data.batch_size, config.optimizer.muon = 8, 0.0
     config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
     return config
 
@@ -70,3 +70,10 @@ def test_other_learners_are_refused() -> None:
 def test_a_regression_on_sharded_weights_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.numerical_regression=2\.0 and .*=0\.25 read weights .*set both to 0"):
         TransformerLearner().check(small_config(strategy="fsdp"))
+
+
+def test_muon_on_sharded_matrices_is_refused() -> None:
+    config = small_config(strategy="fsdp")
+    config.model = ModelConfig(n_layer=1, n_head=1, n_embd=8)
+    with pytest.raises(UserError, match=r"optimizer\.muon=3\.0 needs whole matrices, .*; set it to 0"):
+        TransformerLearner().check(config)

@@ -9,6 +9,7 @@ MAY_CHANGE = {  # option or group -> True: takes effect from the next update on;
     "init_from": False,  # used only at the start
     "seed": False,  # determines the split and every update
     "optimizer": True,  # the optimiser's state is kept; the schedule follows the new options
+    "optimizer.muon": False,  # its state differs from AdamW's
     "trainer": True,  # among others max_steps, which the schedule depends on
     "trainer.accumulate": False,  # Lightning's counters depend on it
     "planner": True,

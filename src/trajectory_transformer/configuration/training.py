@@ -121,7 +121,7 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with the GPT schedule, counted in tokens."""
+    """AdamW, and Muon where asked for, with the GPT schedule, counted in tokens."""
 
     learning_rate: float = within(6e-4, high=LARGEST, above=0.0)
     """Peak learning rate, reached after the warm-up."""
@@ -136,6 +136,9 @@ class OptimizerConfig:
     that is less."""
     final_learning_rate_fraction: float = within(0.1, 0.0, 1.0)
     """Fraction of the peak learning rate at which the cosine schedule ends, in the last update."""
+    muon: float = within(0.0, 0.0, LARGEST)
+    """Train the weight matrices of the transformer's blocks with Muon, at this multiple of the learning rate; 0 trains
+    them with AdamW, as all other weights."""
     gradient_clip_norm: float | None = within(1.0, high=LARGEST, above=0.0)
     """Norm to which gradients are clipped; null does not clip them."""
 

@@ -46,6 +46,11 @@ class TransformerLearner(Learner):
             config.trainer.strategy != "fsdp" or config.model.members == 1,
             f"model.members={config.model.members} is not supported with trainer.strategy=fsdp; set it to 1",
         )
+        require(
+            config.trainer.strategy != "fsdp" or config.optimizer.muon == 0.0,
+            f"optimizer.muon={config.optimizer.muon} needs whole matrices, which trainer.strategy=fsdp divides among "
+            "processes; set it to 0",
+        )
         require_same_purpose(make_objective(config.planner), config.planner.name, config.model.goal_conditioned)
 
     @override

@@ -71,11 +71,16 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:
-        decay = self.optimizer_config.weight_decay
+        decay, muon = self.optimizer_config.weight_decay, self.optimizer_config.muon
         decayed, others = zip(*(member.decay_parameter_groups(decay) for member in self.members), strict=True)
+        matrices = [member.block_matrices() if muon else [] for member in self.members]
+        by_muon = {id(matrix) for matrix in chain.from_iterable(matrices)}
+        kept = [parameter for parameter in chain.from_iterable(decayed) if id(parameter) not in by_muon]
         return [
-            {"params": list(chain.from_iterable(parameters)), "weight_decay": weight_decay}
-            for parameters, weight_decay in ((decayed, decay), (others, 0.0))
+            {"params": kept, "weight_decay": decay},
+            {"params": list(chain.from_iterable(others)), "weight_decay": 0.0},
+            # A group for each member, so that it is computed as if it were alone.
+            *({"params": of_member, "weight_decay": decay, "muon": muon} for of_member in matrices if of_member),
         ]
 
     @override

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ class VerifiedCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+def _muon(groups: Iterable[Mapping[str, Any]]) -> float:
+    """Return the value of optimizer.muon that an optimiser's parameter groups have; 0 if all are AdamW's."""
+    return max(group.get("muon", 0.0) for group in groups)
+
+
 def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None:
     """Raise UserError if a checkpoint has other data, or another value of an option that must not change.
 
@@ -60,6 +66,7 @@ def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None
             contents["global_step"],
         )
         parts = ready // steps if steps else accumulate
+        muon = _muon(contents["optimizer_states"][0]["param_groups"])
     saved.require_kind(now.kind)
     learner = ((f"learner.{name}", saved.training.learner.get(name), now.learner[name]) for name in now.learner)
     model = ((f"model.{name}", saved.model.get(name), value) for name, value in module.model_options().items())
@@ -87,8 +94,12 @@ def require_same_run(path: Path, module: LearnerModule, accumulate: int) -> None
             "options"
         )
     before, after = (
-        {"seed": run.seed, "trainer.accumulate": count, **{f"data.{k}": v for k, v in asdict(run.data).items()}}
-        for run, count in ((saved.training, parts), (now, accumulate))
+        {"seed": run.seed, "trainer.accumulate": count, "optimizer.muon": multiple}
+        | {f"data.{name}": value for name, value in asdict(run.data).items()}
+        for run, count, multiple in (
+            (saved.training, parts, muon),
+            (now, accumulate, _muon(module.parameter_groups())),
+        )
     )
     for name, was in before.items():
         if was != (value := after[name]) and not may_change(name):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # options are checked before torch is loaded
     from .learner_module import LearnerModule
     from .optimization import TrainingPlan
 
-OPTIONS_OF_WINDOWS = ("model", "planner", "data.discretizer", "data.sequence_length")
+OPTIONS_OF_WINDOWS = ("model", "planner", "data.discretizer", "data.sequence_length", "optimizer.muon")
 """Options, or groups of options, without effect on learners that neither use windows of tokens nor plan."""
 OPTIONS_OF_RETURNS = ("data.discount", "data.termination_penalty", "data.continue_truncated")
 """Options without effect on training that uses no rewards (:meth:`Learner.uses_rewards`)."""

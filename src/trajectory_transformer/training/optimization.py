@@ -1,4 +1,4 @@
-"""AdamW with decay groups, and a learning-rate schedule without state: a function of the tokens seen."""
+"""AdamW, Muon, and a learning-rate schedule without state: a function of the tokens seen."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,6 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..configuration import OptimizerConfig
+
+MOMENTUM = 0.95  # of Muon: decay rate of its average of the gradient
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # coefficients of x, x³ and x⁵, which move singular values towards 1 fastest
+ITERATIONS = 5  # after them, singular values are between about 0.7 and 1.2
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,29 @@ def make_schedule(config: OptimizerConfig, plan: TrainingPlan) -> CosineSchedule
     return CosineSchedule(config.learning_rate, warmup, total, config.final_learning_rate_fraction)
 
 
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Approximate U Vᵀ of the singular value decompositions U S Vᵀ of matrices (n, rows, columns); 0 stays 0.
+
+    The Newton-Schulz iteration of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    linear, cubic, quintic = NEWTON_SCHULZ
+    for _ in range(ITERATIONS):
+        squares = x @ x.mT
+        x = linear * x + (cubic * squares + quintic * squares @ squares) @ x
+    return x.mT if tall else x
+
+
 class AdamW(torch.optim.AdamW):
-    """AdamW whose step can be the replay of a CUDA graph (see :mod:`.captured_update`)."""
+    """AdamW, and Muon for the groups with ``muon``, whose step can be the replay of a CUDA graph.
+
+    The group's ``muon`` is the multiple of the learning rate for its matrices. Muon (Jordan et al. 2024) makes the
+    average of their gradients orthogonal; the update is scaled to the size of AdamW's and decays weights as AdamW does
+    (Liu et al. 2025, "Muon is scalable for LLM training"). Differs from ``torch.optim.Muon``, which computes one matrix
+    at a time, in bfloat16. For the graph, see :mod:`.captured_update`.
+    """
 
     replay: Callable[[], None] | None = None  # makes the update from the parameters' gradients
     rate: Tensor | None = None  # learning rate that ``replay`` reads
@@ -66,7 +91,37 @@ class AdamW(torch.optim.AdamW):
 
     def update(self) -> None:
         """Make the update, whether or not there is a ``replay``."""
-        super().step()
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group.get("muon")]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group.get("muon"):
+                self._update_by_muon(group)
+
+    @torch.no_grad()
+    def _update_by_muon(self, group: dict[str, Any]) -> None:
+        found = getattr(self, "found_inf", None)  # 1 on the device if no update is to be made
+        rate = group["muon"] * group["lr"] * (1.0 if found is None else 1.0 - found)
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, parameters in by_shape.items():
+            for parameter in parameters:
+                if not self.state[parameter]:  # AdamW's own names, because it reads the step when a state is loaded
+                    self.state[parameter] |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter)}
+            momenta = [self.state[parameter]["exp_avg"] for parameter in parameters]
+            gradients, momentum = torch.stack([parameter.grad for parameter in parameters]), torch.stack(momenta)
+            if found is not None:
+                gradients = torch.where(found > 0.0, momentum, gradients)
+            momentum.lerp_(gradients, 1.0 - MOMENTUM)
+            directions = orthogonalized(gradients.lerp(momentum, MOMENTUM)) * (0.2 * max(shape) ** 0.5)
+            for parameter, own, new, direction in zip(parameters, momenta, momentum, directions, strict=True):
+                own.copy_(new)
+                parameter.mul_(1.0 - rate * group["weight_decay"]).sub_(rate * direction)
 
     def _accelerator_graph_capture_health_check(self) -> None:
         """Do nothing: torch asks for ``capturable=True``, which fused kernels with a rate on the device do not need."""
@@ -75,7 +130,7 @@ class AdamW(torch.optim.AdamW):
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool) -> AdamW:
-    """Make AdamW for parameter groups that have their own ``weight_decay``.
+    """Make AdamW for parameter groups that have their own ``weight_decay``, and ``muon`` if Muon trains them.
 
     ``fused``, one kernel for all parameters, is 3.6 times faster on a CPU, but not possible with a gradient scaler.
     """
