@@ -58,7 +58,7 @@ class Member(nn.Module):
         decayed, others = (group["params"] for group in self.model.decay_parameter_groups(weight_decay))
         return decayed, [*others, *(() if self.readout is None else self.readout.parameters())]
 
-    def block_matrices(self) -> list[nn.Parameter]:
+    def block_matrices(self) -> list[Tensor]:
         """Weights of the linear maps in the transformer's blocks."""
         return [layer.weight for layer in self.model.blocks.modules() if isinstance(layer, nn.Linear)]
 

@@ -105,21 +105,21 @@ class AdamW(torch.optim.AdamW):
     def _update_by_muon(self, group: dict[str, Any]) -> None:
         found = getattr(self, "found_inf", None)  # 1 on the device if no update is to be made
         rate = group["muon"] * group["lr"] * (1.0 if found is None else 1.0 - found)
-        by_shape: dict[torch.Size, list[Tensor]] = {}
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                by_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, parameters in by_shape.items():
-            for parameter in parameters:
+                by_shape.setdefault(parameter.shape, []).append((parameter, parameter.grad))
+        for shape, pairs in by_shape.items():
+            for parameter, _ in pairs:
                 if not self.state[parameter]:  # AdamW's own names, because it reads the step when a state is loaded
                     self.state[parameter] |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter)}
-            momenta = [self.state[parameter]["exp_avg"] for parameter in parameters]
-            gradients, momentum = torch.stack([parameter.grad for parameter in parameters]), torch.stack(momenta)
+            momenta = [self.state[parameter]["exp_avg"] for parameter, _ in pairs]
+            gradients, momentum = torch.stack([gradient for _, gradient in pairs]), torch.stack(momenta)
             if found is not None:
                 gradients = torch.where(found > 0.0, momentum, gradients)
             momentum.lerp_(gradients, 1.0 - MOMENTUM)
             directions = orthogonalized(gradients.lerp(momentum, MOMENTUM)) * (0.2 * max(shape) ** 0.5)
-            for parameter, own, new, direction in zip(parameters, momenta, momentum, directions, strict=True):
+            for (parameter, _), own, new, direction in zip(pairs, momenta, momentum, directions, strict=True):
                 own.copy_(new)
                 parameter.mul_(1.0 - rate * group["weight_decay"]).sub_(rate * direction)
 
