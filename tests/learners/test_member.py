@@ -18,6 +18,7 @@ from trajectory_transformer.planning.agent import Agent
 from trajectory_transformer.planning.native import proof
 from trajectory_transformer.training.fit import FitReport, fit, make_module
 from trajectory_transformer.training.initial import InitialWeights
+from trajectory_transformer.training.optimization import make_optimizer
 
 from ..training.small_run import Rows, small_config, small_datamodule, small_fit, weights
 
@@ -199,3 +200,21 @@ def test_a_warning_about_all_members_is_given_once(
     Agent.from_checkpoint(report.best)
     [record] = caplog.records
     assert record.message.endswith("the native kernel cannot be used, because of a test")
+
+
+def test_muon_trains_each_weight_of_an_edited_block_once() -> None:
+    """With two layers that share a weight, and one whose weight is computed from two parameters (weight norm)."""
+
+    config = config_of(1)
+    module = make_module(TransformerLearner(), config, small_datamodule(config))
+    assert isinstance(module, TrajectoryModule)
+    block: Any = module.model.blocks[0]
+    block.attn.key.weight = block.attn.query.weight
+    torch.nn.utils.parametrizations.weight_norm(block.attn.value)
+    decayed, others, by_muon = (group["params"] for group in module.parameter_groups())
+    expected = [layer.weight for layer in (block.attn.query, block.attn.proj, block.l1, block.l2)]
+    assert sorted(map(id, by_muon)) == sorted(map(id, expected))
+    everything = [id(parameter) for parameter in (*decayed, *others, *by_muon)]
+    assert len(everything) == len(set(everything))
+    assert {id(parameter) for parameter in block.parameters()} <= set(everything)
+    make_optimizer(module.parameter_groups(), config.optimizer, fused=True)  # refuses what is not a parameter

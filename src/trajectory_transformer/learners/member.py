@@ -58,9 +58,10 @@ class Member(nn.Module):
         decayed, others = (group["params"] for group in self.model.decay_parameter_groups(weight_decay))
         return decayed, [*others, *(() if self.readout is None else self.readout.parameters())]
 
-    def block_matrices(self) -> list[Tensor]:
-        """Weights of the linear maps in the transformer's blocks."""
-        return [layer.weight for layer in self.model.blocks.modules() if isinstance(layer, nn.Linear)]
+    def block_matrices(self) -> list[nn.Parameter]:
+        """Weights of the linear maps in the transformer's blocks, each once; none that a layer computes."""
+        weights = {id(layer.weight) for layer in self.model.blocks.modules() if isinstance(layer, nn.Linear)}
+        return [parameter for parameter in self.model.blocks.parameters() if id(parameter) in weights]
 
     def pretrain(
         self, windows: TokenWindows, updates: int, stream: torch.Generator, stopped: Callable[[], bool],
