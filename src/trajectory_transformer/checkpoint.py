@@ -89,7 +89,7 @@ class TrainingRecord:
     ) -> "TrainingRecord":
         """Return the record of a run; a discretiser marks a run whose agent plans."""
         planner = None if discretizer is None else config.planner
-        about = (DatasetRecord.of(data), config.data, config.seed)
+        about = (DatasetRecord.of(data), config.data.resolve_penalty(data.ends_have_rewards), config.seed)
         return cls(kind, config.learner, data.environment, *about, planner, discretizer)
 
     def to_dict(self) -> dict[str, Any]:

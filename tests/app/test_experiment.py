@@ -106,17 +106,32 @@ def results_of(directory: Path) -> dict:
     return json.loads((directory / "results.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("penalty", "last", "told"),
+    [
+        ("auto", None, "-100 replaces the reward of their last step (data.termination_penalty; null keeps it)"),
+        ("auto", 500.0, "the reward of their last step is kept, because the data's rewards tell what an end is worth "
+         "(data.termination_penalty=-100 replaces it)"),
+        (-7.0, 500.0, "-7 replaces the reward of their last step (data.termination_penalty; null keeps it)"),
+        (None, 500.0, ""),
+    ],
+)  # fmt: skip
 def test_replaced_rewards_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    penalty: Any, last: float | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    write_dataset("tests/falls-v0", [random_episode(12, seed, terminated=seed < 4) for seed in range(6)])
-    message = "4 of 6 episodes terminate: -100 replaces the reward of their last step (data.termination_penalty; null"
-    for penalty in (-100.0, None):
-        options = config(episodes=0)
-        options.data.dataset_id, options.data.termination_penalty = "tests/falls-v0", penalty
-        run_training(options, RunContext(tmp_path / str(penalty), "command"))
-        assert (message in capsys.readouterr().out) == (penalty is not None)
+    episodes = [random_episode(12, seed, terminated=seed < 4) for seed in range(6)]
+    for episode in episodes[:4] if last is not None else ():
+        episode.rewards[-1] = last
+    write_dataset("tests/falls-v0", episodes)
+    options = config(episodes=0)
+    options.data.dataset_id, options.data.termination_penalty = "tests/falls-v0", penalty
+    run_training(options, RunContext(tmp_path / "run", "command"))
+    printed = capsys.readouterr().out
+    assert (f"4 of 6 episodes terminate: {told}" in printed) if told else ("episodes terminate" not in printed)
+    recorded = Checkpoint.read(tmp_path / "run" / "checkpoints" / "best.ckpt").training.data.termination_penalty
+    assert recorded == {"auto": -100.0 if last is None else None}.get(penalty, penalty)
 
 
 def test_a_horizon_without_effect_is_told(

@@ -105,3 +105,8 @@ def test_a_table_keeps_lengths_and_endings():
 def test_a_table_needs_an_episode():
     with pytest.raises(ValueError, match="at least one episode"):
         join_episodes([], DataConfig())
+
+
+def test_a_table_needs_a_penalty_that_is_decided():
+    with pytest.raises(ValueError, match=r"resolve_penalty\(data.ends_have_rewards\)"):
+        join_episodes([episode(terminated=True)], DataConfig())

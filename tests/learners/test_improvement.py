@@ -113,8 +113,10 @@ def test_of_a_large_set_as_many_steps_are_drawn(monkeypatch: pytest.MonkeyPatch)
 
 def test_returns_are_those_of_the_table_by_another_discount() -> None:
     episodes = small_data(episodes=5).episodes
-    table = join_episodes(episodes, DataConfig(discount=0.5))
-    other = join_episodes(episodes, DataConfig(discount=0.9, continue_truncated=True)).values
+    table = join_episodes(episodes, DataConfig(discount=0.5, termination_penalty=-100.0))
+    other = join_episodes(
+        episodes, DataConfig(discount=0.9, continue_truncated=True, termination_penalty=-100.0)
+    ).values
     assert {bool(end) for end in table.terminated} == {True, False}
     np.testing.assert_allclose(following_returns(table, 0.9), other[:, -2] + 0.9 * other[:, -1], rtol=1e-5)
 

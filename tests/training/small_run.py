@@ -69,6 +69,7 @@ def small_config(**trainer: Any) -> TrainConfig:
             dataset_id="small/walk-v0",
             discretizer=DiscretizerConfig("uniform", 10),
             sequence_length=3,
+            termination_penalty=-100.0,
             batch_size=9,
         ),
         model=ModelConfig(n_layer=1, n_head=1, n_embd=8, **NUMBERS),

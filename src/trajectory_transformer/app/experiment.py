@@ -17,6 +17,7 @@ from ..analysis.prediction import PredictionRequest, predict
 from ..building import PACKAGE, TYPED_BY_USER, packages_in
 from ..checkpoint import Checkpoint, DatasetRecord
 from ..configuration import EvaluateConfig, LoggerConfig, PlannerConfig, TrainConfig
+from ..configuration.data import ORIGINAL_PENALTY
 from ..data.episode_source import EpisodeSource
 from ..data.episodes import Episode
 from ..data.sources import EMBEDDED_NAMESPACE, load_offline_data, sources_of
@@ -125,15 +126,21 @@ def run_training(config: TrainConfig, run: RunContext) -> float:
 
 
 def _tell_penalty(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule[Any]) -> None:
-    """Say that rewards of a user's own data or learner are replaced, unless there are none to replace."""
-    episodes, ids, penalty = datamodule.data.episodes, config.data.dataset_ids, config.data.termination_penalty
+    """Say whether rewards of a user's own data or learner are replaced, unless there are none to replace."""
+    episodes, ids, penalty = datamodule.data.episodes, config.data.dataset_ids, datamodule.config.termination_penalty
     terminated = sum(episode.terminated for episode in episodes)
     simulated = len(ids) > 0 and all(name.startswith(EMBEDDED_NAMESPACE) for name in ids)
     known = simulated and type(learner).__module__.startswith(f"{PACKAGE}.")
-    if penalty is not None and terminated and not known and is_first_process():
+    chosen = config.data.termination_penalty == "auto"
+    if terminated and (chosen or penalty is not None) and not known and is_first_process():
         print(
-            f"{terminated} of {len(episodes)} episodes terminate: {penalty:g} replaces the reward of their last step "
-            "(data.termination_penalty; null keeps it)"
+            f"{terminated} of {len(episodes)} episodes terminate: "
+            + (
+                "the reward of their last step is kept, because the data's rewards tell what an end is worth "
+                f"(data.termination_penalty={ORIGINAL_PENALTY:g} replaces it)"
+                if penalty is None
+                else f"{penalty:g} replaces the reward of their last step (data.termination_penalty; null keeps it)"
+            )
         )
 
 

@@ -69,7 +69,7 @@ def tokenising_rows(
     data = random_episodes(HALFCHEETAH, episodes, steps)
 
     def tokenise() -> list[TokenWindows]:
-        options = DataConfig()
+        options = DataConfig(termination_penalty=None)
         split = split_episodes(data, options.validation_fraction, seed=0)
         tables = [join_episodes(part, options) for part in split]
         discretizer = make_discretizer(DiscretizerConfig(num_bins=NUM_BINS)).fit(tables[0].values)

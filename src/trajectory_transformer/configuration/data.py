@@ -1,10 +1,10 @@
 """Options of the data: its source, and the training windows made of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from .validation import LARGEST, one_of, require, validate, within
+from .validation import LARGEST, Range, one_of, require, shown, validate, validate_value, within
 
 MAX_BINS = 32766  # tokens are kept in 16 bits
 
@@ -22,6 +22,7 @@ class DiscretizerConfig:
         validate("data.discretizer.", self)
 
 
+ORIGINAL_PENALTY = -100.0  # the original's reward of a terminating step
 DEFAULT_DATASET_ID = "embedded/hopper/mixed-v0"
 
 
@@ -46,8 +47,9 @@ class DataConfig:
     """Length of a training window in transitions."""
     discount: float = within(0.99, high=1.0, above=0.0)
     """Discount factor per step of the return-to-go."""
-    termination_penalty: float | None = within(-100.0, -LARGEST, LARGEST)
-    """Reward that replaces the recorded one in a terminating step; null keeps the recorded reward."""
+    termination_penalty: Any = "auto"
+    """Reward that replaces the recorded one in a terminating step, a number; null keeps the recorded reward; auto is
+    -100, or null where the data's own rewards tell what the end of an episode is worth."""
     continue_truncated: bool = False
     """Count the return-to-go of an episode that a time limit cut as if its last rewards went on for ever, which needs a
     discount below 1; false counts nothing after the cut."""
@@ -82,6 +84,12 @@ class DataConfig:
                 f"data.dataset_id={self.dataset_id} has no effect beside data.source; leave out one of them",
             )
             self.dataset_id = None
+        if (penalty := self.termination_penalty) != "auto":
+            require(
+                not isinstance(penalty, str),
+                f"data.termination_penalty={shown(penalty)} must be a number, null or auto",
+            )
+            validate_value("data.termination_penalty", penalty, float | None, Range(-LARGEST, LARGEST))
         require(
             self.discount < 1.0 or not self.continue_truncated,
             "data.discount=1 gives an episode that a time limit cut an infinite return-to-go: set a discount below 1, "
@@ -99,6 +107,15 @@ class DataConfig:
             )
             distinct = min(chosen) >= 0 and len(set(chosen)) == len(chosen)
             require(distinct, f"data.observation_indices={chosen} must be distinct indices from 0")
+
+    def resolve_penalty(self, ends_have_rewards: bool) -> Self:
+        """Return the options with ``termination_penalty=auto`` resolved: None if the data reward ends, otherwise -100.
+
+        Differs from the paper and the original, which penalise every end of an episode, also that of a solved task.
+        """
+        if self.termination_penalty != "auto":
+            return self
+        return replace(self, termination_penalty=None if ends_have_rewards else ORIGINAL_PENALTY)
 
     @property
     def dataset_ids(self) -> list[str]:

@@ -1,11 +1,14 @@
 """Episodes as plain arrays, and the facts about their data set."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ..environments.spec import EnvironmentSpec
 from .on_disk import forget
+
+SAMPLED_REWARDS = 1_000_000  # of a larger set, about as many rewards at equal distances are looked at
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,31 @@ class OfflineData:
             sums.append(episode.rewards.sum(dtype=np.float64))
             forget(episode.rewards)
         return np.array(sums)
+
+    @cached_property
+    def ends_have_rewards(self) -> bool:
+        """True if the rewards tell what the end of an episode is worth, so that no penalty has to.
+
+        That is so if at least a hundredth of the terminating steps have rewards that stand out: the distance to the
+        range from the 5 % to the 95 % quantile of all other rewards is more than twice its width. It is also so if no
+        reward is positive, because then an end stops costs. On locomotion, where a fall is a step like others,
+        neither holds.
+        """
+        others, last = [], []
+        stride = 1 + sum(map(len, self.episodes)) // SAMPLED_REWARDS
+        for episode in self.episodes:
+            count = len(episode) - episode.terminated
+            others.append(np.array(episode.rewards[:count:stride]))
+            last.extend(episode.rewards[count:].tolist())
+            forget(episode.rewards)
+        sample, ends = np.concatenate(others), np.array(last)
+        if len(ends) == 0:
+            return False
+        if len(sample) == 0 or max(sample.max(), ends.max()) <= 0.0:
+            return True
+        low, high = np.quantile(sample, (0.05, 0.95))
+        away = np.maximum(low - ends, ends - high)
+        return float(np.mean(away > 2.0 * (high - low))) >= 0.01
 
     @property
     def longest_episode(self) -> int:

@@ -102,16 +102,18 @@ def join_episodes(
 
     Args:
         episodes: at least one.
-        config: how values are computed: discount, termination_penalty and continue_truncated.
+        config: how values are computed: discount, continue_truncated and termination_penalty, which must not be auto.
         rewarded: False makes all rewards and values 0.
         folder: folder in which the table is kept on disk; None: in memory.
 
     Raises:
-        ValueError: there is no episode.
+        ValueError: there is no episode, or the penalty is auto.
         UserError: the folder is not writable.
     """
     if len(episodes) == 0:
         raise ValueError("at least one episode is needed")
+    if config.termination_penalty == "auto":
+        raise ValueError("termination_penalty=auto needs all episodes: config.resolve_penalty(data.ends_have_rewards)")
 
     def rows() -> Iterator[np.ndarray]:
         for episode in episodes:

@@ -48,6 +48,7 @@ class OfflineDataModule(L.LightningDataModule, Generic[Batch]):
         if self._ready:
             return
         self.data = load_offline_data(self.config)
+        self.config = self.config.resolve_penalty(self.data.ends_have_rewards)
         train, validation = split_episodes(self.data, self.config.validation_fraction, self.seed)
         train = self.select(train)
         self.num_train, self.num_validation = (sum(map(len, part)) for part in (train, validation))
