@@ -712,7 +712,7 @@ def test_held_out_episodes_are_those_that_training_validated_on(trained: tuple[P
     datamodule = TrajectoryDataModule(config().data, seed=7)
     datamodule.setup()
     (episode,) = held_out_episodes(Checkpoint.read(trained[0] / "checkpoints" / "best.ckpt"))
-    table = join_episodes([episode], config().data)
+    table = join_episodes([episode], config().data.resolve_penalty(ends_have_rewards=False))
     assert (table.values == datamodule.validation_table.values).all()
 
 
