@@ -93,6 +93,19 @@ def test_a_learner(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_loss(folder: Path) -> None:
+    run = train(folder, "trainer=return_weighted", "trainer.loss.temperature=0.5")
+    logged = metrics(run)
+    assert min(logged["train/largest_weight"] + logged["val/largest_weight"]) > 1.0
+    options = (f"checkpoint={run / 'checkpoints' / 'best.ckpt'}", "episodes=1", "hydra.run.dir=again")
+    assert command(folder, "evaluate.py", *options).returncode == 0  # which needs no class of the training
+    wrong = command(folder, "train.py", *CONFIGS, "trainer=return_weighted", "trainer.loss.temperatur=1")
+    assert (wrong.returncode, "trainer.loss.temperature" in wrong.stderr) == (2, True)
+    other = command(folder, "train.py", *CONFIGS, "trainer.loss._target_=top_accuracy.TopAccuracy")
+    assert (other.returncode, "top_accuracy.TopAccuracy is not a TrainingLoss" in other.stderr) == (2, True)
+
+
+@pytest.mark.slow
 def test_a_callback(folder: Path) -> None:
     norms = metrics(train(folder, "trainer=watched"))["train/weight_norm"]
     assert len(norms) == 2

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from trajectory_transformer.app import experiment, jobs
-from trajectory_transformer.app.commands import evaluate_command, sweep_command
+from trajectory_transformer.app.commands import evaluate_command, resume_command, sweep_command
 from trajectory_transformer.app.jobs import RunRecord
 from trajectory_transformer.app.page import PAGE, SWEEP, write_run_page, write_sweep_page
 from trajectory_transformer.app.schema import run_name
-from trajectory_transformer.configuration import EnvironmentConfig, TrainConfig
+from trajectory_transformer.configuration import EnvironmentConfig, TrainConfig, TrainerConfig
 from trajectory_transformer.data import sources
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.files import FolderInUseError, FolderLock, is_in_use
@@ -183,6 +183,15 @@ def test_the_checkpoint_s_path_is_quoted_for_shell_and_hydra(
     assert words == ["python", "evaluate.py", words[2], "allow=[json]", "environment.modules=[json]"]
     assert evaluate(*words[2:]) == 1
     assert f"'{folder}/best.ckpt' is" in capsys.readouterr().err
+
+
+def test_what_only_training_uses_needs_no_permission_to_evaluate_but_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    options = TrainConfig(trainer=TrainerConfig(metrics={"own": {"_target_": "json.JSONDecoder"}}))
+    assert evaluate_command(Path("a.ckpt"), options) == "python evaluate.py checkpoint=a.ckpt"
+    assert resume_command(Path("run"), options) == "python train.py resume=run 'allow=[json]'"
+    options.model.block = {"_target_": "json.JSONDecoder"}
+    assert evaluate_command(Path("a.ckpt"), options) == "python evaluate.py checkpoint=a.ckpt 'allow=[json]'"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

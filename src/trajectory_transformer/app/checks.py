@@ -172,6 +172,9 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
     if options.model.block is not None:
         _require_subclass("model.block", options.model.block, "torch.nn", "Module")
         _check_record("model.block", options)
+    if options.trainer.loss is not None:
+        _require_subclass("trainer.loss", options.trainer.loss, f"{PACKAGE}.learners.training_loss", "TrainingLoss")
+        _check_record("trainer.loss", options)
     for name, spec in options.trainer.callbacks.items():
         _require_subclass(f"trainer.callbacks.{name}", spec, "lightning.pytorch.callbacks", "Callback")
         require_options(spec, f"trainer.callbacks.{name}")
@@ -338,13 +341,14 @@ def _check_search(options: TrainConfig, tune: TuneConfig) -> None:
 
 
 def _check_record(place: str, options: TrainConfig) -> None:
-    """Raise UserError for wrong options of a learner, objective, source (each is built) or block (by its signature)."""
+    """Raise UserError for wrong options of a learner, objective, source (built), block or loss (by its signature)."""
     if place == "learner":
         make_learner(options.learner, TYPED_BY_USER)
     elif place == "planner.objective":
         build(options.planner.objective_spec, Objective, place, TYPED_BY_USER)
-    elif place == "model.block":
-        require_options(options.model.block, place, ("config",))
+    elif place in ("model.block", "trainer.loss"):
+        spec = options.model.block if place == "model.block" else options.trainer.loss
+        require_options(spec, place, ("config",))
     elif options.data.source is not None:
         from ..data.sources import sources_of  # imported here because it takes half a second
 

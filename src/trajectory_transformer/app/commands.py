@@ -3,9 +3,10 @@
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..building import PACKAGE, packages_in
 from ..configuration import TrainConfig
@@ -22,14 +23,15 @@ def as_called(words: Sequence[str]) -> str:
 
 def resume_command(directory: Path, options: TrainConfig) -> str:
     """Return the command that resumes the run of ``options`` in ``directory``."""
-    return _command("train", f"resume={shown(directory)}", *_allowed(options))
+    return _command("train", f"resume={shown(directory)}", *_allowed(options, asdict(options)))
 
 
 def evaluate_command(checkpoint: Path, options: TrainConfig) -> str:
     """Return the command that evaluates a checkpoint of the run of ``options``."""
     modules = options.environment.modules
     named = [f"environment.modules=[{','.join(modules)}]"] if modules else []
-    return _command("evaluate", f"checkpoint={_quoted(shown(checkpoint))}", *_allowed(options), *named)
+    used = {name: value for name, value in asdict(options).items() if name != "trainer"}  # a loss, metrics, callbacks
+    return _command("evaluate", f"checkpoint={_quoted(shown(checkpoint))}", *_allowed(options, used), *named)
 
 
 def sweep_command(directory: Path) -> str:
@@ -57,8 +59,8 @@ def _command(name: str, *words: str) -> str:
     return as_called([str(script), *words])
 
 
-def _allowed(options: TrainConfig) -> list[str]:
-    """Return ``allow=[…]`` with the packages that files of the run name, if it needs any besides this one."""
+def _allowed(options: TrainConfig, used: Mapping[str, Any]) -> list[str]:
+    """Return ``allow=[…]`` with the packages that options in ``used`` name, if any is needed besides this one."""
     modules = (module.partition(".")[0] for module in options.environment.modules)
-    packages = [name for name in dict.fromkeys([*packages_in(asdict(options)), *modules]) if name != PACKAGE]
+    packages = [name for name in dict.fromkeys([*packages_in(used), *modules]) if name != PACKAGE]
     return [f"allow=[{','.join(packages)}]"] if packages else []

@@ -10,7 +10,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..configuration import EvaluateConfig, TrainConfig
 
 LAUNCHER = "hydra/launcher"
-RECORDS = ("learner", "planner.objective", "data.source", "model.block")  # options that are a class and its options
+# Options that are a class and its options.
+RECORDS = ("learner", "planner.objective", "data.source", "model.block", "trainer.loss")
 OF_RECORD = re.compile(rf"({'|'.join(map(re.escape, RECORDS))})\.[^=]*=")
 TEXTS = (str, str | None, list[str], list[str] | None)  # types of options of free text
 PLAIN = re.compile(r"[\w./:+*%@?|-]+( +[\w./:+*%@?|-]+)*", re.ASCII)  # to Hydra, without quotes

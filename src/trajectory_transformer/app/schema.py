@@ -20,7 +20,7 @@ from .names import options_of
 
 OPEN_OPTIONS = (  # mappings with arbitrary keys
     "data.source", "learner", "logger.extra", "model.block", "planner.objective", "trainer.callbacks",
-    "trainer.metrics", "trainer.options",
+    "trainer.loss", "trainer.metrics", "trainer.options",
 )  # fmt: skip
 
 

@@ -183,6 +183,9 @@ class TrainerConfig:
     """Under SLURM, save the state and resubmit the job on SIGUSR1; the new job continues the run."""
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks by name, each a mapping with a _target_ and its options."""
+    loss: Any = None
+    """Loss of the transformer's training: the _target_ and options of a loss of your own; null is the cross-entropy of
+    the next token, weighted by model.action_weight and its like."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Metrics from torchmetrics by name, each a mapping with a _target_ and its options."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -209,5 +212,7 @@ class TrainerConfig:
             )
             if (name, value) != ("deterministic", "warn"):
                 validate_value(f"trainer.options.{name}", value, LIGHTNING_OPTIONS[name])
+        if self.loss is not None:
+            require_target("trainer.loss", self.loss, "the class of a loss: {_target_: my_package.MyLoss}")
         for name, metric in self.metrics.items():
             require_target(f"trainer.metrics.{name}", metric, "a torchmetrics class: {_target_: my_package.MyMetric}")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..building import TYPED_BY_USER
 from ..data.transitions import TransitionTable
-from ..data.windows import TokenWindows
+from ..data.windows import TokenWindows, WindowBatch
 from ..model.action_improvement import ActionImprovement
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer
@@ -15,6 +15,7 @@ from ..model.numerical_embedding import NumericalReadout
 from ..progress import WorkProgress
 from .improvement import fit_improvement
 from .numerical_pretraining import pretrain
+from .training_loss import NextToken, TrainingLoss
 
 
 class Member(nn.Module):
@@ -36,22 +37,23 @@ class Member(nn.Module):
             self.readout = NumericalReadout(self.model.numbers, config.n_embd)
         if improves:
             self.improvement = ActionImprovement(config.observation_dim, config.action_dim)
+        self.loss: TrainingLoss = NextToken(config)
 
-    def losses(
-        self, trajectories: Tensor, targets: Tensor, mask: Tensor, transitions: Tensor | None, weight: float
-    ) -> tuple[Tensor, ...]:
-        """The loss to differentiate, cross-entropy and logits; with ``transitions`` also the loss of their regression.
+    def losses(self, batch: WindowBatch, transitions: Tensor | None, weight: float) -> tuple[Tensor, ...]:
+        """The loss to differentiate, the loss of the windows, logits, and the loss's further values, one after another.
 
-        The arguments are those of :meth:`.TrajectoryModule.losses`.
+        With ``transitions``, also the loss of their regression. The arguments are those of
+        :meth:`.TrajectoryModule.losses`.
         """
-        output = self.model(trajectories, targets=targets, attention_mask=mask, use_cache=False, return_dict=True)
+        loss, logits, *further = self.loss(self.model, batch)
+        values = [further[0][name] for name in self.loss.logged]
         if transitions is None:
-            return output.loss, output.loss, output.logits
+            return loss, loss, logits, *values
         assert self.readout is not None
         assert self.model.numbers is not None
         regression = weight * self.readout(self.model.numbers, transitions)
-        total = output.loss + self.model.config.numerical_regression * regression
-        return total, output.loss, output.logits, regression
+        total = loss + self.model.config.numerical_regression * regression
+        return total, loss, logits, *values, regression
 
     def decay_parameter_groups(self, weight_decay: float) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters that decay, and those that do not."""

@@ -51,6 +51,10 @@ class TransformerLearner(Learner):
             f"optimizer.muon={config.optimizer.muon} needs whole matrices, which trainer.strategy=fsdp divides among "
             "processes; set it to 0",
         )
+        require(
+            config.trainer.strategy != "fsdp" or config.trainer.loss is None,
+            "trainer.loss is not supported with trainer.strategy=fsdp; leave one of them out",
+        )
         require_same_purpose(make_objective(config.planner), config.planner.name, config.model.goal_conditioned)
 
     @override
@@ -61,6 +65,7 @@ class TransformerLearner(Learner):
         from ..model.gpt import TrajectoryTransformer
         from ..planning.trial import try_model, try_objective
         from .transformer_datamodule import TrajectoryDataModule
+        from .trial import try_loss
 
         assert isinstance(datamodule, TrajectoryDataModule)
         self._require_memory(config, datamodule)
@@ -73,6 +78,9 @@ class TransformerLearner(Learner):
         if config.evaluation.episodes > 0 or config.evaluation.every is not None:
             with torch.random.fork_rng(devices=[]):
                 try_model(TrajectoryTransformer(_model_of(config, datamodule), TYPED_BY_USER))
+        if config.trainer.loss is not None:
+            with torch.random.fork_rng(devices=[]):
+                try_loss(self, config, datamodule)
 
     def _require_memory(self, config: TrainConfig, datamodule: "TrajectoryDataModule") -> None:
         """Raise UserError if training on the windows needs more memory than there is, before allocating it."""
@@ -124,7 +132,7 @@ class TransformerLearner(Learner):
         record = TrainingRecord.of(self.kind, config, datamodule.data, datamodule.discretizer)
         metrics = config.trainer.metrics
         data = (lambda: datamodule.train_windows), (lambda: datamodule.train_table)
-        module = TrajectoryModule(model, config.optimizer, plan, record, metrics, *data)
+        module = TrajectoryModule(model, config.optimizer, plan, record, metrics, *data, config.trainer.loss)
         if module.model.numbers is not None:
             values = datamodule.train_table.values
             for member in module.members:

@@ -24,6 +24,7 @@ from ..training.metrics import LoggedMetrics, TokenMetrics
 from ..training.optimization import TrainingPlan
 from ..training.sharding import ShardedStrategy
 from .member import Member
+from .training_loss import make_loss
 
 REGRESSED = 1024  # transitions per update for the numerical embedding's regression
 
@@ -35,11 +36,11 @@ class TrajectoryModule(LearnerModule):
     their initial weights and dropout; metrics are means over them.
 
     ``windows`` returns all training windows; it is needed with ``model.numerical_regression``. ``transitions`` returns
-    the training data; it is needed with ``model.action_improvement``.
+    the training data; it is needed with ``model.action_improvement``. ``loss`` is that of ``trainer.loss``.
     """
 
     unit = "tokens"
-    only_training = ("readout.",)
+    only_training = ("readout.", "loss.")
     only_own_data = ("improvement.",)
 
     def __init__(
@@ -51,18 +52,26 @@ class TrajectoryModule(LearnerModule):
         metrics: Mapping[str, Any] | None = None,
         windows: Callable[[], TokenWindows] | None = None,
         transitions: Callable[[], TransitionTable] | None = None,
+        loss: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(optimizer, plan, record)
         corrects = model.action_improvement > 0.0 and improves(model, record.environment)
-        first, *others = (Member(model, corrects) for _ in range(model.members))
+        first, *others = members = [Member(model, corrects) for _ in range(model.members)]
+        for member in members:  # after all models, whose initial weights then do not depend on the loss
+            member.loss = make_loss(loss, model, None if record.discretizer is None else record.discretizer.centers)
         # The names of the first member's weights in checkpoints are those of a single model.
-        self.model, self.readout, self.improvement = first.model, first.readout, first.improvement
+        self.model, self.readout, self.improvement, self.loss = (
+            first.model,
+            first.readout,
+            first.improvement,
+            first.loss,
+        )
         self.others = nn.ModuleList(others)
         self.members = first, *others
         self._windows, self._transitions, self.last_regression = windows, transitions, torch.zeros(())
         values = None if record.discretizer is None else record.discretizer.centers[model.layout.value]
-        self.train_metrics = LoggedMetrics(model.layout, metrics or {}, values)
-        self.validation_metrics = LoggedMetrics(model.layout, metrics or {}, values)
+        named = model.layout, metrics or {}, values, self.loss.logged
+        self.train_metrics, self.validation_metrics = LoggedMetrics(*named), LoggedMetrics(*named)
         self.seen_metrics = TokenMetrics(model.layout, values)  # of a sample of the training windows
 
     @override
@@ -76,16 +85,22 @@ class TrajectoryModule(LearnerModule):
         matrices = [member.block_matrices() if muon else [] for member in self.members]
         by_muon = {id(matrix) for matrix in chain.from_iterable(matrices)}
         kept = [parameter for parameter in chain.from_iterable(decayed) if id(parameter) not in by_muon]
+        rest = list(chain.from_iterable(others))
+        done = set(map(id, (*chain.from_iterable(decayed), *rest)))
+        # Those of a loss of the user's own, or of a subclass of this module.
+        further = [weights for weights in self.parameters() if weights.requires_grad and id(weights) not in done]
         return [
-            {"params": kept, "weight_decay": decay},
-            {"params": list(chain.from_iterable(others)), "weight_decay": 0.0},
+            {"params": [*kept, *(weights for weights in further if weights.ndim > 1)], "weight_decay": decay},
+            {"params": [*rest, *(weights for weights in further if weights.ndim <= 1)], "weight_decay": 0.0},
             # A group for each member, so that it is computed as if it were alone.
             *({"params": of_member, "weight_decay": decay, "muon": muon} for of_member in matrices if of_member),
         ]
 
     @override
     def clipped_together(self) -> Sequence[Iterable[nn.Parameter]]:
-        return [member.parameters() for member in self.members]
+        of_members = {id(weights) for member in self.members for weights in member.parameters()}
+        further = [weights for weights in self.parameters() if id(weights) not in of_members]  # of a subclass
+        return [*(member.parameters() for member in self.members), *([further] if further else [])]
 
     @override
     def configure_model(self) -> None:
@@ -104,14 +119,15 @@ class TrajectoryModule(LearnerModule):
         self, trajectories: Tensor, targets: Tensor, mask: Tensor, transitions: Tensor | None = None,
         weight: float = 1.0,
     ) -> Sequence[Tensor]:  # fmt: skip
-        """The loss to differentiate, the mean cross-entropy, and each member's logits of a batch.
+        """The loss to differentiate, the mean loss, each member's logits of a batch, and the loss's further values.
 
         ``transitions`` (n, transition_dim) are those of the numerical embedding's regression; with them, the last
         result is their mean loss times ``weight``, of which ``model.numerical_regression`` times is in the first.
         """
-        found = [member.losses(trajectories, targets, mask, transitions, weight) for member in self.members]
-        totals, losses, logits, *regressions = zip(*found, strict=True)
-        means = [torch.stack(values).mean() for values in (losses, *regressions)]
+        batch = WindowBatch(trajectories, targets, mask)
+        found = [member.losses(batch, transitions, weight) for member in self.members]
+        totals, losses, logits, *further = zip(*found, strict=True)
+        means = [torch.stack(values).mean() for values in (losses, *further)]
         return torch.stack(totals).sum(), means[0], *logits, *means[1:]
 
     @override
@@ -119,9 +135,9 @@ class TrajectoryModule(LearnerModule):
         regresses = self.readout is not None and self.model.config.numerical_regression > 0.0
         regressed = self._regressed_transitions(batch_idx) if regresses else ()
         total, loss, *others = self.differentiable_losses(self.losses, *batch, *regressed)
-        logits, regression = others[: len(self.members)], others[len(self.members) :]
+        logits, values, regression = self._parted(others)
         if (self.global_step + 1) % self.plan.log_every == 0:
-            self._measure(self.train_metrics, loss, logits, batch)
+            self._measure(self.train_metrics, loss, logits, batch, values)
         self.last_loss = self.mean_of_parts(self.last_loss, loss, batch_idx)
         for value in regression:
             self.last_regression = self.mean_of_parts(self.last_regression, value, batch_idx)
@@ -177,8 +193,12 @@ class TrajectoryModule(LearnerModule):
 
     @override
     def validation_step(self, batch: WindowBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        _, loss, *logits = self.losses(*batch)
-        self._measure(self.seen_metrics if dataloader_idx else self.validation_metrics, loss, logits, batch)
+        _, loss, *others = self.losses(*batch)
+        logits, values, _ = self._parted(others)
+        if dataloader_idx:
+            self._measure(self.seen_metrics, loss, logits, batch)
+        else:
+            self._measure(self.validation_metrics, loss, logits, batch, values)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -201,13 +221,19 @@ class TrajectoryModule(LearnerModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.record = replace(self.record, value_r2=checkpoint[SECTION].get("value_r2"))
 
+    def _parted(self, results: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Each member's logits, the loss's further values, and the loss of a regression, if there was one."""
+        logits, values = len(self.members), len(self.members) + len(self.loss.logged)
+        return results[:logits], results[logits:values], results[values:]
+
     @staticmethod
     def _measure(
-        metrics: LoggedMetrics | TokenMetrics, loss: Tensor, logits: Sequence[Tensor], batch: WindowBatch
-    ) -> None:
-        """Add a batch with the logits of each member, so that values are means over members."""
+        metrics: LoggedMetrics | TokenMetrics, loss: Tensor, logits: Sequence[Tensor], batch: WindowBatch,
+        *values: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        """Add a batch with the logits of each member, so that metrics are means over members."""
         for of_member in logits:
-            metrics.update(loss, of_member, batch.targets, batch.mask)
+            metrics.update(loss, of_member, batch.targets, batch.mask, *values)
 
     def _take(self, metrics: LoggedMetrics, prefix: str) -> dict[str, Any]:
         """Compute and reset metrics; the values have their logged names."""

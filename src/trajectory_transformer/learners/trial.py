@@ -1,7 +1,7 @@
-"""A trial of a user's learner on a few examples, so that a mistake in its code shows before a training."""
+"""Trials of a user's learner or loss on a few examples, so that a mistake in its code shows before a training."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..errors import UserError, in_one_line
 from ..training.datamodule import OfflineDataModule
 from ..training.fit import make_module
 from ..training.learner import Learner
+from .transformer_module import TrajectoryModule
 from .transition_module import TransitionModule
 
 _EXAMPLES = 8
@@ -48,6 +49,61 @@ def try_learner(learner: Learner, config: TrainConfig, datamodule: OfflineDataMo
     except Exception as error:  # whatever the user's own code raises
         message = f"learner {name} fails when it is tried before training: {in_one_line(error)}"
         raise UserError.of_own_code(message, error) from error
+
+
+def try_loss(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule[Any]) -> None:
+    """Compute the loss that ``trainer.loss`` names, and its gradient, for a few windows and an untrained model.
+
+    Raises:
+        UserError: its result is not a loss and logits (:meth:`TrainingLoss.forward`), it depends on no weight of the
+            model, or its code fails, with the part of the traceback that lies in it.
+    """
+    name = f"trainer.loss: {config.trainer.loss['_target_']}"
+    module = make_module(learner, config, datamodule)
+    assert isinstance(module, TrajectoryModule)
+    batch = datamodule.train_examples.gather(torch.arange(min(_EXAMPLES, len(datamodule.train_examples))))
+    try:
+        result = module.loss(module.model, batch)
+        loss = _require_result(
+            name, module.loss.logged, result, (*batch.targets.shape, module.model.config.vocab_size + 1)
+        )
+        loss.backward()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        message = f"{name} fails when it is tried before training: {in_one_line(error)}"
+        raise UserError.of_own_code(message, error) from error
+    require(
+        any(parameter.grad is not None for parameter in module.model.parameters()),
+        f"{name}: the loss does not depend on any weight of the model",
+    )
+
+
+def _require_result(name: str, logged: Sequence[str], result: object, shape: tuple[int, ...]) -> Tensor:
+    """Return the loss in the result of :meth:`TrainingLoss.forward`; UserError unless the result is valid."""
+    length = 3 if logged else 2
+    require(
+        isinstance(result, tuple)
+        and len(result) == length
+        and all(isinstance(values, Mapping) for values in result[2:]),
+        f"{name} must return the loss and the logits{' and a dict of the values to log' if logged else ''}, a tuple of "
+        f"{length}; it returned a {type(result).__name__}"
+        + (f" of {len(result)}" if isinstance(result, tuple) else "")
+        + ("" if logged else " (values to log need their names in the class attribute 'logged')"),
+    )
+    assert isinstance(result, tuple)
+    loss, logits, *further = result
+    values = dict(*further)
+    missing = [value for value in logged if value not in values]
+    require(not missing, f"{name} returns no '{''.join(missing[:1])}' among the values to log, {', '.join(values)}")
+    scalars = {"the loss": loss, **{f"'{key}'": values[key] for key in logged}}
+    for what, value, expected in (*((w, v, ()) for w, v in scalars.items()), ("the tensor of logits", logits, shape)):
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        require(
+            isinstance(value, Tensor) and value.shape == expected, f"{name}: {what} has {found}, expected {expected}"
+        )
+    require(loss.requires_grad, f"{name}: the loss does not depend on any weight of the model")
+    return loss
 
 
 def _require_losses(module: TransitionModule, result: object) -> None:

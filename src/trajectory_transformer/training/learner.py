@@ -37,6 +37,7 @@ class Learner(ABC):
         require(not config.trainer.compile, f"trainer.compile=true is for learner=transformer, not {self.kind}")
         require(config.trainer.strategy != "fsdp", f"trainer.strategy=fsdp is for learner=transformer, not {self.kind}")
         require(not config.trainer.metrics, f"trainer.metrics are for learner=transformer, not {self.kind}")
+        require(config.trainer.loss is None, f"trainer.loss is for learner=transformer, not {self.kind}")
         require(
             self.acts or config.evaluation.every is None,
             f"evaluation.every={config.evaluation.every}: learner={self.kind} does not act, so it has no returns to "

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from ..building import TYPED_BY_USER, build
+from ..configuration import require
 from ..errors import UserError
 from ..layout import TOKEN_KINDS, TransitionLayout
 
@@ -19,7 +20,8 @@ class TokenMetrics(torchmetrics.Metric):
     """Unweighted cross-entropy in nats and accuracy of observation, action, reward and value tokens; perplexity.
 
     Masked tokens do not count. Sums are accumulated over batches and, under DDP, over processes. With ``values``
-    (num_bins,), the returns-to-go of the value tokens, the explained share of their variance is measured too.
+    (num_bins,), the returns-to-go of the value tokens, the explained share of their variance is measured too, and the
+    means over windows of ``further`` values of the loss, given by their names.
     """
 
     full_state_update = False
@@ -28,18 +30,20 @@ class TokenMetrics(torchmetrics.Metric):
     count: Tensor
     loss: Tensor
     windows: Tensor
+    sums: Tensor  # (further,) of the loss's further values
     moments: Tensor  # of returns-to-go: count, sum, sum of squares, sum of squared errors
     kinds: Tensor  # (transition_dim,)
     values: Tensor
 
-    def __init__(self, layout: TransitionLayout, values: Tensor | None = None) -> None:
+    def __init__(self, layout: TransitionLayout, values: Tensor | None = None, further: Sequence[str] = ()) -> None:
         super().__init__()
-        self.value = layout.value
+        self.value, self.further = layout.value, tuple(further)
         if values is not None:  # standardised, because the difference of large sums would be lost in rounding
             values = (values - values.mean()) / values.std().clamp(min=1e-30)
         self.register_buffer("values", values, persistent=False)
         kind = (len(TOKEN_KINDS),)
         shapes = {"nats": kind, "correct": kind, "count": kind, "loss": (), "windows": (), "moments": (4,)}
+        shapes["sums"] = (len(further),)
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float32), dist_reduce_fx="sum")
         kinds = torch.zeros(layout.transition_dim, dtype=torch.long)
@@ -54,7 +58,9 @@ class TokenMetrics(torchmetrics.Metric):
         return self
 
     @torch.no_grad()
-    def update(self, loss: Tensor, logits: Tensor, targets: Tensor, mask: Tensor) -> None:
+    def update(
+        self, loss: Tensor, logits: Tensor, targets: Tensor, mask: Tensor, values: Sequence[Tensor] = ()
+    ) -> None:
         """Add a batch whose windows begin at a transition's first dimension.
 
         Args:
@@ -62,6 +68,7 @@ class TokenMetrics(torchmetrics.Metric):
             logits: (batch, time, vocabulary); position p predicts dimension (p + 1) mod transition_dim.
             targets: (batch, time) integers.
             mask: (batch, time), 0 for tokens that do not count.
+            values: the loss's further values, a number () for each name.
         """
         valid = (mask > 0).float()
         nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(valid)
@@ -72,6 +79,8 @@ class TokenMetrics(torchmetrics.Metric):
         self.count.index_add_(0, kind, valid.sum(0))
         self.loss += loss.detach().float() * len(targets)
         self.windows += len(targets)
+        for index, value in enumerate(values):
+            self.sums[index] += value.detach().float() * len(targets)
         if self.values is not None:
             places = slice(self.value - 1, None, len(self.kinds))  # positions that predict a value
             found, wanted, counts = logits[:, places].float().softmax(-1), targets[:, places], valid[:, places]
@@ -88,6 +97,7 @@ class TokenMetrics(torchmetrics.Metric):
         explains. The values of a kind without counted tokens are NaN.
         """
         values = {"loss": self.loss / self.windows, "perplexity": (self.nats.sum() / self.count.sum()).exp()}
+        values |= zip(self.further, self.sums / self.windows, strict=True)
         for index, kind in enumerate(TOKEN_KINDS):
             values[f"{kind}_loss"] = self.nats[index] / self.count[index]
             values[f"{kind}_accuracy"] = self.correct[index] / self.count[index]
@@ -102,23 +112,27 @@ class LoggedMetrics(nn.Module):
 
     ``own`` is ``trainer.metrics``: name -> mapping with a ``_target_``, a :class:`torchmetrics.Metric` whose ``update``
     takes (logits, targets, mask) as in :meth:`TokenMetrics.update` and whose ``compute`` returns one number.
+    ``further`` are the names of the training loss's further values.
 
     Raises:
         UserError: a class does not exist or is not such a metric, or a name is taken.
     """
 
-    def __init__(self, layout: TransitionLayout, own: Mapping[str, Any], values: Tensor | None = None) -> None:
+    def __init__(
+        self, layout: TransitionLayout, own: Mapping[str, Any], values: Tensor | None = None,
+        further: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.tokens = TokenMetrics(layout, values)
+        self.tokens = TokenMetrics(layout, values, further)
+        for name in further:
+            _require_free(name, "trainer.loss")
+            require(name not in own, f"trainer.loss and trainer.metrics both log '{name}'; rename one")
         metrics = {name: self._own_metric(name, spec) for name, spec in own.items()}
         self.own = torchmetrics.MetricCollection({**metrics}, compute_groups=False)
 
     def _own_metric(self, name: str, spec: Mapping[str, Any]) -> torchmetrics.Metric:
         option = f"trainer.metrics.{name}"
-        taken = {"loss", "perplexity", "value_r2", "learning_rate", "gradient_norm", "tokens_per_second"}
-        taken |= {f"{kind}_{what}" for kind in TOKEN_KINDS for what in ("loss", "accuracy")}
-        if name in taken or not name.isidentifier():
-            raise UserError(f"{option}: that name is taken or not a valid identifier; choose another")
+        _require_free(name, option)
         metric = build(spec, torchmetrics.Metric, option, TYPED_BY_USER)
         try:
             inspect.signature(metric.update).bind("logits", "targets", "mask")
@@ -127,9 +141,11 @@ class LoggedMetrics(nn.Module):
         return metric
 
     @torch.no_grad()
-    def update(self, loss: Tensor, logits: Tensor, targets: Tensor, mask: Tensor) -> None:
+    def update(
+        self, loss: Tensor, logits: Tensor, targets: Tensor, mask: Tensor, values: Sequence[Tensor] = ()
+    ) -> None:
         """Add a batch; arguments as in :meth:`TokenMetrics.update`."""
-        self.tokens.update(loss, logits, targets, mask)
+        self.tokens.update(loss, logits, targets, mask, values)
         self.own.update(logits.detach(), targets, mask)
 
     def compute(self) -> dict[str, Tensor]:
@@ -144,3 +160,13 @@ class LoggedMetrics(nn.Module):
         """Forget all batches."""
         self.tokens.reset()
         self.own.reset()
+
+
+def _require_free(name: str, option: str) -> None:
+    """Raise UserError if one of our own values is logged under a name, or if it is not a valid one."""
+    taken = {"loss", "perplexity", "value_r2", "learning_rate", "gradient_norm", "tokens_per_second", "regression_loss"}
+    taken |= {f"{kind}_{what}" for kind in TOKEN_KINDS for what in ("loss", "accuracy")}
+    require(
+        name not in taken and name.isidentifier(),
+        f"{option}: the name '{name}' is taken or not a valid identifier; choose another",
+    )
