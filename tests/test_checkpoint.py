@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -170,3 +171,26 @@ def test_nothing_is_built_of_sizes_that_the_weights_do_not_have() -> None:
     with pytest.raises(UserError, match=r"do not fit together: the tensor 'weight' is missing"):
         small.build("network", make)
     assert [device.type for device in built] == ["meta"]
+
+
+def test_the_fingerprint_is_of_the_weights_alone() -> None:
+    """Of their names, types, shapes and bits, in whatever order; 0-dimensional and empty ones, too."""
+    weights = {
+        "a": torch.arange(6.0).view(2, 3),
+        "b": torch.tensor(True),
+        "c": torch.empty(0),
+        "d": torch.ones(2).bfloat16(),
+    }
+    given = replace(checkpoint(RECORD), state_dict=weights)
+    same = replace(given, name="other", training=replace(RECORD, seed=99), state_dict=dict(reversed(weights.items())))
+    assert same.fingerprint() == given.fingerprint()
+    assert re.fullmatch("[0-9a-f]{64}", given.fingerprint())
+    changed: list[dict[str, torch.Tensor]] = [
+        {**weights, "a": weights["a"].view(3, 2)},
+        {**weights, "a": weights["a"].nextafter(torch.tensor(9.0))},
+        {**weights, "a": weights["a"].t().contiguous().t().int()},
+        {name + "x": value for name, value in weights.items()},
+    ]
+    assert len({replace(given, state_dict=one).fingerprint() for one in (weights, *changed)}) == 5
+    transposed = {**weights, "a": weights["a"].t().contiguous().t()}  # equal values in another order in memory
+    assert replace(given, state_dict=transposed).fingerprint() == given.fingerprint()

@@ -4,6 +4,7 @@ Reading a checkpoint imports and builds nothing that the file names.
 """
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -207,6 +208,14 @@ class Checkpoint:
         """Return the ``state_dict`` of one attribute of the training module, such as "model"."""
         prefix = f"{part}."
         return {k.removeprefix(prefix): value for k, value in self.state_dict.items() if k.startswith(prefix)}
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all weights and their names, in hexadecimal: equal for copies of a trained network."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.state_dict.items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)};".encode())
+            digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def build(
         self, part: str, make: Callable[[], Network], outline: Callable[[], Mapping[str, Tensor]] | None = None

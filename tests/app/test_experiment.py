@@ -157,11 +157,13 @@ def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) ->
     assert results["dataset"] == DATASET
     assert results["seed"] == 7  # the run's; its episodes have their own, which no other seed of a sweep has
     assert [episode["seed"] for episode in results["episodes"]] == [7000, 7001]
-    record = Checkpoint.read(directory / "checkpoints" / "best.ckpt").training
+    best = Checkpoint.read(directory / "checkpoints" / "best.ckpt")
+    record = best.training
     facts = {
         "fingerprint": record.dataset.fingerprint,
         "validation_fraction": record.data.validation_fraction,
         "seed": 7,
+        "weights": best.fingerprint(),
     }
     assert results["trained"] == facts
     assert [episode["length"] for episode in results["episodes"]] == [4, 4]

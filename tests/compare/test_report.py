@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trajectory_transformer.compare.figure import plot_comparison
@@ -139,3 +140,53 @@ def test_picture(tmp_path: Path) -> None:
     """Methods with and without an interval."""
     plot_comparison(make(tmp_path, a=[[10.0]], b=[[20.0, 4.0]]), "title", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def evaluated(folder: Path, method: str, scores: dict[tuple[str, int, str], float]) -> list[Run]:
+    """Runs of a method with scores of (task, seed, weights); weights "" are those of an older file, without any."""
+    runs = []
+    for (task, seed, weights), score in scores.items():
+        told = {"weights": weights * 64} if weights else {}
+        path = write_run(folder / method / f"{task}_{seed}_{weights}", score, task, seed, trained=told)
+        runs.append(read_run(method, path / "results.json", "reference"))
+    return runs
+
+
+def test_methods_that_plan_with_the_same_models_are_compared_on_each_of_them(tmp_path: Path) -> None:
+    """Although the models differ far more than the methods, which the unpaired comparison cannot tell apart."""
+    a = {("x", 0, "a"): 10.0, ("x", 1, "b"): 50.0, ("x", 2, "c"): 90.0, ("x", 3, "d"): 20.0}
+    b = {("x", 0, "a"): 8.0, ("x", 1, "b"): 47.0, ("x", 2, "c"): 88.0, ("x", 3, "d"): 17.0}
+    report = compare({"a": evaluated(tmp_path, "a", a), "b": evaluated(tmp_path, "b", b)}, "percent")
+    (table,) = (table for table in report.tables if table.name == "paired")
+    half = 3.18244630528 * np.sqrt(1 / 3) / 2  # differences 2, 3, 2, 3
+    ((one, other, tasks, models, found),) = table.rows
+    assert (one, other, tasks, models) == ("a", "b", 1, 4)
+    assert isinstance(found, Estimate)
+    assert (found.value, found.low, found.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
+    assert (
+        "a against b on the same trained models: a difference of 2.5 [1.6, 3.4] in score: a improves on b"
+        in report.notes
+    )
+    assert any(
+        "a against b: probability of improvement" in note and "no difference is" in note for note in report.notes
+    )
+    turned = compare({"b": evaluated(tmp_path, "b", b), "a": evaluated(tmp_path, "a", a)}, "percent").notes
+    assert (
+        "b against a on the same trained models: a difference of -2.5 [-3.4, -1.6] in score: a improves on b" in turned
+    )
+
+
+def test_only_the_models_that_both_evaluated_are_paired(tmp_path: Path) -> None:
+    a = {("x", 0, "a"): 10.0, ("x", 1, "b"): 50.0, ("x", 2, ""): 1.0, ("y", 0, "c"): 3.0, ("y", 1, "d"): 4.0}
+    b = {("x", 0, "a"): 8.0, ("x", 2, ""): 2.0, ("x", 4, "e"): 2.0, ("y", 0, "c"): 7.0, ("y", 1, "f"): 2.0}
+    c = {("x", 0, "g"): 8.0, ("y", 0, ""): 7.0}
+    methods = {"a": evaluated(tmp_path, "a", a), "b": evaluated(tmp_path, "b", b), "c": evaluated(tmp_path, "c", c)}
+    report = compare(methods, "percent")
+    (table,) = (table for table in report.tables if table.name == "paired")
+    assert table.rows == [["a", "b", 2, 2, Estimate(-1.0)]]  # 2 and -4
+    told = "a difference of -1.0 in score, and no conclusion without an interval, which takes two models of each task"
+    assert f"a against b on the same trained models: {told}" in report.notes
+
+
+def test_no_table_without_a_model_in_common(tmp_path: Path) -> None:
+    assert not any(table.name == "paired" for table in make(tmp_path, a=[[1.0]], b=[[2.0]]).tables)

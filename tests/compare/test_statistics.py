@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from trajectory_transformer.compare.statistics import (
     AGGREGATES,
+    Estimate,
     aggregates,
     estimates,
     expected_best,
     improvement,
     level,
+    paired,
     profile,
     smallest_p,
 )
@@ -107,3 +110,23 @@ def test_chance_of_coming_out_apart() -> None:
     assert smallest_p([pair], [pair]) == pytest.approx(2 / 6)
     assert smallest_p([pair, pair], [pair, pair]) == pytest.approx(2 / 36)
     assert smallest_p([np.zeros(1)], [np.zeros(1)]) == 1.0
+
+
+def test_paired_differences_of_one_task_are_those_of_the_paired_t_test() -> None:
+    own, other = np.array([1.0, 5.0, 2.0, 8.0]), np.array([0.5, 3.0, 2.5, 6.0])
+    expected = stats.ttest_rel(own, other).confidence_interval()
+    found = paired([own - other])
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, expected.low, expected.high))
+
+
+def test_paired_differences_of_two_tasks_have_the_interval_of_welch() -> None:
+    """Half of the sum of two means is half of the difference between one and the other with its sign changed."""
+    one, two = np.array([1.0, 5.0, 2.0, 8.0]), np.array([20.0, -3.0])
+    expected = stats.ttest_ind(one, -two, equal_var=False).confidence_interval()
+    found = paired([one, two])
+    assert (found.value, found.low, found.high) == pytest.approx((6.25, expected.low / 2, expected.high / 2))
+
+
+def test_paired_differences_have_no_interval_where_a_task_has_one() -> None:
+    assert paired([np.array([1.0, 2.0]), np.array([4.0])]) == Estimate(2.75)
+    assert paired([np.array([1.0, 1.0])]) == Estimate(1.0, 1.0, 1.0)

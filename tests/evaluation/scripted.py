@@ -113,7 +113,7 @@ def training_on(
 def request_of(episodes: int, num_envs: int, seed: int, training: TrainingRecord | None = None) -> EvaluationRequest:
     training = training or training_on([0.0, 0.0])
     return EvaluationRequest(
-        training, "best.ckpt", "python evaluate.py", "a" * 40, episodes, num_envs, seed, seed, progress=False
+        training, "best.ckpt", "ab" * 32, "python evaluate.py", "a" * 40, episodes, num_envs, seed, seed, progress=False
     )
 
 

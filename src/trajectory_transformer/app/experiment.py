@@ -274,6 +274,7 @@ def _plan(
     request = EvaluationRequest(
         trained.checkpoint.training,
         str(trained.path),
+        trained.checkpoint.fingerprint(),
         run.command,
         run.commit,
         episodes=options.episodes,

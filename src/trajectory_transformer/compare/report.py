@@ -93,6 +93,7 @@ def compare(
     for a, b in itertools.combinations(scores, 2):
         won = statistics.estimates(statistics.improvement, scores[a], scores[b])
         wins[a, b] = _reported(won, _conclusive(scores[a], scores[b]))[0]
+    same = _of_same_models({method: {task: own[task] for task in tasks} for method, own in of_tasks.items()})
     budgets = {method: statistics.budget(own) for method, own in scores.items()}
     origin, tables, over = _origin(methods), [], f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
     if differences:
@@ -112,6 +113,9 @@ def compare(
     add("aggregates", title, ["method", *AGGREGATES], [[method, *own] for method, own in aggregates.items()])
     title = f"Probability that a run of A is above one of B, over {over}: 95 % bootstrap intervals"
     add("improvement", title, ["A", "B", "probability of improvement"], [[*pair, won] for pair, won in wins.items()])
+    title = "On the same trained models: mean difference A - B of their scores, with its 95 % interval by Student's t"
+    paired = [[*pair, len(found), sum(map(len, found)), statistics.paired(found)] for pair, found in same.items()]
+    add("paired", title, ["A", "B", "tasks", "models", "difference"], [[*row] for row in paired])
     rows = itertools.zip_longest(*budgets.values())
     title = f"Expected best score of n policies tried in each of {over}"
     add("budget", title, ["n", *budgets], [[n, *row] for n, row in enumerate(rows, 1)])
@@ -124,7 +128,32 @@ def compare(
     notes += [f"scores are normalized, returns on a scale of 0 to 100 %: {scale}", *remarks]
     if len(tasks) < len(all_tasks):
         notes.append(f"aggregates are over the {len(tasks)} of {len(all_tasks)} tasks that all methods have")
-    return Report(tables, [*notes, *_conclusions(scores, wins)], aggregates, thresholds, profiles, budgets)
+    notes += [*_conclusions(scores, wins, {pair: statistics.paired(found) for pair, found in same.items()})]
+    return Report(tables, notes, aggregates, thresholds, profiles, budgets)
+
+
+def _of_same_models(
+    methods: Mapping[str, Mapping[str, Sequence[Run]]],
+) -> dict[tuple[str, str], list[np.ndarray]]:
+    """Return, for pairs of methods, the differences of their scores on the trained models that both evaluated, by task.
+
+    Tasks without such a model, and pairs without such a task, are left out.
+    """
+    scores = {
+        method: {
+            task: {weights: np.mean([run.score for run in of]) for weights, of in grouped(runs, "weights").items()}
+            for task, runs in tasks.items()
+        }
+        for method, tasks in methods.items()
+    }
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for a, b in itertools.combinations(scores, 2):
+        for task, own in scores[a].items():
+            shared = [weights for weights in own if weights is not None and weights in scores[b][task]]
+            if shared:
+                differences = np.array([own[weights] - scores[b][task][weights] for weights in shared])
+                found.setdefault((a, b), []).append(differences)
+    return found
 
 
 def _reported(found: list[Estimate], enough: bool) -> list[Estimate]:
@@ -166,7 +195,11 @@ def _run_row(run: Run) -> list[Cell]:
     return [run.method, run.task, run.seed, *numbers, run.commit, run.folder]
 
 
-def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[str, str], Estimate]) -> Iterator[str]:
+def _conclusions(
+    scores: Mapping[str, statistics.Scores],
+    wins: Mapping[tuple[str, str], Estimate],
+    differences: Mapping[tuple[str, str], Estimate],
+) -> Iterator[str]:
     """Yield notes on the conclusions that can, or cannot, be drawn about each pair."""
     fewest = {method: min(map(len, own)) for method, own in scores.items()}
     if single := [method for method, count in fewest.items() if count == 1]:
@@ -194,9 +227,20 @@ def _conclusions(scores: Mapping[str, statistics.Scores], wins: Mapping[tuple[st
         else:
             verdict = "the interval contains 0.5: no difference is shown"
         yield f"{one} against {other}: probability of improvement {_text(won)}: {verdict}"
+        if (difference := differences.get((one, other))) is not None:
+            yield f"{one} against {other} on the same trained models: {_on_same_models(one, other, difference)}"
     if len(wins) > 1:
         yield f"one in twenty of the intervals of {len(wins)} pairs is expected to miss the true value"
     yield "overlapping intervals show no difference, and the best of several runs is not a method's result"
+
+
+def _on_same_models(one: str, other: str, difference: Estimate) -> str:
+    told = f"a difference of {_text(difference)} in score"
+    if difference.low is None or difference.high is None:
+        return f"{told}, and no conclusion without an interval, which takes two models of each task"
+    if difference.low <= 0.0 <= difference.high:
+        return f"{told}: the interval contains 0: no difference is shown"
+    return f"{told}: {one if difference.low > 0.0 else other} improves on {other if difference.low > 0.0 else one}"
 
 
 def _parts(cell: Cell, three: bool) -> list[str | int | float | None]:

@@ -39,6 +39,7 @@ class Run:
     folder: str
     task: str  # ids of its data, joined by commas
     seed: int | None  # seed of the training and of the data split; None if unknown
+    weights: str | None  # SHA-256 of the trained network's weights; None in older files
     score: float  # normalised mean return in percent
     results: dict[str, Any]
     facts: dict[str, str | None]  # facts that must be equal; None if unknown
@@ -162,6 +163,7 @@ def read_run(method: str, file: Path, normalization: str) -> Run:
         str(folder),
         results["dataset"],
         told.get("seed"),
+        told.get("weights"),
         float(scores[0]),
         results,
         facts,

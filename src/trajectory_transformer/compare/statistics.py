@@ -75,6 +75,24 @@ def estimates(statistic: Callable[..., np.ndarray], *samples: Scores) -> list[Es
     return [Estimate(*one) for one in zip(values, *(np.ravel(end).tolist() for end in ends), strict=True)]
 
 
+def paired(differences: Scores) -> Estimate:
+    """Return the mean over tasks of the tasks' mean differences, with its 95 % interval by Student's t.
+
+    Of a single task this is the paired t-test's interval. Over several tasks the variances of the means are added, with
+    the degrees of freedom of Welch and Satterthwaite. If a task has a single difference, there is no interval.
+    """
+    means, counts = [task.mean() for task in differences], np.array([len(task) for task in differences])
+    value = float(np.mean(means))
+    if counts.min() < 2:
+        return Estimate(value)
+    variances = np.array([task.var(ddof=1) for task in differences]) / counts
+    if not variances.any():
+        return Estimate(value, value, value)
+    freedom = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
+    half = float(stats.t.ppf(0.975, freedom) * np.sqrt(variances.sum()) / len(means))
+    return Estimate(value, value - half, value + half)
+
+
 def expected_best(scores: np.ndarray, tried: int) -> float:
     """Return the expected maximum of ``tried`` scores drawn without replacement from (n,), n ≥ ``tried`` ≥ 1.
 

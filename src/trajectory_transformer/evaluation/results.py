@@ -68,7 +68,11 @@ _RESULTS = {  # fields that all versions of schema 1 have
     "episodes": list[_typed("episode", _EPISODE)],
     "summary": _SUMMARY,
     "trained": NotRequired[
-        _typed("trained", {"fingerprint": str, "validation_fraction": FiniteFloat, "seed": int}) | None
+        _typed(
+            "trained",
+            {"fingerprint": str, "validation_fraction": FiniteFloat, "seed": int, "weights": NotRequired[str]},
+        )
+        | None
     ],
     "learner": NotRequired[dict[str, Any] | None],
 }
@@ -80,6 +84,7 @@ class EvaluationRequest:
 
     training: "TrainingRecord"  # of the agent, with whose data the results are compared
     checkpoint: str  # path, for the record
+    weights: str  # Checkpoint.fingerprint, for the record
     command: str  # command line, for the record
     commit: str | None  # commit of the code
     episodes: int  # at least 1; episode i has seed ``first_episode_seed + i``, for environment and planning
@@ -138,10 +143,11 @@ def build_results(
         "num_envs": min(request.num_envs, request.episodes),
         "max_episode_steps": record.max_episode_steps,
         "checkpoint": request.checkpoint,
-        "trained": {  # from which ``compare`` decides whether two policies are comparable
+        "trained": {  # from which ``compare`` decides whether two policies are comparable, and of one trained network
             "fingerprint": dataset.fingerprint,
             "validation_fraction": training.data.validation_fraction,
             "seed": training.seed,
+            "weights": request.weights,
         },
         "learner": {"name": training.kind} | {k: v for k, v in training.learner.items() if k != "_target_"},
         "planner": asdict(planner),
