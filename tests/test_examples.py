@@ -71,6 +71,8 @@ def test_what_a_yaml_leaves_out_is_as_in_the_choice_that_it_is_compared_with() -
     for name in ("likely_return", "return_and_likelihood"):
         ours = options(f"planner={name}")["planner"]
         assert {key for key in ours if ours[key] != plain[key]} == {"name", "objective", "horizon", "beam_width"}
+    ours = options("planner=random_shooting")["planner"]
+    assert {key for key in ours if ours[key] != plain[key]} == {"search", "horizon"}
 
 
 @pytest.mark.slow
@@ -90,6 +92,26 @@ def test_a_learner(folder: Path) -> None:
     assert command(folder, "train.py", f"resume={run}", "allow=[linear_policy]").returncode == 0
     wrong = command(folder, "train.py", *CONFIGS, "learner=linear_policy", "learner.biass=false", "hydra.run.dir=wrong")
     assert (wrong.returncode, "learner.bias" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_search(folder: Path) -> None:
+    run = train(folder, "planner=random_shooting", "planner.search.values=0.5")
+    results = json.loads((run / "results.json").read_text())
+    assert results["planner"]["search"] == {"_target_": "random_shooting.RandomShooting", "values": 0.5}
+    checkpoint = f"checkpoint={run / 'checkpoints' / 'best.ckpt'}"
+    refused = command(folder, "evaluate.py", checkpoint, "hydra.run.dir=refused")
+    assert "allow=[random_shooting]" in refused.stderr
+    again = command(
+        folder, "evaluate.py", checkpoint, "episodes=1", "allow=[random_shooting]", "planner.search.values=0.5",
+        "hydra.run.dir=again",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads((folder / "again" / "results.json").read_text())["episodes"] == results["episodes"]
+    wrong = command(folder, "train.py", *CONFIGS, "planner=random_shooting", "planner.search.valuess=1")
+    assert (wrong.returncode, "did you mean 'planner.search.values'?" in wrong.stderr) == (2, True)
+    other = command(folder, "evaluate.py", *CONFIGS, checkpoint, "planner.search._target_=top_accuracy.TopAccuracy")
+    assert (other.returncode, "top_accuracy.TopAccuracy is not a Search" in other.stderr) == (2, True)
 
 
 @pytest.mark.slow

@@ -149,6 +149,9 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
             # Only its class: its other options may come from the checkpoint.
             _require_classes("planner.objective", evaluation.planner.objective)
             _complete(evaluation, "planner.objective")
+            if evaluation.planner.search is not None:
+                _check_own_search(evaluation.planner.search)
+                _complete(evaluation, "planner.search")
             require_modules(evaluation.environment.modules, MODULES, TYPED_BY_USER)
             require_trackers(evaluation.logger)
             if own is None:
@@ -169,6 +172,8 @@ def validated(config: DictConfig, hydra: DictConfig, own: Sequence[str] | None =
         _require_needs(options, words)
     if options.init_from is not None:
         _require_weights(options.init_from)
+    if options.planner.search is not None:
+        _check_record("planner.search", options)
     if options.model.block is not None:
         _require_subclass("model.block", options.model.block, "torch.nn", "Module")
         _check_record("model.block", options)
@@ -214,6 +219,16 @@ def _require_classes(place: str, spec: object) -> None:
     """Raise UserError for any ``_target_`` in ``spec`` that is not an existing class."""
     for target in targets_in(spec):
         locate(target, object, place, TYPED_BY_USER)
+
+
+def _check_own_search(spec: Mapping[str, Any]) -> None:
+    """Raise UserError unless ``planner.search`` names a class of searches, if it names one, and takes these options.
+
+    Without a class, the options are those of the search that a checkpoint records.
+    """
+    if "_target_" in spec:
+        _require_subclass("planner.search", spec, f"{PACKAGE}.planning.search", "Search")
+        require_options(spec, "planner.search")
 
 
 def _require_subclass(place: str, spec: Mapping[str, Any], module: str, base: str) -> None:
@@ -346,6 +361,8 @@ def _check_record(place: str, options: TrainConfig) -> None:
         make_learner(options.learner, TYPED_BY_USER)
     elif place == "planner.objective":
         build(options.planner.objective_spec, Objective, place, TYPED_BY_USER)
+    elif place == "planner.search":
+        _check_own_search(options.planner.search)
     elif place in ("model.block", "trainer.loss"):
         spec = options.model.block if place == "model.block" else options.trainer.loss
         require_options(spec, place, ("config",))

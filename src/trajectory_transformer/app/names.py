@@ -11,7 +11,7 @@ from ..configuration import EvaluateConfig, TrainConfig
 
 LAUNCHER = "hydra/launcher"
 # Options that are a class and its options.
-RECORDS = ("learner", "planner.objective", "data.source", "model.block", "trainer.loss")
+RECORDS = ("learner", "planner.objective", "data.source", "model.block", "planner.search", "trainer.loss")
 OF_RECORD = re.compile(rf"({'|'.join(map(re.escape, RECORDS))})\.[^=]*=")
 TEXTS = (str, str | None, list[str], list[str] | None)  # types of options of free text
 PLAIN = re.compile(r"[\w./:+*%@?|-]+( +[\w./:+*%@?|-]+)*", re.ASCII)  # to Hydra, without quotes

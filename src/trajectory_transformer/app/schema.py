@@ -19,7 +19,7 @@ from ..training.learner import make_learner
 from .names import options_of
 
 OPEN_OPTIONS = (  # mappings with arbitrary keys
-    "data.source", "learner", "logger.extra", "model.block", "planner.objective", "trainer.callbacks",
+    "data.source", "learner", "logger.extra", "model.block", "planner.objective", "planner.search", "trainer.callbacks",
     "trainer.loss", "trainer.metrics", "trainer.options",
 )  # fmt: skip
 

@@ -78,6 +78,8 @@ class PlannerConfig:
     """Precision of weights and activations in the search; bf16 needs a PyTorch decoder."""
     objective: Any = None
     """Quantity that plans maximise: the _target_ and options of an Objective; null takes the one of planner.name."""
+    search: Any = None
+    """Search for plans: the _target_ and options of a Search of your own; null is the paper's beam search."""
 
     def __post_init__(self) -> None:
         self.precision = str(self.precision)  # Python callers may pass the number 32
@@ -85,6 +87,18 @@ class PlannerConfig:
         plain = isinstance(self.objective, (bool, int, float, str, list, tuple))
         require(
             not plain, f"planner.objective={shown(self.objective)} is neither an objective nor a mapping of options"
+        )
+        plain = isinstance(self.search, (bool, int, float, str, list, tuple))
+        require(not plain, f"planner.search={shown(self.search)} is neither a search nor a mapping of options")
+        require(
+            self.search is None or self.act in ("auto", "best"),
+            f"planner.act={self.act} averages candidates of the beam search, and planner.search replaces it: use "
+            "planner.act=best (a search can return the actions to execute)",
+        )
+        require(
+            self.search is None or self.deadline_ms is None,
+            f"planner.deadline_ms={self.deadline_ms} limits the beam search, and planner.search replaces it: leave it "
+            "out",
         )
         begins_well = self.name == "" or self.name[0].isalpha()
         require(begins_well, f"planner.name={shown(self.name)} is not a valid name: it must begin with a letter")
@@ -145,7 +159,7 @@ class PlannerConfig:
         Candidates are averaged, unfiltered because filters would bias the mean: weighted by their chance of a high
         return if the value is informative, else with equal weights. If it is predicted well, the best sequence is taken
         where such a mean is impossible (other objectives than the return) or inexact (no pretraining). Other objectives
-        always choose what is averaged: the sequences that the search kept.
+        always choose what is averaged: the sequences that the search kept. A search of one's own chooses the action.
 
         Args:
             value_r2: share of the variance of the data's returns-to-go that the model explains; None: unknown.
@@ -154,6 +168,8 @@ class PlannerConfig:
         """
         if self.act != "auto":
             return self
+        if self.search is not None:
+            return replace(self, act="best")
         explained = 0.0 if value_r2 is None else value_r2
         if explained >= TRUSTED_VALUE_R2 and not (by_return and pretrained):
             return replace(self, act="best")
@@ -183,7 +199,7 @@ class PlannerConfig:
     @property
     def uses_members(self) -> bool:
         """True if plans use all models of an ensemble: their actions can be averaged, and time is not limited."""
-        return self.act != "best" and self.deadline_ms is None
+        return self.act != "best" and self.deadline_ms is None and self.search is None
 
     @property
     def looks_ahead_in_vain(self) -> bool:

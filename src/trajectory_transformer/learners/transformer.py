@@ -65,7 +65,7 @@ class TransformerLearner(Learner):
         from ..model.gpt import TrajectoryTransformer
         from ..planning.trial import try_model, try_objective
         from .transformer_datamodule import TrajectoryDataModule
-        from .trial import try_loss
+        from .trial import try_loss, try_search
 
         assert isinstance(datamodule, TrajectoryDataModule)
         self._require_memory(config, datamodule)
@@ -78,6 +78,10 @@ class TransformerLearner(Learner):
         if config.evaluation.episodes > 0 or config.evaluation.every is not None:
             with torch.random.fork_rng(devices=[]):
                 try_model(TrajectoryTransformer(_model_of(config, datamodule), TYPED_BY_USER))
+        if config.planner.search is not None:
+            with torch.random.fork_rng(devices=[]):
+                untrained = TrajectoryTransformer(_model_of(config, datamodule), TYPED_BY_USER)
+                try_search(untrained, discretizer, settings, data.environment)
         if config.trainer.loss is not None:
             with torch.random.fork_rng(devices=[]):
                 try_loss(self, config, datamodule)

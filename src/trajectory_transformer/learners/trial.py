@@ -1,7 +1,8 @@
-"""Trials of a user's learner or loss on a few examples, so that a mistake in its code shows before a training."""
+"""Trials of a user's learner, loss or search on examples, so that a mistake in its code shows before a training."""
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from ..building import PACKAGE
 from ..checkpoint import Checkpoint
-from ..configuration import TrainConfig, require
+from ..configuration import PlannerConfig, TrainConfig, require
+from ..data.discretizer import Discretizer
+from ..environments.spec import EnvironmentSpec
 from ..errors import UserError, in_one_line
+from ..model.gpt import TrajectoryTransformer
+from ..planning.planner import BeamPlanner
 from ..training.datamodule import OfflineDataModule
 from ..training.fit import make_module
 from ..training.learner import Learner
@@ -49,6 +54,36 @@ def try_learner(learner: Learner, config: TrainConfig, datamodule: OfflineDataMo
     except Exception as error:  # whatever the user's own code raises
         message = f"learner {name} fails when it is tried before training: {in_one_line(error)}"
         raise UserError.of_own_code(message, error) from error
+
+
+def try_search(
+    model: TrajectoryTransformer, discretizer: Discretizer, settings: PlannerConfig, environment: EnvironmentSpec
+) -> None:
+    """Plan twice from random tokens with the search that ``settings`` name and an untrained model.
+
+    Raises:
+        UserError: the search cannot be made; its result has wrong shapes or depends on more than the given random
+            numbers; or its code fails, with the part of the traceback that lies in it.
+    """
+    planner = BeamPlanner(model, discretizer, replace(settings, act="best", improvement=None), environment)
+    layout, generator = model.layout, torch.Generator().manual_seed(0)
+    length = layout.observation_dim + layout.transition_dim * model.config.goal_conditioned
+    prefix = torch.randint(discretizer.num_bins, (2, length), generator=generator)
+    name = f"planner.search: {planner.settings.search['_target_']}"
+    try:
+        first, second = (
+            planner.plan(prefix, [torch.Generator().manual_seed(seed) for seed in (0, 1)]) for _ in range(2)
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        message = f"{name} fails when it is tried before training: {in_one_line(error)}"
+        raise UserError.of_own_code(message, error) from error
+    require(
+        torch.equal(first.tokens, second.tokens),
+        f"{name} finds other plans when it is called again with the same random numbers, so results would not be "
+        "reproducible: draw by problem.uniforms alone, and keep nothing from one plan to the next",
+    )
 
 
 def try_loss(learner: Learner, config: TrainConfig, datamodule: OfflineDataModule[Any]) -> None:

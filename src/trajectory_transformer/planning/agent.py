@@ -289,6 +289,8 @@ class Agent:
         The actions are (environment, horizon, action_dim), the shares (environment, horizon), 1 for act=best.
         """
         columns = self._layout.action
+        if (own := searches[0].actions) is not None:
+            return own.float().cpu(), torch.ones(own.shape[:2])
         if self.settings.act == "best":
             actions = self._discretizer.decode(searches[0].tokens[:, :, columns].cpu(), columns)
             return actions, torch.ones(actions.shape[:2])

@@ -54,12 +54,14 @@ class SearchResult:
     rewards: Tensor  # (environment, horizon) estimates, or NaN
     value: Tensor  # (environment,) estimated return-to-go after the last transition, or NaN
     score: Tensor  # (environment,) the objective's
-    steps: list[SearchStep]  # one for each transition; empty for a search by likelihood
+    steps: list[SearchStep]  # one for each transition; empty for a search by likelihood or of one's own
     beam_width: int  # sequences kept; fewer than ``settings.beam_width`` if the deadline required it
     late: bool = False  # the deadline had passed when the search ended
     # (environment, beams, observation_dim) observation tokens sampled after each step but the last; empty for a search
     # by likelihood, and for a captured search, which copies only what plans need
     observations: list[Tensor] = field(default_factory=list)
+    # (environment, horizon, action_dim) real values to execute instead of the tokens' actions, in searches of one's own
+    actions: Tensor | None = None
 
     def states_ahead(self, environment: int, number: int, transitions: int | None = None) -> Tensor:
         """Predicted observation tokens (beams, transitions - 1, observation_dim) of one environment's best sequences.
@@ -140,16 +142,9 @@ def beam_search(
         likelihoods = None if likelihoods is None else likelihoods.repeat_interleave(candidates, dim=1)
         draws = uniforms[:, t, layout.action, : settings.n_expand * width]
         actions = decoder.extend(draws, for_actions, None, likelihoods)
-        # Reward and value greedily, as the original does (its k_rew = 1).
-        reward_logits = decoder.logits
-        reward_tokens = reward_logits.argmax(dim=-1)
-        decoder.step(reward_tokens)
-        value_logits = decoder.logits
-        value_tokens = value_logits.argmax(dim=-1)
-        probabilities = torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1)
-        estimates = estimate(probabilities)
+        estimates, outcomes, probabilities = predict_outcome(decoder, estimate)
         returns[:, :, t : t + 2] = estimates
-        tokens = torch.cat([actions, reward_tokens.unsqueeze(2), value_tokens.unsqueeze(2)], dim=2)
+        tokens = torch.cat([actions, outcomes], dim=2)
         whole = torch.cat([observations.repeat_interleave(candidates, dim=1), tokens], dim=2)
         of_bins = probabilities[..., :-1]  # without the stop token
         known = Candidates(
@@ -185,6 +180,22 @@ def beam_search(
     late = deadline is not None and deadline.late
     rewards, value = returns[:, 0, : len(steps)], returns[:, 0, len(steps)]
     return SearchResult(_kept(steps, seen, 1)[:, 0], rewards, value, scores[:, 0], steps, width, late, seen[1:])
+
+
+def predict_outcome(decoder: BeamDecoder, estimate: RewardEstimate) -> tuple[Tensor, Tensor, Tensor]:
+    """Predict reward and return-to-go of sequences that end with an action, and append the reward's token.
+
+    Returns:
+        Estimates (environment, rows, 2); the most likely tokens (environment, rows, 2), as the original takes them (its
+        k_rew = 1); and the predicted probabilities (environment, rows, 2, vocabulary).
+    """
+    reward_logits = decoder.logits
+    reward_tokens = reward_logits.argmax(dim=-1)
+    decoder.step(reward_tokens)
+    value_logits = decoder.logits
+    tokens = torch.stack([reward_tokens, value_logits.argmax(dim=-1)], dim=2)
+    probabilities = torch.stack([reward_logits, value_logits], dim=2).softmax(dim=-1)
+    return estimate(probabilities), tokens, probabilities
 
 
 def actions_to_average(steps: Sequence[SearchStep], action_dim: int, beams: int | None) -> Tensor:

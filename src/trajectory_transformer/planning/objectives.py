@@ -342,8 +342,8 @@ def require_same_purpose(objective: Objective, name: str, goal_conditioned: bool
 
 
 def record_of(value: Any) -> Any:
-    """Plain values from which :func:`~..building.build` makes an equal objective, if it consists of dataclasses."""
-    if isinstance(value, Objective):
+    """Plain values from which :func:`~..building.build` makes an equal objective or search, of dataclasses."""
+    if isinstance(value, Objective) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         cls, fields = type(value), dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
         options = {field.name: record_of(getattr(value, field.name)) for field in fields if field.init}
         return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **options}

@@ -32,6 +32,7 @@ from .objectives import (
     require_same_purpose,
 )
 from .proof import decoding_error, tolerance_of
+from .search import SearchProblem, make_search, require_result
 from .transformer_decoder import TransformerDecoder
 from .trial import try_objective
 
@@ -45,7 +46,7 @@ class BeamPlanner:
     Args:
         model: trained; it is put into evaluation mode.
         discretizer: the one the model was trained with.
-        settings: with ``discount`` set and ``act`` resolved. Their objective may be an object.
+        settings: with ``discount`` set and ``act`` resolved. Their objective and search may be objects.
         environment: the spaces of the model's data, if known.
         fingerprint: of the model's data, if known.
         objective: the one that the settings describe; None: it is built from them.
@@ -80,7 +81,9 @@ class BeamPlanner:
         self.objective = make_objective(settings) if objective is None else objective
         require_same_purpose(self.objective, settings.name, model.config.goal_conditioned)
         settings.require_fits(model.config.sequence_length)
-        settings = replace(settings, objective=record_of(settings.objective_spec))
+        self._own_search = make_search(settings)
+        records = {"objective": record_of(settings.objective_spec), "search": record_of(self._own_search)}
+        settings = replace(settings, **records)
         self.model, self.discretizer, self.settings = model.eval(), discretizer, settings
         self._data, self._lock = (environment, fingerprint), threading.Lock()
         self.layout, device = model.layout, model.pos_emb.device
@@ -93,7 +96,8 @@ class BeamPlanner:
         self._decoder = make_decoder(model, settings)
         self._deadline = None if settings.deadline_ms is None else Deadline(settings.deadline_ms)
         self._native_search = None
-        if settings.window == "growing" and self._deadline is None and type(self.objective) is Return:
+        in_c = self._own_search is None and type(self.objective) is Return
+        if settings.window == "growing" and self._deadline is None and in_c:
             self._native_search = native.make_search(self._decoder, model, settings, discretizer.centers, self._search)
         captured = is_captured(settings, device.type)
         self._captured = CapturedSearch(cuda_graph) if captured else None
@@ -137,6 +141,8 @@ class BeamPlanner:
     def _draws(self) -> tuple[int, ...]:
         """Shape of the uniform numbers that determine one environment's search."""
         settings = self.settings
+        if self._own_search is not None:
+            return tuple(self._own_search.draws(settings, self.layout))
         if self.objective.by_token:
             return (0,)
         return settings.horizon, self.layout.transition_dim, settings.n_expand * settings.beam_width
@@ -144,6 +150,10 @@ class BeamPlanner:
     def _find(self, prefix: Tensor, uniforms: Tensor, executed: Tensor) -> SearchResult:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
         objective, discretizer = self.objective, self.discretizer
+        if self._own_search is not None:
+            to_use = objective, self._estimate, discretizer.decode, executed
+            problem = SearchProblem(decoder, prefix, uniforms, settings, layout, *to_use)
+            return require_result(self._own_search, self._own_search(problem), problem)
         if objective.by_token:
             return likelihood_search(decoder, prefix, layout, settings, deadline, self._log_widths)
         if self._native_search is not None:
@@ -171,8 +181,9 @@ class BeamPlanner:
 
 
 def is_captured(settings: PlannerConfig, device: str) -> bool:
-    """True if whole searches are captured; not with a deadline, because a graph cannot read the clock."""
-    return device == "cuda" and settings.decoder == "auto" and settings.deadline_ms is None
+    """True if whole searches are captured: not with a deadline, as a graph cannot read the clock, nor one's own."""
+    ours = settings.deadline_ms is None and settings.search is None
+    return device == "cuda" and settings.decoder == "auto" and ours
 
 
 def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamDecoder:
@@ -191,7 +202,9 @@ def make_decoder(model: TrajectoryTransformer, settings: PlannerConfig) -> BeamD
         decoder = native.make_decoder(model, window, sliding, settings)
         if decoder is not None:
             return decoder
-    compiled = kind == "compiled" or (kind == "auto" and not on_cpu and settings.deadline_ms is not None)
+    compiled = kind == "compiled" or (
+        kind == "auto" and not on_cpu and (settings.deadline_ms is not None or settings.search is not None)
+    )
     rows = settings.beam_width * settings.n_expand
     decoder = TransformerDecoder(model, window, sliding, rows, compiled)
     error = decoding_error(decoder, model, window, sliding, rows)

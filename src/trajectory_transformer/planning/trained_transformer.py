@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from ..building import TYPED_BY_USER
 from ..checkpoint import Checkpoint, fitting_parts
-from ..configuration import OBJECTIVES, PlannerConfig
+from ..configuration import OBJECTIVES, PlannerConfig, require
 from ..data.discretizer import Discretizer
 from ..environments.spec import EnvironmentSpec
 from ..errors import UserError
@@ -18,6 +18,7 @@ from ..model.action_improvement import ActionImprovement
 from ..model.config import TransformerConfig
 from ..model.gpt import TrajectoryTransformer, sample_logits
 from .objectives import Objective, Return, make_objective
+from .search import make_search
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,13 @@ def planner_settings(
 ) -> tuple[PlannerConfig, Objective]:
     """Planner settings of a checkpoint with some changed, discount and ``act`` resolved; and their objective.
 
-    If ``changes`` name another built-in planner, its objective replaces the recorded one; an ``objective`` without
-    ``_target_`` only changes options of it. The checkpoint may name classes of this package and of those allowed.
+    A search of one's own is built, too. If ``changes`` name another built-in planner, its objective replaces the
+    recorded one; an ``objective`` or ``search`` without ``_target_`` only changes options of it. The checkpoint may
+    name classes of this package and of those allowed.
 
     Raises:
         UserError: a name is not a planner option, a value is out of range, the checkpoint has no planner, or its
-            objective must not be imported.
+            objective or search must not be imported.
     """
     known = [field.name for field in fields(PlannerConfig)]
     unknown = sorted(changes.keys() - set(known))
@@ -111,10 +113,16 @@ def planner_settings(
         changes = {"name": "", **changes}
     elif renamed:
         changes = {**changes, "objective": None}
+    search = changes.get("search")
+    own_search = search is not None and not (isinstance(search, Mapping) and "_target_" not in search)
+    if search is not None and not own_search:
+        require(recorded.search is not None, "planner.search has no class: give planner.search._target_=my_module.Mine")
+        changes = {**changes, "search": OmegaConf.to_container(OmegaConf.merge(recorded.search, search))}
     if changes.get("discount", recorded.discount) is None:
         changes = {**changes, "discount": checkpoint.training.data.discount}
     settings = replace(recorded, **changes)
     objective = make_objective(settings, allow if given is None or partly else TYPED_BY_USER)
+    settings = replace(settings, search=make_search(settings, TYPED_BY_USER if own_search else allow))
     if objective.by_token and settings.act == "auto":
         settings = replace(settings, act="best")
     model = checkpoint.model

@@ -288,6 +288,10 @@ class TransformerDecoder(BeamDecoder):
 
     def _select(self, rows: Tensor, branch: bool = False) -> None:
         assert self._memory is not None
+        if rows.shape[1] > self._most_rows:
+            raise ValueError(
+                f"{rows.shape[1]} sequences exceed planner.beam_width * planner.n_expand = {self._most_rows}"
+            )
         sources = self._flat(rows).view(rows.shape)
         self._lay_out(*rows.shape)
         move = self._memory.branch if branch else self._memory.select
