@@ -157,8 +157,8 @@ def test_own_metrics_beside_ours() -> None:
         ("x", {"_target_": "torchmetrics.MeanMetric"}, r"MeanMetric must take logits, targets and mask"),
         ("x", TOP_TWO | {"scael": 2}, r"there is no option 'trainer\.metrics\.x\.scael'; did you mean"),
         ("x", {"_target_": "torchmetrics.Nothing"}, "there is no such class"),
-        ("loss", TOP_TWO, r"trainer\.metrics\.loss: that name is taken"),
-        ("action_accuracy", TOP_TWO, "that name is taken"),
+        ("loss", TOP_TWO, r"trainer\.metrics\.loss: the name 'loss' is taken"),
+        ("action_accuracy", TOP_TWO, "the name 'action_accuracy' is taken"),
     ],
 )
 def test_what_is_no_metric_is_refused(name: str, spec: dict[str, Any], message: str) -> None:
