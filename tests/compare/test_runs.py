@@ -181,6 +181,17 @@ def test_seeds_versions_and_settings_that_differ_are_said(tmp_path: Path) -> Non
     ]
 
 
+def test_copies_of_models_of_other_sizes_are_said(tmp_path: Path) -> None:
+    """A copy of results.json alone, without config.yaml beside it, has the options of model and data."""
+    trained = {"fingerprint": "0f" * 32, "validation_fraction": 0.1}
+    for seed, size in enumerate((64, 128)):
+        told = trained | {"seed": seed, "model": {"n_embd": size, "n_head": 2}, "data": {"discount": 0.99}}
+        write_run(tmp_path / str(size), 1.0, trained=told)
+    assert list(remarks(read(a=[tmp_path / "64", tmp_path / "128"]))) == [
+        "a mixes settings of trained.model.n_embd in a-v0: its numbers are over all of them"
+    ]
+
+
 def test_a_policy_counts_once(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / name, 1.0, config=TrainConfig()) for name in "ab")
     with pytest.raises(UserError, match=rf"x: {a} and {b} have equal seed \(0\) and settings on a-v0"):

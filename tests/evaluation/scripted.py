@@ -112,9 +112,9 @@ def training_on(
 
 def request_of(episodes: int, num_envs: int, seed: int, training: TrainingRecord | None = None) -> EvaluationRequest:
     training = training or training_on([0.0, 0.0])
-    return EvaluationRequest(
-        training, "best.ckpt", "ab" * 32, "python evaluate.py", "a" * 40, episodes, num_envs, seed, seed, progress=False
-    )
+    model, recorded = {"n_embd": 64}, ("best.ckpt", "ab" * 32)
+    command = ("python evaluate.py", "a" * 40)
+    return EvaluationRequest(training, *recorded, model, *command, episodes, num_envs, seed, seed, progress=False)
 
 
 def _spec_of(environment: gymnasium.Env) -> EnvironmentSpec:

@@ -72,7 +72,9 @@ def test_fields_are_the_contract_s() -> None:
     assert results["num_envs"] == 2
     assert results["behavior"] == {"return_mean": 3.0, "return_max": 6.0, "episodes": 3}
     assert results["reference_scores"] == {"min": 0.0, "max": 200.0, "source": "dataset"}
-    assert results["trained"] == {"fingerprint": "0f" * 32, "validation_fraction": 0.1, "seed": 4, "weights": "ab" * 32}
+    trained = results["trained"]
+    assert [trained.pop(name)[option] for name, option in (("model", "n_embd"), ("data", "discount"))] == [64, 0.99]
+    assert trained == {"fingerprint": "0f" * 32, "validation_fraction": 0.1, "seed": 4, "weights": "ab" * 32}
     assert results["learner"] == {"name": "bc", "best_fraction": 0.1}
     assert results["planner"]["name"] == "return"
     assert results["planner"]["horizon"] == PlannerConfig().horizon

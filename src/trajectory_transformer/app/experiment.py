@@ -275,6 +275,7 @@ def _plan(
         trained.checkpoint.training,
         str(trained.path),
         trained.checkpoint.fingerprint(),
+        trained.checkpoint.model,
         run.command,
         run.commit,
         episodes=options.episodes,

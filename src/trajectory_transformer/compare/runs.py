@@ -157,7 +157,8 @@ def read_run(method: str, file: Path, normalization: str) -> Run:
         SEEDS: f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds)),
     }
     planner = asdict(own.planner) if own is not None else results["planner"]
-    settings = {"planner": planner} | ({} if config is None else _training_options(config))
+    recorded = {"trained": {name: told.get(name, {}) for name in ("model", "data")}}
+    settings = {"planner": planner} | (recorded if config is None else _training_options(config))
     return Run(
         method,
         str(folder),

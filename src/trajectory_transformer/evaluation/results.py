@@ -85,6 +85,7 @@ class EvaluationRequest:
     training: "TrainingRecord"  # of the agent, with whose data the results are compared
     checkpoint: str  # path, for the record
     weights: str  # Checkpoint.fingerprint, for the record
+    model: Mapping[str, Any]  # Checkpoint.model, for the record
     command: str  # command line, for the record
     commit: str | None  # commit of the code
     episodes: int  # at least 1; episode i has seed ``first_episode_seed + i``, for environment and planning
@@ -148,6 +149,8 @@ def build_results(
             "validation_fraction": training.data.validation_fraction,
             "seed": training.seed,
             "weights": request.weights,
+            "model": dict(request.model),
+            "data": {k: v for k, v in asdict(training.data).items() if k not in ("dataset_id", "source")},
         },
         "learner": {"name": training.kind} | {k: v for k, v in training.learner.items() if k != "_target_"},
         "planner": asdict(planner),
