@@ -228,6 +228,8 @@ class Own(TrainingLoss):
         ("1.0, logits", "()", 1, r"the loss has type float, expected \(\)$"),
         ("loss, logits[:, 1:]", "()", 1, r"the tensor of logits has shape \(8, 10, 11\), expected \(8, 11, 11\)$"),
         ("loss.detach(), logits", "()", 1, r"the loss does not depend on any weight of the model$"),
+        ("loss / 0, logits", "()", 1, r"Own: the loss is inf for a few windows and an untrained model$"),
+        ("(loss, logits, batch.trajectories.zero_())[:2]", "()", 1, r"Own changes the batch, which further losses and"),
         ("loss.missing, logits", "()", 1, r"fails when it is tried before training: AttributeError: .*missing"),
         ("loss, logits", "()", 0, r"^trainer\.loss: own_losses\.Own cannot be made \(ZeroDivisionError: "),
     ],

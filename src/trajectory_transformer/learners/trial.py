@@ -90,13 +90,14 @@ def try_loss(learner: Learner, config: TrainConfig, datamodule: OfflineDataModul
     """Compute the loss that ``trainer.loss`` names, and its gradient, for a few windows and an untrained model.
 
     Raises:
-        UserError: its result is not a loss and logits (:meth:`TrainingLoss.forward`), it depends on no weight of the
-            model, or its code fails, with the part of the traceback that lies in it.
+        UserError: its result is not a loss and logits (:meth:`TrainingLoss.forward`), it is not finite, depends on no
+            weight of the model or changes the batch, or its code fails, with the part of the traceback that lies in it.
     """
     name = f"trainer.loss: {config.trainer.loss['_target_']}"
     module = make_module(learner, config, datamodule)
     assert isinstance(module, TrajectoryModule)
     batch = datamodule.train_examples.gather(torch.arange(min(_EXAMPLES, len(datamodule.train_examples))))
+    before = [part.clone() for part in batch]
     try:
         result = module.loss(module.model, batch)
         loss = _require_result(
@@ -111,6 +112,10 @@ def try_loss(learner: Learner, config: TrainConfig, datamodule: OfflineDataModul
     require(
         any(parameter.grad is not None for parameter in module.model.parameters()),
         f"{name}: the loss does not depend on any weight of the model",
+    )
+    require(
+        all(part.equal(same) for part, same in zip(batch, before, strict=True)),
+        f"{name} changes the batch, which further losses and models use; let it change a copy",
     )
 
 
@@ -138,6 +143,7 @@ def _require_result(name: str, logged: Sequence[str], result: object, shape: tup
             isinstance(value, Tensor) and value.shape == expected, f"{name}: {what} has {found}, expected {expected}"
         )
     require(loss.requires_grad, f"{name}: the loss does not depend on any weight of the model")
+    require(bool(loss.isfinite()), f"{name}: the loss is {loss.item()} for a few windows and an untrained model")
     return loss
 
 
