@@ -91,9 +91,9 @@ class Constant(Search):
     def __call__(self, problem: SearchProblem) -> SearchResult:
         assert problem.uniforms.shape == (len(problem.prefix), self.asks)
         size = len(problem.prefix), problem.settings.horizon
-        zeros = torch.zeros(size)
+        zeros = torch.zeros(size, dtype=torch.float64)  # any floating type will do
         tokens = torch.zeros(*size, problem.layout.transition_dim, dtype=torch.int64)
-        actions = torch.full((*size, problem.layout.action_dim), self.action)
+        actions = torch.full((*size, problem.layout.action_dim), self.action, dtype=torch.float64)
         return SearchResult(tokens, zeros, zeros[:, 0], zeros[:, 0], [], 1, actions=actions)
 
 
@@ -118,6 +118,8 @@ def test_the_actions_of_its_result_are_executed(model: TrajectoryTransformer, di
         ({"tokens": torch.zeros(3, 2, 1)}, r"returns tokens of shape \(3, 2, 1\), expected \(3, 2, \d\)"),
         ({"value": None}, r"returns value of shape \(\), expected \(3,\)"),
         ({"actions": torch.zeros(3, 2, 9)}, r"returns actions of shape \(3, 2, 9\), expected \(3, 2, \d\)"),
+        ({"tokens": torch.full((3, 2, 7), 99)}, r"returns tokens from 99 to 99, expected 0 to \d+$"),
+        ({"actions": torch.full((3, 2, 2), torch.nan)}, r"returns actions that are not finite$"),
         ({"tokens": "float"}, r"returns tokens of type torch\.float32, expected torch\.int64$"),
         (None, r"test_own_search\.Wrong returns a NoneType, no SearchResult$"),
     ],

@@ -151,7 +151,7 @@ class BeamPlanner:
         decoder, layout, settings, deadline = self._decoder, self.layout, self.settings, self._deadline
         objective, discretizer = self.objective, self.discretizer
         if self._own_search is not None:
-            to_use = objective, self._estimate, discretizer.decode, executed
+            to_use = discretizer.num_bins, objective, self._estimate, discretizer.decode, executed
             problem = SearchProblem(decoder, prefix, uniforms, settings, layout, *to_use)
             return require_result(self._own_search, self._own_search(problem), problem)
         if objective.by_token:

@@ -11,7 +11,7 @@ names it, in ``configs/planner`` or in a folder given with ``--config-dir``::
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class SearchProblem:
     uniforms: Tensor  # (environment, *Search.draws(…)) numbers in [0, 1), which determine all draws
     settings: PlannerConfig  # with ``discount`` set
     layout: TransitionLayout  # positions within a transition
+    num_bins: int  # tokens from 0 to num_bins - 1 are bins; num_bins is the stop token, after an episode's end
     objective: Objective  # what plans should maximise
     estimate: RewardEstimate  # of reward and return-to-go, as ``settings.percentile`` says
     decode: Decode  # converts tokens of a slice of a transition's columns to real values
@@ -102,7 +103,11 @@ def make_search(settings: PlannerConfig, allow: Sequence[str] | None = TYPED_BY_
 
 
 def require_result(search: Search, found: object, problem: SearchProblem) -> SearchResult:
-    """Return what a search found; UserError, which names its class, unless it is a result of the right shapes."""
+    """Return what a search found, its numbers as float32.
+
+    Raises:
+        UserError: it is no result of the right shapes, has tokens that do not exist, or actions that are not finite.
+    """
     name, layout = f"{type(search).__module__}.{type(search).__qualname__}", problem.layout
     require(
         isinstance(found, SearchResult), f"planner.search: {name} returns a {type(found).__name__}, no SearchResult"
@@ -124,4 +129,14 @@ def require_result(search: Search, found: object, problem: SearchProblem) -> Sea
         )
     kind = found.tokens.dtype
     require(kind == torch.int64, f"planner.search: {name} returns tokens of type {kind}, expected torch.int64")
-    return found
+    lowest, highest = (int(end) for end in found.tokens.aminmax())
+    require(
+        lowest >= 0 and highest <= problem.num_bins,
+        f"planner.search: {name} returns tokens from {lowest} to {highest}, expected 0 to {problem.num_bins}",
+    )
+    actions = found.actions
+    require(
+        actions is None or bool(actions.isfinite().all()), f"planner.search: {name} returns actions that are not finite"
+    )
+    numbers = {field: getattr(found, field).float() for field in ("rewards", "value", "score")}
+    return replace(found, **numbers, actions=None if actions is None else actions.float())
