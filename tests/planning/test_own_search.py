@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.planning.conftest import PLANNER
+from tests.planning.conftest import ACTION_DIM, BINS, OBSERVATION_DIM, PLANNER, TRANSITIONS
 from trajectory_transformer import Agent
 from trajectory_transformer.checkpoint import Checkpoint
 from trajectory_transformer.configuration import PlannerConfig
 from trajectory_transformer.data.discretizer import Discretizer
+from trajectory_transformer.environments.spec import SpaceLeaf, SpaceSpec
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.learners.transformer import TransformerLearner
 from trajectory_transformer.learners.transformer_module import TrajectoryModule
@@ -28,6 +29,7 @@ from trajectory_transformer.planning.trained_transformer import planner_settings
 from trajectory_transformer.training.fit import make_module
 
 from ..training.small_run import small_config, small_datamodule, small_fit
+from .decoders import make_model
 from .test_agent import ENVIRONMENT
 
 SHOOTING = {"_target_": "random_shooting.RandomShooting"}
@@ -97,6 +99,17 @@ class Constant(Search):
         return SearchResult(tokens, zeros, zeros[:, 0], zeros[:, 0], [], 1, actions=actions)
 
 
+class OfSize(Constant):
+    """Executes an action that depends on the model."""
+
+    def __call__(self, problem: SearchProblem) -> SearchResult:
+        problem.decoder.prefill(problem.prefix)
+        size = problem.decoder.logits.square().mean(dim=(1, 2))
+        found = super().__call__(problem)
+        assert found.actions is not None
+        return replace(found, actions=found.actions + size[:, None, None])
+
+
 def test_the_actions_of_its_result_are_executed(model: TrajectoryTransformer, discretizer: Discretizer) -> None:
     settings = PlannerConfig(**(PLANNER | {"search": Constant(0.5), "horizon": 2, "plan_freq": 2}))
     agent = Agent(BeamPlanner(model, discretizer, settings), ENVIRONMENT)
@@ -138,12 +151,43 @@ def test_a_wrong_result_is_refused(
         found_by(model, discretizer, horizon=2, search=Wrong())
 
 
-@pytest.mark.parametrize("options", [{"act": "mean"}, {"act": "elite"}, {"act": "conditioned"}, {"deadline_ms": 5.0}])
+@pytest.mark.parametrize("options", [{"act": "elite"}, {"act": "conditioned"}, {"deadline_ms": 5.0}])
 def test_what_only_the_beam_search_has_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"planner\.search replaces it"):
         PlannerConfig(**options, search=SHOOTING)
     with pytest.raises(UserError, match=r"^planner\.search=5 is neither a search nor a mapping of options$"):
         PlannerConfig(search=5)
+
+
+@pytest.mark.parametrize("search", [SHOOTING, {"_target_": f"{__name__}.OfSize"}])
+def test_the_mean_over_models_is_executed(discretizer: Discretizer, search: dict[str, Any]) -> None:
+    """Each model plans with its own random numbers; actions as tokens, and as real values."""
+    models = [make_model(OBSERVATION_DIM, ACTION_DIM, TRANSITIONS, BINS, spread=0.4, seed=seed) for seed in (4, 5)]
+    settings = PlannerConfig(**(PLANNER | {"search": search, "horizon": 2, "act": "mean"}))
+    planners = [BeamPlanner(model, discretizer, settings) for model in models]
+    columns, alone = planners[0].layout.action, list[np.ndarray]()
+    generators, seen = [torch.Generator().manual_seed(seed) for seed in (1, 2)], np.zeros((2, 3), dtype=np.float32)
+    tokens = discretizer.encode(torch.from_numpy(seen), planners[0].layout.observation)
+    for planner in planners:
+        found = planner.plan(tokens, generators)
+        actions = discretizer.decode(found.tokens[:, 0, columns], columns)
+        alone.append((actions if found.actions is None else found.actions[:, 0]).numpy())
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    agent = Agent(planners[0], ENVIRONMENT, others=planners[1:])
+    agent.reset(2, [1, 2])
+    np.testing.assert_allclose(agent.act(seen), (alone[0] + alone[1]) / 2, rtol=1e-6)
+    discrete = SpaceSpec((SpaceLeaf((), "discrete", (), (0.0,), (5.0,)),) * 2)
+    first = Agent(planners[0], replace(ENVIRONMENT, action=discrete), others=planners[1:])
+    first.reset(2, [1, 2])
+    np.testing.assert_array_equal(first.act(seen), alone[0])
+
+
+def test_the_mean_over_models_has_no_correction_by_default_and_may_look_ahead() -> None:
+    settings = PlannerConfig(act="mean", search=SHOOTING, horizon=3)
+    assert settings.uses_members
+    assert not settings.looks_ahead_in_vain
+    assert settings.resolve_improvement(by_return=True, available=True).improvement == 0.0
+    assert not replace(settings, act="auto").uses_members
 
 
 def test_more_sequences_than_the_decoder_has_room_for_are_refused(

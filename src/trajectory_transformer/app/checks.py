@@ -106,7 +106,7 @@ NEEDS: dict[type, tuple[Need, ...]] = {
         Need(
             ("model.members",),
             lambda options: options.model.members == 1 or options.planner.uses_members,
-            "planner.act=auto (or mean, elite, conditioned) and planner.deadline_ms=null",
+            "planner.act=auto (or mean, elite, conditioned; mean with planner.search) and planner.deadline_ms=null",
         ),
     ),
     EvaluateConfig: (

@@ -58,7 +58,7 @@ class PlannerConfig:
     act: str = one_of("best", ("auto", "best", "conditioned", "elite", "mean"))
     """Action to take: best is that of the best sequence, elite a mean over the sequences kept at the end, mean one over
     all candidates, conditioned that mean given a high return; auto chooses by how well the model predicts returns
-    (docs/planning.md)."""
+    (docs/planning.md). With a search of your own, best is its action with one model, mean that of all models."""
     top_share: float = within(0.02, high=1.0, above=0.0)
     """Share of the returns predicted for all candidates, from the highest down, that act=conditioned asks for."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
@@ -91,9 +91,9 @@ class PlannerConfig:
         plain = isinstance(self.search, (bool, int, float, str, list, tuple))
         require(not plain, f"planner.search={shown(self.search)} is neither a search nor a mapping of options")
         require(
-            self.search is None or self.act in ("auto", "best"),
+            self.search is None or self.act in ("auto", "best", "mean"),
             f"planner.act={self.act} averages candidates of the beam search, and planner.search replaces it: use "
-            "planner.act=best (a search can return the actions to execute)",
+            "planner.act=best, or mean for the mean over the models of an ensemble",
         )
         require(
             self.search is None or self.deadline_ms is None,
@@ -159,7 +159,7 @@ class PlannerConfig:
         Candidates are averaged, unfiltered because filters would bias the mean: weighted by their chance of a high
         return if the value is informative, else with equal weights. If it is predicted well, the best sequence is taken
         where such a mean is impossible (other objectives than the return) or inexact (no pretraining). Other objectives
-        always choose what is averaged: the sequences that the search kept. A search of one's own chooses the action.
+        always choose what is averaged: the sequences that the search kept. A search of one's own has a best plan.
 
         Args:
             value_r2: share of the variance of the data's returns-to-go that the model explains; None: unknown.
@@ -192,19 +192,21 @@ class PlannerConfig:
             f"planner.improvement={self.improvement} needs a model with an action improvement: train with "
             "model.action_improvement=3, on Box actions and returns that differ",
         )
-        averages = by_return and self.act in ("mean", "conditioned")
+        averages = by_return and self.act in ("mean", "conditioned") and self.search is None
         by_default = 2.0 if averages and available else 0.0
         return replace(self, improvement=by_default if self.improvement is None else self.improvement)
 
     @property
     def uses_members(self) -> bool:
         """True if plans use all models of an ensemble: their actions can be averaged, and time is not limited."""
-        return self.act != "best" and self.deadline_ms is None and self.search is None
+        alone = ("best",) if self.search is None else ("best", "auto")
+        return self.act not in alone and self.deadline_ms is None
 
     @property
     def looks_ahead_in_vain(self) -> bool:
         """True if no executed action depends on the plan's last transitions."""
-        return self.act in ("mean", "conditioned") and self.horizon > self.plan_freq
+        averages = self.act in ("mean", "conditioned") and self.search is None
+        return averages and self.horizon > self.plan_freq
 
     def require_used(self, given: Mapping[str, Any], by_token: bool) -> None:
         """Raise UserError for an option without effect on plans with these settings.

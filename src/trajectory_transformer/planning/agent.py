@@ -284,19 +284,24 @@ class Agent:
 
         An action counts once for each sequence that has it, with that sequence's weight; all searches of an ensemble
         count the same. Indices of a Discrete space are not averaged: that of the largest weight is taken; of equal
-        ones, that of the better sequence, of the first search.
+        ones, that of the better sequence, of the first search. A search of the user's own chooses an action itself; of
+        a Discrete space, that found with the first model is taken.
 
         The actions are (environment, horizon, action_dim), the shares (environment, horizon), 1 for act=best.
         """
         columns = self._layout.action
-        if (own := searches[0].actions) is not None:
-            return own.float().cpu(), torch.ones(own.shape[:2])
-        if self.settings.act == "best":
-            actions = self._discretizer.decode(searches[0].tokens[:, :, columns].cpu(), columns)
-            return actions, torch.ones(actions.shape[:2])
+        discrete = self.environment.action.leaves[0].kind == "discrete"
+        if self.settings.act == "best" or self.settings.search is not None:
+            chosen = [
+                self._discretizer.decode(found.tokens[:, :, columns].cpu(), columns)
+                if found.actions is None
+                else found.actions.cpu()
+                for found in (searches[:1] if discrete else searches)
+            ]
+            return torch.stack(chosen).mean(dim=0), torch.ones(chosen[0].shape[:2])
         candidates = [self._candidates(found) for found in searches]
         shares = torch.stack([effective_share(weights) for _, weights in candidates]).mean(dim=0)
-        if self.environment.action.leaves[0].kind == "discrete":
+        if discrete:
             tokens = torch.cat([tokens for tokens, _ in candidates], dim=1)
             weights = torch.cat([w * (w.shape[1] / w.sum(dim=1, keepdim=True)) for _, w in candidates], dim=1)
             same = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).all(dim=-1)
