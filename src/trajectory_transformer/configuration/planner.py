@@ -57,8 +57,8 @@ class PlannerConfig:
     """Point estimate of a predicted reward and value: mean, or a fraction in (0, 1) for that percentile."""
     act: str = one_of("best", ("auto", "best", "conditioned", "elite", "mean"))
     """Action to take: best is that of the best sequence, elite a mean over the sequences kept at the end, mean one over
-    all candidates, conditioned that mean given a high return; auto chooses by the model (docs/planning.md). With
-    planner.search, best uses one model, mean all models."""
+    all candidates, conditioned that mean given a high return; auto chooses (docs/planning.md). With planner.search:
+    best, or mean over models."""
     top_share: float = within(0.02, high=1.0, above=0.0)
     """Share of the returns predicted for all candidates, from the highest down, that act=conditioned asks for."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
