@@ -57,8 +57,8 @@ class PlannerConfig:
     """Point estimate of a predicted reward and value: mean, or a fraction in (0, 1) for that percentile."""
     act: str = one_of("best", ("auto", "best", "conditioned", "elite", "mean"))
     """Action to take: best is that of the best sequence, elite a mean over the sequences kept at the end, mean one over
-    all candidates, conditioned that mean given a high return; auto chooses (docs/planning.md). With planner.search:
-    best, or mean over models."""
+    all candidates, conditioned that mean given a high return; auto chooses by how well the model predicts returns
+    (docs/planning.md)."""
     top_share: float = within(0.02, high=1.0, above=0.0)
     """Share of the returns predicted for all candidates, from the highest down, that act=conditioned asks for."""
     elite_share: float = within(1.0, high=1.0, above=0.0)
@@ -79,7 +79,8 @@ class PlannerConfig:
     objective: Any = None
     """Quantity that plans maximise: the _target_ and options of an Objective; null takes the one of planner.name."""
     search: Any = None
-    """Search for plans: the _target_ and options of a Search of your own; null is the paper's beam search."""
+    """Search for plans: the _target_ and options of a Search of your own; null is the paper's beam search. Its act is
+    best, or mean: over the models of an ensemble."""
 
     def __post_init__(self) -> None:
         self.precision = str(self.precision)  # Python callers may pass the number 32
