@@ -1,8 +1,13 @@
-"""Fill the tables of README.md and docs/ with results: ``python -m tools.tables [--check]``.
+"""Fill the tables of README.md, docs/ and results/ with results: ``python -m tools.tables [--check]``.
 
 A table lies between two marker lines, the first of which names files and figures:
 
     <!-- table: results/goal/*.csv | success_rate, return_mean -->
+    <!-- end of table -->
+
+or, for tables of ``trajectory_transformer.compare``, a folder with one of ``results.json`` copies for each method:
+
+    <!-- comparison: results/suite_local/runs | scores, aggregates -->
     <!-- end of table -->
 
 The files are copies of runs' ``figures.csv``. Each method of a file has a row; files whose names differ only in
@@ -22,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from trajectory_transformer.compare.__main__ import report_on
+from trajectory_transformer.compare.report import markdown_table
 from trajectory_transformer.configuration import require
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.measurements import COLUMNS, Measurement, RunFacts
@@ -37,6 +44,7 @@ SUMMARY = "Data, seed, commit and command of each run"
 OPENING = re.compile(r"<!-- table: (results/\S+\.csv) \| (\w+(?:, \w+)*) -->")
 CLOSING = "<!-- end of table -->"
 EXAMPLE = "<!-- table: results/goal/*.csv | success_rate, return_mean -->"
+COMPARING = re.compile(r"<!-- comparison: (results/\S+) \| (\w+(?:, \w+)*) -->")
 
 
 @dataclass(frozen=True)
@@ -202,14 +210,14 @@ def _rows(group: list[RunFile], names: Sequence[str]) -> list[Row]:
 
 
 def pages(root: Path) -> list[Path]:
-    """Return the repository's README.md and the pages in docs/.
+    """Return the repository's README.md, the pages in docs/, and README.md of each folder in results/.
 
     Raises:
         UserError: there is no README.md.
     """
     if not (root / "README.md").is_file():
         raise UserError(f"there is no README.md in '{root}'; run this in the repository's folder")
-    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [root / "README.md", *sorted((root / "docs").glob("*.md")), *sorted((root / "results").glob("*/README.md"))]
 
 
 def filled(root: Path, page: Path) -> str:
@@ -225,9 +233,10 @@ def filled(root: Path, page: Path) -> str:
             if line == CLOSING:
                 require(opened > 0, "no table begins before this end")
                 opened = 0
-            elif line.startswith("<!-- table"):
+            elif line.startswith(("<!-- table", "<!-- comparison")):
                 require(not opened, f"the table of line {opened} has not ended")
-                lines += [line, *_table_of(root, line)]
+                compares = COMPARING.fullmatch(line)
+                lines += [line, *(_table_of(root, line) if compares is None else _comparison(root, *compares.groups()))]
                 opened = number
         except UserError as error:
             raise UserError(f"{page.relative_to(root)}, line {number}: {error}") from error
@@ -246,6 +255,19 @@ def _table_of(root: Path, marker: str) -> list[str]:
     if not paths:
         raise UserError(f"no file matches {match[1]}")
     return table([read_run(root, path) for path in paths], match[2].split(", "))
+
+
+def _comparison(root: Path, folder: str, names: str) -> list[str]:
+    """Return the lines of the named tables of the comparison of a folder's subfolders, each a method."""
+    methods = sorted(path for path in (root / folder).glob("*") if path.is_dir())
+    require(len(methods) > 0, f"{folder} has no folder of a method")
+    report = report_on([f"{path.name}={path}/*.json" for path in methods])
+    tables = {table.name: table for table in report.tables}
+    lines: list[str] = []
+    for name in names.split(", "):
+        require(name in tables, f"the comparison has no table {name}; there are {', '.join(tables)}")
+        lines += ["", f"{tables[name].heading}:", "", *markdown_table(tables[name]).splitlines()]
+    return [*lines, ""]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -61,6 +61,22 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     assert [row["folder"] for row in rows(tmp_path / "out", "runs")][-1] == str(tmp_path / "b" / "0_2")
 
 
+def test_tasks_by_methods(tmp_path: Path) -> None:
+    """The data's mean return of 200 has the score 20 in ``write_run``."""
+    report = make(tmp_path, a=[[10.0, 30.0], [50.0]], b=[[20.0, 20.0], [60.0]], c=[[5.0]])
+    (table,) = (table for table in report.tables if table.name == "scores")
+    texts = [" ".join(row) for row in table.texts()]
+    assert texts[:3] == [
+        "task data a b c",
+        "task_0 20.0 20.0 [-107.1, 147.1] 20.0 [20.0, 20.0] 5.0",
+        "task_1 20.0 50.0 60.0 ",
+    ]
+    assert [row[0] for row in table.rows[2:]] == ["interquartile mean", "mean"]
+    for row in table.rows[2:]:  # over the task that all have
+        assert [cell.value for cell in row[2:] if isinstance(cell, Estimate)] == [20, 20, 5]
+    assert not any(t.name == "scores" for t in make(tmp_path / "one", a=[[1.0]], b=[[2.0]]).tables)
+
+
 def test_every_table_names_its_commits(tmp_path: Path) -> None:
     alike = compare({"x": make_runs(tmp_path)}, "percent")
     assert all(table.origin == "commit 0123456" for table in alike.tables)

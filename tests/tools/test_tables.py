@@ -9,6 +9,8 @@ from tools.tables import filled, main, pages
 from trajectory_transformer.errors import UserError
 from trajectory_transformer.evaluation.measurements import Measurement, RunFacts, write_measurements
 
+from ..compare.written import write_run
+
 ROOT = Path(__file__).parents[2]
 MARKER = "<!-- table: results/maze/*.csv | success_rate, return_mean -->"
 END = "<!-- end of table -->"
@@ -111,6 +113,30 @@ def test_columns_in_which_all_rows_agree_are_left_out(tmp_path: Path) -> None:
     ]
 
 
+def test_a_comparison_of_copies(tmp_path: Path) -> None:
+    for method, scores in (("bc", (10.0, 20.0)), ("tt", (30.0, 40.0))):
+        for task, score in enumerate(scores):
+            run = write_run(tmp_path / "runs", score, f"task{task}-v0")
+            copy = tmp_path / "results" / "maze" / "runs" / method / f"{task}_seed0.json"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            (run / "results.json").rename(copy)
+    text = filled(tmp_path, page(tmp_path, "<!-- comparison: results/maze/runs | scores, aggregates -->", END))
+    lines = text.splitlines()
+    assert lines[2].startswith("Scores, with 95 % intervals: of each task by Student's t")
+    assert lines[4:9] == [
+        "| task | data | bc | tt |",
+        "| --- | --- | --- | --- |",
+        "| task0-v0 | 20.0 | 10.0 | 30.0 |",
+        "| task1-v0 | 20.0 | 20.0 | 40.0 |",
+        "| interquartile mean |  | 15.0 | 35.0 |",
+    ]
+    assert "| tt | 35.0 | 35.0 | 35.0 | 65.0 |" in lines
+    with pytest.raises(UserError, match=r"line 1: the comparison has no table score; there are tasks, scores"):
+        filled(tmp_path, page(tmp_path, "<!-- comparison: results/maze/runs | score -->", END))
+    with pytest.raises(UserError, match=r"line 1: results/none has no folder of a method"):
+        filled(tmp_path, page(tmp_path, "<!-- comparison: results/none | scores -->", END))
+
+
 def test_check_names_the_stale_page_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +162,7 @@ MISTAKES = [
     (["<!-- table: results/maze/b.csv | loss -->", END], r"README\.md, line 1: no file matches results/maze/b\.csv"),
     (["", "<!-- table: results/maze/a.csv | los -->", END], r"line 2: no file has a figure los; there are return_mean"),
     (["<!-- table: results/maze/a.csv | return_mean -->"], r"README\.md, line 1: the table has no end; put `<!--"),
+    (["<!-- comparison: results/maze -->", END], r"README\.md, line 1: `<!-- comparison: .* is not a marker such as"),
     (["text", END], r"README\.md, line 2: no table begins before this end"),
     (["<!-- table: results/maze/a.csv | return_mean -->"] * 2, r"line 2: the table of line 1 has not ended"),
 ]  # fmt: skip

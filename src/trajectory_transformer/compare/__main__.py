@@ -1,8 +1,8 @@
 """Compare methods over tasks and seeds: ``python -m trajectory_transformer.compare NAME=FOLDER[,FOLDER…] …``.
 
 A folder is a run, a sweep, or a folder of them, and may be a glob pattern; without NAME, the method has the folder's
-name. Prints a table by task, aggregates over tasks with intervals, probabilities of improvement, and the expected best
-of n policies tried.
+name. Prints a table by task, one of tasks by methods, aggregates over tasks with intervals, probabilities of
+improvement, and the expected best of n policies tried.
 """
 
 import argparse
@@ -10,13 +10,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..app.mistakes import without_usage
 from ..configuration import require
 from ..errors import UserError
 from ..reachability import unreachable, wandb_key_is_configured, wandb_url
 from .runs import NORMALIZATIONS, differences, find_results, read_run, remarks
+
+if TYPE_CHECKING:
+    from .report import Report
 
 
 def compare_runs(
@@ -28,6 +31,27 @@ def compare_runs(
     by: str | None = None,
 ) -> None:
     """Compare runs as the command does; raises UserError if they cannot be read, compared or written."""
+    compared = report_on(words, normalization, anyway, by)
+    from . import report
+
+    print(report.as_text(compared), end="")
+    picture = None
+    if out is not None:
+        from .figure import plot_comparison
+
+        report.write(compared, out)
+        picture = out / "compare.png"
+        over = next(table for table in compared.tables if table.name == "aggregates")
+        plot_comparison(compared, over.heading, picture)
+        print(f"written to {out}")
+    if project is not None:
+        _log_to_wandb(compared, project, out, picture)
+
+
+def report_on(
+    words: Sequence[str], normalization: str = "reference", anyway: bool = False, by: str | None = None
+) -> "Report":
+    """Return the report on runs, arguments as on the command line; raises UserError as :func:`compare_runs`."""
     files, unfinished = find_results(words, by)
     methods = {name: [read_run(name, file, normalization) for file in found] for name, found in files.items()}
     notes = [*remarks(methods), *(f"not counted, because it has no results: {run}" for run in unfinished)]
@@ -41,18 +65,7 @@ def compare_runs(
     require(bool(set.intersection(*tasks)), f"no task has results of all methods ({', '.join(methods)})")
     from . import report  # imported here so that an option is refused without loading SciPy
 
-    compared = report.compare(methods, NORMALIZATIONS[normalization], differs, notes)
-    print(report.as_text(compared), end="")
-    picture = None
-    if out is not None:
-        from .figure import plot_comparison
-
-        report.write(compared, out)
-        picture = out / "compare.png"
-        plot_comparison(compared, compared.tables[1].heading, picture)
-        print(f"written to {out}")
-    if project is not None:
-        _log_to_wandb(compared, project, out, picture)
+    return report.compare(methods, NORMALIZATIONS[normalization], differs, notes)
 
 
 def _log_to_wandb(compared: Any, project: str, out: Path | None, picture: Path | None) -> None:

@@ -107,6 +107,9 @@ def compare(
     title = "By task: mean over runs and its 95 % interval by Student's t"
     columns = ["task", "method", "runs", "seeds", "episodes", "return_mean", "normalized_score", "commit"]
     add("tasks", title, columns, [_task_row(task, runs) for task, runs in by_task])
+    title = f"Scores, with 95 % intervals: of each task by Student's t, over {over} by the bootstrap"
+    if len(of_tasks) > 1 and len(all_tasks) > 1:
+        add("scores", title, ["task", "data", *of_tasks], _score_rows(all_tasks, of_tasks, aggregates))
     known = any(one.low is not None for own in aggregates.values() for one in own)
     what = "scores and 95 % stratified bootstrap intervals" if known else "scores, of too few runs for intervals"
     title = f"Over {over}: {what}"
@@ -182,6 +185,21 @@ def _task_row(task: str, runs: Sequence[Run]) -> list[Cell]:
     episodes = sum(len(run.results["episodes"]) for run in runs)
     estimates = [_by_student([run.episode_return for run in runs]), _by_student([run.score for run in runs])]
     return [task, runs[0].method, len(runs), len(seeds), episodes, *estimates, _commits(runs)]
+
+
+def _score_rows(
+    tasks: Sequence[str], methods: Mapping[str, Mapping[str, Sequence[Run]]], aggregates: Mapping[str, list[Estimate]]
+) -> list[list[Cell]]:
+    """Return the rows of a table of tasks by methods, which ends with two of the aggregates."""
+    rows: list[list[Cell]] = []
+    for task in tasks:
+        own = [tasks_of.get(task, ()) for tasks_of in methods.values()]
+        cells = [_by_student([run.score for run in runs]) if runs else None for runs in own]
+        rows.append([task, next(run.data_score for runs in own for run in runs), *cells])
+    for name in ("interquartile mean", "mean"):
+        place = AGGREGATES.index(name)
+        rows.append([name, None, *(own[place] for own in aggregates.values())])
+    return rows
 
 
 def _by_student(values: Sequence[float]) -> Estimate:
@@ -273,12 +291,14 @@ def as_text(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """Format the report as Markdown."""
-    blocks = []
-    for table in report.printed:
-        header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table.texts())
-        lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-        blocks.append("\n".join([f"**{table.heading}**", "", *lines]))
+    blocks = [f"**{table.heading}**\n\n{markdown_table(table)}" for table in report.printed]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in report.notes)]) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """Format a table as Markdown, without its heading."""
+    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table.texts())
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
 def as_latex(report: Report) -> str:

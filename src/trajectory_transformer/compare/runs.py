@@ -41,6 +41,7 @@ class Run:
     seed: int | None  # seed of the training and of the data split; None if unknown
     weights: str | None  # SHA-256 of the trained network's weights; None in older files
     score: float  # normalised mean return in percent
+    data_score: float  # that of the data's episodes
     results: dict[str, Any]
     facts: dict[str, str | None]  # facts that must be equal; None if unknown
     settings: dict[str, Any]  # options by which policies of one method may differ
@@ -139,8 +140,10 @@ def read_run(method: str, file: Path, normalization: str) -> Run:
     if config is not None:
         told = {"seed": config.seed, "validation_fraction": config.data.validation_fraction, **told}
     ends = _reference(results, normalization, str(file))
-    scores = normalized_scores(np.array([results["summary"]["return_mean"]]), ends)
+    means = [results[of]["return_mean"] for of in ("summary", "behavior")]
+    scores = normalized_scores(np.array(means), ends)
     assert scores is not None
+    score, data_score = map(float, scores)
     seeds = sorted(episode["seed"] for episode in results["episodes"])
     in_a_row = seeds == list(range(seeds[0], seeds[-1] + 1)) if seeds else False
     held_out, steps = told.get("validation_fraction"), results.get("max_episode_steps")
@@ -165,7 +168,8 @@ def read_run(method: str, file: Path, normalization: str) -> Run:
         results["dataset"],
         told.get("seed"),
         told.get("weights"),
-        float(scores[0]),
+        score,
+        data_score,
         results,
         facts,
         flat(settings, "."),
