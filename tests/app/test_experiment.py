@@ -164,6 +164,8 @@ def test_training_leaves_what_the_contract_names(trained: tuple[Path, float]) ->
         "validation_fraction": record.data.validation_fraction,
         "seed": 7,
         "weights": best.fingerprint(),
+        "model": best.model,
+        "data": {k: v for k, v in asdict(record.data).items() if k not in ("dataset_id", "source")},
     }
     assert results["trained"] == facts
     assert [episode["length"] for episode in results["episodes"]] == [4, 4]
