@@ -272,7 +272,7 @@ def _text(cell: Cell) -> str:
         ends = "" if cell.low is None else f" [{_text(cell.low)}, {_text(cell.high)}]"
         return _text(cell.value) + ends
     if isinstance(cell, float):
-        return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.2f}" if abs(cell) < 1 else f"{cell:.1f}"
+        return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.2f}" if abs(cell) <= 1 else f"{cell:.1f}"
     return "" if cell is None else str(cell)
 
 
