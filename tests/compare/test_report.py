@@ -200,7 +200,7 @@ def test_only_the_models_that_both_evaluated_are_paired(tmp_path: Path) -> None:
     report = compare(methods, "percent")
     (table,) = (table for table in report.tables if table.name == "paired")
     assert table.rows == [["a", "b", 2, 2, Estimate(-1.0)]]  # 2 and -4
-    told = "a difference of -1.0 in score, and no conclusion without an interval, which takes two models of each task"
+    told = "a difference of -1.00 in score, and no conclusion without an interval, which takes two models of each task"
     assert f"a against b on the same trained models: {told}" in report.notes
 
 
